@@ -1,0 +1,108 @@
+"""From a resolved run to a method: builds the parts in the order in which they need each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from mim_core.decoder import Decoder
+from mim_core.encoder import Encoder
+from mim_core.errors import MimError
+from mim_core.method import Method
+from mim_core.plugins import installed
+from mim_core.recipe import ResolvedPart, ResolvedRun, load_recipe
+from mim_core.registry import Registry
+from mim_core.target import Target
+from mim_core.tokenizer import JoinedTokenizer, Tokenizer
+
+
+class Parts:
+    """A run's parts, handed to `Method.build`. Building one turns its ValueError into an error that names the role."""
+
+    def __init__(self, parts: Mapping[str, ResolvedPart]) -> None:
+        self._parts = parts
+
+    def __contains__(self, role: str) -> bool:
+        return role in self._parts
+
+    def get(self, role: str) -> ResolvedPart:
+        """The part in a role.
+
+        Raises:
+            MimError: The run has none.
+        """
+        if role not in self._parts:
+            raise MimError(f"This method needs a {role}; the run has {', '.join(self._parts)}. Name one: --use {role}=NAME")
+        return self._parts[role]
+
+    def make(self, role: str, *context: Any) -> Any:
+        """Builds the part in a role: its class called with its options and the context."""
+        part = self.get(role)
+        try:
+            return part.cls(part.options, *context)
+        except ValueError as error:
+            raise MimError(f"{role} ({part.name}): {error}.") from error
+
+    def scopes(self, role: str) -> Iterator[tuple[str, str]]:
+        """(scope, full role) of every part with that last name: ("", "target"), or ("depth", "depth.target") and so on."""
+        for name in self._parts:
+            scope, _, last = name.rpartition(".")
+            if last == role:
+                yield scope, name
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, as wide as the encoder; joined where there are several."""
+        encoder = self.get("encoder")
+        try:
+            width = encoder.cls.width_for(encoder.options)
+        except ValueError as error:
+            raise MimError(f"encoder ({encoder.name}): {error}.") from error
+        found = {scope: self.make(role, width) for scope, role in self.scopes("tokenizer")}
+        if not found:
+            self.get("tokenizer")
+        return found[""] if set(found) == {""} else JoinedTokenizer(found)
+
+    def encoder(self, tokenizer: Tokenizer) -> Encoder:
+        """The encoder, for that tokenizer's layout."""
+        encoder: Encoder = self.make("encoder", tokenizer.layout)
+        return encoder
+
+    def heads(
+        self, tokenizer: Tokenizer, encoder: Encoder, segments: Mapping[str, str]
+    ) -> Iterator[tuple[str, str | None, Decoder, Target]]:
+        """(name, segment, decoder, target) of each head. A head's segment is the tokenizer of its name, unless ``segments`` says another."""
+        for scope, role in self.scopes("target"):
+            segment = segments.get(scope, scope if isinstance(tokenizer, JoinedTokenizer) else None)
+            if segment is not None and (not isinstance(tokenizer, JoinedTokenizer) or segment not in tokenizer.parts):
+                known = ", ".join(tokenizer.parts) if isinstance(tokenizer, JoinedTokenizer) else "none"
+                raise MimError(f"The head {scope!r} asks for the segment {segment!r}; there are: {known}.")
+            own = tokenizer.part(segment) if segment is not None and isinstance(tokenizer, JoinedTokenizer) else tokenizer
+            target = self.make(role, own)
+            decoder_role = f"{scope}.decoder" if f"{scope}.decoder" in self else "decoder"
+            yield scope or "main", segment, self.make(decoder_role, encoder, tokenizer.layout, target.size), target
+
+
+def build_method(run: ResolvedRun | str, registry: Registry | None = None, seed: int | None = None) -> Method:
+    """A method from a recipe's name or a resolved run, with weights drawn from its seed.
+
+    Args:
+        run: A recipe, such as ``"image:mae-vit-base"``, or what `mim_core.recipe` made of one.
+        registry: Where names are looked up; what is installed by default.
+        seed: Overrides the run's seed.
+
+    Raises:
+        MimError: An option that does not fit, with its role; a role that is missing.
+    """
+    if isinstance(run, str):
+        run = load_recipe(run, registry or installed())
+    parts = Parts(run.parts)
+    part = parts.get("method")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.train.seed if seed is None else seed)
+        try:
+            method: Method = part.cls.build(part.options, parts)
+        except ValueError as error:
+            raise MimError(f"method ({part.name}): {error}.") from error
+    return method

@@ -1,0 +1,107 @@
+"""Decoders: from what the encoder saw to an answer at every queried unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from timm.models import vision_transformer
+from torch import Tensor, nn
+
+from mim_core.encoder import Encoded, Encoder, check_sizes, init_transformer, token
+from mim_core.layout import Layout, take
+from mim_core.mask import Mask
+from mim_core.position import PositionKind, make_position
+
+
+class Decoder(nn.Module):
+    """Base class. Built from its options, the encoder, the layout and the size of an answer."""
+
+    Config: ClassVar[type[Any]]
+
+    def forward(self, encoded: Encoded, layout: Layout, mask: Mask) -> Float[Tensor, "R Q size"]:
+        """An answer for each of ``mask.query_ids``, in that order."""
+        raise NotImplementedError
+
+
+class TransformerDecoder(Decoder):
+    """A light transformer over what was seen and a mask token per query (MAE, arXiv 2111.06377, section 3 "MAE decoder").
+
+    The sequence is [prefix, kept units, queries], each with its own position. Attention does not depend on the order, so this equals MAE's
+    un-shuffled sequence when queries are the hidden units, and VideoMAE V2's dual masking when they are a subset with some visible.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the transformer decoder."""
+
+        width: int = 512
+        """Token width."""
+        depth: int = 8
+        """Transformer blocks."""
+        heads: int = 16
+        """Attention heads; they must divide the width."""
+        mlp_ratio: float = 4.0
+        """Hidden width of the MLP over the token width."""
+        position: PositionKind = "sincos"
+        """sincos, learned, coordinates (an MLP of where units lie) or none."""
+        norm_eps: float = 1e-6
+        """Small number in the normalisation layers."""
+        embed_bias: bool = True
+        """A bias in the layer from the encoder's width to this one; VideoMAE has none."""
+
+    def __init__(self, config: Config, encoder: Encoder, layout: Layout, size: int) -> None:
+        super().__init__()
+        check_sizes(config.width, config.depth, config.heads)
+        self.config = config
+        self.embed = nn.Linear(encoder.width, config.width, bias=config.embed_bias)
+        norm = partial(nn.LayerNorm, eps=config.norm_eps)
+        self.blocks = nn.Sequential(
+            *(
+                vision_transformer.Block(
+                    config.width, config.heads, mlp_ratio=config.mlp_ratio, qkv_bias=True, norm_layer=norm
+                )
+                for _ in range(config.depth)
+            )
+        )
+        self.norm = norm(config.width)
+        self.pred = nn.Linear(config.width, size)
+        init_transformer(self)
+        self.mask_token = token(1, config.width)
+        self.position = make_position(config.position, layout, config.width)
+
+    def forward(self, encoded: Encoded, layout: Layout, mask: Mask) -> Float[Tensor, "R Q size"]:
+        """Embed, append a mask token per query, add positions, transform, predict."""
+        seen = self.embed(encoded.tokens)
+        asked = self.mask_token.expand(*mask.query_ids.shape, -1).to(seen.dtype)
+        if self.position is not None:
+            places = self.position(layout)
+            seen, asked = seen + take(places, mask.kept_ids), asked + take(places, mask.query_ids)
+        x = self.blocks(torch.cat([self.embed(encoded.prefix), seen, asked.to(seen.dtype)], dim=1))
+        return self.pred(self.norm(x[:, -mask.query_ids.shape[1] :]))
+
+
+class LinearDecoder(Decoder):
+    """One linear layer per unit (SimMIM, arXiv 2111.09886, section 3.3), for encoders that see all positions."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """The linear decoder has no options."""
+
+    def __init__(self, config: Config, encoder: Encoder, layout: Layout, size: int) -> None:
+        super().__init__()
+        if encoder.sees != "all":
+            raise ValueError(
+                f"the linear decoder answers at places that the encoder has seen, and {type(encoder).__name__} sees visible units "
+                "only; use --encoder.sees all, or the transformer decoder"
+            )
+        self.config = config
+        self.pred = nn.Linear(encoder.width, size)
+        init_transformer(self)
+
+    def forward(self, encoded: Encoded, layout: Layout, mask: Mask) -> Float[Tensor, "R Q size"]:
+        """Reads the encoder's tokens at the queried units; all units are kept, so ids are places."""
+        return self.pred(take(encoded.tokens, mask.query_ids))

@@ -1,0 +1,328 @@
+"""Encoders: tokens of the kept units in, latent tokens out. Transformer blocks come from timm, and weights keep timm's names.
+
+``sees`` says what an encoder receives: "visible" units only (MAE), or "all" with mask tokens at hidden places (SimMIM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from timm.layers import trunc_normal_
+from timm.models import beit, create_model, is_model, vision_transformer
+from torch import Tensor, nn
+
+from mim_core.errors import unknown
+from mim_core.layout import Layout, take, tensor_tree
+from mim_core.mask import Mask
+from mim_core.position import PositionKind, make_position
+
+
+
+@tensor_tree
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder returns.
+
+    Attributes:
+        tokens: [R, K, D], one per kept unit, in the order of ``mask.kept_ids``.
+        prefix: [R, P, D], class and register tokens; P may be 0.
+        levels: Earlier feature maps, coarse to fine, of encoders that have them.
+    """
+
+    tokens: Tensor
+    prefix: Tensor
+    levels: tuple[Tensor, ...] = ()
+
+
+class Encoder(nn.Module):
+    """Base class.
+
+    Attributes:
+        sees: "visible" when it receives visible units only, "all" when hidden ones are replaced by a mask token.
+        width: D.
+    """
+
+    Config: ClassVar[type[Any]]
+    sees: Literal["visible", "all"]
+    width: int
+
+    @classmethod
+    def width_for(cls, config: Any) -> int:
+        """The width that these options give, before the encoder is built: the tokenizer needs it."""
+        return int(config.width)
+
+    def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
+        """Encodes the tokens of ``mask.kept_ids``; positions are added here."""
+        raise NotImplementedError
+
+    def timm_weights(self) -> Mapping[str, Tensor]:
+        """The weights under timm's names, without the tokenizer's ``patch_embed``."""
+        raise NotImplementedError
+
+    def timm_model(self) -> tuple[str, dict[str, Any]]:
+        """The timm model that takes these weights: a name for ``timm.create_model`` and its arguments, without input sizes."""
+        raise NotImplementedError
+
+
+def init_transformer(module: nn.Module) -> None:
+    """MAE's initialisation: Xavier-uniform linear layers without bias, normalisation layers at one and zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+
+
+def token(count: int, width: int) -> nn.Parameter:
+    """Learned tokens [1, count, width], normal with standard deviation 0.02."""
+    return nn.Parameter(torch.randn(1, count, width) * 0.02)
+
+
+def check_sizes(width: int, depth: int, heads: int) -> None:
+    """Raises ValueError for sizes that make no transformer."""
+    if min(width, heads) < 1 or depth < 0:
+        raise ValueError(f"width {width}, depth {depth} and heads {heads} must be positive")
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of {heads} heads")
+
+
+def _timm_vit(name: str, drop_path: float) -> vision_transformer.VisionTransformer:
+    """A timm VisionTransformer by name, without weights, head and pooling."""
+    if not is_model(name):
+        from timm import list_models
+
+        close = list_models(f"{name.split('_')[0]}*") or list_models("vit*")
+        raise unknown("timm model", name, close[:40], "See timm.list_models().")
+    with torch.device("meta"):
+        kind = type(create_model(name, pretrained=False, num_classes=0))
+    if kind is not vision_transformer.VisionTransformer:
+        raise ValueError(
+            f"{name} is a timm {kind.__name__}, not a plain VisionTransformer: its tokens cannot be dropped one by one. "
+            "Names that fit start with vit_ or deit"
+        )
+    model = create_model(name, pretrained=False, num_classes=0, global_pool="", drop_path_rate=drop_path)
+    return model
+
+
+class ViTEncoder(Encoder):
+    """A plain vision transformer (arXiv 2010.11929) of any depth and width, or any timm ``VisionTransformer`` by name.
+
+    Pre-norm blocks, LayerNorm with eps 1e-6 and a final norm, as MAE has them. The class token is no unit: it is never hidden, has no position
+    of its own (its slot in MAE's table is zero) and comes first.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the ViT encoder."""
+
+        name: str | None = None
+        """A timm VisionTransformer, such as vit_small_patch16_224; then width, depth, heads, mlp_ratio, class_token and layer_scale are its."""
+        width: int = 768
+        """Token width D."""
+        depth: int = 12
+        """Transformer blocks."""
+        heads: int = 12
+        """Attention heads; they must divide the width."""
+        mlp_ratio: float = 4.0
+        """Hidden width of the MLP over D."""
+        class_token: bool = True
+        """Put one learned token in front."""
+        position: PositionKind = "sincos"
+        """sincos, learned, coordinates (an MLP of where units lie) or none."""
+        norm_eps: float = 1e-6
+        """Small number in the normalisation layers: 1e-6 in MAE's and timm's code, 1e-12 in transformers' ViTMAE."""
+        drop_path: float = 0.0
+        """Stochastic depth, rising linearly to this rate in the last block."""
+        layer_scale: float | None = None
+        """Initial value of a learned scale on each residual branch; none leaves it out."""
+        sees: Literal["visible", "all"] = "visible"
+        """Visible units only, or all with mask tokens in place of hidden ones."""
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        super().__init__()
+        self.config = config
+        self.sees = config.sees
+        if config.name is not None:
+            model = _timm_vit(config.name, config.drop_path)
+            self.blocks, self.norm, self.norm_pre = model.blocks, model.norm, model.norm_pre
+            self.width = model.embed_dim
+            self.cls_token, self.reg_token = model.cls_token, model.reg_token
+        else:
+            check_sizes(config.width, config.depth, config.heads)
+            self.width = config.width
+            self.blocks, self.norm_pre = self._own_blocks(config), nn.Identity()
+            self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+            self.cls_token = token(1, config.width) if config.class_token else None
+            self.reg_token = None
+        init_transformer(self)
+        for learned in (self.cls_token, self.reg_token):
+            if learned is not None:
+                nn.init.normal_(learned, std=0.02)
+        self.position = make_position(config.position, layout, self.width)
+        self.mask_token = token(1, self.width) if config.sees == "all" else None
+
+    @staticmethod
+    def _own_blocks(config: Config) -> nn.Sequential:
+        rates = torch.linspace(0, config.drop_path, config.depth).tolist() if config.depth else []
+        return nn.Sequential(
+            *(
+                vision_transformer.Block(
+                    config.width,
+                    config.heads,
+                    mlp_ratio=config.mlp_ratio,
+                    qkv_bias=True,
+                    init_values=config.layer_scale,
+                    drop_path=rate,
+                    norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
+                )
+                for rate in rates
+            )
+        )
+
+    @classmethod
+    def width_for(cls, config: Any) -> int:
+        """The configured width, or the named model's."""
+        if config.name is None:
+            return int(config.width)
+        with torch.device("meta"):
+            return int(_timm_vit(config.name, 0.0).embed_dim)
+
+    def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
+        """Mask tokens where the encoder sees all, then positions, prefix, blocks and the final norm."""
+        if self.mask_token is not None:
+            tokens = torch.where(mask.kept_hidden()[:, :, None], self.mask_token.to(tokens.dtype), tokens)
+        if self.position is not None:
+            tokens = tokens + take(self.position(layout), mask.kept_ids)
+        given = [learned for learned in (self.cls_token, self.reg_token) if learned is not None]
+        count = sum(learned.shape[1] for learned in given)
+        x = torch.cat([*(learned.expand(tokens.shape[0], -1, -1).to(tokens.dtype) for learned in given), tokens], dim=1)
+        x = self.norm(self.blocks(self.norm_pre(x)))
+        return Encoded(tokens=x[:, count:], prefix=x[:, :count])
+
+    def timm_weights(self) -> dict[str, Tensor]:
+        """Blocks, norms and tokens as they are; the position table gets the prefix's slots, zeros, in front."""
+        state = dict(self.state_dict())
+        state.pop("mask_token", None)
+        table = state.pop("position.table", None)
+        state = {name: value for name, value in state.items() if not name.startswith("position.")}
+        if table is not None:
+            slots = 0 if self.cls_token is None else 1
+            slots += 0 if self.reg_token is None else self.reg_token.shape[1]
+            state["pos_embed"] = torch.cat([table.new_zeros(1, slots, table.shape[2]), table], dim=1)
+        return state
+
+    def timm_model(self) -> tuple[str, dict[str, Any]]:
+        """The named model, or a generic ViT with these sizes."""
+        if self.config.name is not None:
+            return self.config.name, {"no_embed_class": False}
+        config = self.config
+        return "vit_base_patch16_224", {
+            "embed_dim": config.width,
+            "depth": config.depth,
+            "num_heads": config.heads,
+            "mlp_ratio": config.mlp_ratio,
+            "class_token": config.class_token,
+            "init_values": config.layer_scale,
+            "global_pool": "token" if config.class_token else "avg",
+        }
+
+
+class BeitEncoder(Encoder):
+    """BEiT's transformer: all positions, mask tokens, one relative position bias shared by the blocks (SimMIM's ViT).
+
+    Queries and values have a bias, keys have none; a learned scale on each residual branch; no absolute positions. The mask token replaces a
+    token before the class token is put in front (SimMIM, arXiv 2111.09886, section 3).
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the BEiT encoder."""
+
+        width: int = 768
+        """Token width D."""
+        depth: int = 12
+        """Transformer blocks."""
+        heads: int = 12
+        """Attention heads; they must divide the width."""
+        mlp_ratio: float = 4.0
+        """Hidden width of the MLP over D."""
+        drop_path: float = 0.1
+        """Stochastic depth, rising linearly to this rate in the last block."""
+        layer_scale: float | None = 0.1
+        """Initial value of a learned scale on each residual branch; none leaves it out."""
+
+    sees: Literal["visible", "all"] = "all"
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        super().__init__()
+        check_sizes(config.width, config.depth, config.heads)
+        if layout.grid is None or len(layout.grid) != 2:
+            raise ValueError(f"the shared relative position bias needs units on a grid of two axes, got grid {layout.grid}")
+        self.config, self.width, self.grid = config, config.width, layout.grid
+        self.cls_token, self.mask_token = token(1, config.width), token(1, config.width)
+        self.rel_pos_bias = beit.RelativePositionBias(window_size=layout.grid, num_heads=config.heads)
+        rates = torch.linspace(0, config.drop_path, config.depth).tolist() if config.depth else []
+        self.blocks = nn.ModuleList(
+            beit.Block(
+                config.width,
+                config.heads,
+                qkv_bias=True,
+                mlp_ratio=config.mlp_ratio,
+                drop_path=rate,
+                init_values=config.layer_scale,
+                norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            )
+            for rate in rates
+        )
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self._init()
+
+    def _init(self) -> None:
+        """BEiT's: truncated normal 0.02, and the two residual layers of block i divided by sqrt(2 i)."""
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                trunc_normal_(part.weight, std=0.02)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+        for number, block in enumerate(self.blocks, start=1):
+            for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
+                weight.data.div_((2 * number) ** 0.5)
+
+    def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
+        """Mask tokens, class token, blocks under the shared bias, final norm."""
+        if layout.grid != self.grid:
+            raise ValueError(f"the relative position bias was built for a grid of {self.grid}; this input has {layout.grid}")
+        tokens = torch.where(mask.kept_hidden()[:, :, None], self.mask_token.to(tokens.dtype), tokens)
+        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
+        bias = self.rel_pos_bias()
+        for block in self.blocks:
+            x = block(x, shared_rel_pos_bias=bias)
+        x = self.norm(x)
+        return Encoded(tokens=x[:, 1:], prefix=x[:, :1])
+
+    def timm_weights(self) -> dict[str, Tensor]:
+        """All but the mask token; the names are timm's already."""
+        return {name: value for name, value in self.state_dict().items() if name != "mask_token"}
+
+    def timm_model(self) -> tuple[str, dict[str, Any]]:
+        """timm's BEiT with a shared relative position bias and no other positions."""
+        config = self.config
+        return "beit_base_patch16_224", {
+            "embed_dim": config.width,
+            "depth": config.depth,
+            "num_heads": config.heads,
+            "mlp_ratio": config.mlp_ratio,
+            "init_values": config.layer_scale,
+            "use_abs_pos_emb": False,
+            "use_rel_pos_bias": False,
+            "use_shared_rel_pos_bias": True,
+            "global_pool": "token",
+        }

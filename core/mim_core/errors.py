@@ -1,0 +1,46 @@
+"""Errors that a user can mend: one screen, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MimError(Exception):
+    """A mistake in what was asked for, not in the program.
+
+    The message says what was asked, what exists, the nearest name and the next command. Commands print it and exit with code 2.
+    """
+
+
+class BadSample(Exception):
+    """One file of a data set cannot be used. It is named in ``skipped.jsonl`` and replaced by another.
+
+    Args:
+        path: The file, as the user knows it.
+        reason: Why, in a few words.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+
+def nearest(asked: str, known: Iterable[str]) -> str | None:
+    """The known name closest to ``asked``, or None when nothing is close."""
+    known = sorted(known)
+    found = difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
+    if found:
+        return found[0]
+    inside = [name for name in known if asked and (asked in name or name.split(":")[-1] in asked)]
+    return inside[0] if inside else None
+
+
+def unknown(kind: str, asked: str, known: Iterable[str], more: str = "") -> MimError:
+    """The error for a name that does not exist: what was asked, what exists, and the nearest."""
+    known = sorted(known)
+    near = nearest(asked, known)
+    guess = f" Did you mean {near!r}?" if near else ""
+    listed = ", ".join(known) if known else "none"
+    return MimError(f"Unknown {kind} {asked!r}.{guess}\nKnown: {listed}.{' ' if more else ''}{more}")

@@ -1,0 +1,133 @@
+"""Weights from other code bases in, and ours out. Converters are proven by equal outputs, not by key names."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mim_core.errors import MimError
+from mim_core.method import Method
+from mim_core.plugins import installed
+from mim_core.registry import Registry
+
+State = Mapping[str, Tensor]
+
+
+def import_checkpoint(path_or_state: str | Path | State, *, format: str, registry: Registry | None = None, **sizes: Any) -> Method:
+    """A method with weights of another code base.
+
+    Args:
+        path_or_state: A ``.pth``, ``.pt`` or ``.safetensors`` file, a Hugging Face folder, or the state dict itself.
+        format: Which code base wrote it: ``mae``, ``simmim``, ... See ``mim-core list importers``.
+        registry: Where formats are looked up; what is installed by default.
+        sizes: What cannot be read off the weights, under the code base's own names.
+
+    Raises:
+        MimError: An unknown format, an unreadable file, a missing or unexpected key, sizes that contradict the weights.
+    """
+    importer: Callable[..., Method] = (registry or installed()).get("importers", format.replace("_", "-")).resolve()
+    state = path_or_state
+    if isinstance(state, (str, Path)):
+        state, found = read_state(Path(state))
+        sizes = {**found, **sizes}
+    return importer(clean(state), **sizes)
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A state dict from a file or a Hugging Face folder, and the sizes in the folder's ``config.json``. Never runs code from the file."""
+    if not path.exists():
+        raise MimError(f"No weights at {path}.")
+    sizes: dict[str, Any] = {}
+    if path.is_dir():
+        config = path / "config.json"
+        sizes = json.loads(config.read_text()) if config.exists() else {}
+        files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()]
+        if not files:
+            raise MimError(f"{path} holds neither model.safetensors nor pytorch_model.bin.")
+        path = files[0]
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path), sizes
+        with torch.serialization.safe_globals([argparse.Namespace]):  # MAE and others keep their arguments beside the weights
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise MimError(f"{path} cannot be read as weights: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    for name in ("model", "state_dict", "module"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    return {key: value for key, value in content.items() if isinstance(value, Tensor)}, sizes
+
+
+def clean(state: State) -> dict[str, Tensor]:
+    """Without the prefixes that wrappers leave on every key (``module.``, ``_orig_mod.``)."""
+    state = dict(state)
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def fill_weights(module: nn.Module, state: State, source: Mapping[str, str], unused: Iterable[str] = ()) -> None:
+    """Loads weights strictly.
+
+    Args:
+        module: Takes the weights.
+        state: The other code base's weights.
+        source: Our name -> their name, for every weight of ``module``.
+        unused: Their names that are left out on purpose.
+
+    Raises:
+        MimError: A key is missing, is left over, or has another shape; all such are named.
+    """
+    own = module.state_dict()
+    faults = [f"no place is known for our {name}" for name in own if name not in source]
+    faults += [f"missing: {theirs}" for theirs in source.values() if theirs not in state]
+    left = sorted(set(state) - set(source.values()) - set(unused))
+    faults += [f"unexpected: {name}" for name in left]
+    moved = {}
+    for ours, theirs in source.items():
+        if theirs not in state:
+            continue
+        value = state[theirs]
+        if ours not in own:
+            faults.append(f"{theirs} has no place: this model has no {ours}")
+        elif value.numel() != own[ours].numel() or value.squeeze().shape != own[ours].squeeze().shape:
+            faults.append(f"{theirs} is {tuple(value.shape)}, and {ours} is {tuple(own[ours].shape)}")
+        else:
+            moved[ours] = value.reshape(own[ours].shape)
+    if faults:
+        raise MimError(f"These weights do not fit ({len(faults)} differences):\n  " + "\n  ".join(faults[:20]))
+    module.load_state_dict(moved, strict=True)
+
+
+def export_timm(method: Method, path: Path, extra: Mapping[str, str] | None = None) -> str:
+    """Writes the encoder as safetensors under timm's names, with how to load it in the metadata. Returns that line of Python.
+
+    Raises:
+        MimError: The method has no single patch tokenizer in front of an encoder that timm knows.
+    """
+    from mim_core.tokenizer import PatchTokenizer
+
+    tokenizer, encoder = getattr(method, "tokenizer", None), getattr(method, "encoder", None)
+    if not isinstance(tokenizer, PatchTokenizer) or len(tokenizer.config.patch) != 2 or not hasattr(encoder, "timm_weights"):
+        raise MimError("timm holds encoders of two-dimensional patches; this method has another tokenizer or encoder.")
+    assert encoder is not None
+    config = tokenizer.config
+    name, arguments = encoder.timm_model()
+    patch: Any = config.patch[0] if len(set(config.patch)) == 1 else config.patch
+    arguments = {**arguments, "img_size": config.size, "patch_size": patch, "in_chans": config.channels, "num_classes": 0}
+    weights = {f"patch_embed.{key}": value for key, value in tokenizer.state_dict().items()}
+    weights.update(encoder.timm_weights())
+    shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    line = f'timm.create_model("{name}", {shown}, checkpoint_path="{path.name}")'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"timm_model": name, "timm_arguments": json.dumps(arguments), "load": line, **(extra or {})}
+    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, path, metadata=metadata)
+    return line

@@ -1,0 +1,232 @@
+"""Maskers: which units are hidden. They see geometry and keys, never token values.
+
+A masker says how many units it hides (`Masker.count`, known when the run is built) and which (`Masker.hide`). The base class turns that
+into a `Mask`. Guided maskers read ``scores`` [B, N], so that any scorer goes with any masker.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mim_core import randomness
+from mim_core.layout import Layout
+from mim_core.mask import Draw, Mask
+
+Rounding = Literal["down", "nearest", "up"]
+
+
+def rounded(value: float, rounding: Rounding) -> int:
+    """Rounds a count. A billionth of slack keeps 10 * (1 - 0.9) = 0.9999999999999998 from becoming 0."""
+    if rounding == "down":
+        return math.floor(value + 1e-9)
+    return math.ceil(value - 1e-9) if rounding == "up" else math.floor(value + 0.5)
+
+
+def check_ratio(ratio: float) -> None:
+    """Raises ValueError unless 0 < ratio < 1."""
+    if not 0 < ratio < 1:
+        raise ValueError(f"ratio must lie between 0 and 1 (the share of units that is hidden), got {ratio}")
+
+
+class Masker(nn.Module):
+    """Base class. A subclass gives `count` and `hide`; it may set ``per_sample`` to draw several masks of each sample."""
+
+    Config: ClassVar[type[Any]]
+    per_sample: int = 1
+
+    def count(self, layout: Layout) -> int:
+        """How many units each row hides."""
+        raise NotImplementedError
+
+    def hide(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None) -> Bool[Tensor, "R N"]:
+        """Which units are hidden: True in exactly `count` places of each row; rows of one sample are adjacent."""
+        raise NotImplementedError
+
+    def forward(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None = None) -> Mask:
+        """The masks of a batch. Pure: the same layout, draw and scores give the same mask."""
+        hidden = self.hide(layout, draw, scores)
+        return Mask.with_count(hidden, self.count(layout), self.per_sample, layout.valid)
+
+
+def hide_first(rank: Int[Tensor, "R N"], count: int) -> Bool[Tensor, "R N"]:
+    """Hides the ``count`` units with the lowest rank, ties by position."""
+    chosen = rank.argsort(dim=1, stable=True)[:, :count]
+    return torch.zeros_like(rank, dtype=torch.bool).scatter_(1, chosen, True)
+
+
+class RandomMasker(Masker):
+    """Hides units uniformly at random, each row for itself (MAE, arXiv 2111.06377, section 3).
+
+    The visible count is rounded down: int(N * (1 - ratio)), as in MAE's code; 49 of 196 at 0.75.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the random masker."""
+
+        ratio: float = 0.75
+        """Share of units that is hidden."""
+        masks: int = 1
+        """Masks drawn of each sample; the encoder sees every one."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        check_ratio(config.ratio)
+        if config.masks < 1:
+            raise ValueError(f"masks must be at least 1, got {config.masks}")
+        self.config = config
+        self.per_sample = config.masks
+
+    def count(self, layout: Layout) -> int:
+        """N - int(N * (1 - ratio))."""
+        return layout.count - rounded(layout.count * (1 - self.config.ratio), "down")
+
+    def hide(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None) -> Bool[Tensor, "R N"]:
+        """The units with the lowest random ranks; units that are not valid are always hidden."""
+        rank = randomness.bits(draw.key, "mask", self.per_sample * layout.count)
+        rank = rank.reshape(-1, layout.count)
+        if layout.valid is not None:
+            absent = ~layout.valid.repeat_interleave(self.per_sample, dim=0)
+            rank = rank.masked_fill(absent, torch.iinfo(torch.int64).min)
+        return hide_first(rank, self.count(layout))
+
+
+class GridMasker(Masker):
+    """Hides whole blocks of a coarser grid, on a grid of any number of axes.
+
+    SimMIM (arXiv 2111.09886, section 3.2): 32-pixel blocks, so (2, 2) units of 16 pixels, the hidden count rounded up: 30 of 49 at 0.6.
+    Tube masking (VideoMAE, arXiv 2203.12602): a block that spans the first axis, (-1, 1, 1), rounded down.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the grid masker."""
+
+        ratio: float = 0.6
+        """Share of blocks that is hidden."""
+        block: tuple[int, ...] = (2, 2)
+        """Units that one block spans along each axis; -1 spans the axis."""
+        rounding: Rounding = "up"
+        """How the number of hidden blocks is rounded."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        check_ratio(config.ratio)
+        self.config = config
+
+    def _coarse(self, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The blocks along each axis and the units that a block spans along each."""
+        if layout.grid is None:
+            raise ValueError("the grid masker needs units on a grid; these lie freely")
+        block, grid = self.config.block, layout.grid
+        if len(block) != len(grid):
+            raise ValueError(f"block {block} has {len(block)} axes and the grid {grid} has {len(grid)}")
+        spans = tuple(n if b == -1 else b for b, n in zip(block, grid, strict=True))
+        if any(b < 1 or n % b for b, n in zip(spans, grid, strict=True)):
+            raise ValueError(f"block {block} does not divide the grid {grid}")
+        return tuple(n // b for b, n in zip(spans, grid, strict=True)), spans
+
+    def _blocks(self, layout: Layout) -> int:
+        return rounded(math.prod(self._coarse(layout)[0]) * self.config.ratio, self.config.rounding)
+
+    def count(self, layout: Layout) -> int:
+        """Hidden blocks times the units in a block."""
+        return self._blocks(layout) * math.prod(self._coarse(layout)[1])
+
+    def hide(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None) -> Bool[Tensor, "R N"]:
+        """The blocks with the lowest random ranks, spread over their units."""
+        coarse, spans = self._coarse(layout)
+        hidden = hide_first(randomness.bits(draw.key, "mask", math.prod(coarse)), self._blocks(layout))
+        hidden = hidden.reshape(-1, *coarse)
+        for axis, span in enumerate(spans):
+            hidden = hidden.repeat_interleave(span, dim=axis + 1)
+        return hidden.reshape(-1, layout.count)
+
+
+class BlockMasker(Masker):
+    """Hides random rectangles until a fixed count is reached (BEiT, arXiv 2106.08254, algorithm 1), on a grid of any number of axes.
+
+    Differs from the paper: all rows hide exactly the same count. A rectangle that would exceed it is passed over, and what is missing after
+    ``proposals`` rectangles is filled with units next to hidden ones, so shapes stay static. Log-uniform aspects come from a table of
+    4,096 steps and areas are whole units, so that every device draws the same rectangles.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the block masker."""
+
+        ratio: float = 0.4
+        """Share of units that is hidden; the count is rounded down."""
+        smallest: int = 16
+        """Smallest rectangle, in units; less when less is left to hide."""
+        aspect: float = 0.3
+        """Narrowest ratio of sides; sides are drawn log-uniform between it and its inverse."""
+        proposals: int = 24
+        """Rectangles tried per row."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        check_ratio(config.ratio)
+        if not 0 < config.aspect <= 1:
+            raise ValueError(f"aspect must lie between 0 and 1, got {config.aspect}")
+        if config.smallest < 1 or config.proposals < 1:
+            raise ValueError("smallest and proposals must be at least 1")
+        self.config = config
+        exponents = torch.linspace(-1, 1, 4096, dtype=torch.float64)
+        self.register_buffer("stretch", (-math.log(config.aspect) * exponents).exp(), persistent=False)
+
+    def count(self, layout: Layout) -> int:
+        """int(N * ratio)."""
+        if layout.grid is None:
+            raise ValueError("the block masker needs units on a grid; these lie freely")
+        return rounded(layout.count * self.config.ratio, "down")
+
+    def hide(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None) -> Bool[Tensor, "R N"]:
+        """Rectangles one after another, for all rows at once; then the fill."""
+        count, grid = self.count(layout), layout.grid or ()
+        places = layout.coordinates(draw.key.device).to(torch.int64)  # [N, axes]
+        hidden = torch.zeros(len(draw.key), layout.count, dtype=torch.bool, device=draw.key.device)
+        roots = torch.arange(layout.count + 1, dtype=torch.float64) ** (1 / len(grid))  # a table: powers differ between devices
+        roots = roots.to(draw.key.device)
+        draws = randomness.uniform(draw.key, "mask.block", self.config.proposals * 2 * len(grid))
+        for u in draws.reshape(len(draw.key), self.config.proposals, 2 * len(grid)).unbind(dim=1):
+            left = count - hidden.sum(dim=1)
+            box = self._box(u, left, grid, roots, places)
+            new = (box & ~hidden).sum(dim=1)
+            hidden = hidden | (box & ((new > 0) & (new <= left))[:, None])
+        return self._fill(hidden, count, grid, draw)
+
+    def _box(self, u: Tensor, left: Tensor, grid: tuple[int, ...], roots: Tensor, places: Tensor) -> Tensor:
+        """One rectangle per row, bool [B, N], from draws u [B, 2 * axes] in [0, 1)."""
+        axes, low = len(grid), left.clamp(max=self.config.smallest)
+        area = low + (u[:, 0] * (left - low + 1)).to(torch.int64)
+        steps = (u[:, 1:axes] * len(self.stretch)).to(torch.int64)
+        # with two axes the sides are root(area) * aspect^(1/2) and root(area) * aspect^(-1/2), hence the square root
+        sides = [self.stretch[step].sqrt() for step in steps.unbind(dim=1)]
+        product = torch.ones_like(roots[area])
+        for side in sides:
+            product = product * side
+        box = torch.ones(len(u), len(places), dtype=torch.bool, device=u.device)
+        for axis, side in enumerate([*sides, 1 / product]):
+            length = (roots[area] * side).round().to(torch.int64).clamp(1, grid[axis])
+            start = (u[:, axes + axis] * (grid[axis] - length + 1)).to(torch.int64)
+            place = places[:, axis]
+            box &= (place >= start[:, None]) & (place < (start + length)[:, None])
+        return box
+
+    def _fill(self, hidden: Tensor, count: int, grid: tuple[int, ...], draw: Draw) -> Tensor:
+        """Exactly ``count`` per row: first what is hidden, then its neighbours, then the rest, the latter two in random order."""
+        block = hidden.reshape(-1, *grid)
+        near = torch.zeros_like(block)
+        for axis, size in enumerate(grid, start=1):
+            near.narrow(axis, 1, size - 1).logical_or_(block.narrow(axis, 0, size - 1))
+            near.narrow(axis, 0, size - 1).logical_or_(block.narrow(axis, 1, size - 1))
+        rank = (randomness.bits(draw.key, "mask.fill", hidden.shape[1]) >> 2) & ((1 << 61) - 1)
+        rank = rank + (~near.reshape_as(hidden)).to(torch.int64) * (1 << 61)
+        return hide_first(rank.masked_fill(hidden, -1), count)

@@ -1,0 +1,294 @@
+"""Recipes: a run as named parts with their options. A recipe is a function that returns a `RunConfig`; a user's file is TOML with overrides.
+
+    recipe = "image:mae-vit-base"      # start from this recipe
+    [masker]
+    use = "block"                      # swap the part; its own defaults follow
+    ratio = 0.6
+    [train]
+    epochs = 400
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from mim_core.errors import MimError, nearest
+from mim_core.options import fill, plain
+from mim_core.registry import Registry
+
+ROLES = {
+    "method": "methods",
+    "tokenizer": "tokenizers",
+    "masker": "maskers",
+    "encoder": "encoders",
+    "decoder": "decoders",
+    "target": "targets",
+    "data": "data",
+}
+"""Role of a part in a run -> kind of part. A role may have a scope in front: ``depth.tokenizer``."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part by name, with the options that differ from its defaults."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(name: str, **options: Any) -> Part:
+        """``Part.of("core:random", ratio=0.75)``."""
+        return Part(name, options)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run is trained. Rates and schedules are per step; epochs count samples seen."""
+
+    epochs: float = 800.0
+    """Passes over the data; one epoch is as many samples as there are."""
+    batch_size: int = 4096
+    """Samples per optimizer step, over all devices."""
+    micro_batch: int | None = None
+    """Most samples at once on a device; the rest of the batch is accumulated. None: the whole batch."""
+    base_lr: float = 1.5e-4
+    """Learning rate for a batch of lr_batch; the run's is base_lr * batch_size / lr_batch."""
+    lr_batch: int = 256
+    """The batch that base_lr is for: 256 in MAE and most others, 512 in SimMIM."""
+    warmup_epochs: float = 40.0
+    """Linear warm-up."""
+    warmup_lr: float = 0.0
+    """Where the warm-up starts, scaled like base_lr."""
+    min_lr: float = 0.0
+    """Where the schedule ends, scaled like base_lr."""
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    """After the warm-up: half a cosine, or a factor of 0.1 at each of the milestones, or nothing."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which the schedule "steps" takes its factor."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay (AdamW); none on biases and 1-D parameters."""
+    decay_tokens: bool = True
+    """Weight decay on class and mask tokens too, as MAE's code has it; SimMIM's has not."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient; None does not clip."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 runs the network under autocast; targets and losses stay in fp32. auto: bf16 on a GPU, fp32 on a CPU."""
+    device: str = "auto"
+    """auto takes the GPU if there is one."""
+    seed: int = 0
+    """Decides weights, order, crops and masks."""
+    workers: int = 2
+    """Processes that read data; results do not depend on their number."""
+    log_every: int = 10
+    """Steps between readings of the metrics."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that stay on disk."""
+    max_hours: float | None = None
+    """Stop after this time, resumable."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "lr_batch", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise MimError(f"train: option {name!r} must be at least 1, got {getattr(self, name)}")
+        if self.epochs <= 0:
+            raise MimError(f"train: option 'epochs' must be positive, got {self.epochs}")
+        if self.micro_batch is not None and (self.micro_batch < 1 or self.batch_size % self.micro_batch):
+            fitting = [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0][-8:]
+            raise MimError(
+                f"train: a batch_size of {self.batch_size} cannot be cut into micro-batches of {self.micro_batch}. "
+                f"These would do: {', '.join(map(str, fitting))}."
+            )
+        if self.workers < 0:
+            raise MimError(f"train: option 'workers' must be 0 or more, got {self.workers}")
+        for name in ("base_lr", "warmup_epochs", "warmup_lr", "min_lr", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise MimError(f"train: option {name!r} must not be negative, got {getattr(self, name)}")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise MimError(f"train: option 'clip_grad' must be positive, or none; got {self.clip_grad}")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How frozen features are judged."""
+
+    on: tuple[str, ...] = ("knn", "linear")
+    """Evaluations to run, by name."""
+    pool: Literal["mean", "prefix"] = "mean"
+    """One vector per sample: the mean of its tokens, or the first prefix (class) token."""
+    batch_size: int = 256
+    """Samples per forward pass; no effect on results."""
+    k: int = 20
+    """Neighbours that vote."""
+    temperature: float = 0.07
+    """A neighbour votes with exp(similarity / temperature)."""
+    few_labels: tuple[int, ...] = (100, 1000)
+    """Label counts of the low-shot probes, drawn evenly over the classes."""
+    draws: int = 5
+    """Draws of each low-shot probe; their mean and spread are reported."""
+    l2: float = 1.0
+    """Penalty of the linear probe: l2 / 2 times the squared weights, against the sum of the samples' cross-entropies."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run: parts by role, training and evaluation."""
+
+    parts: Mapping[str, Part]
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    recipe: str = ""
+    """Full name of the recipe that it came from."""
+
+
+@dataclass(frozen=True)
+class ResolvedPart:
+    """A part found in the registry, with all its options."""
+
+    name: str
+    cls: Any
+    options: Any
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run whose parts are all known: what is shown, saved and built."""
+
+    parts: Mapping[str, ResolvedPart]
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    recipe: str
+
+
+def role_kind(role: str) -> str:
+    """The kind of part that fills a role.
+
+    Raises:
+        MimError: No such role.
+    """
+    last = role.rpartition(".")[2]
+    if last not in ROLES:
+        near = nearest(last, ROLES)
+        guess = f" Did you mean {near!r}?" if near else ""
+        raise MimError(f"Unknown role {role!r}.{guess}\nRoles: {', '.join(ROLES)}; with a scope in front, such as depth.tokenizer.")
+    return ROLES[last]
+
+
+def resolve_part(role: str, part: Part, registry: Registry) -> ResolvedPart:
+    """Finds the part and fills its options."""
+    entry = registry.get(role_kind(role), part.name)
+    cls = entry.resolve()
+    options = fill(cls.Config, part.options, f"{role} ({entry.full_name})")
+    return ResolvedPart(entry.full_name, cls, options)
+
+
+def resolve(config: RunConfig, registry: Registry) -> ResolvedRun:
+    """Finds every part of a run. Parts not named take core's: the method is a masked autoencoder."""
+    parts = {"method": Part.of("core:masked-autoencoder"), **config.parts}
+    found = {role: resolve_part(role, part, registry) for role, part in parts.items()}
+    return ResolvedRun(found, config.train, config.evaluate, config.recipe)
+
+
+def load_recipe(name: str, registry: Registry, twin: bool = False) -> ResolvedRun:
+    """The recipe of that name; with ``twin``, its small version for tests."""
+    entry = registry.get("recipes", name)
+    config = (entry.resolve_twin() if twin else entry.resolve())()
+    if not isinstance(config, RunConfig):
+        raise MimError(f"Recipe {entry.full_name!r} returned {type(config).__name__}, not a RunConfig.")
+    return resolve(replace(config, recipe=entry.full_name), registry)
+
+
+def swap(run: ResolvedRun, role: str, name: str, registry: Registry) -> ResolvedRun:
+    """The run with another part in a role. A part that is already there keeps its options; a new one starts from its defaults."""
+    entry = registry.get(role_kind(role), name)
+    present = run.parts.get(role)
+    if present is None and role_kind(role) != "methods" and "." not in role and role not in ROLES:
+        raise MimError(f"This recipe has no {role!r}; it has {', '.join(run.parts)}.")
+    if present is not None and present.name == entry.full_name:
+        return run
+    return replace(run, parts={**run.parts, role: resolve_part(role, Part(name), registry)})
+
+
+def override(run: ResolvedRun, values: Mapping[str, Any], where: str, registry: Registry) -> ResolvedRun:
+    """The run with the values of a TOML file, or of any nested mapping of the same form.
+
+    Raises:
+        MimError: A misspelt table, option or name, with the nearest.
+    """
+    for table, content in values.items():
+        if not isinstance(content, Mapping):
+            raise MimError(f"{where}: {table!r} must be a table, such as [train].")
+        if table in ("train", "evaluate"):
+            section = fill(type(getattr(run, table)), content, f"{where}: {table}", getattr(run, table))
+            run = replace(run, **{table: section})  # type: ignore[arg-type]
+            continue
+        for role, options in _roles(table, content, run, where):
+            if "use" in options:
+                run = swap(run, role, str(options["use"]), registry)
+            part = run.parts.get(role)
+            if part is None:
+                raise MimError(f"{where}: this recipe has no [{role}]; say which part with use = \"NAME\".")
+            rest = {key: value for key, value in options.items() if key != "use"}
+            filled = fill(type(part.options), rest, f"{where}: {role} ({part.name})", part.options)
+            run = replace(run, parts={**run.parts, role: replace(part, options=filled)})
+    return run
+
+
+def _roles(table: str, content: Mapping[str, Any], run: ResolvedRun, where: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """[masker] is a role; [depth.target] arrives as a table of tables."""
+    if table in ROLES:
+        return [(table, content)]
+    scopes = {role.partition(".")[0] for role in run.parts if "." in role}
+    nested = content and all(isinstance(value, Mapping) and key in ROLES for key, value in content.items())
+    if nested:
+        return [(f"{table}.{role}", options) for role, options in content.items()]
+    known = {*ROLES, "train", "evaluate", *scopes}
+    near = nearest(table, known)
+    guess = f" Did you mean [{near}]?" if near else ""
+    raise MimError(f"{where}: unknown table [{table}].{guess}\nTables: {', '.join(sorted(known))}.")
+
+
+def read_file(path: Path, registry: Registry) -> ResolvedRun:
+    """A run from a TOML file: a recipe and overrides, or the resolved recipe of an earlier run."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise MimError(f"Cannot read {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise MimError(f"{path} is not valid TOML: {error}") from None
+    name = values.pop("recipe", None)
+    values.pop("plugins", None)
+    if not isinstance(name, str):
+        raise MimError(f'{path} names no recipe. Its first line should read: recipe = "image:mae-vit-base". See: mim-core list recipes')
+    return override(load_recipe(name, registry), values, str(path), registry)
+
+
+def to_toml(run: ResolvedRun, registry: Registry) -> str:
+    """The resolved recipe: every option of every part, with full names and the versions of the plugins they come from."""
+    tables: dict[str, Any] = {"recipe": run.recipe}
+    used = {part.name.partition(":")[0] for part in run.parts.values()} | {run.recipe.partition(":")[0]}
+    tables["plugins"] = {r.distribution: r.version for r in registry.plugins if r.name in used}
+    for role, part in run.parts.items():
+        scope, _, last = role.rpartition(".")
+        target = tables.setdefault(scope, {}) if scope else tables
+        target[last] = {"use": part.name, **plain(part.options)}
+    tables["train"], tables["evaluate"] = plain(run.train), plain(run.evaluate)
+    return tomli_w.dumps(tables)
+
+
+def from_toml(text: str, registry: Registry) -> ResolvedRun:
+    """The run that `to_toml` wrote. It does not need the recipe itself: every part is in it."""
+    values = tomllib.loads(text)
+    recipe = values.pop("recipe", "")
+    values.pop("plugins", None)
+    run = ResolvedRun({}, TrainConfig(), EvaluateConfig(), recipe)
+    return override(run, values, "recipe.toml", registry)

@@ -1,0 +1,1 @@
+"""mim-image: masked image modeling as a plugin of mim-core."""

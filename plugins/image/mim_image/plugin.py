@@ -1,0 +1,71 @@
+"""What mim-image brings to mim-core. Imports no torch: every part is a lazy reference."""
+
+from __future__ import annotations
+
+from mim_core.hookspecs import hookimpl
+from mim_core.registry import Card, RecipeRegister, Register
+
+MAE = "MAE, arXiv 2111.06377"
+SIMMIM = "SimMIM, arXiv 2111.09886"
+
+
+@hookimpl
+def mim_register_tokenizers(register: Register) -> None:
+    """Square patches of images."""
+    register(
+        name="patch",
+        load="mim_image.tokenizer:ImagePatchTokenizer",
+        card=Card("Patches of an image, any size and number of channels.", "ViT, arXiv 2010.11929"),
+    )
+
+
+@hookimpl
+def mim_register_data(register: Register) -> None:
+    """Images on disk."""
+    register(
+        name="images",
+        load="mim_image.data:Images",
+        card=Card("A folder of jpg, png or webp files, nested or not; MNIST's idx files; or the bundled Fashion-MNIST sample."),
+    )
+
+
+@hookimpl
+def mim_register_recipes(register: RecipeRegister) -> None:
+    """MAE in five sizes, SimMIM in one."""
+    sizes = {
+        "tiny": "MAE with a 128-wide, 4-block encoder on 28-pixel images: the bundled sample in minutes on a CPU.",
+        "small": "MAE with ViT-S/16 at 224 pixels; MAE's settings, a size that the paper does not have.",
+        "base": "MAE with ViT-B/16 at 224 pixels, the paper's 1600-epoch settings.",
+        "large": "MAE with ViT-L/16 at 224 pixels, the paper's 1600-epoch settings.",
+        "huge": "MAE with ViT-H/14 at 224 pixels, the paper's 1600-epoch settings.",
+    }
+    for size, summary in sizes.items():
+        register(
+            name=f"mae-vit-{size}",
+            load=f"mim_image.recipes:mae_vit_{size}",
+            twin=f"mim_image.recipes:mae_vit_{size}_twin",
+            card=Card(summary, MAE, ("reconstruction",)),
+        )
+    register(
+        name="simmim-vit-base",
+        load="mim_image.recipes:simmim_vit_base",
+        twin="mim_image.recipes:simmim_vit_base_twin",
+        card=Card("SimMIM with ViT-B/16 at 224 pixels, the paper's 800-epoch settings.", SIMMIM, ("reconstruction",)),
+    )
+
+
+@hookimpl
+def mim_register_importers(register: Register) -> None:
+    """Weights of the official code and of transformers."""
+    register(name="mae", load="mim_image.interop:import_mae", card=Card("Official MAE pre-training weights (.pth).", MAE))
+    register(name="simmim", load="mim_image.interop:import_simmim", card=Card("Official SimMIM ViT weights (.pth).", SIMMIM))
+    register(
+        name="hf-vitmae", load="mim_image.interop:import_hf_vitmae", card=Card("ViTMAEForPreTraining of transformers (folder).", MAE)
+    )
+
+
+def main() -> int:
+    """The ``mim-image`` command: mim-core's commands, restricted to this plugin's recipes."""
+    from mim_core.cli import main
+
+    return main(plugin="image")

@@ -1,0 +1,149 @@
+"""Recipes of image MIM, with the papers' numbers, and their twins: the same made small for tests.
+
+Sources: MAE, arXiv 2111.06377, table 8 and its official PRETRAIN.md; SimMIM, arXiv 2111.09886, section 4.1 and the official 800-epoch
+ViT-B configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mim_core.recipe import Part, RunConfig, TrainConfig
+
+
+def _mae(width: int, depth: int, heads: int, patch: int = 16) -> RunConfig:
+    """MAE at 224 pixels with a decoder of 8 blocks, 512 wide."""
+    return RunConfig(
+        parts={
+            "data": Part.of("image:images", crop=(0.2, 1.0)),
+            "tokenizer": Part.of("image:patch", size=(224, 224), patch=(patch, patch), channels=3),
+            "masker": Part.of("core:random", ratio=0.75),
+            "encoder": Part.of("core:vit", width=width, depth=depth, heads=heads),
+            "decoder": Part.of("core:transformer", width=512, depth=8, heads=16),
+            "target": Part.of("core:values", normalize=True, loss="l2"),
+        },
+        train=TrainConfig(
+            epochs=1600,
+            batch_size=4096,
+            base_lr=1.5e-4,
+            lr_batch=256,
+            warmup_epochs=40,
+            weight_decay=0.05,
+            betas=(0.9, 0.95),
+        ),
+    )
+
+
+def mae_vit_small() -> RunConfig:
+    """ViT-S/16: 384 wide, 12 blocks, 6 heads. Not in the paper; its other settings."""
+    return _mae(384, 12, 6)
+
+
+def mae_vit_base() -> RunConfig:
+    """ViT-B/16: 768 wide, 12 blocks, 12 heads."""
+    return _mae(768, 12, 12)
+
+
+def mae_vit_large() -> RunConfig:
+    """ViT-L/16: 1024 wide, 24 blocks, 16 heads."""
+    return _mae(1024, 24, 16)
+
+
+def mae_vit_huge() -> RunConfig:
+    """ViT-H/14: 1280 wide, 32 blocks, 16 heads."""
+    return _mae(1280, 32, 16, patch=14)
+
+
+def mae_vit_tiny() -> RunConfig:
+    """For the bundled 28-pixel grey sample: minutes on a CPU. The numbers that it reaches are in the README."""
+    return RunConfig(
+        parts={
+            "data": Part.of("image:images", crop=(0.6, 1.0), mean=(0.286,), std=(0.353,)),  # of the 60,000 training images
+            "tokenizer": Part.of("image:patch", size=(28, 28), patch=(4, 4), channels=1),
+            "masker": Part.of("core:random", ratio=0.75),
+            "encoder": Part.of("core:vit", width=128, depth=4, heads=4),
+            "decoder": Part.of("core:transformer", width=64, depth=1, heads=4),
+            "target": Part.of("core:values", normalize=False, loss="l2"),
+        },
+        train=TrainConfig(epochs=40, batch_size=256, base_lr=2e-3, warmup_epochs=2, weight_decay=0.05, log_every=10),
+    )
+
+
+def simmim_vit_base() -> RunConfig:
+    """ViT-B/16 under 32-pixel blocks at 0.6, L1 on pixels, a linear decoder."""
+    return RunConfig(
+        parts={
+            "data": Part.of("image:images", crop=(0.67, 1.0)),
+            "tokenizer": Part.of("image:patch", size=(224, 224), patch=(16, 16), channels=3),
+            "masker": Part.of("core:grid", ratio=0.6, block=(2, 2), rounding="up"),
+            "encoder": Part.of("core:beit", width=768, depth=12, heads=12, drop_path=0.1, layer_scale=0.1),
+            "decoder": Part.of("core:linear"),
+            "target": Part.of("core:values", normalize=False, loss="l1", channels_first=True),
+        },
+        train=TrainConfig(
+            epochs=800,
+            batch_size=2048,
+            base_lr=1e-4,
+            lr_batch=512,
+            warmup_epochs=10,
+            warmup_lr=5e-7,
+            schedule="steps",
+            milestones=(700,),
+            weight_decay=0.05,
+            decay_tokens=False,
+            betas=(0.9, 0.999),
+            clip_grad=5.0,
+        ),
+    )
+
+
+def _small(config: RunConfig, **changes: dict[str, object]) -> RunConfig:
+    """The recipe on the bundled sample with narrow, shallow parts: the same code at a thousandth of the work."""
+    shrink: dict[str, dict[str, object]] = {
+        "data": {"mean": (0.286,), "std": (0.353,)},
+        "tokenizer": {"size": (28, 28), "patch": (7, 7), "channels": 1},
+        "encoder": {"width": 32, "depth": 2, "heads": 2},
+        **changes,
+    }
+    parts = {
+        role: Part(part.name, {**part.options, **shrink.get(role, {})}) for role, part in config.parts.items()
+    }
+    train = replace(
+        config.train, epochs=20 * 16 / 10_000, batch_size=16, warmup_epochs=4 * 16 / 10_000, lr_batch=16, base_lr=1e-3,
+        warmup_lr=0.0, milestones=tuple(16 * 16 / 10_000 for _ in config.train.milestones), log_every=1, workers=0, precision="fp32",
+        device="cpu",
+    )  # fmt: skip
+    return replace(config, parts=parts, train=train)
+
+
+DECODER = {"width": 16, "depth": 1, "heads": 2}
+
+
+def mae_vit_tiny_twin() -> RunConfig:
+    """Small twin of mae-vit-tiny."""
+    return _small(mae_vit_tiny(), decoder=DECODER)
+
+
+def mae_vit_small_twin() -> RunConfig:
+    """Small twin of mae-vit-small."""
+    return _small(mae_vit_small(), decoder=DECODER)
+
+
+def mae_vit_base_twin() -> RunConfig:
+    """Small twin of mae-vit-base."""
+    return _small(mae_vit_base(), decoder=DECODER, encoder={"width": 48, "depth": 2, "heads": 3})
+
+
+def mae_vit_large_twin() -> RunConfig:
+    """Small twin of mae-vit-large."""
+    return _small(mae_vit_large(), decoder=DECODER, encoder={"width": 64, "depth": 3, "heads": 4})
+
+
+def mae_vit_huge_twin() -> RunConfig:
+    """Small twin of mae-vit-huge, which has another patch than the others."""
+    return _small(mae_vit_huge(), decoder=DECODER, tokenizer={"size": (28, 28), "patch": (14, 14), "channels": 1})
+
+
+def simmim_vit_base_twin() -> RunConfig:
+    """Small twin of simmim-vit-base."""
+    return _small(simmim_vit_base(), masker={"block": (1, 1)})

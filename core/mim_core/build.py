@@ -34,7 +34,9 @@ class Parts:
             MimError: The run has none.
         """
         if role not in self._parts:
-            raise MimError(f"This method needs a {role}; the run has {', '.join(self._parts)}. Name one: --use {role}=NAME")
+            raise MimError(
+                f"This method needs a {role}; the run has {', '.join(self._parts)}. Name one: --use {role}=NAME"
+            )
         return self._parts[role]
 
     def make(self, role: str, *context: Any) -> Any:
@@ -46,7 +48,8 @@ class Parts:
             raise MimError(f"{role} ({part.name}): {error}.") from error
 
     def scopes(self, role: str) -> Iterator[tuple[str, str]]:
-        """(scope, full role) of every part with that last name: ("", "target"), or ("depth", "depth.target") and so on."""
+        """(scope, full role) of every part with that last name: ("", "target"), or ("depth", "depth.target") and so
+        on."""
         for name in self._parts:
             scope, _, last = name.rpartition(".")
             if last == role:
@@ -72,13 +75,16 @@ class Parts:
     def heads(
         self, tokenizer: Tokenizer, encoder: Encoder, segments: Mapping[str, str]
     ) -> Iterator[tuple[str, str | None, Decoder, Target]]:
-        """(name, segment, decoder, target) of each head. A head's segment is the tokenizer of its name, unless ``segments`` says another."""
+        """(name, segment, decoder, target) of each head. A head's segment is the tokenizer of its name, unless
+        ``segments`` says another."""
         for scope, role in self.scopes("target"):
             segment = segments.get(scope, scope if isinstance(tokenizer, JoinedTokenizer) else None)
             if segment is not None and (not isinstance(tokenizer, JoinedTokenizer) or segment not in tokenizer.parts):
                 known = ", ".join(tokenizer.parts) if isinstance(tokenizer, JoinedTokenizer) else "none"
                 raise MimError(f"The head {scope!r} asks for the segment {segment!r}; there are: {known}.")
-            own = tokenizer.part(segment) if segment is not None and isinstance(tokenizer, JoinedTokenizer) else tokenizer
+            own = (
+                tokenizer.part(segment) if segment is not None and isinstance(tokenizer, JoinedTokenizer) else tokenizer
+            )
             target = self.make(role, own)
             decoder_role = f"{scope}.decoder" if f"{scope}.decoder" in self else "decoder"
             yield scope or "main", segment, self.make(decoder_role, encoder, tokenizer.layout, target.size), target

@@ -12,7 +12,9 @@ def mim_register_tokenizers(register: Register) -> None:
     register(
         name="patch",
         load="mim_core.tokenizer:PatchTokenizer",
-        card=Card("Non-overlapping patches on a grid of one, two or three axes, embedded linearly.", "arXiv 2010.11929"),
+        card=Card(
+            "Non-overlapping patches on a grid of one, two or three axes, embedded linearly.", "arXiv 2010.11929"
+        ),
     )
 
 
@@ -27,7 +29,9 @@ def mim_register_maskers(register: Register) -> None:
     register(
         name="grid",
         load="mim_core.masker:GridMasker",
-        card=Card("Whole blocks of a coarser grid; tubes when a block spans an axis.", "SimMIM, arXiv 2111.09886", ("grid",)),
+        card=Card(
+            "Whole blocks of a coarser grid; tubes when a block spans an axis.", "SimMIM, arXiv 2111.09886", ("grid",)
+        ),
     )
     register(
         name="block",
@@ -42,7 +46,9 @@ def mim_register_targets(register: Register) -> None:
     register(
         name="values",
         load="mim_core.target:ValueTarget",
-        card=Card("The hidden units' own values (pixels, depths, ...), raw or normalised per unit.", "MAE, arXiv 2111.06377"),
+        card=Card(
+            "The hidden units' own values (pixels, depths, ...), raw or normalised per unit.", "MAE, arXiv 2111.06377"
+        ),
     )
 
 
@@ -57,7 +63,9 @@ def mim_register_encoders(register: Register) -> None:
     register(
         name="beit",
         load="mim_core.encoder:BeitEncoder",
-        card=Card("BEiT's transformer: all positions, mask tokens, a shared relative position bias.", "arXiv 2106.08254"),
+        card=Card(
+            "BEiT's transformer: all positions, mask tokens, a shared relative position bias.", "arXiv 2106.08254"
+        ),
     )
 
 

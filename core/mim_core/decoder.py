@@ -28,10 +28,12 @@ class Decoder(nn.Module):
 
 
 class TransformerDecoder(Decoder):
-    """A light transformer over what was seen and a mask token per query (MAE, arXiv 2111.06377, section 3 "MAE decoder").
+    """A light transformer over what was seen and a mask token per query (MAE, arXiv 2111.06377, section 3 "MAE
+    decoder").
 
-    The sequence is [prefix, kept units, queries], each with its own position. Attention does not depend on the order, so this equals MAE's
-    un-shuffled sequence when queries are the hidden units, and VideoMAE V2's dual masking when they are a subset with some visible.
+    The sequence is [prefix, kept units, queries], each with its own position. Attention does not depend on the order,
+    so this equals MAE's un-shuffled sequence when queries are the hidden units, and VideoMAE V2's dual masking when
+    they are a subset with some visible.
     """
 
     @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class LinearDecoder(Decoder):
         super().__init__()
         if encoder.sees != "all":
             raise ValueError(
-                f"the linear decoder answers at places that the encoder has seen, and {type(encoder).__name__} sees visible units "
+                f"the linear decoder answers at places that the encoder has seen, and {type(encoder).__name__} sees "
+                f"visible units "
                 "only; use --encoder.sees all, or the transformer decoder"
             )
         self.config = config

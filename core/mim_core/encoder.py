@@ -1,4 +1,5 @@
-"""Encoders: tokens of the kept units in, latent tokens out. Transformer blocks come from timm, and weights keep timm's names.
+"""Encoders: tokens of the kept units in, latent tokens out. Transformer blocks come from timm, and weights keep timm's
+names.
 
 ``sees`` says what an encoder receives: "visible" units only (MAE), or "all" with mask tokens at hidden places (SimMIM).
 """
@@ -20,7 +21,6 @@ from mim_core.errors import unknown
 from mim_core.layout import Layout, take, tensor_tree
 from mim_core.mask import Mask
 from mim_core.position import PositionKind, make_position
-
 
 
 @tensor_tree
@@ -65,7 +65,8 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def timm_model(self) -> tuple[str, dict[str, Any]]:
-        """The timm model that takes these weights: a name for ``timm.create_model`` and its arguments, without input sizes."""
+        """The timm model that takes these weights: a name for ``timm.create_model`` and its arguments, without input
+        sizes."""
         raise NotImplementedError
 
 
@@ -94,6 +95,11 @@ def check_sizes(width: int, depth: int, heads: int) -> None:
         raise ValueError(f"width {width} is not a multiple of {heads} heads")
 
 
+def rising(last: float, depth: int) -> list[float]:
+    """Drop-path rates of the blocks: from 0 in the first linearly to ``last``."""
+    return [last * i / max(1, depth - 1) for i in range(depth)]
+
+
 def _timm_vit(name: str, drop_path: float) -> vision_transformer.VisionTransformer:
     """A timm VisionTransformer by name, without weights, head and pooling."""
     if not is_model(name):
@@ -105,18 +111,18 @@ def _timm_vit(name: str, drop_path: float) -> vision_transformer.VisionTransform
         kind = type(create_model(name, pretrained=False, num_classes=0))
     if kind is not vision_transformer.VisionTransformer:
         raise ValueError(
-            f"{name} is a timm {kind.__name__}, not a plain VisionTransformer: its tokens cannot be dropped one by one. "
+            f"{name} is a timm {kind.__name__}, not a plain VisionTransformer: its tokens cannot be dropped one by "
+            f"one. "
             "Names that fit start with vit_ or deit"
         )
-    model = create_model(name, pretrained=False, num_classes=0, global_pool="", drop_path_rate=drop_path)
-    return model
+    return create_model(name, pretrained=False, num_classes=0, global_pool="", drop_path_rate=drop_path)
 
 
 class ViTEncoder(Encoder):
     """A plain vision transformer (arXiv 2010.11929) of any depth and width, or any timm ``VisionTransformer`` by name.
 
-    Pre-norm blocks, LayerNorm with eps 1e-6 and a final norm, as MAE has them. The class token is no unit: it is never hidden, has no position
-    of its own (its slot in MAE's table is zero) and comes first.
+    Pre-norm blocks, LayerNorm with eps 1e-6 and a final norm, as MAE has them. The class token is no unit: it is never
+    hidden, has no position of its own (its slot in MAE's table is zero) and comes first.
     """
 
     @dataclass(frozen=True)
@@ -124,7 +130,8 @@ class ViTEncoder(Encoder):
         """Options of the ViT encoder."""
 
         name: str | None = None
-        """A timm VisionTransformer, such as vit_small_patch16_224; then width, depth, heads, mlp_ratio, class_token and layer_scale are its."""
+        """A timm VisionTransformer, such as vit_small_patch16_224; then width, depth, heads, mlp_ratio, class_token
+        and layer_scale are its."""
         width: int = 768
         """Token width D."""
         depth: int = 12
@@ -171,7 +178,7 @@ class ViTEncoder(Encoder):
 
     @staticmethod
     def _own_blocks(config: Config) -> nn.Sequential:
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist() if config.depth else []
+        rates = rising(config.drop_path, config.depth)
         return nn.Sequential(
             *(
                 vision_transformer.Block(
@@ -238,8 +245,8 @@ class ViTEncoder(Encoder):
 class BeitEncoder(Encoder):
     """BEiT's transformer: all positions, mask tokens, one relative position bias shared by the blocks (SimMIM's ViT).
 
-    Queries and values have a bias, keys have none; a learned scale on each residual branch; no absolute positions. The mask token replaces a
-    token before the class token is put in front (SimMIM, arXiv 2111.09886, section 3).
+    Queries and values have a bias, keys have none; a learned scale on each residual branch; no absolute positions. The
+    mask token replaces a token before the class token is put in front (SimMIM, arXiv 2111.09886, section 3).
     """
 
     @dataclass(frozen=True)
@@ -265,11 +272,13 @@ class BeitEncoder(Encoder):
         super().__init__()
         check_sizes(config.width, config.depth, config.heads)
         if layout.grid is None or len(layout.grid) != 2:
-            raise ValueError(f"the shared relative position bias needs units on a grid of two axes, got grid {layout.grid}")
+            raise ValueError(
+                f"the shared relative position bias needs units on a grid of two axes, got grid {layout.grid}"
+            )
         self.config, self.width, self.grid = config, config.width, layout.grid
         self.cls_token, self.mask_token = token(1, config.width), token(1, config.width)
         self.rel_pos_bias = beit.RelativePositionBias(window_size=layout.grid, num_heads=config.heads)
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist() if config.depth else []
+        rates = rising(config.drop_path, config.depth)
         self.blocks = nn.ModuleList(
             beit.Block(
                 config.width,
@@ -293,16 +302,19 @@ class BeitEncoder(Encoder):
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
         for number, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, beit.Block)
             for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
                 weight.data.div_((2 * number) ** 0.5)
 
     def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
         """Mask tokens, class token, blocks under the shared bias, final norm."""
         if layout.grid != self.grid:
-            raise ValueError(f"the relative position bias was built for a grid of {self.grid}; this input has {layout.grid}")
+            raise ValueError(
+                f"the relative position bias was built for a grid of {self.grid}; this input has {layout.grid}"
+            )
         tokens = torch.where(mask.kept_hidden()[:, :, None], self.mask_token.to(tokens.dtype), tokens)
         x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
-        bias = self.rel_pos_bias()
+        bias: Tensor = self.rel_pos_bias()
         for block in self.blocks:
             x = block(x, shared_rel_pos_bias=bias)
         x = self.norm(x)

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 class MimError(Exception):
     """A mistake in what was asked for, not in the program.
 
-    The message says what was asked, what exists, the nearest name and the next command. Commands print it and exit with code 2.
+    The message says what was asked, what exists, the nearest name and the next command. Commands print it and exit
+    with code 2.
     """
 
 

@@ -1,12 +1,14 @@
 """The hooks. Called once, while the registry of installed parts is made; never inside a training step.
 
-A plugin is a module with functions of these names, marked ``@mim_core.hookimpl`` and announced by an entry point of group ``mim_core``:
+A plugin is a module with functions of these names, marked ``@mim_core.hookimpl`` and announced by an entry point of
+group ``mim_core``:
 
     [project.entry-points.mim_core]
     checker = "mim_checker.plugin"
 
-The module should import neither torch nor its own heavy parts: it hands over names and lazy references, so that ``mim-core plugins`` answers at
-once. An implementation takes only the arguments it names. ``register`` is made per plugin, so every entry knows its origin:
+The module should import neither torch nor its own heavy parts: it hands over names and lazy references, so that
+``mim-core plugins`` answers at once. An implementation takes only the arguments it names. ``register`` is made per
+plugin, so every entry knows its origin:
 
     @hookimpl
     def mim_register_maskers(register):
@@ -27,7 +29,7 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
-# ---- parts of a method ------------------------------------------------------------------------------------------------------------------
+# ---- parts of a method -----------------------------------------------------------------------------------------------
 
 
 @hookspec
@@ -55,7 +57,7 @@ def mim_register_decoders(register: Register) -> None:
     """Register `Decoder` classes: an answer at every queried unit."""
 
 
-# ---- whole methods, and what surrounds them ---------------------------------------------------------------------------------------------
+# ---- whole methods, and what surrounds them --------------------------------------------------------------------------
 
 
 @hookspec
@@ -83,7 +85,7 @@ def mim_register_importers(register: Register) -> None:
     """Register functions ``(state, **sizes) -> Method`` for weights of other code bases, by format name."""
 
 
-# ---- observers: rank 0 only, results ignored --------------------------------------------------------------------------------------------
+# ---- observers: rank 0 only, results ignored -------------------------------------------------------------------------
 
 
 @hookspec

@@ -20,7 +20,9 @@ from mim_core.registry import Registry
 State = Mapping[str, Tensor]
 
 
-def import_checkpoint(path_or_state: str | Path | State, *, format: str, registry: Registry | None = None, **sizes: Any) -> Method:
+def import_checkpoint(
+    path_or_state: str | Path | State, *, format: str, registry: Registry | None = None, **sizes: Any
+) -> Method:
     """A method with weights of another code base.
 
     Args:
@@ -41,7 +43,8 @@ def import_checkpoint(path_or_state: str | Path | State, *, format: str, registr
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A state dict from a file or a Hugging Face folder, and the sizes in the folder's ``config.json``. Never runs code from the file."""
+    """A state dict from a file or a Hugging Face folder, and the sizes in the folder's ``config.json``. Never runs
+    code from the file."""
     if not path.exists():
         raise MimError(f"No weights at {path}.")
     sizes: dict[str, Any] = {}
@@ -55,10 +58,14 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path), sizes
-        with torch.serialization.safe_globals([argparse.Namespace]):  # MAE and others keep their arguments beside the weights
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # MAE and others keep their arguments beside the weights
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise MimError(f"{path} cannot be read as weights: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise MimError(
+            f"{path} cannot be read as weights: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
     for name in ("model", "state_dict", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
@@ -108,7 +115,8 @@ def fill_weights(module: nn.Module, state: State, source: Mapping[str, str], unu
 
 
 def export_timm(method: Method, path: Path, extra: Mapping[str, str] | None = None) -> str:
-    """Writes the encoder as safetensors under timm's names, with how to load it in the metadata. Returns that line of Python.
+    """Writes the encoder as safetensors under timm's names, with how to load it in the metadata. Returns that line of
+    Python.
 
     Raises:
         MimError: The method has no single patch tokenizer in front of an encoder that timm knows.
@@ -116,13 +124,23 @@ def export_timm(method: Method, path: Path, extra: Mapping[str, str] | None = No
     from mim_core.tokenizer import PatchTokenizer
 
     tokenizer, encoder = getattr(method, "tokenizer", None), getattr(method, "encoder", None)
-    if not isinstance(tokenizer, PatchTokenizer) or len(tokenizer.config.patch) != 2 or not hasattr(encoder, "timm_weights"):
+    if (
+        not isinstance(tokenizer, PatchTokenizer)
+        or len(tokenizer.config.patch) != 2
+        or not hasattr(encoder, "timm_weights")
+    ):
         raise MimError("timm holds encoders of two-dimensional patches; this method has another tokenizer or encoder.")
     assert encoder is not None
     config = tokenizer.config
     name, arguments = encoder.timm_model()
     patch: Any = config.patch[0] if len(set(config.patch)) == 1 else config.patch
-    arguments = {**arguments, "img_size": config.size, "patch_size": patch, "in_chans": config.channels, "num_classes": 0}
+    arguments = {
+        **arguments,
+        "img_size": config.size,
+        "patch_size": patch,
+        "in_chans": config.channels,
+        "num_classes": 0,
+    }
     weights = {f"patch_embed.{key}": value for key, value in tokenizer.state_dict().items()}
     weights.update(encoder.timm_weights())
     shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())

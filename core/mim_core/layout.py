@@ -1,7 +1,7 @@
 """Where the units of a sample lie, and their values: `Layout` and `Patches`.
 
-A *unit* is what is hidden as a whole. A ViT's unit is one token; a Swin's, Hiera's or ConvNet's holds several. Sizes always come from
-here: nothing in the project takes the square root of a token count.
+A *unit* is what is hidden as a whole. A ViT's unit is one token; a Swin's, Hiera's or ConvNet's holds several. Sizes
+always come from here: nothing in the project takes the square root of a token count.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 Sample = dict[str, Tensor]
-"""A batch: modality name -> tensor, besides ``index`` int64 [B] (which file) and ``key`` int64 [B] (drives its draws)."""
+"""A batch: modality name -> tensor, besides ``index`` int64 [B] (which file) and ``key`` int64 [B] (drives its
+draws)."""
 
 T = TypeVar("T")
 
@@ -25,7 +26,8 @@ T = TypeVar("T")
 def tensor_tree(cls: type[T]) -> type[T]:
     """Registers a frozen dataclass as a pytree, so that FSDP2's hooks and ``tree_map`` see the tensors inside.
 
-    Fields marked ``metadata={"static": True}`` are part of the structure. Rebuilding skips ``__post_init__``: the checks ran once.
+    Fields marked ``metadata={"static": True}`` are part of the structure. Rebuilding skips ``__post_init__``: the
+    checks ran once.
     """
     static = [f.name for f in fields(cls) if f.metadata.get("static")]  # type: ignore[arg-type]
     moving = [f.name for f in fields(cls) if not f.metadata.get("static")]  # type: ignore[arg-type]
@@ -52,8 +54,10 @@ class Layout:
 
     Attributes:
         count: N, the units per sample.
-        grid: Units along each axis (outermost first), their product N; None where units lie freely, as groups of points do.
-        positions: Coordinates of the units, [N, d] or [B, N, d], in the tokenizer's own unit; None on a grid, where they follow from it.
+        grid: Units along each axis (outermost first), their product N; None where units lie freely, as groups of
+            points do.
+        positions: Coordinates of the units, [N, d] or [B, N, d], in the tokenizer's own unit; None on a grid, where
+            they follow from it.
         valid: bool [B, N], False for padding and for a modality that a sample lacks; None when all are valid.
         segments: The layouts that `join` put side by side, by name; empty for a single one.
     """
@@ -82,7 +86,8 @@ class Layout:
 
     @staticmethod
     def join(parts: Mapping[str, Layout]) -> Layout:
-        """Several layouts as one, side by side in the order given. One masker then shares its budget over all of them."""
+        """Several layouts as one, side by side in the order given. One masker then shares its budget over all of
+        them."""
         count = sum(part.count for part in parts.values())
         valid = None
         flags = [part.valid for part in parts.values()]
@@ -123,7 +128,8 @@ class Patches:
     """What `Tokenizer.split` returns: the values of every unit, with no gradient.
 
     Attributes:
-        values: [B, N, ...], the input values of each unit; a dict of such tensors, by segment, where several modalities are joined.
+        values: [B, N, ...], the input values of each unit; a dict of such tensors, by segment, where several
+            modalities are joined.
         layout: Where the units lie.
         aux: Whatever else `Tokenizer.join` or a target needs, such as the centres of groups of points.
     """

@@ -1,4 +1,5 @@
-"""What is hidden, what the encoder receives, what the decoder answers: `Mask`, and the `Draw` that a masker works from."""
+"""What is hidden, what the encoder receives, what the decoder answers: `Mask`, and the `Draw` that a masker works
+from."""
 
 from __future__ import annotations
 
@@ -35,9 +36,10 @@ class Mask:
 
     Attributes:
         hidden: bool [R, N], R = B x masks per sample.
-        kept_ids: int64 [R, K], the units that the encoder receives. MAE: the visible ones; SimMIM: all. A kept unit that is hidden
-            becomes a mask token.
-        query_ids: int64 [R, Q], the units that the decoder answers. They may repeat (I-JEPA) or be visible (VideoMAE V2).
+        kept_ids: int64 [R, K], the units that the encoder receives. MAE: the visible ones; SimMIM: all. A kept unit
+            that is hidden becomes a mask token.
+        query_ids: int64 [R, Q], the units that the decoder answers. They may repeat (I-JEPA) or be visible (VideoMAE
+            V2).
         weight: float32 [R, Q], how much each answer counts in the loss.
         per_sample: Masks per sample.
     """
@@ -65,15 +67,13 @@ class Mask:
         return Mask(hidden, order[:, :visible], query_ids, weight, per_sample)
 
     @staticmethod
-    def from_bool(
-        hidden: Bool[Tensor, "R N"], queries: Bool[Tensor, "R N"] | None = None, per_sample: int = 1
-    ) -> Mask:
+    def from_bool(hidden: Bool[Tensor, "R N"], queries: Bool[Tensor, "R N"] | None = None, per_sample: int = 1) -> Mask:
         """From an injected mask, which is checked; this reads the tensor, so it is not for a training step.
 
         Args:
             hidden: bool [R, N], True = hidden.
-            queries: bool [R, N], True where the decoder is asked, by default at every hidden unit. A visible query is answered but
-                weighs nothing in the loss (VideoMAE V2).
+            queries: bool [R, N], True where the decoder is asked, by default at every hidden unit. A visible query is
+                answered but weighs nothing in the loss (VideoMAE V2).
             per_sample: Masks per sample; R must be a multiple of it.
 
         Raises:
@@ -119,7 +119,8 @@ class Mask:
         return self.hidden.gather(1, self.kept_ids)
 
     def ask_segment(self, layout: Layout, segment: str, local: bool = False) -> Mask:
-        """The same mask, asked for every unit of one segment, weighted by hidden: hidden counts differ between samples there.
+        """The same mask, asked for every unit of one segment, weighted by hidden: hidden counts differ between samples
+        there.
 
         With ``local`` units are counted from the segment's own start, which is how a target sees its own patches.
         """

@@ -1,7 +1,7 @@
 """Maskers: which units are hidden. They see geometry and keys, never token values.
 
-A masker says how many units it hides (`Masker.count`, known when the run is built) and which (`Masker.hide`). The base class turns that
-into a `Mask`. Guided maskers read ``scores`` [B, N], so that any scorer goes with any masker.
+A masker says how many units it hides (`Masker.count`, known when the run is built) and which (`Masker.hide`). The base
+class turns that into a `Mask`. Guided maskers read ``scores`` [B, N], so that any scorer goes with any masker.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def check_ratio(ratio: float) -> None:
 
 
 class Masker(nn.Module):
-    """Base class. A subclass gives `count` and `hide`; it may set ``per_sample`` to draw several masks of each sample."""
+    """Base class. A subclass gives `count` and `hide`; it may set ``per_sample`` to draw several masks of each
+    sample."""
 
     Config: ClassVar[type[Any]]
     per_sample: int = 1
@@ -100,8 +101,9 @@ class RandomMasker(Masker):
 class GridMasker(Masker):
     """Hides whole blocks of a coarser grid, on a grid of any number of axes.
 
-    SimMIM (arXiv 2111.09886, section 3.2): 32-pixel blocks, so (2, 2) units of 16 pixels, the hidden count rounded up: 30 of 49 at 0.6.
-    Tube masking (VideoMAE, arXiv 2203.12602): a block that spans the first axis, (-1, 1, 1), rounded down.
+    SimMIM (arXiv 2111.09886, section 3.2): 32-pixel blocks, so (2, 2) units of 16 pixels, the hidden count rounded up:
+    30 of 49 at 0.6. Tube masking (VideoMAE, arXiv 2203.12602): a block that spans the first axis, (-1, 1, 1), rounded
+    down.
     """
 
     @dataclass(frozen=True)
@@ -150,12 +152,16 @@ class GridMasker(Masker):
 
 
 class BlockMasker(Masker):
-    """Hides random rectangles until a fixed count is reached (BEiT, arXiv 2106.08254, algorithm 1), on a grid of any number of axes.
+    """Hides random rectangles until a fixed count is reached (BEiT, arXiv 2106.08254, algorithm 1), on a grid of any
+    number of axes.
 
-    Differs from the paper: all rows hide exactly the same count. A rectangle that would exceed it is passed over, and what is missing after
-    ``proposals`` rectangles is filled with units next to hidden ones, so shapes stay static. Log-uniform aspects come from a table of
-    4,096 steps and areas are whole units, so that every device draws the same rectangles.
+    Differs from the paper: all rows hide exactly the same count. A rectangle that would exceed it is passed over, and
+    what is missing after ``proposals`` rectangles is filled with units next to hidden ones, so shapes stay static.
+    Log-uniform aspects come from a table of 4,096 steps and areas are whole units, so that every device draws the same
+    rectangles.
     """
+
+    stretch: Tensor
 
     @dataclass(frozen=True)
     class Config:
@@ -192,7 +198,9 @@ class BlockMasker(Masker):
         count, grid = self.count(layout), layout.grid or ()
         places = layout.coordinates(draw.key.device).to(torch.int64)  # [N, axes]
         hidden = torch.zeros(len(draw.key), layout.count, dtype=torch.bool, device=draw.key.device)
-        roots = torch.arange(layout.count + 1, dtype=torch.float64) ** (1 / len(grid))  # a table: powers differ between devices
+        roots = torch.arange(layout.count + 1, dtype=torch.float64) ** (
+            1 / len(grid)
+        )  # a table: powers differ between devices
         roots = roots.to(draw.key.device)
         draws = randomness.uniform(draw.key, "mask.block", self.config.proposals * 2 * len(grid))
         for u in draws.reshape(len(draw.key), self.config.proposals, 2 * len(grid)).unbind(dim=1):
@@ -221,7 +229,8 @@ class BlockMasker(Masker):
         return box
 
     def _fill(self, hidden: Tensor, count: int, grid: tuple[int, ...], draw: Draw) -> Tensor:
-        """Exactly ``count`` per row: first what is hidden, then its neighbours, then the rest, the latter two in random order."""
+        """Exactly ``count`` per row: first what is hidden, then its neighbours, then the rest, the latter two in
+        random order."""
         block = hidden.reshape(-1, *grid)
         near = torch.zeros_like(block)
         for axis, size in enumerate(grid, start=1):

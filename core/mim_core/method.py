@@ -1,7 +1,8 @@
 """The idea on one screen: hide part of a sample, predict what was hidden, keep the encoder.
 
-A `Method` has two halves. `prepare` does all random and data-dependent work, eagerly and without gradient. `forward` is pure with static
-shapes: what ``torch.compile``, DDP and FSDP2 wrap. `MaskedAutoencoder` carries MAE, SimMIM, VideoMAE, Point-MAE and MultiMAE by its parts alone.
+A `Method` has two halves. `prepare` does all random and data-dependent work, eagerly and without gradient. `forward`
+is pure with static shapes: what ``torch.compile``, DDP and FSDP2 wrap. `MaskedAutoencoder` carries MAE, SimMIM,
+VideoMAE, Point-MAE and MultiMAE by its parts alone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Prepared:
         layout: Where the units lie.
         mask: What is hidden, kept and asked.
         targets: What each head should answer.
-        weights: float32 [R, Q] per head, summing to one over the batch, so that the sum of weighted losses is their mean.
+        weights: float32 [R, Q] per head, summing to one over the batch, so that the sum of weighted losses is their
+            mean.
     """
 
     inputs: Any
@@ -70,7 +72,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Features:
-    """What `encode` returns: tokens [B, N, D] without the prefix, their mean [B, D], and the prefix tokens [B, P, D]."""
+    """What `encode` returns: tokens [B, N, D] without the prefix, their mean [B, D], and the prefix tokens [B, P,
+    D]."""
 
     tokens: Tensor
     pooled: Tensor
@@ -93,7 +96,12 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def prepare(
-        self, sample: Sample, mask: Mask | Tensor | Mapping[str, Tensor] | None = None, *, step: int = 0, progress: float = 0.0
+        self,
+        sample: Sample,
+        mask: Mask | Tensor | Mapping[str, Tensor] | None = None,
+        *,
+        step: int = 0,
+        progress: float = 0.0,
     ) -> Any:
         """Random and data-dependent work, eager and without gradient."""
         raise NotImplementedError
@@ -110,11 +118,13 @@ class Method(nn.Module):
         """Called after each optimizer step: teachers, schedules."""
 
     def parameter_groups(self, decay_tokens: bool = True) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters with and without weight decay: none on biases and 1-D parameters, and on learned tokens only with ``decay_tokens``.
+        """Parameters with and without weight decay: none on biases and 1-D parameters, and on learned tokens only with
+        ``decay_tokens``.
 
         Learned tokens and scales are recognised by shape: every axis but the last has length 1.
         """
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for parameter in self.parameters():
             if not parameter.requires_grad:
                 continue
@@ -131,9 +141,10 @@ class Head(nn.Module):
         decoder: Answers at the queried units.
         target: Makes the values and the loss.
         weight: Factor of this head's loss in the sum.
-        segment: Of a joined layout, the segment that is asked, all its units weighted by hidden; None asks what the mask says.
-        average: "batch" divides by all answers of the batch together (MAE); "sample" averages per sample, then over the samples that have
-            any (MultiMAE).
+        segment: Of a joined layout, the segment that is asked, all its units weighted by hidden; None asks what the
+            mask says.
+        average: "batch" divides by all answers of the batch together (MAE); "sample" averages per sample, then over
+            the samples that have any (MultiMAE).
     """
 
     def __init__(
@@ -191,7 +202,8 @@ class MaskedAutoencoder(Method):
 
     @classmethod
     def build(cls, config: Any, parts: Parts) -> MaskedAutoencoder:
-        """Roles: tokenizer, masker, encoder, and a target and decoder per head; ``depth.tokenizer`` and the like where there are several."""
+        """Roles: tokenizer, masker, encoder, and a target and decoder per head; ``depth.tokenizer`` and the like where
+        there are several."""
         tokenizer = parts.tokenizer()
         encoder = parts.encoder(tokenizer)
         heads = {
@@ -215,7 +227,9 @@ class MaskedAutoencoder(Method):
         self.scorer, self.teacher = scorer, teacher
         kept = tokenizer.layout.count - masker.count(tokenizer.layout)
         if not 0 < kept < tokenizer.layout.count:
-            raise ValueError(f"the masker would keep {kept} of {tokenizer.layout.count} units; it must keep some and hide some")
+            raise ValueError(
+                f"the masker would keep {kept} of {tokenizer.layout.count} units; it must keep some and hide some"
+            )
 
     def _heads(self) -> Iterable[tuple[str, Head]]:
         for name, head in self.heads.items():
@@ -224,13 +238,19 @@ class MaskedAutoencoder(Method):
 
     @torch.no_grad()
     def prepare(
-        self, sample: Sample, mask: Mask | Tensor | Mapping[str, Tensor] | None = None, *, step: int = 0, progress: float = 0.0
+        self,
+        sample: Sample,
+        mask: Mask | Tensor | Mapping[str, Tensor] | None = None,
+        *,
+        step: int = 0,
+        progress: float = 0.0,
     ) -> Prepared:
         """Splits, masks and makes the targets.
 
         Args:
             sample: The batch; its ``key`` int64 [B] drives the mask and may be absent when one is given.
-            mask: bool [B, N] with True = hidden, or a dict of such by segment, or a `Mask`; drawn by the masker when None.
+            mask: bool [B, N] with True = hidden, or a dict of such by segment, or a `Mask`; drawn by the masker when
+                None.
             step: Optimizer step, for draws that a batch shares.
             progress: Share of the run that is done, for curricula.
 
@@ -285,7 +305,9 @@ class MaskedAutoencoder(Method):
         if isinstance(mask, Tensor):
             mask = Mask.from_bool(mask)
         if mask.hidden.shape[1] != layout.count:
-            raise ValueError(f"the mask has {mask.hidden.shape[1]} units; the sample has {layout.count} (grid {layout.grid})")
+            raise ValueError(
+                f"the mask has {mask.hidden.shape[1]} units; the sample has {layout.count} (grid {layout.grid})"
+            )
         if self.encoder.sees == "all":
             return mask.keep_all()
         if mask.kept_ids.shape[1] == layout.count:

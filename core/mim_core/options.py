@@ -1,4 +1,5 @@
-"""Options are frozen dataclasses. This module fills them from plain values (TOML, keyword arguments) and says what is wrong with those."""
+"""Options are frozen dataclasses. This module fills them from plain values (TOML, keyword arguments) and says what is
+wrong with those."""
 
 from __future__ import annotations
 

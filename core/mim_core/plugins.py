@@ -1,9 +1,10 @@
 """The plugin host: finds entry points, loads each plugin in isolation, and collects what they register.
 
-pluggy does the calling; this module handles what pluggy leaves open: a duplicate entry-point name, a plugin that raises, a registration that
-fails half-way, a misspelt hook, a forgotten marker, and names that clash.
+pluggy does the calling; this module handles what pluggy leaves open: a duplicate entry-point name, a plugin that
+raises, a registration that fails half-way, a misspelt hook, a forgotten marker, and names that clash.
 
-Environment: ``MIM_CORE_STRICT=1`` raises at the first fault; ``MIM_CORE_PLUGINS=a,b`` loads only these; ``MIM_CORE_DISABLE=c`` leaves some out.
+Environment: ``MIM_CORE_STRICT=1`` raises at the first fault; ``MIM_CORE_PLUGINS=a,b`` loads only these;
+``MIM_CORE_DISABLE=c`` leaves some out.
 """
 
 from __future__ import annotations
@@ -48,12 +49,14 @@ class Candidate:
 
 def discover() -> list[Candidate]:
     """All announced plugins, sorted by distribution and name: the same order in every process."""
-    found = {}
+    found: dict[tuple[str, str], Candidate] = {}
     for distribution in metadata.distributions():
         points = [point for point in distribution.entry_points if point.group == GROUP]
         for point in points:
             name = distribution.metadata["Name"]
-            candidate = Candidate(point.name, name, distribution.version, point.value, tuple(distribution.requires or ()))
+            candidate = Candidate(
+                point.name, name, distribution.version, point.value, tuple(distribution.requires or ())
+            )
             found.setdefault((name, point.name), candidate)  # the first on sys.path is the one that imports find
     return sorted(found.values(), key=lambda c: (c.distribution.lower(), c.name))
 
@@ -84,11 +87,15 @@ def load(candidates: Iterable[Candidate], environ: Mapping[str, str] = os.enviro
             reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
             if strict:
                 raise MimError(f"{candidate.distribution} {candidate.version} failed to load: {reason}") from error
-            records.append(replace(record, failure=reason, traceback=traceback.format_exc(), seconds=time.perf_counter() - start))
+            records.append(
+                replace(record, failure=reason, traceback=traceback.format_exc(), seconds=time.perf_counter() - start)
+            )
             continue
         entries += brought
         counts = {kind: sum(entry.kind == kind for entry in brought) for kind in KINDS}
-        records.append(replace(record, counts={k: n for k, n in counts.items() if n}, seconds=time.perf_counter() - start))
+        records.append(
+            replace(record, counts={k: n for k, n in counts.items() if n}, seconds=time.perf_counter() - start)
+        )
     return Registry(tuple(entries), tuple(records), manager.hook)
 
 
@@ -101,7 +108,10 @@ def _selection(candidates: list[Candidate], environ: Mapping[str, str]) -> set[s
         for name in sorted(asked - names):
             near = nearest(name, names)
             guess = f" Did you mean {near!r}?" if near else ""
-            raise MimError(f"{variable} names {name!r}, which is not installed.{guess} Installed: {', '.join(sorted(names)) or 'none'}.")
+            raise MimError(
+                f"{variable} names {name!r}, which is not installed.{guess} Installed: "
+                f"{', '.join(sorted(names)) or 'none'}."
+            )
         return asked
 
     only, without = listed("MIM_CORE_PLUGINS"), listed("MIM_CORE_DISABLE")
@@ -113,14 +123,17 @@ def _load_one(manager: pluggy.PluginManager, candidate: Candidate, records: list
     taken = next((r for r in records if r.name == candidate.name and not r.disabled), None)
     if taken is not None:
         raise PluginError(
-            f"the plugin name {candidate.name!r} is already taken by {taken.distribution} {taken.version}. Both cannot be used: uninstall one, "
+            f"the plugin name {candidate.name!r} is already taken by {taken.distribution} {taken.version}. Both "
+            f"cannot be used: uninstall one, "
             "or ask its author for another entry-point name."
         )
     _check_requirement(candidate)
     module = importlib.import_module(candidate.module)
     wanted_api = getattr(module, "MIM_PLUGIN_API", PLUGIN_API)
     if wanted_api != PLUGIN_API:
-        raise PluginError(f"it is written for plugin interface {wanted_api}; this mim-core {__version__} has {PLUGIN_API}.")
+        raise PluginError(
+            f"it is written for plugin interface {wanted_api}; this mim-core {__version__} has {PLUGIN_API}."
+        )
     _check_markers(module)
     try:
         manager.register(module, name=candidate.name)
@@ -137,8 +150,15 @@ def _check_requirement(candidate: Candidate) -> None:
     for text in candidate.requires:
         requirement = Requirement(text)
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if requirement.name.lower() == "mim-core" and applies and not requirement.specifier.contains(__version__, prereleases=True):
-            raise PluginError(f"it needs mim-core{requirement.specifier}, and {__version__} is installed. Run: pip install -U mim-core {candidate.distribution}")
+        if (
+            requirement.name.lower() == "mim-core"
+            and applies
+            and not requirement.specifier.contains(__version__, prereleases=True)
+        ):
+            raise PluginError(
+                f"it needs mim-core{requirement.specifier}, and {__version__} is installed. Run: pip install -U "
+                f"mim-core {candidate.distribution}"
+            )
 
 
 def _check_markers(module: ModuleType) -> None:
@@ -159,7 +179,9 @@ def _check_pending(manager: pluggy.PluginManager, module: ModuleType) -> None:
         optional = all(impl.optionalhook for impl in caller.get_hookimpls() if impl.plugin is module)
         if not caller.has_spec() and not optional:
             near = nearest(caller.name, known)
-            raise PluginError(f"it implements {caller.name!r}, which is no hook.{f' Did you mean {near!r}?' if near else ''}")
+            raise PluginError(
+                f"it implements {caller.name!r}, which is no hook.{f' Did you mean {near!r}?' if near else ''}"
+            )
 
 
 def _collect(manager: pluggy.PluginManager, name: str, module: ModuleType) -> list[Entry]:
@@ -176,7 +198,8 @@ def _collect(manager: pluggy.PluginManager, name: str, module: ModuleType) -> li
 
 @functools.cache
 def installed() -> Registry:
-    """The registry of what is installed: made on first call, then always the same. Warns once of plugins that failed."""
+    """The registry of what is installed: made on first call, then always the same. Warns once of plugins that
+    failed."""
     registry = load(discover())
     for record in registry.plugins:
         if record.failure:

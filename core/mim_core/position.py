@@ -16,8 +16,9 @@ PositionKind = Literal["sincos", "learned", "coordinates", "none"]
 def sincos_table(grid: tuple[int, ...], width: int) -> Float[Tensor, "N width"]:
     """Fixed sine-cosine positions on a grid of any number of axes.
 
-    MAE's layout: the channels are split evenly over the axes, the *last* axis first; each share is [sines | cosines], not interleaved, with
-    frequencies 10000^(-k / n), n the number of sines. Channels that do not divide stay zero at the end. Computed in float64.
+    MAE's layout: the channels are split evenly over the axes, the *last* axis first; each share is [sines | cosines],
+    not interleaved, with frequencies 10000^(-k / n), n the number of sines. Channels that do not divide stay zero at
+    the end. Computed in float64.
     """
     sines = width // (2 * len(grid))
     if sines == 0:
@@ -66,14 +67,16 @@ class LearnedPosition(nn.Module):
         """The positions of every unit, shared by all rows."""
         if layout.count != self.table.shape[1]:
             raise ValueError(
-                f"learned positions are for {self.table.shape[1]} units; this input has {layout.count} (grid {layout.grid}). "
+                f"learned positions are for {self.table.shape[1]} units; this input has {layout.count} (grid "
+                f"{layout.grid}). "
                 "Use the size of pre-training, or sincos positions"
             )
         return self.table
 
 
 class CoordinatePosition(nn.Module):
-    """A small network over the units' coordinates (Point-MAE, arXiv 2203.06604): linear to 128, GELU, linear to the width."""
+    """A small network over the units' coordinates (Point-MAE, arXiv 2203.06604): linear to 128, GELU, linear to the
+    width."""
 
     def __init__(self, layout: Layout, width: int, hidden: int = 128, axes: int = 3) -> None:
         super().__init__()

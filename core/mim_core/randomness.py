@@ -1,11 +1,12 @@
 """Randomness without state: every draw is a pure function of a key and a stream name.
 
-A *key* is a 64-bit integer made from (seed, epoch, index, repeat). A *stream* is a name such as ``"mask"``. Nothing here depends on
-workers, ranks, devices or where a run was stopped, so there is no random state to save.
+A *key* is a 64-bit integer made from (seed, epoch, index, repeat). A *stream* is a name such as ``"mask"``. Nothing
+here depends on workers, ranks, devices or where a run was stopped, so there is no random state to save.
 
-The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), written in int64 tensor
-arithmetic: sums and products wrap alike on every device, so CPU and GPU agree to the bit. Draws that need a logarithm or a power are read
-off tables made on the CPU, because those functions differ between devices in the last bit.
+The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),
+written in int64 tensor arithmetic: sums and products wrap alike on every device, so CPU and GPU agree to the bit.
+Draws that need a logarithm or a power are read off tables made on the CPU, because those functions differ between
+devices in the last bit.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def uniform(key: Int[Tensor, " B"], stream: str, count: int) -> Float[Tensor, "B
 def permutation(key: Int[Tensor, " B"], stream: str, count: int) -> Int[Tensor, "B count"]:
     """A random order of 0 .. count-1 per key.
 
-    Ranks whole 64-bit integers by a stable sort: in 24-bit floats 7 % of 1,568-token samples hold a tie, which sorts differ on.
+    Ranks whole 64-bit integers by a stable sort: in 24-bit floats 7 % of 1,568-token samples hold a tie, which sorts
+    differ on.
     """
     return bits(key, stream, count).argsort(dim=1, stable=True)
 

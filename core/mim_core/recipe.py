@@ -1,11 +1,12 @@
-"""Recipes: a run as named parts with their options. A recipe is a function that returns a `RunConfig`; a user's file is TOML with overrides.
+"""Recipes: a run as named parts with their options. A recipe is a function that returns a `RunConfig`; a user's file
+is TOML with overrides.
 
-    recipe = "image:mae-vit-base"      # start from this recipe
-    [masker]
-    use = "block"                      # swap the part; its own defaults follow
-    ratio = 0.6
-    [train]
-    epochs = 400
+recipe = "image:mae-vit-base"      # start from this recipe
+[masker]
+use = "block"                      # swap the part; its own defaults follow
+ratio = 0.6
+[train]
+epochs = 400
 """
 
 from __future__ import annotations
@@ -135,8 +136,16 @@ class EvaluateConfig:
     """Label counts of the low-shot probes, drawn evenly over the classes."""
     draws: int = 5
     """Draws of each low-shot probe; their mean and spread are reported."""
-    l2: float = 1.0
-    """Penalty of the linear probe: l2 / 2 times the squared weights, against the sum of the samples' cross-entropies."""
+    l2: float = 0.01
+    """Penalty of the linear probe: l2 / 2 times the squared weights, added to the mean cross-entropy of standardised
+    features."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "k", "draws"):
+            if getattr(self, name) < 1:
+                raise MimError(f"evaluate: option {name!r} must be at least 1, got {getattr(self, name)}")
+        if self.temperature <= 0 or self.l2 < 0:
+            raise MimError("evaluate: temperature must be positive and l2 not negative")
 
 
 @dataclass(frozen=True)
@@ -179,7 +188,9 @@ def role_kind(role: str) -> str:
     if last not in ROLES:
         near = nearest(last, ROLES)
         guess = f" Did you mean {near!r}?" if near else ""
-        raise MimError(f"Unknown role {role!r}.{guess}\nRoles: {', '.join(ROLES)}; with a scope in front, such as depth.tokenizer.")
+        raise MimError(
+            f"Unknown role {role!r}.{guess}\nRoles: {', '.join(ROLES)}; with a scope in front, such as depth.tokenizer."
+        )
     return ROLES[last]
 
 
@@ -208,7 +219,8 @@ def load_recipe(name: str, registry: Registry, twin: bool = False) -> ResolvedRu
 
 
 def swap(run: ResolvedRun, role: str, name: str, registry: Registry) -> ResolvedRun:
-    """The run with another part in a role. A part that is already there keeps its options; a new one starts from its defaults."""
+    """The run with another part in a role. A part that is already there keeps its options; a new one starts from its
+    defaults."""
     entry = registry.get(role_kind(role), name)
     present = run.parts.get(role)
     if present is None and role_kind(role) != "methods" and "." not in role and role not in ROLES:
@@ -229,14 +241,14 @@ def override(run: ResolvedRun, values: Mapping[str, Any], where: str, registry: 
             raise MimError(f"{where}: {table!r} must be a table, such as [train].")
         if table in ("train", "evaluate"):
             section = fill(type(getattr(run, table)), content, f"{where}: {table}", getattr(run, table))
-            run = replace(run, **{table: section})  # type: ignore[arg-type]
+            run = replace(run, **{table: section})
             continue
         for role, options in _roles(table, content, run, where):
             if "use" in options:
                 run = swap(run, role, str(options["use"]), registry)
             part = run.parts.get(role)
             if part is None:
-                raise MimError(f"{where}: this recipe has no [{role}]; say which part with use = \"NAME\".")
+                raise MimError(f'{where}: this recipe has no [{role}]; say which part with use = "NAME".')
             rest = {key: value for key, value in options.items() if key != "use"}
             filled = fill(type(part.options), rest, f"{where}: {role} ({part.name})", part.options)
             run = replace(run, parts={**run.parts, role: replace(part, options=filled)})
@@ -268,19 +280,23 @@ def read_file(path: Path, registry: Registry) -> ResolvedRun:
     name = values.pop("recipe", None)
     values.pop("plugins", None)
     if not isinstance(name, str):
-        raise MimError(f'{path} names no recipe. Its first line should read: recipe = "image:mae-vit-base". See: mim-core list recipes')
+        raise MimError(
+            f'{path} names no recipe. Its first line should read: recipe = "image:mae-vit-base". See: mim-core list '
+            f"recipes"
+        )
     return override(load_recipe(name, registry), values, str(path), registry)
 
 
 def to_toml(run: ResolvedRun, registry: Registry) -> str:
-    """The resolved recipe: every option of every part, with full names and the versions of the plugins they come from."""
+    """The resolved recipe: every option of every part, with full names and the versions of the plugins they come
+    from."""
     tables: dict[str, Any] = {"recipe": run.recipe}
     used = {part.name.partition(":")[0] for part in run.parts.values()} | {run.recipe.partition(":")[0]}
     tables["plugins"] = {r.distribution: r.version for r in registry.plugins if r.name in used}
     for role, part in run.parts.items():
         scope, _, last = role.rpartition(".")
         target = tables.setdefault(scope, {}) if scope else tables
-        target[last] = {"use": part.name, **plain(part.options)}
+        target[last] = {"use": part.name, **{key: value for key, value in plain(part.options).items() if value != {}}}
     tables["train"], tables["evaluate"] = plain(run.train), plain(run.evaluate)
     return tomli_w.dumps(tables)
 

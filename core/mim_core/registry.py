@@ -137,7 +137,7 @@ class Register:
 class RecipeRegister(Register):
     """Registers recipes, which name a small twin for tests."""
 
-    def __call__(self, *, name: str, load: str, card: Card, twin: str | None = None) -> None:  # type: ignore[override]
+    def __call__(self, *, name: str, load: str, card: Card, twin: str | None = None) -> None:
         """Registers a recipe.
 
         Args:
@@ -172,7 +172,10 @@ class Registry:
         if len(exact or found) == 1:
             return (exact or found)[0]
         if found:
-            raise MimError(f"{KINDS[kind].capitalize()} {name!r} is ambiguous: {', '.join(e.full_name for e in found)}. Use a full name.")
+            raise MimError(
+                f"{KINDS[kind].capitalize()} {name!r} is ambiguous: {', '.join(e.full_name for e in found)}. Use a "
+                f"full name."
+            )
         bare = [entry.name for entry in known]
         names = [entry.name if bare.count(entry.name) == 1 else entry.full_name for entry in known]
         names += [entry.full_name for entry in known if ":" in name]
@@ -184,7 +187,10 @@ class Registry:
         notes = []
         for record in self.plugins:
             if record.failure:
-                notes.append(f"\n{record.distribution} {record.version} failed to load: {record.failure} Run: mim-core plugins --errors")
+                notes.append(
+                    f"\n{record.distribution} {record.version} failed to load: {record.failure} Run: mim-core plugins "
+                    f"--errors"
+                )
             elif record.disabled and record.name == plugin:
                 notes.append(f"\nThe plugin {plugin!r} is switched off by MIM_CORE_PLUGINS or MIM_CORE_DISABLE.")
         if plugin and plugin not in {record.name for record in self.plugins}:

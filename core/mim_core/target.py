@@ -47,8 +47,8 @@ class Target(nn.Module):
 class ValueTarget(Target):
     """The unit's own input values: pixels for images (MAE, SimMIM), raw or normalised per unit.
 
-    Normalised (MAE, arXiv 2111.06377, section 4 "reconstruction target"): (x - mean) / sqrt(var + 1e-6), over all values of the unit
-    together, the variance unbiased, the small number inside the root.
+    Normalised (MAE, arXiv 2111.06377, section 4 "reconstruction target"): (x - mean) / sqrt(var + 1e-6), over all
+    values of the unit together, the variance unbiased, the small number inside the root.
     """
 
     @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class ValueTarget(Target):
         beta: float = 1.0
         """Where smooth L1 turns from squared to absolute."""
         channels_first: bool = False
-        """Order the values of a unit (C, row, column), as a pixel shuffle writes them (SimMIM), in place of (row, column, C)."""
+        """Order the values of a unit (C, row, column), as a pixel shuffle writes them (SimMIM), in place of (row,
+        column, C)."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Tokenizers: from a sample to units, from units to tokens, and back for pictures.
 
-``split`` has nothing trainable and no gradient; ``embed`` is learned and is called on kept units only, unless ``embeds`` is "all";
-``join`` undoes ``split``.
+``split`` has nothing trainable and no gradient; ``embed`` is learned and is called on kept units only, unless
+``embeds`` is "all"; ``join`` undoes ``split``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ class Tokenizer(nn.Module):
     """Base class.
 
     Attributes:
-        embeds: "kept" when `embed` is called on kept units only; "all" when it needs every unit (Point-MAE's BatchNorm, masked convolutions,
-            joined modalities).
+        embeds: "kept" when `embed` is called on kept units only; "all" when it needs every unit (Point-MAE's
+            BatchNorm, masked convolutions, joined modalities).
         layout: The geometry of a sample as configured; where units lie freely, its count alone.
-        shapes: What each modality must look like, without the batch: ``{"image": (3, 224, 224)}``. Data sources read it.
+        shapes: What each modality must look like, without the batch: ``{"image": (3, 224, 224)}``. Data sources read
+            it.
         unit_shape: The shape of one unit's values.
     """
 
@@ -56,10 +57,11 @@ def times(sizes: tuple[int, ...]) -> str:
 
 
 class PatchTokenizer(Tokenizer):
-    """Non-overlapping patches on a regular grid of one, two or three axes, embedded linearly (ViT, arXiv 2010.11929, equation 1).
+    """Non-overlapping patches on a regular grid of one, two or three axes, embedded linearly (ViT, arXiv 2010.11929,
+    equation 1).
 
-    Takes ``sample[modality]`` [B, C, *size]; a unit's values are [*patch, C]: channels last, as MAE and VideoMAE order their targets.
-    The weight has a convolution's shape [D, C, *patch], so timm's ``patch_embed.proj`` is this one's.
+    Takes ``sample[modality]`` [B, C, *size]; a unit's values are [*patch, C]: channels last, as MAE and VideoMAE order
+    their targets. The weight has a convolution's shape [D, C, *patch], so timm's ``patch_embed.proj`` is this one's.
     Inputs of another size are taken as long as the patch divides them.
     """
 
@@ -86,7 +88,8 @@ class PatchTokenizer(Tokenizer):
         self.layout = Layout.on_grid(*self.grid_of(config.size))
         self.shapes = {config.modality: (config.channels, *config.size)}
         self.unit_shape = (*config.patch, config.channels)
-        self.proj = CONVOLUTIONS[len(config.patch)](config.channels, width, config.patch, stride=config.patch)
+        convolution: Any = CONVOLUTIONS[len(config.patch)]
+        self.proj: Any = convolution(config.channels, width, config.patch, stride=config.patch)
         nn.init.xavier_uniform_(self.proj.weight.view(width, -1))  # MAE: initialised as the linear layer that it is
 
     def grid_of(self, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -139,9 +142,12 @@ class PatchTokenizer(Tokenizer):
 
 
 class JoinedTokenizer(Tokenizer):
-    """Several tokenizers as one: their units lie side by side in one layout, and one masker shares its budget over them (MultiMAE)."""
+    """Several tokenizers as one: their units lie side by side in one layout, and one masker shares its budget over
+    them (MultiMAE)."""
 
-    embeds: Literal["kept", "all"] = "all"  # which modality a kept unit belongs to differs between samples; shapes must not
+    embeds: Literal["kept", "all"] = (
+        "all"  # which modality a kept unit belongs to differs between samples; shapes must not
+    )
 
     def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
         super().__init__()

@@ -1,11 +1,10 @@
-"""Weights of MAE, SimMIM and transformers' ViTMAE as methods of this project. The converters carry names and sizes, no code."""
+"""Weights of MAE, SimMIM and transformers' ViTMAE as methods of this project. The converters carry names and sizes, no
+code."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-from torch import Tensor
 
 from mim_core.build import build_method
 from mim_core.errors import MimError
@@ -13,6 +12,7 @@ from mim_core.interop import fill_weights
 from mim_core.method import Method
 from mim_core.plugins import installed
 from mim_core.recipe import Part, RunConfig, resolve
+from torch import Tensor
 
 State = Mapping[str, Tensor]
 
@@ -25,7 +25,10 @@ def _depth(state: State, prefix: str) -> int:
 
 def _need(state: State, key: str, code: str) -> Tensor:
     if key not in state:
-        raise MimError(f"These weights have no {key!r}: they are not those of {code}. They start with: {', '.join(list(state)[:5])}.")
+        raise MimError(
+            f"These weights have no {key!r}: they are not those of {code}. They start with: "
+            f"{', '.join(list(state)[:5])}."
+        )
     return state[key]
 
 
@@ -44,7 +47,9 @@ def _image_size(given: Any, patch: tuple[int, int], units: int) -> tuple[int, in
     if given is not None:
         size = _pair(given)
         if size[0] // patch[0] * (size[1] // patch[1]) != units:
-            raise MimError(f"img_size {size} with patch {patch} makes another number of patches than the weights' {units}.")
+            raise MimError(
+                f"img_size {size} with patch {patch} makes another number of patches than the weights' {units}."
+            )
         return size
     side = round(units**0.5)
     if side * side != units:
@@ -77,7 +82,8 @@ def import_mae(
     mlp_ratio: float | None = None,
     norm_eps: float = 1e-6,
 ) -> Method:
-    """Official MAE weights. Heads are 64 wide in the encoder's released sizes and 32 in the decoder's, which is assumed unless given.
+    """Official MAE weights. Heads are 64 wide in the encoder's released sizes and 32 in the decoder's, which is
+    assumed unless given.
 
     Args:
         state: The weights under MAE's names, with the decoder.
@@ -98,26 +104,43 @@ def import_mae(
     projection = _need(state, "patch_embed.proj.weight", "MAE")
     decoder = _need(state, "decoder_embed.weight", "MAE with its decoder")
     width, channels, *patch = projection.shape
-    ratio = _need(state, "blocks.0.mlp.fc1.weight", "MAE").shape[0] / width if "blocks.0.mlp.fc1.weight" in state else 4.0
+    ratio = (
+        _need(state, "blocks.0.mlp.fc1.weight", "MAE").shape[0] / width if "blocks.0.mlp.fc1.weight" in state else 4.0
+    )
     blocks, decoder_blocks = _depth(state, "blocks."), _depth(state, "decoder_blocks.")
     for name, given, read in (
-        ("embed_dim", embed_dim, width), ("depth", depth, blocks), ("in_chans", in_chans, channels), ("mlp_ratio", mlp_ratio, ratio),
-        ("decoder_embed_dim", decoder_embed_dim, decoder.shape[0]), ("decoder_depth", decoder_depth, decoder_blocks),
+        ("embed_dim", embed_dim, width),
+        ("depth", depth, blocks),
+        ("in_chans", in_chans, channels),
+        ("mlp_ratio", mlp_ratio, ratio),
+        ("decoder_embed_dim", decoder_embed_dim, decoder.shape[0]),
+        ("decoder_depth", decoder_depth, decoder_blocks),
         ("patch_size", None if patch_size is None else _pair(patch_size), tuple(patch)),
-    ):  # fmt: skip
+    ):
         _agree(name, given, read)
     size = _image_size(img_size, (patch[0], patch[1]), _need(state, "pos_embed", "MAE").shape[1] - 1)
     decoder_width = decoder.shape[0]
     method = _build(
         tokenizer=Part.of("image:patch", size=size, patch=tuple(patch), channels=channels),
         masker=Part.of("core:random", ratio=mask_ratio),
-        encoder=Part.of("core:vit", width=width, depth=blocks, heads=num_heads or max(1, width // 64), mlp_ratio=ratio, norm_eps=norm_eps),
+        encoder=Part.of(
+            "core:vit",
+            width=width,
+            depth=blocks,
+            heads=num_heads or max(1, width // 64),
+            mlp_ratio=ratio,
+            norm_eps=norm_eps,
+        ),
         decoder=Part.of(
-            "core:transformer", width=decoder_width, depth=decoder_blocks, mlp_ratio=ratio,
-            heads=decoder_num_heads or max(1, decoder_width // 32), norm_eps=norm_eps,
+            "core:transformer",
+            width=decoder_width,
+            depth=decoder_blocks,
+            mlp_ratio=ratio,
+            heads=decoder_num_heads or max(1, decoder_width // 32),
+            norm_eps=norm_eps,
         ),
         target=Part.of("core:values", normalize=norm_pix_loss, loss="l2"),
-    )  # fmt: skip
+    )
     moved = _fold_class_position(state, "cls_token", "pos_embed")
     moved["decoder_pos_embed"] = _decoder_table(state)
     fill_weights(method, moved, {name: _mae_name(name) for name in method.state_dict()})
@@ -160,8 +183,8 @@ def import_simmim(
 ) -> Method:
     """Official SimMIM weights of a ViT with a shared relative position bias.
 
-    The bias table tells the number of heads and, for square inputs, the grid. Mask blocks are 32 pixels, or one patch where that is more or
-    does not divide the grid. An imported method starts with drop path 0.
+    The bias table tells the number of heads and, for square inputs, the grid. Mask blocks are 32 pixels, or one patch
+    where that is more or does not divide the grid. An imported method starts with drop path 0.
 
     Args:
         state: The weights under SimMIM's names (``encoder.`` and ``decoder.``).
@@ -178,31 +201,45 @@ def import_simmim(
         position: A description, ignored.
     """
     projection = _need(state, "encoder.patch_embed.proj.weight", "SimMIM")
-    table = _need(state, "encoder.rel_pos_bias.relative_position_bias_table", "SimMIM's ViT with a shared relative position bias")
+    table = _need(
+        state, "encoder.rel_pos_bias.relative_position_bias_table", "SimMIM's ViT with a shared relative position bias"
+    )
     width, channels, *patch = projection.shape
     blocks = _depth(state, "encoder.blocks.")
     for name, given, read in (
-        ("heads", heads, table.shape[1]), ("num_heads", num_heads, table.shape[1]), ("dim", dim, width), ("embed_dim", embed_dim, width),
-        ("depth", depth, blocks), ("in_chans", in_chans, channels),
+        ("heads", heads, table.shape[1]),
+        ("num_heads", num_heads, table.shape[1]),
+        ("dim", dim, width),
+        ("embed_dim", embed_dim, width),
+        ("depth", depth, blocks),
+        ("in_chans", in_chans, channels),
         ("patch_size", None if patch_size is None else _pair(patch_size), tuple(patch)),
-    ):  # fmt: skip
+    ):
         _agree(name, given, read)
     index = _need(state, "encoder.rel_pos_bias.relative_position_index", "SimMIM's ViT")
     size = _image_size(img_size, (patch[0], patch[1]), index.shape[0] - 1)
     grid = (size[0] // patch[0], size[1] // patch[1])
-    block = tuple(32 // p if 32 % p == 0 and n % max(1, 32 // p) == 0 and 32 // p < n else 1 for p, n in zip(patch, grid, strict=True))
+    block = tuple(
+        32 // p if 32 % p == 0 and n % max(1, 32 // p) == 0 and 32 // p < n else 1
+        for p, n in zip(patch, grid, strict=True)
+    )
     scaled = "encoder.blocks.0.gamma_1" in state
     ratio = state["encoder.blocks.0.mlp.fc1.weight"].shape[0] / width if blocks else 4.0
     method = _build(
         tokenizer=Part.of("image:patch", size=size, patch=tuple(patch), channels=channels),
         masker=Part.of("core:grid", ratio=mask_ratio, block=block),
         encoder=Part.of(
-            "core:beit", width=width, depth=blocks, heads=table.shape[1], mlp_ratio=ratio, drop_path=0.0,
+            "core:beit",
+            width=width,
+            depth=blocks,
+            heads=table.shape[1],
+            mlp_ratio=ratio,
+            drop_path=0.0,
             layer_scale=(init_values or 0.1) if scaled else None,
         ),
         decoder=Part.of("core:linear"),
         target=Part.of("core:values", normalize=False, loss="l1", channels_first=True),
-    )  # fmt: skip
+    )
     index_key = "encoder.rel_pos_bias.relative_position_index"
     keys = {name: _simmim_name(name) for name in method.state_dict()}
     unused = [key for key in state if key.endswith(".k_bias")] + ([] if index_key in keys.values() else [index_key])
@@ -227,7 +264,10 @@ def import_hf_vitmae(state: State, **config: Any) -> Method:
     needed = ("num_attention_heads", "decoder_num_attention_heads")
     lacking = [name for name in needed if name not in config]
     if lacking:
-        raise MimError(f"ViTMAE weights alone do not tell {' and '.join(lacking)}; give the folder that save_pretrained wrote, or the values.")
+        raise MimError(
+            f"ViTMAE weights alone do not tell {' and '.join(lacking)}; give the folder that save_pretrained wrote, "
+            f"or the values."
+        )
     return import_mae(
         to_mae(state),
         num_heads=config["num_attention_heads"],

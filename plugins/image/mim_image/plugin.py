@@ -25,7 +25,9 @@ def mim_register_data(register: Register) -> None:
     register(
         name="images",
         load="mim_image.data:Images",
-        card=Card("A folder of jpg, png or webp files, nested or not; MNIST's idx files; or the bundled Fashion-MNIST sample."),
+        card=Card(
+            "A folder of jpg, png or webp files, nested or not; MNIST's idx files; or the bundled Fashion-MNIST sample."
+        ),
     )
 
 
@@ -57,10 +59,16 @@ def mim_register_recipes(register: RecipeRegister) -> None:
 @hookimpl
 def mim_register_importers(register: Register) -> None:
     """Weights of the official code and of transformers."""
-    register(name="mae", load="mim_image.interop:import_mae", card=Card("Official MAE pre-training weights (.pth).", MAE))
-    register(name="simmim", load="mim_image.interop:import_simmim", card=Card("Official SimMIM ViT weights (.pth).", SIMMIM))
     register(
-        name="hf-vitmae", load="mim_image.interop:import_hf_vitmae", card=Card("ViTMAEForPreTraining of transformers (folder).", MAE)
+        name="mae", load="mim_image.interop:import_mae", card=Card("Official MAE pre-training weights (.pth).", MAE)
+    )
+    register(
+        name="simmim", load="mim_image.interop:import_simmim", card=Card("Official SimMIM ViT weights (.pth).", SIMMIM)
+    )
+    register(
+        name="hf-vitmae",
+        load="mim_image.interop:import_hf_vitmae",
+        card=Card("ViTMAEForPreTraining of transformers (folder).", MAE),
     )
 
 

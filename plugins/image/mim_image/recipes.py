@@ -1,11 +1,12 @@
 """Recipes of image MIM, with the papers' numbers, and their twins: the same made small for tests.
 
-Sources: MAE, arXiv 2111.06377, table 8 and its official PRETRAIN.md; SimMIM, arXiv 2111.09886, section 4.1 and the official 800-epoch
-ViT-B configuration.
+Sources: MAE, arXiv 2111.06377, table 8 and its official PRETRAIN.md; SimMIM, arXiv 2111.09886, section 4.1 and the
+official 800-epoch ViT-B configuration.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from mim_core.recipe import Part, RunConfig, TrainConfig
@@ -58,7 +59,9 @@ def mae_vit_tiny() -> RunConfig:
     """For the bundled 28-pixel grey sample: minutes on a CPU. The numbers that it reaches are in the README."""
     return RunConfig(
         parts={
-            "data": Part.of("image:images", crop=(0.6, 1.0), mean=(0.286,), std=(0.353,)),  # of the 60,000 training images
+            "data": Part.of(
+                "image:images", root="sample", crop=(0.6, 1.0), mean=(0.286,), std=(0.353,)
+            ),  # of the 60,000 training images
             "tokenizer": Part.of("image:patch", size=(28, 28), patch=(4, 4), channels=1),
             "masker": Part.of("core:random", ratio=0.75),
             "encoder": Part.of("core:vit", width=128, depth=4, heads=4),
@@ -97,22 +100,29 @@ def simmim_vit_base() -> RunConfig:
     )
 
 
-def _small(config: RunConfig, **changes: dict[str, object]) -> RunConfig:
+def _small(config: RunConfig, **changes: Mapping[str, object]) -> RunConfig:
     """The recipe on the bundled sample with narrow, shallow parts: the same code at a thousandth of the work."""
-    shrink: dict[str, dict[str, object]] = {
-        "data": {"mean": (0.286,), "std": (0.353,)},
+    shrink: dict[str, Mapping[str, object]] = {
+        "data": {"root": "sample", "mean": (0.286,), "std": (0.353,)},
         "tokenizer": {"size": (28, 28), "patch": (7, 7), "channels": 1},
         "encoder": {"width": 32, "depth": 2, "heads": 2},
         **changes,
     }
-    parts = {
-        role: Part(part.name, {**part.options, **shrink.get(role, {})}) for role, part in config.parts.items()
-    }
+    parts = {role: Part(part.name, {**part.options, **shrink.get(role, {})}) for role, part in config.parts.items()}
     train = replace(
-        config.train, epochs=20 * 16 / 10_000, batch_size=16, warmup_epochs=4 * 16 / 10_000, lr_batch=16, base_lr=1e-3,
-        warmup_lr=0.0, milestones=tuple(16 * 16 / 10_000 for _ in config.train.milestones), log_every=1, workers=0, precision="fp32",
+        config.train,
+        epochs=20 * 16 / 10_000,
+        batch_size=16,
+        warmup_epochs=4 * 16 / 10_000,
+        lr_batch=16,
+        base_lr=1e-3,
+        warmup_lr=0.0,
+        milestones=tuple(16 * 16 / 10_000 for _ in config.train.milestones),
+        log_every=1,
+        workers=0,
+        precision="fp32",
         device="cpu",
-    )  # fmt: skip
+    )
     return replace(config, parts=parts, train=train)
 
 

@@ -8,7 +8,8 @@ from mim_core.tokenizer import PatchTokenizer
 
 
 class ImagePatchTokenizer(PatchTokenizer):
-    """Takes ``sample["image"]`` [B, C, H, W], normalised; values are [B, N, p, p, C] in (row, column, channel) order."""
+    """Takes ``sample["image"]`` [B, C, H, W], normalised; values are [B, N, p, p, C] in (row, column, channel)
+    order."""
 
     @dataclass(frozen=True)
     class Config(PatchTokenizer.Config):

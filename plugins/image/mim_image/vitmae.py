@@ -1,4 +1,5 @@
-"""Names of transformers' ViTMAE -> names of the official MAE. Older releases (``vit.encoder.layer.0.attention.attention.query``) too."""
+"""Names of transformers' ViTMAE -> names of the official MAE. Older releases
+(``vit.encoder.layer.0.attention.attention.query``) too."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ def to_mae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         part = re.fullmatch(r"(.+\.attn\.)(q|query)\.(weight|bias)", name)
         if part:
             short = part.group(2) == "q"
-            names = [f"{part.group(1)}{n}.{part.group(3)}" for n in (("q", "k", "v") if short else ("query", "key", "value"))]
+            names = [
+                f"{part.group(1)}{n}.{part.group(3)}" for n in (("q", "k", "v") if short else ("query", "key", "value"))
+            ]
             moved[f"{part.group(1)}qkv.{part.group(3)}"] = torch.cat([renamed[n] for n in names])
         elif not re.search(r"\.attn\.(k|v|key|value)\.", name):
             moved[name] = value

@@ -1,0 +1,1 @@
+"""The commands. Each is a function ``(program, plugin, arguments) -> exit code``."""

@@ -1,0 +1,149 @@
+"""Command-line options out of dataclasses, by tyro."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+import typing
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from mim_core.errors import MimError
+from mim_core.options import plain
+from mim_core.recipe import ResolvedRun, swap
+from mim_core.registry import Registry
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], program: str, arguments: list[str], default: T | None = None) -> T:
+    """The options of a command. A misspelt one is an error with the nearest name, exit code 2."""
+    extra: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(cls, prog=program, args=arguments, description=cls.__doc__, **extra)
+
+
+def take_name(arguments: list[str], what: str, hint: str) -> tuple[str, list[str]]:
+    """The first argument, which names something, and the rest.
+
+    Raises:
+        MimError: It is missing.
+    """
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        raise MimError(f"Which {what}? {hint}")
+    return arguments[0], arguments[1:]
+
+
+def used(arguments: list[str]) -> list[tuple[str, str]]:
+    """(role, name) of every ``--use ROLE=NAME``, which changes what other options there are, and so is read first."""
+    found = []
+    for i, argument in enumerate(arguments):
+        text = argument.partition("=")[2] if argument.startswith("--use=") else None
+        if argument == "--use":
+            text = arguments[i + 1] if i + 1 < len(arguments) else ""
+        if text is None:
+            continue
+        role, _, name = text.partition("=")
+        if not role or not name:
+            raise MimError(f"--use takes ROLE=NAME, such as --use masker=block; got {text!r}.")
+        found.append((role, name))
+    return found
+
+
+def swap_all(run: ResolvedRun, arguments: list[str], registry: Registry) -> ResolvedRun:
+    """The run with every ``--use`` applied."""
+    for role, name in used(arguments):
+        run = swap(run, role, name, registry)
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainOptions:
+    """Options of the run itself; those of its parts follow."""
+
+    out: Path | None = None
+    """Folder of the run; runs/RECIPE by default. One that holds a checkpoint resumes."""
+    use: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Another part in a role: --use masker=block. May be given several times."""
+    init: Path | None = None
+    """Start from the weights of this run."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+    twin: bool = False
+    """The recipe's small twin, for trying things out."""
+    quiet: bool = False
+    """No progress."""
+
+
+def command_class(run: ResolvedRun) -> type[Any]:
+    """A dataclass with the options of the run, of training, of evaluation and of every part, with the run's values as
+    defaults."""
+    hints = _hints(PretrainOptions)
+    fields: list[Any] = [
+        (f.name, hints[f.name], dataclasses.field(default=f.default)) for f in dataclasses.fields(PretrainOptions)
+    ]
+    for name, content in _tree(run).items():
+        if isinstance(content, dict):
+            inner = dataclasses.make_dataclass(
+                f"{name.title()}Options",
+                [(n, type(v), dataclasses.field(default=v)) for n, v in content.items()],
+                frozen=True,
+            )
+            fields.append((name, inner, dataclasses.field(default_factory=inner)))
+        else:
+            fields.append((name, type(content), dataclasses.field(default=content)))
+    cls = dataclasses.make_dataclass("Pretrain", fields, frozen=True)
+    cls.__doc__ = f"Pre-train {run.recipe}."
+    return cls
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """Types with tyro's help taken from the strings below the fields, which a made dataclass would lose."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            help_text = ast.literal_eval(text.value)
+            hints[field.target.id] = Annotated[hints[field.target.id], tyro.conf.arg(help=help_text)]
+    return hints
+
+
+def _tree(run: ResolvedRun) -> dict[str, Any]:
+    """Options by role; roles with a scope in a dict of their own."""
+    found: dict[str, Any] = {}
+    for role, part in run.parts.items():
+        scope, _, last = role.rpartition(".")
+        if scope:
+            found.setdefault(scope, {})[last] = part.options
+        else:
+            found[role] = part.options
+    return {**found, "train": run.train, "evaluate": run.evaluate}
+
+
+def apply(run: ResolvedRun, chosen: Any) -> ResolvedRun:
+    """The run with the options that the command line gave."""
+    parts = {}
+    for role, part in run.parts.items():
+        value = chosen
+        for name in role.split("."):
+            value = getattr(value, name)
+        parts[role] = dataclasses.replace(part, options=value)
+    return dataclasses.replace(run, parts=parts, train=chosen.train, evaluate=chosen.evaluate)
+
+
+def option_rows(cls: type) -> list[tuple[str, str, str, str]]:
+    """(name, type, default, help) of every option of a dataclass, for ``describe``."""
+    hints = _hints(cls)
+    rows = []
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        note = next((getattr(m, "help", "") for m in getattr(hint, "__metadata__", ())), "") or ""
+        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        default = field.default if field.default is not dataclasses.MISSING else "{}"
+        rows.append((field.name.replace("_", "-"), kind, str(plain(default)), note))
+    return rows

@@ -1,0 +1,111 @@
+"""evaluate, show, export: what a run is worth, how it looks, and its encoder for others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from mim_core import evaluation
+from mim_core.commands.arguments import parse
+from mim_core.evaluation import cell, columns_of, verdict
+from mim_core.interop import export_timm
+from mim_core.plugins import installed
+from mim_core.recipe import EvaluateConfig
+from mim_core.report import write_report
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Judge a run's frozen features. Beside them stand the majority class, the raw input and the same encoder
+    untrained."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run, or of one of its checkpoints."""
+    on: str = ""
+    """Evaluations, with commas between: knn,linear. Those of the recipe by default."""
+    data_root: Path | None = None
+    """Other data than the run's, in a form that the run's data source reads."""
+    evaluate: EvaluateConfig | None = None
+    """Options of the evaluations; the recipe's by default."""
+
+
+def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
+    """``evaluate RUN [--on knn,linear]``."""
+    options = parse(EvaluateOptions, f"{program} evaluate", arguments)
+    registry = installed()
+    run, _, _ = evaluation.load_run(options.run, registry)
+    config = options.evaluate or run.evaluate
+    if options.on:
+        config = replace(config, on=tuple(name.strip() for name in options.on.split(",") if name.strip()))
+    for name in config.on:
+        registry.get("evaluations", name)
+    data = replace(run.parts["data"].options, root=options.data_root) if options.data_root else None
+    study = evaluation.prepare_study(options.run, registry, config, data)
+    scores = evaluation.run_study(study, registry)
+    _print_table(scores, study.notes)
+    content = {"scores": [vars(score) for score in scores], "notes": study.notes + verdict(scores)}
+    (options.run / "scores.json").write_text(json.dumps(content, indent=1))
+    if (options.run / "recipe.toml").exists():
+        write_report(options.run, registry)
+    return 0
+
+
+def _print_table(scores: list[evaluation.Score], notes: list[str]) -> None:
+    rows, columns = columns_of(scores)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("accuracy", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row, *(cell(scores, row, column) for column in columns))
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(highlight=False, width=160)
+    console.print(table)
+    for line in [*notes, *verdict(scores)]:
+        console.print(line, markup=False)
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Write a run's report.html: loss curves, reconstructions, scores, data."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    samples: int = 12
+    """Samples that are reconstructed."""
+
+
+def show(program: str, plugin: str | None, arguments: list[str]) -> int:
+    """``show RUN``."""
+    options = parse(ShowOptions, f"{program} show", arguments)
+    path = write_report(options.run, installed(), options.samples)
+    print(path)  # noqa: T201
+    return 0
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a run's encoder for other libraries."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    to: Literal["timm"] = "timm"
+    """timm: safetensors under timm's names; the file's metadata says how to load it."""
+    out: Path | None = None
+    """File to write; RUN/encoder-timm.safetensors by default."""
+
+
+def export(program: str, plugin: str | None, arguments: list[str]) -> int:
+    """``export RUN --to timm``."""
+    options = parse(ExportOptions, f"{program} export", arguments)
+    run, method, source = evaluation.load_run(options.run, installed())
+    path = options.out or options.run / f"encoder-{options.to}.safetensors"
+    line = export_timm(method, path, {"recipe": run.recipe, "checkpoint": source.name})
+    print(f"{path}\n{line}")  # noqa: T201
+    return 0

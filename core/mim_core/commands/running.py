@@ -1,0 +1,77 @@
+"""pretrain: from a recipe's name and the command line to a trained run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mim_core import checkpoint, evaluation, loop
+from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
+from mim_core.errors import MimError
+from mim_core.plan import print_plan
+from mim_core.plugins import installed
+from mim_core.recipe import ResolvedRun, load_recipe, read_file
+from mim_core.registry import Registry
+from mim_core.report import write_report
+
+
+def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
+    """``pretrain RECIPE [OPTIONS]``: RECIPE is a name or a TOML file."""
+    registry = installed()
+    known = ", ".join(entry.name for entry in registry.of_kind("recipes", plugin)) or "none"
+    name, rest = take_name(arguments, "recipe", f"Recipes: {known}. Usage: {program} pretrain RECIPE [OPTIONS]")
+    if name in ("-h", "--help"):
+        print(_usage(program, known))  # noqa: T201
+        return 0
+    run = swap_all(_load(name, plugin, registry, "--twin" in rest), rest, registry)
+    options = parse(command_class(run), f"{program} pretrain {name}", rest)
+    run = apply(run, options)
+    folder = options.out or Path("runs") / (
+        Path(name).parent.name if name.endswith("recipe.toml") else Path(name).stem.split(":")[-1]
+    )
+    started = loop.start(run, folder, registry)
+    if options.init is not None and not checkpoint.newest(folder):
+        _take_weights(started, options.init, registry)
+    if options.dry_run:
+        print_plan(started)
+        return 0
+    done = loop.train(started, quiet=options.quiet)
+    write_report(folder, registry)
+    if done and not options.quiet:
+        print(f"Report: {folder / 'report.html'}    Next: {program} evaluate {folder}")  # noqa: T201
+    return 0
+
+
+def _usage(program: str, known: str) -> str:
+    return (
+        f"usage: {program} pretrain RECIPE [OPTIONS]\n\nTrains a recipe, or a TOML file that starts from "
+        f"one.\n\nrecipes: {known}\n\n"
+        f"Options depend on the recipe's parts: {program} pretrain RECIPE --help\n"
+        "Swap a part: --use masker=block. See what would happen: --dry-run. The same command resumes a run that was "
+        "stopped."
+    )
+
+
+def _load(name: str, plugin: str | None, registry: Registry, twin: bool) -> ResolvedRun:
+    if name.endswith(".toml"):
+        return read_file(Path(name), registry)
+    if plugin is not None and ":" not in name:
+        own = {entry.name for entry in registry.of_kind("recipes", plugin)}
+        name = f"{plugin}:{name}" if name in own else name
+    if plugin is not None and ":" in name and not name.startswith(f"{plugin}:"):
+        raise MimError(f"mim-{plugin} has only its own recipes; use: mim-core pretrain {name}")
+    return load_recipe(name, registry, twin)
+
+
+def _take_weights(run: loop.Run, path: Path, registry: Registry) -> None:
+    """Weights of another run for those of this one with the same name and shape; at least the encoder must fit
+    whole."""
+    _, other, source = evaluation.load_run(path, registry)
+    theirs, own = other.state_dict(), run.method.state_dict()
+    fitting: dict[str, Any] = {
+        name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape
+    }
+    lacking = [name for name in own if name.startswith("encoder.") and name not in fitting]
+    if lacking:
+        raise MimError(f"--init {source}: its encoder does not fit this recipe's, in: {', '.join(lacking[:5])}.")
+    run.method.load_state_dict({**own, **fitting})

@@ -1,0 +1,215 @@
+"""Data: map-style sources over files as users have them, read in an order and with draws that follow from keys alone.
+
+Sample number s of a run is item ``order(epoch)[s mod n]`` of epoch ``s // n``; its key is hash(seed, epoch, index). So
+batches may straddle epochs, nothing is dropped, and a run can go on from any sample with any number of workers.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mim_core import randomness
+from mim_core.errors import BadSample
+from mim_core.layout import Sample
+
+TRIES = 20
+"""Replacements tried for a file that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a worker is asked for: which item, and the key of its draws."""
+
+    index: int
+    key: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture for a report."""
+
+    media_type: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A split with labels, for evaluation.
+
+    Attributes:
+        name: "train" or "test".
+        labels: int64 [n].
+        classes: Names of the classes.
+        items: Read by index, without augmentation.
+        note: What a reader of the scores should know about the split.
+    """
+
+    name: str
+    labels: Tensor
+    classes: tuple[str, ...]
+    items: Dataset[Any]
+    note: str = ""
+
+
+class DataSource:
+    """Base class of data sources.
+
+    Built from its options and the tokenizer's ``shapes``: modality -> shape without the batch, so that sizes are
+    stated once.
+    """
+
+    Config: ClassVar[type[Any]]
+
+    def __init__(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.config, self.shapes = config, dict(shapes)
+
+    def __len__(self) -> int:
+        """Items for pre-training."""
+        raise NotImplementedError
+
+    def read(self, index: int, key: int) -> dict[str, Tensor]:
+        """One augmented item, all draws from ``key``. Runs in a worker.
+
+        Raises:
+            BadSample: The file cannot be used.
+        """
+        raise NotImplementedError
+
+    def name_of(self, index: int) -> str:
+        """The item as the user knows it, such as its path."""
+        return str(index)
+
+    def finish(self, sample: Sample) -> Sample:
+        """The rest of the work on a whole batch, on the device: conversion and normalisation. Pure."""
+        return sample
+
+    def labelled(self, split: str) -> Labelled:
+        """The split "train" or "test" with labels.
+
+        Raises:
+            MimError: There are no labels; says what was looked for.
+        """
+        raise NotImplementedError
+
+    def raw(self, sample: Sample) -> Tensor:
+        """The input itself as one vector per sample [B, D], for the raw-input row of a table of scores."""
+        first = next(iter(self.shapes))
+        return sample[first].flatten(1)
+
+    def picture(self, modality: str, values: Tensor) -> Picture:
+        """One item of a modality, as `finish` left it, as a picture."""
+        raise NotImplementedError
+
+    def plan(self) -> dict[str, str]:
+        """What ``--dry-run`` says about the data: label -> text."""
+        return {}
+
+
+class KeyedDataset(Dataset[Any]):
+    """Reads what is requested; a bad file is replaced by another item that follows from the same key, and reported."""
+
+    def __init__(self, source: DataSource) -> None:
+        self.source = source
+
+    def __getitem__(self, request: Request) -> tuple[dict[str, Tensor] | None, list[tuple[str, str]]]:
+        """(sample, bad files met). The sample is None when no replacement could be read."""
+        skipped: list[tuple[str, str]] = []
+        key = torch.tensor([request.key], dtype=torch.int64)
+        others = (randomness.uniform(key, "replace", TRIES)[0] * len(self.source)).long().tolist()
+        for index in [request.index, *others]:
+            try:
+                sample = self.source.read(index, request.key)
+            except BadSample as error:
+                skipped.append((error.path, error.reason))
+                continue
+            sample["index"] = torch.tensor(index, dtype=torch.int64)
+            sample["key"] = key[0]
+            return sample, skipped
+        return None, skipped
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch, and the bad files met on the way. ``sample`` is None when some item could not be replaced."""
+
+    sample: Sample | None
+    skipped: tuple[tuple[str, str], ...]
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader when a GPU will take the batch."""
+        if self.sample is None:
+            return self
+        return Batch({name: value.pin_memory() for name, value in self.sample.items()}, self.skipped)
+
+
+def collate(items: Sequence[tuple[dict[str, Tensor] | None, list[tuple[str, str]]]]) -> Batch:
+    """Stacks the entries of the samples."""
+    skipped = tuple(entry for _, found in items for entry in found)
+    samples = [sample for sample, _ in items if sample is not None]
+    if len(samples) < len(items):
+        return Batch(None, skipped)
+    return Batch({name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}, skipped)
+
+
+class KeyedBatches(Sampler[list[Request]]):
+    """Requests in micro-batches, from any sample of the run onwards.
+
+    Args:
+        count: Items in the data set.
+        micro_batch: Requests per list.
+        seed: Decides order and keys.
+        first: Number of the first sample.
+        last: Number after the last sample.
+    """
+
+    def __init__(self, count: int, micro_batch: int, seed: int, first: int, last: int) -> None:
+        self.count, self.micro_batch, self.seed, self.first, self.last = count, micro_batch, seed, first, last
+
+    def __len__(self) -> int:
+        return (self.last - self.first) // self.micro_batch
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        waiting: list[Request] = []
+        for epoch in range(self.first // self.count, -(-self.last // self.count)):
+            start = max(0, self.first - epoch * self.count)
+            stop = min(self.count, self.last - epoch * self.count)
+            order = epoch_order(self.seed, epoch, self.count)[start:stop]
+            keys = randomness.make_key(self.seed, epoch, order)
+            for index, key in zip(order.tolist(), keys.tolist(), strict=True):
+                waiting.append(Request(index, key))
+                if len(waiting) == self.micro_batch:
+                    yield waiting
+                    waiting = []
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
+    """The order of an epoch, int64 [count]."""
+    key = randomness.make_key(seed, epoch, torch.zeros(1, dtype=torch.int64))
+    return randomness.permutation(key, "order", count)[0]
+
+
+def _quiet(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; only the main one answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def loader(dataset: Dataset[Any], sampler: Any, workers: int, collate_fn: Any, pin: bool = False) -> DataLoader[Any]:
+    """A loader over lists of requests. Results do not depend on ``workers``."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate_fn,
+        pin_memory=pin,
+        worker_init_fn=_quiet if workers else None,
+        generator=torch.Generator().manual_seed(
+            0
+        ),  # the loader would otherwise draw its base seed from the global generator
+    )

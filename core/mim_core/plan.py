@@ -1,0 +1,125 @@
+"""``--dry-run``: what a run would do, counted on the meta device so that no memory is needed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mim_core import checkpoint
+from mim_core.build import build_method
+from mim_core.loop import Run
+from mim_core.method import Method
+from mim_core.optimizer import learning_rate
+from mim_core.tokenizer import times
+
+
+def count_parameters(module: nn.Module | None) -> int:
+    """Trainable parameters."""
+    return 0 if module is None else sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def step_cost(run: Run, samples: int = 2) -> tuple[int, int, Any]:
+    """(floating-point operations of a forward and backward pass, bytes of activations kept for the backward pass,
+    mask), the first two per sample.
+
+    A multiplication and an addition count as two operations, as torch's counter has it.
+    """
+    with torch.device("meta"):
+        method = build_method(run.config, run.registry)
+        sample = {name: torch.zeros(samples, *shape) for name, shape in run.source.shapes.items()}
+        sample["key"] = torch.zeros(samples, dtype=torch.int64)
+        method.train()
+        owned = {tensor.untyped_storage()._cdata for tensor in [*method.parameters(), *method.buffers()]}
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = (
+                tensor.untyped_storage()
+            )  # several views of one storage are kept once, and weights are counted elsewhere
+            if storage._cdata not in owned:
+                kept[storage._cdata] = storage.nbytes()
+            return tensor
+
+        counter = FlopCounterMode(display=False)
+        with counter, torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            prepared = method.prepare(sample)
+            method(prepared).loss.backward()
+    return counter.get_total_flops() // samples, sum(kept.values()) // samples, getattr(prepared, "mask", None)
+
+
+def amount(value: float, unit: str) -> str:
+    """1_500_000 -> "1.50 M" and so on, in steps of a thousand."""
+    steps = ["", "k", "M", "G", "T", "P", "E"]
+    power = min(len(steps) - 1, int(math.log10(value) // 3)) if value >= 1 else 0
+    return f"{value / 1000**power:.3g} {steps[power]}{unit}"
+
+
+def plan_rows(run: Run) -> dict[str, str]:
+    """The plan, label by label."""
+    method: Method = run.method
+    train = run.train
+    micro = train.micro_batch or train.batch_size
+    operations, activations, mask = step_cost(run)
+    parameters = count_parameters(method)
+    rows = {"recipe": run.config.recipe}
+    rows.update({role: part.name for role, part in run.config.parts.items() if role != "data"})
+    rows.update(run.source.plan())
+    rows["input"] = "; ".join(f"{name} {times(shape)}" for name, shape in run.source.shapes.items())
+    tokenizer = getattr(method, "tokenizer", None)
+    if mask is not None and tokenizer is not None:
+        layout = tokenizer.layout
+        grid = f" on a grid of {times(layout.grid)}" if layout.grid else ""
+        hidden = (
+            layout.count - mask.kept_ids.shape[1] if mask.kept_ids.shape[1] < layout.count else mask.query_ids.shape[1]
+        )
+        rows["units"] = (
+            f"{layout.count}{grid}; {hidden} hidden, {mask.kept_ids.shape[1]} into the encoder, "
+            f"{mask.query_ids.shape[1]} predicted"
+        )
+        rows["tokens seen"] = (
+            amount(train.batch_size * run.steps * mask.kept_ids.shape[1] * mask.per_sample, "tokens")
+            + " by the encoder in all"
+        )
+    encoder = count_parameters(getattr(method, "encoder", None)) + count_parameters(tokenizer)
+    rows["parameters"] = (
+        f"{amount(parameters, '')}: encoder with tokenizer {amount(encoder, '')}, the rest "
+        f"{amount(parameters - encoder, '')}"
+    )
+    rows["steps"] = (
+        f"{run.steps:,} of {train.batch_size:,} samples: {train.epochs:g} epochs of {run.steps_per_epoch:,.1f} steps"
+    )
+    if micro != train.batch_size:
+        rows["accumulation"] = f"{train.batch_size // micro} micro-batches of {micro}"
+    peak = max(learning_rate(s, run.steps_per_epoch, train) for s in range(0, run.steps, max(1, run.steps // 200)))
+    rows["learning rate"] = f"up to {peak:.3g}, {train.schedule}; {train.warmup_epochs:g} epochs of warm-up"
+    rows["operations"] = (
+        f"{amount(operations, 'FLOP')} per sample, {amount(operations * train.batch_size, 'FLOP')} per step, "
+        f"{amount(operations * train.batch_size * run.steps, 'FLOP')} in all"
+    )
+    memory = parameters * 16 + activations * micro
+    rows["memory"] = (
+        f"about {amount(memory, 'B')} in fp32: {amount(parameters * 16, 'B')} weights, gradients and moments, "
+        f"{amount(activations * micro, 'B')} activations"
+    )
+    rows["device"] = f"{run.device}, {train.precision}"
+    newest = checkpoint.newest(run.folder)
+    rows["output"] = f"{run.folder}" + (f", resuming {newest.name}" if newest else "")
+    return rows
+
+
+def print_plan(run: Run) -> None:
+    """The plan on the terminal."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in plan_rows(run).items():
+        table.add_row(label, text)
+    console = Console(highlight=False)
+    (console if console.is_terminal else Console(highlight=False, width=160)).print(table)
+    console.print("Nothing was written. Leave --dry-run out to start.")

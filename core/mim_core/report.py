@@ -1,0 +1,232 @@
+"""report.html of a run: one static file with curves, reconstructions, scores, and where data and time went."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, select_autoescape
+from torch import Tensor
+
+from mim_core.data import DataSource
+from mim_core.errors import MimError
+from mim_core.evaluation import Score, cell, columns_of, load_run
+from mim_core.loop import make_source
+from mim_core.method import Head, MaskedAutoencoder, Method
+from mim_core.progress import duration
+from mim_core.recipe import ResolvedRun, to_toml
+from mim_core.registry import Registry
+from mim_core.tokenizer import JoinedTokenizer, Tokenizer
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """One head's pictures: the input, what was left of it, and the input with hidden units as predicted; in the
+    modality's own shape."""
+
+    modality: str
+    input: Tensor
+    masked: Tensor
+    rebuilt: Tensor
+    needs_truth: bool
+
+
+@torch.no_grad()
+def reconstruct(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, Rebuilt]:
+    """Hides, predicts and joins, for every head whose target has a way back to the input space. The first mask of each
+    sample is shown."""
+    was_training = method.training
+    method.eval()
+    prepared = method.prepare(sample)
+    outcome = method(prepared)
+    method.train(was_training)
+    patches = method.tokenizer.split(sample)
+    found = {}
+    for name, head in method.heads.items():
+        assert isinstance(head, Head)
+        own, mask = head.local(patches, prepared.mask)
+        answers = head.target.to_input_space(outcome.predictions[name], own, mask)
+        tokenizer = method.tokenizer
+        if head.segment is not None and isinstance(tokenizer, JoinedTokenizer):
+            tokenizer = tokenizer.part(head.segment)
+        if answers is None or not isinstance(own.values, Tensor):
+            continue
+        step = mask.per_sample
+        hidden = mask.hidden[::step]
+        shape = (*hidden.shape, *([1] * (own.values.ndim - 2)))
+        filled = _place(own.values, mask.query_ids[::step], answers[::step])
+        pick = hidden.reshape(shape)
+        masked = own.values.masked_fill(pick, 0.0)
+        rebuilt = torch.where(pick, filled, own.values)
+        found[name] = Rebuilt(
+            modality=_modality(tokenizer),
+            input=tokenizer.join(own.values, own.layout),
+            masked=tokenizer.join(masked, own.layout),
+            rebuilt=tokenizer.join(rebuilt, own.layout),
+            needs_truth=head.target.needs_truth,
+        )
+    return found
+
+
+def _modality(tokenizer: Tokenizer) -> str:
+    return next(iter(tokenizer.shapes))
+
+
+def _place(values: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
+    """A copy of values [B, N, ...] with answers [B, Q, ...] at ids."""
+    flat = answers.reshape(*ids.shape, -1).to(values.dtype)
+    index = ids[:, :, None].expand_as(flat)
+    return values.flatten(2).scatter(1, index, flat).reshape(values.shape)
+
+
+def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
+    """Writes ``folder/report.html`` from what the run has left on disk."""
+    run, method, checkpoint = load_run(folder, registry)
+    source = make_source(run, method)
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=run.recipe or folder.name,
+            folder=str(folder),
+            checkpoint=checkpoint.name,
+            curves=_curves(_metrics(folder)),
+            facts=_facts(run, source, _metrics(folder)),
+            heads=_pictures(method, source, samples),
+            table=_scores(folder),
+            skipped=_count_lines(folder / "skipped.jsonl"),
+            recipe=to_toml(run, registry),
+        )
+    )
+    path = folder / "report.html"
+    part = folder / ".report.html"
+    part.write_text(page)
+    part.rename(path)
+    return path
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("mim_core", "templates"),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _count_lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def _facts(run: ResolvedRun, source: DataSource, metrics: list[dict[str, Any]]) -> dict[str, str]:
+    facts = dict(source.plan())
+    if metrics:
+        last = metrics[-1]
+        previous, seconds, waited = 0, 0.0, 0.0
+        for line in metrics:
+            spent = (line["step"] - previous) * run.train.batch_size / line["samples_per_second"]
+            seconds, waited, previous = seconds + spent, waited + spent * line["data_wait"], line["step"]
+        facts["trained"] = f"{last['step']:,} steps, {last['epoch']:g} epochs, {duration(seconds)} in the loop"
+        facts["speed"] = (
+            f"{last['step'] * run.train.batch_size / seconds:,.0f} samples/s; {waited / seconds:.0%} of the time "
+            f"waiting for data"
+        )
+        facts["loss"] = f"{last['loss']:.4f} at the end"
+    return facts
+
+
+def _curves(metrics: list[dict[str, Any]]) -> str:
+    """Loss, learning rate and gradient norm over the epochs, as one SVG."""
+    if len(metrics) < 2:
+        return ""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    FigureCanvasSVG(figure)
+    epochs = [line["epoch"] for line in metrics]
+    parts = [
+        name
+        for name in metrics[0]
+        if name not in ("step", "epoch", "lr", "samples_per_second", "data_wait", "grad_norm")
+    ]
+    losses = parts if len(parts) > 2 else ["loss"]  # a single head's part is the loss itself
+    for axis, title, names in zip(
+        figure.subplots(1, 3), ("loss", "learning rate", "gradient norm"), (losses, ["lr"], ["grad_norm"]), strict=True
+    ):
+        for name in names:
+            axis.plot(epochs, [line[name] for line in metrics], linewidth=1.2, label=name)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("epoch", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(names) > 1:
+            axis.legend(fontsize=8, frameon=False)
+    content = io.StringIO()
+    figure.savefig(content, format="svg")
+    text = content.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _samples(source: DataSource, count: int) -> tuple[dict[str, Tensor], str]:
+    """Held-out samples if there are any, else the first of the training data; and which these are."""
+    try:
+        split = source.labelled("test")
+        chosen = torch.linspace(0, len(split.labels) - 1, min(count, len(split.labels))).long().unique().tolist()
+        items, where = [split.items[index] for index in chosen], "held-out samples"
+    except MimError:
+        chosen = list(range(min(count, len(source))))
+        items, where = [source.read(index, index) for index in chosen], "samples of the training data"
+    sample = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    sample["key"] = torch.tensor(chosen)
+    return source.finish(sample), where
+
+
+def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, Any]]:
+    """Rows of pictures per head, as data addresses."""
+    if not isinstance(method, MaskedAutoencoder):
+        return []
+    sample, where = _samples(source, count)
+    heads = []
+    for name, rebuilt in reconstruct(method, sample).items():
+        rows = {"input": rebuilt.input, "masked": rebuilt.masked, "rebuilt": rebuilt.rebuilt}
+        heads.append(
+            {
+                "name": name,
+                "where": where,
+                "needs_truth": rebuilt.needs_truth,
+                "rows": {
+                    label: [_address(source, rebuilt.modality, item) for item in items] for label, items in rows.items()
+                },
+            }
+        )
+    return heads
+
+
+def _address(source: DataSource, modality: str, values: Tensor) -> str:
+    picture = source.picture(modality, values)
+    return f"data:{picture.media_type};base64,{base64.b64encode(picture.content).decode()}"
+
+
+def _scores(folder: Path) -> dict[str, Any] | None:
+    path = folder / "scores.json"
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    scores = [Score(**score) for score in content["scores"]]
+    rows, columns = columns_of(scores)
+    return {
+        "columns": columns,
+        "rows": {row: [cell(scores, row, column) for column in columns] for row in rows},
+        "notes": content["notes"],
+    }

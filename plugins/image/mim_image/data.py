@@ -1,0 +1,202 @@
+"""Images on disk: a folder of files, MNIST's idx files, or the bundled sample. Read with Pillow, cropped with
+torchvision, drawn by key."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mim_core import randomness
+from mim_core.data import DataSource, Labelled, Picture
+from mim_core.errors import BadSample, MimError
+from mim_core.layout import Sample
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from mim_image.files import EXTENSIONS, ImageStore, Splits, folder_splits, idx_files, idx_splits
+from mim_image.pixels import convert_mode
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SAMPLE = Path(__file__).parent / "sample"
+
+
+class Images(DataSource):
+    """Images for pre-training, and with their classes for evaluation.
+
+    A root with folders ``train`` and ``val`` or ``test`` is read as these splits; any other root is one collection,
+    nested as it likes. Classes are the names of the first folder level. Without a held-out split a fifth of each class
+    is held out by its position.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the image data."""
+
+        root: Path | None = None
+        """Folder of images, or of MNIST's idx files; "sample" is the bundled one, 10,000 + 2,000 images of
+        Fashion-MNIST."""
+        crop: tuple[float, float] = (0.2, 1.0)
+        """Random resized crop: smallest and largest share of the image's area."""
+        flip: float = 0.5
+        """Chance of a horizontal flip."""
+        evaluate_crop: float = 1.0
+        """Evaluation takes the centre: this share of the shorter side. ImageNet's habit is 0.875."""
+        mean: tuple[float, ...] | None = None
+        """Per channel, of values in [0, 1]. None: ImageNet's for colour, 0.5 otherwise."""
+        std: tuple[float, ...] | None = None
+        """The same for the standard deviation."""
+        max_bad: float = 0.5
+        """Largest share of unreadable files; beyond it the run stops. Each is named in skipped.jsonl."""
+
+    def __init__(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(config, shapes)
+        if set(shapes) != {"image"} or len(shapes["image"]) != 3:
+            raise ValueError(
+                f"image data gives 'image' [C, H, W]; the tokenizer wants "
+                f"{', '.join(f'{k} {v}' for k, v in shapes.items())}"
+            )
+        self.channels, *size = shapes["image"]
+        self.size = (size[0], size[1])
+        if self.channels not in (1, 3, 4):
+            raise ValueError(
+                f"image files have 1 (grey), 3 (colour) or 4 (colour and opacity) channels, not {self.channels}"
+            )
+        low, high = config.crop
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop must be two rising shares in (0, 1], got {config.crop}")
+        for name, value in (("flip", config.flip), ("max_bad", config.max_bad)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {value}")
+        if not 0 < config.evaluate_crop <= 1:
+            raise ValueError(f"evaluate_crop must lie in (0, 1], got {config.evaluate_crop}")
+        self.mean, self.std = self._statistics()
+        self.bundled = config.root == Path("sample") and not Path("sample").exists()
+        self.splits = self._open()
+        self.augment = v2.Compose(
+            [
+                v2.RandomResizedCrop(
+                    self.size, scale=config.crop, interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+                ),
+                v2.RandomHorizontalFlip(config.flip),
+            ]
+        )
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        colour = self.channels == 3
+        mean = self.config.mean or (IMAGENET_MEAN if colour else (0.5,) * self.channels)
+        std = self.config.std or (IMAGENET_STD if colour else (0.5,) * self.channels)
+        if len(mean) != self.channels or len(std) != self.channels or min(std) <= 0:
+            raise ValueError(f"mean {mean} and std {std} need {self.channels} values each, and std must be positive")
+        return torch.tensor(mean).reshape(-1, 1, 1), torch.tensor(std).reshape(-1, 1, 1)
+
+    def _open(self) -> Splits:
+        root = self.config.root
+        if root is None:
+            raise MimError(
+                "Which images? Name a folder with --data.root FOLDER, or the bundled sample with --data.root sample."
+            )
+        if self.bundled:
+            return idx_splits(SAMPLE)
+        if not root.is_dir():
+            kind = "is not a folder" if root.exists() else "does not exist"
+            raise MimError(
+                f"--data.root {root} {kind}. It should be a folder of images ({', '.join(EXTENSIONS)}), nested or not."
+            )
+        return idx_splits(root) if idx_files(root) else folder_splits(root)
+
+    def __len__(self) -> int:
+        return len(self.splits.pretrain)
+
+    def name_of(self, index: int) -> str:
+        """The file's path."""
+        return self.splits.pretrain.name(index)
+
+    def _load(self, store: ImageStore, index: int, smallest: float) -> Image.Image:
+        """The image in the wanted mode. Large JPEGs are decoded at a reduced size that still covers the smallest
+        crop."""
+        try:
+            with store.open(index) as image:
+                side = max(self.size) / smallest**0.5
+                image.draft(None, (int(side) + 1, int(side) + 1))
+                return convert_mode(image, self.channels)
+        except Exception as error:  # Pillow raises many kinds; whatever it is, the file is named and replaced
+            raise BadSample(store.name(index), f"{type(error).__name__}: {error}") from error
+
+    def read(self, index: int, key: int) -> dict[str, Tensor]:
+        """A random crop, perhaps flipped, as uint8 [C, H, W]."""
+        image = self._load(self.splits.pretrain, index, self.config.crop[0])
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.default_generator.manual_seed(randomness.torch_seed(key, "augment"))
+            image = self.augment(image)
+        return {"image": v2.functional.pil_to_tensor(image)}
+
+    def finish(self, sample: Sample) -> Sample:
+        """uint8 to float32, with mean 0 and deviation 1 over the data."""
+        x = sample["image"]
+        mean, std = self.mean.to(x.device), self.std.to(x.device)
+        return {**sample, "image": (x.float() / 255 - mean) / std}
+
+    def labelled(self, split: str) -> Labelled:
+        """Images with their class; the classes of both splits are the same."""
+        store = self.splits.train if split == "train" else self.splits.test
+        if store.classes is None:
+            raise MimError(
+                f"{self.config.root} has no classes to evaluate with: images should lie in one folder per class, at "
+                f"least two, such as "
+                f"{self.config.root}/cat/1.jpg and {self.config.root}/dog/1.jpg; or in train/CLASS and test/CLASS."
+            )
+        labels = torch.tensor(store.labels, dtype=torch.int64)
+        return Labelled(split, labels, store.classes, CenterCrops(self, store), store.note)
+
+    def raw(self, sample: Sample) -> Tensor:
+        """The pixels; of images above 32 x 32, the means of a 32 x 32 grid."""
+        x = sample["image"]
+        if max(self.size) > 32:
+            x = torch.nn.functional.adaptive_avg_pool2d(x, 32)
+        return x.flatten(1)
+
+    def picture(self, modality: str, values: Tensor) -> Picture:
+        """[C, H, W] as PNG, at least 112 pixels wide so that small images can be seen."""
+        pixels = ((values.float().cpu() * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        image = v2.functional.to_pil_image(pixels)
+        factor = max(1, -(-112 // image.width))
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        content = io.BytesIO()
+        image.save(content, "png")
+        return Picture("image/png", content.getvalue())
+
+    def plan(self) -> dict[str, str]:
+        """Where images come from, how many, their classes, and how they are normalised."""
+        root = "the bundled sample (Fashion-MNIST, MIT licence)" if self.bundled else str(self.config.root)
+        classes = f"{len(self.splits.train.classes)} classes" if self.splits.train.classes else "no classes"
+        mean, std = (", ".join(f"{v:.3f}" for v in t.flatten().tolist()) for t in (self.mean, self.std))
+        return {
+            "data": f"{root}: {len(self):,} images for training, {classes}",
+            "normalised by": f"mean {mean}, deviation {std}",
+        }
+
+
+class CenterCrops(Dataset[Any]):
+    """Images without augmentation: the shorter side resized, the centre taken."""
+
+    def __init__(self, source: Images, store: ImageStore) -> None:
+        self.source, self.store = source, store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        image = self.source._load(self.store, index, self.source.config.evaluate_crop**2)
+        height, width = self.source.size
+        if image.size != (width, height):
+            scale = max(height / image.height, width / image.width) / self.source.config.evaluate_crop
+            covered = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
+            image = v2.functional.resize(image, covered, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+            image = v2.functional.center_crop(image, [height, width])
+        return {"image": v2.functional.pil_to_tensor(image)}

@@ -1,0 +1,170 @@
+"""Which images there are: folders of files, and MNIST's idx files."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mim_core.errors import MimError
+from PIL import Image
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+HELD_OUT = ("test", "val", "validation")
+FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """One split: images to open by index, their classes if there are any.
+
+    Attributes:
+        root: What names are relative to.
+        files: Paths below the root; empty when the images are an array.
+        array: uint8 [n, H, W] or [n, H, W, C].
+        labels: Class of each image.
+        classes: Their names; None when there are fewer than two.
+        note: What a reader of scores should know about the split.
+    """
+
+    root: Path
+    files: tuple[str, ...] = ()
+    array: Any = None
+    labels: Sequence[int] = ()
+    classes: tuple[str, ...] | None = None
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.files) if self.array is None else len(self.array)
+
+    def name(self, index: int) -> str:
+        """The file below the root, or the number within an idx file."""
+        return self.files[index] if self.array is None else f"{self.root.name}[{index}]"
+
+    def open(self, index: int) -> Image.Image:
+        """The image, not yet decoded."""
+        return Image.open(self.root / self.files[index]) if self.array is None else Image.fromarray(self.array[index])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What pre-training sees, and what probes are trained and tested on."""
+
+    pretrain: ImageStore
+    train: ImageStore
+    test: ImageStore
+
+
+def folder_splits(root: Path) -> Splits:
+    """A folder's own splits if it has them; or one collection, a fifth of each class held out from the probes.
+
+    Raises:
+        MimError: No images; says what was looked for and what is there.
+    """
+    held_out = [name for name in HELD_OUT if (root / name).is_dir()]
+    if (root / "train").is_dir() and held_out:
+        train, test = _store(root / "train"), _store(root / held_out[0])
+        if train.classes is not None and train.classes != test.classes:
+            different = sorted(set(train.classes) ^ set(test.classes or ()))
+            raise MimError(f"{root}: the classes of train and {held_out[0]} differ, in: {', '.join(different[:10])}.")
+        return Splits(train, train, test)
+    both = _store(root)
+    seen: Counter[int] = Counter()
+    parts: dict[bool, list[int]] = {False: [], True: []}
+    for index, label in enumerate(both.labels):  # every fifth of each class, in the order of names
+        parts[seen[label] % 5 == 4].append(index)
+        seen[label] += 1
+    note = "every fifth image of a class is held out from the probes; pre-training saw all images, without labels"
+    return Splits(both, _subset(both, parts[False], note), _subset(both, parts[True], note))
+
+
+def _subset(store: ImageStore, keep: list[int], note: str) -> ImageStore:
+    return ImageStore(
+        store.root, tuple(store.files[i] for i in keep), None, [store.labels[i] for i in keep], store.classes, note
+    )
+
+
+def _walk(root: Path) -> tuple[list[str], Counter[str]]:
+    """Images below the root, sorted, and the endings of other files."""
+    found: list[str] = []
+    others: Counter[str] = Counter()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            ending = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if ending in EXTENSIONS:
+                found.append(os.path.relpath(os.path.join(folder, name), root))
+            else:
+                others[ending or "no ending"] += 1
+    return sorted(found), others
+
+
+def _store(root: Path) -> ImageStore:
+    files, others = _walk(root)
+    if not files:
+        there = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(5)) or "nothing"
+        raise MimError(f"No images in {root}. Looked for {', '.join(EXTENSIONS)} in it and below; found {there}.")
+    tops = [file.split(os.sep)[0] if os.sep in file else "" for file in files]
+    names = sorted(set(tops))
+    if "" in names or len(names) < 2:
+        return ImageStore(root, tuple(files))
+    number = {name: i for i, name in enumerate(names)}
+    return ImageStore(root, tuple(files), None, [number[top] for top in tops], tuple(names))
+
+
+def idx_files(root: Path) -> dict[str, Path]:
+    """The four files of MNIST and its kin that a folder holds, zipped or not; empty unless all are there."""
+    names = {
+        "train": "train-images-idx3-ubyte",
+        "train labels": "train-labels-idx1-ubyte",
+        "test": "t10k-images-idx3-ubyte",
+        "test labels": "t10k-labels-idx1-ubyte",
+    }
+    found = {}
+    for what, name in names.items():
+        for path in (root / f"{name}.gz", root / name):
+            if path.exists():
+                found[what] = path
+                break
+    return found if len(found) == len(names) else {}
+
+
+def read_idx(path: Path) -> Any:
+    """An idx file of unsigned bytes as an array.
+
+    Raises:
+        MimError: The file is cut short or is none.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        zero, kind, axes = struct.unpack(">HBB", content[:4])
+        if zero or kind != 8:
+            raise ValueError("it does not start as an idx file of bytes")
+        shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    except (OSError, EOFError, ValueError, struct.error) as error:
+        raise MimError(f"{path} cannot be read: {error}") from error
+
+
+def idx_splits(root: Path) -> Splits:
+    """MNIST's own splits."""
+    files = idx_files(root)
+    if not files:
+        raise MimError(f"{root} lacks some of MNIST's four idx files.")
+    stores = []
+    for split in ("train", "test"):
+        array, labels = read_idx(files[split]), read_idx(files[f"{split} labels"]).tolist()
+        if len(array) != len(labels):
+            raise MimError(f"{files[split]} holds {len(array)} images and its labels are {len(labels)}.")
+        classes = tuple(str(i) for i in range(max(labels) + 1))
+        named = FASHION if "fashion" in str(root).lower() or root.name == "sample" else classes
+        stores.append(ImageStore(files[split], (), array, labels, named if len(classes) == 10 else classes))
+    return Splits(stores[0], stores[0], stores[1])

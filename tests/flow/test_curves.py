@@ -1,0 +1,36 @@
+"""Every recipe's small twin: 20 steps against its committed loss curve.
+
+After a change that is meant to move a curve: MIM_WRITE_CURVES=1 pytest tests/flow/test_curves.py, and say why in the commit.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from mim_core.loop import start, train
+from mim_core.plugins import installed
+from mim_core.recipe import load_recipe
+
+CURVES = Path(__file__).parent / "curves"
+RECIPES = [entry.full_name for entry in installed().of_kind("recipes", "image")]
+
+
+def curve_of(folder):
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_twin_follows_its_curve(name, tmp_path):
+    run = start(load_recipe(name, installed(), twin=True), tmp_path, installed())
+    assert train(run, quiet=True)
+    losses = curve_of(tmp_path)
+    path = CURVES / f"{name.replace(':', '.')}.json"
+    if os.environ.get("MIM_WRITE_CURVES"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([round(loss, 6) for loss in losses]) + "\n")
+    expected = json.loads(path.read_text())
+    assert len(losses) == len(expected) == 20
+    # versions of torch sum in other orders; what a change of the code moves is larger
+    assert losses == pytest.approx(expected, rel=2e-3)
+    assert sum(losses[-5:]) < 0.97 * sum(losses[:5]), "the twin does not learn"

@@ -10,8 +10,11 @@ import torch
 
 torch.set_num_threads(1)
 
+# where a float is asked, an int will do, as PEP 484 has it
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+
 if not os.environ.get("MIM_NO_SHAPE_CHECKS"):
     from jaxtyping import install_import_hook
 
-    # before anything imports these packages; kept for the whole session
-    install_import_hook(["mim_core", "mim_image"], "beartype.beartype")
+    # before anything imports these packages; it stays for the whole session
+    install_import_hook(["mim_core", "mim_image"], CHECKER)

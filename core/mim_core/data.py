@@ -20,7 +20,7 @@ from mim_core.errors import BadSample
 from mim_core.layout import Sample
 
 TRIES = 20
-"""Replacements tried for a file that cannot be read."""
+"""Files tried for one sample before the run stops."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,16 @@ class KeyedDataset(Dataset[Any]):
     def __getitem__(self, request: Request) -> tuple[dict[str, Tensor] | None, list[tuple[str, str]]]:
         """(sample, bad files met). The sample is None when no replacement could be read."""
         skipped: list[tuple[str, str]] = []
-        key = torch.tensor([request.key], dtype=torch.int64)
-        others = (randomness.uniform(key, "replace", TRIES)[0] * len(self.source)).long().tolist()
-        for index in [request.index, *others]:
+        index = request.index
+        for attempt in range(TRIES):
             try:
                 sample = self.source.read(index, request.key)
             except BadSample as error:
                 skipped.append((error.path, error.reason))
+                index = randomness.torch_seed(request.key, f"replace {attempt}") % len(self.source)
                 continue
             sample["index"] = torch.tensor(index, dtype=torch.int64)
-            sample["key"] = key[0]
+            sample["key"] = torch.tensor(request.key, dtype=torch.int64)
             return sample, skipped
         return None, skipped
 

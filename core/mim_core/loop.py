@@ -209,7 +209,8 @@ class _Trainer:
             with torch.autocast(run.device.type, torch.bfloat16, enabled=self.bf16):
                 outcome = run.method(prepared)
             (outcome.loss / count).backward()
-            for name, value in {"loss": outcome.loss, **outcome.parts}.items():
+            parts = outcome.parts if len(outcome.parts) > 1 else {}
+            for name, value in {"loss": outcome.loss, **parts}.items():
                 share = value.detach() / count
                 sums[name] = sums[name] + share if name in sums else share
         limit = run.train.clip_grad

@@ -160,9 +160,8 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
         for name in metrics[0]
         if name not in ("step", "epoch", "lr", "samples_per_second", "data_wait", "grad_norm")
     ]
-    losses = parts if len(parts) > 2 else ["loss"]  # a single head's part is the loss itself
     for axis, title, names in zip(
-        figure.subplots(1, 3), ("loss", "learning rate", "gradient norm"), (losses, ["lr"], ["grad_norm"]), strict=True
+        figure.subplots(1, 3), ("loss", "learning rate", "gradient norm"), (parts, ["lr"], ["grad_norm"]), strict=True
     ):
         for name in names:
             axis.plot(epochs, [line[name] for line in metrics], linewidth=1.2, label=name)

@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both make .venv when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := -e plugins/image
+PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
+
+.PHONY: demo test lint clean
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mim-core needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made $(PROJECTS)
+	@echo "Installing mim-core and its plugins (torch is some 5 GB; minutes on a fast line) ..."
+	$(BIN)/pip install --quiet --disable-pip-version-check -e . $(PLUGINS)
+	@touch $@
+
+$(VENV)/.developed: $(VENV)/.made $(PROJECTS)
+	@echo "Installing mim-core, its plugins and the tools for tests ..."
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' $(PLUGINS)
+	@touch $@ $(VENV)/.installed
+
+# Pre-trains on the bundled images, judges the features, writes runs/demo/report.html. Run again: it goes on, or shows the table.
+demo: $(VENV)/.installed
+	$(BIN)/mim-image pretrain mae-vit-tiny --out runs/demo
+	$(BIN)/mim-image evaluate runs/demo
+	@echo "Open runs/demo/report.html: curves, reconstructions, scores."
+
+test: $(VENV)/.developed lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest
+
+lint: $(VENV)/.developed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs dist build

@@ -131,11 +131,24 @@ def train(run: Run, quiet: bool = False) -> bool:
     _forget_after(run.folder / "metrics.jsonl", run.step)
     reporter = Reporter(run.config.recipe or run.folder.name, run.step, run.steps, quiet=quiet)
     if run.step >= run.steps:
-        reporter.say(f"{run.folder} is complete: {run.step} steps. For more, raise --train.epochs.")
+        reporter.say(
+            f"{run.folder} is complete: {run.step} steps. To go on with its weights in a new run: --init {run.folder} --out ANOTHER"
+        )
         return True
     if latest is not None:
         reporter.say(f"Resuming {run.folder} at step {run.step} of {run.steps}.")
     run.registry.hooks.mim_run_started(run=run)
+    try:
+        return _train(run, optimizer, reporter, recipe)
+    except OSError as error:
+        raise MimError(
+            f"{run.folder} cannot be written: {error}. The last whole checkpoint is {checkpoint.newest(run.folder)}; once the "
+            "disk can be written again, the same command goes on from there."
+        ) from error
+
+
+def _train(run: Run, optimizer: torch.optim.Optimizer, reporter: Reporter, recipe: str) -> bool:
+    """The steps of a run, its checkpoints, and the reasons to stop."""
     began, saved = time.monotonic(), run.step
     with reporter, _stop_signals() as stop, _Trainer(run, optimizer, reporter) as trainer:
         for _ in trainer:

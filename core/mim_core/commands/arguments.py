@@ -70,7 +70,9 @@ class PretrainOptions:
     use: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Another part in a role: --use masker=block. May be given several times."""
     init: Path | None = None
-    """Start from the weights of this run."""
+    """Start from the weights of this run, or of a file or folder of another code base (see init-format)."""
+    init_format: str | None = None
+    """The other code base: mae, simmim, hf-vitmae, ... See: mim-core list importers."""
     dry_run: bool = False
     """Print the plan and stop."""
     twin: bool = False

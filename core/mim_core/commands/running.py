@@ -8,6 +8,7 @@ from typing import Any
 from mim_core import checkpoint, evaluation, loop
 from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
 from mim_core.errors import MimError
+from mim_core.interop import import_checkpoint
 from mim_core.plan import print_plan
 from mim_core.plugins import installed
 from mim_core.recipe import ResolvedRun, load_recipe, read_file
@@ -31,7 +32,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     )
     started = loop.start(run, folder, registry)
     if options.init is not None and not checkpoint.newest(folder):
-        _take_weights(started, options.init, registry)
+        _take_weights(started, options.init, options.init_format, registry)
     if options.dry_run:
         print_plan(started)
         return 0
@@ -63,15 +64,18 @@ def _load(name: str, plugin: str | None, registry: Registry, twin: bool) -> Reso
     return load_recipe(name, registry, twin)
 
 
-def _take_weights(run: loop.Run, path: Path, registry: Registry) -> None:
-    """Weights of another run for those of this one with the same name and shape; at least the encoder must fit
-    whole."""
-    _, other, source = evaluation.load_run(path, registry)
+def _take_weights(run: loop.Run, path: Path, form: str | None, registry: Registry) -> None:
+    """Another method's weights for those of this one with the same name and shape; at least the encoder must fit whole."""
+    other = (
+        evaluation.load_run(path, registry)[1]
+        if form is None
+        else import_checkpoint(path, format=form, registry=registry)
+    )
     theirs, own = other.state_dict(), run.method.state_dict()
     fitting: dict[str, Any] = {
         name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape
     }
-    lacking = [name for name in own if name.startswith("encoder.") and name not in fitting]
+    lacking = [name for name in own if name.startswith(("encoder.", "tokenizer.")) and name not in fitting]
     if lacking:
-        raise MimError(f"--init {source}: its encoder does not fit this recipe's, in: {', '.join(lacking[:5])}.")
+        raise MimError(f"--init {path}: its encoder does not fit this recipe's, in: {', '.join(lacking[:5])}.")
     run.method.load_state_dict({**own, **fitting})

@@ -12,8 +12,8 @@ from dataclasses import replace
 from mim_core.recipe import Part, RunConfig, TrainConfig
 
 
-def _mae(width: int, depth: int, heads: int, patch: int = 16) -> RunConfig:
-    """MAE at 224 pixels with a decoder of 8 blocks, 512 wide."""
+def _mae(width: int, depth: int, heads: int, patch: int = 16, micro_batch: int = 128) -> RunConfig:
+    """MAE at 224 pixels with a decoder of 8 blocks, 512 wide. The micro-batch fits a GPU of 16 GB; it does not change results."""
     return RunConfig(
         parts={
             "data": Part.of("image:images", crop=(0.2, 1.0)),
@@ -26,6 +26,7 @@ def _mae(width: int, depth: int, heads: int, patch: int = 16) -> RunConfig:
         train=TrainConfig(
             epochs=1600,
             batch_size=4096,
+            micro_batch=micro_batch,
             base_lr=1.5e-4,
             lr_batch=256,
             warmup_epochs=40,
@@ -47,12 +48,12 @@ def mae_vit_base() -> RunConfig:
 
 def mae_vit_large() -> RunConfig:
     """ViT-L/16: 1024 wide, 24 blocks, 16 heads."""
-    return _mae(1024, 24, 16)
+    return _mae(1024, 24, 16, micro_batch=64)
 
 
 def mae_vit_huge() -> RunConfig:
     """ViT-H/14: 1280 wide, 32 blocks, 16 heads."""
-    return _mae(1280, 32, 16, patch=14)
+    return _mae(1280, 32, 16, patch=14, micro_batch=32)
 
 
 def mae_vit_tiny() -> RunConfig:
@@ -86,6 +87,7 @@ def simmim_vit_base() -> RunConfig:
         train=TrainConfig(
             epochs=800,
             batch_size=2048,
+            micro_batch=64,
             base_lr=1e-4,
             lr_batch=512,
             warmup_epochs=10,
@@ -113,6 +115,7 @@ def _small(config: RunConfig, **changes: Mapping[str, object]) -> RunConfig:
         config.train,
         epochs=20 * 16 / 10_000,
         batch_size=16,
+        micro_batch=None,
         warmup_epochs=4 * 16 / 10_000,
         lr_batch=16,
         base_lr=1e-3,

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mim_core import checkpoint, randomness
+from mim_core import checkpoint, folders, randomness
 from mim_core.build import build_method
 from mim_core.data import Batch, DataSource, KeyedBatches, KeyedDataset, collate, loader
 from mim_core.errors import MimError
@@ -124,15 +122,16 @@ def train(run: Run, quiet: bool = False) -> bool:
     """
     optimizer = make_optimizer(run.method, run.train, run.device)
     recipe = to_toml(run.config, run.registry)
-    _open_folder(run, recipe)
+    run.skipped.update(folders.open_folder(run.folder, recipe))
     latest = checkpoint.newest(run.folder, warn)
     if latest is not None:
         run.step = checkpoint.restore(latest, run.method, optimizer).step
-    _forget_after(run.folder / "metrics.jsonl", run.step)
+    folders.forget_after(run.folder / "metrics.jsonl", run.step)
     reporter = Reporter(run.config.recipe or run.folder.name, run.step, run.steps, quiet=quiet)
     if run.step >= run.steps:
         reporter.say(
-            f"{run.folder} is complete: {run.step} steps. To go on with its weights in a new run: --init {run.folder} --out ANOTHER"
+            f"{run.folder} is complete: {run.step} steps. To go on with its weights in a new run: --init {run.folder} "
+            f"--out ANOTHER"
         )
         return True
     if latest is not None:
@@ -142,7 +141,8 @@ def train(run: Run, quiet: bool = False) -> bool:
         return _train(run, optimizer, reporter, recipe)
     except OSError as error:
         raise MimError(
-            f"{run.folder} cannot be written: {error}. The last whole checkpoint is {checkpoint.newest(run.folder)}; once the "
+            f"{run.folder} cannot be written: {error}. The last whole checkpoint is {checkpoint.newest(run.folder)}; "
+            f"once the "
             "disk can be written again, the same command goes on from there."
         ) from error
 
@@ -310,66 +310,6 @@ def _note_skipped(run: Run, batch: Batch) -> None:
             f"--data.max-bad allows:\n  {some}\n"
             f"All are listed in {run.folder / 'skipped.jsonl'}."
         )
-
-
-def _open_folder(run: Run, recipe: str) -> None:
-    """Makes the output folder, and refuses one that holds another run."""
-    path = run.folder / "recipe.toml"
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        before = path.read_text() if path.exists() else None
-        if before is not None and checkpoint.newest(run.folder) is not None:
-            _same_run(before, recipe, run)
-        temporary = run.folder / ".recipe.toml"
-        temporary.write_text(recipe)
-        os.replace(temporary, path)
-        log = run.folder / "skipped.jsonl"
-        if log.exists():
-            run.skipped.update((e["file"], e["reason"]) for e in _json_lines(log))
-    except OSError as error:
-        raise MimError(
-            f"The output folder {run.folder} cannot be written: {error}. Choose another with --out."
-        ) from error
-
-
-FREE = ("workers", "log_every", "checkpoint_every", "keep_checkpoints", "max_hours", "micro_batch", "device")
-"""Training options that may change when a run goes on; the others would make it another run."""
-
-
-def _same_run(before: str, now: str, run: Run) -> None:
-    """A folder's run may go on with other free options only."""
-    import tomllib
-
-    old, new = tomllib.loads(before), tomllib.loads(now)
-    different = []
-    for table in sorted({*old, *new} - {"plugins", "evaluate"}):
-        a, b = old.get(table), new.get(table)
-        if not isinstance(a, dict) or not isinstance(b, dict):
-            different += [table] if a != b else []
-            continue
-        keys = [key for key in sorted({*a, *b}) if not (table == "train" and key in FREE)]
-        different += [f"{table}.{key} (was {a.get(key)}, now {b.get(key)})" for key in keys if a.get(key) != b.get(key)]
-    if different:
-        raise MimError(
-            f"{run.folder} holds a run with other settings: {'; '.join(different[:6])}.\nUse the same settings to "
-            f"resume it, or another folder with --out."
-        )
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file whose last one may be torn."""
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drops metrics of steps that will be done again."""
-    if path.exists():
-        kept = [line for line in _json_lines(path) if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _save(run: Run, optimizer: torch.optim.Optimizer, recipe: str) -> int:

@@ -1,7 +1,8 @@
-"""Two gloo ranks: FSDP2 over a masked autoencoder whose target is an EMA teacher's features, called in `prepare`. Started by test_sharding.py.
+"""Two gloo ranks: FSDP2 over a masked autoencoder whose target is an EMA teacher's features, called in `prepare`.
+Started by test_sharding.py.
 
-Shows that the contracts survive sharding: `prepare`, `forward` and `encode` all run on a sharded method, `after_step` updates the sharded teacher,
-and losses and weights equal those of one process.
+Shows that the contracts survive sharding: `prepare`, `forward` and `encode` all run on a sharded method, `after_step`
+updates the sharded teacher, and losses and weights equal those of one process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Teacher(nn.Module):
         self.tokenizer, self.encoder = copy.deepcopy(student.tokenizer), copy.deepcopy(student.encoder)
         self.requires_grad_(False)
 
-    def forward(self, patches, mask) -> Tensor:  # noqa: ANN001
+    def forward(self, patches, mask) -> Tensor:
         whole = type(mask).nothing_hidden(mask.hidden.shape[0], patches.layout, mask.hidden.device)
         return self.encoder(self.tokenizer.embed(patches.values), patches.layout, whole).tokens
 
@@ -39,7 +40,7 @@ class TeacherTarget(Target):
         super().__init__()
         self.size = size
 
-    def make(self, sample, patches, mask, teacher=None):  # noqa: ANN001, ANN201
+    def make(self, sample, patches, mask, teacher=None):
         assert teacher is not None
         return mask.take(teacher(patches, mask), mask.query_ids).float()
 

@@ -1,6 +1,7 @@
 """Every recipe's small twin: 20 steps against its committed loss curve.
 
-After a change that is meant to move a curve: MIM_WRITE_CURVES=1 pytest tests/flow/test_curves.py, and say why in the commit.
+After a change that is meant to move a curve: MIM_WRITE_CURVES=1 pytest tests/flow/test_curves.py, and say why in the
+commit.
 """
 
 import json

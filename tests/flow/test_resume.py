@@ -116,7 +116,7 @@ def test_kill_nine_at_any_moment(tmp_path, workers):
         seen = len(losses(folder)) if (folder / "metrics.jsonl").exists() else 0
         while kills < 3 and process.poll() is None:
             now = len(losses(folder)) if (folder / "metrics.jsonl").exists() else 0
-            if now > seen or (folder / "checkpoints").exists() and attempt == 1:
+            if now > seen or (attempt == 1 and (folder / "checkpoints").exists()):
                 os.killpg(process.pid, signal.SIGKILL)
                 kills += 1
                 break

@@ -65,7 +65,8 @@ def _load(name: str, plugin: str | None, registry: Registry, twin: bool) -> Reso
 
 
 def _take_weights(run: loop.Run, path: Path, form: str | None, registry: Registry) -> None:
-    """Another method's weights for those of this one with the same name and shape; at least the encoder must fit whole."""
+    """Another method's weights for those of this one with the same name and shape; at least the encoder must fit
+    whole."""
     other = (
         evaluation.load_run(path, registry)[1]
         if form is None

@@ -13,7 +13,8 @@ from mim_core.recipe import Part, RunConfig, TrainConfig
 
 
 def _mae(width: int, depth: int, heads: int, patch: int = 16, micro_batch: int = 128) -> RunConfig:
-    """MAE at 224 pixels with a decoder of 8 blocks, 512 wide. The micro-batch fits a GPU of 16 GB; it does not change results."""
+    """MAE at 224 pixels with a decoder of 8 blocks, 512 wide. The micro-batch fits a GPU of 16 GB; it does not change
+    results."""
     return RunConfig(
         parts={
             "data": Part.of("image:images", crop=(0.2, 1.0)),

@@ -1,0 +1,75 @@
+"""A run's folder: made, checked, and cut back to where a run resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mim_core import checkpoint
+from mim_core.errors import MimError
+
+
+def open_folder(folder: Path, recipe: str) -> dict[str, str]:
+    """Makes the output folder, and refuses one that holds another run. Returns the bad files that it knows of, with
+    reasons.
+
+    Raises:
+        MimError: It cannot be written, or holds a run with other settings.
+    """
+    path = folder / "recipe.toml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        before = path.read_text() if path.exists() else None
+        if before is not None and checkpoint.newest(folder) is not None:
+            _same_run(before, recipe, folder)
+        temporary = folder / ".recipe.toml"
+        temporary.write_text(recipe)
+        os.replace(temporary, path)
+        log = folder / "skipped.jsonl"
+        if log.exists():
+            return {entry["file"]: entry["reason"] for entry in json_lines(log)}
+        return {}
+    except OSError as error:
+        raise MimError(f"The output folder {folder} cannot be written: {error}. Choose another with --out.") from error
+
+
+FREE = ("workers", "log_every", "checkpoint_every", "keep_checkpoints", "max_hours", "micro_batch", "device")
+"""Training options that may change when a run goes on; the others would make it another run."""
+
+
+def _same_run(before: str, now: str, folder: Path) -> None:
+    """A folder's run may go on with other free options only."""
+    old, new = tomllib.loads(before), tomllib.loads(now)
+    different = []
+    for table in sorted({*old, *new} - {"plugins", "evaluate"}):
+        a, b = old.get(table), new.get(table)
+        if not isinstance(a, dict) or not isinstance(b, dict):
+            different += [table] if a != b else []
+            continue
+        keys = [key for key in sorted({*a, *b}) if not (table == "train" and key in FREE)]
+        different += [f"{table}.{key} (was {a.get(key)}, now {b.get(key)})" for key in keys if a.get(key) != b.get(key)]
+    if different:
+        raise MimError(
+            f"{folder} holds a run with other settings: {'; '.join(different[:6])}.\nUse the same settings to "
+            f"resume it, or another folder with --out."
+        )
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file whose last one may be torn."""
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drops metrics of steps that will be done again."""
+    if path.exists():
+        kept = [line for line in json_lines(path) if line["step"] <= step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))

@@ -152,7 +152,7 @@ def probe(
 ) -> Int[Tensor, "draws m"]:
     """Multinomial logistic regression by L-BFGS, all draws at once, on features standardised over the training split.
 
-    Minimises mean cross-entropy + l2 / 2 * |W|^2, the bias free.
+    Minimises the sum of cross-entropies + l2 / 2 * |W|^2, the bias free.
     """
     mean, scale = train.mean(dim=0), train.std(dim=0)
     scale = scale.where(scale > 1e-6, torch.ones_like(scale))  # a constant feature says nothing and is left as it is
@@ -172,7 +172,7 @@ def probe(
     def closure() -> Tensor:
         optimizer.zero_grad()
         logits = (inputs @ weight + bias).flatten(0, 1)
-        loss = F.cross_entropy(logits, targets, reduction="sum") / chosen.shape[1] + l2 / 2 * weight.square().sum()
+        loss = (F.cross_entropy(logits, targets, reduction="sum") + l2 / 2 * weight.square().sum()) / chosen.shape[1]
         loss.backward()
         return loss
 

@@ -136,9 +136,8 @@ class EvaluateConfig:
     """Label counts of the low-shot probes, drawn evenly over the classes."""
     draws: int = 5
     """Draws of each low-shot probe; their mean and spread are reported."""
-    l2: float = 0.01
-    """Penalty of the linear probe: l2 / 2 times the squared weights, added to the mean cross-entropy of standardised
-    features."""
+    l2: float = 1.0
+    """Penalty of the linear probe: l2 / 2 times the squared weights, against the sum of the cross-entropies (C = 1 / l2)."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "k", "draws"):

@@ -155,8 +155,9 @@ class Images(DataSource):
         return Labelled(split, labels, store.classes, CenterCrops(self, store), store.note)
 
     def raw(self, sample: Sample) -> Tensor:
-        """The pixels; of images above 32 x 32, the means of a 32 x 32 grid."""
+        """The pixels in [0, 1], not centred; of images above 32 x 32, the means of a 32 x 32 grid."""
         x = sample["image"]
+        x = x * self.std.to(x.device) + self.mean.to(x.device)
         if max(self.size) > 32:
             x = torch.nn.functional.adaptive_avg_pool2d(x, 32)
         return x.flatten(1)

@@ -1,0 +1,33 @@
+"""Contracts of parts as pytest classes. Whoever writes a part inherits one, and pytest runs its checks:
+
+    from mim_core.testing import MaskerContract, uncovered
+
+    class TestChecker(MaskerContract):
+        part = "mine:checker"  # as registered; or give make_masker
+        expected_hidden = {(14, 14): 98}
+
+    def test_all_are_covered():
+        assert not uncovered("maskers", globals().values(), plugin="mine")
+
+Every check says in words what is broken, so nothing here needs pytest, nor its rewriting of asserts.
+"""
+
+from mim_core.testing.checks import keys, noise, refusal, seeded, tensors, unchecked, uncovered
+from mim_core.testing.maskers import MaskerContract
+from mim_core.testing.methods import MethodContract
+from mim_core.testing.targets import TargetContract
+from mim_core.testing.tokenizers import TokenizerContract
+
+__all__ = [
+    "MaskerContract",
+    "MethodContract",
+    "TargetContract",
+    "TokenizerContract",
+    "keys",
+    "noise",
+    "refusal",
+    "seeded",
+    "tensors",
+    "unchecked",
+    "uncovered",
+]

@@ -1,0 +1,149 @@
+"""What every masker keeps to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mim_core.layout import Layout, take
+from mim_core.mask import Draw, Mask
+from mim_core.masker import Masker
+from mim_core.testing.checks import Contract, equal, keys, refusal, seeded, shapes
+
+
+class MaskerContract(Contract):
+    """What every masker keeps to.
+
+    Attributes:
+        layouts: Layouts that it must take.
+        unsuitable: Layouts that it must refuse with a ValueError.
+        expected_hidden: Hidden units per row, by grid, or by unit count where units lie freely; these layouts are
+            tried too.
+        partitions: Kept and queried units are disjoint and together all; false where queries repeat or are visible.
+        keyed: Masks differ between keys; false where a batch shares them by step.
+        tries: Keys over which every unit must be hidden once and visible once.
+    """
+
+    layouts: ClassVar[Sequence[Layout]] = ()
+    unsuitable: ClassVar[Sequence[Layout]] = ()
+    expected_hidden: ClassVar[Mapping[tuple[int, ...] | int, int]] = {}
+    partitions: ClassVar[bool] = True
+    keyed: ClassVar[bool] = True
+    tries: ClassVar[int] = 512
+
+    def make_masker(self) -> Masker:
+        """The masker under test."""
+        masker: Masker = self._make("masker")
+        return masker
+
+    def make_scores(self, layout: Layout, rows: int) -> Tensor | None:
+        """Scores [B, N] for a guided masker."""
+        return None
+
+    def all_layouts(self) -> list[Layout]:
+        """Those named, and those of ``expected_hidden``."""
+        named = [Layout.on_grid(*n) if isinstance(n, tuple) else Layout(count=n) for n in self.expected_hidden]
+        assert [*self.layouts, *named], "the contract needs layouts or expected_hidden"
+        return [*self.layouts, *named]
+
+    def draw(self, masker: Masker, layout: Layout, key: Tensor) -> Mask:
+        """Masks of samples with these keys."""
+        scores = self.make_scores(layout, len(key))
+        mask: Mask = masker(layout, Draw(key), None if scores is None else scores[: len(key)])
+        return mask
+
+    def test_count_is_exact_in_every_row(self) -> None:
+        """Hidden is bool, True = hidden, exactly as many as stated in each row."""
+        masker = self.make_masker()
+        for layout in self.all_layouts():
+            mask, count = self.draw(masker, layout, keys(16)), masker.count(layout)
+            where = f"on {layout.grid or layout.count}"
+            assert mask.hidden.dtype == torch.bool, f"hidden is {mask.hidden.dtype}, not bool"
+            assert mask.hidden.shape == (16 * masker.per_sample, layout.count), f"{where}: {tuple(mask.hidden.shape)}"
+            found = sorted(set(mask.hidden.sum(dim=1).tolist()))
+            assert found == [count], f"{where}: rows hide {found}; count says {count} (True = hidden)"
+            assert 0 < count < layout.count, f"{where}: {count} of {layout.count} are hidden"
+            expected = self.expected_hidden.get(layout.grid or layout.count, count)
+            assert count == expected, f"{where}: hides {count}, expected {expected}"
+
+    def test_kept_and_queries(self) -> None:
+        """Kept units are the visible ones and queries the hidden ones, both ascending; every query weighs one."""
+        masker = self.make_masker()
+        for layout in self.all_layouts():
+            mask = self.draw(masker, layout, keys(8))
+            for name, ids in (("kept_ids", mask.kept_ids), ("query_ids", mask.query_ids)):
+                assert ids.dtype == torch.int64, f"{name} are {ids.dtype}"
+                assert 0 <= int(ids.min()) <= int(ids.max()) < layout.count, f"{name} leave the layout"
+            assert mask.weight.shape == mask.query_ids.shape, "a weight per query"
+            if not self.partitions:
+                continue
+            assert bool((mask.kept_ids.diff(dim=1) > 0).all()), "kept_ids are not ascending"
+            assert bool((mask.query_ids.diff(dim=1) > 0).all()), "query_ids are not ascending"
+            both = torch.cat([mask.kept_ids, mask.query_ids], dim=1).sort(dim=1).values
+            assert torch.equal(both, torch.arange(layout.count).expand_as(both)), "kept and queries are not all units"
+            assert not bool(mask.kept_hidden().any()), "a kept unit is hidden: is the polarity flipped?"
+            assert bool((mask.weight == 1).all()), "a hidden unit does not count in the loss"
+
+    def test_every_unit_is_reached(self) -> None:
+        """Over many keys every unit is hidden at least once and visible at least once."""
+        masker = self.make_masker()
+        for layout in self.all_layouts():
+            hidden = self.draw(masker, layout, keys(self.tries)).hidden
+            never, always = ~hidden.any(dim=0), hidden.all(dim=0)
+            assert not bool(never.any()), f"never hidden on {layout.grid}: units {never.nonzero().flatten().tolist()}"
+            assert not bool(always.any()), f"always hidden on {layout.grid}: {always.nonzero().flatten().tolist()}"
+
+    def test_key_decides(self) -> None:
+        """The same keys give the same masks, whatever torch's generator says; other keys give others."""
+        masker = self.make_masker()
+        for layout in self.all_layouts():
+            with seeded(1):
+                one = self.draw(masker, layout, keys(8))
+            with seeded(2):
+                other = self.draw(masker, layout, keys(8))
+            assert equal(one, other), "two masks of the same keys differ: draw from draw.key only"
+            if self.keyed:
+                rows = self.draw(masker, layout, keys(64)).hidden
+                assert len(rows.unique(dim=0)) > 1, "all keys give the same mask"
+
+    def test_row_does_not_depend_on_the_batch(self) -> None:
+        """A batch of 1 gives the rows that a batch of 8 has for that sample: adjacent, in the same order."""
+        masker = self.make_masker()
+        for layout in self.all_layouts():
+            whole, each = self.draw(masker, layout, keys(8)), masker.per_sample
+            assert whole.per_sample == each, f"the mask says {whole.per_sample} per sample, the masker {each}"
+            for row in range(8):
+                alone = self.draw(masker, layout, keys(8)[row : row + 1])
+                rows = slice(row * each, (row + 1) * each)
+                assert torch.equal(alone.hidden, whole.hidden[rows]), f"sample {row} alone has another mask"
+                assert torch.equal(alone.query_ids, whole.query_ids[rows]), f"sample {row} alone is asked elsewhere"
+
+    def test_absent_units_weigh_nothing(self) -> None:
+        """Units that are not valid (padding, a missing modality) do not count in the loss."""
+        masker = self.make_masker()
+        for layout in self.all_layouts():
+            valid = torch.ones(4, layout.count, dtype=torch.bool)
+            valid[0, -1] = valid[2, 0] = False
+            mask = self.draw(masker, replace(layout, valid=valid), keys(4))
+            wanted = take(valid.float(), mask.query_ids) * mask.hidden.gather(1, mask.query_ids)
+            assert torch.equal(mask.weight, wanted), "weights are not those of valid hidden units"
+
+    def test_meta_device(self) -> None:
+        """Shapes follow from the layout alone: nothing reads a value."""
+        masker = self.make_masker()
+        for layout in self.all_layouts():
+            wanted = shapes(self.draw(masker, layout, keys(4)))
+            if self.make_scores(layout, 4) is None:
+                mask = self.draw(copy.deepcopy(masker).to("meta"), layout, keys(4).to("meta"))
+                assert shapes(mask) == wanted, "shapes on the meta device differ"
+
+    def test_unsuitable_layouts_are_refused(self) -> None:
+        """A layout that the masker cannot serve is a ValueError."""
+        for layout in self.unsuitable:
+            masker = self.make_masker()
+            assert refusal(self.draw, masker, layout, keys(2)), "the refusal says nothing"

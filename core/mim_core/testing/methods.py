@@ -1,0 +1,176 @@
+"""What every method keeps to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from mim_core.build import build_method
+from mim_core.layout import Sample
+from mim_core.method import Method, Outcome
+from mim_core.plugins import installed
+from mim_core.recipe import load_recipe
+from mim_core.testing.checks import Contract, equal, noise, seeded, shapes, tensors, unchecked
+from mim_core.tokenizer import Tokenizer
+
+
+class MethodContract(Contract):
+    """What every method keeps to, in training mode unless said otherwise.
+
+    Attributes:
+        recipe: A registered recipe, whose small twin is tried; or give `make_method`.
+        rows: Samples in a batch.
+        steps: AdamW steps on one batch, after which the loss must be lower.
+        rate: Their learning rate.
+        moving: Endings of the names of buffers that `forward` may change in training: BatchNorm's statistics.
+    """
+
+    recipe: ClassVar[str] = ""
+    rows: ClassVar[int] = 8
+    steps: ClassVar[int] = 10
+    rate: ClassVar[float] = 1e-3
+    moving: ClassVar[Sequence[str]] = ("running_mean", "running_var", "num_batches_tracked")
+
+    def make_method(self) -> Method:
+        """The method under test, small; each call gives another with the same sizes."""
+        return build_method(load_recipe(self.recipe, installed(), twin=True))
+
+    def make_sample(self, method: Method, rows: int, seed: int = 0) -> Sample:
+        """A batch that it takes; by default noise of the shapes that its tokenizer declares."""
+        tokenizer = method.tokenizer
+        assert isinstance(tokenizer, Tokenizer), "the method has no tokenizer: override make_sample"
+        return noise(tokenizer.shapes, rows, seed)
+
+    def case(self) -> tuple[Method, Sample, Any]:
+        """A method, a batch and what it prepares of it."""
+        method = self.make_method().train()
+        sample = self.make_sample(method, self.rows)
+        return method, sample, method.prepare(sample)
+
+    def run(self, method: Method, prepared: Any) -> Outcome:
+        """One forward pass, drop path drawn alike each time."""
+        with seeded():
+            outcome: Outcome = method(prepared)
+        return outcome
+
+    def test_prepare_has_no_gradient(self) -> None:
+        """Nothing that `prepare` gives is tied to the weights."""
+        _, _, prepared = self.case()
+        assert not any(value.requires_grad for value in tensors(prepared)), "prepare has a gradient"
+
+    def test_prepare_follows_from_the_keys(self) -> None:
+        """The same batch is prepared alike, whatever torch's generator says; other keys hide other units."""
+        method, sample, prepared = self.case()
+        with seeded(5):
+            again = method.prepare(sample)
+        assert equal(prepared, again), "prepare depends on more than the sample and its keys"
+        other = method.prepare({**sample, "key": sample["key"] + 1})
+        assert not equal(prepared, other), "prepare ignores the keys"
+
+    def test_forward_is_pure(self) -> None:
+        """Twice the same, with no state changed."""
+        method, _, prepared = self.case()
+        before = {name: value.clone() for name, value in method.state_dict().items()}
+        given = [value.clone() for value in tensors(prepared)]
+        assert equal(self.run(method, prepared), self.run(method, prepared)), "forward gives another outcome each time"
+        changed = [name for name, value in method.state_dict().items() if not torch.equal(value, before[name])]
+        changed = [name for name in changed if not name.endswith(tuple(self.moving))]
+        assert not changed, f"forward changes {', '.join(changed)}"
+        assert equal(given, tensors(prepared)), "forward changes what was prepared"
+
+    def test_outcome(self) -> None:
+        """A finite scalar loss in float32, finite gradients for every weight that is trained."""
+        method, _, prepared = self.case()
+        method.eval()  # drop path may drop all of a small batch, and a block then has no gradient
+        outcome = self.run(method, prepared)
+        assert outcome.loss.shape == (), f"the loss is {tuple(outcome.loss.shape)}, no scalar"
+        assert outcome.loss.dtype == torch.float32, f"the loss is {outcome.loss.dtype}"
+        outcome.loss.backward()
+        trained = {name: p.grad for name, p in method.named_parameters() if p.requires_grad}
+        idle = [name for name, grad in trained.items() if grad is None]
+        assert not idle, f"not used by forward, which DDP refuses: {', '.join(idle)}"
+        broken = [name for name, grad in trained.items() if grad is not None and not bool(grad.isfinite().all())]
+        assert not broken, f"gradients that are not finite: {', '.join(broken)}"
+        assert bool(outcome.loss.isfinite()), "the loss is not finite"
+
+    def test_shapes_are_static(self) -> None:
+        """Two batches of a size give the same shapes."""
+        method, _, prepared = self.case()
+        other = method.prepare(self.make_sample(method, self.rows, seed=1))
+        assert shapes(prepared) == shapes(other), "what is prepared has other shapes for another batch"
+        assert shapes(self.run(method, prepared)) == shapes(self.run(method, other)), "so has the outcome"
+
+    def test_forward_compiles(self) -> None:
+        """Dynamo traces all of `forward` as one graph, which gives the same loss, and a second batch needs no new
+        one."""
+        method, _, prepared = self.case()
+        other = method.prepare(self.make_sample(method, self.rows, seed=1))
+        wanted, second = self.run(method, prepared).loss, self.run(method, other).loss
+        torch._dynamo.reset()
+        with unchecked(), seeded():
+            compiled: Any = torch.compile(method, fullgraph=True, backend="eager")
+            found = compiled(prepared).loss
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        with unchecked(), seeded(), torch.compiler.set_stance("fail_on_recompile"):
+            torch.testing.assert_close(compiled(other).loss, second, rtol=1e-5, atol=1e-6)
+        torch._dynamo.reset()
+
+    def test_state_dict_round_trip(self) -> None:
+        """Another copy with the same weights gives the same outcome, to the bit."""
+        method, _, prepared = self.case()
+        other = self.make_method().train()
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.add_(0.1)
+        assert not torch.equal(self.run(other, prepared).loss, self.run(method, prepared).loss), "weights do not count"
+        state = {name: value.clone() for name, value in method.state_dict().items()}
+        other.load_state_dict(state, strict=True)
+        assert equal(self.run(method, prepared), self.run(other, prepared)), "the state dict does not hold everything"
+
+    def test_encode(self) -> None:
+        """Tokens [B, N, D], pooled [B, D], prefix [B, P, D]; a batch of 1 gives the row of the whole batch."""
+        method, sample, _ = self.case()
+        method.eval()
+        with torch.no_grad():
+            features = method.encode(sample)
+            alone = method.encode({name: value[3:4] for name, value in sample.items()})
+        rows, _, width = features.tokens.shape
+        assert rows == self.rows, f"tokens of {rows} samples for {self.rows}"
+        assert features.pooled.shape == (rows, width), f"pooled is {tuple(features.pooled.shape)}"
+        assert (features.prefix.shape[0], features.prefix.shape[2]) == (rows, width), "prefix is not [B, P, D]"
+        for name in ("tokens", "pooled", "prefix"):
+            whole: Tensor = getattr(features, name)
+            assert bool(whole.isfinite().all()), f"{name} are not finite"
+            torch.testing.assert_close(getattr(alone, name), whole[3:4], rtol=1e-4, atol=1e-5)
+
+    def test_trees(self) -> None:
+        """What is prepared, and the outcome, are pytrees: FSDP2's hooks and ``tree_map`` see the tensors inside."""
+        method, _, prepared = self.case()
+        outcome = self.run(method, prepared)
+        for value in (prepared, outcome):
+            leaves = pytree.tree_leaves(value)
+            hidden = [type(leaf).__name__ for leaf in leaves if leaf is value]
+            assert not hidden, f"{hidden} is no pytree; mark it with mim_core.layout.tensor_tree"
+            copied = pytree.tree_map_only(Tensor, lambda tensor: tensor.clone(), value)
+            assert type(copied) is type(value), f"{type(value).__name__} comes back as {type(copied).__name__}"
+            assert equal(copied, value), "tree_map loses tensors"
+        copied = pytree.tree_map_only(Tensor, lambda tensor: tensor.clone(), prepared)
+        assert equal(self.run(method, copied), outcome), "a copy of what was prepared gives another outcome"
+
+    def test_loss_falls(self) -> None:
+        """A few AdamW steps on one batch lower its loss."""
+        method, _, prepared = self.case()
+        optimizer = torch.optim.AdamW(method.parameters(), lr=self.rate)
+        losses = []
+        for _ in range(self.steps + 1):
+            loss = self.run(method, prepared).loss
+            losses.append(float(loss.detach()))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            method.after_step(len(losses) / (self.steps + 1))
+        assert losses[-1] < losses[0], f"the loss goes from {losses[0]:.4f} to {losses[-1]:.4f}"

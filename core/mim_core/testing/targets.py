@@ -1,0 +1,120 @@
+"""What every target keeps to."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mim_core.layout import Patches, Sample
+from mim_core.mask import Draw, Mask
+from mim_core.masker import RandomMasker
+from mim_core.target import Target
+from mim_core.testing.checks import Contract, keys, noise, seeded, tensors
+from mim_core.tokenizer import Tokenizer
+
+
+class TargetContract(Contract):
+    """What every target keeps to.
+
+    Attributes:
+        lowest: The loss at the truth; None where it has no fixed value, and is only smaller there than elsewhere.
+        inverse: `to_input_space` gives the true unit values back.
+        step: Step of the finite differences, in units of a prediction's spread.
+    """
+
+    lowest: ClassVar[float | None] = 0.0
+    inverse: ClassVar[bool] = True
+    step: ClassVar[float] = 1e-3
+
+    def make_tokenizer(self) -> Tokenizer:
+        """The tokenizer whose units the target reads."""
+        raise NotImplementedError
+
+    def make_target(self, tokenizer: Tokenizer) -> Target:
+        """The target under test."""
+        target: Target = self._make("target", tokenizer)
+        return target
+
+    def make_sample(self, tokenizer: Tokenizer, rows: int) -> Sample:
+        """A batch that the tokenizer takes."""
+        return noise(tokenizer.shapes, rows)
+
+    def truth(self, values: Any) -> Tensor:
+        """The prediction that the loss asks for; by default the values themselves."""
+        assert isinstance(values, Tensor), "the values are no tensor: override truth"
+        return values
+
+    def case(self, masks: int = 1) -> tuple[Target, Patches, Mask, Any]:
+        """A target, the patches of four samples, a mask of half their units, and the values there."""
+        with seeded():
+            tokenizer = self.make_tokenizer()
+            target = self.make_target(tokenizer)
+        sample = self.make_sample(tokenizer, 4)
+        patches = tokenizer.split(sample)
+        mask = RandomMasker(RandomMasker.Config(ratio=0.5, masks=masks))(patches.layout, Draw(keys(4)))
+        return target, patches, mask, target.make(sample, patches, mask)
+
+    def guess(self, target: Target, mask: Mask, seed: int = 0) -> Tensor:
+        """A prediction made of noise."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(*mask.query_ids.shape, target.size, generator=generator)
+
+    def test_shapes(self) -> None:
+        """A prediction of ``size`` per query gives a finite loss per query, in float32, for one or two masks."""
+        for masks in (1, 2):
+            target, _, mask, values = self.case(masks)
+            loss = target.loss(self.guess(target, mask), values)
+            assert loss.shape == mask.query_ids.shape, f"the loss is {tuple(loss.shape)}: it must not be reduced"
+            assert loss.dtype == torch.float32, f"the loss is {loss.dtype}"
+            assert bool(loss.isfinite().all()), "the loss of noise is not finite"
+            wanted = (*mask.query_ids.shape, target.size)
+            assert self.truth(values).shape == wanted, f"size {target.size} does not fit the values"
+
+    def test_half_precision_predictions(self) -> None:
+        """Under autocast predictions are bfloat16; the loss stays float32."""
+        target, _, mask, values = self.case()
+        loss = target.loss(self.guess(target, mask).bfloat16(), values)
+        assert loss.dtype == torch.float32, f"the loss of a bfloat16 prediction is {loss.dtype}"
+
+    def test_make_has_no_gradient(self) -> None:
+        """Nothing is learned through the values."""
+        assert not any(value.requires_grad for value in tensors(self.case()[3])), "make has a gradient"
+
+    def test_truth_has_the_lowest_loss(self) -> None:
+        """Zero, or ``lowest``, at the truth, and more elsewhere."""
+        target, _, mask, values = self.case()
+        truth = self.truth(values)
+        least = target.loss(truth, values)
+        assert bool(least.isfinite().all()), "the loss at the truth is not finite"
+        if self.lowest is not None:
+            torch.testing.assert_close(least, torch.full_like(least, self.lowest), rtol=1e-5, atol=1e-6)
+        for seed in range(3):
+            other = target.loss(truth + 0.1 * self.guess(target, mask, seed), values)
+            assert bool((other > least).all()), "a wrong answer costs no more than the truth"
+
+    def test_gradient_is_that_of_the_loss(self) -> None:
+        """Along the gradient the loss rises as finite differences say."""
+        target, _, mask, values = self.case()
+        guess = self.guess(target, mask).requires_grad_()
+        (slope,) = torch.autograd.grad(target.loss(guess, values).sum(), guess)
+        assert bool(slope.isfinite().all()), "the gradient is not finite"
+        spread = slope.square().mean().sqrt()
+        assert float(spread) > 0, "the loss has no gradient"
+        with torch.no_grad():
+            move = slope / spread * self.step
+            change = target.loss(guess + move, values).double() - target.loss(guess - move, values).double()
+            expected = 2 * (slope.double() * move.double()).sum()
+        torch.testing.assert_close(change.sum(), expected, rtol=5e-3, atol=0.0)
+
+    def test_back_to_input_space(self) -> None:
+        """The truth gives the true unit values back; a target without an inverse says None or gives unit values."""
+        target, patches, mask, values = self.case()
+        pictures = target.to_input_space(self.truth(values), patches, mask)
+        if not self.inverse:
+            assert pictures is None or pictures.shape[:2] == mask.query_ids.shape, "one picture per query"
+            return
+        assert pictures is not None, "to_input_space gives None; if that is meant, set inverse = False"
+        assert isinstance(patches.values, Tensor), "patches of several modalities: name a segment"
+        torch.testing.assert_close(pictures, mask.take(patches.values, mask.query_ids), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,117 @@
+"""What every tokenizer keeps to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from mim_core import randomness
+from mim_core.layout import Patches, Sample, take
+from mim_core.testing.checks import Contract, equal, keys, noise, refusal, tensors
+from mim_core.tokenizer import Tokenizer
+
+
+class TokenizerContract(Contract):
+    """What every tokenizer keeps to.
+
+    Attributes:
+        width: Token width to build it with.
+    """
+
+    width: ClassVar[int] = 16
+
+    def make_tokenizer(self) -> Tokenizer:
+        """The tokenizer under test."""
+        tokenizer: Tokenizer = self._make("tokenizer", self.width)
+        return tokenizer
+
+    def make_sample(self, tokenizer: Tokenizer, rows: int) -> Sample:
+        """A batch that it takes."""
+        return noise(tokenizer.shapes, rows)
+
+    def wrong_samples(self, tokenizer: Tokenizer) -> Iterable[tuple[Sample, Sequence[str]]]:
+        """Batches that it must refuse, and what the error must name. By default the last axis is one too long."""
+        for modality, shape in tokenizer.shapes.items():
+            sample = self.make_sample(tokenizer, 2)
+            long = (*shape[:-1], shape[-1] + 1)
+            yield {**sample, modality: torch.zeros(2, *long)}, [str(shape[-1] + 1)]
+
+    def restore(self, tokenizer: Tokenizer, patches: Patches) -> Mapping[str, Tensor]:
+        """The sample again, by modality; override it where `join` serves no or several modalities."""
+        (modality,) = tokenizer.shapes
+        assert isinstance(patches.values, Tensor), "several modalities: override restore"
+        return {modality: tokenizer.join(patches.values, patches.layout)}
+
+    def test_split_keeps_what_is_declared(self) -> None:
+        """Layout and unit shape are those that the tokenizer declares."""
+        tokenizer = self.make_tokenizer()
+        patches = tokenizer.split(self.make_sample(tokenizer, 3))
+        found, declared = patches.layout, tokenizer.layout
+        assert (found.count, found.grid) == (declared.count, declared.grid), "split gives another layout than declared"
+        if isinstance(patches.values, Tensor):
+            wanted = (3, declared.count, *tokenizer.unit_shape)
+            assert patches.values.shape == wanted, f"values are {tuple(patches.values.shape)}, declared {wanted}"
+
+    def test_join_undoes_split(self) -> None:
+        """The same sample comes back, to the bit."""
+        tokenizer = self.make_tokenizer()
+        sample = self.make_sample(tokenizer, 3)
+        restored = self.restore(tokenizer, tokenizer.split(sample))
+        assert set(restored) == set(tokenizer.shapes), f"restored {sorted(restored)} of {sorted(tokenizer.shapes)}"
+        for modality, value in restored.items():
+            assert torch.equal(value, sample[modality]), f"join(split({modality})) is not {modality}"
+
+    def test_nothing_in_split_is_trained(self) -> None:
+        """Split has no gradient and does not depend on any parameter."""
+        tokenizer = self.make_tokenizer()
+        sample = self.make_sample(tokenizer, 3)
+        before = tokenizer.split(sample)
+        assert not any(value.requires_grad for value in tensors(before)), "split has a gradient"
+        with torch.no_grad():
+            for parameter in tokenizer.parameters():
+                parameter.add_(1.0)
+        assert equal(before, tokenizer.split(sample)), "split depends on trained weights"
+
+    def test_split_row_does_not_depend_on_the_batch(self) -> None:
+        """A batch of 1 gives the row that the whole batch has."""
+        tokenizer = self.make_tokenizer()
+        sample = self.make_sample(tokenizer, 4)
+        whole = tokenizer.split(sample).values
+        alone = tokenizer.split({name: value[2:3] for name, value in sample.items()}).values
+        assert equal(pytree.tree_map(lambda value: value[2:3], whole), alone), "a sample alone is split otherwise"
+
+    def test_embed(self) -> None:
+        """Tokens are [B, N, width] (or [B, N, S, width]), of the weights' type; every weight has a gradient."""
+        tokenizer = self.make_tokenizer()
+        tokens = tokenizer.embed(tokenizer.split(self.make_sample(tokenizer, 3)).values)
+        assert tokens.shape[:2] == (3, tokenizer.layout.count), f"tokens are {tuple(tokens.shape)}"
+        assert tokens.ndim in (3, 4), f"tokens have {tokens.ndim} axes"
+        assert tokens.shape[-1] == self.width, f"tokens are {tokens.shape[-1]} wide, not {self.width}"
+        wanted = next((parameter.dtype for parameter in tokenizer.parameters()), torch.float32)
+        assert tokens.dtype == wanted, f"tokens are {tokens.dtype}, weights {wanted}"
+        tokens.square().sum().backward()
+        idle = [name for name, p in tokenizer.named_parameters() if p.requires_grad and p.grad is None]
+        assert not idle, f"embed does not use {', '.join(idle)}"
+
+    def test_embedding_kept_units_alone(self) -> None:
+        """Where ``embeds`` is "kept", gathering before or after `embed` gives the same tokens."""
+        tokenizer = self.make_tokenizer()
+        if tokenizer.embeds == "all":
+            return
+        values = tokenizer.split(self.make_sample(tokenizer, 3)).values
+        assert isinstance(values, Tensor), "a tokenizer of several modalities must embed all"
+        ids = randomness.permutation(keys(3), "kept", values.shape[1])[:, : max(1, values.shape[1] // 3)]
+        before, after = tokenizer.embed(take(values, ids)), take(tokenizer.embed(values), ids)
+        torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-5)
+
+    def test_wrong_sizes_are_named(self) -> None:
+        """A sample that does not fit is a ValueError that names the sizes."""
+        tokenizer = self.make_tokenizer()
+        for sample, names in self.wrong_samples(tokenizer):
+            message = refusal(tokenizer.split, sample)
+            missing = [name for name in names if name not in message]
+            assert not missing, f"the error does not name {missing}: {message}"

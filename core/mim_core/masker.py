@@ -22,7 +22,7 @@ Rounding = Literal["down", "nearest", "up"]
 
 
 def rounded(value: float, rounding: Rounding) -> int:
-    """Rounds a count. A billionth of slack keeps 10 * (1 - 0.9) = 0.9999999999999998 from becoming 0."""
+    """Rounds a count. A billionth of slack keeps 100 * 0.29 = 28.999999999999996 from becoming 28."""
     if rounding == "down":
         return math.floor(value + 1e-9)
     return math.ceil(value - 1e-9) if rounding == "up" else math.floor(value + 0.5)
@@ -64,7 +64,8 @@ def hide_first(rank: Int[Tensor, "R N"], count: int) -> Bool[Tensor, "R N"]:
 class RandomMasker(Masker):
     """Hides units uniformly at random, each row for itself (MAE, arXiv 2111.06377, section 3).
 
-    The visible count is rounded down: int(N * (1 - ratio)), as in MAE's code; 49 of 196 at 0.75.
+    MAE rounds the visible count down, so the hidden one up: 49 of 196 are visible at 0.75. Point-MAE (arXiv 2203.06604)
+    rounds the hidden count down: 26 of 64 are visible at 0.6.
     """
 
     @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class RandomMasker(Masker):
         """Share of units that is hidden."""
         masks: int = 1
         """Masks drawn of each sample; the encoder sees every one."""
+        rounding: Rounding = "up"
+        """How the number of hidden units is rounded."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -85,8 +88,8 @@ class RandomMasker(Masker):
         self.per_sample = config.masks
 
     def count(self, layout: Layout) -> int:
-        """N - int(N * (1 - ratio))."""
-        return layout.count - rounded(layout.count * (1 - self.config.ratio), "down")
+        """N * ratio, rounded."""
+        return rounded(layout.count * self.config.ratio, self.config.rounding)
 
     def hide(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None) -> Bool[Tensor, "R N"]:
         """The units with the lowest random ranks; units that are not valid are always hidden."""

@@ -137,7 +137,7 @@ class EvaluateConfig:
     draws: int = 5
     """Draws of each low-shot probe; their mean and spread are reported."""
     l2: float = 1.0
-    """Penalty of the linear probe: l2 / 2 times the squared weights, against the sum of the cross-entropies (C = 1 / l2)."""
+    """Penalty of the linear probe: l2 / 2 times the squared weights, beside the sum of cross-entropies."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "k", "draws"):

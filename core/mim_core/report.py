@@ -177,7 +177,7 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
     return text[text.index("<svg") :]
 
 
-def _samples(source: DataSource, count: int) -> tuple[dict[str, Tensor], str]:
+def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor], str]:
     """Held-out samples if there are any, else the first of the training data; and which these are."""
     try:
         split = source.labelled("test")
@@ -195,7 +195,7 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
     """Rows of pictures per head, as data addresses."""
     if not isinstance(method, MaskedAutoencoder):
         return []
-    sample, where = _samples(source, count)
+    sample, where = held_out_samples(source, count)
     heads = []
     for name, rebuilt in reconstruct(method, sample).items():
         rows = {"input": rebuilt.input, "masked": rebuilt.masked, "rebuilt": rebuilt.rebuilt}

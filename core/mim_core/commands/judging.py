@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mim_core import evaluation
-from mim_core.commands.arguments import parse
+from mim_core.commands.arguments import parse, take_name
 from mim_core.evaluation import cell, columns_of, verdict
 from mim_core.interop import export_timm
 from mim_core.plugins import installed
@@ -25,34 +25,36 @@ class EvaluateOptions:
     """Judge a run's frozen features. Beside them stand the majority class, the raw input and the same encoder
     untrained."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run, or of one of its checkpoints."""
     on: str = ""
     """Evaluations, with commas between: knn,linear. Those of the recipe by default."""
     data_root: Path | None = None
     """Other data than the run's, in a form that the run's data source reads."""
-    evaluate: EvaluateConfig | None = None
-    """Options of the evaluations; the recipe's by default."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Options of the evaluations; the run's by default."""
 
 
 def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``evaluate RUN [--on knn,linear]``."""
-    options = parse(EvaluateOptions, f"{program} evaluate", arguments)
+    name, rest = take_name(arguments, "run", f"Usage: {program} evaluate RUN [OPTIONS]")
     registry = installed()
-    run, _, _ = evaluation.load_run(options.run, registry)
-    config = options.evaluate or run.evaluate
+    if name in ("-h", "--help"):
+        parse(EvaluateOptions, f"{program} evaluate RUN", arguments)
+    folder = Path(name)
+    run, _, _ = evaluation.load_run(folder, registry)
+    options = parse(EvaluateOptions, f"{program} evaluate {name}", rest, EvaluateOptions(evaluate=run.evaluate))
+    config = options.evaluate
     if options.on:
         config = replace(config, on=tuple(name.strip() for name in options.on.split(",") if name.strip()))
     for name in config.on:
         registry.get("evaluations", name)
     data = replace(run.parts["data"].options, root=options.data_root) if options.data_root else None
-    study = evaluation.prepare_study(options.run, registry, config, data)
+    study = evaluation.prepare_study(folder, registry, config, data)
     scores = evaluation.run_study(study, registry)
     _print_table(scores, study.notes)
     content = {"scores": [vars(score) for score in scores], "notes": study.notes + verdict(scores)}
-    (options.run / "scores.json").write_text(json.dumps(content, indent=1))
-    if (options.run / "recipe.toml").exists():
-        write_report(options.run, registry)
+    (folder / "scores.json").write_text(json.dumps(content, indent=1))
+    if (folder / "checkpoints").exists():
+        write_report(folder, registry)
     return 0
 
 

@@ -58,19 +58,21 @@ def mae_vit_huge() -> RunConfig:
 
 
 def mae_vit_tiny() -> RunConfig:
-    """For the bundled 28-pixel grey sample: minutes on a CPU. The numbers that it reaches are in the README."""
+    """For the bundled 28-pixel grey sample: minutes on a CPU. The numbers that it reaches are in the README.
+
+    Patches of 7 and batches of 64 learn most in a few minutes on two cores, see docs/results/fashion-mnist.md.
+    """
     return RunConfig(
         parts={
-            "data": Part.of(
-                "image:images", root="sample", crop=(0.6, 1.0), mean=(0.286,), std=(0.353,)
-            ),  # of the 60,000 training images
-            "tokenizer": Part.of("image:patch", size=(28, 28), patch=(4, 4), channels=1),
+            # mean and deviation of Fashion-MNIST's 60,000 training images
+            "data": Part.of("image:images", root="sample", crop=(0.6, 1.0), mean=(0.286,), std=(0.353,)),
+            "tokenizer": Part.of("image:patch", size=(28, 28), patch=(7, 7), channels=1),
             "masker": Part.of("core:random", ratio=0.75),
             "encoder": Part.of("core:vit", width=128, depth=4, heads=4),
             "decoder": Part.of("core:transformer", width=64, depth=1, heads=4),
             "target": Part.of("core:values", normalize=False, loss="l2"),
         },
-        train=TrainConfig(epochs=40, batch_size=256, base_lr=2e-3, warmup_epochs=2, weight_decay=0.05, log_every=10),
+        train=TrainConfig(epochs=25, batch_size=64, base_lr=4e-3, warmup_epochs=1, log_every=20, checkpoint_every=1000),
     )
 
 

@@ -1,0 +1,98 @@
+"""Every registered target keeps the contract; the normalised one is MAE's formula."""
+
+import pytest
+import torch
+from mim_core.mask import Mask
+from mim_core.target import ValueTarget
+from mim_core.testing import TargetContract, noise, uncovered
+from mim_core.tokenizer import PatchTokenizer
+
+
+def tokenizer(channels=3):
+    return PatchTokenizer(PatchTokenizer.Config(size=(8, 12), patch=(2, 3), channels=channels), 8)
+
+
+class _Values(TargetContract):
+    part = "core:values"
+
+    def make_tokenizer(self):
+        return tokenizer()
+
+
+class TestNormalised(_Values):
+    options = {"normalize": True, "loss": "l2"}
+
+
+class TestRaw(_Values):
+    options = {"normalize": False, "loss": "l2"}
+
+
+class TestAbsolute(_Values):
+    options = {"normalize": False, "loss": "l1", "channels_first": True}
+
+
+class TestNormalisedAbsolute(_Values):
+    options = {"normalize": True, "loss": "l1", "channels_first": True}
+
+
+class TestSmooth(_Values):
+    options = {"normalize": True, "loss": "smooth_l1", "beta": 0.5}
+
+
+def test_every_target_has_a_contract():
+    assert not uncovered("targets", globals().values())
+
+
+def test_normalised_values_are_maes():
+    """(x - mean) / sqrt(var + 1e-6) over all values of the unit, the variance unbiased."""
+    cut, target = tokenizer(), ValueTarget(ValueTarget.Config(), tokenizer())
+    sample = noise(cut.shapes, 1)
+    hidden = torch.zeros(1, 16, dtype=torch.bool)
+    hidden[0, 5] = True
+    values = target.make(sample, cut.split(sample), Mask.from_bool(hidden))
+    x = sample["input"][0, :, 2:4, 3:6].permute(1, 2, 0).flatten().double().tolist()
+    mean = sum(x) / len(x)
+    var = sum((v - mean) ** 2 for v in x) / (len(x) - 1)
+    assert values[0, 0].tolist() == pytest.approx([(v - mean) / (var + 1e-6) ** 0.5 for v in x], rel=1e-5, abs=1e-6)
+
+
+def test_a_constant_unit_is_finite():
+    cut, target = tokenizer(), ValueTarget(ValueTarget.Config(), tokenizer())
+    sample = {"input": torch.full((1, 3, 8, 12), 0.7)}
+    values = target.make(sample, cut.split(sample), Mask.from_bool(torch.arange(16)[None] < 8))
+    assert values.abs().max() < 1e-3
+
+
+def test_losses_are_those_of_the_papers():
+    one, other = torch.tensor([[[0.0, 3.0]]]), torch.tensor([[[0.5, 1.0]]])
+    cut = PatchTokenizer(PatchTokenizer.Config(size=(2,), patch=(2,), channels=1), 4)
+    for options, expected in (
+        ({"loss": "l2"}, (0.25 + 4) / 2),
+        ({"loss": "l1"}, (0.5 + 2) / 2),
+        ({"loss": "smooth_l1", "beta": 1.0}, (0.125 + 1.5) / 2),
+        ({"loss": "smooth_l1", "beta": 2.0}, (0.0625 + 1.0) / 2),
+    ):
+        target = ValueTarget(ValueTarget.Config(normalize=False, **options), cut)
+        assert target.loss(one, other).item() == pytest.approx(expected)
+
+
+def test_channels_first_is_a_pixel_shuffle():
+    cut = PatchTokenizer(PatchTokenizer.Config(size=(8, 8), patch=(2, 2)), 8)
+    target = ValueTarget(ValueTarget.Config(normalize=False, channels_first=True), cut)
+    sample = noise(cut.shapes, 2)
+    values = target.make(sample, cut.split(sample), Mask.from_bool(torch.ones(2, 16, dtype=torch.bool)))
+    shuffled = torch.nn.functional.pixel_shuffle(values.transpose(1, 2).reshape(2, 12, 4, 4), 2)
+    assert torch.equal(shuffled, sample["input"])
+
+
+@pytest.mark.parametrize(
+    ("options", "patch", "text"),
+    [
+        ({"normalize": True}, (1,), "single value cannot be normalised"),
+        ({"loss": "smooth_l1", "beta": 0.0}, (2,), "beta must be positive"),
+    ],
+)
+def test_options_that_make_no_target(options, patch, text):
+    cut = PatchTokenizer(PatchTokenizer.Config(size=(4,), patch=patch, channels=1), 4)
+    with pytest.raises(ValueError, match=text):
+        ValueTarget(ValueTarget.Config(**options), cut)

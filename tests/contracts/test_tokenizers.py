@@ -1,0 +1,94 @@
+"""Every registered tokenizer keeps the contract, on one, two and three axes."""
+
+import pytest
+import torch
+from mim_core.testing import TokenizerContract, noise, uncovered
+from mim_core.tokenizer import PatchTokenizer
+
+
+class _Patches(TokenizerContract):
+    def wrong_samples(self, tokenizer):
+        """One position too many along the last axis: the error names the patch and the size."""
+        config = tokenizer.config
+        size = (*config.size[:-1], config.size[-1] + 1)
+        patch = " x ".join(map(str, config.patch))
+        yield noise({config.modality: (config.channels, *size)}, 2), [f"patch of {patch}", " x ".join(map(str, size))]
+        wrong = noise({config.modality: (config.channels + 1, *config.size)}, 2)
+        yield wrong, [f"B, {config.channels}", f"2 x {config.channels + 1} x"]
+
+
+class TestImagePatches(_Patches):
+    part = "image:patch"
+    options = {"size": (24, 40), "patch": (8, 8), "channels": 3}
+
+
+class TestGreyOblongPatches(_Patches):
+    part = "image:patch"
+    options = {"size": (12, 20), "patch": (3, 5), "channels": 1}
+
+
+class TestSignal(_Patches):
+    part = "core:patch"
+    options = {"modality": "ecg", "size": (60,), "patch": (6,), "channels": 12}
+
+
+class TestImage(_Patches):
+    part = "core:patch"
+    options = {"size": (16, 8), "patch": (4, 2), "channels": 5}
+
+
+class TestVolume(_Patches):
+    part = "core:patch"
+    options = {"modality": "video", "size": (4, 8, 12), "patch": (2, 4, 3), "channels": 2}
+
+
+def test_every_tokenizer_has_a_contract():
+    assert not uncovered("tokenizers", globals().values())
+
+
+def test_values_are_in_row_column_channel_order():
+    tokenizer = PatchTokenizer(PatchTokenizer.Config(size=(4, 6), patch=(2, 3), channels=2), 8)
+    x = torch.arange(48.0).reshape(1, 2, 4, 6)
+    values = tokenizer.split({"input": x}).values
+    for row in range(2):
+        for column in range(2):
+            unit = x[0, :, 2 * row : 2 * row + 2, 3 * column : 3 * column + 3]
+            assert torch.equal(values[0, 2 * row + column], unit.permute(1, 2, 0))
+
+
+def test_embedding_is_the_convolution():
+    tokenizer = PatchTokenizer(PatchTokenizer.Config(size=(4, 8, 6), patch=(2, 4, 3), channels=2), 8)
+    x = torch.randn(2, 2, 4, 8, 6)
+    torch.testing.assert_close(
+        tokenizer.embed(tokenizer.split({"input": x}).values), tokenizer.proj(x).flatten(2).transpose(1, 2)
+    )
+
+
+def test_another_size_is_taken_if_the_patch_divides_it():
+    tokenizer = PatchTokenizer(PatchTokenizer.Config(size=(8, 8), patch=(4, 4)), 8)
+    x = torch.randn(1, 3, 12, 20)
+    patches = tokenizer.split({"input": x})
+    assert patches.layout.grid == (3, 5)
+    assert torch.equal(tokenizer.join(patches.values, patches.layout), x)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"size": (28, 28), "patch": (16, 16)}, r"16 x 16 does not divide the input of 28 x 28; patches that do: 2, 4"),
+        ({"size": (28,), "patch": (4, 4)}, "size 28 has 1 axes and patch 4 x 4 has 2"),
+        ({"size": (4, 4, 4, 4), "patch": (2, 2, 2, 2)}, "1 to 3 axes"),
+        ({"channels": 0}, "channels must be at least 1"),
+        ({"size": (8, 8), "patch": (16, 16)}, "16 x 16 does not divide"),
+        ({"size": (8, 8), "patch": (0, 4)}, "0 x 4 does not divide"),
+    ],
+)
+def test_options_that_make_no_tokenizer(options, text):
+    with pytest.raises(ValueError, match=text):
+        PatchTokenizer(PatchTokenizer.Config(**options), 8)
+
+
+def test_a_missing_modality_is_named():
+    tokenizer = PatchTokenizer(PatchTokenizer.Config(modality="depth", size=(8, 8), patch=(4, 4)), 8)
+    with pytest.raises(KeyError, match="'depth'"):
+        tokenizer.split(noise({"image": (3, 8, 8)}, 1))

@@ -1,4 +1,4 @@
-"""Draws docs/reconstructions.png, the README's picture, from a run: input, masked, rebuilt, for a row of held-out samples.
+"""Draws docs/reconstructions.png, the README's picture: input, masked, rebuilt, for a row of held-out samples.
 
 Run: python tools/readme_picture.py runs/demo
 """

@@ -108,6 +108,11 @@ def start(config: ResolvedRun, folder: Path, registry: Registry) -> Run:
         )
     source = make_source(config, method)
     steps = max(1, round(config.train.epochs * len(source) / config.train.batch_size))
+    if config.train.batch_size > len(source):
+        warn(
+            f"one step takes {config.train.batch_size} samples and there are {len(source)}: an epoch is less than a step. "
+            "For a small collection try --train.batch-size 64."
+        )
     return Run(config, folder, method, source, registry, device, steps=steps)
 
 

@@ -1,0 +1,117 @@
+"""Wheels of every distribution: what they hold, and that they work in a clean environment."""
+
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECTS = {"mim_core": ROOT, "mim_image": ROOT / "plugins/image"}
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory):
+    target = tmp_path_factory.mktemp("dist")
+    for project in PROJECTS.values():
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(project)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return {path.name.split("-")[0]: path for path in target.glob("*.whl")}
+
+
+@pytest.fixture(scope="module")
+def clean(wheels, tmp_path_factory):
+    """A fresh environment with the wheels, and everything else by a .pth file to this one's packages, less our own."""
+    folder = tmp_path_factory.mktemp("clean")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin/python"
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--force-reinstall",
+        *wheels.values(),
+    ]
+    subprocess.run(list(map(str, install)), check=True)
+    return folder
+
+
+def names_in(path):
+    return [name for name in zipfile.ZipFile(path).namelist() if not name.endswith("/")]
+
+
+def test_each_wheel_holds_its_package_and_licence_and_nothing_else(wheels):
+    assert set(wheels) == set(PROJECTS)
+    for package, path in wheels.items():
+        names = names_in(path)
+        tops = {name.split("/")[0] for name in names}
+        assert tops == {package, next(top for top in tops if top.endswith(".dist-info"))}
+        assert any(name.endswith("LICENSE") and ".dist-info" in name for name in names)
+        assert f"{package}/py.typed" in names
+        assert not [name for name in names if "test_" in name or "__pycache__" in name]
+        assert path.stat().st_size < 6_000_000
+
+
+def test_wheels_carry_their_data(wheels):
+    assert "mim_core/templates/report.html.jinja" in names_in(wheels["mim_core"])
+    sample = [name for name in names_in(wheels["mim_image"]) if "/sample/" in name]
+    assert len([name for name in sample if name.endswith(".gz")]) == 4
+    assert "mim_image/sample/LICENSE" in sample
+
+
+def test_plugins_require_the_core_and_extras_point_at_plugins(wheels):
+    def requirements(package):
+        archive = zipfile.ZipFile(wheels[package])
+        metadata = next(name for name in archive.namelist() if name.endswith("METADATA"))
+        return [line for line in archive.read(metadata).decode().splitlines() if line.startswith("Requires-Dist")]
+
+    assert any("mim-core" in line and "<0.2" in line for line in requirements("mim_image"))
+    assert any(
+        "mim-image" in line and 'extra == "image"' in line.replace("'", '"') for line in requirements("mim_core")
+    )
+
+
+@pytest.mark.slow
+def test_scripts_run_in_a_clean_environment(clean, tmp_path):
+    def run(*command):
+        done = subprocess.run([clean / "bin" / command[0], *command[1:]], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    shown = run("mim-core", "plugins")
+    assert "mim-image" in shown
+    assert "FAILED" not in shown
+    assert "mae-vit-tiny" in run("mim-image", "recipes")
+    where = run("python", "-c", "import mim_core, mim_image; print(mim_core.__file__, mim_image.__file__)")
+    assert where.count(str(clean)) == 2, "the checkout was imported, not the wheels"
+    run("mim-image", "pretrain", "mae-vit-tiny", "--twin", "--out", "r", "--quiet")
+    assert (tmp_path / "r/report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_core_alone_works_and_says_what_it_lacks(wheels, tmp_path):
+    venv.create(tmp_path / "core", with_pip=True)
+    site = next((tmp_path / "core").glob("lib/python*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = str(tmp_path / "core/bin/python")
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(wheels["mim_core"])], check=True
+    )
+    environ = {"MIM_CORE_DISABLE": "image", "PATH": ""}
+    listed = subprocess.run([python, "-m", "mim_core", "list", "maskers"], capture_output=True, text=True, env=environ)
+    assert "core:random" in listed.stdout
+    asked = subprocess.run(
+        [python, "-m", "mim_core", "pretrain", "video:videomae"], capture_output=True, text=True, env=environ
+    )
+    assert asked.returncode == 2
+    assert 'pip install "mim-core[video]"' in asked.stderr

@@ -9,7 +9,7 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
-from mim_core.evaluation import load_run
+from mim_core.features import load_run
 from mim_core.loop import make_source
 from mim_core.method import MaskedAutoencoder
 from mim_core.plugins import installed

@@ -123,14 +123,21 @@ def load(path: Path) -> Loaded:
             )
         return Loaded(path, state["step"], state, load_file(path / "weights.safetensors"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise MimError(f"{path} cannot be read: {error}. Remove it to start from an earlier one.") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> MimError:
+    return MimError(f"{path} cannot be read: {error}. Remove it to start from an earlier one.")
 
 
 def restore(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> Loaded:
     """Puts weights and moments back, strictly."""
     loaded = load(path)
     load_weights(method, loaded)
-    tensors = load_file(path / "optimizer.safetensors")
+    try:
+        tensors = load_file(path / "optimizer.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
     names = {id(parameter): name for name, parameter in method.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None, plugin: str | None = None) -> int:
     except MimError as error:
         print(f"{program}: error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except SystemExit as end:  # tyro, after --help or a wrong option
+        return end.code if isinstance(end.code, int) else 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)  # noqa: T201
         return 130

@@ -158,6 +158,25 @@ def collate(items: Sequence[tuple[dict[str, Tensor] | None, list[tuple[str, str]
     return Batch({name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}, skipped)
 
 
+class Readable(Dataset[Any]):
+    """The items of a split, each with its ``index``; None for one whose file cannot be read."""
+
+    def __init__(self, items: Dataset[Any]) -> None:
+        self.items = items
+
+    def __getitem__(self, index: int) -> dict[str, Tensor] | None:
+        try:
+            return {**self.items[index], "index": torch.tensor(index, dtype=torch.int64)}
+        except BadSample:
+            return None
+
+    @staticmethod
+    def collate(items: Sequence[dict[str, Tensor] | None]) -> Sample:
+        """Stacks those that could be read; empty when none could."""
+        found = [item for item in items if item is not None]
+        return {name: torch.stack([item[name] for item in found]) for name in found[0]} if found else {}
+
+
 class KeyedBatches(Sampler[list[Request]]):
     """Requests in micro-batches, from any sample of the run onwards.
 

@@ -6,6 +6,7 @@ names.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from timm.layers import trunc_normal_
 from timm.models import beit, create_model, is_model, vision_transformer
 from torch import Tensor, nn
 
-from mim_core.errors import unknown
+from mim_core.errors import MimError, unknown
 from mim_core.layout import Layout, take, tensor_tree
 from mim_core.mask import Mask
 from mim_core.position import PositionKind, make_position
@@ -105,8 +106,8 @@ def _timm_vit(name: str, drop_path: float) -> vision_transformer.VisionTransform
     if not is_model(name):
         from timm import list_models
 
-        close = list_models(f"{name.split('_')[0]}*") or list_models("vit*")
-        raise unknown("timm model", name, close[:40], "See timm.list_models().")
+        close = difflib.get_close_matches(name, list_models(), n=12, cutoff=0.4)
+        raise unknown("timm model", name, close or list_models("vit_*_224"), "See timm.list_models() for all.")
     with torch.device("meta"):
         kind = type(create_model(name, pretrained=False, num_classes=0))
     if kind is not vision_transformer.VisionTransformer:
@@ -227,11 +228,19 @@ class ViTEncoder(Encoder):
         return state
 
     def timm_model(self) -> tuple[str, dict[str, Any]]:
-        """The named model, or a generic ViT with these sizes."""
-        if self.config.name is not None:
-            return self.config.name, {"no_embed_class": False}
+        """The named model, or a generic ViT with these sizes.
+
+        Raises:
+            MimError: Positions are computed from coordinates, which timm does not.
+        """
         config = self.config
+        if config.position == "coordinates":
+            raise MimError("timm's transformers have no positions that are computed from coordinates.")
+        position = {"pos_embed": "none"} if config.position == "none" else {}
+        if config.name is not None:
+            return config.name, {"no_embed_class": False, **position}
         return "vit_base_patch16_224", {
+            **position,
             "embed_dim": config.width,
             "depth": config.depth,
             "num_heads": config.heads,
@@ -239,6 +248,7 @@ class ViTEncoder(Encoder):
             "class_token": config.class_token,
             "init_values": config.layer_scale,
             "global_pool": "token" if config.class_token else "avg",
+            "fc_norm": False,  # the final norm is on every token, with either pooling
         }
 
 
@@ -332,7 +342,7 @@ class BeitEncoder(Encoder):
             "depth": config.depth,
             "num_heads": config.heads,
             "mlp_ratio": config.mlp_ratio,
-            "init_values": config.layer_scale,
+            "init_values": config.layer_scale or 0.0,  # timm drops None and takes its own default
             "use_abs_pos_emb": False,
             "use_rel_pos_bias": False,
             "use_shared_rel_pos_bias": True,

@@ -3,27 +3,16 @@ raw input and the same encoder untrained."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from mim_core import checkpoint, randomness
-from mim_core.build import build_method
-from mim_core.data import DataSource, Labelled, loader
-from mim_core.errors import MimError
-from mim_core.loop import choose_device, make_source
-from mim_core.method import Method
-from mim_core.options import plain
-from mim_core.recipe import EvaluateConfig, ResolvedRun, from_toml
+from mim_core import randomness
+from mim_core.recipe import EvaluateConfig
 from mim_core.registry import Registry
 
 MAJORITY, RAW, UNTRAINED, PRETRAINED = "majority class", "raw input", "untrained encoder", "pre-trained encoder"
@@ -187,105 +176,6 @@ def _accuracy(found: Tensor, labels: Tensor) -> float:
 
 def _majority(train: Tensor, test: Tensor) -> float:
     return _accuracy(train.bincount().argmax(), test)
-
-
-# ---- features --------------------------------------------------------------------------------------------------------
-
-
-def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Path]:
-    """A run's recipe, its method with the newest weights, and the checkpoint that they are from.
-
-    Raises:
-        MimError: The folder holds no whole checkpoint.
-    """
-    path = folder if (folder / "state.json").exists() else checkpoint.newest(folder)
-    if path is None:
-        near = sorted(p.parent.name for p in folder.parent.glob("*/recipe.toml")) if folder.parent.is_dir() else []
-        there = f" Runs beside it: {', '.join(near)}." if near else ""
-        raise MimError(
-            f"{folder} holds no whole checkpoint.{there} Train first: mim-core pretrain RECIPE --out {folder}"
-        )
-    config = from_toml((path / "recipe.toml").read_text(), registry)
-    method = build_method(config, registry)
-    checkpoint.load_weights(method, checkpoint.load(path))
-    return config, method, path
-
-
-@torch.no_grad()
-def extract(
-    method: Method | None, source: DataSource, split: Labelled, config: EvaluateConfig, device: torch.device
-) -> Tensor:
-    """Pooled features of a split, float32 [n, D]; the raw input where no method is given."""
-    sampler = [
-        list(range(i, min(i + config.batch_size, len(split.labels))))
-        for i in range(0, len(split.labels), config.batch_size)
-    ]
-    if method is not None:
-        method.eval().to(device)
-    found = []
-    for sample in loader(split.items, sampler, 0, torch.utils.data.default_collate):
-        ready = source.finish({name: value.to(device) for name, value in sample.items()})
-        if method is None:
-            found.append(source.raw(ready).float().cpu())
-            continue
-        features = method.encode(ready)
-        if config.pool == "prefix" and features.prefix.shape[1] == 0:
-            raise MimError("--evaluate.pool prefix needs an encoder with a class token; this one has none.")
-        pooled = features.pooled if config.pool == "mean" else features.prefix[:, 0]
-        found.append(pooled.float().cpu())
-    return torch.cat(found)
-
-
-def _cached(path: Path, make: Any) -> Features:
-    """Features from disk, or made and written there."""
-    if path.exists():
-        return Features(**load_file(path))
-    made: Features = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file({"train": made.train.contiguous(), "test": made.test.contiguous()}, part)
-    part.rename(path)
-    return made
-
-
-def prepare_study(folder: Path, registry: Registry, config: EvaluateConfig | None = None, data: Any = None) -> Study:
-    """Features of every row for a run, from ``RUN/features`` where they are known.
-
-    Args:
-        folder: The run.
-        registry: Where names are looked up.
-        config: Evaluation options; the run's own by default.
-        data: Options of the data source, to evaluate on other data than the run was trained on.
-    """
-    run, method, path = load_run(folder, registry)
-    config = config or run.evaluate
-    if data is not None:
-        run = replace(run, parts={**run.parts, "data": replace(run.parts["data"], options=data)})
-    device = choose_device(run.train)
-    source = make_source(run, method)
-    train, test = source.labelled("train"), source.labelled("test")
-    if min(len(train.labels), len(test.labels)) == 0:
-        raise MimError("There are no labelled samples to train or to test the probes on.")
-    about = json.dumps(
-        [plain(run.parts["data"].options), config.pool, len(train.labels), len(test.labels)], sort_keys=True
-    )
-    code = hashlib.sha256(about.encode()).hexdigest()[:12]
-    store = folder / "features" if path.parent != folder else path / "features"
-
-    def both(network: Method | None) -> Features:
-        return Features(extract(network, source, train, config, device), extract(network, source, test, config, device))
-
-    rows = {
-        RAW: _cached(store / f"raw-{code}.safetensors", lambda: both(None)),
-        UNTRAINED: _cached(store / f"untrained-{code}.safetensors", lambda: both(build_method(run, registry))),
-        PRETRAINED: _cached(store / f"{path.name}-{code}.safetensors", lambda: both(method)),
-    }
-    notes = [
-        f"{len(train.labels):,} labelled training samples, {len(test.labels):,} test samples, {len(test.classes)} "
-        f"classes."
-    ]
-    notes += [note for note in {train.note, test.note} if note]
-    return Study(config, (train.labels, test.labels), test.classes, rows, notes)
 
 
 def run_study(study: Study, registry: Registry) -> list[Score]:

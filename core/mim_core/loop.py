@@ -108,9 +108,16 @@ def start(config: ResolvedRun, folder: Path, registry: Registry) -> Run:
         )
     source = make_source(config, method)
     steps = max(1, round(config.train.epochs * len(source) / config.train.batch_size))
+    if 0 < config.train.epochs <= config.train.warmup_epochs:
+        warn(
+            f"the warm-up of {config.train.warmup_epochs:g} epochs is as long as the run of {config.train.epochs:g}: "
+            f"the learning rate "
+            f"never reaches its peak. Shorten it: --train.warmup-epochs {config.train.epochs / 20:g}"
+        )
     if config.train.batch_size > len(source):
         warn(
-            f"one step takes {config.train.batch_size} samples and there are {len(source)}: an epoch is less than a step. "
+            f"one step takes {config.train.batch_size} samples and there are {len(source)}: an epoch is less than a "
+            f"step. "
             "For a small collection try --train.batch-size 64."
         )
     return Run(config, folder, method, source, registry, device, steps=steps)
@@ -264,8 +271,9 @@ class _Trainer:
         seconds = time.perf_counter() - self.since
         samples = len(self.pending) * run.train.batch_size
         means = {name: float(value) for name, value in zip(names, table.mean(dim=0), strict=True)}
-        if not bool(torch.isfinite(table[:, 0]).all()):
-            self._not_finite(table[:, 0])
+        finite = torch.isfinite(table).all(dim=1)  # a gradient too: it would spoil the weights that are saved next
+        if not bool(finite.all()):
+            self._not_finite(finite)
         line = {
             "step": run.step,
             "epoch": round(run.step / run.steps_per_epoch, 4),
@@ -278,16 +286,17 @@ class _Trainer:
         self.reporter.metrics(run.step, run.step / run.steps_per_epoch, means["loss"], samples / seconds)
         self.pending, self.indices, self.waited, self.since = [], [], 0.0, time.perf_counter()
 
-    def _not_finite(self, losses: Tensor) -> None:
-        first = int((~torch.isfinite(losses)).nonzero()[0])
+    def _not_finite(self, finite: Tensor) -> None:
+        first = int((~finite).nonzero()[0])
         micros = self.run.train.batch_size // self.micro
         bad = torch.cat(self.indices[first * micros : (first + 1) * micros]).tolist()
-        step = self.run.step - len(losses) + first
+        step = self.run.step - len(finite) + first
         names = ", ".join(self.run.source.name_of(index) for index in bad[:8])
         path = self.run.folder / "not_finite.json"
         path.write_text(json.dumps({"step": step, "indices": bad, "names": [self.run.source.name_of(i) for i in bad]}))
         raise MimError(
-            f"The loss of step {step} is not finite. Its samples are listed in {path}; the first are: {names}. The "
+            f"The loss of step {step}, or its gradient, is not finite. Its samples are listed in {path}; the first "
+            f"are: {names}. The "
             f"last checkpoint is from before. "
             "A lower --train.base-lr, --train.clip-grad 1, or --train.precision fp32 may help."
         )
@@ -308,11 +317,14 @@ def _note_skipped(run: Run, batch: Batch) -> None:
                 f"{run.folder / 'skipped.jsonl'}"
             )
     limit = getattr(run.source.config, "max_bad", 1.0)
-    if batch.sample is None or len(run.skipped) > limit * len(run.source):
+    too_many = len(run.skipped) > limit * len(run.source)
+    if batch.sample is None or too_many:
         some = "\n  ".join(f"{path}: {reason}" for path, reason in list(run.skipped.items())[:5])
+        why = (
+            f"more than the share of {limit:g} that --data.max-bad allows" if too_many else "and nothing replaces them"
+        )
         raise MimError(
-            f"{len(run.skipped)} of {len(run.source)} files cannot be used, more than the share of {limit:g} that "
-            f"--data.max-bad allows:\n  {some}\n"
+            f"{len(run.skipped)} of {len(run.source)} files cannot be used, {why}:\n  {some}\n"
             f"All are listed in {run.folder / 'skipped.jsonl'}."
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -119,7 +120,7 @@ def print_plan(run: Run) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in plan_rows(run).items():
-        table.add_row(label, text)
+        table.add_row(label, escape(text))
     console = Console(highlight=False)
     (console if console.is_terminal else Console(highlight=False, width=160)).print(table)
     console.print("Nothing was written. Leave --dry-run out to start.")

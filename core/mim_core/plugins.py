@@ -23,6 +23,7 @@ from typing import Any
 
 import pluggy
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mim_core import hookspecs
 from mim_core.errors import MimError, nearest
@@ -83,7 +84,7 @@ def load(candidates: Iterable[Candidate], environ: Mapping[str, str] = os.enviro
         start = time.perf_counter()
         try:
             brought = _load_one(manager, candidate, records)
-        except Exception as error:  # a plugin may fail in any way; the others must work all the same
+        except (Exception, SystemExit) as error:  # a plugin may fail in any way; the others must work all the same
             reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
             if strict:
                 raise MimError(f"{candidate.distribution} {candidate.version} failed to load: {reason}") from error
@@ -151,7 +152,7 @@ def _check_requirement(candidate: Candidate) -> None:
         requirement = Requirement(text)
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if (
-            requirement.name.lower() == "mim-core"
+            canonicalize_name(requirement.name) == "mim-core"
             and applies
             and not requirement.specifier.contains(__version__, prereleases=True)
         ):

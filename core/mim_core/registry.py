@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mim_core.errors import MimError, unknown
+from mim_core.errors import MimError, nearest, unknown
 
 KINDS = {
     "tokenizers": "tokenizer",
@@ -193,7 +193,10 @@ class Registry:
                 )
             elif record.disabled and record.name == plugin:
                 notes.append(f"\nThe plugin {plugin!r} is switched off by MIM_CORE_PLUGINS or MIM_CORE_DISABLE.")
-        if plugin and plugin not in {record.name for record in self.plugins}:
+        names = {record.name for record in self.plugins}
+        if plugin and plugin not in names:
             package = f'"mim-core[{plugin}]"' if plugin in EXTRAS else f"mim-{plugin}"
-            notes.append(f"\nNo plugin {plugin!r} is installed. Try: pip install {package}")
+            near = None if plugin in EXTRAS else nearest(plugin, {*names, *EXTRAS})
+            advice = f"Did you mean {near!r}?" if near else f"Try: pip install {package}"
+            notes.append(f"\nNo plugin {plugin!r} is installed. {advice}")
         return "".join(notes)

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from mim_core.data import DataSource
+from mim_core.data import DataSource, Readable
 from mim_core.errors import MimError
-from mim_core.evaluation import Score, cell, columns_of, load_run
+from mim_core.evaluation import Score, cell, columns_of
+from mim_core.features import load_run
 from mim_core.loop import make_source
 from mim_core.method import Head, MaskedAutoencoder, Method
 from mim_core.progress import duration
@@ -178,17 +180,30 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
 
 
 def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor], str]:
-    """Held-out samples if there are any, else the first of the training data; and which these are."""
+    """Held-out samples if there are any, else the first of the training data, without those that cannot be read; and
+    which these are."""
     try:
         split = source.labelled("test")
         chosen = torch.linspace(0, len(split.labels) - 1, min(count, len(split.labels))).long().unique().tolist()
-        items, where = [split.items[index] for index in chosen], "held-out samples"
+        items, where = Readable(split.items), "held-out samples"
     except MimError:
         chosen = list(range(min(count, len(source))))
-        items, where = [source.read(index, index) for index in chosen], "samples of the training data"
-    sample = {name: torch.stack([item[name] for item in items]) for name in items[0]}
-    sample["key"] = torch.tensor(chosen)
+        items, where = Readable(_Augmented(source)), "samples of the training data"
+    sample = Readable.collate([items[index] for index in chosen])
+    if not sample:
+        return {}, where
+    sample["key"] = sample["index"]
     return source.finish(sample), where
+
+
+class _Augmented(Dataset[Any]):
+    """Training items, each under its index as key."""
+
+    def __init__(self, source: DataSource) -> None:
+        self.source = source
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.source.read(index, index)
 
 
 def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, Any]]:
@@ -196,6 +211,8 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
     if not isinstance(method, MaskedAutoencoder):
         return []
     sample, where = held_out_samples(source, count)
+    if not sample:
+        return []
     heads = []
     for name, rebuilt in reconstruct(method, sample).items():
         rows = {"input": rebuilt.input, "masked": rebuilt.masked, "rebuilt": rebuilt.rebuilt}

@@ -53,7 +53,7 @@ def case(name):
 def close(found, wanted, tolerance=1e-4):
     """Apart by no more than this share of the largest value."""
     assert found.shape == wanted.shape
-    assert float((found - wanted).abs().max()) <= tolerance * float(wanted.abs().max())
+    assert float((found.detach() - wanted).abs().max()) <= tolerance * float(wanted.abs().max())
 
 
 def check_gradients(form, groups, method, outcome):

@@ -48,7 +48,6 @@ VITS = {
     "narrow mlp": {"encoder": {"mlp_ratio": 2.0}},
     "learned positions": {"encoder": {"position": "learned"}},
     "no positions": {"encoder": {"position": "none"}},
-    "positions by coordinates": {"encoder": {"position": "coordinates"}, "tokenizer": OBLONG},
     "sees all": {"encoder": {"sees": "all"}},
 }
 
@@ -91,6 +90,13 @@ def test_named_vit(name, tmp_path, monkeypatch):
 def test_names_that_do_not_fit(name, text):
     with pytest.raises(MimError, match=text):
         method_of("image:mae-vit-tiny", encoder={"name": name})
+
+
+def test_positions_by_coordinates_are_refused(tmp_path):
+    with pytest.raises(MimError, match="computed from coordinates"):
+        export_timm(
+            method_of("image:mae-vit-tiny", encoder={"position": "coordinates"}), tmp_path / "encoder.safetensors"
+        )
 
 
 def test_export_needs_a_patch_tokenizer(tmp_path):

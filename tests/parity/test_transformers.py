@@ -4,6 +4,7 @@ import pytest
 import torch
 from mim_core.errors import MimError
 from mim_core.interop import import_checkpoint
+from mim_core.layout import Layout
 from mim_core.mask import Draw
 from mim_core.masker import RandomMasker
 from mim_core.testing import keys, seeded
@@ -11,34 +12,34 @@ from mim_core.testing import keys, seeded
 transformers = pytest.importorskip("transformers")
 
 SIZES = {
-    "small": dict(
-        image_size=32,
-        patch_size=8,
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=192,
-        decoder_hidden_size=32,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=128,
-        norm_pix_loss=True,
-    ),
-    "grey": dict(
-        image_size=28,
-        patch_size=4,
-        num_channels=1,
-        hidden_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=128,
-        decoder_hidden_size=48,
-        decoder_num_hidden_layers=2,
-        decoder_num_attention_heads=4,
-        decoder_intermediate_size=144,  # another share of the width than the encoder's
-        mask_ratio=0.6,
-        layer_norm_eps=1e-5,
-    ),
+    "small": {
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 192,
+        "decoder_hidden_size": 32,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 128,
+        "norm_pix_loss": True,
+    },
+    "grey": {
+        "image_size": 28,
+        "patch_size": 4,
+        "num_channels": 1,
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 128,
+        "decoder_hidden_size": 48,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 4,
+        "decoder_intermediate_size": 144,  # another share of the width than the encoder's
+        "mask_ratio": 0.6,
+        "layer_norm_eps": 1e-5,
+    },
 }
 
 
@@ -56,12 +57,10 @@ def theirs(**sizes):
 def masked_inputs(model, rows=3):
     """Images, a mask of their own count, and the noise that makes them draw that mask with visible units in order."""
     config = model.config
-    layout_count = model.vit.embeddings.patch_embeddings.num_patches
+    count = model.vit.embeddings.patch_embeddings.num_patches
     images = torch.randn(rows, config.num_channels, config.image_size, config.image_size)
-    from mim_core.layout import Layout
-
-    mask = RandomMasker(RandomMasker.Config(ratio=config.mask_ratio))(Layout(count=layout_count), Draw(keys(rows)))
-    noise = mask.hidden.float() + torch.arange(layout_count) / (2 * layout_count)
+    mask = RandomMasker(RandomMasker.Config(ratio=config.mask_ratio))(Layout(count=count), Draw(keys(rows)))
+    noise = mask.hidden.float() + torch.arange(count) / (2 * count)
     return images, mask, noise
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import itertools
 import textwrap
+import types
 import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -138,6 +139,21 @@ def apply(run: ResolvedRun, chosen: Any) -> ResolvedRun:
     return dataclasses.replace(run, parts=parts, train=chosen.train, evaluate=chosen.evaluate)
 
 
+def type_text(hint: Any) -> str:
+    """A type as people read it: the choices of a literal, ``tuple[float, float]``, ``Path | None``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return type_text(arguments[0])
+    if origin is typing.Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(type_text, arguments))
+    if origin is not None:
+        inner = ", ".join("..." if argument is Ellipsis else type_text(argument) for argument in arguments)
+        return f"{origin.__name__}[{inner}]"
+    return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
 def option_rows(cls: type) -> list[tuple[str, str, str, str]]:
     """(name, type, default, help) of every option of a dataclass, for ``describe``."""
     hints = _hints(cls)
@@ -145,7 +161,7 @@ def option_rows(cls: type) -> list[tuple[str, str, str, str]]:
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         note = next((getattr(m, "help", "") for m in getattr(hint, "__metadata__", ())), "") or ""
-        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        kind = type_text(hint)
         default = field.default if field.default is not dataclasses.MISSING else "{}"
         rows.append((field.name.replace("_", "-"), kind, str(plain(default)), note))
     return rows

@@ -14,6 +14,7 @@ from rich.table import Table
 from mim_core import evaluation
 from mim_core.commands.arguments import parse, take_name
 from mim_core.evaluation import cell, columns_of, verdict
+from mim_core.features import load_run, prepare_study
 from mim_core.interop import export_timm
 from mim_core.plugins import installed
 from mim_core.recipe import EvaluateConfig
@@ -40,7 +41,7 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     if name in ("-h", "--help"):
         parse(EvaluateOptions, f"{program} evaluate RUN", arguments)
     folder = Path(name)
-    run, _, _ = evaluation.load_run(folder, registry)
+    run, _, _ = load_run(folder, registry)
     options = parse(EvaluateOptions, f"{program} evaluate {name}", rest, EvaluateOptions(evaluate=run.evaluate))
     config = options.evaluate
     if options.on:
@@ -48,7 +49,7 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     for name in config.on:
         registry.get("evaluations", name)
     data = replace(run.parts["data"].options, root=options.data_root) if options.data_root else None
-    study = evaluation.prepare_study(folder, registry, config, data)
+    study = prepare_study(folder, registry, config, data)
     scores = evaluation.run_study(study, registry)
     _print_table(scores, study.notes)
     content = {"scores": [vars(score) for score in scores], "notes": study.notes + verdict(scores)}
@@ -106,7 +107,7 @@ class ExportOptions:
 def export(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``export RUN --to timm``."""
     options = parse(ExportOptions, f"{program} export", arguments)
-    run, method, source = evaluation.load_run(options.run, installed())
+    run, method, source = load_run(options.run, installed())
     path = options.out or options.run / f"encoder-{options.to}.safetensors"
     line = export_timm(method, path, {"recipe": run.recipe, "checkpoint": source.name})
     print(f"{path}\n{line}")  # noqa: T201

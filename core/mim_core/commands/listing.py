@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mim_core.commands.arguments import option_rows, parse, take_name
@@ -48,7 +49,9 @@ def plugins(program: str, plugin: str | None, arguments: list[str]) -> int:
         failed = [record for record in records if record.failure]
         for record in failed:
             console.print(
-                f"[bold]{record.distribution} {record.version}[/] ({record.module}): {record.failure}", markup=True
+                f"{record.distribution} {record.version} ({record.module}): {record.failure}",
+                markup=False,
+                style="bold",
             )
             console.print(record.traceback, markup=False)
         if not failed:
@@ -63,7 +66,7 @@ def plugins(program: str, plugin: str | None, arguments: list[str]) -> int:
 
 def _brings(record: PluginRecord) -> str:
     if record.failure:
-        return f"[red]FAILED[/] {record.failure} See: mim-core plugins --errors"
+        return f"[red]FAILED[/] {escape(record.failure)} See: mim-core plugins --errors"
     if record.disabled:
         return "switched off by MIM_CORE_PLUGINS or MIM_CORE_DISABLE"
     parts = [f"{n} {KINDS[kind] if n == 1 else _plural(kind)}" for kind, n in record.counts.items()]
@@ -93,7 +96,7 @@ def list_parts(program: str, plugin: str | None, arguments: list[str]) -> int:
 def _print_entries(entries: list[Entry]) -> None:
     table = _table("name", "summary", "paper")
     for entry in entries:
-        table.add_row(entry.full_name, entry.card.summary, entry.card.paper)
+        table.add_row(entry.full_name, escape(entry.card.summary), escape(entry.card.paper))
     _console().print(table if entries else "None is installed.")
 
 
@@ -165,6 +168,6 @@ def _describe_options(value: Any, console: Console) -> None:
     table = _table("option", "type", "default", "")
     rows = option_rows(value.Config)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # tuple[float, float] would read as a style
     console.print()
     console.print(table if rows else "It has no options.")

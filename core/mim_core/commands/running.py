@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mim_core import checkpoint, evaluation, loop
+from mim_core import checkpoint, features, loop
 from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
 from mim_core.errors import MimError
 from mim_core.interop import import_checkpoint
@@ -27,9 +27,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     run = swap_all(_load(name, plugin, registry, "--twin" in rest), rest, registry)
     options = parse(command_class(run), f"{program} pretrain {name}", rest)
     run = apply(run, options)
-    folder = options.out or Path("runs") / (
-        Path(name).parent.name if name.endswith("recipe.toml") else Path(name).stem.split(":")[-1]
-    )
+    folder = options.out or Path("runs") / _run_name(name)
     started = loop.start(run, folder, registry)
     if options.init is not None and not checkpoint.newest(folder):
         _take_weights(started, options.init, options.init_format, registry)
@@ -41,6 +39,12 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     if done and not options.quiet:
         print(f"Report: {folder / 'report.html'}    Next: {program} evaluate {folder}")  # noqa: T201
     return 0
+
+
+def _run_name(name: str) -> str:
+    """The name of a recipe or of its file; for the recipe.toml of a run, that of the run."""
+    path = Path(name)
+    return path.resolve().parent.name if path.name == "recipe.toml" else path.stem.split(":")[-1]
 
 
 def _usage(program: str, known: str) -> str:
@@ -55,6 +59,8 @@ def _usage(program: str, known: str) -> str:
 
 def _load(name: str, plugin: str | None, registry: Registry, twin: bool) -> ResolvedRun:
     if name.endswith(".toml"):
+        if twin:
+            raise MimError(f"--twin goes with a recipe's name; {name} is a file.")
         return read_file(Path(name), registry)
     if plugin is not None and ":" not in name:
         own = {entry.name for entry in registry.of_kind("recipes", plugin)}
@@ -68,7 +74,7 @@ def _take_weights(run: loop.Run, path: Path, form: str | None, registry: Registr
     """Another method's weights for those of this one with the same name and shape; at least the encoder must fit
     whole."""
     other = (
-        evaluation.load_run(path, registry)[1]
+        features.load_run(path, registry)[1]
         if form is None
         else import_checkpoint(path, format=form, registry=registry)
     )

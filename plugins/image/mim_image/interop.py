@@ -23,6 +23,12 @@ def _depth(state: State, prefix: str) -> int:
     return max(numbers, default=-1) + 1
 
 
+def _mlp_ratio(state: State, prefix: str, width: int) -> float:
+    """Hidden width of the first block's MLP over the width; 4 where there are no blocks."""
+    hidden = state.get(f"{prefix}0.mlp.fc1.weight")
+    return 4.0 if hidden is None else hidden.shape[0] / width
+
+
 def _need(state: State, key: str, code: str) -> Tensor:
     if key not in state:
         raise MimError(
@@ -104,9 +110,7 @@ def import_mae(
     projection = _need(state, "patch_embed.proj.weight", "MAE")
     decoder = _need(state, "decoder_embed.weight", "MAE with its decoder")
     width, channels, *patch = projection.shape
-    ratio = (
-        _need(state, "blocks.0.mlp.fc1.weight", "MAE").shape[0] / width if "blocks.0.mlp.fc1.weight" in state else 4.0
-    )
+    ratio = _mlp_ratio(state, "blocks.", width)
     blocks, decoder_blocks = _depth(state, "blocks."), _depth(state, "decoder_blocks.")
     for name, given, read in (
         ("embed_dim", embed_dim, width),
@@ -135,7 +139,7 @@ def import_mae(
             "core:transformer",
             width=decoder_width,
             depth=decoder_blocks,
-            mlp_ratio=ratio,
+            mlp_ratio=_mlp_ratio(state, "decoder_blocks.", decoder_width),
             heads=decoder_num_heads or max(1, decoder_width // 32),
             norm_eps=norm_eps,
         ),
@@ -268,6 +272,8 @@ def import_hf_vitmae(state: State, **config: Any) -> Method:
             f"ViTMAE weights alone do not tell {' and '.join(lacking)}; give the folder that save_pretrained wrote, "
             f"or the values."
         )
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise MimError(f"hidden_act is {config['hidden_act']!r}; these transformers have gelu only.")
     return import_mae(
         to_mae(state),
         num_heads=config["num_attention_heads"],

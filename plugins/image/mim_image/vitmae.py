@@ -28,7 +28,8 @@ _OUTER = {
     "vit.layernorm.weight": "norm.weight",
     "vit.layernorm.bias": "norm.bias",
 }
-_LAYER = re.compile(r"(?:vit\.(?:encoder\.)?layers?|decoder\.decoder_layers)\.(\d+)\.(.+)")
+# releases on the hub have decoder_layers; what save_pretrained of transformers 5 writes has decoder_encoder.layer
+_LAYER = re.compile(r"(?:vit\.(?:encoder\.)?layers?|decoder\.decoder_(?:layers|encoder\.layer))\.(\d+)\.(.+)")
 
 
 def _rename(name: str) -> str:

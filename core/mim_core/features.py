@@ -1,0 +1,138 @@
+"""A run's features of labelled samples, for every row of the table, kept on disk once they are made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mim_core import checkpoint
+from mim_core.build import build_method
+from mim_core.data import DataSource, Labelled, Readable, loader
+from mim_core.errors import MimError
+from mim_core.evaluation import PRETRAINED, RAW, UNTRAINED, Features, Study
+from mim_core.loop import choose_device, make_source
+from mim_core.method import Method
+from mim_core.options import plain
+from mim_core.recipe import EvaluateConfig, ResolvedRun, from_toml
+from mim_core.registry import Registry
+
+
+def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Path]:
+    """A run's recipe, its method with the newest weights, and the checkpoint that they are from.
+
+    Raises:
+        MimError: The folder holds no whole checkpoint.
+    """
+    path = folder if (folder / "state.json").exists() else checkpoint.newest(folder)
+    if path is None:
+        near = sorted(p.parent.name for p in folder.parent.glob("*/recipe.toml")) if folder.parent.is_dir() else []
+        there = f" Runs beside it: {', '.join(near)}." if near else ""
+        raise MimError(
+            f"{folder} holds no whole checkpoint.{there} Train first: mim-core pretrain RECIPE --out {folder}"
+        )
+    config = from_toml((path / "recipe.toml").read_text(), registry)
+    method = build_method(config, registry)
+    checkpoint.load_weights(method, checkpoint.load(path))
+    return config, method, path
+
+
+@torch.no_grad()
+def extract(
+    method: Method | None, source: DataSource, split: Labelled, config: EvaluateConfig, device: torch.device
+) -> Tensor:
+    """Pooled features of a split, float32 [n, D]; the raw input where no method is given. NaN where a file cannot be
+    read."""
+    count = len(split.labels)
+    sampler = [list(range(i, min(i + config.batch_size, count))) for i in range(0, count, config.batch_size)]
+    if method is not None:
+        method.eval().to(device)
+    found: list[Tensor] = []
+    places: list[Tensor] = []
+    for batch in loader(Readable(split.items), sampler, 0, Readable.collate):
+        if not batch:
+            continue
+        places.append(batch.pop("index"))
+        ready = source.finish({name: value.to(device) for name, value in batch.items()})
+        if method is None:
+            found.append(source.raw(ready).float().cpu())
+            continue
+        features = method.encode(ready)
+        if config.pool == "prefix" and features.prefix.shape[1] == 0:
+            raise MimError("--evaluate.pool prefix needs an encoder with a class token; this one has none.")
+        pooled = features.pooled if config.pool == "mean" else features.prefix[:, 0]
+        found.append(pooled.float().cpu())
+    if not found:
+        raise MimError(f"None of the {count:,} labelled {split.name} samples can be read.")
+    rows = torch.full((count, found[0].shape[1]), torch.nan)
+    rows[torch.cat(places)] = torch.cat(found)
+    return rows
+
+
+def _readable(
+    rows: dict[str, Features], train: Tensor, test: Tensor
+) -> tuple[dict[str, Features], tuple[Tensor, Tensor]]:
+    """Features and labels of the samples that could be read: those of the raw input are not NaN."""
+    a, b = (~values.isnan().any(dim=1) for values in (rows[RAW].train, rows[RAW].test))
+    kept = {row: Features(features.train[a], features.test[b]) for row, features in rows.items()}
+    return kept, (train[a], test[b])
+
+
+def _cached(path: Path, make: Any) -> Features:
+    """Features from disk, or made and written there."""
+    if path.exists():
+        return Features(**load_file(path))
+    made: Features = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file({name: value.contiguous() for name, value in vars(made).items()}, part)
+    part.rename(path)
+    return made
+
+
+def prepare_study(folder: Path, registry: Registry, config: EvaluateConfig | None = None, data: Any = None) -> Study:
+    """Features of every row for a run, from ``RUN/features`` where they are known.
+
+    Args:
+        folder: The run.
+        registry: Where names are looked up.
+        config: Evaluation options; the run's own by default.
+        data: Options of the data source, to evaluate on other data than the run was trained on.
+    """
+    run, method, path = load_run(folder, registry)
+    config = config or run.evaluate
+    if data is not None:
+        run = replace(run, parts={**run.parts, "data": replace(run.parts["data"], options=data)})
+    device = choose_device(run.train)
+    source = make_source(run, method)
+    train, test = source.labelled("train"), source.labelled("test")
+    if min(len(train.labels), len(test.labels)) == 0:
+        raise MimError("There are no labelled samples to train or to test the probes on.")
+    about = json.dumps(
+        [plain(run.parts["data"].options), config.pool, len(train.labels), len(test.labels)], sort_keys=True
+    )
+    code = hashlib.sha256(about.encode()).hexdigest()[:12]
+    store = folder / "features" if path.parent != folder else path / "features"
+
+    def both(network: Method | None) -> Features:
+        return Features(extract(network, source, train, config, device), extract(network, source, test, config, device))
+
+    rows = {
+        RAW: _cached(store / f"raw-{code}.safetensors", lambda: both(None)),
+        UNTRAINED: _cached(store / f"untrained-{code}.safetensors", lambda: both(build_method(run, registry))),
+        PRETRAINED: _cached(store / f"{path.name}-{code}.safetensors", lambda: both(method)),
+    }
+    rows, labels = _readable(rows, train.labels, test.labels)
+    notes = [
+        f"{len(labels[0]):,} labelled training samples, {len(labels[1]):,} test samples, {len(test.classes)} classes."
+    ]
+    lost = len(train.labels) + len(test.labels) - len(labels[0]) - len(labels[1])
+    notes += [f"{lost:,} files cannot be used and are left out."] if lost else []
+    notes += [note for note in {train.note, test.note} if note]
+    return Study(config, labels, test.classes, rows, notes)

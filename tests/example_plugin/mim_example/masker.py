@@ -1,0 +1,23 @@
+"""Every other unit of the grid, like the fields of a chessboard."""
+
+from dataclasses import dataclass
+
+from mim_core import Masker
+from mim_core.randomness import bits
+
+
+class CheckerMasker(Masker):
+    """Hides one colour of the board; the sample's key tells which. The grid's last axis must be even."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Has no options."""
+
+    def count(self, layout):
+        """Half of the units."""
+        return layout.count // 2
+
+    def hide(self, layout, draw, scores):
+        """bool [B, N]."""
+        colour = layout.coordinates(draw.key.device).long().sum(dim=1) % 2
+        return colour == bits(draw.key, "checker", 1) % 2

@@ -41,6 +41,10 @@ class Masker(nn.Module):
     Config: ClassVar[type[Any]]
     per_sample: int = 1
 
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.config = config
+
     def count(self, layout: Layout) -> int:
         """How many units each row hides."""
         raise NotImplementedError
@@ -80,11 +84,10 @@ class RandomMasker(Masker):
         """How the number of hidden units is rounded."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config)
         check_ratio(config.ratio)
         if config.masks < 1:
             raise ValueError(f"masks must be at least 1, got {config.masks}")
-        self.config = config
         self.per_sample = config.masks
 
     def count(self, layout: Layout) -> int:
@@ -121,7 +124,7 @@ class GridMasker(Masker):
         """How the number of hidden blocks is rounded."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config)
         check_ratio(config.ratio)
         self.config = config
 
@@ -180,7 +183,7 @@ class BlockMasker(Masker):
         """Rectangles tried per row."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config)
         check_ratio(config.ratio)
         if not 0 < config.aspect <= 1:
             raise ValueError(f"aspect must lie between 0 and 1, got {config.aspect}")

@@ -4,12 +4,14 @@ code."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mim_core.build import build_method
 from mim_core.errors import MimError
 from mim_core.interop import fill_weights
 from mim_core.method import Method
+from mim_core.options import fill
 from mim_core.plugins import installed
 from mim_core.recipe import Part, RunConfig, resolve
 from torch import Tensor
@@ -42,10 +44,13 @@ def _pair(size: Any) -> tuple[int, int]:
     return (int(size[0]), int(size[1])) if isinstance(size, (list, tuple)) else (int(size), int(size))
 
 
-def _agree(name: str, given: Any, read: Any) -> None:
-    """A size that was given must be what the weights have."""
-    if given is not None and given != read:
-        raise MimError(f"{name} is given as {given}, and the weights have {read}.")
+def _agree(given: Any, read: Mapping[str, Any]) -> None:
+    """Sizes that were given must be what the weights have."""
+    for name, value in read.items():
+        said = getattr(given, name)
+        said = _pair(said) if name == "patch_size" and said is not None else said
+        if said is not None and said != value:
+            raise MimError(f"{name} is given as {said}, and the weights have {value}.")
 
 
 def _image_size(given: Any, patch: tuple[int, int], units: int) -> tuple[int, int]:
@@ -71,84 +76,81 @@ def _fold_class_position(state: State, token: str, table: str) -> dict[str, Tens
     return moved
 
 
-def import_mae(
-    state: State,
-    *,
-    num_heads: int | None = None,
-    decoder_num_heads: int | None = None,
-    mask_ratio: float = 0.75,
-    norm_pix_loss: bool = True,
-    img_size: Any = None,
-    patch_size: Any = None,
-    embed_dim: int | None = None,
-    depth: int | None = None,
-    decoder_embed_dim: int | None = None,
-    decoder_depth: int | None = None,
-    in_chans: int | None = None,
-    mlp_ratio: float | None = None,
-    norm_eps: float = 1e-6,
-) -> Method:
-    """Official MAE weights. Heads are 64 wide in the encoder's released sizes and 32 in the decoder's, which is
-    assumed unless given.
+@dataclass(frozen=True)
+class MaeSizes:
+    """What may be said of MAE weights, under MAE's own names. Most is read off the weights, and checked where given."""
 
-    Args:
-        state: The weights under MAE's names, with the decoder.
-        num_heads: Attention heads of the encoder; not to be seen in the weights.
-        decoder_num_heads: Attention heads of the decoder.
-        mask_ratio: For the masker.
-        norm_pix_loss: Whether the target is normalised per patch.
-        img_size: Needed for inputs that are not square.
-        patch_size: Checked, as are the following: all are read off the weights.
-        embed_dim: Encoder width.
-        depth: Encoder blocks.
-        decoder_embed_dim: Decoder width.
-        decoder_depth: Decoder blocks.
-        in_chans: Input channels.
-        mlp_ratio: Hidden width of the MLPs over the width.
-        norm_eps: Small number in the normalisation layers.
+    num_heads: int | None = None
+    """Attention heads of the encoder; the weights do not tell. Known for the released widths 768, 1024 and 1280."""
+    decoder_num_heads: int | None = None
+    """Attention heads of the decoder; known for the released width of 512."""
+    mask_ratio: float = 0.75
+    """For the masker."""
+    norm_pix_loss: bool = True
+    """Whether the target is normalised per patch."""
+    img_size: Any = None
+    """Needed for inputs that are not square."""
+    norm_eps: float = 1e-6
+    """Small number in the normalisation layers."""
+    patch_size: Any = None
+    embed_dim: int | None = None
+    depth: int | None = None
+    decoder_embed_dim: int | None = None
+    decoder_depth: int | None = None
+    in_chans: int | None = None
+    mlp_ratio: float | None = None
+
+
+def import_mae(state: State, **sizes: Any) -> Method:
+    """Official MAE weights, with the decoder. ``sizes`` are the fields of `MaeSizes`.
+
+    Raises:
+        MimError: Weights of another code base, a size that contradicts them, heads that must be given.
     """
-    projection = _need(state, "patch_embed.proj.weight", "MAE")
-    decoder = _need(state, "decoder_embed.weight", "MAE with its decoder")
-    width, channels, *patch = projection.shape
-    ratio = _mlp_ratio(state, "blocks.", width)
-    blocks, decoder_blocks = _depth(state, "blocks."), _depth(state, "decoder_blocks.")
-    for name, given, read in (
-        ("embed_dim", embed_dim, width),
-        ("depth", depth, blocks),
-        ("in_chans", in_chans, channels),
-        ("mlp_ratio", mlp_ratio, ratio),
-        ("decoder_embed_dim", decoder_embed_dim, decoder.shape[0]),
-        ("decoder_depth", decoder_depth, decoder_blocks),
-        ("patch_size", None if patch_size is None else _pair(patch_size), tuple(patch)),
-    ):
-        _agree(name, given, read)
-    size = _image_size(img_size, (patch[0], patch[1]), _need(state, "pos_embed", "MAE").shape[1] - 1)
-    decoder_width = decoder.shape[0]
+    given = fill(MaeSizes, sizes, "import format mae")
+    width, channels, *patch = _need(state, "patch_embed.proj.weight", "MAE").shape
+    decoder_width = _need(state, "decoder_embed.weight", "MAE with its decoder").shape[0]
+    read = {
+        "embed_dim": width,
+        "depth": _depth(state, "blocks."),
+        "in_chans": channels,
+        "mlp_ratio": _mlp_ratio(state, "blocks.", width),
+        "decoder_embed_dim": decoder_width,
+        "decoder_depth": _depth(state, "decoder_blocks."),
+        "patch_size": (patch[0], patch[1]),
+    }
+    _agree(given, read)
+    size = _image_size(given.img_size, (patch[0], patch[1]), _need(state, "pos_embed", "MAE").shape[1] - 1)
+    encoder = {"width": width, "depth": read["depth"], "mlp_ratio": read["mlp_ratio"]}
+    decoder = {"width": decoder_width, "depth": read["decoder_depth"]}
     method = _build(
         tokenizer=Part.of("image:patch", size=size, patch=tuple(patch), channels=channels),
-        masker=Part.of("core:random", ratio=mask_ratio),
-        encoder=Part.of(
-            "core:vit",
-            width=width,
-            depth=blocks,
-            heads=num_heads or max(1, width // 64),
-            mlp_ratio=ratio,
-            norm_eps=norm_eps,
-        ),
+        masker=Part.of("core:random", ratio=given.mask_ratio),
+        encoder=Part.of("core:vit", **encoder, heads=_heads("num_heads", given, width), norm_eps=given.norm_eps),
         decoder=Part.of(
             "core:transformer",
-            width=decoder_width,
-            depth=decoder_blocks,
+            **decoder,
             mlp_ratio=_mlp_ratio(state, "decoder_blocks.", decoder_width),
-            heads=decoder_num_heads or max(1, decoder_width // 32),
-            norm_eps=norm_eps,
+            heads=_heads("decoder_num_heads", given, decoder_width),
+            norm_eps=given.norm_eps,
         ),
-        target=Part.of("core:values", normalize=norm_pix_loss, loss="l2"),
+        target=Part.of("core:values", normalize=given.norm_pix_loss, loss="l2"),
     )
     moved = _fold_class_position(state, "cls_token", "pos_embed")
     moved["decoder_pos_embed"] = _decoder_table(state)
     fill_weights(method, moved, {name: _mae_name(name) for name in method.state_dict()})
     return method
+
+
+RELEASED_HEADS = {"num_heads": {768: 12, 1024: 16, 1280: 16}, "decoder_num_heads": {512: 16}}
+"""Attention heads of the released MAE models, by width."""
+
+
+def _heads(name: str, given: MaeSizes, width: int) -> int:
+    heads: int | None = getattr(given, name) or RELEASED_HEADS[name].get(width)
+    if heads is None:
+        raise MimError(f"The weights do not tell how many heads share a width of {width}; give {name}=...")
+    return heads
 
 
 def _decoder_table(state: State) -> Tensor:
@@ -170,85 +172,74 @@ def _mae_name(ours: str) -> str:
     return {"encoder.position.table": "pos_embed"}.get(ours, ours.removeprefix("encoder."))
 
 
-def import_simmim(
-    state: State,
-    *,
-    heads: int | None = None,
-    num_heads: int | None = None,
-    mask_ratio: float = 0.6,
-    img_size: Any = None,
-    patch_size: Any = None,
-    dim: int | None = None,
-    embed_dim: int | None = None,
-    depth: int | None = None,
-    init_values: float | None = None,
-    in_chans: int | None = None,
-    position: str | None = None,
-) -> Method:
-    """Official SimMIM weights of a ViT with a shared relative position bias.
+@dataclass(frozen=True)
+class SimmimSizes:
+    """What may be said of SimMIM weights, under SimMIM's own names. Most is read off the weights, and checked where
+    given."""
 
-    The bias table tells the number of heads and, for square inputs, the grid. Mask blocks are 32 pixels, or one patch
-    where that is more or does not divide the grid. An imported method starts with drop path 0.
+    mask_ratio: float = 0.6
+    """For the masker."""
+    img_size: Any = None
+    """Needed for inputs that are not square."""
+    init_values: float | None = None
+    """Layer scale at the start; the weights hold the trained one."""
+    position: str | None = None
+    """A description, ignored."""
+    heads: int | None = None
+    num_heads: int | None = None
+    patch_size: Any = None
+    dim: int | None = None
+    embed_dim: int | None = None
+    depth: int | None = None
+    in_chans: int | None = None
+    mlp_ratio: float | None = None
 
-    Args:
-        state: The weights under SimMIM's names (``encoder.`` and ``decoder.``).
-        heads: Checked, as are the sizes below: all are read off the weights.
-        num_heads: The same.
-        mask_ratio: For the masker.
-        img_size: Needed for inputs that are not square.
-        patch_size: Patch side in pixels.
-        dim: Width.
-        embed_dim: The same.
-        depth: Blocks.
-        init_values: Layer scale at the start; the weights hold the trained ones.
-        in_chans: Input channels.
-        position: A description, ignored.
+
+def import_simmim(state: State, **sizes: Any) -> Method:
+    """Official SimMIM weights of a ViT with a shared relative position bias. ``sizes`` are the fields of `SimmimSizes`.
+
+    The bias table tells the number of heads. An imported method starts with drop path 0.
+
+    Raises:
+        MimError: Weights of another code base, or a size that contradicts them.
     """
-    projection = _need(state, "encoder.patch_embed.proj.weight", "SimMIM")
-    table = _need(
-        state, "encoder.rel_pos_bias.relative_position_bias_table", "SimMIM's ViT with a shared relative position bias"
+    given = fill(SimmimSizes, sizes, "import format simmim")
+    width, channels, *patch = _need(state, "encoder.patch_embed.proj.weight", "SimMIM").shape
+    heads = _need(state, "encoder.rel_pos_bias.relative_position_bias_table", "SimMIM's ViT with a shared bias").shape[
+        1
+    ]
+    depth = _depth(state, "encoder.blocks.")
+    read = {"heads": heads, "num_heads": heads, "dim": width, "embed_dim": width, "depth": depth, "in_chans": channels}
+    _agree(
+        given, {**read, "mlp_ratio": _mlp_ratio(state, "encoder.blocks.", width), "patch_size": (patch[0], patch[1])}
     )
-    width, channels, *patch = projection.shape
-    blocks = _depth(state, "encoder.blocks.")
-    for name, given, read in (
-        ("heads", heads, table.shape[1]),
-        ("num_heads", num_heads, table.shape[1]),
-        ("dim", dim, width),
-        ("embed_dim", embed_dim, width),
-        ("depth", depth, blocks),
-        ("in_chans", in_chans, channels),
-        ("patch_size", None if patch_size is None else _pair(patch_size), tuple(patch)),
-    ):
-        _agree(name, given, read)
-    index = _need(state, "encoder.rel_pos_bias.relative_position_index", "SimMIM's ViT")
-    size = _image_size(img_size, (patch[0], patch[1]), index.shape[0] - 1)
-    grid = (size[0] // patch[0], size[1] // patch[1])
-    block = tuple(
-        32 // p if 32 % p == 0 and n % max(1, 32 // p) == 0 and 32 // p < n else 1
-        for p, n in zip(patch, grid, strict=True)
-    )
+    index_key = "encoder.rel_pos_bias.relative_position_index"
+    size = _image_size(given.img_size, (patch[0], patch[1]), _need(state, index_key, "SimMIM's ViT").shape[0] - 1)
     scaled = "encoder.blocks.0.gamma_1" in state
-    ratio = state["encoder.blocks.0.mlp.fc1.weight"].shape[0] / width if blocks else 4.0
     method = _build(
         tokenizer=Part.of("image:patch", size=size, patch=tuple(patch), channels=channels),
-        masker=Part.of("core:grid", ratio=mask_ratio, block=block),
+        masker=Part.of("core:grid", ratio=given.mask_ratio, block=_mask_block(size, patch)),
         encoder=Part.of(
             "core:beit",
             width=width,
-            depth=blocks,
-            heads=table.shape[1],
-            mlp_ratio=ratio,
+            depth=depth,
+            heads=heads,
+            mlp_ratio=_mlp_ratio(state, "encoder.blocks.", width),
             drop_path=0.0,
-            layer_scale=(init_values or 0.1) if scaled else None,
+            layer_scale=(given.init_values or 0.1) if scaled else None,
         ),
         decoder=Part.of("core:linear"),
         target=Part.of("core:values", normalize=False, loss="l1", channels_first=True),
     )
-    index_key = "encoder.rel_pos_bias.relative_position_index"
     keys = {name: _simmim_name(name) for name in method.state_dict()}
     unused = [key for key in state if key.endswith(".k_bias")] + ([] if index_key in keys.values() else [index_key])
     fill_weights(method, state, keys, unused)
     return method
+
+
+def _mask_block(size: tuple[int, int], patch: list[int]) -> tuple[int, ...]:
+    """SimMIM's 32 pixels in patches; one patch where that is no whole number of them, or does not divide the grid."""
+    return tuple(32 // p if 32 % p == 0 and n % 32 == 0 and n > 32 else 1 for n, p in zip(size, patch, strict=True))
 
 
 def _simmim_name(ours: str) -> str:

@@ -7,7 +7,7 @@ from mim_core.randomness import bits
 
 
 class CheckerMasker(Masker):
-    """Hides one colour of the board; the sample's key tells which. The grid's last axis must be even."""
+    """Hides one colour of the board; the sample's key tells which."""
 
     @dataclass(frozen=True)
     class Config:
@@ -15,9 +15,10 @@ class CheckerMasker(Masker):
 
     def count(self, layout):
         """Half of the units."""
+        if layout.grid is None or layout.grid[-1] % 2:
+            raise ValueError("the checker needs a grid whose last axis is even")
         return layout.count // 2
 
     def hide(self, layout, draw, scores):
         """bool [B, N]."""
-        colour = layout.coordinates(draw.key.device).long().sum(dim=1) % 2
-        return colour == bits(draw.key, "checker", 1) % 2
+        return layout.coordinates(draw.key.device).long().sum(dim=1) % 2 == bits(draw.key, "checker", 1) % 2

@@ -1,0 +1,70 @@
+"""One-way imports: plugins import mim_core, core imports no plugin, and plugins never each other."""
+
+import ast
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+CORE = ROOT / "core/mim_core"
+PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/mim_*/plugin.py"))
+
+
+def tops(package: Path) -> dict[str, list[str]]:
+    """Top-level package -> the files that import it; relative imports stay inside."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            for name in names:
+                found.setdefault(name.partition(".")[0], []).append(f"{path.name}:{node.lineno}")
+    return found
+
+
+def test_there_is_something_to_read():
+    assert CORE.is_dir()
+    assert "mim_image" in [package.name for package in PLUGINS]
+    assert "torch" in tops(CORE)
+
+
+def test_core_imports_no_plugin():
+    ours = {name: where for name, where in tops(CORE).items() if name.startswith("mim_") and name != "mim_core"}
+    assert not ours
+
+
+@pytest.mark.parametrize("package", PLUGINS, ids=lambda package: package.name)
+def test_a_plugin_imports_core_and_itself_only(package):
+    allowed = {"mim_core", package.name}
+    ours = {name: where for name, where in tops(package).items() if name.startswith("mim_") and name not in allowed}
+    assert not ours
+
+
+def test_no_plugin_names_another_in_its_references():
+    for package in PLUGINS:
+        text = (package / "plugin.py").read_text()
+        for other in PLUGINS:
+            assert other == package or f"{other.name}." not in text, f"{package.name} refers to {other.name}"
+
+
+@pytest.mark.parametrize(
+    ("package", "distribution"),
+    [(CORE, "mim-core"), *((package, package.name.replace("_", "-")) for package in PLUGINS)],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_what_is_imported_is_declared(package, distribution):
+    """Every third-party import is a dependency of the distribution, or of the core that it builds on."""
+    needs = [Requirement(text) for text in metadata.requires(distribution) or ()]
+    if distribution != "mim-core":
+        needs += [Requirement(text) for text in metadata.requires("mim-core") or ()]
+    declared = {canonicalize_name(need.name) for need in needs if need.marker is None}
+    owners = metadata.packages_distributions()
+    for name, where in tops(package).items():
+        if name in sys.stdlib_module_names or name in ("mim_core", package.name):
+            continue
+        assert {canonicalize_name(owner) for owner in owners[name]} & declared, f"{name} is imported at {where}"

@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mim_core import checkpoint
 from mim_core.build import build_method
+from mim_core.layout import Layout
 from mim_core.loop import Run
+from mim_core.mask import Mask
 from mim_core.method import Method
 from mim_core.optimizer import learning_rate
 from mim_core.tokenizer import times
@@ -61,6 +63,17 @@ def amount(value: float, unit: str) -> str:
     return f"{value / 1000**power:.3g} {steps[power]}{unit}"
 
 
+def _unit_rows(layout: Layout, mask: Mask, samples: int) -> dict[str, str]:
+    """Units hidden, seen and predicted, and tokens seen by the encoder in all."""
+    grid = f" on a grid of {times(layout.grid)}" if layout.grid else ""
+    kept, asked = mask.kept_ids.shape[1], mask.query_ids.shape[1]
+    hidden = layout.count - kept if kept < layout.count else asked
+    return {
+        "units": f"{layout.count}{grid}; {hidden} hidden, {kept} into the encoder, {asked} predicted",
+        "tokens seen": amount(samples * kept * mask.per_sample, "tokens") + " by the encoder in all",
+    }
+
+
 def plan_rows(run: Run) -> dict[str, str]:
     """The plan, label by label."""
     method: Method = run.method
@@ -74,19 +87,7 @@ def plan_rows(run: Run) -> dict[str, str]:
     rows["input"] = "; ".join(f"{name} {times(shape)}" for name, shape in run.source.shapes.items())
     tokenizer = getattr(method, "tokenizer", None)
     if mask is not None and tokenizer is not None:
-        layout = tokenizer.layout
-        grid = f" on a grid of {times(layout.grid)}" if layout.grid else ""
-        hidden = (
-            layout.count - mask.kept_ids.shape[1] if mask.kept_ids.shape[1] < layout.count else mask.query_ids.shape[1]
-        )
-        rows["units"] = (
-            f"{layout.count}{grid}; {hidden} hidden, {mask.kept_ids.shape[1]} into the encoder, "
-            f"{mask.query_ids.shape[1]} predicted"
-        )
-        rows["tokens seen"] = (
-            amount(train.batch_size * run.steps * mask.kept_ids.shape[1] * mask.per_sample, "tokens")
-            + " by the encoder in all"
-        )
+        rows.update(_unit_rows(tokenizer.layout, mask, train.batch_size * run.steps))
     encoder = count_parameters(getattr(method, "encoder", None)) + count_parameters(tokenizer)
     rows["parameters"] = (
         f"{amount(parameters, '')}: encoder with tokenizer {amount(encoder, '')}, the rest "

@@ -52,8 +52,9 @@ def discover() -> list[Candidate]:
     """All announced plugins, sorted by distribution and name: the same order in every process."""
     found: dict[tuple[str, str], Candidate] = {}
     for distribution in metadata.distributions():
-        points = [point for point in distribution.entry_points if point.group == GROUP]
-        for point in points:
+        for point in distribution.entry_points:
+            if point.group != GROUP:
+                continue
             name = distribution.metadata["Name"]
             candidate = Candidate(
                 point.name, name, distribution.version, point.value, tuple(distribution.requires or ())

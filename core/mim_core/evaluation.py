@@ -92,7 +92,7 @@ def vote(
 
 
 def linear(study: Study) -> list[Score]:
-    """Logistic regression on standardised features: on all labels, and on few, drawn evenly over the classes."""
+    """Logistic regression on the features: on all labels, and on few, drawn evenly over the classes."""
     (train, test), config, classes = study.labels, study.config, len(study.classes)
     columns: list[tuple[str, list[Tensor]]] = [("linear", [torch.arange(len(train))])]
     for count in config.few_labels:
@@ -107,7 +107,7 @@ def linear(study: Study) -> list[Score]:
         scores.append(Score(MAJORITY, column, _majority(train, test)))
         for row, features in study.rows.items():
             chosen = torch.stack(draws)
-            found = probe(features.train, train, chosen, features.test, classes, config.l2)
+            found = probe(features.train, train, chosen, features.test, classes, config.l2, config.standardize)
             each = (found == test).float().mean(dim=1)
             spread = float(each.std()) if len(each) > 1 else None
             scores.append(Score(row, column, float(each.mean()), spread))
@@ -137,15 +137,21 @@ def probe(
     test: Float[Tensor, "m D"],
     classes: int,
     l2: float,
-    steps: int = 200,
+    standardize: bool = False,
+    steps: int = 300,
 ) -> Int[Tensor, "draws m"]:
-    """Multinomial logistic regression by L-BFGS, all draws at once, on features standardised over the training split.
+    """Multinomial logistic regression by L-BFGS, all draws at once.
 
-    Minimises the sum of cross-entropies + l2 / 2 * |W|^2, the bias free.
+    Minimises the sum of cross-entropies + l2 / 2 * |W|^2, the bias free: scikit-learn's LogisticRegression with
+    C = 1 / l2. Features are centred, which does not move the minimum but is reached in fewer steps; with
+    ``standardize`` they are also divided by their deviation over the training split.
     """
-    mean, scale = train.mean(dim=0), train.std(dim=0)
-    scale = scale.where(scale > 1e-6, torch.ones_like(scale))  # a constant feature says nothing and is left as it is
-    x, t = (train - mean) / scale, (test - mean) / scale
+    mean = train.mean(dim=0)
+    x, t = train - mean, test - mean
+    if standardize:
+        scale = train.std(dim=0)
+        scale = scale.where(scale > 1e-6, torch.ones_like(scale))  # a constant feature says nothing: leave it
+        x, t = x / scale, t / scale
     inputs, targets = x[chosen], labels[chosen].flatten()
     weight = torch.zeros(len(chosen), x.shape[1], classes, device=x.device, requires_grad=True)
     bias = torch.zeros(len(chosen), 1, classes, device=x.device, requires_grad=True)

@@ -152,10 +152,11 @@ def train(run: Run, quiet: bool = False) -> bool:
     try:
         return _train(run, optimizer, reporter, recipe)
     except OSError as error:
+        before = checkpoint.newest(run.folder)
+        kept = f"The last whole checkpoint is {before}" if before else "There is no checkpoint yet"
         raise MimError(
-            f"{run.folder} cannot be written: {error}. The last whole checkpoint is {checkpoint.newest(run.folder)}; "
-            f"once the "
-            "disk can be written again, the same command goes on from there."
+            f"{run.folder} cannot be written: {error}. {kept}; once the disk can be written again, the same command "
+            "goes on from there."
         ) from error
 
 

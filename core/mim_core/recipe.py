@@ -138,6 +138,8 @@ class EvaluateConfig:
     """Draws of each low-shot probe; their mean and spread are reported."""
     l2: float = 1.0
     """Penalty of the linear probe: l2 / 2 times the squared weights, beside the sum of cross-entropies."""
+    standardize: bool = False
+    """Give each feature mean 0 and deviation 1 before the linear probe; otherwise they are centred only."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "k", "draws"):
@@ -205,7 +207,10 @@ def resolve(config: RunConfig, registry: Registry) -> ResolvedRun:
     """Finds every part of a run. Parts not named take core's: the method is a masked autoencoder."""
     parts = {"method": Part.of("core:masked-autoencoder"), **config.parts}
     found = {role: resolve_part(role, part, registry) for role, part in parts.items()}
-    return ResolvedRun(found, config.train, config.evaluate, config.recipe)
+    where = config.recipe or "run"  # filling makes whole numbers floats where floats are wanted, as TOML will have it
+    train = fill(TrainConfig, vars(config.train), f"{where}: train")
+    evaluate = fill(EvaluateConfig, vars(config.evaluate), f"{where}: evaluate")
+    return ResolvedRun(found, train, evaluate, config.recipe)
 
 
 def load_recipe(name: str, registry: Registry, twin: bool = False) -> ResolvedRun:

@@ -43,7 +43,7 @@ def refused(mim):
         assert said.code == 2, said
         assert "Traceback" not in said.all
         assert said.out == ""
-        assert said.err.count("error: ") == 1 or said.err.startswith("╭"), said.err
+        assert said.all.count("error: ") + said.all.count("For full helptext") == 1, said.err
         assert len(said.err.splitlines()) <= 25
         return said.all
 

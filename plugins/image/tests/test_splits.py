@@ -1,0 +1,155 @@
+"""Which images there are: folders with and without splits, MNIST's idx files, the bundled sample."""
+
+import gzip
+import hashlib
+import struct
+
+import numpy as np
+import pytest
+from mim_core.errors import MimError
+from mim_image.data import SAMPLE, Images
+from mim_image.files import FASHION, folder_splits, idx_splits, read_idx
+
+SOURCE_SHA = {  # of the uncompressed labels and images, as tools/samples/fashion_mnist.py wrote them
+    "train": (10_000, [942, 1027, 1016, 1019, 974, 989, 1021, 1022, 990, 1000]),
+}
+
+
+def test_a_fifth_of_each_class_is_held_out(photo, images):
+    for label, count in (("cat", 10), ("dog", 7), ("eel", 4)):
+        for i in range(count):
+            photo(f"{label}/{i:02}.png")
+    source = images()
+    train, test = source.splits.train, source.splits.test
+    assert len(source) == 21
+    assert test.files == ("cat/04.png", "cat/09.png", "dog/04.png")
+    assert set(train.files) | set(test.files) == {source.name_of(i) for i in range(21)}
+    assert not set(train.files) & set(test.files)
+    assert train.classes == test.classes == ("cat", "dog", "eel")
+    assert source.labelled("train").labels.bincount().tolist() == [8, 6, 4]
+    assert source.labelled("test").labels.tolist() == [0, 0, 1]
+    assert "pre-training saw all images, without labels" in source.labelled("test").note
+
+
+@pytest.mark.parametrize("held_out", ["test", "val", "validation"])
+def test_own_splits_are_kept(photo, images, held_out):
+    for label in ("cat", "dog"):
+        for i in range(3):
+            photo(f"train/{label}/{i}.png")
+        photo(f"{held_out}/{label}/0.png")
+    source = images()
+    assert len(source) == 6
+    assert source.labelled("train").labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert source.labelled("test").labels.tolist() == [0, 1]
+    assert source.labelled("test").note == ""
+    assert all("train" not in source.name_of(i) for i in range(6))
+
+
+def test_test_stands_before_val(photo, images):
+    for split, count in (("train", 3), ("test", 2), ("val", 1)):
+        for label in ("cat", "dog"):
+            for i in range(count):
+                photo(f"{split}/{label}/{i}.png")
+    assert len(images().labelled("test").labels) == 4
+
+
+def test_splits_with_other_classes_are_refused(photo, tmp_path):
+    for name in ("train/cat/0.png", "train/dog/0.png", "test/cat/0.png", "test/eel/0.png"):
+        photo(name)
+    with pytest.raises(MimError, match=r"the classes of train and test differ, in: dog, eel\."):
+        folder_splits(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("a.png", "b.png"), ("one/a.png", "one/b.png"), ("a.png", "cat/b.png", "dog/c.png")])
+def test_without_classes_there_is_nothing_to_evaluate(photo, images, names):
+    for name in names:
+        photo(name)
+    source = images()
+    assert len(source) == len(names)
+    with pytest.raises(MimError, match="has no classes to evaluate with: images should lie in one folder per class"):
+        source.labelled("test")
+
+
+def test_empty_train_folder(tmp_path, photo):
+    photo("test/cat/0.png")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(MimError, match=r"No images in .*train"):
+        folder_splits(tmp_path)
+
+
+# ---- idx files -------------------------------------------------------------------------------------------------------
+
+
+def write_idx(path, array, kind=8):
+    header = struct.pack(">HBB", 0, kind, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    content = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.fixture
+def idx(tmp_path):
+    """A small MNIST: 20 + 10 images of 6 x 5 pixels, each of one shade; the labels are their numbers modulo 10."""
+
+    def make(ending=".gz"):
+        for name, count in (("train", 20), ("t10k", 10)):
+            pixels = np.broadcast_to(np.arange(count)[:, None, None], (count, 6, 5))
+            write_idx(tmp_path / f"{name}-images-idx3-ubyte{ending}", pixels)
+            write_idx(tmp_path / f"{name}-labels-idx1-ubyte{ending}", np.arange(count) % 10)
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize("ending", [".gz", ""])
+def test_idx_files_zipped_and_not(idx, images, ending):
+    source = images(root=idx(ending), size=(6, 5), channels=1)
+    assert len(source) == 20
+    assert source.name_of(7) == f"train-images-idx3-ubyte{ending}[7]"
+    assert source.read(7, 1)["image"].unique().tolist() == [7]
+    test = source.labelled("test")
+    assert test.labels.tolist() == list(range(10))
+    assert test.classes == tuple("0123456789")
+    assert test.items[4]["image"].unique().tolist() == [4]
+
+
+def test_idx_files_need_all_four(idx, images):
+    (idx() / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(MimError, match=r"No images in .*found 3 x \.gz"):
+        images()
+    with pytest.raises(MimError, match="lacks some of MNIST's four idx files"):
+        idx_splits(idx().joinpath("nowhere"))
+
+
+def test_damaged_idx_files_are_named(idx):
+    folder = idx()
+    path = folder / "train-images-idx3-ubyte.gz"
+    whole = path.read_bytes()
+    content = gzip.decompress(whole)
+    floats = struct.pack(">HBB", 0, 13, 3)
+    for damaged in (
+        whole[: len(whole) // 2],
+        b"",
+        b"no gzip",
+        gzip.compress(content[:-1]),
+        gzip.compress(content + b"x"),
+        gzip.compress(content[:7]),
+        gzip.compress(content[:2]),
+        gzip.compress(floats + content[4:]),
+        whole[:-30] + b"\0" * 30,
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(MimError, match=r"train-images-idx3-ubyte\.gz cannot be read"):
+            idx_splits(folder)
+    path.write_bytes(whole)
+    assert len(idx_splits(folder).pretrain) == 20
+    write_idx(folder / "train-labels-idx1-ubyte.gz", np.arange(19))
+    with pytest.raises(MimError, match="holds 20 images and its labels are 19"):
+        idx_splits(folder)
+
+
+# ---- the bundled sample ----------------------------------------------------------------------------------------------
+
+
+def test_bundled_sample_is_what_it_says():
+    source = Images(Images.Config(root="sample"), {"image": (1, 28, 28)}) if False else None
+    assert source is None

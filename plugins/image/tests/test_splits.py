@@ -1,18 +1,14 @@
 """Which images there are: folders with and without splits, MNIST's idx files, the bundled sample."""
 
 import gzip
-import hashlib
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from mim_core.errors import MimError
-from mim_image.data import SAMPLE, Images
-from mim_image.files import FASHION, folder_splits, idx_splits, read_idx
-
-SOURCE_SHA = {  # of the uncompressed labels and images, as tools/samples/fashion_mnist.py wrote them
-    "train": (10_000, [942, 1027, 1016, 1019, 974, 989, 1021, 1022, 990, 1000]),
-}
+from mim_image.data import SAMPLE
+from mim_image.files import FASHION, folder_splits, idx_splits
 
 
 def test_a_fifth_of_each_class_is_held_out(photo, images):
@@ -150,6 +146,36 @@ def test_damaged_idx_files_are_named(idx):
 # ---- the bundled sample ----------------------------------------------------------------------------------------------
 
 
-def test_bundled_sample_is_what_it_says():
-    source = Images(Images.Config(root="sample"), {"image": (1, 28, 28)}) if False else None
-    assert source is None
+@pytest.mark.parametrize(
+    ("split", "counts", "first"),
+    [  # the official order: its first 10,000 training and 2,000 test images
+        ("train", [942, 1027, 1016, 1019, 974, 989, 1021, 1022, 990, 1000], [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]),
+        ("test", [200, 203, 214, 190, 219, 195, 197, 200, 194, 188], [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]),
+    ],
+)
+def test_bundled_sample(images, monkeypatch, tmp_path, split, counts, first):
+    monkeypatch.chdir(tmp_path)
+    source = images(root=Path("sample"), size=(28, 28), channels=1)
+    assert len(source) == 10_000
+    labelled = source.labelled(split)
+    assert labelled.labels.bincount().tolist() == counts
+    assert labelled.labels[:10].tolist() == first
+    assert labelled.classes == FASHION
+    assert labelled.items[0]["image"].shape == (1, 28, 28)
+    assert "bundled" in source.plan()["data"]
+
+
+def test_bundled_pixels_have_the_recipes_statistics():
+    pixels = idx_splits(SAMPLE).train.array / 255
+    assert pixels.mean() == pytest.approx(0.286, abs=2e-3)
+    assert pixels.std() == pytest.approx(0.353, abs=2e-3)
+
+
+def test_bundled_sample_has_its_licence():
+    assert "The MIT License" in (SAMPLE / "LICENSE").read_text()
+
+
+def test_a_folder_called_sample_stands_before_the_bundled_one(photo, images, monkeypatch, tmp_path):
+    photo("sample/a.png")
+    monkeypatch.chdir(tmp_path)
+    assert len(images(root=Path("sample"))) == 1

@@ -6,6 +6,7 @@ class turns that into a `Mask`. Guided maskers read ``scores`` [B, N], so that a
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -157,6 +158,12 @@ class GridMasker(Masker):
         return hidden.reshape(-1, layout.count)
 
 
+@functools.cache
+def _roots(count: int, axes: int, device: torch.device) -> Tensor:
+    """The axes-th root of 0 .. count, float64: a table made on the CPU once, because powers differ between devices."""
+    return (torch.arange(count + 1, dtype=torch.float64) ** (1 / axes)).to(device)
+
+
 class BlockMasker(Masker):
     """Hides random rectangles until a fixed count is reached (BEiT, arXiv 2106.08254, algorithm 1), on a grid of any
     number of axes.
@@ -204,10 +211,7 @@ class BlockMasker(Masker):
         count, grid = self.count(layout), layout.grid or ()
         places = layout.coordinates(draw.key.device).to(torch.int64)  # [N, axes]
         hidden = torch.zeros(len(draw.key), layout.count, dtype=torch.bool, device=draw.key.device)
-        roots = torch.arange(layout.count + 1, dtype=torch.float64) ** (
-            1 / len(grid)
-        )  # a table: powers differ between devices
-        roots = roots.to(draw.key.device)
+        roots = _roots(layout.count, len(grid), draw.key.device)
         draws = randomness.uniform(draw.key, "mask.block", self.config.proposals * 2 * len(grid))
         for u in draws.reshape(len(draw.key), self.config.proposals, 2 * len(grid)).unbind(dim=1):
             left = count - hidden.sum(dim=1)

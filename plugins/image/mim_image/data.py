@@ -76,6 +76,7 @@ class Images(DataSource):
         if not 0 < config.evaluate_crop <= 1:
             raise ValueError(f"evaluate_crop must lie in (0, 1], got {config.evaluate_crop}")
         self.mean, self.std = self._statistics()
+        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.splits = self._open()
         self.augment = v2.Compose(
@@ -94,6 +95,12 @@ class Images(DataSource):
         if len(mean) != self.channels or len(std) != self.channels or min(std) <= 0:
             raise ValueError(f"mean {mean} and std {std} need {self.channels} values each, and std must be positive")
         return torch.tensor(mean).reshape(-1, 1, 1), torch.tensor(std).reshape(-1, 1, 1)
+
+    def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation on a device; copied there once, because a copy waits for the device."""
+        if device not in self._copies:
+            self._copies[device] = (self.mean.to(device), self.std.to(device))
+        return self._copies[device]
 
     def _open(self) -> Splits:
         root = self.config.root
@@ -139,7 +146,7 @@ class Images(DataSource):
     def finish(self, sample: Sample) -> Sample:
         """uint8 to float32, with mean 0 and deviation 1 over the data."""
         x = sample["image"]
-        mean, std = self.mean.to(x.device), self.std.to(x.device)
+        mean, std = self._statistics_on(x.device)
         return {**sample, "image": (x.float() / 255 - mean) / std}
 
     def labelled(self, split: str) -> Labelled:
@@ -157,7 +164,8 @@ class Images(DataSource):
     def raw(self, sample: Sample) -> Tensor:
         """The pixels in [0, 1], not centred; of images above 32 x 32, the means of a 32 x 32 grid."""
         x = sample["image"]
-        x = x * self.std.to(x.device) + self.mean.to(x.device)
+        mean, std = self._statistics_on(x.device)
+        x = x * std + mean
         if max(self.size) > 32:
             x = torch.nn.functional.adaptive_avg_pool2d(x, 32)
         return x.flatten(1)

@@ -70,9 +70,8 @@ def test_a_run_with_bad_files_is_judged_without_them(trouble, pretrain, capsys):
     assert code == 0, said
     assert main(["evaluate", str(folder), "--on", "knn"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    held_out = {"cat/4.jpg", "cat/empty.jpg", "dog/4.jpg", "dog/text.png"}  # every fifth of a class, by name
-    assert len(held_out & BAD) == 2
-    assert "15 labelled training samples, 3 test samples, 2 classes" not in out or held_out
+    # held out is every fifth of a class, by name: cat/4.jpg, cat/single.png, dog/4.jpg, dog/truncated.jpg
+    assert "15 labelled training samples, 3 test samples, 2 classes." in out
     scores = json.loads((folder / "scores.json").read_text())
     assert any("3 files cannot be used and are left out" in note for note in scores["notes"])
     assert all(0 <= score["value"] <= 1 for score in scores["scores"])
@@ -99,13 +98,13 @@ def test_more_bad_files_than_allowed(trouble, pretrain):
 
 
 def test_nothing_but_bad_files(tmp_path, pretrain):
-    for i in range(100):
+    for i in range(1000):
         (tmp_path / f"{i}.png").write_text("I am a text.")
     code, said, folder = pretrain()
     assert code == 2
-    assert "of 100 files cannot be used" in said
-    assert "no other was found instead" in said  # it gives up long before half of them were tried
-    assert 0 < len(skipped(folder)) < 50
+    found = len(skipped(folder))
+    assert 0 < found < 500  # it gives up long before half of them were tried
+    assert f"{found} of 1000 files cannot be used, and no other was found instead" in said
     assert checkpoint.newest(folder) is None
     assert "Traceback" not in said
 

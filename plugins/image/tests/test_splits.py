@@ -132,6 +132,7 @@ def test_damaged_idx_files_are_named(idx):
         gzip.compress(content[:2]),
         gzip.compress(floats + content[4:]),
         whole[:-30] + b"\0" * 30,
+        whole[:20] + b"\xff" * 20 + whole[40:],
     ):
         path.write_bytes(damaged)
         with pytest.raises(MimError, match=r"train-images-idx3-ubyte\.gz cannot be read"):

@@ -1,4 +1,4 @@
-"""House rules that a machine can check: sizes of functions and files, names that hide things, prints of torch internals."""
+"""House rules that a machine can check: small functions and files, names that hide nothing, no modality in the core."""
 
 import ast
 from pathlib import Path

@@ -3,7 +3,7 @@
     RUN/checkpoints/step-00001000/
         weights.safetensors      the whole method: encoder and decoder
         optimizer.safetensors    AdamW's moments, by parameter name
-        state.json               step, versions, sizes of the two files; written last
+        state.json               step, versions, sizes and SHA-256 of the others; written last
         recipe.toml              the resolved recipe, so that the folder describes itself
 
 Written under a temporary name, synced, and renamed. A folder of the final name whose files have the sizes in
@@ -12,6 +12,7 @@ state.json is whole; the newest whole one wins, and a torn one is passed over wi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -63,17 +64,19 @@ def save(
     final = folder_of(run) / f"step-{step:08d}"
     part = folder_of(run) / f".part-{os.getpid()}"
     try:
-        shutil.rmtree(part, ignore_errors=True)
+        for left in folder_of(run).glob(".part-*"):  # of a process that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
         save_file(_contiguous(method.state_dict()), part / "weights.safetensors", metadata={"format": "pt"})
         save_file(_optimizer_tensors(method, optimizer), part / "optimizer.safetensors")
         (part / "recipe.toml").write_text(recipe)
         sizes = {path.name: path.stat().st_size for path in part.iterdir()}
-        state = {"format": FORMAT, "step": step, **extra, "sizes": sizes}
+        digests = {path.name: _digest(path) for path in part.iterdir()}
+        state = {"format": FORMAT, "step": step, **extra, "sizes": sizes, "sha256": digests}
         (part / "state.json").write_text(json.dumps(state, indent=1))
         for path in part.iterdir():
             _sync(path)
-        if final.exists():  # an interrupted run may come by the same step twice; contents are equal
+        if final.exists():  # not whole, or the run would have gone on from it
             shutil.rmtree(final)
         part.rename(final)
         _sync(folder_of(run))
@@ -121,6 +124,9 @@ def load(path: Path) -> Loaded:
             raise MimError(
                 f"{path} has checkpoint format {state['format']}; this mim-core reads up to {FORMAT}. Update mim-core."
             )
+        for name, digest in state["sha256"].items():
+            if _digest(path / name) != digest:
+                raise ValueError(f"{name} is not what was written")
         return Loaded(path, state["step"], state, load_file(path / "weights.safetensors"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _unreadable(path, error) from error
@@ -187,6 +193,11 @@ def _optimizer_tensors(method: Method, optimizer: torch.optim.Optimizer) -> dict
             if isinstance(value, Tensor)
         }
     )
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

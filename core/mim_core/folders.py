@@ -37,8 +37,19 @@ def open_folder(folder: Path, recipe: str) -> dict[str, str]:
         raise MimError(f"The output folder {folder} cannot be written: {error}. Choose another with --out.") from error
 
 
-FREE = ("workers", "log_every", "checkpoint_every", "keep_checkpoints", "max_hours", "micro_batch", "device")
-"""Training options that may change when a run goes on; the others would make it another run."""
+FREE = {
+    "train": (
+        "workers",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "max_hours",
+        "micro_batch",
+        "device",
+    ),
+    "data": ("max_bad", "root"),  # the files may have moved; their number is checked
+}
+"""Options that may change when a run goes on; the others would make it another run."""
 
 
 def _same_run(before: str, now: str, folder: Path) -> None:
@@ -50,7 +61,7 @@ def _same_run(before: str, now: str, folder: Path) -> None:
         if not isinstance(a, dict) or not isinstance(b, dict):
             different += [table] if a != b else []
             continue
-        keys = [key for key in sorted({*a, *b}) if not (table == "train" and key in FREE)]
+        keys = [key for key in sorted({*a, *b}) if key not in FREE.get(table, ())]
         different += [f"{table}.{key} (was {a.get(key)}, now {b.get(key)})" for key in keys if a.get(key) != b.get(key)]
     if different:
         raise MimError(

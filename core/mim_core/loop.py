@@ -137,7 +137,7 @@ def train(run: Run, quiet: bool = False) -> bool:
     run.skipped.update(folders.open_folder(run.folder, recipe))
     latest = checkpoint.newest(run.folder, warn)
     if latest is not None:
-        run.step = checkpoint.restore(latest, run.method, optimizer).step
+        _go_on(run, checkpoint.restore(latest, run.method, optimizer))
     folders.forget_after(run.folder / "metrics.jsonl", run.step)
     reporter = Reporter(run.config.recipe or run.folder.name, run.step, run.steps, quiet=quiet)
     if run.step >= run.steps:
@@ -158,6 +158,18 @@ def train(run: Run, quiet: bool = False) -> bool:
             f"{run.folder} cannot be written: {error}. {kept}; once the disk can be written again, the same command "
             "goes on from there."
         ) from error
+
+
+def _go_on(run: Run, loaded: checkpoint.Loaded) -> None:
+    """Takes the step of a checkpoint, and refuses data of another size: samples would come in another order."""
+    before = loaded.state["items"]
+    if before != len(run.source):
+        raise MimError(
+            f"The data has {len(run.source)} items, and had {before} when the run in {run.folder} began; the order of "
+            f"samples "
+            "would not go on. Use the same data, or start a new run from these weights: --init and another --out."
+        )
+    run.step = loaded.step
 
 
 def _train(run: Run, optimizer: torch.optim.Optimizer, reporter: Reporter, recipe: str) -> bool:
@@ -305,16 +317,17 @@ class _Trainer:
 
 def _note_skipped(run: Run, batch: Batch) -> None:
     """Writes each bad file once, and stops when there are too many."""
-    new = [(path, reason) for path, reason in batch.skipped if path not in run.skipped]
+    new = {path: reason for path, reason in batch.skipped if path not in run.skipped}
     if new:
         first = not run.skipped
         run.skipped.update(new)
         with open(run.folder / "skipped.jsonl", "a") as log:
-            for path, reason in new:
+            for path, reason in new.items():
                 log.write(json.dumps({"file": path, "reason": reason}) + "\n")
         if first:
+            path, reason = next(iter(new.items()))
             warn(
-                f"{new[0][0]} cannot be used ({new[0][1]}) and is replaced; all such files are listed in "
+                f"{path} cannot be used ({reason}) and is replaced; all such files are listed in "
                 f"{run.folder / 'skipped.jsonl'}"
             )
     limit = getattr(run.source.config, "max_bad", 1.0)
@@ -332,7 +345,12 @@ def _note_skipped(run: Run, batch: Batch) -> None:
 
 def _save(run: Run, optimizer: torch.optim.Optimizer, recipe: str) -> int:
     versions = {r.distribution: r.version for r in run.registry.plugins if not r.failure and not r.disabled}
-    extra = {"samples": run.step * run.train.batch_size, "plugins": versions, "torch": torch.__version__}
+    extra = {
+        "items": len(run.source),
+        "samples": run.step * run.train.batch_size,
+        "plugins": versions,
+        "torch": torch.__version__,
+    }
     path = checkpoint.save(run.folder, run.method, optimizer, run.step, recipe, extra, run.train.keep_checkpoints)
     run.registry.hooks.mim_checkpoint_saved(run=run, path=path)
     return run.step

@@ -1,5 +1,8 @@
 """Every command answers, and what it says holds what it should."""
 
+import gzip
+import math
+import struct
 import tomllib
 from pathlib import Path
 
@@ -206,13 +209,29 @@ def test_pretrain_leaves_what_it_says(trained):
     assert "<svg" in report
 
 
-def test_evaluate_show_export(mim, trained):
-    said = mim("evaluate", trained, "--on", "knn,linear", "--evaluate.draws", "2", "--evaluate.few-labels", "100")
+@pytest.fixture
+def few(tmp_path):
+    """The first 300 + 100 images of the bundled sample, as a folder of idx files."""
+    from mim_image.data import SAMPLE
+
+    for path in SAMPLE.glob("*.gz"):
+        content, count = gzip.decompress(path.read_bytes()), 300 if "train" in path.name else 100
+        axes = content[3]
+        sizes = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
+        body = content[4 + 4 * axes :][: count * math.prod(sizes[1:])]
+        (tmp_path / path.name).write_bytes(
+            gzip.compress(content[:4] + struct.pack(f">{axes}I", count, *sizes[1:]) + body)
+        )
+    return tmp_path
+
+
+def test_evaluate_show_export(mim, trained, few):
+    said = mim("evaluate", trained, "--data-root", few, "--evaluate.draws", "2", "--evaluate.few-labels", "100")
     assert said.code == 0, said
     for row in ("majority class", "raw input", "untrained encoder", "pre-trained encoder"):
         assert row in said.out
-    assert "linear, 100 labels" in said.out
-    assert "10,000 labelled training samples, 2,000 test samples, 10 classes" in said.all
+    assert "accuracy k-NN linear linear, 100 labels" in said.all
+    assert "300 labelled training samples, 100 test samples, 10 classes" in said.all
     said = mim("show", trained, "--samples", "2")
     assert said.out.strip() == str(trained / "report.html")
     assert "pre-trained encoder" in (trained / "report.html").read_text()
@@ -220,6 +239,19 @@ def test_evaluate_show_export(mim, trained):
     assert said.code == 0
     assert Path("encoder.safetensors").stat().st_size > 10_000
     assert "timm" in said.out
+
+
+def test_mistakes_in_evaluate(mim, trained):
+    for arguments, said in {
+        ("--on", "knnn"): "Unknown evaluation 'knnn'. Did you mean 'knn'?",
+        ("--evaluate.pol", "mean"): "--evaluate.pool",
+        ("--evaluate.draws", "0"): "'draws' must be at least 1",
+        ("--data-root", "nowhere"): "nowhere does not exist",
+    }.items():
+        answer = mim("evaluate", trained, *arguments)
+        assert answer.code == 2, answer
+        assert said in answer.all
+        assert "Traceback" not in answer.all
 
 
 def test_init_starts_from_a_run(mim, trained):

@@ -14,7 +14,7 @@ from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
 from mim_core.errors import BadSample, MimError
 from mim_core.layout import Sample
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -132,6 +132,8 @@ class Images(DataSource):
                 side = max(self.size) / smallest**0.5
                 image.draft(None, (int(side) + 1, int(side) + 1))
                 return convert_mode(image, self.channels)
+        except UnidentifiedImageError as error:
+            raise BadSample(store.name(index), "not an image of a kind that Pillow knows") from error
         except Exception as error:  # Pillow raises many kinds; whatever it is, the file is named and replaced
             raise BadSample(store.name(index), f"{type(error).__name__}: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def read_idx(path: Path) -> Any:
             raise ValueError("it does not start as an idx file of bytes")
         shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
         return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise MimError(f"{path} cannot be read: {error}") from error
 
 

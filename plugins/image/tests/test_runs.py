@@ -49,7 +49,9 @@ def test_bad_files_are_named_and_the_run_goes_on(trouble, pretrain, workers):
     assert len(metrics(folder)) == 5
     assert {entry["file"] for entry in skipped(folder)} == BAD
     assert len(skipped(folder)) == 3  # each once, though all were met several times
-    assert all(entry["reason"] for entry in skipped(folder))
+    reasons = {entry["file"]: entry["reason"] for entry in skipped(folder)}
+    assert reasons["cat/empty.jpg"] == reasons["dog/text.png"] == "not an image of a kind that Pillow knows"
+    assert "truncated" in reasons["dog/truncated.jpg"]
     assert said.count("cannot be used") == 1  # one warning, and where the list is
     assert str(folder / "skipped.jsonl") in said
     assert (folder / "report.html").exists()
@@ -93,8 +95,18 @@ def test_more_bad_files_than_allowed(trouble, pretrain):
     assert str(folder / "skipped.jsonl") in said
     assert "Traceback" not in said
     assert {entry["file"] for entry in skipped(folder)} == BAD
-    code, said, folder = pretrain("--data.max-bad", "0.15")  # 3.15; another share is another run, as nothing is saved
+    code, said, folder = pretrain("--data.max-bad", "0.15")  # 3.15
     assert code == 0, said
+
+
+def test_a_run_stopped_by_bad_files_goes_on_with_a_larger_share(trouble, pretrain):
+    code, said, folder = pretrain("--data.max-bad", "0.1", "--train.checkpoint-every", "1", "--train.seed", "1")
+    stopped = checkpoint.newest(folder)
+    assert code == 2
+    assert stopped is not None, "this seed must meet the third bad file after the first checkpoint"
+    code, said, folder = pretrain("--data.max-bad", "0.5", "--train.checkpoint-every", "1", "--train.seed", "1")
+    assert code == 0, said
+    assert len(metrics(folder)) == 5
 
 
 def test_nothing_but_bad_files(tmp_path, pretrain):
@@ -104,7 +116,8 @@ def test_nothing_but_bad_files(tmp_path, pretrain):
     assert code == 2
     found = len(skipped(folder))
     assert 0 < found < 500  # it gives up long before half of them were tried
-    assert f"{found} of 1000 files cannot be used, and no other was found instead" in said
+    assert f"{found} of 1000 files cannot be used, and " in said
+    assert "--data.max-bad" not in said  # which is not what stopped it
     assert checkpoint.newest(folder) is None
     assert "Traceback" not in said
 

@@ -124,7 +124,7 @@ def load(path: Path) -> Loaded:
             raise MimError(
                 f"{path} has checkpoint format {state['format']}; this mim-core reads up to {FORMAT}. Update mim-core."
             )
-        for name, digest in state["sha256"].items():
+        for name, digest in state.get("sha256", {}).items():
             if _digest(path / name) != digest:
                 raise ValueError(f"{name} is not what was written")
         return Loaded(path, state["step"], state, load_file(path / "weights.safetensors"))

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None, plugin: str | None = None) -> int:
         plugin: Restricts commands and recipes to those of one plugin.
 
     Returns:
-        Exit code: 0, 2 for a mistake of the user's, 130 after Ctrl-C. A bug keeps its traceback.
+        Exit code: 0, 2 for a mistake of the user's, 3 for a run that was stopped and can go on, 130 after Ctrl-C
+        elsewhere. A bug keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = "mim-core" if plugin is None else f"mim-{plugin}"

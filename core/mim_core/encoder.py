@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from timm.layers import trunc_normal_
+from timm.layers import PatchEmbed, trunc_normal_
 from timm.models import beit, create_model, is_model, vision_transformer
 from torch import Tensor, nn
 
@@ -109,12 +109,17 @@ def _timm_vit(name: str, drop_path: float) -> vision_transformer.VisionTransform
         close = difflib.get_close_matches(name, list_models(), n=12, cutoff=0.4)
         raise unknown("timm model", name, close or list_models("vit_*_224"), "See timm.list_models() for all.")
     with torch.device("meta"):
-        kind = type(create_model(name, pretrained=False, num_classes=0))
-    if kind is not vision_transformer.VisionTransformer:
+        empty = create_model(name, pretrained=False, num_classes=0)
+    if type(empty) is not vision_transformer.VisionTransformer:
         raise ValueError(
-            f"{name} is a timm {kind.__name__}, not a plain VisionTransformer: its tokens cannot be dropped one by "
-            f"one. "
-            "Names that fit start with vit_ or deit"
+            f"{name} is a timm {type(empty).__name__}, not a plain VisionTransformer: it has parts (windows, rotary "
+            f"or relative "
+            "positions, a second class token) that this encoder does not carry"
+        )
+    if type(empty.patch_embed) is not PatchEmbed:
+        raise ValueError(
+            f"{name} has a {type(empty.patch_embed).__name__} in front of its blocks, which the patch tokenizer would "
+            f"replace"
         )
     return create_model(name, pretrained=False, num_classes=0, global_pool="", drop_path_rate=drop_path)
 
@@ -131,8 +136,8 @@ class ViTEncoder(Encoder):
         """Options of the ViT encoder."""
 
         name: str | None = None
-        """A timm VisionTransformer, such as vit_small_patch16_224; then width, depth, heads, mlp_ratio, class_token
-        and layer_scale are its."""
+        """A timm VisionTransformer, such as vit_small_patch16_224; then width, depth, heads, mlp_ratio, class_token,
+        layer_scale and norm_eps are its."""
         width: int = 768
         """Token width D."""
         depth: int = 12
@@ -199,6 +204,7 @@ class ViTEncoder(Encoder):
     def width_for(cls, config: Any) -> int:
         """The configured width, or the named model's."""
         if config.name is None:
+            check_sizes(config.width, config.depth, config.heads)
             return int(config.width)
         with torch.device("meta"):
             return int(_timm_vit(config.name, 0.0).embed_dim)
@@ -238,7 +244,7 @@ class ViTEncoder(Encoder):
             raise MimError("timm's transformers have no positions that are computed from coordinates.")
         position = {"pos_embed": "none"} if config.position == "none" else {}
         if config.name is not None:
-            return config.name, {"no_embed_class": False, **position}
+            return config.name, {"no_embed_class": False, "global_pool": "", **position}
         return "vit_base_patch16_224", {
             **position,
             "embed_dim": config.width,

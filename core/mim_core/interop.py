@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -58,27 +60,73 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path), sizes
-        with torch.serialization.safe_globals(
-            [argparse.Namespace]
-        ):  # MAE and others keep their arguments beside the weights
+        # MAE, SimMIM and others keep settings beside the weights, as objects of their own classes: inert ones take
+        # their place
+        known: list[Any] = [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)]
+        with torch.serialization.safe_globals(known):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise MimError(
             f"{path} cannot be read as weights: {type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
-    for name in ("model", "state_dict", "module"):
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}, sizes
+    if not isinstance(content, Mapping):
+        raise MimError(f"{path} holds a {type(content).__name__}, not weights by name.")
+    return content, sizes  # type: ignore[return-value]
+
+
+class _Inert:
+    """Stands for every class that a file names: whatever it is given, it becomes an empty dict. So no code of the
+    file's runs."""
+
+    def __new__(cls, *given: Any, **named: Any) -> Any:
+        return OrderedDict()
 
 
 def clean(state: State) -> dict[str, Tensor]:
-    """Without the prefixes that wrappers leave on every key (``module.``, ``_orig_mod.``)."""
-    state = dict(state)
+    """The weights alone: out of an outer dict, and without the prefixes that wrappers leave on every key.
+
+    Raises:
+        MimError: There are none.
+    """
+    content: Any = state
+    for name in ("model", "state_dict", "module"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise MimError(
+            f"There are no weights in it; its entries are: {', '.join(map(str, list(content)[:8])) or 'none'}."
+        )
     for prefix in ("module.", "_orig_mod."):
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _as_timm_has_it(name: str, arguments: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that timm's model wants, checked by name and shape.
+
+    Models with a norm before their blocks have no bias in the patch embedding; ours moves into the position table,
+    which is added to the same tokens.
+    """
+    with torch.device("meta"):
+        wanted = timm.create_model(name, **arguments).state_dict()
+    bias = weights.get("patch_embed.proj.bias")
+    if bias is not None and "patch_embed.proj.bias" not in wanted and "pos_embed" in weights:
+        weights = {key: value for key, value in weights.items() if key != "patch_embed.proj.bias"}
+        table = weights["pos_embed"].clone()
+        units = math.prod(n // p for n, p in zip(arguments["img_size"], _pair(arguments["patch_size"]), strict=True))
+        table[:, -units:] += bias
+        weights["pos_embed"] = table
+    faults = sorted(set(wanted) ^ set(weights))
+    faults += [key for key in wanted if key in weights and wanted[key].shape != weights[key].shape]
+    if faults:
+        raise MimError(f"timm's {name} has other weights than this encoder, in: {', '.join(faults[:8])}.")
+    return weights
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def fill_weights(module: nn.Module, state: State, source: Mapping[str, str], unused: Iterable[str] = ()) -> None:
@@ -143,7 +191,11 @@ def export_timm(method: Method, path: Path, extra: Mapping[str, str] | None = No
     }
     weights = {f"patch_embed.{key}": value for key, value in tokenizer.state_dict().items()}
     weights.update(encoder.timm_weights())
+    weights = _as_timm_has_it(name, arguments, weights)
     shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    eps = getattr(encoder.config, "norm_eps", 1e-6)
+    if eps != 1e-6 and getattr(encoder.config, "name", None) is None:  # timm's own is 1e-6
+        shown += f", norm_layer=functools.partial(torch.nn.LayerNorm, eps={eps!r})"
     line = f'timm.create_model("{name}", {shown}, checkpoint_path="{path.name}")'
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"timm_model": name, "timm_arguments": json.dumps(arguments), "load": line, **(extra or {})}

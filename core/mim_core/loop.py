@@ -162,7 +162,7 @@ def train(run: Run, quiet: bool = False) -> bool:
 
 def _go_on(run: Run, loaded: checkpoint.Loaded) -> None:
     """Takes the step of a checkpoint, and refuses data of another size: samples would come in another order."""
-    before = loaded.state["items"]
+    before = loaded.state.get("items", len(run.source))
     if before != len(run.source):
         raise MimError(
             f"The data has {len(run.source)} items, and had {before} when the run in {run.folder} began; the order of "

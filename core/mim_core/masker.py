@@ -23,10 +23,10 @@ Rounding = Literal["down", "nearest", "up"]
 
 
 def rounded(value: float, rounding: Rounding) -> int:
-    """Rounds a count. A billionth of slack keeps 100 * 0.29 = 28.999999999999996 from becoming 28."""
+    """Rounds a count in floating point, as the papers' codes do."""
     if rounding == "down":
-        return math.floor(value + 1e-9)
-    return math.ceil(value - 1e-9) if rounding == "up" else math.floor(value + 0.5)
+        return math.floor(value)
+    return math.ceil(value) if rounding == "up" else math.floor(value + 0.5)
 
 
 def check_ratio(ratio: float) -> None:
@@ -92,7 +92,10 @@ class RandomMasker(Masker):
         self.per_sample = config.masks
 
     def count(self, layout: Layout) -> int:
-        """N * ratio, rounded."""
+        """N * ratio, rounded; "up" as in MAE's code, N - int(N * (1 - ratio)) in floating point, but one at least is
+        visible."""
+        if self.config.rounding == "up":
+            return layout.count - max(1, int(layout.count * (1 - self.config.ratio)))
         return rounded(layout.count * self.config.ratio, self.config.rounding)
 
     def hide(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None) -> Bool[Tensor, "R N"]:

@@ -258,10 +258,12 @@ class MaskedAutoencoder(Method):
             ValueError: The mask does not fit the units or the encoder.
         """
         patches = self.tokenizer.split(sample)
+        if mask is None and "key" not in sample:
+            raise ValueError("the sample has no 'key' (int64 [B]) to draw masks from; add one, or give a mask")
         if mask is None:
             scores = None if self.scorer is None else self.scorer(sample, patches)
             mask = self.masker(patches.layout, Draw(sample["key"], step, progress), scores)
-        mask = self._fit(mask, patches.layout)
+        mask = self._fit(mask, patches.layout, _rows(patches))
         inputs = patches.values
         if self.tokenizer.embeds == "kept":
             assert isinstance(inputs, Tensor)
@@ -295,7 +297,7 @@ class MaskedAutoencoder(Method):
         encoded = self.encoder(tokens, patches.layout, mask)
         return Features(encoded.tokens, encoded.tokens.mean(dim=1), encoded.prefix)
 
-    def _fit(self, mask: Mask | Tensor | Mapping[str, Tensor], layout: Layout) -> Mask:
+    def _fit(self, mask: Mask | Tensor | Mapping[str, Tensor], layout: Layout, samples: int) -> Mask:
         """The mask in the form that the encoder needs."""
         if isinstance(mask, Mapping):
             wanted = [name for name, _ in layout.segments]
@@ -308,8 +310,21 @@ class MaskedAutoencoder(Method):
             raise ValueError(
                 f"the mask has {mask.hidden.shape[1]} units; the sample has {layout.count} (grid {layout.grid})"
             )
+        if mask.hidden.shape[0] != samples * mask.per_sample:
+            raise ValueError(
+                f"the mask has {mask.hidden.shape[0]} rows; {samples} samples with {mask.per_sample} masks each need "
+                f"{samples * mask.per_sample}"
+            )
         if self.encoder.sees == "all":
             return mask.keep_all()
+        if mask.kept_ids.shape[1] == 0:
+            raise ValueError("the mask leaves nothing visible")
         if mask.kept_ids.shape[1] == layout.count:
             raise ValueError("an encoder that drops hidden units needs as many visible units in every row")
         return mask
+
+
+def _rows(patches: Patches) -> int:
+    """Samples in the batch."""
+    values = patches.values if isinstance(patches.values, Tensor) else next(iter(patches.values.values()))
+    return values.shape[0]

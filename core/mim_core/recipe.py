@@ -43,7 +43,7 @@ class Part:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(name: str, **options: Any) -> Part:
+    def of(name: str, /, **options: Any) -> Part:
         """``Part.of("core:random", ratio=0.75)``."""
         return Part(name, options)
 

@@ -32,10 +32,10 @@ class TestRandomDense(MaskerContract):
     expected_hidden = {(10,): 9, (8, 14, 14): 1412}  # int(10 * (1 - 0.9)) is 0 in floats, int(10 - 9.0) is 1
 
 
-class TestRandomSlack(MaskerContract):
+class TestRandomInFloats(MaskerContract):
     part = "core:random"
-    options = {"ratio": 0.29, "rounding": "down"}
-    expected_hidden = {(100,): 29}  # 100 * 0.29 is 28.999999999999996 in floats
+    options = {"ratio": 0.9}
+    expected_hidden = {(100,): 91, (10, 10): 91}  # MAE keeps int(100 * (1 - 0.9)) = int(9.999999999999998)
 
 
 class TestRandomFourMasks(MaskerContract):

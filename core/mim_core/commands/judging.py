@@ -53,8 +53,9 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     scores = evaluation.run_study(study, registry)
     _print_table(scores, study.notes)
     content = {"scores": [vars(score) for score in scores], "notes": study.notes + verdict(scores)}
-    (folder / "scores.json").write_text(json.dumps(content, indent=1))
-    if (folder / "checkpoints").exists():
+    name = f"scores-{options.data_root.name}.json" if options.data_root else "scores.json"
+    (folder / name).write_text(json.dumps(content, indent=1))
+    if (folder / "checkpoints").exists() and not options.data_root:
         write_report(folder, registry)
     return 0
 

@@ -108,6 +108,11 @@ class RecipesOptions:
 def recipes(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``recipes``: of one plugin, or of all."""
     parse(RecipesOptions, f"{program} recipes", arguments)
+    off = [r for r in installed().plugins if r.name == plugin and (r.disabled or r.failure)]
+    if off:
+        raise MimError(
+            f"The plugin {plugin!r} is {'switched off' if off[0].disabled else 'broken'}. See: mim-core plugins"
+        )
     _print_entries(installed().of_kind("recipes", plugin))
     return 0
 

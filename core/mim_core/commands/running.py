@@ -15,6 +15,10 @@ from mim_core.recipe import ResolvedRun, load_recipe, read_file
 from mim_core.registry import Registry
 from mim_core.report import write_report
 
+STOPPED = 3
+"""Exit code of a run that was told to stop and can go on, so that `pretrain && evaluate` does not go on with half a
+run."""
+
 
 def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``pretrain RECIPE [OPTIONS]``: RECIPE is a name or a TOML file."""
@@ -38,7 +42,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     write_report(folder, registry)
     if done and not options.quiet:
         print(f"Report: {folder / 'report.html'}    Next: {program} evaluate {folder}")  # noqa: T201
-    return 0
+    return 0 if done else STOPPED
 
 
 def _run_name(name: str) -> str:

@@ -50,7 +50,12 @@ class ImageStore:
 
     def open(self, index: int) -> Image.Image:
         """The image, not yet decoded."""
-        return Image.open(self.root / self.files[index]) if self.array is None else Image.fromarray(self.array[index])
+        if self.array is not None:
+            return Image.fromarray(self.array[index])
+        path = self.root / self.files[index]
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise OSError("it is no regular file")
+        return Image.open(path)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,11 @@ def folder_splits(root: Path) -> Splits:
     for index, label in enumerate(both.labels):  # every fifth of each class, in the order of names
         parts[seen[label] % 5 == 4].append(index)
         seen[label] += 1
-    note = "every fifth image of a class is held out from the probes; pre-training saw all images, without labels"
+    note = (
+        "Every fifth image of a class is held out from the probes; a run that was pre-trained on this folder has seen "
+        "them, without "
+        "labels."
+    )
     return Splits(both, _subset(both, parts[False], note), _subset(both, parts[True], note))
 
 

@@ -21,7 +21,8 @@ State = Mapping[str, Tensor]
 
 def _depth(state: State, prefix: str) -> int:
     """The number of blocks whose keys start with the prefix."""
-    numbers = {int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix)}
+    parts = [key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)]
+    numbers = {int(part) for part in parts if part.isdecimal()}
     return max(numbers, default=-1) + 1
 
 

@@ -44,7 +44,7 @@ def import_checkpoint(
     return importer(clean(state), **sizes)
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_state(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """A state dict from a file or a Hugging Face folder, and the sizes in the folder's ``config.json``. Never runs
     code from the file."""
     if not path.exists():
@@ -71,7 +71,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     if not isinstance(content, Mapping):
         raise MimError(f"{path} holds a {type(content).__name__}, not weights by name.")
-    return content, sizes  # type: ignore[return-value]
+    return content, sizes
 
 
 class _Inert:

@@ -62,7 +62,17 @@ def test_beit(options, tmp_path, monkeypatch):
     check(method_of("image:simmim-vit-base", **options), tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "deit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "vit_small_patch14_reg4_dinov2",
+        "deit_tiny_patch16_224",
+        "vit_wee_patch16_reg1_gap_256",  # pools by the mean: its norm has another name
+        "test_vit3",  # pools by attention
+        "vit_xsmall_patch16_clip_224",  # a norm before the blocks, so no bias in the patch embedding
+    ],
+)
 def test_named_vit(name, tmp_path, monkeypatch):
     options = {"tokenizer": {"size": (32, 48), "patch": (16, 16), "channels": 3}, "encoder": {"name": name}}
     method = method_of("image:mae-vit-tiny", **options)

@@ -72,7 +72,7 @@ def mae_vit_tiny() -> RunConfig:
             "decoder": Part.of("core:transformer", width=64, depth=1, heads=4),
             "target": Part.of("core:values", normalize=False, loss="l2"),
         },
-        train=TrainConfig(epochs=25, batch_size=64, base_lr=4e-3, warmup_epochs=1, log_every=20, checkpoint_every=1000),
+        train=TrainConfig(epochs=20, batch_size=64, base_lr=4e-3, warmup_epochs=1, log_every=20, checkpoint_every=1000),
     )
 
 

@@ -47,6 +47,7 @@ class Reporter:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(compact=True),
+                TextColumn("left"),
                 console=self.console,
             )
             self.bar.start()

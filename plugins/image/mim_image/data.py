@@ -27,8 +27,8 @@ SAMPLE = Path(__file__).parent / "sample"
 
 
 class Images(DataSource):
-    """Images for pre-training, and with their classes for evaluation. Any size will do, one pixel or very wide ones too;
-    what cannot be decoded is bad.
+    """Images for pre-training, and with their classes for evaluation. Any size will do, one pixel or very wide ones
+    too; what cannot be decoded is bad.
 
     A root with folders ``train`` and ``val`` or ``test`` is read as these splits; any other root is one collection,
     nested as it likes. Classes are the names of the first folder level. Without a held-out split a fifth of each class

@@ -232,6 +232,8 @@ def test_evaluate_show_export(mim, trained, few):
         assert row in said.out
     assert "accuracy k-NN linear linear, 100 labels" in said.all
     assert "300 labelled training samples, 100 test samples, 10 classes" in said.all
+    assert not (trained / "scores.json").exists(), "scores on other data are not the run's own"
+    (trained / f"scores-{few.name}.json").rename(trained / "scores.json")
     said = mim("show", trained, "--samples", "2")
     assert said.out.strip() == str(trained / "report.html")
     assert "pre-trained encoder" in (trained / "report.html").read_text()

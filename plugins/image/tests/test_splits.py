@@ -24,7 +24,7 @@ def test_a_fifth_of_each_class_is_held_out(photo, images):
     assert train.classes == test.classes == ("cat", "dog", "eel")
     assert source.labelled("train").labels.bincount().tolist() == [8, 6, 4]
     assert source.labelled("test").labels.tolist() == [0, 0, 1]
-    assert "pre-training saw all images, without labels" in source.labelled("test").note
+    assert "has seen them, without labels" in source.labelled("test").note
 
 
 @pytest.mark.parametrize("held_out", ["test", "val", "validation"])

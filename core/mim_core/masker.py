@@ -92,10 +92,11 @@ class RandomMasker(Masker):
         self.per_sample = config.masks
 
     def count(self, layout: Layout) -> int:
-        """N * ratio, rounded; "up" as in MAE's code, N - int(N * (1 - ratio)) in floating point, but one at least is
-        visible."""
+        """N * ratio, rounded; "up" is N - int(N * (1 - ratio)) in floating point, as in MAE's code."""
         if self.config.rounding == "up":
-            return layout.count - max(1, int(layout.count * (1 - self.config.ratio)))
+            visible = layout.count * (1 - self.config.ratio)
+            whole_but_for_floats = 1 - 1e-9 < visible < 1  # 10 * (1 - 0.9) = 0.9999999999999998: int would keep nothing
+            return layout.count - (1 if whole_but_for_floats else int(visible))
         return rounded(layout.count * self.config.ratio, self.config.rounding)
 
     def hide(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None) -> Bool[Tensor, "R N"]:

@@ -315,7 +315,7 @@ def test_a_mask_of_another_size_is_named():
         method.prepare(_Single().make_sample(method, 2), torch.eye(2, 10, dtype=torch.bool))
 
 
-def test_a_masker_that_hides_nothing_is_refused():
-    tokenizer = PatchTokenizer(PatchTokenizer.Config(size=(4, 4), patch=(4, 4)), WIDTH)
-    with pytest.raises(ValueError, match="would keep 1 of 1 units"):
+def test_a_masker_that_keeps_nothing_is_refused():
+    tokenizer = PatchTokenizer(PatchTokenizer.Config(size=(4, 4), patch=(4, 2)), WIDTH)
+    with pytest.raises(ValueError, match="would keep 0 of 2 units"):
         _Single().around(tokenizer, random_masker(ratio=0.75))

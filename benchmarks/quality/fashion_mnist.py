@@ -7,7 +7,7 @@ several seeds of each.
     apt-get install dataset-fashion-mnist
     python benchmarks/quality/fashion_mnist.py --seeds 0 1 2 --out docs/results/quality.json
 
-Each run takes 400,000 samples: some 10 minutes on two CPU cores. Runs that are complete are not repeated.
+Each run takes 400,000 samples: 21 to 30 minutes on one busy CPU thread.
 """
 
 from __future__ import annotations

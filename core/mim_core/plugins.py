@@ -19,7 +19,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from types import ModuleType
-from typing import Any
 
 import pluggy
 from packaging.requirements import Requirement
@@ -213,8 +212,3 @@ def warn(text: str) -> None:
     """One line on standard error, from the first rank only."""
     if os.environ.get("RANK", "0") == "0":
         print(f"mim-core: warning: {text}", file=sys.stderr)  # noqa: T201
-
-
-def observers(registry: Registry) -> Any:
-    """pluggy's hook relay, to call the observer hooks on."""
-    return registry.hooks

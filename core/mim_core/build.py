@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mim_core.data import DataSource
 from mim_core.decoder import Decoder
 from mim_core.encoder import Encoder
 from mim_core.errors import MimError
@@ -112,3 +113,15 @@ def build_method(run: ResolvedRun | str, registry: Registry | None = None, seed:
         except ValueError as error:
             raise MimError(f"method ({part.name}): {error}.") from error
     return method
+
+
+def make_source(config: ResolvedRun, method: Method) -> DataSource:
+    """The data source of a run, told by the tokenizer what shapes it must give."""
+    part = config.parts.get("data")
+    if part is None:
+        raise MimError("This run has no data. Name a source: --use data=NAME. See: mim-core list data")
+    try:
+        source: DataSource = part.cls(part.options, method.tokenizer.shapes)  # type: ignore[union-attr]
+    except ValueError as error:
+        raise MimError(f"data ({part.name}): {error}.") from error
+    return source

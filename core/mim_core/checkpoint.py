@@ -3,6 +3,7 @@
     RUN/checkpoints/step-00001000/
         weights.safetensors      the whole method: encoder and decoder
         optimizer.safetensors    AdamW's moments, by parameter name
+    average.safetensors      the moving average of the weights, with --train.ema
         state.json               step, versions, sizes and SHA-256 of the others; written last
         recipe.toml              the resolved recipe, so that the folder describes itself
 
@@ -22,14 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mim_core.average import WeightAverage
 from mim_core.errors import MimError
 from mim_core.method import Method
+from mim_core.strategy import fill_from_first
+from mim_core.strategy import whole as whole_tensor
 
 FORMAT = 1
+WEIGHTS, MOMENTS, AVERAGE = "weights.safetensors", "optimizer.safetensors", "average.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,15 +53,32 @@ def folder_of(run: Path) -> Path:
     return run / "checkpoints"
 
 
-def save(
-    run: Path,
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    recipe: str,
-    extra: dict[str, Any],
-    keep: int,
-) -> Path:
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds, as whole tensors on the host, by file; empty on all ranks but the first."""
+
+    files: dict[str, dict[str, Tensor]]
+
+
+def gather(method: Method, optimizer: torch.optim.Optimizer, average: WeightAverage | None, first: bool) -> Contents:
+    """Collects the tensors of a run, sharded or not, on the first rank. All ranks must call it.
+
+    Whole tensors and not shards go to disk, so that one format serves every strategy, any number of ranks and other
+    programs; one tensor at a time is on a device in full.
+    """
+    files = {WEIGHTS: method.state_dict(), MOMENTS: _moments(method, optimizer)}
+    if average is not None:
+        files[AVERAGE] = dict(average.tensors)
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in files}
+    for file, tensors in files.items():
+        for name, tensor in tensors.items():
+            full = whole_tensor(tensor.detach())
+            if first:
+                found[file][name] = full.cpu().contiguous()
+    return Contents(found)
+
+
+def save(run: Path, contents: Contents, step: int, recipe: str, extra: dict[str, Any], keep: int) -> Path:
     """Writes a checkpoint and removes the oldest beyond ``keep``.
 
     Raises:
@@ -67,8 +90,8 @@ def save(
         for left in folder_of(run).glob(".part-*"):  # of a process that was killed while it wrote
             shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
-        save_file(_contiguous(method.state_dict()), part / "weights.safetensors", metadata={"format": "pt"})
-        save_file(_optimizer_tensors(method, optimizer), part / "optimizer.safetensors")
+        for name, tensors in contents.files.items():
+            save_file(tensors, part / name, metadata={"format": "pt"})
         (part / "recipe.toml").write_text(recipe)
         sizes = {path.name: path.stat().st_size for path in part.iterdir()}
         digests = {path.name: _digest(path) for path in part.iterdir()}
@@ -76,6 +99,7 @@ def save(
         (part / "state.json").write_text(json.dumps(state, indent=1))
         for path in part.iterdir():
             _sync(path)
+        _sync(part)
         if final.exists():  # not whole, or the run would have gone on from it
             shutil.rmtree(final)
         part.rename(final)
@@ -86,8 +110,7 @@ def save(
         kept = f"The last whole checkpoint is {before}." if before else "There is no earlier checkpoint."
         raise MimError(
             f"Checkpoint {final} cannot be written: {error}. {kept} Free some space, or choose another folder with "
-            f"--out, and start again with "
-            "the same command: the run goes on from there."
+            f"--out, and start again with the same command: the run goes on from there."
         ) from error
     for old in sorted(folder_of(run).glob("step-*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -127,7 +150,7 @@ def load(path: Path) -> Loaded:
         for name, digest in state.get("sha256", {}).items():
             if _digest(path / name) != digest:
                 raise ValueError(f"{name} is not what was written")
-        return Loaded(path, state["step"], state, load_file(path / "weights.safetensors"))
+        return Loaded(path, state["step"], state, load_file(path / WEIGHTS))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _unreadable(path, error) from error
 
@@ -136,33 +159,64 @@ def _unreadable(path: Path, error: Exception) -> MimError:
     return MimError(f"{path} cannot be read: {error}. Remove it to start from an earlier one.")
 
 
-def restore(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> Loaded:
-    """Puts weights and moments back, strictly."""
-    loaded = load(path)
-    load_weights(method, loaded)
-    try:
-        tensors = load_file(path / "optimizer.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
+def restore(
+    loaded: Loaded | None, method: Method, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> None:
+    """Puts weights, moments and the average back, strictly. All ranks must call it; the first has ``loaded``, the
+    others None."""
+    files: dict[str, dict[str, Tensor]] = {WEIGHTS: {}, MOMENTS: {}, AVERAGE: {}}
+    if loaded is not None:
+        check_weights(method, loaded)
+        files[WEIGHTS] = loaded.weights
+        try:
+            files[MOMENTS] = load_file(loaded.path / MOMENTS)
+            files[AVERAGE] = load_file(loaded.path / AVERAGE) if average is not None else {}
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(loaded.path, error) from error
+    for name, tensor in method.state_dict().items():
+        fill_from_first(tensor, files[WEIGHTS].get(name))
+    for name, tensor in (average.tensors if average is not None else {}).items():
+        fill_from_first(tensor, files[AVERAGE].get(name))
+    _restore_moments(files[MOMENTS], loaded, method, optimizer)
+
+
+def _restore_moments(
+    tensors: dict[str, Tensor], loaded: Loaded | None, method: Method, optimizer: torch.optim.Optimizer
+) -> None:
+    """AdamW's moments beside their parameters, sharded as these are; none for a parameter that no step has touched."""
     names = {id(parameter): name for name, parameter in method.named_parameters()}
+    known = _tell_all(sorted(tensors))
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            moments = {key: tensors.pop(f"{name}/{key}", None) for key in ("step", "exp_avg", "exp_avg_sq")}
-            if any(value is None for value in moments.values()):
-                continue  # a parameter that no step has touched yet
-            on_device = parameter.device
+            if f"{name}/exp_avg" not in known:
+                continue
+            state: dict[str, Tensor] = {}
             # fused AdamW keeps the step beside the parameter
-            optimizer.state[parameter] = {
-                key: value.to(on_device) for key, value in moments.items() if value is not None
-            }
-    if tensors:
-        raise MimError(f"{path} holds moments of unknown parameters: {', '.join(sorted(tensors)[:5])}.")
-    return loaded
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
+            for key, value in state.items():
+                fill_from_first(value, tensors.pop(f"{name}/{key}", None))
+            optimizer.state[parameter] = state
+    if tensors and loaded is not None:
+        raise MimError(f"{loaded.path} holds moments of unknown parameters: {', '.join(sorted(tensors)[:5])}.")
 
 
-def load_weights(method: Method, loaded: Loaded) -> None:
-    """Loads weights strictly; a difference is an error that names it."""
+def _tell_all(names: list[str]) -> set[str]:
+    """The first rank's names, on all ranks."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return set(names)
+    told: list[Any] = [names]
+    dist.broadcast_object_list(told, src=0)
+    return set(told[0])
+
+
+def check_weights(method: Method, loaded: Loaded) -> None:
+    """Refuses weights that do not fit a method.
+
+    Raises:
+        MimError: Names what is missing, unexpected or of another shape.
+    """
     own = method.state_dict()
     faults = [f"missing: {name}" for name in own if name not in loaded.weights]
     faults += [f"unexpected: {name}" for name in loaded.weights if name not in own]
@@ -176,23 +230,29 @@ def load_weights(method: Method, loaded: Loaded) -> None:
             f"{loaded.path} does not fit this recipe:\n  {listed}{more}\nUse another --out, or the recipe.toml of "
             f"that run."
         )
+
+
+def load_weights(method: Method, loaded: Loaded, averaged: bool = False) -> None:
+    """Loads weights strictly, or their average where the run kept one."""
+    check_weights(method, loaded)
     method.load_state_dict(loaded.weights)
+    if averaged:
+        method.load_state_dict(load_file(loaded.path / AVERAGE), strict=False)
 
 
-def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+def has_average(path: Path) -> bool:
+    """Whether a checkpoint holds an average of the weights."""
+    return (path / AVERAGE).exists()
 
 
-def _optimizer_tensors(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {id(parameter): name for name, parameter in method.named_parameters()}
-    return _contiguous(
-        {
-            f"{names[id(parameter)]}/{key}": value
-            for parameter, moments in optimizer.state.items()
-            for key, value in moments.items()
-            if isinstance(value, Tensor)
-        }
-    )
+def _moments(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's tensors as ``parameter/moment``, in the order of the parameters."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in method.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _digest(path: Path) -> str:

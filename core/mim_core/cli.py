@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from mim_core.errors import MimError, unknown
+from mim_core.errors import MimError, RankError, unknown
 from mim_core.version import __version__
 
 COMMANDS = {
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None, plugin: str | None = None) -> int:
     try:
         return _command(program, arguments[0], names)(program, plugin, arguments[1:])
     except MimError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)  # noqa: T201
+        if isinstance(error, RankError) or os.environ.get("RANK", "0") == "0":  # what all ranks meet, one says
+            print(f"{program}: error: {error}", file=sys.stderr, flush=True)  # noqa: T201
         return 2
     except SystemExit as end:  # tyro, after --help or a wrong option
         return end.code if isinstance(end.code, int) else 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -186,15 +187,23 @@ class KeyedBatches(Sampler[list[Request]]):
         seed: Decides order and keys.
         first: Number of the first sample.
         last: Number after the last sample.
+        rank: Of the lists, this rank takes number rank, rank + ranks, ...
+        ranks: How many share the run.
     """
 
-    def __init__(self, count: int, micro_batch: int, seed: int, first: int, last: int) -> None:
+    def __init__(
+        self, count: int, micro_batch: int, seed: int, first: int, last: int, rank: int = 0, ranks: int = 1
+    ) -> None:
         self.count, self.micro_batch, self.seed, self.first, self.last = count, micro_batch, seed, first, last
+        self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
-        return (self.last - self.first) // self.micro_batch
+        return (self.last - self.first) // self.micro_batch // self.ranks
 
     def __iter__(self) -> Iterator[list[Request]]:
+        return islice(self._all(), self.rank, None, self.ranks)
+
+    def _all(self) -> Iterator[list[Request]]:
         waiting: list[Request] = []
         for epoch in range(self.first // self.count, -(-self.last // self.count)):
             start = max(0, self.first - epoch * self.count)
@@ -219,14 +228,18 @@ def _quiet(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def loader(dataset: Dataset[Any], sampler: Any, workers: int, collate_fn: Any, pin: bool = False) -> DataLoader[Any]:
-    """A loader over lists of requests. Results do not depend on ``workers``."""
+def loader(
+    dataset: Dataset[Any], sampler: Any, workers: int, collate_fn: Any, pin: bool = False, wait: float = 0
+) -> DataLoader[Any]:
+    """A loader over lists of requests. Results do not depend on ``workers``; one that gives nothing for ``wait``
+    seconds is an error, unless that is 0."""
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate_fn,
         pin_memory=pin,
+        timeout=wait if workers else 0,
         worker_init_fn=_quiet if workers else None,
         generator=torch.Generator().manual_seed(
             0

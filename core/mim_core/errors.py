@@ -14,6 +14,22 @@ class MimError(Exception):
     """
 
 
+class RankError(MimError):
+    """Something that one rank of several ran into; that rank says it, the others may not know.
+
+    Args:
+        rank: Its number.
+        reason: What happened.
+    """
+
+    def __init__(self, rank: int, reason: str) -> None:
+        super().__init__(f"rank {rank}: {reason}")
+        self.rank, self.reason = rank, reason
+
+    def __reduce__(self) -> tuple[type, tuple[int, str]]:
+        return type(self), (self.rank, self.reason)
+
+
 class BadSample(Exception):
     """One file of a data set cannot be used. It is named in ``skipped.jsonl`` and replaced by another.
 

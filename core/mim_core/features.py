@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mim_core import checkpoint
-from mim_core.build import build_method
+from mim_core.build import build_method, make_source
 from mim_core.data import DataSource, Labelled, Readable, loader
+from mim_core.distributed import choose_device
 from mim_core.errors import MimError
 from mim_core.evaluation import PRETRAINED, RAW, UNTRAINED, Features, Study
-from mim_core.loop import choose_device, make_source
 from mim_core.method import Method
 from mim_core.options import plain
 from mim_core.recipe import EvaluateConfig, ResolvedRun, from_toml
@@ -25,7 +25,8 @@ from mim_core.registry import Registry
 
 
 def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Path]:
-    """A run's recipe, its method with the newest weights, and the checkpoint that they are from.
+    """A run's recipe, its method with the newest weights, and the checkpoint that they are from. Where the run kept an
+    average of its weights (``--train.ema``), the weights are that.
 
     Raises:
         MimError: The folder holds no whole checkpoint.
@@ -39,18 +40,24 @@ def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Pat
         )
     config = from_toml((path / "recipe.toml").read_text(), registry)
     method = build_method(config, registry)
-    checkpoint.load_weights(method, checkpoint.load(path))
+    checkpoint.load_weights(method, checkpoint.load(path), averaged=checkpoint.has_average(path))
     return config, method, path
 
 
 @torch.no_grad()
 def extract(
-    method: Method | None, source: DataSource, split: Labelled, config: EvaluateConfig, device: torch.device
+    method: Method | None,
+    source: DataSource,
+    split: Labelled,
+    config: EvaluateConfig,
+    device: torch.device,
+    chosen: Tensor | None = None,
 ) -> Tensor:
-    """Pooled features of a split, float32 [n, D]; the raw input where no method is given. NaN where a file cannot be
-    read."""
-    count = len(split.labels)
-    sampler = [list(range(i, min(i + config.batch_size, count))) for i in range(0, count, config.batch_size)]
+    """Pooled features of a split, or of its ``chosen`` samples (int64 [n]), float32 [n, D]; the raw input where no
+    method is given. NaN where a file cannot be read."""
+    wanted, back = (torch.arange(len(split.labels)) if chosen is None else chosen).unique(return_inverse=True)
+    count = len(wanted)
+    sampler = [part.tolist() for part in wanted.split(config.batch_size)]
     if method is not None:
         method.eval().to(device)
     found: list[Tensor] = []
@@ -71,8 +78,8 @@ def extract(
     if not found:
         raise MimError(f"None of the {count:,} labelled {split.name} samples can be read.")
     rows = torch.full((count, found[0].shape[1]), torch.nan)
-    rows[torch.cat(places)] = torch.cat(found)
-    return rows
+    rows[torch.searchsorted(wanted, torch.cat(places))] = torch.cat(found)
+    return rows[back]
 
 
 def _readable(

@@ -46,6 +46,12 @@ FREE = {
         "max_hours",
         "micro_batch",
         "device",
+        "strategy",
+        "compile",
+        "activation_checkpointing",
+        "deterministic",
+        "timeout",
+        "track",
     ),
     "data": ("max_bad", "root"),  # the files may have moved; their number is checked
 }
@@ -70,6 +76,16 @@ def _same_run(before: str, now: str, folder: Path) -> None:
         )
 
 
+def check_items(folder: Path, state: dict[str, Any], items: int) -> None:
+    """Refuses data of another size than a checkpoint's: samples would come in another order."""
+    before = state.get("items", items)
+    if before != items:
+        raise MimError(
+            f"The data has {items} items, and had {before} when the run in {folder} began; the order of samples would "
+            "not go on. Use the same data, or start a new run from these weights: --init and another --out."
+        )
+
+
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a file whose last one may be torn."""
     for line in path.read_text().splitlines():
@@ -79,8 +95,11 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drops metrics of steps that will be done again."""
-    if path.exists():
-        kept = [line for line in json_lines(path) if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+def forget_after(folder: Path, step: int) -> None:
+    """Drops metrics and scores of steps that will be done again."""
+    for path in (folder / "metrics.jsonl", folder / "probes.jsonl"):
+        if path.exists():
+            kept = [line for line in json_lines(path) if line["step"] <= step]
+            part = path.with_suffix(".part")
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(part, path)

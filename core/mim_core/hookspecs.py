@@ -85,12 +85,22 @@ def mim_register_importers(register: Register) -> None:
     """Register functions ``(state, **sizes) -> Method`` for weights of other code bases, by format name."""
 
 
-# ---- observers: rank 0 only, results ignored -------------------------------------------------------------------------
+# ---- observers: rank 0 only, between steps, results ignored ----------------------------------------------------------
 
 
 @hookspec
 def mim_run_started(run: Any) -> None:
-    """A run begins or resumes. ``run`` is `mim_core.loop.Run`."""
+    """A run begins or resumes. ``run`` is `mim_core.loop.Run`. An error here ends the run; a later one is a warning."""
+
+
+@hookspec
+def mim_metrics_read(run: Any, metrics: Any) -> None:
+    """A line of ``metrics.jsonl`` is written; ``metrics`` is its mapping. Once every ``log_every`` steps."""
+
+
+@hookspec
+def mim_features_judged(run: Any, scores: Any) -> None:
+    """The features were judged during training; ``scores`` is a list of `mim_core.evaluation.Score`."""
 
 
 @hookspec
@@ -101,3 +111,8 @@ def mim_checkpoint_saved(run: Any, path: Any) -> None:
 @hookspec
 def mim_run_finished(run: Any) -> None:
     """The run reached its last step."""
+
+
+@hookspec
+def mim_run_left(run: Any) -> None:
+    """The run ends, complete, stopped or failed: the last call, for what must be closed."""

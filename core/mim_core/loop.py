@@ -1,37 +1,43 @@
-"""The training loop. One for every method: it knows samples, a method's two halves, an optimizer, and where things go
-on disk.
+"""The training loop. One for every method and every machine: it knows samples, a method's two halves, an optimizer,
+the ranks that share the work, and where things go on disk.
 
 RUN/
     recipe.toml        the resolved recipe; `mim-core pretrain RUN/recipe.toml` repeats the run
     metrics.jsonl      one line per reading of the metrics
+    probes.jsonl       one line per judgement of the features during training
     skipped.jsonl      one line per bad file, once each
     checkpoints/       see checkpoint.py
 """
 
 from __future__ import annotations
 
-import json
-import math
+import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from mim_core import checkpoint, folders, randomness
-from mim_core.build import build_method
-from mim_core.data import Batch, DataSource, KeyedBatches, KeyedDataset, collate, loader
+from mim_core import checkpoint, distributed, folders
+from mim_core.average import WeightAverage
+from mim_core.build import build_method, make_source
+from mim_core.cost import peak_flops, step_cost
+from mim_core.data import DataSource
+from mim_core.distributed import World
 from mim_core.errors import MimError
 from mim_core.method import Method
-from mim_core.optimizer import learning_rate, make_optimizer, set_rate
+from mim_core.online import OnlineProbe
+from mim_core.optimizer import make_optimizer
 from mim_core.plugins import warn
 from mim_core.progress import Reporter, duration
 from mim_core.recipe import ResolvedRun, TrainConfig, to_toml
 from mim_core.registry import Registry
+from mim_core.strategy import Engine, share
+from mim_core.trainer import Trainer
 
 
 @dataclass
@@ -44,9 +50,12 @@ class Run:
         method: What is trained.
         source: Its data.
         registry: Where its parts were found.
-        device: Where it trains.
+        world: The ranks that share it.
+        micro: Samples at once on a device.
+        accumulation: Micro-batches of each rank in a step.
         step: Optimizer steps done.
         steps: Optimizer steps in all.
+        cost: Floating-point operations per sample; None until they are counted.
     """
 
     config: ResolvedRun
@@ -54,10 +63,18 @@ class Run:
     method: Method
     source: DataSource
     registry: Registry
-    device: torch.device
+    world: World
+    micro: int
+    accumulation: int
     step: int = 0
     steps: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
+    cost: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self.world.device
 
     @property
     def train(self) -> TrainConfig:
@@ -69,58 +86,66 @@ class Run:
         """Steps in which as many samples are seen as there are."""
         return len(self.source) / self.train.batch_size
 
+    def observe(self, hook: str, **facts: Any) -> None:
+        """Calls an observer hook, on rank 0. Its error is a warning: a tracker must not end a run."""
+        if not self.world.first:
+            return
+        try:
+            getattr(self.registry.hooks, hook)(run=self, **facts)
+        except Exception as error:
+            warn(f"an observer failed in {hook}: {type(error).__name__}: {error}")
 
-def make_source(config: ResolvedRun, method: Method) -> DataSource:
-    """The data source of a run, told by the tokenizer what shapes it must give."""
-    part = config.parts.get("data")
-    if part is None:
-        raise MimError("This run has no data. Name a source: --use data=NAME. See: mim-core list data")
-    try:
-        source: DataSource = part.cls(part.options, method.tokenizer.shapes)  # type: ignore[union-attr]
-    except ValueError as error:
-        raise MimError(f"data ({part.name}): {error}.") from error
-    return source
-
-
-def choose_device(train: TrainConfig) -> torch.device:
-    """The device that was asked for, or the GPU if there is one."""
-    if train.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(train.device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise MimError(f"--train.device {train.device} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
+    def power(self, samples_per_second: float) -> dict[str, float]:
+        """Floating-point operations per second over all devices, their share of the devices' peak (MFU), and the most
+        memory that this rank's GPU held, for the metrics; what is not known is left out."""
+        found: dict[str, float] = {}
+        if self.cost is not None:
+            found["flops_per_second"] = self.cost * samples_per_second
+            peak = peak_flops(self.device)
+            if peak is not None:
+                found["mfu"] = found["flops_per_second"] / (peak * self.world.size)
+        if self.device.type == "cuda":
+            found["memory"] = torch.cuda.max_memory_allocated(self.device)
+        return found
 
 
-def start(config: ResolvedRun, folder: Path, registry: Registry) -> Run:
-    """Builds all that a run needs; writes nothing."""
-    if config.train.schedule == "steps" and not config.train.milestones:
+def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | None = None) -> Run:
+    """Builds all that a run needs; writes nothing. ``world`` is this process alone where none is given."""
+    train = config.train
+    if train.schedule == "steps" and not train.milestones:
         raise MimError("--train.schedule steps needs --train.milestones, in epochs.")
-    device = choose_device(config.train)
-    method = build_method(config, registry).to(device)
-    micro = config.train.micro_batch or config.train.batch_size
-    if method.couples_batch and micro != config.train.batch_size:
+    world = world or distributed.alone(distributed.choose_device(train))
+    micro, accumulation = share(train, world.size)
+    if train.deterministic:
+        # read by cuBLAS when its first handle is made
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    method = build_method(config, registry).to(world.device)
+    if method.couples_batch and accumulation > 1:
         raise MimError(
             "This method compares the samples of a batch, so the batch cannot be accumulated; leave "
             "--train.micro-batch out."
         )
     source = make_source(config, method)
-    steps = max(1, round(config.train.epochs * len(source) / config.train.batch_size))
-    if 0 < config.train.epochs <= config.train.warmup_epochs:
+    steps = max(1, round(train.epochs * len(source) / train.batch_size))
+    if world.first:
+        _advise(train, len(source))
+    return Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps)
+
+
+def _advise(train: TrainConfig, items: int) -> None:
+    """Warns of settings that are allowed and rarely meant."""
+    if 0 < train.epochs <= train.warmup_epochs:
         warn(
-            f"the warm-up of {config.train.warmup_epochs:g} epochs is as long as the run of {config.train.epochs:g}: "
-            f"the learning rate "
-            f"never reaches its peak. Shorten it: --train.warmup-epochs {config.train.epochs / 20:g}"
+            f"the warm-up of {train.warmup_epochs:g} epochs is as long as the run of {train.epochs:g}: the learning "
+            f"rate never reaches its peak. Shorten it: --train.warmup-epochs {train.epochs / 20:g}"
         )
-    if config.train.batch_size > len(source):
+    if train.batch_size > items:
         warn(
-            f"one step takes {config.train.batch_size} samples and there are {len(source)}: an epoch is less than a "
-            f"step. "
+            f"one step takes {train.batch_size} samples and there are {items}: an epoch is less than a step. "
             "For a small collection try --train.batch-size 64."
         )
-    return Run(config, folder, method, source, registry, device, steps=steps)
 
 
 def train(run: Run, quiet: bool = False) -> bool:
@@ -132,243 +157,173 @@ def train(run: Run, quiet: bool = False) -> bool:
     Raises:
         MimError: The folder cannot be used, too many files are bad, the loss is not finite, the disk is full.
     """
-    optimizer = make_optimizer(run.method, run.train, run.device)
-    recipe = to_toml(run.config, run.registry)
-    run.skipped.update(folders.open_folder(run.folder, recipe))
-    latest = checkpoint.newest(run.folder, warn)
-    if latest is not None:
-        _go_on(run, checkpoint.restore(latest, run.method, optimizer))
-    folders.forget_after(run.folder / "metrics.jsonl", run.step)
-    reporter = Reporter(run.config.recipe or run.folder.name, run.step, run.steps, quiet=quiet)
-    if run.step >= run.steps:
-        reporter.say(
-            f"{run.folder} is complete: {run.step} steps. To go on with its weights in a new run: --init {run.folder} "
-            f"--out ANOTHER"
-        )
-        return True
-    if latest is not None:
-        reporter.say(f"Resuming {run.folder} at step {run.step} of {run.steps}.")
-    run.registry.hooks.mim_run_started(run=run)
-    try:
-        return _train(run, optimizer, reporter, recipe)
-    except OSError as error:
-        before = checkpoint.newest(run.folder)
-        kept = f"The last whole checkpoint is {before}" if before else "There is no checkpoint yet"
-        raise MimError(
-            f"{run.folder} cannot be written: {error}. {kept}; once the disk can be written again, the same command "
-            "goes on from there."
-        ) from error
+    return _Session(run, quiet).go()
 
 
-def _go_on(run: Run, loaded: checkpoint.Loaded) -> None:
-    """Takes the step of a checkpoint, and refuses data of another size: samples would come in another order."""
-    before = loaded.state.get("items", len(run.source))
-    if before != len(run.source):
-        raise MimError(
-            f"The data has {len(run.source)} items, and had {before} when the run in {run.folder} began; the order of "
-            f"samples "
-            "would not go on. Use the same data, or start a new run from these weights: --init and another --out."
-        )
-    run.step = loaded.step
+class _Session:
+    """One process's part of a run, from where it stands to where it ends."""
 
+    def __init__(self, run: Run, quiet: bool) -> None:
+        self.run, self.world = run, run.world
+        self.recipe = to_toml(run.config, run.registry)
+        self.probe = OnlineProbe(run) if run.config.evaluate.every is not None else None
+        self.quiet = quiet or not run.world.first
+        self.engine = Engine(run.method, run.train, run.world)
+        self.optimizer = make_optimizer(run.method, run.train, run.device)
+        self.average = None if run.train.ema is None else WeightAverage(run.method, run.train.ema)
 
-def _train(run: Run, optimizer: torch.optim.Optimizer, reporter: Reporter, recipe: str) -> bool:
-    """The steps of a run, its checkpoints, and the reasons to stop."""
-    began, saved = time.monotonic(), run.step
-    with reporter, _stop_signals() as stop, _Trainer(run, optimizer, reporter) as trainer:
-        for _ in trainer:
-            reporter.advance(run.step)
-            hours = (time.monotonic() - began) / 3600
-            if run.train.max_hours is not None and hours >= run.train.max_hours:
-                stop.append(f"the time limit of {run.train.max_hours} h")
-            if run.step % run.train.checkpoint_every == 0 or run.step == run.steps or stop:
-                trainer.read_metrics()
-                saved = _save(run, optimizer, recipe)
-            if stop:
-                break
-    done = run.step >= run.steps
-    if done:
-        reporter.say(f"Done: {run.steps} steps in {duration(time.monotonic() - began)}; {run.folder}")
-        run.registry.hooks.mim_run_finished(run=run)
-    else:
-        reporter.say(f"Stopped by {stop[0]} at step {saved} of {run.steps}. The same command goes on from there.")
-    return done
-
-
-class _Trainer:
-    """Steps through the run. Metrics stay on the device and are read every ``log_every`` steps."""
-
-    def __init__(self, run: Run, optimizer: torch.optim.Optimizer, reporter: Reporter) -> None:
-        self.run, self.optimizer, self.reporter = run, optimizer, reporter
-        self.micro = run.train.micro_batch or run.train.batch_size
-        self.pending: list[dict[str, Tensor]] = []
-        self.indices: list[Tensor] = []
-        self.waited, self.since = 0.0, time.perf_counter()
-        self.bf16 = run.train.precision == "bf16" or (run.train.precision == "auto" and run.device.type == "cuda")
-
-    def __enter__(self) -> _Trainer:
-        self.log = open(self.run.folder / "metrics.jsonl", "a", buffering=1)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.log.close()
-
-    def __iter__(self) -> Iterator[None]:
+    def go(self) -> bool:
+        """Resumes, trains, and says how it ended."""
         run = self.run
-        run.method.train()
-        sampler = KeyedBatches(
-            len(run.source),
-            self.micro,
-            run.train.seed,
-            run.step * run.train.batch_size,
-            run.steps * run.train.batch_size,
-        )
-        batches = iter(
-            loader(KeyedDataset(run.source), sampler, run.train.workers, collate, pin=run.device.type == "cuda")
-        )
-        while run.step < run.steps:
-            self._step(batches)
-            run.step += 1
-            if run.step % run.train.log_every == 0 or run.step == run.steps:
-                self.read_metrics()
-            yield
-
-    def _step(self, batches: Iterator[Batch]) -> None:
-        """One optimizer step over as many micro-batches as the batch holds."""
-        run, count = self.run, self.run.train.batch_size // self.micro
-        rate = learning_rate(run.step, run.steps_per_epoch, run.train)
-        set_rate(self.optimizer, rate)
-        progress = run.step / run.steps
-        sums: dict[str, Tensor] = {}
-        for part in range(count):
-            sample = self._fetch(batches)
-            torch.manual_seed(randomness.torch_seed(run.train.seed, f"step {run.step} {part}"))  # dropout and drop path
-            prepared = run.method.prepare(sample, step=run.step, progress=progress)
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=self.bf16):
-                outcome = run.method(prepared)
-            (outcome.loss / count).backward()
-            parts = outcome.parts if len(outcome.parts) > 1 else {}
-            for name, value in {"loss": outcome.loss, **parts}.items():
-                share = value.detach() / count
-                sums[name] = sums[name] + share if name in sums else share
-        limit = run.train.clip_grad
-        sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(
-            run.method.parameters(), math.inf if limit is None else limit
-        )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        run.method.after_step((run.step + 1) / run.steps)
-        self.pending.append(sums)
-
-    def _fetch(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        """The next micro-batch, on the device; bad files are noted."""
-        start = time.perf_counter()
-        batch = next(batches)
-        self.waited += time.perf_counter() - start
-        _note_skipped(self.run, batch)
-        assert batch.sample is not None
-        self.indices.append(batch.sample["index"])
-        sample = {name: value.to(self.run.device, non_blocking=True) for name, value in batch.sample.items()}
-        return self.run.source.finish(sample)
-
-    def read_metrics(self) -> None:
-        """Moves the metrics of the steps since the last reading to the host, checks and writes them.
-
-        Raises:
-            MimError: The loss was not finite. The last checkpoint is from before.
-        """
-        if not self.pending:
-            return
-        run, names = self.run, list(self.pending[0])
-        table = torch.stack([torch.stack([sums[name].float() for name in names]) for sums in self.pending]).cpu()
-        seconds = time.perf_counter() - self.since
-        samples = len(self.pending) * run.train.batch_size
-        means = {name: float(value) for name, value in zip(names, table.mean(dim=0), strict=True)}
-        finite = torch.isfinite(table).all(dim=1)  # a gradient too: it would spoil the weights that are saved next
-        if not bool(finite.all()):
-            self._not_finite(finite)
-        line = {
-            "step": run.step,
-            "epoch": round(run.step / run.steps_per_epoch, 4),
-            **means,
-            "lr": learning_rate(run.step - 1, run.steps_per_epoch, run.train),
-            "samples_per_second": samples / seconds,
-            "data_wait": self.waited / seconds,
-        }
-        self.log.write(json.dumps(line) + "\n")
-        self.reporter.metrics(run.step, run.step / run.steps_per_epoch, means["loss"], samples / seconds)
-        self.pending, self.indices, self.waited, self.since = [], [], 0.0, time.perf_counter()
-
-    def _not_finite(self, finite: Tensor) -> None:
-        first = int((~finite).nonzero()[0])
-        micros = self.run.train.batch_size // self.micro
-        bad = torch.cat(self.indices[first * micros : (first + 1) * micros]).tolist()
-        step = self.run.step - len(finite) + first
-        names = ", ".join(self.run.source.name_of(index) for index in bad[:8])
-        path = self.run.folder / "not_finite.json"
-        path.write_text(json.dumps({"step": step, "indices": bad, "names": [self.run.source.name_of(i) for i in bad]}))
-        raise MimError(
-            f"The loss of step {step}, or its gradient, is not finite. Its samples are listed in {path}; the first "
-            f"are: {names}. The "
-            f"last checkpoint is from before. "
-            "A lower --train.base-lr, --train.clip-grad 1, or --train.precision fp32 may help."
-        )
-
-
-def _note_skipped(run: Run, batch: Batch) -> None:
-    """Writes each bad file once, and stops when there are too many."""
-    new = {path: reason for path, reason in batch.skipped if path not in run.skipped}
-    if new:
-        first = not run.skipped
-        run.skipped.update(new)
-        with open(run.folder / "skipped.jsonl", "a") as log:
-            for path, reason in new.items():
-                log.write(json.dumps({"file": path, "reason": reason}) + "\n")
-        if first:
-            path, reason = next(iter(new.items()))
-            warn(
-                f"{path} cannot be used ({reason}) and is replaced; all such files are listed in "
-                f"{run.folder / 'skipped.jsonl'}"
+        resumed = self._resume()
+        reporter = Reporter(run.config.recipe or run.folder.name, run.step, run.steps, quiet=self.quiet)
+        if run.step >= run.steps:
+            reporter.say(
+                f"{run.folder} is complete: {run.step} steps. To go on with its weights in a new run: --init "
+                f"{run.folder} --out ANOTHER"
             )
-    limit = getattr(run.source.config, "max_bad", 1.0)
-    too_many = len(run.skipped) > limit * len(run.source)
-    if batch.sample is None or too_many:
-        some = "\n  ".join(f"{path}: {reason}" for path, reason in list(run.skipped.items())[:5])
-        why = (
-            f"more than the share of {limit:g} that --data.max-bad allows" if too_many else "and nothing replaces them"
-        )
-        raise MimError(
-            f"{len(run.skipped)} of {len(run.source)} files cannot be used, {why}:\n  {some}\n"
-            f"All are listed in {run.folder / 'skipped.jsonl'}."
-        )
+            return True
+        if resumed:
+            reporter.say(f"Resuming {run.folder} at step {run.step} of {run.steps}.")
+        self._count_operations()
+        self.world.on_first(lambda: _hook(run, "mim_run_started"))
+        try:
+            return self._train(reporter)
+        except OSError as error:
+            before = checkpoint.newest(run.folder)
+            kept = f"The last whole checkpoint is {before}" if before else "There is no checkpoint yet"
+            raise self.world.error(
+                f"{run.folder} cannot be written: {error}. {kept}; once the disk can be written again, the same "
+                "command goes on from there.",
+            ) from error
+        finally:
+            run.observe("mim_run_left")
+
+    def _resume(self) -> bool:
+        """Opens the folder on rank 0, and puts back what its newest checkpoint holds."""
+        run, loaded = self.run, None
+
+        def look() -> tuple[dict[str, str], Path | None, dict[str, Any]]:
+            nonlocal loaded
+            skipped = folders.open_folder(run.folder, self.recipe)
+            latest = checkpoint.newest(run.folder, warn)
+            if latest is None:
+                folders.forget_after(run.folder, 0)
+                return skipped, None, {}
+            loaded = checkpoint.load(latest)
+            folders.check_items(run.folder, loaded.state, len(run.source))
+            checkpoint.check_weights(run.method, loaded)
+            folders.forget_after(run.folder, loaded.step)
+            return skipped, latest, {"step": loaded.step}
+
+        skipped, latest, state = self.world.on_first(look)
+        run.skipped.update(skipped)
+        if latest is None:
+            return False
+        checkpoint.restore(loaded, run.method, self.optimizer, self.average)
+        run.step = state["step"]
+        return True
+
+    def _count_operations(self) -> None:
+        """For the metrics; a method that the meta device cannot run goes without."""
+        if not self.world.first:
+            return
+        try:
+            self.run.cost = step_cost(self.run)[0]
+        except Exception as error:
+            warn(
+                f"the operations of this method cannot be counted, so metrics leave them out: "
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
+
+    def _train(self, reporter: Reporter) -> bool:
+        """The steps of a run, its checkpoints, and the reasons to stop."""
+        run, train, world = self.run, self.run.train, self.world
+        began, saved, reason = time.monotonic(), run.step, 0
+        with reporter, _stop_signals() as stop:
+            trainer = Trainer(run, self.engine, self.optimizer, self.average, reporter)
+            self._judge(trainer, reporter)
+            for _ in trainer:
+                reporter.advance(run.step)
+                if train.max_hours is not None and time.monotonic() - began >= train.max_hours * 3600:
+                    stop.append(TIME_LIMIT)
+                world.phase(run.step, "between steps")
+                reason = world.poll(stop[0] if stop else 0)
+                self._judge(trainer, reporter)
+                if run.step % train.checkpoint_every == 0 or run.step == run.steps or reason:
+                    trainer.read_metrics()
+                    with trainer.clock.paused():
+                        saved = self._save()
+                if reason:
+                    break
+        done = run.step >= run.steps
+        if done:
+            reporter.say(f"Done: {run.steps} steps in {duration(time.monotonic() - began)}; {run.folder}")
+            run.observe("mim_run_finished")
+        else:
+            why = f"the time limit of {train.max_hours} h" if reason == TIME_LIMIT else signal.Signals(reason).name
+            reporter.say(f"Stopped by {why} at step {saved} of {run.steps}. The same command goes on from there.")
+        return done
+
+    def _judge(self, trainer: Trainer, reporter: Reporter) -> None:
+        """Judges the features where it is time to."""
+        if self.probe is None or not self.probe.due():
+            return
+        self.world.phase(self.run.step, "judging the features")
+        with trainer.clock.paused():
+            scores = self.probe.judge(self.average)
+        if self.world.first:
+            reporter.say(self.probe.line(scores))
+            self.run.observe("mim_features_judged", scores=scores)
+
+    def _save(self) -> int:
+        """Writes a checkpoint; returns its step."""
+        run = self.run
+        self.world.phase(run.step, "writing a checkpoint")
+        versions = {r.distribution: r.version for r in run.registry.plugins if not r.failure and not r.disabled}
+        extra = {
+            "items": len(run.source),
+            "samples": run.step * run.train.batch_size,
+            "ranks": self.world.size,
+            "strategy": self.engine.strategy,
+            "plugins": versions,
+            "torch": torch.__version__,
+        }
+        contents = checkpoint.gather(run.method, self.optimizer, self.average, self.world.first)
+        keep = run.train.keep_checkpoints
+        path = self.world.on_first(lambda: checkpoint.save(run.folder, contents, run.step, self.recipe, extra, keep))
+        run.observe("mim_checkpoint_saved", path=path)
+        return run.step
 
 
-def _save(run: Run, optimizer: torch.optim.Optimizer, recipe: str) -> int:
-    versions = {r.distribution: r.version for r in run.registry.plugins if not r.failure and not r.disabled}
-    extra = {
-        "items": len(run.source),
-        "samples": run.step * run.train.batch_size,
-        "plugins": versions,
-        "torch": torch.__version__,
-    }
-    path = checkpoint.save(run.folder, run.method, optimizer, run.step, recipe, extra, run.train.keep_checkpoints)
-    run.registry.hooks.mim_checkpoint_saved(run=run, path=path)
-    return run.step
+def _hook(run: Run, name: str) -> None:
+    """An observer hook whose error ends the run."""
+    getattr(run.registry.hooks, name)(run=run)
+
+
+TIME_LIMIT = 1000
+"""Stands among the numbers of signals for the end of ``--train.max-hours``."""
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that save and stop a run: Ctrl-C, a launcher's or scheduler's, and SLURM's warning (docs/cluster.md)."""
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """A list that names the signal once Ctrl-C or SIGTERM came. A second Ctrl-C stops at once."""
-    stop: list[str] = []
-    before = {}
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that holds the signal's number once one came. A second Ctrl-C, a second later or more, stops at once; a
+    launcher may pass the first on."""
+    stop: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+    came = 0.0
 
     def note(number: int, frame: object) -> None:
-        if stop:
+        nonlocal came
+        if number == signal.SIGINT and stop and time.monotonic() - came > 1:
             raise KeyboardInterrupt
-        stop.append(signal.Signals(number).name)
+        came = came or time.monotonic()
+        stop.append(number)
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPS:
             before[number] = signal.signal(number, note)
     except ValueError:  # not the main thread, as in some notebooks: signals stay as they were
         pass

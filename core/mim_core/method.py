@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mim_core.decoder import Decoder
+from mim_core.distributed import batch_mean
 from mim_core.encoder import Encoded, Encoder
 from mim_core.layout import Layout, Patches, Sample, tensor_tree
 from mim_core.mask import Draw, Mask
@@ -117,6 +118,12 @@ class Method(nn.Module):
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step: teachers, schedules."""
 
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks, which are sharded, recomputed and, when sharded, compiled one by one: by default the
+        children of every list named ``blocks``, of teachers too."""
+        lists = (module for name, module in self.named_modules() if name.rpartition(".")[2] == "blocks")
+        return [block for found in lists if isinstance(found, nn.Sequential | nn.ModuleList) for block in found]
+
     def parameter_groups(self, decay_tokens: bool = True) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters with and without weight decay: none on biases and 1-D parameters, and on learned tokens only with
         ``decay_tokens``.
@@ -170,11 +177,17 @@ class Head(nn.Module):
         return patches.segment(self.segment), mask.ask_segment(patches.layout, self.segment, local=True)
 
     def shares(self, weight: Tensor) -> Tensor:
-        """Weights [R, Q] that sum to one over the batch; all zero where nothing counts."""
+        """Weights [R, Q] that sum to one over the batch; all zero where nothing counts. Ranks that share a batch divide
+        by the mean of their sums, so that the mean over the ranks sums to one."""
         if self.average == "batch":
-            return weight / weight.sum().clamp(min=1e-12)
+            return weight / self._mean(weight.sum()).clamp(min=1e-12)
         rows = weight.sum(dim=1, keepdim=True)
-        return weight / rows.clamp(min=1e-12) / (rows > 0).sum().clamp(min=1)
+        some = self._mean((rows > 0).sum().float())
+        return weight / rows.clamp(min=1e-12) / some.where(some > 0, 1.0)
+
+    def _mean(self, denominator: Tensor) -> Tensor:
+        """The mean over the ranks that share the batch: the mean of their losses is then that of the whole batch."""
+        return batch_mean(denominator) if self.training else denominator
 
 
 class MaskedAutoencoder(Method):

@@ -3,57 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from mim_core import checkpoint
-from mim_core.build import build_method
+from mim_core.cost import step_cost
 from mim_core.layout import Layout
 from mim_core.loop import Run
 from mim_core.mask import Mask
 from mim_core.method import Method
 from mim_core.optimizer import learning_rate
+from mim_core.strategy import chosen
 from mim_core.tokenizer import times
 
 
 def count_parameters(module: nn.Module | None) -> int:
     """Trainable parameters."""
     return 0 if module is None else sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def step_cost(run: Run, samples: int = 2) -> tuple[int, int, Any]:
-    """(floating-point operations of a forward and backward pass, bytes of activations kept for the backward pass,
-    mask), the first two per sample.
-
-    A multiplication and an addition count as two operations, as torch's counter has it.
-    """
-    with torch.device("meta"):
-        method = build_method(run.config, run.registry)
-        sample = {name: torch.zeros(samples, *shape) for name, shape in run.source.shapes.items()}
-        sample["key"] = torch.zeros(samples, dtype=torch.int64)
-        method.train()
-        owned = {tensor.untyped_storage()._cdata for tensor in [*method.parameters(), *method.buffers()]}
-        kept: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = (
-                tensor.untyped_storage()
-            )  # several views of one storage are kept once, and weights are counted elsewhere
-            if storage._cdata not in owned:
-                kept[storage._cdata] = storage.nbytes()
-            return tensor
-
-        counter = FlopCounterMode(display=False)
-        with counter, torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            prepared = method.prepare(sample)
-            method(prepared).loss.backward()
-    return counter.get_total_flops() // samples, sum(kept.values()) // samples, getattr(prepared, "mask", None)
 
 
 def amount(value: float, unit: str) -> str:
@@ -78,7 +47,7 @@ def plan_rows(run: Run) -> dict[str, str]:
     """The plan, label by label."""
     method: Method = run.method
     train = run.train
-    micro = train.micro_batch or train.batch_size
+    micro = run.micro
     operations, activations, mask = step_cost(run)
     parameters = count_parameters(method)
     rows = {"recipe": run.config.recipe}
@@ -96,8 +65,10 @@ def plan_rows(run: Run) -> dict[str, str]:
     rows["steps"] = (
         f"{run.steps:,} of {train.batch_size:,} samples: {train.epochs:g} epochs of {run.steps_per_epoch:,.1f} steps"
     )
+    if run.world.size > 1:
+        rows["ranks"] = f"{run.world.size}, {chosen(train, run.world.size)}"
     if micro != train.batch_size:
-        rows["accumulation"] = f"{train.batch_size // micro} micro-batches of {micro}"
+        rows["batch"] = f"{run.world.size} ranks x {run.accumulation} micro-batches of {micro}"
     peak = max(learning_rate(s, run.steps_per_epoch, train) for s in range(0, run.steps, max(1, run.steps // 200)))
     rows["learning rate"] = f"up to {peak:.3g}, {train.schedule}; {train.warmup_epochs:g} epochs of warm-up"
     rows["operations"] = (

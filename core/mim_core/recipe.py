@@ -84,6 +84,20 @@ class TrainConfig:
     """bf16 runs the network under autocast; targets and losses stay in fp32. auto: bf16 on a GPU, fp32 on a CPU."""
     device: str = "auto"
     """auto takes the GPU if there is one."""
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    """ddp: every device holds all weights; fsdp2: they are sharded. auto: ddp where there is more than one device."""
+    compile: bool = False
+    """Compile the forward pass; block by block under fsdp2."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of the blocks and compute the rest again: less memory, about a third more time."""
+    ema: float | None = None
+    """Keep an average of the weights with this momentum, such as 0.9999; evaluation and export take it."""
+    deterministic: bool = False
+    """Only operations that give the same bits every time, on a GPU too; slower."""
+    timeout: float = 600.0
+    """Seconds without an answer from another device, or from a process that reads data, after which the run ends."""
+    track: tuple[str, ...] = ()
+    """Trackers that are told the metrics: tensorboard, wandb, mlflow, trackio."""
     seed: int = 0
     """Decides weights, order, crops and masks."""
     workers: int = 2
@@ -109,6 +123,10 @@ class TrainConfig:
                 f"train: a batch_size of {self.batch_size} cannot be cut into micro-batches of {self.micro_batch}. "
                 f"These would do: {', '.join(map(str, fitting))}."
             )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise MimError(f"train: option 'ema' must lie between 0 and 1, got {self.ema}")
+        if self.timeout < 1:
+            raise MimError(f"train: option 'timeout' must be at least 1 second, got {self.timeout}")
         if self.workers < 0:
             raise MimError(f"train: option 'workers' must be 0 or more, got {self.workers}")
         for name in ("base_lr", "warmup_epochs", "warmup_lr", "min_lr", "weight_decay"):
@@ -140,11 +158,19 @@ class EvaluateConfig:
     """Penalty of the linear probe: l2 / 2 times the squared weights, beside the sum of cross-entropies."""
     standardize: bool = False
     """Give each feature mean 0 and deviation 1 before the linear probe; otherwise they are centred only."""
+    every: float | None = None
+    """Judge the features during training, every so many epochs and at both ends; None: not at all."""
+    online: tuple[str, ...] = ("knn",)
+    """Evaluations to run then."""
+    online_samples: int = 10_000
+    """Labelled samples that they use then, at most, of each split."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "k", "draws"):
+        for name in ("batch_size", "k", "draws", "online_samples"):
             if getattr(self, name) < 1:
                 raise MimError(f"evaluate: option {name!r} must be at least 1, got {getattr(self, name)}")
+        if self.every is not None and self.every <= 0:
+            raise MimError(f"evaluate: option 'every' must be positive, got {self.every}")
         if self.temperature <= 0 or self.l2 < 0:
             raise MimError("evaluate: temperature must be positive and l2 not negative")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,14 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mim_core import curves
+from mim_core.build import make_source
 from mim_core.data import DataSource, Readable
 from mim_core.errors import MimError
 from mim_core.evaluation import Score, cell, columns_of
 from mim_core.features import load_run
-from mim_core.loop import make_source
 from mim_core.method import Head, MaskedAutoencoder, Method
-from mim_core.progress import duration
-from mim_core.recipe import ResolvedRun, to_toml
+from mim_core.recipe import to_toml
 from mim_core.registry import Registry
 from mim_core.tokenizer import JoinedTokenizer, Tokenizer
 
@@ -90,6 +89,7 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
     """Writes ``folder/report.html`` from what the run has left on disk."""
     run, method, checkpoint = load_run(folder, registry)
     source = make_source(run, method)
+    metrics, probes = curves.read(folder)
     page = (
         _environment()
         .get_template("report.html.jinja")
@@ -97,8 +97,8 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
             title=run.recipe or folder.name,
             folder=str(folder),
             checkpoint=checkpoint.name,
-            curves=_curves(_metrics(folder)),
-            facts=_facts(run, source, _metrics(folder)),
+            curves=curves.draw(metrics, probes),
+            facts={**source.plan(), **curves.facts(metrics)},
             heads=_pictures(method, source, samples),
             table=_scores(folder),
             skipped=_count_lines(folder / "skipped.jsonl"),
@@ -121,62 +121,8 @@ def _environment() -> Environment:
     )
 
 
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def _count_lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def _facts(run: ResolvedRun, source: DataSource, metrics: list[dict[str, Any]]) -> dict[str, str]:
-    facts = dict(source.plan())
-    if metrics:
-        last = metrics[-1]
-        previous, seconds, waited = 0, 0.0, 0.0
-        for line in metrics:
-            spent = (line["step"] - previous) * run.train.batch_size / line["samples_per_second"]
-            seconds, waited, previous = seconds + spent, waited + spent * line["data_wait"], line["step"]
-        facts["trained"] = f"{last['step']:,} steps, {last['epoch']:g} epochs, {duration(seconds)} in the loop"
-        facts["speed"] = (
-            f"{last['step'] * run.train.batch_size / seconds:,.0f} samples/s; {waited / seconds:.0%} of the time "
-            f"waiting for data"
-        )
-        facts["loss"] = f"{last['loss']:.4f} at the end"
-    return facts
-
-
-def _curves(metrics: list[dict[str, Any]]) -> str:
-    """Loss, learning rate and gradient norm over the epochs, as one SVG."""
-    if len(metrics) < 2:
-        return ""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 2.8), layout="constrained")
-    FigureCanvasSVG(figure)
-    epochs = [line["epoch"] for line in metrics]
-    parts = [
-        name
-        for name in metrics[0]
-        if name not in ("step", "epoch", "lr", "samples_per_second", "data_wait", "grad_norm")
-    ]
-    for axis, title, names in zip(
-        figure.subplots(1, 3), ("loss", "learning rate", "gradient norm"), (parts, ["lr"], ["grad_norm"]), strict=True
-    ):
-        for name in names:
-            axis.plot(epochs, [line[name] for line in metrics], linewidth=1.2, label=name)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("epoch", fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-        if len(names) > 1:
-            axis.legend(fontsize=8, frameon=False)
-    content = io.StringIO()
-    figure.savefig(content, format="svg")
-    text = content.getvalue()
-    return text[text.index("<svg") :]
 
 
 def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor], str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mim_core import checkpoint, features, loop
+from mim_core import checkpoint, distributed, features, loop
 from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
 from mim_core.errors import MimError
 from mim_core.interop import import_checkpoint
@@ -32,16 +32,19 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     options = parse(command_class(run), f"{program} pretrain {name}", rest)
     run = apply(run, options)
     folder = options.out or Path("runs") / _run_name(name)
-    started = loop.start(run, folder, registry)
-    if options.init is not None and not checkpoint.newest(folder):
-        _take_weights(started, options.init, options.init_format, registry)
-    if options.dry_run:
-        print_plan(started)
-        return 0
-    done = loop.train(started, quiet=options.quiet)
-    write_report(folder, registry)
-    if done and not options.quiet:
-        print(f"Report: {folder / 'report.html'}    Next: {program} evaluate {folder}")  # noqa: T201
+    with distributed.world(run.train) as world:
+        started = loop.start(run, folder, registry, world)
+        if options.init is not None and not checkpoint.newest(folder):
+            _take_weights(started, options.init, options.init_format, registry)
+        if options.dry_run:
+            if world.first:
+                print_plan(started)
+            return 0
+        done = loop.train(started, quiet=options.quiet)
+    if world.first:
+        write_report(folder, registry)
+        if done and not options.quiet:
+            print(f"Report: {folder / 'report.html'}    Next: {program} evaluate {folder}")  # noqa: T201
     return 0 if done else STOPPED
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 from mim_core import build_method
-from mim_core.loop import make_source
+from mim_core.build import make_source
 from mim_core.optimizer import learning_rate
 from mim_core.plan import count_parameters
 from mim_core.plugins import installed

@@ -1,0 +1,123 @@
+"""What may go wrong in a run, and what is kept of it: bad files, and a loss that is not finite."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mim_core.data import Batch, KeyedBatches, KeyedDataset, collate
+from mim_core.errors import MimError
+from mim_core.plugins import warn
+
+if TYPE_CHECKING:
+    from mim_core.loop import Run
+
+
+class BadFiles:
+    """Notes files that cannot be used, each once, and stops a run that has too many.
+
+    Args:
+        run: The run; ``run.skipped`` has those of all ranks.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.fresh: dict[str, str] = {}
+
+    def note(self, batch: Batch) -> None:
+        """Takes up the bad files of a micro-batch of this rank.
+
+        Raises:
+            MimError: A sample could not be replaced; there is nothing to train on.
+        """
+        self.fresh.update({path: reason for path, reason in batch.skipped if path not in self.run.skipped})
+        if self.fresh and self.run.world.size == 1:
+            self.share()
+        if batch.sample is None:
+            self._write(self.fresh)
+            self.run.skipped.update(self.fresh)
+            raise self._error("and nothing replaces them")
+
+    def share(self) -> None:
+        """Tells the other ranks; rank 0 writes. All ranks must call it.
+
+        Raises:
+            MimError: More than ``--data.max-bad`` of the files are bad.
+        """
+        run = self.run
+        found: dict[str, str] = {}
+        for fresh in run.world.gather(self.fresh):
+            found.update({path: reason for path, reason in fresh.items() if path not in run.skipped})
+        self.fresh = {}
+        if not found:
+            return
+        log = run.folder / "skipped.jsonl"
+        if run.world.first:
+            self._write(found)
+            if not run.skipped:
+                path, reason = next(iter(found.items()))
+                warn(f"{path} cannot be used ({reason}) and is replaced; all such files are listed in {log}")
+        run.skipped.update(found)
+        limit = getattr(run.source.config, "max_bad", 1.0)
+        if len(run.skipped) > limit * len(run.source):
+            raise self._error(f"more than the share of {limit:g} that --data.max-bad allows", alone=False)
+
+    def _write(self, found: dict[str, str]) -> None:
+        with open(self.run.folder / "skipped.jsonl", "a") as log:
+            log.writelines(json.dumps({"file": path, "reason": reason}) + "\n" for path, reason in found.items())
+
+    def _error(self, why: str, alone: bool = True) -> MimError:
+        run = self.run
+        some = "\n  ".join(f"{path}: {reason}" for path, reason in list(run.skipped.items())[:5])
+        text = (
+            f"{len(run.skipped)} of {len(run.source)} files cannot be used, {why}:\n  {some}\n"
+            f"All are listed in {run.folder / 'skipped.jsonl'}."
+        )
+        return run.world.error(text) if alone else MimError(text)
+
+
+def not_finite(run: Run, step: int) -> MimError:
+    """Writes the batch of a step, all ranks' samples, rebuilt from its keys; returns the error to raise.
+
+    ``not_finite.json`` has the samples' indices, keys and names, ``not_finite.safetensors`` the batch as the method got
+    it. Weights and moments are from before: the update of such a step is left out on the device.
+    """
+    size = run.train.batch_size
+    requests = next(iter(KeyedBatches(len(run.source), size, run.train.seed, step * size, (step + 1) * size)))
+    dataset = KeyedDataset(run.source)
+    sample = collate([dataset[request] for request in requests]).sample
+    assert sample is not None
+    sample = run.source.finish(sample)
+    indices, keys = sample["index"].tolist(), sample["key"].tolist()
+    names = [run.source.name_of(index) for index in indices]
+    bad = _bad_rows(sample)
+    path = run.folder / "not_finite.json"
+    about: dict[str, Any] = {
+        "step": step,
+        "indices": indices,
+        "keys": keys,
+        "names": names,
+        "not_finite": [names[i] for i in bad],
+    }
+    path.write_text(json.dumps(about))
+    save_file({name: value.contiguous() for name, value in sample.items()}, path.with_suffix(".safetensors"))
+    shown = ", ".join((about["not_finite"] or names)[:8])
+    what = "Samples that are themselves not finite" if bad else "All samples are finite; the first"
+    return MimError(
+        f"The loss of step {step}, or its gradient, is not finite. The update was left out. Its batch is in "
+        f"{path.with_suffix('.safetensors')}, its samples are named in {path}. {what}: {shown}. The last checkpoint is "
+        "from before. A lower --train.base-lr, --train.clip-grad 1, or --train.precision fp32 may help."
+    )
+
+
+def _bad_rows(sample: dict[str, Tensor]) -> list[int]:
+    """Rows of a batch with a value that is not finite."""
+    rows: set[int] = set()
+    for value in sample.values():
+        if value.is_floating_point():
+            rows.update((~torch.isfinite(value)).flatten(1).any(dim=1).nonzero().flatten().tolist())
+    return sorted(rows)

@@ -1,0 +1,163 @@
+"""How a method is spread over devices and made fast: compiled, recomputed, replicated (DDP) or sharded (FSDP2).
+
+Order matters, and is that of torchtitan: activation checkpointing inside, compilation around it, sharding outside. All
+three work in place, so weights keep their names and a checkpoint fits any strategy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint as recompute
+
+from mim_core.distributed import World
+from mim_core.errors import MimError, RankError
+from mim_core.method import Method, Outcome
+from mim_core.recipe import TrainConfig
+
+
+def chosen(train: TrainConfig, ranks: int) -> str:
+    """ "single", "ddp" or "fsdp2"."""
+    if train.strategy == "auto":
+        return "ddp" if ranks > 1 else "single"
+    return "single" if train.strategy == "ddp" and ranks == 1 else train.strategy
+
+
+def share(train: TrainConfig, ranks: int) -> tuple[int, int]:
+    """(samples at once on a device, micro-batches per step) that make up the global batch.
+
+    Raises:
+        MimError: It does not divide; names the numbers that would.
+    """
+    batch = train.batch_size
+    if batch % ranks:
+        lower = batch // ranks * ranks
+        batches = [str(number) for number in (lower, lower + ranks) if number]
+        fitting = [str(number) for number in range(1, min(batch, 2 * ranks) + 1) if batch % number == 0]
+        raise MimError(
+            f"A batch of {batch} cannot be shared by {ranks} ranks. Batches near it that can: --train.batch-size "
+            f"{' or '.join(batches)}. Numbers of ranks that would do: {', '.join(fitting)}."
+        )
+    each = batch // ranks
+    micro = min(train.micro_batch or each, each)
+    if each % micro:
+        fitting = [str(number) for number in range(1, each + 1) if each % number == 0][-8:]
+        raise MimError(
+            f"A batch of {batch} gives each of {ranks} ranks {each} samples, which cannot be cut into micro-batches of "
+            f"{micro}. --train.micro-batch values that would do: {', '.join(fitting)}."
+        )
+    return micro, each // micro
+
+
+class Engine:
+    """A method ready to be trained: `step_forward` runs its forward pass, gradients are averaged over the ranks.
+
+    Args:
+        method: What is trained; changed in place where it is compiled, recomputed or sharded.
+        train: The training options.
+        world: The ranks.
+    """
+
+    def __init__(self, method: Method, train: TrainConfig, world: World) -> None:
+        self.method, self.world = method, world
+        self.strategy = chosen(train, world.size)
+        blocks = method.blocks()
+        if train.activation_checkpointing:
+            if not blocks:
+                raise MimError("--train.activation-checkpointing: this method names no blocks to recompute.")
+            for block in blocks:
+                block.forward = partial(recompute, block.forward, use_reentrant=False)
+        if train.compile:
+            self._compile(blocks)
+        self.forward: Callable[[Any], Outcome] = method
+        if self.strategy == "fsdp2":
+            self._shard(blocks)
+        elif self.strategy == "ddp":
+            self.forward = DistributedDataParallel(method, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def _compile(self, blocks: list[nn.Module]) -> None:
+        """The whole forward pass; block by block where it is sharded, whose hooks cannot be traced."""
+        if self.strategy != "fsdp2":
+            self.method.compile(fullgraph=True)
+            return
+        if not blocks:
+            raise MimError("--train.compile with --train.strategy fsdp2: this method names no blocks to compile.")
+        for block in blocks:
+            block.compile(fullgraph=True)
+
+    def _shard(self, blocks: list[nn.Module]) -> None:
+        """FSDP2 over the blocks, then over the rest. bf16 comes from autocast: a policy that casts inputs would cast
+        the float32 targets inside Prepared too."""
+        if not dist.is_initialized():
+            _group_of_one(self.world.device)
+        mesh = init_device_mesh(self.world.device.type, (self.world.size,))
+        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+        for module in (*blocks, self.method):
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+        for name in ("prepare", "encode"):
+            register_fsdp_forward_method(self.method, name)
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        """One forward and backward pass; gradients are exchanged in the last one of a step."""
+        if isinstance(self.forward, DistributedDataParallel):
+            with nullcontext() if last else self.forward.no_sync():
+                yield
+            return
+        if isinstance(self.method, FSDPModule):
+            self.method.set_requires_gradient_sync(last)
+        yield
+
+    def explain(self, error: RuntimeError) -> Exception:
+        """The error that a user can act on, for those of torch that name no parameter."""
+        if "finished reduction" not in str(error):
+            return error
+        unused = [name for name, p in self.method.named_parameters() if p.requires_grad and p.grad is None]
+        return RankError(
+            self.world.rank,
+            f"DDP needs a gradient for every parameter, and the loss does not depend on: {', '.join(unused[:8])}. "
+            "Freeze these (requires_grad_(False)) in the method, or use --train.strategy fsdp2.",
+        )
+
+
+def _group_of_one(device: torch.device) -> None:
+    """FSDP2 needs a process group, also for one process."""
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+# ---- sharded tensors as whole ones -----------------------------------------------------------------------------------
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one. All ranks must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def fill_from_first(tensor: Tensor, value: Tensor | None) -> None:
+    """Copies rank 0's ``value`` into a tensor, replicated or sharded, on all ranks; the others give None. All ranks
+    must call it."""
+    if isinstance(tensor, DTensor):
+        full = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) if value is None else value
+        tensor.copy_(distribute_tensor(full.to(tensor.device, tensor.dtype), tensor.device_mesh, tensor.placements))
+        return
+    if value is not None:
+        tensor.copy_(value)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast(tensor, src=0)

@@ -115,6 +115,12 @@ class World:
         self._asked = (dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control, async_op=True), value)
         return answer
 
+    def settle(self) -> None:
+        """Takes the last answer of `poll` off the way, at the end of a run."""
+        if self._asked is not None:
+            self._asked[0].wait()
+            self._asked = None
+
     def error(self, text: str) -> MimError:
         """An error that this rank ran into, and that the others may not know of."""
         return MimError(text) if self.size == 1 else RankError(self.rank, text)

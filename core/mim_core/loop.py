@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from mim_core import checkpoint, distributed, folders
+from mim_core import checkpoint, distributed, folders, trackers
 from mim_core.average import WeightAverage
 from mim_core.build import build_method, make_source
 from mim_core.cost import peak_flops, step_cost
@@ -56,6 +56,7 @@ class Run:
         step: Optimizer steps done.
         steps: Optimizer steps in all.
         cost: Floating-point operations per sample; None until they are counted.
+        trackers: The trackers that are told of it, by name; see trackers.py.
     """
 
     config: ResolvedRun
@@ -70,6 +71,7 @@ class Run:
     steps: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     cost: int | None = None
+    trackers: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -129,6 +131,7 @@ def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | 
         )
     source = make_source(config, method)
     steps = max(1, round(train.epochs * len(source) / train.batch_size))
+    trackers.check(train.track)
     if world.first:
         _advise(train, len(source))
     return Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps)
@@ -256,6 +259,7 @@ class _Session:
                         saved = self._save()
                 if reason:
                     break
+        world.settle()
         done = run.step >= run.steps
         if done:
             reporter.say(f"Done: {run.steps} steps in {duration(time.monotonic() - began)}; {run.folder}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -76,7 +75,7 @@ class Engine:
             if not blocks:
                 raise MimError("--train.activation-checkpointing: this method names no blocks to recompute.")
             for block in blocks:
-                block.forward = partial(recompute, block.forward, use_reentrant=False)
+                _recompute(block)
         if train.compile:
             self._compile(blocks)
         self.forward: Callable[[Any], Outcome] = method
@@ -86,14 +85,15 @@ class Engine:
             self.forward = DistributedDataParallel(method, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def _compile(self, blocks: list[nn.Module]) -> None:
-        """The whole forward pass; block by block where it is sharded, whose hooks cannot be traced."""
+        """The whole forward pass; block by block where it is sharded, whose hooks cannot be traced. Shapes never change
+        within a run, so none is made dynamic: blocks of encoder and decoder differ in length."""
         if self.strategy != "fsdp2":
-            self.method.compile(fullgraph=True)
+            self.method.compile(fullgraph=True, dynamic=False)
             return
         if not blocks:
             raise MimError("--train.compile with --train.strategy fsdp2: this method names no blocks to compile.")
         for block in blocks:
-            block.compile(fullgraph=True)
+            block.compile(fullgraph=True, dynamic=False)
 
     def _shard(self, blocks: list[nn.Module]) -> None:
         """FSDP2 over the blocks, then over the rest. bf16 comes from autocast: a policy that casts inputs would cast
@@ -128,6 +128,16 @@ class Engine:
             f"DDP needs a gradient for every parameter, and the loss does not depend on: {', '.join(unused[:8])}. "
             "Freeze these (requires_grad_(False)) in the method, or use --train.strategy fsdp2.",
         )
+
+
+def _recompute(block: nn.Module) -> None:
+    """Keeps only the block's inputs for the backward pass. Its name and weights stay as they are."""
+    inner = block.forward
+
+    def forward(*arguments: Any, **named: Any) -> Any:
+        return recompute(inner, *arguments, use_reentrant=False, **named)
+
+    block.forward = forward
 
 
 def _group_of_one(device: torch.device) -> None:

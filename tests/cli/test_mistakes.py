@@ -221,12 +221,15 @@ class FullLog:
     def __init__(self, lines):
         self.lines = lines
 
+    def __enter__(self):
+        return self
+
     def write(self, text):
         self.lines -= 1
         if self.lines < 0:
             raise OSError(28, "No space left on device")
 
-    def close(self):
+    def __exit__(self, *error):
         pass
 
 
@@ -238,7 +241,8 @@ class FullLog:
     ],
 )
 def test_full_disk_while_metrics_are_written(refused, monkeypatch, lines, said):
-    monkeypatch.setattr("mim_core.loop.open", lambda *a, **k: FullLog(lines), raising=False)
+    log = FullLog(lines)
+    monkeypatch.setattr("mim_core.trainer.open", lambda *a, **k: log, raising=False)
     message = refused(*RUN, *TWICE)
     assert "run cannot be written: [Errno 28] No space left on device" in message
     assert said in message
@@ -294,7 +298,7 @@ def test_gradient_that_is_not_finite_is_not_saved(refused, tmp_path, monkeypatch
     real, calls = MaskedAutoencoder.forward, []
 
     def forward(self, prepared):
-        calls.append(1)
+        calls.extend([] if next(self.parameters()).is_meta else [1])  # operations are counted on the meta device
         if len(calls) == 5:
             bias = next(self.parameters())
             bias.register_hook(lambda gradient: gradient * torch.nan)
@@ -311,7 +315,7 @@ def test_samples_of_a_step_in_micro_batches_are_named_alone(refused, tmp_path, m
     real, calls = MaskedAutoencoder.forward, []
 
     def forward(self, prepared):
-        calls.append(1)
+        calls.extend([] if next(self.parameters()).is_meta else [1])  # operations are counted on the meta device
         outcome = real(self, prepared)
         return (
             outcome if len(calls) != 3 else type(outcome)(outcome.loss * torch.nan, *list(vars(outcome).values())[1:])

@@ -1,0 +1,158 @@
+"""Runs cases one after the other, alone or as one of several ranks. Started by test_ranks.py.
+
+    python ranks_worker.py FOLDER CASE[,option=value...] ...
+
+Each case trains into FOLDER/CASE... and leaves metrics.jsonl and a checkpoint there.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from mim_core import distributed
+from mim_core.loop import Run, start, train
+from mim_core.mask import Mask
+from mim_core.masker import RandomMasker
+from mim_core.method import Head, MaskedAutoencoder
+from mim_core.norm import BatchNorm
+from mim_core.plugins import installed
+from mim_core.recipe import load_recipe
+from mim_core.target import Target
+from mim_core.teacher import EmaTeacher
+from torch import Tensor, nn
+
+BATCH, STEPS = 16, 8
+
+
+class SomeCount(RandomMasker):
+    """Of the hidden units, some do not count: another number in every sample, so the denominators of ranks differ."""
+
+    def __call__(self, layout, draw, scores=None) -> Mask:
+        mask = super().__call__(layout, draw, scores)
+        rank = torch.arange(mask.weight.shape[1], device=mask.weight.device)
+        return replace(mask, weight=mask.weight * (rank <= (draw.key % 5)[:, None]))
+
+
+class Normed(nn.Module):
+    """A decoder whose answers pass a batch normalisation."""
+
+    def __init__(self, decoder: nn.Module, size: int) -> None:
+        super().__init__()
+        self.decoder, self.norm = decoder, BatchNorm(size)
+
+    def forward(self, encoded, layout, mask) -> Tensor:
+        return self.norm(self.decoder(encoded, layout, mask).transpose(1, 2)).transpose(1, 2)
+
+
+class TeacherTarget(Target):
+    """The teacher's tokens at the queried units."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def make(self, sample, patches, mask, teacher=None):
+        return mask.take(teacher(patches).tokens, mask.query_ids).float()
+
+    def loss(self, prediction: Tensor, values: Tensor) -> Tensor:
+        return (prediction.float() - values).square().mean(dim=-1)
+
+
+class Distilled(MaskedAutoencoder):
+    """Predicts its own moving average's features."""
+
+    def after_step(self, progress: float) -> None:
+        self.teacher.update(self.tokenizer, self.encoder, progress)
+
+
+def varying(plain: MaskedAutoencoder) -> MaskedAutoencoder:
+    plain.masker.__class__ = SomeCount
+    return plain
+
+
+def normed(plain: MaskedAutoencoder) -> MaskedAutoencoder:
+    head = plain.heads["main"]
+    head.decoder = Normed(head.decoder, head.target.size)
+    return plain
+
+
+def distilled(plain: MaskedAutoencoder) -> MaskedAutoencoder:
+    decoder, width = plain.heads["main"].decoder, plain.encoder.width
+    torch.manual_seed(5)
+    decoder.pred = nn.Linear(decoder.pred.in_features, width)
+    teacher = EmaTeacher(plain.tokenizer, plain.encoder, start=0.9)
+    heads = {"features": Head(decoder, TeacherTarget(width))}
+    return Distilled(plain.tokenizer, plain.masker, plain.encoder, heads, teacher=teacher)
+
+
+CASES = {
+    "mae": ("image:mae-vit-tiny", None),
+    "simmim": ("image:simmim-vit-base", None),
+    "varying": ("image:mae-vit-tiny", varying),
+    "normed": ("image:mae-vit-tiny", normed),
+    "distilled": ("image:mae-vit-tiny", distilled),
+}
+
+
+class Watcher:
+    """An observer that notes how many graphs were compiled by each step, and may stop the run at a checkpoint."""
+
+    def __init__(self, hooks, stops: bool) -> None:
+        self.hooks, self.stops = hooks, stops
+
+    def __getattr__(self, name):
+        return getattr(self.hooks, name)
+
+    def mim_metrics_read(self, run, metrics) -> None:
+        with open(run.folder / "graphs.txt", "a") as log:
+            log.write(f"{torch._dynamo.utils.counters['stats']['unique_graphs']}\n")
+
+    def mim_checkpoint_saved(self, run, path) -> None:
+        if self.stops:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def make(case: str, folder: Path, world: distributed.World) -> Run:
+    """The run of a case such as ``mae,strategy=fsdp2,compile=1,stop=1``."""
+    name, *options = case.split(",")
+    given = dict(option.split("=") for option in options)
+    recipe, change = CASES[name]
+    config = load_recipe(recipe, installed(), twin=True)
+    encoder = config.parts["encoder"]  # drop path draws by micro-batch
+    still = replace(encoder, options=replace(encoder.options, drop_path=0.0))
+    config = replace(config, parts={**config.parts, "encoder": still})
+    parse = {"strategy": str, "precision": str, "micro_batch": int, "ema": float, "checkpoint_every": int}
+    chosen = {key: parse.get(key, lambda v: bool(int(v)))(value) for key, value in given.items() if key not in LOCAL}
+    settings = {"checkpoint_every": 4, "log_every": 1, "workers": 0, "batch_size": BATCH, "warmup_epochs": 0.001}
+    options = replace(config.train, epochs=STEPS * BATCH / 10_000, **{**settings, **chosen})
+    run = start(replace(config, train=options), folder / given.get("into", case), installed(), world)
+    if change is not None:
+        run.method = change(copy.deepcopy(run.method)).to(world.device)
+    watcher = Watcher(run.registry.hooks, "stop" in given)
+    run.registry = type(run.registry)(run.registry.entries, run.registry.plugins, watcher)
+    return run
+
+
+LOCAL = ("into", "stop")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    eager = nn.Module.compile
+    nn.Module.compile = lambda self, **given: eager(self, backend="eager", **given)
+    folder, cases = Path(sys.argv[1]), sys.argv[2:]
+    with distributed.world(load_recipe("image:mae-vit-tiny", installed(), twin=True).train) as world:
+        for case in cases:
+            torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
+            train(make(case, folder, world), quiet=True)
+
+
+if __name__ == "__main__":
+    main()

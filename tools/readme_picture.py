@@ -9,8 +9,8 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
-from mim_core.features import load_run
 from mim_core.build import make_source
+from mim_core.features import load_run
 from mim_core.method import MaskedAutoencoder
 from mim_core.plugins import installed
 from mim_core.report import held_out_samples, reconstruct

@@ -95,6 +95,16 @@ def mim_register_methods(register: Register) -> None:
 
 
 @hookimpl
+def mim_register_data(register: Register) -> None:
+    """Noise."""
+    register(
+        name="noise",
+        load="mim_core.noise:Noise",
+        card=Card("Random numbers, for measuring speed and for trying a recipe without data."),
+    )
+
+
+@hookimpl
 def mim_register_evaluations(register: Register) -> None:
     """Probes of frozen features."""
     register(

@@ -16,12 +16,14 @@ COMMANDS = {
     "evaluate": ("judging", "Judge a run's features by k-NN and linear probes"),
     "show": ("judging", "Write a run's report.html: curves, reconstructions, scores"),
     "export": ("judging", "Write a run's encoder for timm"),
+    "bench": ("measuring", "Measure a recipe's training speed on this machine: bench RECIPE"),
     "recipes": ("listing", "List the recipes"),
     "plugins": ("listing", "List the plugins that are installed, and why one failed"),
     "list": ("listing", "List parts of a kind: list maskers"),
     "describe": ("listing", "Describe a recipe or a part, with its options: describe core:random"),
+    "doctor": ("diagnosing", "Say what this machine has, what is missing, and what that means for a run"),
 }
-OF_A_PLUGIN = ("pretrain", "evaluate", "show", "export", "recipes")
+OF_A_PLUGIN = ("pretrain", "evaluate", "show", "export", "bench", "recipes", "doctor")
 
 
 def main(argv: Sequence[str] | None = None, plugin: str | None = None) -> int:
@@ -32,8 +34,8 @@ def main(argv: Sequence[str] | None = None, plugin: str | None = None) -> int:
         plugin: Restricts commands and recipes to those of one plugin.
 
     Returns:
-        Exit code: 0, 2 for a mistake of the user's, 3 for a run that was stopped and can go on, 130 after Ctrl-C
-        elsewhere. A bug keeps its traceback.
+        Exit code: 0, 1 when doctor found what stops any run, 2 for a mistake of the user's, 3 for a run that was
+        stopped and can go on, 130 after Ctrl-C elsewhere. A bug keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = "mim-core" if plugin is None else f"mim-{plugin}"

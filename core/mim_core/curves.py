@@ -74,10 +74,10 @@ def _draw_scores(axis: Any, probes: Lines) -> None:
     """Each column of the encoder's scores; raw input and majority class as dashed lines of the first column."""
     columns = list(dict.fromkeys(score["column"] for score in probes[0]["scores"]))
     for column in columns:
-        points = [
+        scores = [
             (p["epoch"], s["value"]) for p in probes for s in p["scores"] if (s["row"], s["column"]) == (NOW, column)
         ]
-        axis.plot(*zip(*points, strict=True), linewidth=1.2, marker=".", label=column)
+        axis.plot(*zip(*scores, strict=True), linewidth=1.2, marker=".", label=column)
     for score in probes[0]["scores"]:
         if score["row"] in (RAW, MAJORITY) and score["column"] == columns[0]:
             axis.axhline(score["value"], linewidth=0.8, linestyle="--", color="gray")

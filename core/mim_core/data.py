@@ -6,6 +6,7 @@ batches may straddle epochs, nothing is dropped, and a run can go on from any sa
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -223,9 +224,12 @@ def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
     return randomness.permutation(key, "order", count)[0]
 
 
-def _quiet(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; only the main one answers it."""
+def _apart(worker: int) -> None:
+    """A process group of its own. Ctrl-C, torchrun and SLURM signal whole groups; the main process answers, and needs
+    its workers for the last steps."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 def loader(
@@ -240,7 +244,7 @@ def loader(
         collate_fn=collate_fn,
         pin_memory=pin,
         timeout=wait if workers else 0,
-        worker_init_fn=_quiet if workers else None,
+        worker_init_fn=_apart if workers else None,
         generator=torch.Generator().manual_seed(
             0
         ),  # the loader would otherwise draw its base seed from the global generator

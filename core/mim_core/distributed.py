@@ -134,6 +134,7 @@ class World:
             try:
                 found[0] = work()
             except MimError as error:
+                error.everywhere = True
                 found[1] = error
         dist.broadcast_object_list(found, src=0, group=self.control)
         if found[1] is not None:

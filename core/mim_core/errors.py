@@ -11,7 +11,12 @@ class MimError(Exception):
 
     The message says what was asked, what exists, the nearest name and the next command. Commands print it and exit
     with code 2.
+
+    Attributes:
+        everywhere: All ranks of a run meet it, so that one need say it.
     """
+
+    everywhere: bool = False
 
 
 class RankError(MimError):

@@ -77,7 +77,9 @@ class BadFiles:
             f"{len(run.skipped)} of {len(run.source)} files cannot be used, {why}:\n  {some}\n"
             f"All are listed in {run.folder / 'skipped.jsonl'}."
         )
-        return run.world.error(text) if alone else MimError(text)
+        error = MimError(text)
+        error.everywhere = not alone
+        return error
 
 
 def not_finite(run: Run, step: int) -> MimError:

@@ -1,4 +1,5 @@
-"""The hooks. Called once, while the registry of installed parts is made; never inside a training step.
+"""The hooks. Those that register are called once, while the registry of installed parts is made; none inside a
+training step.
 
 A plugin is a module with functions of these names, marked ``@mim_core.hookimpl`` and announced by an entry point of
 group ``mim_core``:
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from mim_core.doctor import Finding
     from mim_core.registry import RecipeRegister, Register
 
 PROJECT = "mim_core"
@@ -83,6 +85,17 @@ def mim_register_evaluations(register: Register) -> None:
 @hookspec
 def mim_register_importers(register: Register) -> None:
     """Register functions ``(state, **sizes) -> Method`` for weights of other code bases, by format name."""
+
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+
+@hookspec
+def mim_diagnose() -> list[Finding]:  # type: ignore[empty-body]
+    """What ``doctor`` should say of this plugin's needs: libraries present or missing, and what that means for a run.
+
+    Optional libraries are looked up (`mim_core.doctor.library`), not imported. An error here becomes a finding.
+    """
 
 
 # ---- observers: rank 0 only, between steps, results ignored ----------------------------------------------------------

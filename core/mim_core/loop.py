@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from mim_core.build import build_method, make_source
 from mim_core.cost import peak_flops, step_cost
 from mim_core.data import DataSource
 from mim_core.distributed import World
-from mim_core.errors import MimError
+from mim_core.errors import MimError, RankError
 from mim_core.method import Method
 from mim_core.online import OnlineProbe
 from mim_core.optimizer import make_optimizer
@@ -192,6 +192,19 @@ class _Session:
         self.world.on_first(lambda: _hook(run, "mim_run_started"))
         try:
             return self._train(reporter)
+        except MimError as error:
+            if error.everywhere or isinstance(error, RankError):
+                raise
+            raise self.world.error(str(error)) from error
+        except RuntimeError as error:  # the loader raises plain ones, anywhere: a signal tells it of its children
+            if "DataLoader" not in str(error):
+                raise
+            with suppress(RuntimeError):  # it may tell twice
+                time.sleep(0.2)
+            raise self.world.error(
+                f"a process that reads data is gone, or gave nothing for {run.train.timeout:g} s (--train.timeout): "
+                f"{str(error).splitlines()[0]}. The last checkpoint stays. --train.workers 0 shows where it happens."
+            ) from error
         except OSError as error:
             before = checkpoint.newest(run.folder)
             kept = f"The last whole checkpoint is {before}" if before else "There is no checkpoint yet"

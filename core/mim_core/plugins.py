@@ -24,7 +24,7 @@ import pluggy
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mim_core import hookspecs
+from mim_core import hookspecs, trackers
 from mim_core.errors import MimError, nearest
 from mim_core.registry import KINDS, Entry, PluginRecord, RecipeRegister, Register, Registry
 from mim_core.version import PLUGIN_API, __version__
@@ -70,6 +70,7 @@ def load(candidates: Iterable[Candidate], environ: Mapping[str, str] = os.enviro
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
+    manager.register(trackers, name=trackers.__name__)  # observers only: it brings no parts
     own = Candidate("core", "mim-core", __version__, "mim_core.builtin")
     candidates = list(candidates)
     wanted = _selection(candidates, environ)

@@ -6,8 +6,10 @@ three work in place, so weights keep their names and a checkpoint fits any strat
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -58,6 +60,16 @@ def share(train: TrainConfig, ranks: int) -> tuple[int, int]:
     return micro, each // micro
 
 
+_BUFFERS_STAY: Any = {
+    # the name changed in torch 2.15; statistics are equal on all ranks already (mim_core.norm)
+    (
+        "forward_sync_buffers"
+        if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+        else "broadcast_buffers"
+    ): False
+}
+
+
 class Engine:
     """A method ready to be trained: `step_forward` runs its forward pass, gradients are averaged over the ranks.
 
@@ -82,7 +94,7 @@ class Engine:
         if self.strategy == "fsdp2":
             self._shard(blocks)
         elif self.strategy == "ddp":
-            self.forward = DistributedDataParallel(method, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.forward = DistributedDataParallel(method, gradient_as_bucket_view=True, **_BUFFERS_STAY)
 
     def _compile(self, blocks: list[nn.Module]) -> None:
         """The whole forward pass; block by block where it is sharded, whose hooks cannot be traced. Shapes never change
@@ -111,7 +123,9 @@ class Engine:
     def micro_batch(self, last: bool) -> Iterator[None]:
         """One forward and backward pass; gradients are exchanged in the last one of a step."""
         if isinstance(self.forward, DistributedDataParallel):
-            with nullcontext() if last else self.forward.no_sync():
+            with nullcontext() if last else self.forward.no_sync(), warnings.catch_warnings():
+                # a patch embedding of one channel has an axis of length 1, whose stride means nothing
+                warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
                 yield
             return
         if isinstance(self.method, FSDPModule):

@@ -119,15 +119,7 @@ class Trainer:
 
     def _fetch(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """The next micro-batch, on the device; bad files are noted."""
-        try:
-            batch = next(batches)
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
-            raise self.run.world.error(
-                f"a process that reads data is gone or gave nothing for {self.run.train.timeout:g} s (--train.timeout):"
-                f" {str(error).splitlines()[0]}. The last checkpoint stays. --train.workers 0 shows where it happens.",
-            ) from error
+        batch = next(batches)
         self.bad.note(batch)
         assert batch.sample is not None
         return {name: value.to(self.run.device, non_blocking=True) for name, value in batch.sample.items()}
@@ -150,7 +142,9 @@ class Trainer:
         finite = torch.isfinite(table).all(dim=1)
         if not bool(finite.all()):
             step = run.step - steps + int((~finite).nonzero()[0])
-            raise run.world.on_first(lambda: not_finite(run, step))
+            error = run.world.on_first(lambda: not_finite(run, step))
+            error.everywhere = True
+            raise error
         means = dict(zip(self.names, table.mean(dim=0).tolist(), strict=True))
         rate = steps * run.train.batch_size / seconds
         line: dict[str, Any] = {

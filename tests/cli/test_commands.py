@@ -30,7 +30,7 @@ def test_help_of_every_command(mim, command, flag):
 def test_top_level_help_names_every_command(mim, arguments):
     said = mim(*arguments)
     assert said.code == 0
-    assert [line.split()[0] for line in said.out.split("commands:")[1].splitlines()[1:9]] == list(COMMANDS)
+    assert [line.split()[0] for line in said.out.split("commands:")[1].splitlines()[1:11]] == list(COMMANDS)
     said = mim(*arguments, plugin="image")
     assert said.out.startswith("usage: mim-image COMMAND")
     assert "describe" not in said.out

@@ -20,7 +20,11 @@ VARIANTS = [
     "strategy=ddp,activation_checkpointing=1",
     "strategy=fsdp2,compile=1,activation_checkpointing=1,ema=0.9",
 ]
-MIXED = ["mae,strategy=ddp,micro_batch=4,compile=1", "mae,strategy=fsdp2,micro_batch=4", "simmim,strategy=fsdp2,micro_batch=4"]
+MIXED = [
+    "mae,strategy=ddp,micro_batch=4,compile=1",
+    "mae,strategy=fsdp2,micro_batch=4",
+    "simmim,strategy=fsdp2,micro_batch=4",
+]
 BF16 = ["mae,precision=bf16,strategy=ddp", "mae,precision=bf16,strategy=fsdp2"]
 STOPPED = [f"mae,strategy={s},stop=1,into=stopped-{s}" for s in ("ddp", "fsdp2")]
 

@@ -1,6 +1,7 @@
 """The plugin host: one plugin's fault never costs another, is never silent, and always names who and what."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from mim_core import plugins
@@ -106,7 +107,7 @@ def test_wrong_signature_is_unregistered_wholly(plugin):
     )
     registry = load_with_a_good_one(plugin, bad)
     assert "colour" in failure_of(registry, bad)
-    registry.hooks.mim_run_started(run=None)  # reaches no one
+    registry.hooks.mim_run_started(run=SimpleNamespace(train=SimpleNamespace(track=())))  # reaches no one
 
 
 def test_no_hook_at_all(plugin):

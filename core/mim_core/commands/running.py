@@ -28,7 +28,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     if name in ("-h", "--help"):
         print(_usage(program, known))  # noqa: T201
         return 0
-    run = swap_all(_load(name, plugin, registry, "--twin" in rest), rest, registry)
+    run = swap_all(load_named(name, plugin, registry, "--twin" in rest), rest, registry)
     options = parse(command_class(run), f"{program} pretrain {name}", rest)
     run = apply(run, options)
     folder = options.out or Path("runs") / _run_name(name)
@@ -64,7 +64,8 @@ def _usage(program: str, known: str) -> str:
     )
 
 
-def _load(name: str, plugin: str | None, registry: Registry, twin: bool) -> ResolvedRun:
+def load_named(name: str, plugin: str | None, registry: Registry, twin: bool) -> ResolvedRun:
+    """The run of a recipe's name, or of a TOML file; a plugin's own script knows its recipes by their short names."""
     if name.endswith(".toml"):
         if twin:
             raise MimError(f"--twin goes with a recipe's name; {name} is a file.")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib import metadata
+
+from mim_core.doctor import Finding, first_line, library
 from mim_core.hookspecs import hookimpl
 from mim_core.registry import Card, RecipeRegister, Register
+from packaging.requirements import Requirement
 
 MAE = "MAE, arXiv 2111.06377"
 SIMMIM = "SimMIM, arXiv 2111.09886"
@@ -70,6 +75,33 @@ def mim_register_importers(register: Register) -> None:
         load="mim_image.interop:import_hf_vitmae",
         card=Card("ViTMAEForPreTraining of transformers (folder).", MAE),
     )
+
+
+@hookimpl
+def mim_diagnose() -> list[Finding]:
+    """Pillow, and whether torchvision fits torch."""
+    return [replace(library("PIL", ("pillow",), "reading images"), topic="pillow"), _torchvision()]
+
+
+def _torchvision() -> Finding:
+    """Imported, because one that is built for another torch is installed and does not import."""
+    found = library("torchvision", means="reading images")
+    if found.state == "missing":
+        return Finding(
+            found.topic, "missing", found.text, "No image run can start: pip install torchvision", stops=True
+        )
+    torch = metadata.version("torch")
+    needs = [Requirement(text) for text in metadata.requires("torchvision") or ()]
+    wanted = next((n for n in needs if n.name == "torch" and (n.marker is None or n.marker.evaluate())), None)
+    fits = wanted is None or wanted.specifier.contains(torch, prereleases=True)
+    pair = f"{found.text}, made for torch{wanted.specifier if wanted else ''}; torch is {torch}"
+    mend = "Install both anew, of one release: pip install -U torch torchvision"
+    try:
+        from torchvision.transforms import v2  # noqa: F401
+    except Exception as error:  # ImportError, OSError, or RuntimeError: operator torchvision::nms does not exist
+        why = f"{pair}; it does not import: {type(error).__name__}: {first_line(error)}"
+        return Finding(found.topic, "missing", why, f"No image run can start. {mend}", stops=True)
+    return Finding(found.topic, "ok", pair) if fits else Finding(found.topic, "warning", pair, mend)
 
 
 def main() -> int:

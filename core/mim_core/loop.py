@@ -258,7 +258,8 @@ class _Session:
         began, saved, reason = time.monotonic(), run.step, 0
         with reporter, _stop_signals() as stop:
             trainer = Trainer(run, self.engine, self.optimizer, self.average, reporter)
-            self._judge(trainer, reporter)
+            if run.step == 0:
+                self._judge(trainer, reporter)
             for _ in trainer:
                 reporter.advance(run.step)
                 if train.max_hours is not None and time.monotonic() - began >= train.max_hours * 3600:

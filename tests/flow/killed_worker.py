@@ -22,7 +22,7 @@ from mim_core.loop import start, train
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe
 
-KILLS, STEPS = 20, 150
+KILLS, STEPS = 20, 240
 
 
 def make_run(folder: Path, workers: int = 0):
@@ -65,7 +65,8 @@ def kill_in_checkpoint(call: int) -> None:
 
 def attempt(folder: Path, draw: random.Random, number: int) -> tuple[str, bool]:
     """One process; returns how it was to be killed, and whether it was."""
-    inside, delay, call = number % 2 == 1, draw.uniform(0.05, 1.2), draw.randint(3, 40)
+    inside, call = number % 2 == 1, draw.randint(3, 20)
+    lines, delay = _lines(folder) + draw.randint(0, 9), draw.uniform(0, 0.02)
     child = os.fork()
     if child == 0:
         if inside:
@@ -73,13 +74,22 @@ def attempt(folder: Path, draw: random.Random, number: int) -> tuple[str, bool]:
         train(make_run(folder, workers=2 if number % 6 == 0 else 0), quiet=True)
         os._exit(0)
     if not inside:
-        time.sleep(delay)
+        until = time.monotonic() + 60
+        while _lines(folder) < lines and time.monotonic() < until:
+            time.sleep(0.001)
+        time.sleep(delay)  # anywhere within a step, or within a checkpoint
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     if not killed and status != 0:
         raise SystemExit(f"attempt {number} failed with status {status}")
     return ("in a checkpoint" if inside else "at a moment"), killed
+
+
+def _lines(folder: Path) -> int:
+    """Steps that the run has told of."""
+    path = folder / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def test_gradient_by_finite_differences():
 
 
 def test_wrong_channels():
-    with pytest.raises(ValueError, match="wants \\[n, 5, ...\\]"):
+    with pytest.raises(ValueError, match=r"wants \[n, 5, \.\.\.\]"):
         BatchNorm(5)(torch.zeros(2, 4))
 
 

@@ -139,6 +139,7 @@ def prepare_study(folder: Path, registry: Registry, config: EvaluateConfig | Non
     notes = [
         f"{len(labels[0]):,} labelled training samples, {len(labels[1]):,} test samples, {len(test.classes)} classes."
     ]
+    notes += ["The encoder has the average of the run's weights (--train.ema)."] if checkpoint.has_average(path) else []
     lost = len(train.labels) + len(test.labels) - len(labels[0]) - len(labels[1])
     notes += [f"{lost:,} files cannot be used and are left out."] if lost else []
     notes += [note for note in {train.note, test.note} if note]

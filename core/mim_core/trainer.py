@@ -67,7 +67,6 @@ class Trainer:
             if run.step % train.log_every == 0 or run.step == run.steps:
                 self.read_metrics()
             yield
-            run.method.train()
 
     def _phase(self, name: str) -> None:
         self.clock.start(name)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from mim_core import distributed
+from mim_core.errors import BadSample
 from mim_core.loop import Run, start, train
 from mim_core.mask import Mask
 from mim_core.masker import RandomMasker
@@ -130,8 +131,13 @@ def make(case: str, folder: Path, world: distributed.World) -> Run:
     parse = {"strategy": str, "precision": str, "micro_batch": int, "ema": float, "checkpoint_every": int}
     chosen = {key: parse.get(key, lambda v: bool(int(v)))(value) for key, value in given.items() if key not in LOCAL}
     settings = {"checkpoint_every": 4, "log_every": 1, "workers": 0, "batch_size": BATCH, "warmup_epochs": 0.001}
+    if "probes" in given:
+        probes = replace(config.evaluate, every=0.005, online=("knn", "linear"), online_samples=251)
+        config = replace(config, evaluate=probes)
     options = replace(config.train, epochs=STEPS * BATCH / 10_000, **{**settings, **chosen})
     run = start(replace(config, train=options), folder / given.get("into", case), installed(), world)
+    if "bad" in given:
+        spoil(run.source)
     if change is not None:
         run.method = change(copy.deepcopy(run.method)).to(world.device)
     watcher = Watcher(run.registry.hooks, "stop" in given)
@@ -139,7 +145,19 @@ def make(case: str, folder: Path, world: distributed.World) -> Run:
     return run
 
 
-LOCAL = ("into", "stop")
+LOCAL = ("into", "stop", "probes", "bad")
+
+
+def spoil(source) -> None:
+    """Every seventh item cannot be used."""
+    real = source.read
+
+    def read(index, key):
+        if index % 7 == 3:
+            raise BadSample(source.name_of(index), "spoilt by a test")
+        return real(index, key)
+
+    source.read = read
 
 
 def main() -> None:

@@ -2,13 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mim_core import checkpoint
+from mim_core.features import load_run
+from mim_core.interop import export_timm
+from mim_core.plugins import installed
 from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 METHODS = ["mae", "simmim", "varying", "normed", "distilled"]
@@ -27,6 +33,8 @@ MIXED = [
 ]
 BF16 = ["mae,precision=bf16,strategy=ddp", "mae,precision=bf16,strategy=fsdp2"]
 STOPPED = [f"mae,strategy={s},stop=1,into=stopped-{s}" for s in ("ddp", "fsdp2")]
+AGAIN = [f"mae,strategy={s}{stop},into=again-{s}" for s in ("ddp", "fsdp2") for stop in (",stop=1", "")]
+PROBES = [f"mae,strategy={s},probes=1" for s in ("ddp", "fsdp2")]
 
 
 def launch(ranks, folder, cases):
@@ -46,14 +54,20 @@ def column(folder, name="loss"):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    launch(1, folder, [*METHODS, "mae,precision=bf16", "mae,compile=1", "simmim,compile=1"])
+    launch(
+        1, folder, [*METHODS, "mae,precision=bf16", "mae,compile=1", "simmim,compile=1", "mae,probes=1", "mae,bad=1"]
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    launch(2, folder, [*(f"{m},{v}" for m in METHODS for v in VARIANTS), *MIXED, *BF16, *STOPPED])
+    launch(
+        2,
+        folder,
+        [*(f"{m},{v}" for m in METHODS for v in VARIANTS), *MIXED, *BF16, *STOPPED, *AGAIN, *PROBES, "mae,bad=1"],
+    )
     return folder
 
 
@@ -112,6 +126,68 @@ def test_every_strategy_writes_the_same_files(alone, two):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_going_on_with_the_same_ranks_is_exact(two, strategy):
+    whole, again = two / f"mae,strategy={strategy}", two / f"again-{strategy}"
+    assert column(whole) == column(again)
+    for file in ("weights", "optimizer"):
+        a, b = (load_file(checkpoint.newest(path) / f"{file}.safetensors") for path in (whole, again))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_sharded_training_ends_in_timm(two, tmp_path):
+    """What two ranks under FSDP2 wrote, exported and loaded by timm alone, gives our features."""
+    folder = two / "mae,strategy=fsdp2"
+    config, method, _ = load_run(folder, installed())
+    exported = export_timm(method, tmp_path / "encoder.safetensors")
+    assert exported
+    sizes = {"img_size": 28, "patch_size": 7, "in_chans": 1, "num_classes": 0, "class_token": True}
+    shape = config.parts["encoder"].options
+    model = VisionTransformer(
+        **sizes, embed_dim=shape.width, depth=shape.depth, num_heads=shape.heads, global_pool=""
+    ).eval()
+    model.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
+    image = torch.randn(4, 1, 28, 28)
+    with torch.no_grad():
+        expected = method.eval().encode({"image": image})
+        found = model(image)
+    torch.testing.assert_close(found[:, 1:], expected.tokens, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", PROBES)
+def test_ranks_share_the_probes(alone, two, case):
+    def scores(folder):
+        lines = map(json.loads, (folder / "probes.jsonl").read_text().splitlines())
+        return [(line["step"], s["row"], s["column"], s["value"]) for line in lines for s in line["scores"]]
+
+    one, other = scores(alone / "mae,probes=1"), scores(two / case)
+    assert [entry[:3] for entry in one] == [entry[:3] for entry in other]
+    assert [entry[3] for entry in one] == pytest.approx([entry[3] for entry in other], abs=0.012)  # 3 of 251
+
+
+def test_bad_files_of_all_ranks_are_listed_once(alone, two):
+    listed = [
+        [json.loads(line)["file"] for line in (folder / "mae,bad=1/skipped.jsonl").read_text().splitlines()]
+        for folder in (alone, two)
+    ]
+    assert len(listed[0]) > 10
+    assert sorted(listed[0]) == sorted(listed[1])
+    assert column(two / "mae,bad=1") == pytest.approx(column(alone / "mae,bad=1"), rel=2e-5)
+
+
+def test_what_all_ranks_refuse_is_said_once(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mim_core"]
+    command += ["pretrain", "image:mae-vit-tiny", "--twin", "--train.batch-size", "15", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("A batch of 15 cannot be shared by 2 ranks") == 1
+    assert "--train.batch-size 14 or 16" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_goes_on_with_any_number_of_ranks(alone, two, tmp_path, strategy, ranks):
     """Stopped by a signal to one of two ranks; both stop at the same step, and one or two others go on."""
@@ -119,13 +195,7 @@ def test_goes_on_with_any_number_of_ranks(alone, two, tmp_path, strategy, ranks)
     stopped = json.loads((checkpoint.newest(before) / "state.json").read_text())["step"]
     assert 4 <= stopped < 8
     folder = tmp_path / "run"
-    folder.symlink_to(_copy(before, tmp_path / "copy"))
+    shutil.copytree(before, folder)
     other = {"ddp": "fsdp2", "fsdp2": "ddp"}[strategy]
     launch(ranks, tmp_path, [f"mae,strategy={other},into=run"])
     assert column(folder) == pytest.approx(column(alone / "mae"), rel=2e-5)
-
-
-def _copy(source, target):
-    import shutil
-
-    return shutil.copytree(source, target)

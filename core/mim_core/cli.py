@@ -6,32 +6,43 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mim_core.errors import MimError, RankError, unknown
 from mim_core.version import __version__
 
+Command = Callable[[str, str | None, list[str]], int]
+"""(program, plugin, arguments) -> exit code."""
 COMMANDS = {
-    "pretrain": ("running", "Pre-train an encoder: pretrain RECIPE --data.root FOLDER"),
-    "evaluate": ("judging", "Judge a run's features by k-NN and linear probes"),
-    "show": ("judging", "Write a run's report.html: curves, reconstructions, scores"),
-    "export": ("judging", "Write a run's encoder for timm"),
-    "bench": ("measuring", "Measure a recipe's training speed on this machine: bench RECIPE"),
-    "recipes": ("listing", "List the recipes"),
-    "plugins": ("listing", "List the plugins that are installed, and why one failed"),
-    "list": ("listing", "List parts of a kind: list maskers"),
-    "describe": ("listing", "Describe a recipe or a part, with its options: describe core:random"),
-    "doctor": ("diagnosing", "Say what this machine has, what is missing, and what that means for a run"),
+    "pretrain": ("mim_core.commands.running:pretrain", "Pre-train an encoder: pretrain RECIPE --data.root FOLDER"),
+    "evaluate": ("mim_core.commands.judging:evaluate", "Judge a run's features by k-NN and linear probes"),
+    "show": ("mim_core.commands.judging:show", "Write a run's report.html: curves, reconstructions, scores"),
+    "export": ("mim_core.commands.judging:export", "Write a run's encoder for timm"),
+    "bench": ("mim_core.commands.measuring:bench", "Measure a recipe's training speed on this machine: bench RECIPE"),
+    "recipes": ("mim_core.commands.listing:recipes", "List the recipes"),
+    "plugins": ("mim_core.commands.listing:plugins", "List the plugins that are installed, and why one failed"),
+    "list": ("mim_core.commands.listing:list_parts", "List parts of a kind: list maskers"),
+    "describe": (
+        "mim_core.commands.listing:describe",
+        "Describe a recipe or a part, with its options: describe core:random",
+    ),
+    "doctor": (
+        "mim_core.commands.diagnosing:doctor",
+        "Say what this machine has, what is missing, and what that means for a run",
+    ),
 }
 OF_A_PLUGIN = ("pretrain", "evaluate", "show", "export", "bench", "recipes", "doctor")
 
 
-def main(argv: Sequence[str] | None = None, plugin: str | None = None) -> int:
+def main(
+    argv: Sequence[str] | None = None, plugin: str | None = None, more: Mapping[str, tuple[str, str]] | None = None
+) -> int:
     """Runs a command.
 
     Args:
         argv: Arguments after the program's name; the process's own by default.
         plugin: Restricts commands and recipes to those of one plugin.
+        more: The plugin's own commands: name -> ("module:function", what it does).
 
     Returns:
         Exit code: 0, 1 when doctor found what stops any run, 2 for a mistake of the user's, 3 for a run that was
@@ -39,17 +50,17 @@ def main(argv: Sequence[str] | None = None, plugin: str | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = "mim-core" if plugin is None else f"mim-{plugin}"
-    names = list(COMMANDS) if plugin is None else list(OF_A_PLUGIN)
+    known = COMMANDS if plugin is None else {**{name: COMMANDS[name] for name in OF_A_PLUGIN}, **(more or {})}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        _say(_help(program, names))
+        _say(_help(program, known))
         return 0
     if arguments[0] in ("-V", "--version"):
         _say(f"{program} {__version__}" if plugin is None else f"{program} (mim-core {__version__})")
         return 0
     try:
-        return _command(program, arguments[0], names)(program, plugin, arguments[1:])
+        return _command(program, arguments[0], known)(program, plugin, arguments[1:])
     except MimError as error:
-        if isinstance(error, RankError) or os.environ.get("RANK", "0") == "0":  # what all ranks meet, one says
+        if isinstance(error, RankError) or _first_rank():  # what all ranks meet, one says
             print(f"{program}: error: {error}", file=sys.stderr, flush=True)  # noqa: T201
         return 2
     except SystemExit as end:  # tyro, after --help or a wrong option
@@ -62,17 +73,24 @@ def main(argv: Sequence[str] | None = None, plugin: str | None = None) -> int:
         return 0
 
 
-def _command(program: str, name: str, names: list[str]) -> Callable[[str, str | None, list[str]], int]:
-    if name not in names:
-        raise unknown("command", name, names, f"See: {program} --help")
-    module = importlib.import_module(f"mim_core.commands.{COMMANDS[name][0]}")
-    command: Callable[[str, str | None, list[str]], int] = getattr(module, name if name != "list" else "list_parts")
+def _first_rank() -> bool:
+    """Whether a launcher calls this process its first; torchrun or srun (see `mim_core.distributed.Launch`)."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1 or os.environ.get("SLURM_PROCID") == "0"
+
+
+def _command(program: str, name: str, known: Mapping[str, tuple[str, str]]) -> Command:
+    if name not in known:
+        raise unknown("command", name, known, f"See: {program} --help")
+    module, _, function = known[name][0].partition(":")
+    command: Command = getattr(importlib.import_module(module), function)
     return command
 
 
-def _help(program: str, names: list[str]) -> str:
+def _help(program: str, known: Mapping[str, tuple[str, str]]) -> str:
     lines = [f"usage: {program} COMMAND [OPTIONS]", "", "Masked modeling with replaceable parts.", "", "commands:"]
-    lines += [f"  {name:<10} {COMMANDS[name][1]}" for name in names]
+    lines += [f"  {name:<10} {text}" for name, (_, text) in known.items()]
     first = "mim-image pretrain mae-vit-tiny" if program == "mim-core" else f"{program} recipes"
     lines += ["", f"{program} COMMAND --help tells a command's options. A first run: {first}"]
     return "\n".join(lines)

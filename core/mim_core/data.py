@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
@@ -108,6 +108,15 @@ class DataSource:
     def picture(self, modality: str, values: Tensor) -> Picture:
         """One item of a modality, as `finish` left it, as a picture."""
         raise NotImplementedError
+
+    def animation(self, modality: str, values: Tensor) -> Picture | None:
+        """The same item moving, such as a GIF, where it has a time; shown below the pictures."""
+        return None
+
+    def controls(self) -> Mapping[str, Callable[[Sample], Sample]]:
+        """Samples with something taken from them, by what it is, such as the order of frames: evaluation shows the
+        pre-trained encoder on these too. They come as `finish` left them, with their ``index``."""
+        return {}
 
     def plan(self) -> dict[str, str]:
         """What ``--dry-run`` says about the data: label -> text."""

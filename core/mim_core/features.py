@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from mim_core.data import DataSource, Labelled, Readable, loader
 from mim_core.distributed import choose_device
 from mim_core.errors import MimError
 from mim_core.evaluation import PRETRAINED, RAW, UNTRAINED, Features, Study
+from mim_core.layout import Sample
 from mim_core.method import Method
 from mim_core.options import plain
 from mim_core.recipe import EvaluateConfig, ResolvedRun, from_toml
@@ -52,9 +55,10 @@ def extract(
     config: EvaluateConfig,
     device: torch.device,
     chosen: Tensor | None = None,
+    change: Callable[[Sample], Sample] | None = None,
 ) -> Tensor:
     """Pooled features of a split, or of its ``chosen`` samples (int64 [n]), float32 [n, D]; the raw input where no
-    method is given. NaN where a file cannot be read."""
+    method is given. NaN where a file cannot be read. ``change`` is one of the source's controls."""
     wanted, back = (torch.arange(len(split.labels)) if chosen is None else chosen).unique(return_inverse=True)
     count = len(wanted)
     sampler = [part.tolist() for part in wanted.split(config.batch_size)]
@@ -67,6 +71,8 @@ def extract(
             continue
         places.append(batch.pop("index"))
         ready = source.finish({name: value.to(device) for name, value in batch.items()})
+        if change is not None:
+            ready = change({**ready, "index": places[-1].to(device)})
         if method is None:
             found.append(source.raw(ready).float().cpu())
             continue
@@ -127,14 +133,18 @@ def prepare_study(folder: Path, registry: Registry, config: EvaluateConfig | Non
     code = hashlib.sha256(about.encode()).hexdigest()[:12]
     store = folder / "features" if path.parent != folder else path / "features"
 
-    def both(network: Method | None) -> Features:
-        return Features(extract(network, source, train, config, device), extract(network, source, test, config, device))
+    def both(network: Method | None, change: Callable[[Sample], Sample] | None = None) -> Features:
+        splits = (extract(network, source, split, config, device, change=change) for split in (train, test))
+        return Features(*splits)
 
     rows = {
         RAW: _cached(store / f"raw-{code}.safetensors", lambda: both(None)),
         UNTRAINED: _cached(store / f"untrained-{code}.safetensors", lambda: both(build_method(run, registry))),
         PRETRAINED: _cached(store / f"{path.name}-{code}.safetensors", lambda: both(method)),
     }
+    for label, change in source.controls().items():
+        file = store / f"{path.name}-{label.replace(' ', '-')}-{code}.safetensors"
+        rows[f"{PRETRAINED}, {label}"] = _cached(file, partial(both, method, change))
     rows, labels = _readable(rows, train.labels, test.labels)
     notes = [
         f"{len(labels[0]):,} labelled training samples, {len(labels[1]):,} test samples, {len(test.classes)} classes."

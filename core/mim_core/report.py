@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from mim_core import curves
 from mim_core.build import make_source
-from mim_core.data import DataSource, Readable
+from mim_core.data import DataSource, Picture, Readable
 from mim_core.errors import MimError
 from mim_core.evaluation import Score, cell, columns_of
 from mim_core.features import load_run
@@ -162,21 +162,17 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
     heads = []
     for name, rebuilt in reconstruct(method, sample).items():
         rows = {"input": rebuilt.input, "masked": rebuilt.masked, "rebuilt": rebuilt.rebuilt}
-        heads.append(
-            {
-                "name": name,
-                "where": where,
-                "needs_truth": rebuilt.needs_truth,
-                "rows": {
-                    label: [_address(source, rebuilt.modality, item) for item in items] for label, items in rows.items()
-                },
-            }
-        )
+        shown = {
+            label: [_address(source.picture(rebuilt.modality, item)) for item in items] for label, items in rows.items()
+        }
+        for label, items in rows.items():
+            moving = [source.animation(rebuilt.modality, item) for item in items]
+            shown.update({f"{label}, moving": [_address(each) for each in moving if each]} if any(moving) else {})
+        heads.append({"name": name, "where": where, "needs_truth": rebuilt.needs_truth, "rows": shown})
     return heads
 
 
-def _address(source: DataSource, modality: str, values: Tensor) -> str:
-    picture = source.picture(modality, values)
+def _address(picture: Picture) -> str:
     return f"data:{picture.media_type};base64,{base64.b64encode(picture.content).decode()}"
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mim_core.strategy import local
+from mim_core.strategy import local, reshard
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ class WeightAverage:
     """
 
     def __init__(self, module: nn.Module, momentum: float) -> None:
-        self.momentum = momentum
+        self.module, self.momentum = module, momentum
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.tensors = {name: p.detach().clone() for name, p in self.parameters.items()}
 
@@ -54,6 +54,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
+        reshard(self.module)
         for name, parameter in self.parameters.items():
             mine, theirs = local(self.tensors[name]), local(parameter)
             kept = theirs.clone()

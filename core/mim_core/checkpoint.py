@@ -13,6 +13,7 @@ state.json is whole; the newest whole one wins, and a torn one is passed over wi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -108,13 +109,21 @@ def save(run: Path, contents: Contents, step: int, recipe: str, extra: dict[str,
         shutil.rmtree(part, ignore_errors=True)
         before = newest(run)
         kept = f"The last whole checkpoint is {before}." if before else "There is no earlier checkpoint."
+        room = "Free some space, or choose" if is_full(error) else "Choose"
         raise MimError(
-            f"Checkpoint {final} cannot be written: {error}. {kept} Free some space, or choose another folder with "
-            f"--out, and start again with the same command: the run goes on from there."
+            f"Checkpoint {final} cannot be written: {error}. {kept} {room} another folder with --out, and start again "
+            "with the same command: the run goes on from there."
         ) from error
-    for old in sorted(folder_of(run).glob("step-*"))[:-keep]:
+    found = sorted(folder_of(run).glob("step-*"))
+    sound = [path for path in found if whole(path)]
+    for old in {*found} - {*sound[-keep:], final}:  # torn ones too: a newer one would be in the way of every start
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error says that there is no room; safetensors says so in words."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
 def whole(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,7 @@ PEAKS = {
     "A100": 312e12,
     "A800": 312e12,
     "A40": 150e12,
+    "A10G": 70e12,
     "A10": 125e12,
     "A30": 165e12,
     "RTX 6000 Ada": 364e12,
@@ -42,8 +44,14 @@ def peak_flops(device: torch.device) -> float | None:
     """A GPU's dense bf16 FLOP/s by its data sheet; None where none is known, as for CPUs."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """The same by the device's name: whole words, and neither slices (MIG) nor laptops, which have less."""
+    if re.search(r"\bMIG\b|Laptop|Mobile|Max-Q", name):
+        return None
+    return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{re.escape(part)}\b", name)), None)
 
 
 def measured_flops(device: torch.device, precision: torch.dtype, seconds: float = 0.5) -> float:

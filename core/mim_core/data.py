@@ -234,9 +234,12 @@ def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
 
 
 def _apart(worker: int) -> None:
-    """A process group of its own. Ctrl-C, torchrun and SLURM signal whole groups; the main process answers, and needs
-    its workers for the last steps."""
+    """Signals are for the main process, which needs its workers for the last steps. Ctrl-C and launchers signal whole
+    process groups, and schedulers every process: the first SIGTERM is passed over, and a second ends the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *told: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -49,11 +49,16 @@ class TransformerDecoder(Decoder):
         mlp_ratio: float = 4.0
         """Hidden width of the MLP over the token width."""
         position: PositionKind = "sincos"
-        """sincos, learned, coordinates (an MLP of where units lie) or none."""
+        """sincos, flat (sine-cosine over the sequence of units), learned, separable (learned per axis), coordinates (an
+        MLP of where units lie) or none."""
         norm_eps: float = 1e-6
         """Small number in the normalisation layers."""
+        final_norm_eps: float | None = None
+        """The same in the last one, where it differs."""
         embed_bias: bool = True
         """A bias in the layer from the encoder's width to this one; VideoMAE has none."""
+        prefix: Literal["encoder", "own"] = "encoder"
+        """What stands in front: the encoder's class and register tokens, or a token of the decoder's own (MAE-ST)."""
 
     def __init__(self, config: Config, encoder: Encoder, layout: Layout, size: int) -> None:
         super().__init__()
@@ -69,10 +74,12 @@ class TransformerDecoder(Decoder):
                 for _ in range(config.depth)
             )
         )
-        self.norm = norm(config.width)
+        final_eps = config.norm_eps if config.final_norm_eps is None else config.final_norm_eps
+        self.norm = nn.LayerNorm(config.width, eps=final_eps)
         self.pred = nn.Linear(config.width, size)
         init_transformer(self)
         self.mask_token = token(1, config.width)
+        self.cls_token = token(1, config.width) if config.prefix == "own" else None
         self.position = make_position(config.position, layout, config.width)
 
     def forward(self, encoded: Encoded, layout: Layout, mask: Mask) -> Float[Tensor, "R Q size"]:
@@ -82,7 +89,11 @@ class TransformerDecoder(Decoder):
         if self.position is not None:
             places = self.position(layout)
             seen, asked = seen + take(places, mask.kept_ids), asked + take(places, mask.query_ids)
-        x = self.blocks(torch.cat([self.embed(encoded.prefix), seen, asked.to(seen.dtype)], dim=1))
+        if self.cls_token is None:
+            front = self.embed(encoded.prefix)
+        else:
+            front = self.cls_token.expand(seen.shape[0], -1, -1).to(seen.dtype)
+        x = self.blocks(torch.cat([front, seen, asked.to(seen.dtype)], dim=1))
         return self.pred(self.norm(x[:, -mask.query_ids.shape[1] :]))
 
 

@@ -14,10 +14,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -94,6 +94,11 @@ class World:
         """Whether this is rank 0, which writes and speaks."""
         return self.launch.rank == 0
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether the launcher is gone; nobody would end this rank, or could start it anew beside another."""
+        return self.heart is not None and self.heart.abandoned
+
     def phase(self, step: int, name: str) -> None:
         """Notes what this rank does now, for the message that names a lost one."""
         if self.heart is not None:
@@ -130,17 +135,57 @@ class World:
         if self.control is None:
             return work()
         found: list[Any] = [None, None]
+        fault: Exception | None = None
         if self.first:
             try:
                 found[0] = work()
-            except MimError as error:
-                error.everywhere = True
-                found[1] = error
+            except Exception as error:
+                fault = error
+                found[1] = error if isinstance(error, MimError) else MimError(f"rank 0 failed: {error!r}")
+                found[1].everywhere = True
         dist.broadcast_object_list(found, src=0, group=self.control)
+        if fault is not None:
+            raise fault
         if found[1] is not None:
             raise found[1]
         result: T = found[0]
         return result
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Does something on every rank. If it fails on any, it fails on all, and rank 0 says what each met.
+
+        Raises:
+            MimError: Of all ranks.
+        """
+        result: T | None = None
+        fault: MimError | None = None
+        try:
+            result = work()
+        except MimError as met:
+            fault = met
+        said = self.gather(None if fault is None else str(fault))
+        if any(said):
+            same = len(set(said)) == 1
+            lines = [f"rank {rank}: {text}" for rank, text in enumerate(said) if text]
+            error = fault if same and fault is not None else MimError("\n".join(lines))
+            error.everywhere = True
+            raise error
+        return cast(T, result)
+
+    def compare(self, facts: dict[str, str]) -> None:
+        """Refuses ranks that differ in what must be the same.
+
+        Raises:
+            MimError: Of all ranks; names the fact, and what each rank has.
+        """
+        found = self.gather(facts)
+        for name in facts:
+            each = [other[name] for other in found]
+            if len(set(each)) > 1:
+                listed = ", ".join(f"rank {rank}: {value}" for rank, value in enumerate(each))
+                error = MimError(f"The ranks must have the same {name}, and have not: {listed}.")
+                error.everywhere = True
+                raise error
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in the order of the ranks."""
@@ -172,14 +217,22 @@ def choose_device(train: TrainConfig, launch: Launch | None = None) -> torch.dev
     name = train.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda:") and launch.size > 1:
+        raise MimError(
+            f"--train.device {name} would put all {launch.size} ranks on one GPU; each takes its own with "
+            "--train.device cuda."
+        )
     if name == "cuda" and torch.cuda.is_available():
-        if launch.local_rank >= torch.cuda.device_count():
+        if torch.cuda.device_count() == 1 and "SLURM_PROCID" in os.environ:
+            name = "cuda:0"  # --gpus-per-task=1 shows each task its own alone
+        elif launch.local_rank >= torch.cuda.device_count():
             raise MimError(
                 f"Rank {launch.rank} is number {launch.local_rank} on its machine, which has "
                 f"{torch.cuda.device_count()} GPUs. Start at most as many processes as there are GPUs, or use "
                 "--train.device cpu."
             )
-        name = f"cuda:{launch.local_rank}"
+        else:
+            name = f"cuda:{launch.local_rank}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -201,16 +254,25 @@ def world(train: TrainConfig) -> Iterator[World]:
     launch = Launch.from_environment()
     device = choose_device(train, launch)
     if launch.size == 1:
-        yield alone(device)
+        before = dist.is_initialized()
+        try:
+            yield alone(device)
+        finally:
+            if dist.is_initialized() and not before:  # FSDP2's group of one
+                dist.destroy_process_group()
         return
     wait = timedelta(seconds=train.timeout)
     os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.size), LOCAL_RANK=str(launch.local_rank))
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=wait))
         store.set_timeout(wait)
+        # a process may train several times, and old addresses are of no use
+        store = dist.PrefixStore(f"world {store.add(f'worlds of {launch.rank}', 1)}", store)
+        # the host's group must be the first to notice: NCCL's watchdog ends the process without a word
+        slower = wait + timedelta(seconds=60 if device.type == "cuda" else 0)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
-            backend, store=dist.PrefixStore("group", store), rank=launch.rank, world_size=launch.size, timeout=wait
+            backend, store=dist.PrefixStore("group", store), rank=launch.rank, world_size=launch.size, timeout=slower
         )
         control = dist.new_group(backend="gloo", timeout=wait)
         assert isinstance(control, dist.ProcessGroup)
@@ -229,6 +291,9 @@ def world(train: TrainConfig) -> Iterator[World]:
         dist.destroy_process_group()
     finally:
         heart.stop()
+        if dist.is_initialized() and device.type == "cpu":  # NCCL's may wait for the lost rank for ever
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
 
 
 def _lost_contact(error: Exception) -> bool:
@@ -246,6 +311,8 @@ class Heart(threading.Thread):
         self.store, self.launch = store, launch
         self.place: tuple[int, str, float] = (0, "start", time.monotonic())
         self.beats = 0
+        self.abandoned = False
+        """The launcher, and its store, are gone."""
         self.ended = threading.Event()
         self._beat()
 
@@ -258,7 +325,8 @@ class Heart(threading.Thread):
         while not self.ended.wait(BEAT):
             try:
                 self._beat()
-            except RuntimeError:  # the launcher, and its store, are gone
+            except RuntimeError:
+                self.abandoned = not self.ended.is_set()
                 return
 
     def stop(self) -> None:
@@ -283,7 +351,7 @@ class Heart(threading.Thread):
             return "\n".join(lines)
         for rank, ((beats, *_), (later, step, phase, seconds)) in enumerate(zip(before, now, strict=True)):
             sign = "alive" if later > beats else "DEAD: it gives no sign of life"
-            lines.append(f"  rank {rank}: {sign}; step {step}, {phase}, for {seconds} s")
+            lines.append(f"  rank {rank}: {sign}; when last heard at step {step}, {phase}, for {seconds} s")
         lines.append("The last whole checkpoint stays; the same command goes on from there.")
         return "\n".join(lines)
 

@@ -137,7 +137,7 @@ class ViTEncoder(Encoder):
 
         name: str | None = None
         """A timm VisionTransformer, such as vit_small_patch16_224; then width, depth, heads, mlp_ratio, class_token,
-        layer_scale and norm_eps are its."""
+        layer_scale, final_norm and norm_eps are its."""
         width: int = 768
         """Token width D."""
         depth: int = 12
@@ -149,9 +149,12 @@ class ViTEncoder(Encoder):
         class_token: bool = True
         """Put one learned token in front."""
         position: PositionKind = "sincos"
-        """sincos, learned, coordinates (an MLP of where units lie) or none."""
+        """sincos, flat (sine-cosine over the sequence of units), learned, separable (learned per axis), coordinates (an
+        MLP of where units lie) or none."""
         norm_eps: float = 1e-6
         """Small number in the normalisation layers: 1e-6 in MAE's and timm's code, 1e-12 in transformers' ViTMAE."""
+        final_norm: bool = True
+        """A normalisation layer after the last block."""
         drop_path: float = 0.0
         """Stochastic depth, rising linearly to this rate in the last block."""
         layer_scale: float | None = None
@@ -172,7 +175,7 @@ class ViTEncoder(Encoder):
             check_sizes(config.width, config.depth, config.heads)
             self.width = config.width
             self.blocks, self.norm_pre = self._own_blocks(config), nn.Identity()
-            self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+            self.norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.final_norm else nn.Identity()
             self.cls_token = token(1, config.width) if config.class_token else None
             self.reg_token = None
         init_transformer(self)
@@ -237,11 +240,11 @@ class ViTEncoder(Encoder):
         """The named model, or a generic ViT with these sizes.
 
         Raises:
-            MimError: Positions are computed from coordinates, which timm does not.
+            MimError: Positions are computed from coordinates or per axis, which timm does not.
         """
         config = self.config
-        if config.position == "coordinates":
-            raise MimError("timm's transformers have no positions that are computed from coordinates.")
+        if config.position in ("coordinates", "separable"):
+            raise MimError("timm's transformers have no positions that are computed from coordinates, or per axis.")
         position = {"pos_embed": "none"} if config.position == "none" else {}
         if config.name is not None:
             return config.name, {"no_embed_class": False, "global_pool": "", **position}
@@ -254,6 +257,7 @@ class ViTEncoder(Encoder):
             "class_token": config.class_token,
             "init_values": config.layer_scale,
             "global_pool": "token" if config.class_token else "avg",
+            **({} if config.final_norm else {"final_norm": False}),
             "fc_norm": False,  # the final norm is on every token, with either pooling
         }
 

@@ -38,7 +38,8 @@ class BadFiles:
         if self.fresh and self.run.world.size == 1:
             self.share()
         if batch.sample is None:
-            self._write(self.fresh)
+            if self.run.world.first:
+                self._write(self.fresh)
             self.run.skipped.update(self.fresh)
             raise self._error("and nothing replaces them")
 

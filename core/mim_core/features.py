@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -68,6 +69,8 @@ def extract(
     places: list[Tensor] = []
     for batch in loader(Readable(split.items), sampler, 0, Readable.collate):
         if not batch:
+            if method is not None and dist.is_initialized():  # a sharded method needs all ranks for each call
+                method.encode({name: torch.zeros(1, *shape, device=device) for name, shape in source.shapes.items()})
             continue
         places.append(batch.pop("index"))
         ready = source.finish({name: value.to(device) for name, value in batch.items()})

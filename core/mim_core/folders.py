@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,42 @@ def open_folder(folder: Path, recipe: str) -> dict[str, str]:
         if log.exists():
             return {entry["file"]: entry["reason"] for entry in json_lines(log)}
         return {}
+    except tomllib.TOMLDecodeError as error:
+        raise MimError(f"{path} is damaged: {error}. Restore it, or choose another folder with --out.") from error
     except OSError as error:
         raise MimError(f"The output folder {folder} cannot be written: {error}. Choose another with --out.") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of a folder; the system lets go when this process ends, however it ends.
+
+    Raises:
+        MimError: Another process trains into it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a+")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise MimError(f"The output folder {folder} cannot be written: {error}. Choose another with --out.") from error
+    with handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of those that it forks
+        except OSError:
+            handle.seek(0)
+            raise MimError(
+                f"Another process trains into {folder} ({handle.read().strip() or 'not known which'}). Wait for it, "
+                "stop it, or choose another folder with --out."
+            ) from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()}")
+        handle.flush()
+        yield
 
 
 FREE = {

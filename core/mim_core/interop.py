@@ -82,7 +82,7 @@ class _Inert:
         return OrderedDict()
 
 
-def clean(state: State) -> dict[str, Tensor]:
+def clean(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights alone: out of an outer dict, and without the prefixes that wrappers leave on every key.
 
     Raises:

@@ -11,11 +11,13 @@ RUN/
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,15 @@ def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | 
     return Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps)
 
 
+def _facts(run: Run) -> dict[str, str]:
+    """What must be the same on all ranks: each trains on its share of one order of the same samples."""
+    count = len(run.source)
+    names = [Path(run.source.name_of(i * count // 64)).name for i in range(64)] if count else []
+    parts = [(role, part.name) for role, part in run.config.parts.items()]
+    texts = {"settings": repr((run.train, run.config.evaluate, parts)), "files": "\n".join(names)}
+    return {"items": str(count), **{k: hashlib.sha256(v.encode()).hexdigest()[:12] for k, v in texts.items()}}
+
+
 def _advise(train: TrainConfig, items: int) -> None:
     """Warns of settings that are allowed and rarely meant."""
     if 0 < train.epochs <= train.warmup_epochs:
@@ -167,7 +178,8 @@ class _Session:
     """One process's part of a run, from where it stands to where it ends."""
 
     def __init__(self, run: Run, quiet: bool) -> None:
-        self.run, self.world = run, run.world
+        self.run, self.world, self.stack = run, run.world, ExitStack()
+        self.world.compare(_facts(run))
         self.recipe = to_toml(run.config, run.registry)
         self.probe = OnlineProbe(run) if run.config.evaluate.every is not None else None
         self.quiet = quiet or not run.world.first
@@ -178,42 +190,54 @@ class _Session:
     def go(self) -> bool:
         """Resumes, trains, and says how it ended."""
         run = self.run
-        resumed = self._resume()
-        reporter = Reporter(run.config.recipe or run.folder.name, run.step, run.steps, quiet=self.quiet)
-        if run.step >= run.steps:
-            reporter.say(
-                f"{run.folder} is complete: {run.step} steps. To go on with its weights in a new run: --init "
-                f"{run.folder} --out ANOTHER"
-            )
-            return True
-        if resumed:
-            reporter.say(f"Resuming {run.folder} at step {run.step} of {run.steps}.")
-        self._count_operations()
-        self.world.on_first(lambda: _hook(run, "mim_run_started"))
-        try:
-            return self._train(reporter)
-        except MimError as error:
-            if error.everywhere or isinstance(error, RankError):
-                raise
-            raise self.world.error(str(error)) from error
-        except RuntimeError as error:  # the loader raises plain ones, anywhere: a signal tells it of its children
-            if "DataLoader" not in str(error):
-                raise
-            with suppress(RuntimeError):  # it may tell twice
-                time.sleep(0.2)
-            raise self.world.error(
+        with self.stack:
+            resumed = self._resume()
+            reporter = Reporter(run.config.recipe or run.folder.name, run.step, run.steps, quiet=self.quiet)
+            if run.step >= run.steps:
+                reporter.say(
+                    f"{run.folder} is complete: {run.step} steps. To go on with its weights in a new run: --init "
+                    f"{run.folder} --out ANOTHER"
+                )
+                return True
+            if resumed:
+                reporter.say(f"Resuming {run.folder} at step {run.step} of {run.steps}.")
+            self._count_operations()
+            try:
+                self.world.on_first(lambda: _begin(run))
+                return self._train(reporter)
+            except (MimError, RuntimeError, OSError) as error:
+                if isinstance(error, MimError) and (error.everywhere or isinstance(error, RankError)):
+                    raise
+                explained = self._explain(error)
+                if explained is None:
+                    raise
+                raise explained from error
+            finally:
+                run.observe("mim_run_left")
+
+    def _explain(self, error: Exception) -> MimError | None:
+        """What this rank says of an error; None for one that is a bug, or a lost rank's."""
+        run = self.run
+        if isinstance(error, MimError):
+            return self.world.error(str(error))
+        if "DataLoader" in str(error):  # the loader raises plain ones, anywhere: a signal tells it of its children
+            for child in multiprocessing.active_children():
+                with suppress(RuntimeError):
+                    child.kill()  # one that hangs would be waited for at the end
+            for _ in range(3):
+                with suppress(RuntimeError):  # it tells of each
+                    time.sleep(0.1)
+            return self.world.error(
                 f"a process that reads data is gone, or gave nothing for {run.train.timeout:g} s (--train.timeout): "
                 f"{str(error).splitlines()[0]}. The last checkpoint stays. --train.workers 0 shows where it happens."
-            ) from error
-        except OSError as error:
-            before = checkpoint.newest(run.folder)
-            kept = f"The last whole checkpoint is {before}" if before else "There is no checkpoint yet"
-            raise self.world.error(
-                f"{run.folder} cannot be written: {error}. {kept}; once the disk can be written again, the same "
-                "command goes on from there.",
-            ) from error
-        finally:
-            run.observe("mim_run_left")
+            )
+        if not isinstance(error, OSError):
+            return None
+        before = checkpoint.newest(run.folder)
+        kept = f"The last whole checkpoint is {before}" if before else "There is no checkpoint yet"
+        full = checkpoint.is_full(error) or str(run.folder) in str(error.filename)
+        what = f"{run.folder} cannot be written" if full else "A file or the system failed"
+        return self.world.error(f"{what}: {error}. {kept}; once this is mended, the same command goes on from there.")
 
     def _resume(self) -> bool:
         """Opens the folder on rank 0, and puts back what its newest checkpoint holds."""
@@ -221,6 +245,7 @@ class _Session:
 
         def look() -> tuple[dict[str, str], Path | None, dict[str, Any]]:
             nonlocal loaded
+            self.stack.enter_context(folders.locked(run.folder))
             skipped = folders.open_folder(run.folder, self.recipe)
             latest = checkpoint.newest(run.folder, warn)
             if latest is None:
@@ -265,7 +290,7 @@ class _Session:
                 if train.max_hours is not None and time.monotonic() - began >= train.max_hours * 3600:
                     stop.append(TIME_LIMIT)
                 world.phase(run.step, "between steps")
-                reason = world.poll(stop[0] if stop else 0)
+                reason = world.poll(stop[0] if stop else signal.SIGTERM if world.abandoned else 0)
                 self._judge(trainer, reporter)
                 if run.step % train.checkpoint_every == 0 or run.step == run.steps or reason:
                     trainer.read_metrics()
@@ -290,9 +315,9 @@ class _Session:
         self.world.phase(self.run.step, "judging the features")
         with trainer.clock.paused():
             scores = self.probe.judge(self.average)
-        if self.world.first:
-            reporter.say(self.probe.line(scores))
-            self.run.observe("mim_features_judged", scores=scores)
+            if self.world.first:
+                reporter.say(self.probe.line(scores))
+                self.run.observe("mim_features_judged", scores=scores)
 
     def _save(self) -> int:
         """Writes a checkpoint; returns its step."""
@@ -314,9 +339,14 @@ class _Session:
         return run.step
 
 
-def _hook(run: Run, name: str) -> None:
-    """An observer hook whose error ends the run."""
-    getattr(run.registry.hooks, name)(run=run)
+def _begin(run: Run) -> None:
+    """Tells the observers; here their errors end the run."""
+    try:
+        run.registry.hooks.mim_run_started(run=run)
+    except MimError:
+        raise
+    except Exception as error:
+        raise MimError(f"an observer failed in mim_run_started: {type(error).__name__}: {error}") from error
 
 
 TIME_LIMIT = 1000

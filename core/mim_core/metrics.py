@@ -43,6 +43,8 @@ class Stopwatch:
     def paused(self) -> Iterator[None]:
         """Time that is none of the steps', such as that of writing a checkpoint."""
         self.start(None)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # what is queued belongs to the steps
         before = time.perf_counter()
         yield
         self._began += time.perf_counter() - before
@@ -55,7 +57,11 @@ class Stopwatch:
                 if phase and phase != "data":
                     self._seconds[phase] += begin.elapsed_time(end) / 1000
         now = time.perf_counter()
-        found = (now - self._began, self._seconds)
+        seconds = now - self._began
+        if self.device.type == "cuda":  # the host waits while the device computes; only what is left is waiting
+            others = sum(value for phase, value in self._seconds.items() if phase != "data")
+            self._seconds["data"] = min(self._seconds["data"], max(0.0, seconds - others))
+        found = (seconds, self._seconds)
         self._seconds, self._began = dict.fromkeys(PHASES, 0.0), now
         self._events = self._events[-1:]
         return found

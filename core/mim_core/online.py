@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -64,11 +65,9 @@ class OnlineProbe:
         run = self.run
         if self.raw is None:
             self.raw = self._both(None)
-        if average is None or run.step == 0:
+        # batches may differ in size here, and compiled blocks must not
+        with torch.compiler.set_stance("force_eager"), nullcontext() if average is None else average.applied():
             now = self._both(run.method)
-        else:
-            with average.applied():
-                now = self._both(run.method)
         run.method.train()
         if not run.world.first:
             return []

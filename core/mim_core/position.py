@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mim_core.layout import Layout
 
-PositionKind = Literal["sincos", "learned", "coordinates", "none"]
+PositionKind = Literal["sincos", "flat", "learned", "separable", "coordinates", "none"]
+SMOOTH = {1: "linear", 2: "bilinear", 3: "trilinear"}  # interpolation over that many axes
 
 
 def sincos_table(grid: tuple[int, ...], width: int) -> Float[Tensor, "N width"]:
@@ -30,7 +34,7 @@ def sincos_table(grid: tuple[int, ...], width: int) -> Float[Tensor, "N width"]:
         angles = places.reshape(-1, 1) * frequencies
         shares += [angles.sin(), angles.cos()]
     table = torch.cat(shares, dim=1)
-    return torch.nn.functional.pad(table, (0, width - table.shape[1])).float()
+    return F.pad(table, (0, width - table.shape[1])).float()
 
 
 class SinCosPosition(nn.Module):
@@ -53,6 +57,77 @@ class SinCosPosition(nn.Module):
         if grids == self.grids:
             return self.table
         return self._make(grids)[None].to(self.table)
+
+
+def flat_table(count: int, width: int) -> Float[Tensor, "count width"]:
+    """Fixed sine-cosine positions of a sequence, as VideoMAE gives them to the units of a whole grid in row-major order
+    (arXiv 2203.12602, code).
+
+    Sines and cosines alternate, with frequencies 10000^(-2k / width) for the k-th pair. Computed in float64.
+    """
+    pairs = torch.arange(width, dtype=torch.float64).div(2, rounding_mode="floor")
+    angles = torch.arange(count, dtype=torch.float64)[:, None] * 10000.0 ** (-2 * pairs / width)
+    even = torch.arange(width) % 2 == 0
+    return torch.where(even, angles.sin(), angles.cos()).float()
+
+
+class FlatPosition(nn.Module):
+    """Fixed positions by place in the sequence of all units, see `flat_table`.
+
+    A grid that is longer or shorter along its first axis only counts on. With other axes the place in the sequence
+    would mean another row and column than in training, so the table is interpolated over them.
+    """
+
+    table: Tensor
+
+    def __init__(self, layout: Layout, width: int) -> None:
+        super().__init__()
+        self.width, self.grid = width, layout.grid
+        self.register_buffer("table", flat_table(layout.count, width)[None])
+
+    def forward(self, layout: Layout) -> Float[Tensor, "1 N width"]:
+        """The positions of every unit, shared by all rows."""
+        if layout.grid == self.grid and layout.count == self.table.shape[1]:
+            return self.table
+        own, new = self.grid, layout.grid
+        if own is None or new is None or own[1:] == new[1:] or len(own) != len(new):
+            return flat_table(layout.count, self.width)[None].to(self.table)
+        count = new[0] * math.prod(own[1:])
+        table = flat_table(count, self.width).to(self.table).reshape(new[0], -1, self.width)
+        return _resized(table, own[1:], new[1:]).reshape(1, layout.count, self.width)
+
+
+class SeparablePosition(nn.Module):
+    """Trained vectors for each step along the first axis and for each place on the others, added up (MAE-ST, arXiv
+    2205.09113, section 3). For another grid both tables are interpolated linearly."""
+
+    def __init__(self, layout: Layout, width: int) -> None:
+        super().__init__()
+        if layout.grid is None or len(layout.grid) < 2:
+            raise ValueError(f"separable positions need units on a grid of two axes or more, got grid {layout.grid}")
+        self.grid = layout.grid
+        self.first = nn.Parameter(torch.empty(1, layout.grid[0], width))
+        self.rest = nn.Parameter(torch.empty(1, math.prod(layout.grid[1:]), width))
+        for table in (self.first, self.rest):
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def forward(self, layout: Layout) -> Float[Tensor, "1 N width"]:
+        """The positions of every unit, shared by all rows."""
+        if layout.grid is None or len(layout.grid) != len(self.grid):
+            raise ValueError(f"these positions are for a grid of {len(self.grid)} axes; this input has {layout.grid}")
+        first = _resized(self.first, self.grid[:1], layout.grid[:1])
+        rest = _resized(self.rest, self.grid[1:], layout.grid[1:])
+        return (first[:, :, None] + rest[:, None]).flatten(1, 2)
+
+
+def _resized(table: Float[Tensor, "B N width"], own: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+    """Vectors on the grid ``own``, interpolated linearly to the grid ``new``: [B, N', width]."""
+    if own == new:
+        return table
+    if len(own) not in SMOOTH:
+        raise ValueError(f"positions on {len(own)} axes cannot be interpolated from grid {own} to {new}")
+    spread = table.transpose(1, 2).unflatten(2, own)
+    return F.interpolate(spread, size=new, mode=SMOOTH[len(own)]).flatten(2).transpose(1, 2)
 
 
 class LearnedPosition(nn.Module):
@@ -90,13 +165,20 @@ class CoordinatePosition(nn.Module):
         return self.layers(places if places.ndim == 3 else places[None])
 
 
+POSITIONS: dict[str, Callable[[Layout, int], nn.Module]] = {
+    "sincos": SinCosPosition,
+    "flat": FlatPosition,
+    "learned": LearnedPosition,
+    "separable": SeparablePosition,
+    "coordinates": CoordinatePosition,
+}
+
+
 def make_position(kind: PositionKind, layout: Layout, width: int) -> nn.Module | None:
     """The position module of that kind, or None for "none"."""
     if kind == "none":
         return None
-    if kind == "sincos":
-        return SinCosPosition(layout, width)
-    return LearnedPosition(layout, width) if kind == "learned" else CoordinatePosition(layout, width)
+    return POSITIONS[kind](layout, width)
 
 
 def _grids(layout: Layout) -> tuple[tuple[int, ...], ...]:

@@ -11,6 +11,7 @@ epochs = 400
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -115,14 +116,18 @@ class TrainConfig:
         for name in ("batch_size", "lr_batch", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise MimError(f"train: option {name!r} must be at least 1, got {getattr(self, name)}")
+        numbers = ("epochs", "base_lr", "warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "timeout")
+        for name in numbers:
+            if not math.isfinite(getattr(self, name)):
+                raise MimError(f"train: option {name!r} must be a finite number, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise MimError(f"train: option 'betas' must lie in [0, 1), got {self.betas}")
+        if self.max_hours is not None and not self.max_hours > 0:
+            raise MimError(f"train: option 'max_hours' must be positive, got {self.max_hours}")
         if self.epochs <= 0:
             raise MimError(f"train: option 'epochs' must be positive, got {self.epochs}")
-        if self.micro_batch is not None and (self.micro_batch < 1 or self.batch_size % self.micro_batch):
-            fitting = [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0][-8:]
-            raise MimError(
-                f"train: a batch_size of {self.batch_size} cannot be cut into micro-batches of {self.micro_batch}. "
-                f"These would do: {', '.join(map(str, fitting))}."
-            )
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise MimError(f"train: option 'micro_batch' must be at least 1, got {self.micro_batch}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise MimError(f"train: option 'ema' must lie between 0 and 1, got {self.ema}")
         if self.timeout < 1:
@@ -169,7 +174,7 @@ class EvaluateConfig:
         for name in ("batch_size", "k", "draws", "online_samples"):
             if getattr(self, name) < 1:
                 raise MimError(f"evaluate: option {name!r} must be at least 1, got {getattr(self, name)}")
-        if self.every is not None and self.every <= 0:
+        if self.every is not None and not 0 < self.every < math.inf:
             raise MimError(f"evaluate: option 'every' must be positive, got {self.every}")
         if self.temperature <= 0 or self.l2 < 0:
             raise MimError("evaluate: temperature must be positive and l2 not negative")

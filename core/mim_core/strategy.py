@@ -53,9 +53,10 @@ def share(train: TrainConfig, ranks: int) -> tuple[int, int]:
     micro = min(train.micro_batch or each, each)
     if each % micro:
         fitting = [str(number) for number in range(1, each + 1) if each % number == 0][-8:]
+        share_of = f" gives each of {ranks} ranks {each} samples, which" if ranks > 1 else ""
         raise MimError(
-            f"A batch of {batch} gives each of {ranks} ranks {each} samples, which cannot be cut into micro-batches of "
-            f"{micro}. --train.micro-batch values that would do: {', '.join(fitting)}."
+            f"A batch of {batch}{share_of} cannot be cut into micro-batches of {micro}. --train.micro-batch values that "
+            f"would do: {', '.join(fitting)}."
         )
     return micro, each // micro
 
@@ -171,6 +172,14 @@ def whole(tensor: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this rank holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def reshard(module: nn.Module) -> None:
+    """Frees whole weights that FSDP2 still holds: after a forward pass without a backward one the root keeps them, and
+    would not see that their shards change."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from mim_core.errors import MimError
 from mim_core.loop import start, train
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe
+from mim_core.testing import unchecked
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
@@ -82,7 +83,9 @@ def steps_kept(folder):
     return checkpoint.load(path).step
 
 
-@pytest.mark.parametrize(("how", "sign"), [("die", "DEAD"), ("hang", "alive; step 4, data"), ("raise", "rank 1")])
+@pytest.mark.parametrize(
+    ("how", "sign"), [("die", "DEAD"), ("hang", "alive; when last heard at step 4, data"), ("raise", "rank 1")]
+)
 def test_lost_rank_ends_the_run_and_is_named(tmp_path, how, sign):
     codes, first, second, seconds = ranks(tmp_path / "run", how)
     assert codes[0] == 2, first
@@ -222,6 +225,7 @@ def test_lost_data_process_is_named(tmp_path, how):
         return real(index, key)
 
     run.source.read = read
-    with pytest.raises(MimError, match="a process that reads data is gone, or gave nothing for 4 s"):
+    # the loader's error may come at any place, also within a check of shapes, which would hide it
+    with unchecked(), pytest.raises(MimError, match="a process that reads data is gone, or gave nothing for 4 s"):
         train(run, quiet=True)
     assert steps_kept(tmp_path / "run") in (4, 8, 12)  # the loader reads two batches ahead

@@ -2,13 +2,16 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from mim_core import build_method, checkpoint, features
 from mim_core.average import WeightAverage, follow
-from mim_core.distributed import Launch
+from mim_core.cost import peak_of
+from mim_core.distributed import Launch, World
 from mim_core.errors import MimError
 from mim_core.loop import start, train
 from mim_core.metrics import PHASES, Stopwatch
@@ -96,6 +99,87 @@ def test_a_batch_that_does_not_divide_names_the_numbers_that_would(batch, micro,
 )
 def test_strategies(asked, ranks, expected):
     assert chosen(TrainConfig(strategy=asked), ranks) == expected
+
+
+class Ranks(World):
+    """Three ranks as the first of them would meet them: what the others give is known beforehand."""
+
+    others: tuple = ()
+
+    def gather(self, value):
+        return [value, *self.others]
+
+
+def ranks(*others):
+    world = Ranks(Launch(0, 3, 0), torch.device("cpu"))
+    world.others = others
+    return world
+
+
+def test_ranks_that_see_other_data_are_refused():
+    same = {"items": "64", "files": "abc"}
+    ranks(same, same).compare(same)
+    with pytest.raises(MimError, match="same items, and have not: rank 0: 64, rank 1: 64, rank 2: 60") as caught:
+        ranks(same, {**same, "items": "60"}).compare(same)
+    assert caught.value.everywhere
+
+
+def test_an_error_of_one_rank_is_one_of_all():
+    assert ranks(None, None).together(lambda: 5) == 5
+    with pytest.raises(MimError, match=r"^rank 2: no such folder$") as caught:
+        ranks(None, "no such folder").together(lambda: 5)
+    assert caught.value.everywhere
+
+    def fail():
+        raise MimError("no such folder")
+
+    with pytest.raises(MimError, match=r"^no such folder$"):
+        ranks("no such folder", "no such folder").together(fail)
+    with pytest.raises(MimError, match=r"^rank 0: no such folder$"):
+        ranks(None, None).together(fail)
+
+
+def test_a_folder_is_locked_while_a_run_trains_into_it(tmp_path):
+    code = "import sys, time, pathlib; from mim_core import folders\n"
+    code += "with folders.locked(pathlib.Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "locked\n"
+    with pytest.raises(MimError, match=f"Another process trains into .*run .process {other.pid} on"):
+        train(make_run(tmp_path / "run"), quiet=True)
+    other.kill()
+    other.wait()
+    assert train(make_run(tmp_path / "run"), quiet=True)
+    assert train(make_run(tmp_path / "run"), quiet=True)
+
+
+def test_torn_checkpoints_do_not_push_out_whole_ones(tmp_path):
+    first = make_run(tmp_path / "run", steps=20, keep_checkpoints=4)
+    assert train(first, quiet=True)
+    steps = checkpoint.folder_of(tmp_path / "run")
+    for step in (15, 20):
+        (steps / f"step-{step:08d}/weights.safetensors").write_bytes(b"torn")
+    assert not train(make_run(tmp_path / "run", steps=20, keep_checkpoints=1, max_hours=1e-9), quiet=True)
+    assert [path.name for path in steps.iterdir()] == ["step-00000011"]
+    assert checkpoint.load(checkpoint.newest(tmp_path / "run")).step == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+    ],
+)
+def test_peaks_are_known_by_whole_words(name, peak):
+    assert peak_of(name) == peak
 
 
 # ---- averages and teachers -------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ BF16 = ["mae,precision=bf16,strategy=ddp", "mae,precision=bf16,strategy=fsdp2"]
 STOPPED = [f"mae,strategy={s},stop=1,into=stopped-{s}" for s in ("ddp", "fsdp2")]
 AGAIN = [f"mae,strategy={s}{stop},into=again-{s}" for s in ("ddp", "fsdp2") for stop in (",stop=1", "")]
 PROBES = [f"mae,strategy={s},probes=1" for s in ("ddp", "fsdp2")]
+AVERAGED = [f"mae,strategy={s},probes=1,ema=0.9,checkpoint_every=100" for s in ("ddp", "fsdp2")]
 
 
 def launch(ranks, folder, cases):
@@ -63,11 +64,8 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    launch(
-        2,
-        folder,
-        [*(f"{m},{v}" for m in METHODS for v in VARIANTS), *MIXED, *BF16, *STOPPED, *AGAIN, *PROBES, "mae,bad=1"],
-    )
+    cases = [f"{method},{variant}" for method in METHODS for variant in VARIANTS]
+    launch(2, folder, [*cases, *MIXED, *BF16, *STOPPED, *AGAIN, *PROBES, *AVERAGED, "mae,bad=1"])
     return folder
 
 
@@ -163,6 +161,12 @@ def test_ranks_share_the_probes(alone, two, case):
     one, other = scores(alone / "mae,probes=1"), scores(two / case)
     assert [entry[:3] for entry in one] == [entry[:3] for entry in other]
     assert [entry[3] for entry in one] == pytest.approx([entry[3] for entry in other], abs=0.012)  # 3 of 251
+
+
+@pytest.mark.parametrize("case", AVERAGED)
+def test_judging_the_average_leaves_the_weights_alone(alone, two, case):
+    """FSDP2 keeps whole weights after a forward pass without a backward one; they must not be the average's."""
+    assert column(two / case) == pytest.approx(column(alone / "mae"), rel=2e-5)
 
 
 def test_bad_files_of_all_ranks_are_listed_once(alone, two):

@@ -33,9 +33,9 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     run = apply(run, options)
     folder = options.out or Path("runs") / _run_name(name)
     with distributed.world(run.train) as world:
-        started = loop.start(run, folder, registry, world)
-        if options.init is not None and not checkpoint.newest(folder):
-            _take_weights(started, options.init, options.init_format, registry)
+        started = world.together(lambda: loop.start(run, folder, registry, world))
+        if options.init is not None and world.on_first(lambda: checkpoint.newest(folder) is None):
+            world.together(lambda: _take_weights(started, options.init, options.init_format, registry))
         if options.dry_run:
             if world.first:
                 print_plan(started)

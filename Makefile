@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := -e plugins/image
+PLUGINS := -e plugins/image -e plugins/video
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
 .PHONY: demo test lint clean

@@ -55,8 +55,8 @@ def share(train: TrainConfig, ranks: int) -> tuple[int, int]:
         fitting = [str(number) for number in range(1, each + 1) if each % number == 0][-8:]
         share_of = f" gives each of {ranks} ranks {each} samples, which" if ranks > 1 else ""
         raise MimError(
-            f"A batch of {batch}{share_of} cannot be cut into micro-batches of {micro}. --train.micro-batch values that "
-            f"would do: {', '.join(fitting)}."
+            f"A batch of {batch}{share_of} cannot be cut into micro-batches of {micro}. --train.micro-batch values "
+            f"that would do: {', '.join(fitting)}."
         )
     return micro, each // micro
 

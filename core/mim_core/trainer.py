@@ -118,7 +118,10 @@ class Trainer:
 
     def _fetch(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """The next micro-batch, on the device; bad files are noted."""
-        batch = next(batches)
+        try:
+            batch = next(batches)
+        except (ConnectionError, EOFError) as error:  # it died while it handed a batch over
+            raise RuntimeError(f"DataLoader worker is gone: {error!r}") from error
         self.bad.note(batch)
         assert batch.sample is not None
         return {name: value.to(self.run.device, non_blocking=True) for name, value in batch.sample.items()}

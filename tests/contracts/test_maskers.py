@@ -78,7 +78,7 @@ class TestBlockBeit(MaskerContract):
 
 
 def test_every_masker_has_a_contract():
-    assert not uncovered("maskers", globals().values())
+    assert not [part for plugin in ("core", "image") for part in uncovered("maskers", globals().values(), plugin)]
 
 
 def test_mae_keeps_49_of_196():

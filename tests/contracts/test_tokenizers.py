@@ -43,7 +43,7 @@ class TestVolume(_Patches):
 
 
 def test_every_tokenizer_has_a_contract():
-    assert not uncovered("tokenizers", globals().values())
+    assert not [part for plugin in ("core", "image") for part in uncovered("tokenizers", globals().values(), plugin)]
 
 
 def test_values_are_in_row_column_channel_order():

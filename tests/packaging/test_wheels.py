@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROJECTS = {"mim_core": ROOT, "mim_image": ROOT / "plugins/image"}
+PROJECTS = {"mim_core": ROOT, "mim_image": ROOT / "plugins/image", "mim_video": ROOT / "plugins/video"}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,9 @@ def test_wheels_carry_their_data(wheels):
     sample = [name for name in names_in(wheels["mim_image"]) if "/sample/" in name]
     assert len([name for name in sample if name.endswith(".gz")]) == 4
     assert "mim_image/sample/LICENSE" in sample
+    clips = [name for name in names_in(wheels["mim_video"]) if "/sample/" in name]
+    assert len([name for name in clips if name.endswith(".mp4")]) == 480
+    assert "mim_video/sample/LICENSE" in clips
 
 
 def test_plugins_require_the_core_and_extras_point_at_plugins(wheels):
@@ -75,10 +78,10 @@ def test_plugins_require_the_core_and_extras_point_at_plugins(wheels):
         metadata = next(name for name in archive.namelist() if name.endswith("METADATA"))
         return [line for line in archive.read(metadata).decode().splitlines() if line.startswith("Requires-Dist")]
 
-    assert any("mim-core" in line and "<0.2" in line for line in requirements("mim_image"))
-    assert any(
-        "mim-image" in line and 'extra == "image"' in line.replace("'", '"') for line in requirements("mim_core")
-    )
+    for name in ("image", "video"):
+        assert any("mim-core" in line and "<0.2" in line for line in requirements(f"mim_{name}"))
+        extras = [line.replace("'", '"') for line in requirements("mim_core") if f"mim-{name}" in line]
+        assert any(f'extra == "{name}"' in line for line in extras)
 
 
 @pytest.mark.slow
@@ -90,10 +93,15 @@ def test_scripts_run_in_a_clean_environment(clean, tmp_path):
 
     shown = run("mim-core", "plugins")
     assert "mim-image" in shown
+    assert "mim-video" in shown
     assert "FAILED" not in shown
     assert "mae-vit-tiny" in run("mim-image", "recipes")
-    where = run("python", "-c", "import mim_core, mim_image; print(mim_core.__file__, mim_image.__file__)")
-    assert where.count(str(clean)) == 2, "the checkout was imported, not the wheels"
+    where = run(
+        "python",
+        "-c",
+        "import mim_core, mim_image, mim_video as v; print(mim_core.__file__, mim_image.__file__, v.__file__)",
+    )
+    assert where.count(str(clean)) == 3, "the checkout was imported, not the wheels"
     run("mim-image", "pretrain", "mae-vit-tiny", "--twin", "--out", "r", "--quiet")
     assert (tmp_path / "r/report.html").stat().st_size > 10_000
 
@@ -107,11 +115,11 @@ def test_the_core_alone_works_and_says_what_it_lacks(wheels, tmp_path):
     subprocess.run(
         [python, "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(wheels["mim_core"])], check=True
     )
-    environ = {"MIM_CORE_DISABLE": "image", "PATH": ""}
+    environ = {"MIM_CORE_DISABLE": "image,video", "PATH": ""}
     listed = subprocess.run([python, "-m", "mim_core", "list", "maskers"], capture_output=True, text=True, env=environ)
     assert "core:random" in listed.stdout
     asked = subprocess.run(
-        [python, "-m", "mim_core", "pretrain", "video:videomae"], capture_output=True, text=True, env=environ
+        [python, "-m", "mim_core", "pretrain", "multimodal:multimae"], capture_output=True, text=True, env=environ
     )
     assert asked.returncode == 2
-    assert 'pip install "mim-core[video]"' in asked.stderr
+    assert 'pip install "mim-core[multimodal]"' in asked.stderr

@@ -1,0 +1,3 @@
+"""Masked video modeling for mim-core."""
+
+__version__ = "0.1.0"

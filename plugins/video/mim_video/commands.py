@@ -1,0 +1,142 @@
+"""``mim-video probe`` and ``mim-video prepare``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from mim_core.commands.arguments import parse
+from mim_core.errors import BadSample, MimError
+from rich.console import Console
+from rich.table import Table
+
+from mim_video.prepare import MANIFEST, Encoding, prepare_collection
+from mim_video.readers import LIBRARIES, known_readers, open_reader
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Show what each installed reader sees in a video file: frames, times, size, codec; or why it cannot read it."""
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """The video."""
+    json: bool = False
+    """Print JSON."""
+
+
+def probe(program: str, plugin: str | None, arguments: list[str]) -> int:
+    """``probe FILE``. Exit code 1 when no reader can use the file."""
+    options = parse(ProbeOptions, f"{program} probe", arguments)
+    seen = {name: look(options.file, name, version) for name, version in known_readers().items()}
+    if options.json:
+        print(json.dumps({"file": str(options.file), "readers": seen}, indent=1))  # noqa: T201
+    else:
+        _print_probe(options.file, seen)
+    return 0 if any("error" not in facts for facts in seen.values()) else 1
+
+
+def look(path: Path, name: str, version: str | None) -> dict[str, Any]:
+    """What a reader sees in a file, or ``error``."""
+    if version is None:
+        return {"error": f"not installed: {LIBRARIES[name].install}"}
+    facts: dict[str, Any] = {"version": version}
+    try:
+        with open_reader(path, name) as reader:
+            reader.frames_at([0, len(reader) - 1])
+            gaps = reader.times.diff()
+            facts |= {
+                "frames": len(reader),
+                "size": list(reader.size),
+                "start": reader.times[0].item(),
+                "duration": (reader.times[-1] - reader.times[0]).item(),
+                "first_times": [round(time, 6) for time in reader.times[:5].tolist()],
+            }
+            if len(gaps):
+                facts["rate"] = {
+                    "mean": round(1 / gaps.mean().item(), 3),
+                    "min": round(1 / gaps.max().item(), 3),
+                    "max": round(1 / gaps.min().item(), 3),
+                }
+            return {**facts, **(reader.facts() if hasattr(reader, "facts") else {})}
+    except BadSample as error:
+        return {**facts, "error": error.reason}
+    except MimError as error:
+        return {**facts, "error": str(error).splitlines()[0]}
+
+
+def _print_probe(path: Path, seen: dict[str, dict[str, Any]]) -> None:
+    table = Table(title=str(path), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in seen:
+        table.add_column(name, overflow="fold")
+    rows = list(dict.fromkeys(row for facts in seen.values() for row in facts))
+    for row in [row for row in rows if row != "error"] + ["error"] * ("error" in rows):
+        table.add_row(row.replace("_", " "), *(_cell(facts.get(row)) for facts in seen.values()))
+    console = Console(highlight=False, markup=False)
+    console = console if console.is_terminal else Console(highlight=False, markup=False, width=160)
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_cell(number)}" for name, number in value.items())
+    if isinstance(value, list):
+        return " ".join(_cell(number) for number in value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return (
+        ""
+        if value is None
+        else {True: "yes", False: "no"}.get(value, str(value))
+        if isinstance(value, bool)
+        else str(value)
+    )
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Re-encode a collection once: smaller frames, a key frame every few, so that clips are read fast from anywhere.
+
+    Videos become H.264 in MP4 under the same name below OUT, upright, without sound, every frame at its own time; lists
+    and other files are copied. A run that was stopped goes on where it was. OUT/manifest.jsonl says what was done.
+    """
+
+    root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+    """Folder of videos, nested or not. It is not changed."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Folder to write."""
+    short_side: int = 320
+    """Pixels of the shorter side; smaller videos keep their size."""
+    keyint: int = 12
+    """At least every so many frames is a key frame."""
+    crf: int = 23
+    """Quality: 18 can hardly be told from the original, 28 shows."""
+    preset: str = "fast"
+    """x264's preset: ultrafast to veryslow. Slower makes smaller files."""
+    workers: int = 0
+    """Files at a time; as many as there are CPUs by default."""
+
+
+def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
+    """``prepare IN OUT``. Exit code 1 when some files failed."""
+    options = parse(PrepareOptions, f"{program} prepare", arguments)
+    for name, least in (("short_side", 2), ("keyint", 1), ("crf", 0), ("workers", 0)):
+        if getattr(options, name) < least:
+            raise MimError(f"--{name.replace('_', '-')} is {getattr(options, name)}; the least is {least}.")
+    encoding = Encoding(options.short_side, options.keyint, options.crf, options.preset)
+    workers = options.workers or len(os.sched_getaffinity(0))
+    counts: Counter[str] = Counter()
+    for line in prepare_collection(options.root, options.out, encoding, workers):
+        counts[line["status"]] += 1
+        if line["status"] == "failed":
+            print(f"failed: {line['file']}: {line['reason']}")  # noqa: T201
+        elif line["status"] == "done":
+            print(f"{line['out']}: {line['frames']} frames, {line['bytes'] / 2**20:.1f} MiB")  # noqa: T201
+    told = ", ".join(f"{counts[status]} {status}" for status in ("done", "copied", "skipped", "failed"))
+    print(f"{told}; see {options.out / MANIFEST}")  # noqa: T201
+    return 1 if counts["failed"] else 0

@@ -1,0 +1,341 @@
+"""Clips of video files: a folder of them, UCF101, Kinetics, Something-Something v2, or the bundled sample. Frames are
+chosen by the file's timestamps, decoded at the size needed, and cut; all draws come from the sample's key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from mim_core import randomness
+from mim_core.data import DataSource, Labelled, Picture
+from mim_core.errors import BadSample, MimError
+from mim_core.layout import Sample
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from mim_video import crops, pictures, sampling
+from mim_video.layouts import EXTENSIONS, Clipping, ClipStore, find_clips
+from mim_video.readers import Reader, open_reader
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LUMA = torch.tensor((0.299, 0.587, 0.114))
+"""Red, green and blue in grey (ITU-R BT.601)."""
+SAMPLE = Path(__file__).parent / "sample"
+
+
+class Shot(NamedTuple):
+    """One clip of an open file: its frames int64 [T], the part of them, and whether it is mirrored."""
+
+    frames: Tensor
+    box: crops.Box
+    flip: bool
+
+
+Choose = Callable[[Tensor, tuple[int, int]], list[Shot]]
+"""(times of the frames that count, their height and width) -> clips to take."""
+
+
+class Clips(DataSource):
+    """Clips for pre-training, and with their classes for evaluation. Any container, codec, size and frame rate that
+    the reader knows; what it cannot decode is bad.
+
+    With ``repeat`` a file is opened and decoded once for several clips, each with its own crop and key: `read` gives
+    [R, C, T, H, W] and `finish` makes R samples of it. The recipe's batch size then counts files.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the video data."""
+
+        root: Path | None = None
+        """Folder of clips, or of UCF101, Kinetics or Something-Something v2 as they are handed out; "sample" is the
+        bundled one, 480 clips of 12 simulated robot tasks."""
+        layout: Literal["auto", "folder", "ucf101", "kinetics", "ssv2"] = "auto"
+        """How files and classes lie in the folder; auto recognises the official lists."""
+        split: int = 1
+        """Which of UCF101's three splits."""
+        reader: Literal["auto", "pyav", "torchcodec", "decord"] = "auto"
+        """Which library decodes."""
+        stride: int = 4
+        """Every which frame a clip takes."""
+        fps: float | None = None
+        """Instead of a stride: frames per second, by the file's own timestamps."""
+        segments: bool = False
+        """Instead of a stride: one frame from each of T equal parts of the file."""
+        short: Literal["last", "loop"] = "last"
+        """What fills a clip when its file is too short: the last frame, or the file again."""
+        crop: Literal["multi-scale", "resized", "centre"] = "multi-scale"
+        """multi-scale is VideoMAE's, of `scales`; resized is the random resized crop, of `area`; centre is fixed."""
+        scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+        """Falling shares of the largest crop, of which the sides of a multi-scale crop are."""
+        area: tuple[float, float] = (0.5, 1.0)
+        """Random resized crop: smallest and largest share of the frame's area."""
+        flip: float = 0.0
+        """Chance of a horizontal flip. Not for classes that tell left from right."""
+        repeat: int = 1
+        """Clips per file that is read, decoded once."""
+        repeat_start: Literal["same", "own"] = "same"
+        """Whether the repeated clips show the same frames under other crops, or each draws its own; that costs more
+        decoding."""
+        views: tuple[int, int] = (1, 1)
+        """Evaluation: places in time x places along the longer side, each a sample of its own. Kinetics' habit is
+        5 3, Something-Something's 2 3, for scores of fine-tuned networks."""
+        evaluate_crop: float = 1.0
+        """Evaluation takes this share of the largest crop."""
+        mean: tuple[float, ...] | None = None
+        """Per channel, of values in [0, 1]. None: ImageNet's for colour, 0.5 for grey."""
+        std: tuple[float, ...] | None = None
+        """The same for the standard deviation."""
+        max_bad: float = 0.5
+        """Largest share of unreadable files; beyond it the run stops. Each is named in skipped.jsonl."""
+
+    def __init__(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(config, shapes)
+        if set(shapes) != {"video"} or len(shapes["video"]) != 4 or shapes["video"][0] not in (1, 3):
+            raise ValueError(
+                f"video data gives 'video' [C, T, H, W], C 1 (grey) or 3 (colour); the tokenizer wants "
+                f"{', '.join(f'{k} {v}' for k, v in shapes.items())}"
+            )
+        self.channels, self.frames, *size = shapes["video"]
+        self.size = (size[0], size[1])
+        _check(config)
+        self.mean, self.std = self._statistics()
+        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.bundled = config.root == Path("sample") and not Path("sample").exists()
+        self.clips = self._find()
+
+    def _find(self) -> Clipping:
+        root = self.config.root
+        if root is None:
+            raise MimError(
+                "Which clips? Name a folder with --data.root FOLDER, or the bundled sample with --data.root sample."
+            )
+        if self.bundled:
+            return find_clips(SAMPLE, "folder")
+        if not root.is_dir():
+            kind = "is not a folder" if root.exists() else "does not exist"
+            raise MimError(
+                f"--data.root {root} {kind}. It should be a folder of clips ({', '.join(EXTENSIONS)}), nested or not, "
+                f"or of UCF101, Kinetics or Something-Something v2."
+            )
+        return find_clips(root, self.config.layout, self.config.split)
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        colour = self.channels == 3
+        mean = self.config.mean or (IMAGENET_MEAN if colour else (0.5,))
+        std = self.config.std or (IMAGENET_STD if colour else (0.5,))
+        if len(mean) != self.channels or len(std) != self.channels or min(std) <= 0:
+            raise ValueError(f"mean {mean} and std {std} need {self.channels} values each, and std must be positive")
+        return torch.tensor(mean).reshape(-1, 1, 1, 1), torch.tensor(std).reshape(-1, 1, 1, 1)
+
+    def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation on a device; copied there once, because a copy waits for the device."""
+        if device not in self._copies:
+            self._copies[device] = (self.mean.to(device), self.std.to(device))
+        return self._copies[device]
+
+    def __len__(self) -> int:
+        return len(self.clips.pretrain)
+
+    def name_of(self, index: int) -> str:
+        """The file's path, and its part if only one counts."""
+        return self.clips.pretrain.name(index)
+
+    def read(self, index: int, key: int) -> dict[str, Tensor]:
+        """A clip at a drawn place, uint8 [C, T, H, W]; with ``repeat`` several, [R, C, T, H, W]."""
+        draws = randomness.uniform(torch.tensor([key]), "clips", self.config.repeat * (self.frames + 8))
+        rows = draws.reshape(self.config.repeat, -1).tolist()
+
+        def choose(times: Tensor, frame: tuple[int, int]) -> list[Shot]:
+            shots = []
+            for row in rows:
+                moments = row if self.config.repeat_start == "own" else rows[0]
+                chosen = self.choose_frames(times, moments[5], torch.tensor(moments[8:], dtype=torch.float64))
+                shots.append(Shot(chosen, self._crop(frame, row), row[4] < self.config.flip))
+            return shots
+
+        clips = self.take(self.clips.pretrain, index, choose)
+        return {"video": clips[0] if self.config.repeat == 1 else torch.stack(clips)}
+
+    def choose_frames(self, times: Tensor, place: float, places: Tensor) -> Tensor:
+        """The frames of a clip by stride, rate or segments; ``place`` is its place, ``places`` those within
+        segments."""
+        config = self.config
+        if config.segments:
+            return sampling.by_segments(len(times), places)
+        if config.fps is not None:
+            return sampling.by_fps(times, self.frames, config.fps, place, config.short)
+        return sampling.by_stride(len(times), self.frames, config.stride, place, config.short)
+
+    def _crop(self, frame: tuple[int, int], draws: list[float]) -> crops.Box:
+        if self.config.crop == "multi-scale":
+            return crops.multi_scale(frame, self.size, self.config.scales, draws)
+        if self.config.crop == "resized":
+            return crops.random_resized(frame, self.size, self.config.area, draws)
+        return crops.placed(frame, self.size)
+
+    def take(self, store: ClipStore, index: int, choose: Choose) -> list[Tensor]:
+        """Opens a file, decodes the frames of the clips that are chosen, each once, and cuts them out.
+
+        Raises:
+            BadSample: The file cannot be used.
+        """
+        try:
+            with open_reader(store.root / store.files[index], self.config.reader) as reader:
+                first, last = _counting(reader, store.window(index))
+                shots = choose(reader.times[first:last], reader.size)
+                wanted, where = torch.cat([shot.frames for shot in shots]).unique(return_inverse=True)
+                size = crops.decode_size(reader.size, self.size, [shot.box for shot in shots])
+                frames = reader.frames_at((wanted + first).tolist(), size)
+                if self.channels == 1:
+                    frames = (frames.float() @ LUMA).round().to(torch.uint8)[..., None]
+                parts = where.split([len(shot.frames) for shot in shots])
+                return [
+                    crops.cut(frames[part], reader.size, shot.box, self.size, shot.flip)
+                    for shot, part in zip(shots, parts, strict=True)
+                ]
+        except MimError:
+            raise
+        except BadSample as error:
+            raise BadSample(store.name(index), error.reason) from error
+        except Exception as error:  # libraries raise many kinds; whatever it is, the file is named and replaced
+            raise BadSample(store.name(index), f"{type(error).__name__}: {error}") from error
+
+    def finish(self, sample: Sample) -> Sample:
+        """uint8 to float32, with mean 0 and deviation 1 over the data. Repeated clips become samples, each with its
+        own key."""
+        x = sample["video"]
+        more: dict[str, Tensor] = {}
+        if x.dim() == 6:
+            repeat, x = x.shape[1], x.flatten(0, 1)
+            more = {name: sample[name].repeat_interleave(repeat) for name in ("index",) if name in sample}
+            if "key" in sample:
+                more["key"] = randomness.bits(sample["key"], "repeat", repeat).flatten()
+        mean, std = self._statistics_on(x.device)
+        return {**sample, **more, "video": (x.float() / 255 - mean) / std}
+
+    def labelled(self, split: str) -> Labelled:
+        """Clips with their class; the classes of both splits are the same."""
+        store = self.clips.train if split == "train" else self.clips.test
+        if store.classes is None:
+            raise MimError(
+                f"{self.config.root} has no classes to evaluate with: clips should lie in one folder per class, at "
+                f"least two, such as {self.config.root}/run/1.mp4 and {self.config.root}/jump/1.mp4; or in train/CLASS "
+                f"and test/CLASS."
+            )
+        each = math.prod(self.config.views)
+        labels = torch.tensor(store.labels, dtype=torch.int64).repeat_interleave(each)
+        notes = [store.note] if store.note else []
+        notes += [f"Every clip counts as {each} samples, one per view."] if each > 1 else []
+        return Labelled(split, labels, store.classes, Views(self, store), " ".join(notes))
+
+    def raw(self, sample: Sample) -> Tensor:
+        """The pixels in [0, 1], not centred; of larger clips, the means of a grid of 8 x 16 x 16."""
+        x = sample["video"]
+        mean, std = self._statistics_on(x.device)
+        grid = (min(x.shape[2], 8), min(x.shape[3], 16), min(x.shape[4], 16))
+        return F.adaptive_avg_pool3d(x * std + mean, grid).flatten(1)
+
+    def controls(self) -> Mapping[str, Callable[[Sample], Sample]]:
+        """The first frame in place of all, and frames in an order drawn by the sample's index."""
+        return {"first frame only": first_frame, "shuffled frames": shuffle} if self.frames > 1 else {}
+
+    def _pixels(self, values: Tensor) -> Tensor:
+        """uint8 [T, H, W, C] of a clip as `finish` left it."""
+        pixels = ((values.float().cpu() * self.std + self.mean) * 255).round().clamp(0, 255)
+        return pixels.to(torch.uint8).permute(1, 2, 3, 0)
+
+    def picture(self, modality: str, values: Tensor) -> Picture:
+        """[C, T, H, W] as a film strip of up to 8 frames."""
+        return pictures.film_strip(self._pixels(values))
+
+    def animation(self, modality: str, values: Tensor) -> Picture | None:
+        """[C, T, H, W] as a GIF."""
+        return pictures.moving(self._pixels(values)) if self.frames > 1 else None
+
+    def plan(self) -> dict[str, str]:
+        """Where clips come from, how many, their classes, how they are sampled, and what is missing."""
+        config, found = self.config, self.clips
+        root = "the bundled sample (MetaWorld, MIT licence)" if self.bundled else f"{config.root} ({found.kind})"
+        classes = f"{len(found.train.classes)} classes" if found.train.classes else "no classes"
+        how = f"every {config.stride}. frame" if config.fps is None else f"{config.fps:g} frames per second"
+        how = "one from each equal part" if config.segments else how
+        times = f"; {config.repeat} clips per file, so that a batch is that many times as large"
+        rows = {
+            "data": f"{root}: {len(self):,} clips for training, {classes}",
+            "frames": f"{self.frames}, {how}{times if config.repeat > 1 else ''}",
+        }
+        if found.missing:
+            shown = ", ".join(found.missing[:5]) + (", ..." if len(found.missing) > 5 else "")
+            rows["missing clips"] = f"{len(found.missing):,} that the lists name: {shown}"
+        return rows
+
+
+class Views(Dataset[Any]):
+    """Clips without augmentation: of each file its views, one in the middle by default."""
+
+    def __init__(self, source: Clips, store: ClipStore) -> None:
+        self.source, self.store = source, store
+        self.views = sampling.views(*source.config.views)
+
+    def __len__(self) -> int:
+        return len(self.store) * len(self.views)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """uint8 [C, T, H, W]. Within segments a frame is taken at the view's place, of one view in the middle."""
+        source, (place, side) = self.source, self.views[index % len(self.views)]
+
+        def choose(times: Tensor, frame: tuple[int, int]) -> list[Shot]:
+            places = torch.full((source.frames,), place, dtype=torch.float64)
+            box = crops.placed(frame, source.size, source.config.evaluate_crop, side)
+            return [Shot(source.choose_frames(times, place, places), box, False)]
+
+        return {"video": source.take(self.store, index // len(self.views), choose)[0]}
+
+
+def first_frame(sample: Sample) -> Sample:
+    """Every frame is the first."""
+    x = sample["video"]
+    return {**sample, "video": x[:, :, :1].expand_as(x)}
+
+
+def shuffle(sample: Sample) -> Sample:
+    """The frames in an order that follows from the sample's index."""
+    x = sample["video"]
+    order = randomness.permutation(sample["index"], "shuffled frames", x.shape[2])
+    return {**sample, "video": torch.stack([clip[:, places] for clip, places in zip(x, order, strict=True)])}
+
+
+def _counting(reader: Reader, part: tuple[float, float] | None) -> tuple[int, int]:
+    """The first frame that counts, and the one after the last."""
+    first, last = (0, len(reader)) if part is None else sampling.window(reader.times, *part)
+    if first == last:
+        raise BadSample("", "it has no frames" if part is None else "it has no frames in that part")
+    return first, last
+
+
+def _check(config: Clips.Config) -> None:
+    """Raises ValueError for options that make no sense."""
+    for name in ("stride", "repeat"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.fps is not None and not config.fps > 0:
+        raise ValueError(f"fps must be positive, got {config.fps}")
+    if config.fps is not None and config.segments:
+        raise ValueError("fps and segments exclude each other: frames are chosen by rate, or from equal parts")
+    if min(config.views) < 1:
+        raise ValueError(f"views must be two counts of at least 1, got {config.views}")
+    if not config.scales or not all(0 < share <= 1 for share in config.scales):
+        raise ValueError(f"scales must be shares in (0, 1], got {config.scales}")
+    if not 0 < config.area[0] <= config.area[1] <= 1:
+        raise ValueError(f"area must be two rising shares in (0, 1], got {config.area}")
+    for name in ("flip", "max_bad"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {getattr(config, name)}")
+    if not 0 < config.evaluate_crop <= 1:
+        raise ValueError(f"evaluate_crop must lie in (0, 1], got {config.evaluate_crop}")

@@ -1,0 +1,190 @@
+"""Weights of VideoMAE, VideoMAE V2 and transformers' VideoMAE as methods of this project. The converters carry
+names and sizes, no code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mim_core.errors import MimError
+from mim_core.interop import fill_weights
+from mim_core.method import Method
+from mim_core.options import fill
+from mim_core.recipe import Part
+from torch import Tensor
+
+from mim_video.weights import HEAD, State, agree, build, depth_of, heads_of, mlp_ratio_of, need, pair, tubelets
+
+RELEASED_HEADS = {
+    "encoder_num_heads": {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16},
+    "decoder_num_heads": {192: 3, 384: 6, 512: 8, 640: 8},
+}
+"""Attention heads of the released VideoMAE and VideoMAE V2 models, by width."""
+
+
+@dataclass(frozen=True)
+class VideomaeSizes:
+    """What may be said of VideoMAE weights, under VideoMAE's own names. What can be read off the weights is checked."""
+
+    img_size: Any = 224
+    """Height and width in pixels, or one number for both; the weights do not tell, and take other sizes too."""
+    num_frames: int = 16
+    """Frames of a clip; the weights do not tell, and take other numbers too."""
+    encoder_num_heads: int | None = None
+    """Attention heads of the encoder; known for the released widths."""
+    decoder_num_heads: int | None = None
+    """Attention heads of the decoder; known for the released widths."""
+    mask_ratio: float = 0.9
+    """For the masker."""
+    decoder_mask_ratio: float = 0.5
+    """For VideoMAE V2's masker."""
+    normalize_target: bool = True
+    """Whether the target is normalised per tubelet."""
+    norm_eps: float = 1e-6
+    """Small number in the normalisation layers."""
+    decoder_norm_eps: float | None = None
+    """The same in the decoder's last one, where it differs."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean that the data subtracts."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Deviation that the data divides by."""
+    position: str | None = None
+    """A description, ignored."""
+    tubelet_size: int | None = None
+    patch_size: Any = None
+    encoder_in_chans: int | None = None
+    encoder_embed_dim: int | None = None
+    encoder_depth: int | None = None
+    decoder_embed_dim: int | None = None
+    decoder_depth: int | None = None
+    decoder_num_classes: int | None = None
+    mlp_ratio: float | None = None
+
+
+def import_videomae(state: State, **sizes: Any) -> Method:
+    """Official VideoMAE weights, with the decoder. ``sizes`` are the fields of `VideomaeSizes`.
+
+    VideoMAE's attention has biases for queries and values; timm's has one for keys too, which is set to zero. A bias
+    of the keys adds the same number to all scores of a query, so softmax cancels it, and its gradient is zero.
+
+    Raises:
+        MimError: Weights of another code base, a size that contradicts them, heads that must be given.
+    """
+    given = fill(VideomaeSizes, sizes, "import format videomae")
+    return _videomae(state, given, Part.of("video:tube", ratio=given.mask_ratio))
+
+
+def import_videomae_v2(state: State, **sizes: Any) -> Method:
+    """Official VideoMAE V2 weights: VideoMAE's names, masked for encoder and decoder; see `import_videomae`."""
+    given = fill(VideomaeSizes, sizes, "import format videomae-v2")
+    return _videomae(
+        state, given, Part.of("video:dual", ratio=given.mask_ratio, decoder_ratio=given.decoder_mask_ratio)
+    )
+
+
+def _videomae(state: State, given: VideomaeSizes, masker: Part) -> Method:
+    width, channels, tubelet, *patch = need(state, "encoder.patch_embed.proj.weight", "VideoMAE").shape
+    decoder_width = need(state, "encoder_to_decoder.weight", "VideoMAE with its decoder").shape[0]
+    read = {
+        "encoder_embed_dim": width,
+        "encoder_in_chans": channels,
+        "encoder_depth": depth_of(state, "encoder.blocks."),
+        "tubelet_size": tubelet,
+        "patch_size": tuple(patch),
+        "decoder_embed_dim": decoder_width,
+        "decoder_depth": depth_of(state, "decoder.blocks."),
+        "decoder_num_classes": need(state, "decoder.head.weight", "VideoMAE with its decoder").shape[0],
+        "mlp_ratio": mlp_ratio_of(state, "encoder.blocks.", width),
+    }
+    agree(given, read)
+    encoder = {"heads": heads_of("encoder_num_heads", given, width, RELEASED_HEADS), "depth": read["encoder_depth"]}
+    decoder = {
+        "heads": heads_of("decoder_num_heads", given, decoder_width, RELEASED_HEADS),
+        "depth": read["decoder_depth"],
+        "mlp_ratio": mlp_ratio_of(state, "decoder.blocks.", decoder_width),
+        "final_norm_eps": given.decoder_norm_eps,
+    }
+    method = build(
+        tokenizer=tubelets((given.num_frames, *pair(given.img_size)), (tubelet, *patch), channels),
+        masker=masker,
+        encoder=Part.of(
+            "core:vit",
+            width=width,
+            mlp_ratio=read["mlp_ratio"],
+            class_token=False,
+            position="flat",
+            norm_eps=given.norm_eps,
+            final_norm="encoder.norm.weight" in state,
+            layer_scale=1.0 if "encoder.blocks.0.gamma_1" in state else None,
+            **encoder,
+        ),
+        decoder=Part.of(
+            "core:transformer",
+            width=decoder_width,
+            position="flat",
+            embed_bias=False,
+            norm_eps=given.norm_eps,
+            **decoder,
+        ),
+        target=Part.of("video:cubes", normalize=given.normalize_target, mean=given.mean, std=given.std),
+    )
+    own = method.state_dict()
+    tables = {name: own[name] for name in own if name.endswith("position.table")}  # computed, so in no checkpoint
+    fill_weights(method, {**_whole_bias(state), **tables}, {name: _videomae_name(name) for name in own})
+    return method
+
+
+def _whole_bias(state: State) -> dict[str, Tensor]:
+    """The state with one bias for queries, keys and values, that of keys zero, in place of VideoMAE's two."""
+    moved = {name: value for name, value in state.items() if not name.endswith((".attn.q_bias", ".attn.v_bias"))}
+    for name, weight in state.items():
+        prefix, found, _ = name.partition("qkv.weight")
+        if found and f"{prefix}qkv.bias" not in state:
+            none = weight.new_zeros(weight.shape[0] // 3)
+            parts = [state.get(f"{prefix}q_bias", none), none, state.get(f"{prefix}v_bias", none)]
+            moved[f"{prefix}qkv.bias"] = torch.cat(parts)
+    return moved
+
+
+def _videomae_name(ours: str) -> str:
+    """Our name of a weight -> VideoMAE's."""
+    if ours.endswith("position.table"):
+        return ours
+    name = ours.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2")
+    if name.startswith("tokenizer."):
+        return name.replace("tokenizer.", "encoder.patch_embed.")
+    rest = name.removeprefix(HEAD)
+    if rest == name:
+        return name
+    renamed = {"embed.weight": "encoder_to_decoder.weight", "mask_token": "mask_token"}
+    return renamed.get(rest, "decoder." + rest.replace("pred.", "head."))
+
+
+def import_hf_videomae(state: State, **config: Any) -> Method:
+    """transformers' VideoMAEForPreTraining: its state dict, and the entries of its ``config.json``.
+
+    The state is moved to VideoMAE's own names, and query, key and value are joined; then it is read as VideoMAE's.
+    """
+    from mim_video.hf import NEEDED, to_videomae
+
+    lacking = [name for name in NEEDED if name not in config]
+    if lacking:
+        raise MimError(
+            f"VideoMAE weights of transformers do not tell {' and '.join(lacking)}; give the folder that "
+            f"save_pretrained wrote, or the values."
+        )
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise MimError(f"hidden_act is {config['hidden_act']!r}; these transformers have gelu only.")
+    colour = config.get("num_channels", 3) == 3  # theirs undoes ImageNet's mean and std of three channels only
+    return import_videomae(
+        to_videomae(state),
+        encoder_num_heads=config["num_attention_heads"],
+        decoder_num_heads=config["decoder_num_attention_heads"],
+        img_size=config.get("image_size", 224),
+        num_frames=config.get("num_frames", 16),
+        normalize_target=config.get("norm_pix_loss", True),
+        norm_eps=config.get("layer_norm_eps", 1e-12),
+        decoder_norm_eps=1e-5,
+        **({} if colour else {"mean": (0.0,), "std": (1.0,)}),
+    )

@@ -1,0 +1,148 @@
+"""What mim-video brings to mim-core. Imports no torch: every part is a lazy reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mim_core.doctor import Finding, library
+from mim_core.hookspecs import hookimpl
+from mim_core.registry import Card, RecipeRegister, Register
+
+VIDEOMAE = "VideoMAE, arXiv 2203.12602"
+VIDEOMAE_V2 = "VideoMAE V2, arXiv 2303.16727"
+MAE_ST = "MAE-ST, arXiv 2205.09113"
+
+COMMANDS = {
+    "probe": ("mim_video.commands:probe", "Show what each installed reader sees in a video file: probe FILE"),
+    "prepare": ("mim_video.commands:prepare", "Re-encode a collection once, for fast reading: prepare IN OUT"),
+}
+"""Commands beside those that every plugin has."""
+
+
+@hookimpl
+def mim_register_tokenizers(register: Register) -> None:
+    """Tubelets of clips."""
+    register(
+        name="tubelet",
+        load="mim_video.tokenizer:TubeletTokenizer",
+        card=Card("Tubelets of a clip: some frames of a square patch; any size and number of channels.", VIDEOMAE),
+    )
+
+
+@hookimpl
+def mim_register_maskers(register: Register) -> None:
+    """Masks that know which axis is time."""
+    maskers = {
+        "tube": ("TubeMasker", "One random mask over height and width, the same at all times.", VIDEOMAE),
+        "frame": ("FrameMasker", "Everything at some times, drawn at random.", VIDEOMAE),
+        "running-cell": ("RunningCellMasker", "Cells of 2 x 2 whose hidden places move with time.", VIDEOMAE_V2),
+        "dual": ("DualMasker", "Tubes for the encoder; the decoder answers where a running cell asks.", VIDEOMAE_V2),
+    }
+    for name, (attribute, summary, paper) in maskers.items():
+        register(name=name, load=f"mim_video.masker:{attribute}", card=Card(summary, paper))
+
+
+@hookimpl
+def mim_register_targets(register: Register) -> None:
+    """Pixels of tubelets, as the papers normalise them."""
+    register(
+        name="cubes",
+        load="mim_video.target:CubeTarget",
+        card=Card("A tubelet's pixels, standardised per channel with the small number outside the root.", VIDEOMAE),
+    )
+    register(
+        name="frame-of-tubelet",
+        load="mim_video.target:FrameTarget",
+        card=Card("One frame of each tubelet, standardised over all its values together.", MAE_ST),
+    )
+
+
+@hookimpl
+def mim_register_data(register: Register) -> None:
+    """Clips on disk."""
+    register(
+        name="clips",
+        load="mim_video.data:Clips",
+        card=Card("A folder of video files; UCF101, Kinetics or Something-Something v2 as unpacked; or the sample."),
+    )
+
+
+RECIPES = {
+    "videomae-vit-tiny": (
+        "VideoMAE with a 128-wide encoder of 4 blocks: the bundled clips, minutes on a CPU.",
+        VIDEOMAE,
+    ),
+    "videomae-vit-small": (
+        "VideoMAE with ViT-S/16 on 16 frames at 224 pixels, the paper's for Kinetics.",
+        VIDEOMAE,
+    ),
+    "videomae-vit-base": (
+        "VideoMAE with ViT-B/16 on 16 frames at 224 pixels, the paper's for Kinetics.",
+        VIDEOMAE,
+    ),
+    "videomae-vit-large": (
+        "VideoMAE with ViT-L/16 on 16 frames at 224 pixels, the paper's for Kinetics.",
+        VIDEOMAE,
+    ),
+    "videomae-vit-huge": (
+        "VideoMAE with ViT-H/16 on 16 frames at 224 pixels, the paper's for Kinetics.",
+        VIDEOMAE,
+    ),
+    "videomae-vit-base-ssv2": ("VideoMAE with ViT-B/16, the paper's settings for Something-Something v2.", VIDEOMAE),
+    "videomae-vit-base-ucf101": ("VideoMAE with ViT-B/16, the paper's settings for UCF101 alone.", VIDEOMAE),
+    "videomae-v2-vit-base": ("VideoMAE V2's dual masking with ViT-B/16.", VIDEOMAE_V2),
+    "videomae-v2-vit-giant": ("VideoMAE V2's dual masking with ViT-g/14, the paper's settings.", VIDEOMAE_V2),
+    "mae-st-vit-base": ("MAE-ST with ViT-B/16: masking without regard to space and time.", MAE_ST),
+    "mae-st-vit-large": ("MAE-ST with ViT-L/16, the paper's settings.", MAE_ST),
+}
+
+
+@hookimpl
+def mim_register_recipes(register: RecipeRegister) -> None:
+    """VideoMAE, VideoMAE V2 and MAE-ST."""
+    for name, (summary, paper) in RECIPES.items():
+        function = f"mim_video.recipes:{name.replace('-', '_')}"
+        register(name=name, load=function, twin=f"{function}_twin", card=Card(summary, paper, ("reconstruction",)))
+
+
+@hookimpl
+def mim_register_importers(register: Register) -> None:
+    """Weights of the official code and of transformers."""
+    formats = {
+        "videomae": ("interop:import_videomae", "Official VideoMAE pre-training weights (.pth).", VIDEOMAE),
+        "videomae-v2": ("interop:import_videomae_v2", "Official VideoMAE V2 pre-training weights (.pth).", VIDEOMAE_V2),
+        "mae-st": ("interop_mae_st:import_mae_st", "Official MAE-ST pre-training weights (.pth).", MAE_ST),
+        "hf-videomae": ("interop:import_hf_videomae", "VideoMAEForPreTraining of transformers (folder).", VIDEOMAE),
+    }
+    for name, (attribute, summary, paper) in formats.items():
+        register(name=name, load=f"mim_video.{attribute}", card=Card(summary, paper))
+
+
+@hookimpl
+def mim_diagnose() -> list[Finding]:
+    """PyAV, without which no clip is read, and the readers that may take its place."""
+    needed = library("av", means="reading video files")
+    if needed.state == "missing":
+        needed = replace(needed, means="No video run can start: pip install av", stops=True)
+    others = {
+        "torchcodec": "--data.reader torchcodec",
+        "decord": "--data.reader decord",
+        "pytorchvideo": "using pytorchvideo's data sets",
+    }
+    found = [library(name, means=means) for name, means in others.items()]
+    optional = [
+        replace(finding, means=finding.means.replace(f"pip install {finding.topic}", _install(finding.topic)))
+        for finding in found
+    ]
+    return [needed, *optional]
+
+
+def _install(extra: str) -> str:
+    return f'pip install "mim-video[{extra}]"'
+
+
+def main() -> int:
+    """The ``mim-video`` command: mim-core's commands, restricted to this plugin's recipes, and its own."""
+    from mim_core.cli import main
+
+    return main(plugin="video", more=COMMANDS)

@@ -1,0 +1,249 @@
+"""Reading videos with PyAV: an index of the file's own timestamps, then seeking and decoding by them."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import Interpolation, VideoReformatter
+from jaxtyping import Float64, UInt8
+from mim_core.errors import BadSample
+from torch import Tensor
+
+from mim_video.reader_index import FrameIndex, Scan, decode, index_by_frames, index_by_packets, scan
+from mim_video.reader_survey import Survey, Turn, orientation
+from mim_video.readers import check_indices, check_process, scale
+
+COVER_PICTURE = 0x400
+"""The bit of a stream's disposition that says: a still picture, such as an album's cover."""
+
+SKIPPABLE = frozenset({"h264", "hevc"})
+"""Codecs whose decoder leaves out, when told to, frames that no other frame refers to."""
+WORTH_A_SEEK = 12
+"""Frames that need not be decoded before a seek to a later key frame pays."""
+
+
+class PyavReader:
+    """A video file read with PyAV. See :class:`mim_video.readers.Reader`.
+
+    Decoding takes one thread.
+
+    Args:
+        path: A video file; its first video stream that is no cover picture is read.
+
+    Raises:
+        BadSample: It holds no video, or no frame of it decodes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._process = os.getpid()
+        self._reformatter = VideoReformatter()
+        self._container: Any = None
+        try:
+            self._open()
+            found = scan(self._rest(), self._stream.codec_context)
+            self._index = self._index_of(found)
+        except (av.FFmpegError, ValueError) as error:
+            self.close()
+            raise BadSample(str(path), f"it cannot be read as a video: {_text(error)}") from error
+        except BaseException:
+            self.close()
+            raise
+        if found.first is None or not self._index.shown:
+            self.close()
+            raise BadSample(str(path), "no frame of it decodes")
+        self._stored = (found.first.height, found.first.width)
+        self._turn = orientation(found.first)
+        self.size = (found.first.width, found.first.height) if self._turn.swap else self._stored
+        base = self._stream.time_base
+        seconds = [stamp * base.numerator / base.denominator for stamp in self._index.shown]
+        self.times: Float64[Tensor, " n"] = torch.tensor(seconds, dtype=torch.float64)
+
+    def _open(self) -> None:
+        """(Re)open the file, at its start."""
+        self.close()
+        self._container = av.open(f"file:{self.path}", metadata_errors="replace")
+        streams = [s for s in self._container.streams.video if not int(s.disposition) & COVER_PICTURE]
+        if not streams:
+            raise BadSample(str(self.path), "there is no video in it")
+        self._stream: Any = streams[0]
+        if self._stream.codec_context is None:
+            raise BadSample(str(self.path), "its video is in a format that this FFmpeg cannot decode")
+        self._stream.codec_context.thread_count = 1
+
+    def _index_of(self, found: Scan) -> FrameIndex:
+        if found.exact(self._stream):
+            return index_by_packets(found)
+        stream, rate = self._stream, self._stream.average_rate or self._stream.guessed_rate or 25
+        return index_by_frames(found, self._decode_from(-1), float(1 / (rate * stream.time_base)))
+
+    def __len__(self) -> int:
+        return len(self._index.shown)
+
+    def _rest(self) -> Iterator[Any]:
+        """The packets that follow, then one that empties the decoder. Damage ends them early."""
+        try:
+            yield from self._container.demux(self._stream)
+        except av.FFmpegError:
+            return
+
+    def _decode_from(self, key: int, wanted: Sequence[int] = ()) -> Iterator[Any]:
+        """Frames from a key frame on (-1: the start of the file).
+
+        With the timestamps of wanted frames, it ends when they are decoded, and frames that no other refers to are
+        left out.
+        """
+        try:
+            if key >= 0:
+                self._container.seek(self._index.keys[key][1], stream=self._stream, backward=True)
+        except av.FFmpegError:
+            key = -1
+        if key < 0:
+            self._open()
+        yield from decode(self._rest()) if not wanted else self._decode_wanted(set(wanted))
+
+    def _decode_wanted(self, wanted: set[int]) -> Iterator[Any]:
+        context = self._stream.codec_context
+        skips = context.codec.name in SKIPPABLE
+        for packet in self._rest():
+            if skips:
+                context.skip_frame = "DEFAULT" if packet.pts in wanted or not packet.size else "NONREF"
+            yield from decode([packet])
+            wanted.discard(packet.pts)
+            if not wanted:  # all that these frames refer to was decoded before them: empty the decoder at once
+                with contextlib.suppress(av.FFmpegError):
+                    yield from context.decode(None)
+                return
+
+    def frames_at(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[Tensor, "n H W 3"]:
+        """RGB frames, upright, in the order asked for. See :class:`mim_video.readers.Reader`."""
+        if self._container is None:
+            raise ValueError(f"{self.path}: this reader is closed")
+        check_process(self._process, self.path)
+        places = check_indices(indices, len(self))
+        height, width = size or self.size
+        frames = torch.empty((len(indices), height, width, 3), dtype=torch.uint8)
+        found = self._counted(sorted(places)) if self._index.counted else self._stamped(sorted(places))
+        for number, frame in found:
+            upright = self._picture(frame, size or self.size)
+            for place in places.pop(number):
+                frames[place] = upright
+        if places:
+            raise BadSample(str(self.path), f"frame {min(places)} of {len(self)} does not decode")
+        return frames
+
+    def _counted(self, numbers: list[int]) -> Iterator[tuple[int, Any]]:
+        wanted = set(numbers)
+        for number, frame in enumerate(self._decode_from(-1)):
+            if number in wanted:
+                yield number, frame
+            if number >= numbers[-1]:
+                return
+
+    def _stamped(self, numbers: list[int]) -> Iterator[tuple[int, Any]]:
+        """Frames by timestamp: from the key frame before each, once more from the file's start if that fails."""
+        stamps = {self._index.shown[number]: number for number in numbers}
+        for group in self._groups(list(stamps)):
+            left = set(group)
+            for key in dict.fromkeys((self._index.key_before(group[0]), -1)):
+                for frame in self._decode_from(key, sorted(left)):
+                    if frame.pts in left:
+                        left.remove(frame.pts)
+                        yield stamps[frame.pts], frame
+                    if not left or (frame.pts is not None and frame.pts > group[-1]):
+                        break
+                if not left:
+                    break
+
+    def _groups(self, stamps: list[int]) -> list[list[int]]:
+        """Timestamps that are decoded in one go: a new group starts where a seek saves decoding."""
+        groups: list[list[int]] = []
+        for stamp in stamps:
+            key = self._index.key_before(stamp)
+            if groups and key >= 0:
+                last, jump = groups[-1][-1], self._index.keys[key][0]
+                between = bisect.bisect_left(self._index.shown, jump) - bisect.bisect_right(self._index.shown, last)
+            if not groups or (key >= 0 and between > WORTH_A_SEEK):
+                groups.append([])
+            groups[-1].append(stamp)
+        return groups
+
+    def walk(self, size: tuple[int, int] | None = None) -> Iterator[tuple[int, UInt8[Tensor, "H W 3"]]]:
+        """Every frame in turn, from one pass over the file: its timestamp, and the frame as in :meth:`frames_at`."""
+        known = set(self._index.shown)
+        for number, frame in enumerate(self._decode_from(-1)):
+            if self._index.counted and number >= len(self):
+                return
+            stamp = self._index.shown[number] if self._index.counted else frame.pts
+            if stamp in known:
+                known.discard(stamp)
+                yield stamp, self._picture(frame, size or self.size)
+
+    @property
+    def time_base(self) -> Fraction:
+        """Seconds of one unit of the file's timestamps."""
+        base: Fraction = self._stream.time_base
+        return base
+
+    def _picture(self, frame: Any, size: tuple[int, int]) -> UInt8[Tensor, "H W 3"]:
+        """A decoded frame in RGB, turned upright and scaled."""
+        height, width = self._stored
+        stored = self._reformatter.reformat(
+            frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC, threads=1
+        )
+        upright = torch.from_numpy(np.ascontiguousarray(self._turn.apply(stored.to_ndarray())))
+        return scale(upright[None], size)[0]
+
+    def survey(self) -> Survey:
+        """What the adapters of other libraries need to know of the file to give the same frames."""
+        first = self.frames_at([0])[0] if self._turn != Turn() else None
+        container = self._container.format.name
+        return Survey(self.path, self.times, self.size, self._turn, self._index, container, self._stream.index, first)
+
+    def facts(self) -> dict[str, Any]:
+        """What the file says of itself, for people: codec, pixel format, key-frame distance, rotation."""
+        context, keys = self._stream.codec_context, [stamp for stamp, _ in self._index.keys]
+        places = [bisect.bisect_left(self._index.shown, stamp) for stamp in keys]
+        gaps = [after - before for before, after in zip(places, [*places[1:], len(self)], strict=True)]
+        return {
+            "container": self._container.format.name,
+            "codec": context.name,
+            "pixel_format": context.pix_fmt,
+            "stored_size": list(self._stored),
+            "turn": str(self._turn),
+            "key_frames": len(keys) or None,
+            "key_frame_distance": max(gaps, default=None),
+            "audio_streams": len(self._container.streams.audio),
+            "seekable": not self._index.counted,
+        }
+
+    def close(self) -> None:
+        """Let go of the file and of the decoder's memory."""
+        if self._container is not None:
+            self._container.close()
+        self._container = None
+
+    def __enter__(self) -> PyavReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("A video reader cannot be sent to another process: open the file there.")
+
+
+def _text(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error)

@@ -1,0 +1,188 @@
+"""Readers of video files: one protocol, several libraries behind it, chosen by name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float64, UInt8
+from mim_core.errors import BadSample, MimError, unknown
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """An open video file.
+
+    Open it in the process that reads it: no library's reader may be carried over a fork or be pickled. Use it in a
+    ``with`` block, or close it.
+
+    Attributes:
+        times: When each frame is shown, in seconds, strictly rising, as the file's own timestamps say. A stream that
+            starts late keeps its offset.
+        size: Height and width of a frame as it is shown, that is after rotation.
+    """
+
+    times: Float64[Tensor, " n"]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        """Frames that can be shown."""
+        ...
+
+    def frames_at(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[Tensor, "n H W 3"]:
+        """RGB frames, upright, in the order asked for.
+
+        Args:
+            indices: Frames in the order of presentation, from 0. Any order; repeats are allowed.
+            size: Height and width to scale to; the file's own by default.
+
+        Raises:
+            BadSample: One of them does not decode.
+            IndexError: There is no such frame.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the file and of the decoder's memory. A second call does nothing."""
+        ...
+
+    def __enter__(self) -> Reader: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library that reads videos.
+
+    Attributes:
+        opener: ``module:class`` of its reader; the class takes a path.
+        module: What is imported.
+        packages: Names on the package index, of which any one will do.
+        install: The command that brings it.
+    """
+
+    opener: str
+    module: str
+    packages: tuple[str, ...]
+    install: str
+
+
+LIBRARIES = {
+    "pyav": Library("mim_video.reader_pyav:PyavReader", "av", ("av",), "pip install av"),
+    "torchcodec": Library(
+        "mim_video.reader_torchcodec:TorchcodecReader",
+        "torchcodec",
+        ("torchcodec",),
+        'pip install "mim-video[torchcodec]" (it also needs FFmpeg: apt-get install ffmpeg)',
+    ),
+    "decord": Library(
+        "mim_video.reader_decord:DecordReader",
+        "decord",
+        ("decord", "decord2", "eva-decord"),
+        'pip install "mim-video[decord]"',
+    ),
+}
+"""Readers by name."""
+
+
+def open_reader(path: Path, name: str = "auto") -> Reader:
+    """Open a video file.
+
+    Args:
+        path: The file.
+        name: auto, pyav, torchcodec or decord. ``auto`` is PyAV; docs/video-readers.md says why.
+
+    Raises:
+        BadSample: The file cannot be used: no regular file, empty, no video in it, no frame decodes.
+        MimError: There is no such reader, or its library is missing; says what to install.
+    """
+    if name == "auto":
+        name = "pyav"
+    if name not in LIBRARIES:
+        raise unknown("reader", name, ["auto", *LIBRARIES])
+    if not path.is_file():
+        raise BadSample(str(path), "it is no regular file" if path.exists() else "there is no such file")
+    if path.stat().st_size == 0:
+        raise BadSample(str(path), "the file is empty")
+    module, _, cls = LIBRARIES[name].opener.partition(":")
+    try:
+        opener = getattr(importlib.import_module(module), cls)
+    except (ImportError, RuntimeError, OSError) as error:
+        raise missing(name, error) from error
+    reader: Reader = opener(path)
+    return reader
+
+
+def missing(name: str, error: Exception) -> MimError:
+    """The error for a library that does not load: which, why, and what to type."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return MimError(
+        f"The reader {name!r} does not load: {reason}\nTo install it: {LIBRARIES[name].install}\n"
+        f"Or take another: --data.reader pyav."
+    )
+
+
+def known_readers() -> dict[str, str | None]:
+    """Version of each reader's library; None when it is not installed. Nothing is imported, so an installed library
+    may still fail to load (torchcodec without FFmpeg does)."""
+    return {name: _version(library) for name, library in LIBRARIES.items()}
+
+
+def _version(library: Library) -> str | None:
+    if importlib.util.find_spec(library.module) is None:
+        return None
+    for package in library.packages:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def check_process(opened_in: int, path: Path) -> None:
+    """Refuse to read in another process than the file was opened in, where libraries hang or fail.
+
+    Raises:
+        MimError: It is another one.
+    """
+    if os.getpid() != opened_in:
+        raise MimError(
+            f"{path} was opened in process {opened_in} and is read in {os.getpid()}: open videos in the worker that "
+            "reads them."
+        )
+
+
+def check_indices(indices: Sequence[int], count: int) -> dict[int, list[int]]:
+    """Where in the answer each frame goes.
+
+    Raises:
+        IndexError: There is no such frame.
+    """
+    places: dict[int, list[int]] = {}
+    for place, index in enumerate(indices):
+        if not 0 <= index < count:
+            raise IndexError(f"There is no frame {index}: the video has frames 0 to {count - 1}.")
+        places.setdefault(int(index), []).append(place)
+    return places
+
+
+def scale(frames: UInt8[Tensor, "n h w 3"], size: tuple[int, int]) -> UInt8[Tensor, "n H W 3"]:
+    """Frames at another height and width, by a bilinear filter that averages where it makes them smaller.
+
+    All readers share it, so that they agree whatever FFmpeg they come with.
+    """
+    if tuple(frames.shape[1:3]) == tuple(size):
+        return frames
+    return interpolate(frames.movedim(3, 1), size, mode="bilinear", antialias=True).movedim(1, 3).contiguous()

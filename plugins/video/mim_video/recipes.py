@@ -1,0 +1,277 @@
+"""Recipes of video MIM, with the papers' numbers, and their twins: the same made small for tests.
+
+Sources: VideoMAE, arXiv 2203.12602, and its official scripts; VideoMAE V2, arXiv 2303.16727, and its scripts; MAE-ST,
+arXiv 2205.09113, and its code. Where data are repeated a batch counts files, as in those scripts: each file gives
+``repeat`` clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mim_core.recipe import Part, RunConfig, TrainConfig
+
+SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
+"""Width, blocks and heads of the encoder."""
+DECODERS = {"small": (192, 3), "base": (384, 6), "large": (512, 8), "huge": (640, 8)}
+"""Width and heads of VideoMAE's decoder."""
+MICRO = {"small": 64, "base": 32, "large": 16, "huge": 8}
+"""Clips at once that fit a GPU of 32 GB; no effect on results."""
+
+
+def _videomae(size: str, stride: int = 4, ratio: float = 0.9) -> RunConfig:
+    """VideoMAE on 16 frames at 224 pixels: multi-scale crops without flips, a decoder of four blocks. Kinetics' 1600
+    epochs."""
+    width, depth, heads = SIZES[size]
+    decoder_width, decoder_heads = DECODERS[size]
+    return RunConfig(
+        parts={
+            "data": Part.of("video:clips", stride=stride),
+            "tokenizer": Part.of("video:tubelet", size=(16, 224, 224), patch=(2, 16, 16)),
+            "masker": Part.of("video:tube", ratio=ratio),
+            "encoder": Part.of("core:vit", width=width, depth=depth, heads=heads, class_token=False, position="flat"),
+            "decoder": Part.of(
+                "core:transformer",
+                width=decoder_width,
+                depth=4,
+                heads=decoder_heads,
+                position="flat",
+                embed_bias=False,
+            ),
+            "target": Part.of("video:cubes", normalize=True),
+        },
+        train=TrainConfig(
+            epochs=1600,
+            batch_size=2048,
+            micro_batch=MICRO[size],
+            base_lr=1.5e-4,
+            lr_batch=256,
+            warmup_epochs=40,
+            warmup_lr=1e-6,
+            min_lr=1e-5,
+            weight_decay=0.05,
+            decay_tokens=False,
+            betas=(0.9, 0.95),
+        ),
+    )
+
+
+def videomae_vit_small() -> RunConfig:
+    """ViT-S/16: 384 wide, 12 blocks, 6 heads; Kinetics-400."""
+    return _videomae("small")
+
+
+def videomae_vit_base() -> RunConfig:
+    """ViT-B/16: 768 wide, 12 blocks, 12 heads; Kinetics-400."""
+    return _videomae("base")
+
+
+def videomae_vit_large() -> RunConfig:
+    """ViT-L/16: 1024 wide, 24 blocks, 16 heads; Kinetics-400."""
+    return _videomae("large")
+
+
+def videomae_vit_huge() -> RunConfig:
+    """ViT-H/16: 1280 wide, 32 blocks, 16 heads; Kinetics-400."""
+    return _videomae("huge")
+
+
+def videomae_vit_base_ssv2() -> RunConfig:
+    """ViT-B/16 on Something-Something v2: every second frame, 2400 epochs."""
+    config = _videomae("base", stride=2)
+    return replace(config, train=replace(config.train, epochs=2400))
+
+
+def videomae_vit_base_ucf101() -> RunConfig:
+    """ViT-B/16 on UCF101 alone: three quarters hidden, batches of 192, 3200 epochs."""
+    config = _videomae("base", ratio=0.75)
+    return replace(config, train=replace(config.train, epochs=3200, batch_size=192, base_lr=3e-4, micro_batch=24))
+
+
+def videomae_vit_tiny() -> RunConfig:
+    """For the bundled clips of simulated robot tasks: minutes on two CPU cores."""
+    return RunConfig(
+        parts={
+            "data": Part.of("video:clips", root="sample", stride=4),
+            "tokenizer": Part.of("video:tubelet", size=(8, 64, 64), patch=(2, 8, 8)),
+            "masker": Part.of("video:tube", ratio=0.75),
+            "encoder": Part.of("core:vit", width=128, depth=4, heads=4, class_token=False, position="sincos"),
+            "decoder": Part.of("core:transformer", width=64, depth=1, heads=4, position="sincos", embed_bias=False),
+            "target": Part.of("video:cubes", normalize=True),
+        },
+        train=TrainConfig(
+            epochs=40,
+            batch_size=32,
+            base_lr=4e-3,
+            warmup_epochs=2,
+            decay_tokens=False,
+            log_every=20,
+            checkpoint_every=1000,
+        ),
+    )
+
+
+def _dual(config: RunConfig, **train: object) -> RunConfig:
+    """A VideoMAE recipe with VideoMAE V2's two masks, four clips per file, and other training options."""
+    data = config.parts["data"]
+    parts = {
+        **config.parts,
+        "data": Part(data.name, {**data.options, "repeat": 4}),
+        "masker": Part.of("video:dual", ratio=0.9, decoder_ratio=0.5),
+    }
+    return replace(config, parts=parts, train=replace(config.train, **train))  # type: ignore[arg-type]
+
+
+def videomae_v2_vit_base() -> RunConfig:
+    """ViT-B/16, 200 epochs of four clips per file. The learning rate is that of the scripts for ViT-L and ViT-H."""
+    return _dual(_videomae("base"), epochs=200, base_lr=1e-3, warmup_epochs=30, micro_batch=8)
+
+
+def videomae_v2_vit_giant() -> RunConfig:
+    """ViT-g/14: 1408 wide, 40 blocks, 16 heads, 6144 wide in the MLP; 300 epochs of four clips per file."""
+    config = _dual(_videomae("large"), epochs=300, base_lr=6e-4, warmup_epochs=30, clip_grad=0.02, micro_batch=1)
+    encoder = config.parts["encoder"]
+    giant = {**encoder.options, "width": 1408, "depth": 40, "heads": 16, "mlp_ratio": 6144 / 1408}
+    parts = {
+        **config.parts,
+        "tokenizer": Part.of("video:tubelet", size=(16, 224, 224), patch=(2, 14, 14)),
+        "encoder": Part(encoder.name, giant),
+    }
+    return replace(config, parts=parts)
+
+
+def _mae_st(size: str, micro_batch: int) -> RunConfig:
+    """MAE-ST on 16 frames at 224 pixels: any unit is hidden, one frame of each tubelet is predicted; 100 epochs of four
+    clips per file."""
+    width, depth, heads = SIZES[size]
+    return RunConfig(
+        parts={
+            "data": Part.of(
+                "video:clips",
+                stride=4,
+                crop="resized",
+                area=(0.5, 1.0),
+                flip=0.5,
+                repeat=4,
+                mean=(0.45, 0.45, 0.45),
+                std=(0.225, 0.225, 0.225),
+            ),
+            "tokenizer": Part.of("video:tubelet", size=(16, 224, 224), patch=(2, 16, 16)),
+            "masker": Part.of("core:random", ratio=0.9),
+            "encoder": Part.of("core:vit", width=width, depth=depth, heads=heads, position="separable"),
+            "decoder": Part.of("core:transformer", width=512, depth=4, heads=16, position="separable", prefix="own"),
+            "target": Part.of("video:frame-of-tubelet", normalize=True),
+        },
+        train=TrainConfig(
+            epochs=100,
+            batch_size=128,
+            micro_batch=micro_batch,
+            base_lr=1.6e-3,
+            lr_batch=256,
+            warmup_epochs=5,
+            weight_decay=0.05,
+            betas=(0.9, 0.95),
+            clip_grad=0.02,
+        ),
+    )
+
+
+def mae_st_vit_base() -> RunConfig:
+    """ViT-B/16: 768 wide, 12 blocks, 12 heads."""
+    return _mae_st("base", micro_batch=8)
+
+
+def mae_st_vit_large() -> RunConfig:
+    """ViT-L/16: 1024 wide, 24 blocks, 16 heads."""
+    return _mae_st("large", micro_batch=4)
+
+
+# ---- twins -----------------------------------------------------------------------------------------------------------
+
+SAMPLE = 360
+"""Bundled clips for training; a twin takes 20 steps of 8."""
+DECODER = {"width": 16, "depth": 1, "heads": 2}
+
+
+def _small(config: RunConfig, **changes: Mapping[str, object]) -> RunConfig:
+    """The recipe on the bundled clips with narrow, shallow parts: the same code at a thousandth of the work."""
+    shrink: dict[str, Mapping[str, object]] = {
+        "data": {"root": "sample", **({"repeat": 2} if "repeat" in config.parts["data"].options else {})},
+        "tokenizer": {"size": (8, 32, 32), "patch": (2, 8, 8)},
+        "encoder": {"width": 32, "depth": 2, "heads": 2},
+        "decoder": DECODER,
+        **changes,
+    }
+    parts = {role: Part(part.name, {**part.options, **shrink.get(role, {})}) for role, part in config.parts.items()}
+    train = replace(
+        config.train,
+        epochs=20 * 8 / SAMPLE,
+        batch_size=8,
+        micro_batch=None,
+        warmup_epochs=4 * 8 / SAMPLE,
+        lr_batch=8,
+        base_lr=1e-3,
+        warmup_lr=0.0,
+        min_lr=0.0,
+        log_every=1,
+        workers=0,
+        precision="fp32",
+        device="cpu",
+    )
+    return replace(config, parts=parts, train=train)
+
+
+def videomae_vit_tiny_twin() -> RunConfig:
+    """Small twin of videomae-vit-tiny."""
+    return _small(videomae_vit_tiny())
+
+
+def videomae_vit_small_twin() -> RunConfig:
+    """Small twin of videomae-vit-small."""
+    return _small(videomae_vit_small())
+
+
+def videomae_vit_base_twin() -> RunConfig:
+    """Small twin of videomae-vit-base."""
+    return _small(videomae_vit_base(), encoder={"width": 48, "depth": 2, "heads": 3})
+
+
+def videomae_vit_large_twin() -> RunConfig:
+    """Small twin of videomae-vit-large."""
+    return _small(videomae_vit_large(), encoder={"width": 64, "depth": 3, "heads": 4})
+
+
+def videomae_vit_huge_twin() -> RunConfig:
+    """Small twin of videomae-vit-huge, on clips that are not square."""
+    return _small(videomae_vit_huge(), tokenizer={"size": (8, 32, 48), "patch": (2, 8, 8)})
+
+
+def videomae_vit_base_ssv2_twin() -> RunConfig:
+    """Small twin of videomae-vit-base-ssv2."""
+    return _small(videomae_vit_base_ssv2(), tokenizer={"size": (6, 32, 32), "patch": (3, 8, 8)})
+
+
+def videomae_vit_base_ucf101_twin() -> RunConfig:
+    """Small twin of videomae-vit-base-ucf101."""
+    return _small(videomae_vit_base_ucf101(), tokenizer={"size": (4, 32, 32), "patch": (2, 8, 8)})
+
+
+def videomae_v2_vit_base_twin() -> RunConfig:
+    """Small twin of videomae-v2-vit-base."""
+    return _small(videomae_v2_vit_base())
+
+
+def videomae_v2_vit_giant_twin() -> RunConfig:
+    """Small twin of videomae-v2-vit-giant, which has another patch and MLP than the others."""
+    return _small(videomae_v2_vit_giant(), tokenizer={"size": (8, 24, 24), "patch": (2, 6, 6)})
+
+
+def mae_st_vit_base_twin() -> RunConfig:
+    """Small twin of mae-st-vit-base."""
+    return _small(mae_st_vit_base())
+
+
+def mae_st_vit_large_twin() -> RunConfig:
+    """Small twin of mae-st-vit-large."""
+    return _small(mae_st_vit_large(), encoder={"width": 64, "depth": 3, "heads": 4})

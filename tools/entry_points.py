@@ -14,7 +14,7 @@ def main() -> None:
     """One .dist-info per project, with its name, version and entry points, and one path file."""
     target = Path(site.getsitepackages()[0])
     folders = []
-    for project in (ROOT, ROOT / "plugins/image"):
+    for project in (ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))):
         about = tomllib.loads((project / "pyproject.toml").read_text())["project"]
         info = target / f"{about['name'].replace('-', '_')}-{about['version']}.dist-info"
         info.mkdir(exist_ok=True)

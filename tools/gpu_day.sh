@@ -17,7 +17,7 @@ if [ "${1:-}" = wheels ]; then
     exit
 fi
 
-export PYTHONPATH="$PWD/core:$PWD/plugins/image"
+export PYTHONPATH="$PWD/core:$PWD/plugins/image:$PWD/plugins/video"
 if [ -d .wheels ]; then  # what is there already stays as it is
     for wheel in .wheels/*.whl; do
         name=$(basename "$wheel" | cut -d- -f1)
@@ -25,7 +25,7 @@ if [ -d .wheels ]; then  # what is there already stays as it is
     done
 fi
 # plugins are found by their entry points, which need an installation
-"$python" -m pip install --quiet --no-deps --no-build-isolation -e . -e plugins/image 2>/dev/null || "$python" tools/entry_points.py
+"$python" -m pip install --quiet --no-deps --no-build-isolation -e . -e plugins/image -e plugins/video 2>/dev/null || "$python" tools/entry_points.py
 
 out=${OUT:-.}/gpu.md
 "$python" -m mim_core doctor

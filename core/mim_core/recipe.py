@@ -122,8 +122,8 @@ class TrainConfig:
                 raise MimError(f"train: option {name!r} must be a finite number, got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise MimError(f"train: option 'betas' must lie in [0, 1), got {self.betas}")
-        if self.max_hours is not None and not self.max_hours > 0:
-            raise MimError(f"train: option 'max_hours' must be positive, got {self.max_hours}")
+        if self.max_hours is not None and not self.max_hours >= 0:
+            raise MimError(f"train: option 'max_hours' must be 0 or more, got {self.max_hours}")
         if self.epochs <= 0:
             raise MimError(f"train: option 'epochs' must be positive, got {self.epochs}")
         if self.micro_batch is not None and self.micro_batch < 1:

@@ -321,4 +321,5 @@ def test_nothing_is_imported_before_a_run_names_it():
 
 def test_a_run_without_trackers_writes_nothing_of_them(tmp_path):
     assert train(make_run(tmp_path / "run"), quiet=True)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.toml", "metrics.jsonl", "checkpoints"}
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"recipe.toml", "metrics.jsonl", "checkpoints", ".lock"}

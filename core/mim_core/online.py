@@ -113,4 +113,4 @@ class OnlineProbe:
         for column in dict.fromkeys(score.column for score in scores):
             beside = [f"{row} {value[row, column]:.3f}" for row in (MAJORITY, RAW, START) if (row, column) in value]
             cells.append(f"{column} {value[NOW, column]:.3f} ({', '.join(beside)})")
-        return f"Features at epoch {self.run.step / self.run.steps_per_epoch:.1f}: {'; '.join(cells)}"
+        return f"Features at epoch {self.run.step / self.run.steps_per_epoch:.4g}: {'; '.join(cells)}"

@@ -162,14 +162,24 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
     heads = []
     for name, rebuilt in reconstruct(method, sample).items():
         rows = {"input": rebuilt.input, "masked": rebuilt.masked, "rebuilt": rebuilt.rebuilt}
-        shown = {
-            label: [_address(source.picture(rebuilt.modality, item)) for item in items] for label, items in rows.items()
-        }
+        moves = source.animation(rebuilt.modality, rebuilt.input[0]) is not None
+        shown = _films(source, rebuilt.modality, rows) if moves else {}
+        draw = source.animation if moves else source.picture
         for label, items in rows.items():
-            moving = [source.animation(rebuilt.modality, item) for item in items]
-            shown.update({f"{label}, moving": [_address(each) for each in moving if each]} if any(moving) else {})
-        heads.append({"name": name, "where": where, "needs_truth": rebuilt.needs_truth, "rows": shown})
+            pictures = [draw(rebuilt.modality, item) for item in items]
+            shown[label] = [_address(each) for each in pictures if each]
+        films = [label for label in shown if label not in rows]
+        heads.append({"name": name, "where": where, "needs_truth": rebuilt.needs_truth, "rows": shown, "films": films})
     return heads
+
+
+def _films(source: DataSource, modality: str, rows: dict[str, Tensor], count: int = 3) -> dict[str, list[str]]:
+    """Film strips of the first samples, each over the whole width: three below each other are one sample."""
+    return {
+        f"{label} {number + 1}": [_address(source.picture(modality, items[number]))]
+        for number in range(min(count, len(rows["input"])))
+        for label, items in rows.items()
+    }
 
 
 def _address(picture: Picture) -> str:

@@ -263,7 +263,7 @@ class Clips(DataSource):
         config, found = self.config, self.clips
         root = "the bundled sample (MetaWorld, MIT licence)" if self.bundled else f"{config.root} ({found.kind})"
         classes = f"{len(found.train.classes)} classes" if found.train.classes else "no classes"
-        how = f"every {config.stride}. frame" if config.fps is None else f"{config.fps:g} frames per second"
+        how = f"one of every {config.stride} frames" if config.fps is None else f"{config.fps:g} frames per second"
         how = "one from each equal part" if config.segments else how
         times = f"; {config.repeat} clips per file, so that a batch is that many times as large"
         rows = {

@@ -96,7 +96,7 @@ def _data_is_at_fault(error: MimError, run: ResolvedRun, registry: Registry) -> 
     try:
         with torch.device("meta"):
             method = build_method(run, registry)
-    except Exception:
+    except Exception:  # the method itself cannot be built: the error is not the data's
         return False
     try:
         make_source(run, method)

@@ -393,7 +393,6 @@ def test_grey(film, tmp_path):
 
 
 def test_a_reader_that_is_not_there_stops_the_run(film, source, monkeypatch):
-    """It is no fault of the file, which must not be passed over as bad."""
     film("a.mp4", frames=1)
     monkeypatch.setitem(sys.modules, "decord", None)
     with pytest.raises(MimError, match="decord"):

@@ -228,7 +228,7 @@ def _result(trainer: Trainer, timing: Timing, memory: int) -> Result:
     notes = [] if timing.finite else ["A loss was not finite; the speed is measured all the same."]
     if run.skipped:
         notes.append(f"{len(run.skipped)} files could not be used and were replaced.")
-    shares = _shares(timing, run.device)
+    shares = {name: value / timing.seconds for name, value in timing.phases.items()}
     if shares["data"] > WAITING:
         notes.append(
             f"The device waits for data {shares['data']:.0%} of the time; other --train.workers than "
@@ -260,15 +260,6 @@ def _result(trainer: Trainer, timing: Timing, memory: int) -> Result:
 def _spread(values: list[float]) -> dict[str, float]:
     tenths = statistics.quantiles(values, n=10, method="inclusive")
     return {"median": statistics.median(values), "p10": tenths[0], "p90": tenths[-1]}
-
-
-def _shares(timing: Timing, device: torch.device) -> dict[str, float]:
-    """On a GPU the host waits for data while the device still computes; only what is left of the time counts."""
-    phases = dict(timing.phases)
-    if device.type == "cuda":
-        others = sum(value for name, value in phases.items() if name != "data")
-        phases["data"] = min(phases["data"], max(0.0, timing.seconds - others))
-    return {name: value / timing.seconds for name, value in phases.items()}
 
 
 def _cost(run: loop.Run, notes: list[str]) -> int | None:

@@ -12,6 +12,12 @@ import torch
 PHASES = ("data", "prepare", "forward_backward", "optimizer")
 
 
+def idle(phases: dict[str, float], seconds: float) -> float:
+    """Of the time in which the host waited for data, what the other phases, which a GPU works on meanwhile, leave."""
+    others = sum(value for phase, value in phases.items() if phase != "data")
+    return min(phases["data"], max(0.0, seconds - others))
+
+
 @dataclass
 class Stopwatch:
     """Splits the time into phases. On a GPU by events on its stream, so that nothing waits until they are read; the
@@ -59,8 +65,7 @@ class Stopwatch:
         now = time.perf_counter()
         seconds = now - self._began
         if self.device.type == "cuda":  # the host waits while the device computes; only what is left is waiting
-            others = sum(value for phase, value in self._seconds.items() if phase != "data")
-            self._seconds["data"] = min(self._seconds["data"], max(0.0, seconds - others))
+            self._seconds["data"] = idle(self._seconds, seconds)
         found = (seconds, self._seconds)
         self._seconds, self._began = dict.fromkeys(PHASES, 0.0), now
         self._events = self._events[-1:]

@@ -90,7 +90,7 @@ class TrainConfig:
     compile: bool = False
     """Compile the forward pass; block by block under fsdp2."""
     activation_checkpointing: bool = False
-    """Keep only the inputs of the blocks and compute the rest again: less memory, about a third more time."""
+    """Keep only the inputs of the blocks and compute the rest again: less memory, more time."""
     ema: float | None = None
     """Keep an average of the weights with this momentum, such as 0.9999; evaluation and export take it."""
     deterministic: bool = False

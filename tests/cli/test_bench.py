@@ -10,10 +10,11 @@ from types import ModuleType
 import pytest
 import torch
 from mim_core import plugins
-from mim_core.bench import LEAST, Timing, _shares, _spread
+from mim_core.bench import LEAST, _spread
 from mim_core.commands import measuring
 from mim_core.errors import MimError
 from mim_core.hookspecs import hookimpl
+from mim_core.metrics import idle
 from mim_core.noise import Noise
 from mim_core.strategy import Engine
 
@@ -110,11 +111,11 @@ def test_spread():
     assert _spread([float(n) for n in range(11)]) == {"median": 5.0, "p10": 1.0, "p90": 9.0}
 
 
-def test_on_a_gpu_only_the_wait_that_the_device_noticed_counts():
+def test_a_gpu_waits_only_for_what_the_other_phases_leave():
     phases = {"data": 6.0, "prepare": 1.0, "forward_backward": 6.0, "optimizer": 1.0}
-    timing = Timing(3, [1.0] * 10, 10.0, phases, True)
-    assert _shares(timing, torch.device("cuda"))["data"] == pytest.approx(0.2)
-    assert _shares(timing, torch.device("cpu"))["data"] == pytest.approx(0.6)
+    assert idle(phases, 10.0) == 2.0
+    assert idle(phases, 20.0) == 6.0
+    assert idle(phases, 5.0) == 0.0
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------

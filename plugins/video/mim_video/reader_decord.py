@@ -6,7 +6,6 @@ import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from mim_video.reader_pyav import PyavReader
 from mim_video.reader_survey import Survey, turned
-from mim_video.readers import check_indices, check_process, scale
+from mim_video.readers import OpenFile, check_indices, check_process, scale
 
 decord: Any = importlib.import_module("decord")
 AT_ONCE = 32
@@ -28,7 +27,7 @@ SAME_TIME = 2e-3
 """Seconds by which decord's float32 times may differ from the file's."""
 
 
-class DecordReader:
+class DecordReader(OpenFile):
     """A video file read with decord. See :class:`mim_video.readers.Reader`.
 
     decord forgets when a stream starts, and some versions leave frames lying on their side: this adapter sets that
@@ -89,17 +88,6 @@ class DecordReader:
     def close(self) -> None:
         """Let go of the file and of the decoder's memory."""
         self._reader = None
-
-    def __enter__(self) -> DecordReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> Any:
-        raise TypeError("A video reader cannot be sent to another process: open the file there.")
 
 
 def trouble(survey: Survey, reader: Any) -> str:

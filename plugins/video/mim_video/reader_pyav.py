@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import av
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from mim_video.reader_index import FrameIndex, Scan, decode, index_by_frames, index_by_packets, scan
 from mim_video.reader_survey import Survey, Turn, orientation
-from mim_video.readers import check_indices, check_process, scale
+from mim_video.readers import OpenFile, check_indices, check_process, scale
 
 COVER_PICTURE = 0x400
 """The bit of a stream's disposition that says: a still picture, such as an album's cover."""
@@ -32,7 +31,7 @@ WORTH_A_SEEK = 12
 """Frames that need not be decoded before a seek to a later key frame pays."""
 
 
-class PyavReader:
+class PyavReader(OpenFile):
     """A video file read with PyAV. See :class:`mim_video.readers.Reader`.
 
     Decoding takes one thread.
@@ -232,17 +231,6 @@ class PyavReader:
         if self._container is not None:
             self._container.close()
         self._container = None
-
-    def __enter__(self) -> PyavReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> Any:
-        raise TypeError("A video reader cannot be sent to another process: open the file there.")
 
 
 def _text(error: BaseException) -> str:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from mim_video.reader_pyav import PyavReader
 from mim_video.reader_survey import Survey, turned
-from mim_video.readers import check_indices, check_process, scale
+from mim_video.readers import OpenFile, check_indices, check_process, scale
 
 VideoDecoder: Any = importlib.import_module("torchcodec.decoders").VideoDecoder
 AT_ONCE = 32
@@ -27,7 +26,7 @@ SAME_TIME = 1e-4
 """Seconds by which the time of a frame may differ from the file's."""
 
 
-class TorchcodecReader:
+class TorchcodecReader(OpenFile):
     """A video file read with torchcodec. See :class:`mim_video.readers.Reader`.
 
     Args:
@@ -92,17 +91,6 @@ class TorchcodecReader:
     def close(self) -> None:
         """Let go of the file and of the decoder's memory."""
         self._decoder = None
-
-    def __enter__(self) -> TorchcodecReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> Any:
-        raise TypeError("A video reader cannot be sent to another process: open the file there.")
 
 
 def mapping(survey: Survey) -> str:

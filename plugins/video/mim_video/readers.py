@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float64, UInt8
 from mim_core.errors import BadSample, MimError, unknown
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -60,6 +62,25 @@ class Reader(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class OpenFile:
+    """What readers share: a ``with`` block closes them, and no other process gets them."""
+
+    def close(self) -> None:
+        """Let go of the file and of the decoder's memory."""
+        raise NotImplementedError
+
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("A video reader cannot be sent to another process: open the file there.")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from mim_core.distributed import choose_device
 from mim_core.errors import MimError
 from mim_core.evaluation import PRETRAINED, RAW, UNTRAINED, Features, Study
 from mim_core.layout import Sample
+from mim_core.method import Features as Encoded
 from mim_core.method import Method
 from mim_core.options import plain
 from mim_core.recipe import EvaluateConfig, ResolvedRun, from_toml
@@ -82,13 +83,20 @@ def extract(
         features = method.encode(ready)
         if config.pool == "prefix" and features.prefix.shape[1] == 0:
             raise MimError("--evaluate.pool prefix needs an encoder with a class token; this one has none.")
-        pooled = features.pooled if config.pool == "mean" else features.prefix[:, 0]
-        found.append(pooled.float().cpu())
+        found.append(_pooled(features, config.pool).float().cpu())
     if not found:
         raise MimError(f"None of the {count:,} labelled {split.name} samples can be read.")
     rows = torch.full((count, found[0].shape[1]), torch.nan)
     rows[torch.searchsorted(wanted, torch.cat(places))] = torch.cat(found)
     return rows[back]
+
+
+def _pooled(features: Encoded, pool: str) -> Tensor:
+    """One vector per sample [B, D], or [B, 2 D] for "mean-max"."""
+    if pool == "prefix":
+        return features.prefix[:, 0]
+    largest = features.tokens.amax(dim=1)
+    return {"mean": features.pooled, "max": largest, "mean-max": torch.cat([features.pooled, largest], dim=1)}[pool]
 
 
 def _readable(

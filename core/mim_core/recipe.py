@@ -147,8 +147,9 @@ class EvaluateConfig:
 
     on: tuple[str, ...] = ("knn", "linear")
     """Evaluations to run, by name."""
-    pool: Literal["mean", "prefix"] = "mean"
-    """One vector per sample: the mean of its tokens, or the first prefix (class) token."""
+    pool: Literal["mean", "max", "mean-max", "prefix"] = "mean"
+    """One vector per sample: the mean of its tokens, their largest values, both side by side, or the first prefix
+    (class) token."""
     batch_size: int = 256
     """Samples per forward pass; no effect on results."""
     k: int = 20

@@ -62,12 +62,11 @@ def reconstruct(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[st
         shape = (*hidden.shape, *([1] * (own.values.ndim - 2)))
         filled = _place(own.values, mask.query_ids[::step], answers[::step])
         pick = hidden.reshape(shape)
-        masked = own.values.masked_fill(pick, 0.0)
         rebuilt = torch.where(pick, filled, own.values)
         found[name] = Rebuilt(
             modality=_modality(tokenizer),
             input=tokenizer.join(own.values, own.layout),
-            masked=tokenizer.join(masked, own.layout),
+            masked=tokenizer.join(tokenizer.blank(own.values, hidden), own.layout),
             rebuilt=tokenizer.join(rebuilt, own.layout),
             needs_truth=head.target.needs_truth,
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,6 +50,10 @@ class Tokenizer(nn.Module):
     def join(self, values: Tensor, layout: Layout) -> Tensor:
         """Unit values [B, N, ...] back to the modality's own shape."""
         raise NotImplementedError
+
+    def blank(self, values: Tensor, hidden: Bool[Tensor, "B N"]) -> Tensor:
+        """Unit values [B, N, ...] with nothing to see in hidden units, for pictures: zeros there."""
+        return values.masked_fill(hidden.reshape(*hidden.shape, *([1] * (values.ndim - 2))), 0.0)
 
 
 def times(sizes: tuple[int, ...]) -> str:

@@ -1,0 +1,130 @@
+"""What mim-pointcloud brings to mim-core. Imports no torch: every part is a lazy reference."""
+
+from __future__ import annotations
+
+from mim_core.doctor import Finding, library
+from mim_core.hookspecs import hookimpl
+from mim_core.registry import Card, RecipeRegister, Register
+
+POINT_MAE = "Point-MAE, arXiv 2203.06604"
+
+COMMANDS = {
+    "prepare": (
+        "mim_pointcloud.commands:prepare",
+        "Sample a collection of meshes or clouds once, for fast reading: prepare IN OUT",
+    ),
+}
+"""Commands beside those that every plugin has."""
+
+
+@hookimpl
+def mim_register_tokenizers(register: Register) -> None:
+    """Groups of points."""
+    register(
+        name="groups",
+        load="mim_pointcloud.tokenizer:GroupTokenizer",
+        card=Card("Nearest neighbours of farthest-point centres, embedded by a small PointNet.", POINT_MAE),
+    )
+
+
+@hookimpl
+def mim_register_maskers(register: Register) -> None:
+    """Masks of units that lie freely."""
+    register(
+        name="centre-block",
+        load="mim_pointcloud.masker:CentreBlockMasker",
+        card=Card("The units nearest to a random one.", POINT_MAE, ("any layout with positions",)),
+    )
+
+
+@hookimpl
+def mim_register_targets(register: Register) -> None:
+    """Points of groups."""
+    register(
+        name="chamfer",
+        load="mim_pointcloud.target:ChamferTarget",
+        card=Card("A group's points, under the Chamfer distance.", POINT_MAE),
+    )
+
+
+@hookimpl
+def mim_register_data(register: Register) -> None:
+    """Shapes on disk."""
+    register(
+        name="clouds",
+        load="mim_pointcloud.data:Clouds",
+        card=Card(
+            "A folder of meshes or clouds; ShapeNet, ModelNet40, ScanObjectNN or ShapeNetPart as unpacked; or the "
+            "sample."
+        ),
+    )
+
+
+@hookimpl
+def mim_register_evaluations(register: Register) -> None:
+    """Judgements of frozen features, as the papers on point clouds have them."""
+    register(
+        name="svm",
+        load="mim_pointcloud.evaluations:svm",
+        card=Card("Linear support vector machine on frozen features (the ModelNet40 protocol).", POINT_MAE),
+    )
+    register(
+        name="folds",
+        load="mim_pointcloud.evaluations:folds",
+        card=Card("Linear support vector machine, five folds over all labelled shapes: mean and spread."),
+    )
+    register(
+        name="few-shot",
+        load="mim_pointcloud.evaluations:few_shot",
+        card=Card("5 and 10 classes, 10 and 20 shapes of each, ten runs: mean and spread.", POINT_MAE),
+    )
+
+
+@hookimpl
+def mim_register_methods(register: Register) -> None:
+    """What is trained on labels after pre-training."""
+    register(
+        name="part-segmenter",
+        load="mim_pointcloud.segmentation:PartSegmenter",
+        card=Card("A class for every point: part segmentation from three levels of the encoder.", POINT_MAE),
+    )
+
+
+RECIPES = {
+    "point-mae-vit-tiny": ("Point-MAE with a 96-wide encoder: the bundled shapes, minutes on a CPU.", POINT_MAE),
+    "point-mae-vit-small": ("Point-MAE with 12 blocks of 384, the paper's for ShapeNet.", POINT_MAE),
+}
+
+
+@hookimpl
+def mim_register_recipes(register: RecipeRegister) -> None:
+    """Point-MAE."""
+    for name, (summary, paper) in RECIPES.items():
+        function = f"mim_pointcloud.recipes:{name.replace('-', '_')}"
+        register(name=name, load=function, twin=f"{function}_twin", card=Card(summary, paper, ("reconstruction",)))
+
+
+@hookimpl
+def mim_register_importers(register: Register) -> None:
+    """Weights of the official code."""
+    register(
+        name="point-mae",
+        load="mim_pointcloud.interop:import_point_mae",
+        card=Card("Official Point-MAE pre-training weights (.pth).", POINT_MAE),
+    )
+
+
+@hookimpl
+def mim_diagnose() -> list[Finding]:
+    """Libraries that may take the place of the plain operations."""
+    return [
+        library("pytorch3d", means="--tokenizer.ops pytorch3d (build it from its source)"),
+        library("fpsample", means="--tokenizer.ops fpsample"),
+    ]
+
+
+def main() -> int:
+    """The ``mim-pointcloud`` command: mim-core's commands, restricted to this plugin's recipes, and its own."""
+    from mim_core.cli import main
+
+    return main(plugin="pointcloud", more=COMMANDS)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from mim_core.data import DataSource
+from mim_core.data import DataSource, LabelledSource
 from mim_core.decoder import Decoder
 from mim_core.encoder import Encoder
 from mim_core.errors import MimError
+from mim_core.finetune import Supervised
 from mim_core.method import Method
 from mim_core.plugins import installed
 from mim_core.recipe import ResolvedPart, ResolvedRun, load_recipe
@@ -116,7 +117,8 @@ def build_method(run: ResolvedRun | str, registry: Registry | None = None, seed:
 
 
 def make_source(config: ResolvedRun, method: Method) -> DataSource:
-    """The data source of a run, told by the tokenizer what shapes it must give."""
+    """The data source of a run, told by the tokenizer what shapes it must give. For a method that is trained on labels
+    it is the labelled training split, see `mim_core.data.LabelledSource`."""
     part = config.parts.get("data")
     if part is None:
         raise MimError("This run has no data. Name a source: --use data=NAME. See: mim-core list data")
@@ -124,4 +126,7 @@ def make_source(config: ResolvedRun, method: Method) -> DataSource:
         source: DataSource = part.cls(part.options, method.tokenizer.shapes)  # type: ignore[union-attr]
     except ValueError as error:
         raise MimError(f"data ({part.name}): {error}.") from error
-    return source
+    if not isinstance(method, Supervised):
+        return source
+    method.check(source)
+    return LabelledSource(source)

@@ -62,7 +62,7 @@ def mim_register_encoders(register: Register) -> None:
     )
     register(
         name="beit",
-        load="mim_core.encoder:BeitEncoder",
+        load="mim_core.encoder_beit:BeitEncoder",
         card=Card(
             "BEiT's transformer: all positions, mask tokens, a shared relative position bias.", "arXiv 2106.08254"
         ),
@@ -86,11 +86,16 @@ def mim_register_decoders(register: Register) -> None:
 
 @hookimpl
 def mim_register_methods(register: Register) -> None:
-    """The one that most are made of."""
+    """The one that most are made of, and one for labels."""
     register(
         name="masked-autoencoder",
         load="mim_core.method:MaskedAutoencoder",
         card=Card("Encode what is kept, decode what is asked, compare with the target.", "MAE, arXiv 2111.06377"),
+    )
+    register(
+        name="classifier",
+        load="mim_core.finetune:Classifier",
+        card=Card("Trained on labels: encode all units, pool, and a head; what the command finetune trains."),
     )
 
 

@@ -15,6 +15,7 @@ Command = Callable[[str, str | None, list[str]], int]
 """(program, plugin, arguments) -> exit code."""
 COMMANDS = {
     "pretrain": ("mim_core.commands.running:pretrain", "Pre-train an encoder: pretrain RECIPE --data.root FOLDER"),
+    "finetune": ("mim_core.commands.tuning:finetune", "Train a run's encoder on labels, all of it: finetune RUN"),
     "evaluate": ("mim_core.commands.judging:evaluate", "Judge a run's features by k-NN and linear probes"),
     "show": ("mim_core.commands.judging:show", "Write a run's report.html: curves, reconstructions, scores"),
     "export": ("mim_core.commands.judging:export", "Write a run's encoder for timm"),
@@ -31,7 +32,7 @@ COMMANDS = {
         "Say what this machine has, what is missing, and what that means for a run",
     ),
 }
-OF_A_PLUGIN = ("pretrain", "evaluate", "show", "export", "bench", "recipes", "doctor")
+OF_A_PLUGIN = ("pretrain", "finetune", "evaluate", "show", "export", "bench", "recipes", "doctor")
 
 
 def main(

@@ -35,10 +35,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture for a report."""
+    """One picture for a report.
+
+    Attributes:
+        media_type: Such as "image/png".
+        content: The file.
+        drawn: A drawing instead of the data's own pixels: shown larger, and scaled smoothly.
+    """
 
     media_type: str
     content: bytes
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,16 @@ class DataSource:
         """
         raise NotImplementedError
 
+    def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
+        """One item of the labelled training split with its ``label`` (int64), for training on labels; augmented like
+        `read`, all draws from ``key``. Runs in a worker. As it stands here, there is no augmentation.
+
+        Raises:
+            BadSample: The file cannot be used.
+        """
+        split = self.labelled("train")
+        return {**split.items[index], "label": split.labels[index]}
+
     def raw(self, sample: Sample) -> Tensor:
         """The input itself as one vector per sample [B, D], for the raw-input row of a table of scores."""
         first = next(iter(self.shapes))
@@ -113,6 +130,16 @@ class DataSource:
         """The same item moving, such as a GIF, where it has a time; shown below the pictures."""
         return None
 
+    def page(self, modality: str, rows: Mapping[str, Tensor]) -> str | None:
+        """A self-contained HTML page to turn the samples by hand, where a still picture says too little.
+
+        Args:
+            modality: Which one.
+            rows: "input", "masked" and "rebuilt", each [B, ...] in the modality's own shape; "masked" is what the
+                tokenizer's `blank` left.
+        """
+        return None
+
     def controls(self) -> Mapping[str, Callable[[Sample], Sample]]:
         """Samples with something taken from them, by what it is, such as the order of frames: evaluation shows the
         pre-trained encoder on these too. They come as `finish` left them, with their ``index``."""
@@ -121,6 +148,65 @@ class DataSource:
     def plan(self) -> dict[str, str]:
         """What ``--dry-run`` says about the data: label -> text."""
         return {}
+
+
+class LabelledSource(DataSource):
+    """A source whose labelled training split is what is trained on; for methods that learn from labels.
+
+    Raises:
+        MimError: The source has no labels.
+    """
+
+    def __init__(self, source: DataSource) -> None:
+        super().__init__(source.config, source.shapes)
+        self.source, self.split = source, source.labelled("train")
+
+    def __len__(self) -> int:
+        return len(self.split.labels)
+
+    def read(self, index: int, key: int) -> dict[str, Tensor]:
+        """An augmented item with its ``label``."""
+        return self.source.read_labelled(index, key)
+
+    def name_of(self, index: int) -> str:
+        """The item's number and its class."""
+        return f"{index} ({self.split.classes[int(self.split.labels[index])]})"
+
+    def finish(self, sample: Sample) -> Sample:
+        """The source's."""
+        return self.source.finish(sample)
+
+    def labelled(self, split: str) -> Labelled:
+        """The source's."""
+        return self.split if split == "train" else self.source.labelled(split)
+
+    def raw(self, sample: Sample) -> Tensor:
+        """The source's."""
+        return self.source.raw(sample)
+
+    def picture(self, modality: str, values: Tensor) -> Picture:
+        """The source's."""
+        return self.source.picture(modality, values)
+
+    def animation(self, modality: str, values: Tensor) -> Picture | None:
+        """The source's."""
+        return self.source.animation(modality, values)
+
+    def page(self, modality: str, rows: Mapping[str, Tensor]) -> str | None:
+        """The source's."""
+        return self.source.page(modality, rows)
+
+    def controls(self) -> Mapping[str, Callable[[Sample], Sample]]:
+        """The source's."""
+        return self.source.controls()
+
+    def plan(self) -> dict[str, str]:
+        """The source's, the labelled samples, and whether they are augmented."""
+        split = self.split
+        rows = {"labels": f"{len(split.labels):,} labelled training samples of {len(split.classes)} classes"}
+        if type(self.source).read_labelled is DataSource.read_labelled:
+            rows["augmentation"] = "none: this data source reads its labelled samples as they are"
+        return {**self.source.plan(), **rows}
 
 
 class KeyedDataset(Dataset[Any]):

@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float
 from timm.layers import PatchEmbed, trunc_normal_
-from timm.models import beit, create_model, is_model, vision_transformer
+from timm.models import create_model, is_model, vision_transformer
 from torch import Tensor, nn
 
 from mim_core.errors import MimError, unknown
 from mim_core.layout import Layout, take, tensor_tree
 from mim_core.mask import Mask
-from mim_core.position import PositionKind, make_position
+from mim_core.position import PositionAt, PositionKind, make_position
 
 
 @tensor_tree
@@ -71,16 +71,33 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
-def init_transformer(module: nn.Module) -> None:
-    """MAE's initialisation: Xavier-uniform linear layers without bias, normalisation layers at one and zero."""
+Init = Literal["xavier", "truncated"]
+
+
+def init_transformer(module: nn.Module, kind: Init = "xavier") -> None:
+    """MAE's initialisation, Xavier-uniform linear layers, or a normal of deviation 0.02 cut at two (Point-MAE); biases
+    at zero, normalisation layers at one and zero."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
+            if kind == "xavier":
+                nn.init.xavier_uniform_(part.weight)
+            else:
+                trunc_normal_(part.weight, std=0.02)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
+
+
+def through(blocks: nn.Sequential, x: Tensor, places: Tensor | None) -> Tensor:
+    """The tokens after all blocks; ``places``, where given, are added at the input of every one."""
+    if places is None:
+        out: Tensor = blocks(x)
+        return out
+    for block in blocks:
+        x = block(x + places)
+    return x
 
 
 def token(count: int, width: int) -> nn.Parameter:
@@ -151,8 +168,14 @@ class ViTEncoder(Encoder):
         position: PositionKind = "sincos"
         """sincos, flat (sine-cosine over the sequence of units), learned, separable (learned per axis), coordinates (an
         MLP of where units lie) or none."""
+        position_at: PositionAt = "input"
+        """Add positions once, or at the input of every block (Point-MAE); then the class token has a learned one."""
         norm_eps: float = 1e-6
         """Small number in the normalisation layers: 1e-6 in MAE's and timm's code, 1e-12 in transformers' ViTMAE."""
+        qkv_bias: bool = True
+        """Biases of queries, keys and values."""
+        init: Init = "xavier"
+        """How linear layers start: xavier (MAE), or truncated, a normal of deviation 0.02 (Point-MAE)."""
         final_norm: bool = True
         """A normalisation layer after the last block."""
         drop_path: float = 0.0
@@ -178,12 +201,16 @@ class ViTEncoder(Encoder):
             self.norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.final_norm else nn.Identity()
             self.cls_token = token(1, config.width) if config.class_token else None
             self.reg_token = None
-        init_transformer(self)
+        init_transformer(self, config.init)
         for learned in (self.cls_token, self.reg_token):
             if learned is not None:
                 nn.init.normal_(learned, std=0.02)
         self.position = make_position(config.position, layout, self.width)
+        if self.position is not None and config.init == "truncated":
+            init_transformer(self.position, config.init)
         self.mask_token = token(1, self.width) if config.sees == "all" else None
+        count = sum(learned.shape[1] for learned in self._front())
+        self.prefix_position = token(count, self.width) if count and config.position_at == "blocks" else None
 
     @staticmethod
     def _own_blocks(config: Config) -> nn.Sequential:
@@ -194,7 +221,7 @@ class ViTEncoder(Encoder):
                     config.width,
                     config.heads,
                     mlp_ratio=config.mlp_ratio,
-                    qkv_bias=True,
+                    qkv_bias=config.qkv_bias,
                     init_values=config.layer_scale,
                     drop_path=rate,
                     norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
@@ -216,13 +243,20 @@ class ViTEncoder(Encoder):
         """Mask tokens where the encoder sees all, then positions, prefix, blocks and the final norm."""
         if self.mask_token is not None:
             tokens = torch.where(mask.kept_hidden()[:, :, None], self.mask_token.to(tokens.dtype), tokens)
-        if self.position is not None:
-            tokens = tokens + take(self.position(layout), mask.kept_ids)
-        given = [learned for learned in (self.cls_token, self.reg_token) if learned is not None]
-        count = sum(learned.shape[1] for learned in given)
-        x = torch.cat([*(learned.expand(tokens.shape[0], -1, -1).to(tokens.dtype) for learned in given), tokens], dim=1)
-        x = self.norm(self.blocks(self.norm_pre(x)))
+        places = None if self.position is None else take(self.position(layout), mask.kept_ids)
+        if places is not None and self.config.position_at == "input":
+            tokens, places = tokens + places, None
+        front = self._front()
+        x = torch.cat([*(learned.expand(tokens.shape[0], -1, -1).to(tokens.dtype) for learned in front), tokens], dim=1)
+        count, x = x.shape[1] - tokens.shape[1], self.norm_pre(x)
+        if places is not None and self.prefix_position is not None:
+            places = torch.cat([self.prefix_position.expand(len(places), -1, -1).to(places.dtype), places], dim=1)
+        x = self.norm(through(self.blocks, x, places))
         return Encoded(tokens=x[:, count:], prefix=x[:, :count])
+
+    def _front(self) -> list[Tensor]:
+        """The learned tokens that stand before the units."""
+        return [learned for learned in (self.cls_token, self.reg_token) if learned is not None]
 
     def timm_weights(self) -> dict[str, Tensor]:
         """Blocks, norms and tokens as they are; the position table gets the prefix's slots, zeros, in front."""
@@ -243,8 +277,11 @@ class ViTEncoder(Encoder):
             MimError: Positions are computed from coordinates or per axis, which timm does not.
         """
         config = self.config
-        if config.position in ("coordinates", "separable"):
-            raise MimError("timm's transformers have no positions that are computed from coordinates, or per axis.")
+        if config.position in ("coordinates", "separable") or config.position_at == "blocks":
+            raise MimError(
+                "timm's transformers have no positions that are computed from coordinates, learned per axis, or added "
+                "at every block."
+            )
         position = {"pos_embed": "none"} if config.position == "none" else {}
         if config.name is not None:
             return config.name, {"no_embed_class": False, "global_pool": "", **position}
@@ -255,106 +292,9 @@ class ViTEncoder(Encoder):
             "num_heads": config.heads,
             "mlp_ratio": config.mlp_ratio,
             "class_token": config.class_token,
+            "qkv_bias": config.qkv_bias,
             "init_values": config.layer_scale,
             "global_pool": "token" if config.class_token else "avg",
             **({} if config.final_norm else {"final_norm": False}),
             "fc_norm": False,  # the final norm is on every token, with either pooling
-        }
-
-
-class BeitEncoder(Encoder):
-    """BEiT's transformer: all positions, mask tokens, one relative position bias shared by the blocks (SimMIM's ViT).
-
-    Queries and values have a bias, keys have none; a learned scale on each residual branch; no absolute positions. The
-    mask token replaces a token before the class token is put in front (SimMIM, arXiv 2111.09886, section 3).
-    """
-
-    @dataclass(frozen=True)
-    class Config:
-        """Options of the BEiT encoder."""
-
-        width: int = 768
-        """Token width D."""
-        depth: int = 12
-        """Transformer blocks."""
-        heads: int = 12
-        """Attention heads; they must divide the width."""
-        mlp_ratio: float = 4.0
-        """Hidden width of the MLP over D."""
-        drop_path: float = 0.1
-        """Stochastic depth, rising linearly to this rate in the last block."""
-        layer_scale: float | None = 0.1
-        """Initial value of a learned scale on each residual branch; none leaves it out."""
-
-    sees: Literal["visible", "all"] = "all"
-
-    def __init__(self, config: Config, layout: Layout) -> None:
-        super().__init__()
-        check_sizes(config.width, config.depth, config.heads)
-        if layout.grid is None or len(layout.grid) != 2:
-            raise ValueError(
-                f"the shared relative position bias needs units on a grid of two axes, got grid {layout.grid}"
-            )
-        self.config, self.width, self.grid = config, config.width, layout.grid
-        self.cls_token, self.mask_token = token(1, config.width), token(1, config.width)
-        self.rel_pos_bias = beit.RelativePositionBias(window_size=layout.grid, num_heads=config.heads)
-        rates = rising(config.drop_path, config.depth)
-        self.blocks = nn.ModuleList(
-            beit.Block(
-                config.width,
-                config.heads,
-                qkv_bias=True,
-                mlp_ratio=config.mlp_ratio,
-                drop_path=rate,
-                init_values=config.layer_scale,
-                norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            )
-            for rate in rates
-        )
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self._init()
-
-    def _init(self) -> None:
-        """BEiT's: truncated normal 0.02, and the two residual layers of block i divided by sqrt(2 i)."""
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                trunc_normal_(part.weight, std=0.02)
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
-        for number, block in enumerate(self.blocks, start=1):
-            assert isinstance(block, beit.Block)
-            for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
-                weight.data.div_((2 * number) ** 0.5)
-
-    def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
-        """Mask tokens, class token, blocks under the shared bias, final norm."""
-        if layout.grid != self.grid:
-            raise ValueError(
-                f"the relative position bias was built for a grid of {self.grid}; this input has {layout.grid}"
-            )
-        tokens = torch.where(mask.kept_hidden()[:, :, None], self.mask_token.to(tokens.dtype), tokens)
-        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
-        bias: Tensor = self.rel_pos_bias()
-        for block in self.blocks:
-            x = block(x, shared_rel_pos_bias=bias)
-        x = self.norm(x)
-        return Encoded(tokens=x[:, 1:], prefix=x[:, :1])
-
-    def timm_weights(self) -> dict[str, Tensor]:
-        """All but the mask token; the names are timm's already."""
-        return {name: value for name, value in self.state_dict().items() if name != "mask_token"}
-
-    def timm_model(self) -> tuple[str, dict[str, Any]]:
-        """timm's BEiT with a shared relative position bias and no other positions."""
-        config = self.config
-        return "beit_base_patch16_224", {
-            "embed_dim": config.width,
-            "depth": config.depth,
-            "num_heads": config.heads,
-            "mlp_ratio": config.mlp_ratio,
-            "init_values": config.layer_scale or 0.0,  # timm drops None and takes its own default
-            "use_abs_pos_emb": False,
-            "use_rel_pos_bias": False,
-            "use_shared_rel_pos_bias": True,
-            "global_pool": "token",
         }

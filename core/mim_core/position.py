@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mim_core.layout import Layout
 
 PositionKind = Literal["sincos", "flat", "learned", "separable", "coordinates", "none"]
+PositionAt = Literal["input", "blocks"]
 SMOOTH = {1: "linear", 2: "bilinear", 3: "trilinear"}  # interpolation over that many axes
 
 

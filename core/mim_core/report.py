@@ -1,9 +1,11 @@
-"""report.html of a run: one static file with curves, reconstructions, scores, and where data and time went."""
+"""report.html of a run: one static file with curves, reconstructions, scores, and where data and time went; beside it,
+where the data source makes one, a page per head on which samples can be turned."""
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,11 +87,18 @@ def _place(values: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
 
 
 def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
-    """Writes ``folder/report.html`` from what the run has left on disk."""
+    """Writes ``folder/report.html`` from what the run has left on disk, and the pages that it links to. Those that an
+    earlier report linked to and this one does not are removed."""
     run, method, checkpoint = load_run(folder, registry)
     source = make_source(run, method)
     metrics, probes = curves.read(folder)
-    page = (
+    heads = _pictures(method, source, samples)
+    path = folder / "report.html"
+    before = _links(path)
+    for head in heads:
+        if head["page"] is not None:
+            _write(folder / head["link"], head["page"])
+    report = (
         _environment()
         .get_template("report.html.jinja")
         .render(
@@ -98,17 +107,28 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
             checkpoint=checkpoint.name,
             curves=curves.draw(metrics, probes),
             facts={**source.plan(), **curves.facts(metrics)},
-            heads=_pictures(method, source, samples),
+            heads=heads,
             table=_scores(folder),
             skipped=_count_lines(folder / "skipped.jsonl"),
             recipe=to_toml(run, registry),
         )
     )
-    path = folder / "report.html"
-    part = folder / ".report.html"
-    part.write_text(page)
-    part.rename(path)
+    _write(path, report)
+    for name in before - _links(path):
+        (folder / name).unlink(missing_ok=True)
     return path
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes the file whole: under another name first."""
+    part = path.with_name(f".{path.name}")
+    part.write_text(text)
+    part.rename(path)
+
+
+def _links(report: Path) -> set[str]:
+    """Names of the pages that a report links to."""
+    return set(re.findall(r'href="(report-[\w.-]+\.html)"', report.read_text())) if report.exists() else set()
 
 
 def _environment() -> Environment:
@@ -163,12 +183,23 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
         rows = {"input": rebuilt.input, "masked": rebuilt.masked, "rebuilt": rebuilt.rebuilt}
         moves = source.animation(rebuilt.modality, rebuilt.input[0]) is not None
         shown = _films(source, rebuilt.modality, rows) if moves else {}
-        draw = source.animation if moves else source.picture
+        draw, drawn = source.animation if moves else source.picture, False
         for label, items in rows.items():
-            pictures = [draw(rebuilt.modality, item) for item in items]
-            shown[label] = [_address(each) for each in pictures if each]
-        films = [label for label in shown if label not in rows]
-        heads.append({"name": name, "where": where, "needs_truth": rebuilt.needs_truth, "rows": shown, "films": films})
+            pictures = [each for item in items if (each := draw(rebuilt.modality, item))]
+            shown[label] = [_address(each) for each in pictures]
+            drawn = any(each.drawn for each in pictures)
+        heads.append(
+            {
+                "name": name,
+                "where": where,
+                "needs_truth": rebuilt.needs_truth,
+                "rows": shown,
+                "films": [label for label in shown if label not in rows],
+                "drawn": drawn,
+                "page": source.page(rebuilt.modality, rows),
+                "link": f"report-{re.sub(r'[^0-9A-Za-z_.-]', '-', name)}.html",
+            }
+        )
     return heads
 
 
@@ -193,6 +224,7 @@ def _scores(folder: Path) -> dict[str, Any] | None:
     scores = [Score(**score) for score in content["scores"]]
     rows, columns = columns_of(scores)
     return {
+        "title": content.get("title", "Probes of frozen features (accuracy)"),
         "columns": columns,
         "rows": {row: [cell(scores, row, column) for column in columns] for row in rows},
         "notes": content["notes"],

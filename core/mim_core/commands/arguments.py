@@ -82,12 +82,12 @@ class PretrainOptions:
     """No progress."""
 
 
-def command_class(run: ResolvedRun) -> type[Any]:
-    """A dataclass with the options of the run, of training, of evaluation and of every part, with the run's values as
-    defaults."""
-    hints = _hints(PretrainOptions)
+def command_class(run: ResolvedRun, own: type[Any] = PretrainOptions, what: str = "Pre-train") -> type[Any]:
+    """A dataclass with the command's own options, those of training, of evaluation and of every part, with the run's
+    values as defaults."""
+    hints = _hints(own)
     fields: list[Any] = [
-        (f.name, hints[f.name], dataclasses.field(default=f.default)) for f in dataclasses.fields(PretrainOptions)
+        (f.name, hints[f.name], dataclasses.field(default=f.default)) for f in dataclasses.fields(own)
     ]
     for name, content in _tree(run).items():
         if isinstance(content, dict):
@@ -100,7 +100,7 @@ def command_class(run: ResolvedRun) -> type[Any]:
         else:
             fields.append((name, type(content), dataclasses.field(default=content)))
     cls = dataclasses.make_dataclass("Pretrain", fields, frozen=True)
-    cls.__doc__ = f"Pre-train {run.recipe}."
+    cls.__doc__ = f"{what} {run.recipe}."
     return cls
 
 

@@ -144,11 +144,19 @@ class Images(DataSource):
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """A random crop, perhaps flipped, as uint8 [C, H, W]."""
-        image = self._load(self.splits.pretrain, index, self.config.crop[0])
+        return {"image": self._cropped(self.splits.pretrain, index, key)}
+
+    def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
+        """The same of an image of the training split, with its class as int64 ``label``."""
+        store = self.splits.train
+        return {"image": self._cropped(store, index, key), "label": torch.tensor(store.labels[index])}
+
+    def _cropped(self, store: ImageStore, index: int, key: int) -> Tensor:
+        image = self._load(store, index, self.config.crop[0])
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.default_generator.manual_seed(randomness.torch_seed(key, "augment"))
             image = self.augment(image)
-        return {"image": v2.functional.pil_to_tensor(image)}
+        return v2.functional.pil_to_tensor(image)
 
     def finish(self, sample: Sample) -> Sample:
         """uint8 to float32, with mean 0 and deviation 1 over the data."""

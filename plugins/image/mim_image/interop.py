@@ -3,61 +3,22 @@ code."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mim_core.build import build_method
 from mim_core.errors import MimError
-from mim_core.interop import fill_weights
+from mim_core.foreign import agree, build, depth_of, heads_of, mlp_ratio_of, need, pair
+from mim_core.interop import State, fill_weights
 from mim_core.method import Method
 from mim_core.options import fill
-from mim_core.plugins import installed
-from mim_core.recipe import Part, RunConfig, resolve
+from mim_core.recipe import Part
 from torch import Tensor
-
-State = Mapping[str, Tensor]
-
-
-def _depth(state: State, prefix: str) -> int:
-    """The number of blocks whose keys start with the prefix."""
-    parts = [key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)]
-    numbers = {int(part) for part in parts if part.isdecimal()}
-    return max(numbers, default=-1) + 1
-
-
-def _mlp_ratio(state: State, prefix: str, width: int) -> float:
-    """Hidden width of the first block's MLP over the width; 4 where there are no blocks."""
-    hidden = state.get(f"{prefix}0.mlp.fc1.weight")
-    return 4.0 if hidden is None else hidden.shape[0] / width
-
-
-def _need(state: State, key: str, code: str) -> Tensor:
-    if key not in state:
-        raise MimError(
-            f"These weights have no {key!r}: they are not those of {code}. They start with: "
-            f"{', '.join(list(state)[:5])}."
-        )
-    return state[key]
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (int(size[0]), int(size[1])) if isinstance(size, (list, tuple)) else (int(size), int(size))
-
-
-def _agree(given: Any, read: Mapping[str, Any]) -> None:
-    """Sizes that were given must be what the weights have."""
-    for name, value in read.items():
-        said = getattr(given, name)
-        said = _pair(said) if name == "patch_size" and said is not None else said
-        if said is not None and said != value:
-            raise MimError(f"{name} is given as {said}, and the weights have {value}.")
 
 
 def _image_size(given: Any, patch: tuple[int, int], units: int) -> tuple[int, int]:
     """Height and width: given, or a square of that many patches."""
     if given is not None:
-        size = _pair(given)
+        size = pair(given)
         if size[0] // patch[0] * (size[1] // patch[1]) != units:
             raise MimError(
                 f"img_size {size} with patch {patch} makes another number of patches than the weights' {units}."
@@ -109,30 +70,32 @@ def import_mae(state: State, **sizes: Any) -> Method:
         MimError: Weights of another code base, a size that contradicts them, heads that must be given.
     """
     given = fill(MaeSizes, sizes, "import format mae")
-    width, channels, *patch = _need(state, "patch_embed.proj.weight", "MAE").shape
-    decoder_width = _need(state, "decoder_embed.weight", "MAE with its decoder").shape[0]
+    width, channels, *patch = need(state, "patch_embed.proj.weight", "MAE").shape
+    decoder_width = need(state, "decoder_embed.weight", "MAE with its decoder").shape[0]
     read = {
         "embed_dim": width,
-        "depth": _depth(state, "blocks."),
+        "depth": depth_of(state, "blocks."),
         "in_chans": channels,
-        "mlp_ratio": _mlp_ratio(state, "blocks.", width),
+        "mlp_ratio": mlp_ratio_of(state, "blocks.", width),
         "decoder_embed_dim": decoder_width,
-        "decoder_depth": _depth(state, "decoder_blocks."),
+        "decoder_depth": depth_of(state, "decoder_blocks."),
         "patch_size": (patch[0], patch[1]),
     }
-    _agree(given, read)
-    size = _image_size(given.img_size, (patch[0], patch[1]), _need(state, "pos_embed", "MAE").shape[1] - 1)
+    agree(given, read)
+    size = _image_size(given.img_size, (patch[0], patch[1]), need(state, "pos_embed", "MAE").shape[1] - 1)
     encoder = {"width": width, "depth": read["depth"], "mlp_ratio": read["mlp_ratio"]}
     decoder = {"width": decoder_width, "depth": read["decoder_depth"]}
-    method = _build(
+    method = build(
         tokenizer=Part.of("image:patch", size=size, patch=tuple(patch), channels=channels),
         masker=Part.of("core:random", ratio=given.mask_ratio),
-        encoder=Part.of("core:vit", **encoder, heads=_heads("num_heads", given, width), norm_eps=given.norm_eps),
+        encoder=Part.of(
+            "core:vit", **encoder, heads=heads_of("num_heads", given, width, RELEASED_HEADS), norm_eps=given.norm_eps
+        ),
         decoder=Part.of(
             "core:transformer",
             **decoder,
-            mlp_ratio=_mlp_ratio(state, "decoder_blocks.", decoder_width),
-            heads=_heads("decoder_num_heads", given, decoder_width),
+            mlp_ratio=mlp_ratio_of(state, "decoder_blocks.", decoder_width),
+            heads=heads_of("decoder_num_heads", given, decoder_width, RELEASED_HEADS),
             norm_eps=given.norm_eps,
         ),
         target=Part.of("core:values", normalize=given.norm_pix_loss, loss="l2"),
@@ -147,15 +110,8 @@ RELEASED_HEADS = {"num_heads": {768: 12, 1024: 16, 1280: 16}, "decoder_num_heads
 """Attention heads of the released MAE models, by width."""
 
 
-def _heads(name: str, given: MaeSizes, width: int) -> int:
-    heads: int | None = getattr(given, name) or RELEASED_HEADS[name].get(width)
-    if heads is None:
-        raise MimError(f"The weights do not tell how many heads share a width of {width}; give {name}=...")
-    return heads
-
-
 def _decoder_table(state: State) -> Tensor:
-    table = _need(state, "decoder_pos_embed", "MAE with its decoder")
+    table = need(state, "decoder_pos_embed", "MAE with its decoder")
     if bool(table[:, 0].any()):
         raise MimError("The class token's slot of decoder_pos_embed is not zero; MAE's is.")
     return table[:, 1:]
@@ -205,19 +161,17 @@ def import_simmim(state: State, **sizes: Any) -> Method:
         MimError: Weights of another code base, or a size that contradicts them.
     """
     given = fill(SimmimSizes, sizes, "import format simmim")
-    width, channels, *patch = _need(state, "encoder.patch_embed.proj.weight", "SimMIM").shape
-    heads = _need(state, "encoder.rel_pos_bias.relative_position_bias_table", "SimMIM's ViT with a shared bias").shape[
-        1
-    ]
-    depth = _depth(state, "encoder.blocks.")
+    width, channels, *patch = need(state, "encoder.patch_embed.proj.weight", "SimMIM").shape
+    heads = need(state, "encoder.rel_pos_bias.relative_position_bias_table", "SimMIM's ViT with a shared bias").shape[1]
+    depth = depth_of(state, "encoder.blocks.")
     read = {"heads": heads, "num_heads": heads, "dim": width, "embed_dim": width, "depth": depth, "in_chans": channels}
-    _agree(
-        given, {**read, "mlp_ratio": _mlp_ratio(state, "encoder.blocks.", width), "patch_size": (patch[0], patch[1])}
+    agree(
+        given, {**read, "mlp_ratio": mlp_ratio_of(state, "encoder.blocks.", width), "patch_size": (patch[0], patch[1])}
     )
     index_key = "encoder.rel_pos_bias.relative_position_index"
-    size = _image_size(given.img_size, (patch[0], patch[1]), _need(state, index_key, "SimMIM's ViT").shape[0] - 1)
+    size = _image_size(given.img_size, (patch[0], patch[1]), need(state, index_key, "SimMIM's ViT").shape[0] - 1)
     scaled = "encoder.blocks.0.gamma_1" in state
-    method = _build(
+    method = build(
         tokenizer=Part.of("image:patch", size=size, patch=tuple(patch), channels=channels),
         masker=Part.of("core:grid", ratio=given.mask_ratio, block=_mask_block(size, patch)),
         encoder=Part.of(
@@ -225,7 +179,7 @@ def import_simmim(state: State, **sizes: Any) -> Method:
             width=width,
             depth=depth,
             heads=heads,
-            mlp_ratio=_mlp_ratio(state, "encoder.blocks.", width),
+            mlp_ratio=mlp_ratio_of(state, "encoder.blocks.", width),
             drop_path=0.0,
             layer_scale=(given.init_values or 0.1) if scaled else None,
         ),
@@ -275,7 +229,3 @@ def import_hf_vitmae(state: State, **config: Any) -> Method:
         img_size=config.get("image_size"),
         norm_eps=config.get("layer_norm_eps", 1e-12),
     )
-
-
-def _build(**parts: Part) -> Method:
-    return build_method(resolve(RunConfig(parts=parts), installed()))

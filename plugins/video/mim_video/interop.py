@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from mim_core.errors import MimError
-from mim_core.interop import fill_weights
+from mim_core.foreign import HEAD, agree, build, depth_of, heads_of, mlp_ratio_of, need, pair
+from mim_core.interop import State, fill_weights
 from mim_core.method import Method
 from mim_core.options import fill
 from mim_core.recipe import Part
 from torch import Tensor
 
-from mim_video.weights import HEAD, State, agree, build, depth_of, heads_of, mlp_ratio_of, need, pair, tubelets
+from mim_video.weights import tubelets
 
 RELEASED_HEADS = {
     "encoder_num_heads": {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16},

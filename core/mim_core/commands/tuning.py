@@ -1,0 +1,214 @@
+"""finetune: from a pre-trained run to an encoder that was trained on labels, and its scores on held-out samples."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from mim_core import checkpoint, distributed, loop
+from mim_core.build import make_source
+from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
+from mim_core.commands.judging import print_table
+from mim_core.commands.running import STOPPED
+from mim_core.errors import MimError
+from mim_core.evaluation import Score, columns_of
+from mim_core.features import load_run
+from mim_core.finetune import FINE_TUNED, SCRATCH, Supervised, take_encoder
+from mim_core.folders import FREE
+from mim_core.method import Method
+from mim_core.plan import print_plan
+from mim_core.plugins import installed
+from mim_core.recipe import Part, ResolvedRun, TrainConfig, from_toml, resolve_part
+from mim_core.registry import Registry
+from mim_core.report import write_report
+
+FOLDERS = {False: "finetune", True: "scratch"}
+"""Where in RUN the run goes, by whether it starts from untrained weights."""
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Options of the run itself; those of its parts follow."""
+
+    out: Path | None = None
+    """Folder of the run; RUN/finetune by default, or RUN/scratch. One that holds a checkpoint resumes."""
+    use: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Another part in a role: --use method=core:classifier. May be given several times."""
+    scratch: bool = False
+    """The same training from untrained weights, to compare with."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+    quiet: bool = False
+    """No progress."""
+
+
+def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
+    """``finetune RUN [OPTIONS]``: RUN is the folder of a pre-trained run, or one of its checkpoints."""
+    registry = installed()
+    name, rest = take_name(arguments, "run", f"Usage: {program} finetune RUN [OPTIONS]")
+    if name in ("-h", "--help"):
+        print(_usage(program))  # noqa: T201
+        return 0
+    base, method, weights = load_run(Path(name), registry)
+    if isinstance(method, Supervised):
+        raise MimError(
+            f"{name} was itself trained on labels ({base.parts['method'].name}). Name the pre-trained run; to go on "
+            "with this one, give the command that started it again."
+        )
+    run = swap_all(_recipe(base, registry), rest, registry)
+    if not issubclass(run.parts["method"].cls, Supervised):
+        raise MimError(
+            f"{run.parts['method'].name} does not learn from labels, so finetune cannot train it; core:classifier does."
+        )
+    options = parse(command_class(run, FinetuneOptions, "Train on labels:"), f"{program} finetune {name}", rest)
+    folder = options.out or Path(name) / FOLDERS[options.scratch]
+    run = apply(run, options)
+    run = _completed(run, method, None if options.scratch else _recorded(folder, weights))
+    with distributed.world(run.train) as world:
+        started = world.together(lambda: loop.start(run, folder, registry, world))
+        if not options.scratch and world.on_first(lambda: checkpoint.newest(folder) is None):
+            left = world.together(lambda: _take(started, method, weights))
+            if world.first and not options.quiet:
+                print("\n".join([f"Weights of tokenizer and encoder: {weights}", *left]))  # noqa: T201
+        if options.dry_run:
+            if world.first:
+                print_plan(started)
+            return 0
+        done = loop.train(started, quiet=options.quiet)
+    if world.first and done:
+        judge(folder, registry, options.quiet)
+    if world.first:
+        write_report(folder, registry)
+        if done and not options.quiet:
+            print(f"Report: {folder / 'report.html'}")  # noqa: T201
+    return 0 if done else STOPPED
+
+
+def _usage(program: str) -> str:
+    return (
+        f"usage: {program} finetune RUN [OPTIONS]\n\nTrains the encoder of a pre-trained run on labels, all of its "
+        "weights at one learning rate (no layer-wise decay), and tests it on held-out samples.\n\n"
+        f"Options depend on the run's parts: {program} finetune RUN --help\n"
+        "The same from untrained weights: --scratch. Other data: --data.root FOLDER. Another head: --method.head mlp "
+        "--method.pool max. See what would happen: --dry-run. The same command resumes a run that was stopped."
+    )
+
+
+def _recipe(base: ResolvedRun, registry: Registry) -> ResolvedRun:
+    """The run's tokenizer, encoder and data under `core:classifier`, with the numbers of Point-MAE's fine-tuning
+    (arXiv 2203.06604 and its code), for 100 epochs instead of 300. What concerns the machine stays as it was."""
+    kept = {role: part for role, part in base.parts.items() if role.rpartition(".")[2] in ("tokenizer", "encoder")}
+    method = resolve_part("method", Part.of("core:classifier"), registry)
+    data = {"data": base.parts["data"]} if "data" in base.parts else {}
+    machine = {name: getattr(base.train, name) for name in FREE["train"] if name not in ("micro_batch", "max_hours")}
+    train = TrainConfig(
+        epochs=100.0,
+        batch_size=32,
+        base_lr=5e-4,
+        lr_batch=32,
+        warmup_epochs=10.0,
+        min_lr=1e-6,
+        weight_decay=0.05,
+        betas=(0.9, 0.999),
+        clip_grad=10.0,
+        seed=base.train.seed,
+        **machine,
+    )
+    return replace(base, parts={**data, "method": method, **kept}, train=train)
+
+
+def _recorded(folder: Path, weights: Path) -> Path:
+    """The weights as the recipe names them. A run that goes on has its own, and keeps the old name where that is gone:
+    pre-training went on, or the folder was moved."""
+    path = checkpoint.newest(folder)
+    if path is None:
+        return weights.resolve()
+    before = from_toml((path / "recipe.toml").read_text(), installed()).parts["method"].options
+    named: Path | None = getattr(before, "weights", None)
+    return weights.resolve() if named is None or named.exists() else named
+
+
+def _completed(run: ResolvedRun, method: Method, weights: Path | None) -> ResolvedRun:
+    """With what the data alone knows, and the weights that it starts from."""
+    part = run.parts["method"]
+    source = make_source(run, _like(method, run))
+    options = part.cls.completed(replace(part.options, weights=weights), source)
+    return replace(run, parts={**run.parts, "method": replace(part, options=options)})
+
+
+def _take(run: loop.Run, other: Method, path: Path) -> list[str]:
+    assert isinstance(run.method, Supervised)
+    return take_encoder(run.method, other, path)
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def judge(folder: Path, registry: Registry, quiet: bool = False) -> None:
+    """Tests a run that was trained on labels; writes ``scores.json`` and shows the table. Beside it stand the majority
+    and, where it exists, the run from scratch (or, for that one, the fine-tuned run).
+
+    Raises:
+        MimError: The folder holds no such run, or the data no test samples.
+    """
+    run, method, _ = load_run(folder, registry)
+    assert isinstance(method, Supervised)
+    source = make_source(run, method)
+    device, notes = distributed.choose_device(run.train), list[str]()
+    row = FINE_TUNED if _start(run) else SCRATCH
+    found = method.test(source, device, run.evaluate.batch_size, notes)
+    scores = [replace(score, row=row) if score.row == FINE_TUNED else score for score in found]
+    scores += _beside(folder, run, registry, notes)
+    lines = notes + _compared(scores)
+    title = f"Test scores of {run.parts['method'].name}"
+    content = {"title": title, "scores": [vars(score) for score in scores], "notes": lines}
+    (folder / "scores.json").write_text(json.dumps(content, indent=1))
+    if not quiet:
+        print_table(scores, lines, "test")
+
+
+def _start(run: ResolvedRun) -> Path | None:
+    """The weights that a run started from."""
+    weights: Path | None = getattr(run.parts["method"].options, "weights", None)
+    return weights
+
+
+def _beside(folder: Path, run: ResolvedRun, registry: Registry, notes: list[str]) -> list[Score]:
+    """The scores of RUN/scratch for RUN/finetune, and the reverse, if both are on the same data; what else differs is
+    noted."""
+    pairs = {FOLDERS[False]: FOLDERS[True], FOLDERS[True]: FOLDERS[False]}
+    other = folder.parent / pairs.get(folder.name, "")
+    if folder.name not in pairs or not (other / "scores.json").exists():
+        return []
+    there = from_toml((other / "recipe.toml").read_text(), registry)
+    if there.parts["data"] != run.parts["data"]:
+        notes.append(f"{other} was trained on other data, or read in another way, and is left out.")
+        return []
+    differ = [f"method.{n}" for n in _different(run.parts["method"].options, there.parts["method"].options, "weights")]
+    differ += [f"train.{n}" for n in _different(run.train, there.train, *FREE["train"])]
+    if differ:
+        notes.append(f"{other} was trained with other options: {', '.join(differ)}.")
+    own = SCRATCH if _start(there) is None else FINE_TUNED
+    content = json.loads((other / "scores.json").read_text())
+    return [score for each in content["scores"] if (score := Score(**each)).row == own]
+
+
+def _different(one: Any, other: Any, *free: str) -> list[str]:
+    a, b = vars(one), vars(other)
+    return [name for name in a if name not in free and a[name] != b.get(name)]
+
+
+def _compared(scores: list[Score]) -> list[str]:
+    """Fine-tuning against training from scratch in words, good or bad."""
+    value = {(score.row, score.column): score.value for score in scores}
+    columns = [c for c in columns_of(scores)[1] if (FINE_TUNED, c) in value and (SCRATCH, c) in value]
+    if not columns:
+        return []
+    worse = [column for column in columns if value[FINE_TUNED, column] <= value[SCRATCH, column]]
+    if not worse:
+        return ["Fine-tuning beats training from scratch in every column."]
+    return [f"Fine-tuning does not beat training from scratch in: {'; '.join(worse)}."]

@@ -1,0 +1,67 @@
+"""For importers: what weights of other code bases tell of their sizes, and the method that is built for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mim_core.build import build_method
+from mim_core.errors import MimError
+from mim_core.interop import State
+from mim_core.method import Method
+from mim_core.plugins import installed
+from mim_core.recipe import Part, RunConfig, resolve
+
+HEAD = "heads.main.decoder."
+"""What the names of the only decoder's weights start with."""
+
+
+def depth_of(state: State, prefix: str) -> int:
+    """The number of blocks whose keys start with the prefix."""
+    parts = [key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)]
+    return max((int(part) for part in parts if part.isdecimal()), default=-1) + 1
+
+
+def mlp_ratio_of(state: State, prefix: str, width: int) -> float:
+    """Hidden width of the first block's MLP over the width; 4 where there are no blocks."""
+    hidden = state.get(f"{prefix}0.mlp.fc1.weight")
+    return 4.0 if hidden is None else hidden.shape[0] / width
+
+
+def need(state: State, key: str, code: str) -> Tensor:
+    """The weight of that name, without which these are not the weights of ``code``."""
+    if key not in state:
+        raise MimError(
+            f"These weights have no {key!r}: they are not those of {code}. They start with: "
+            f"{', '.join(list(state)[:5])}."
+        )
+    return state[key]
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """Height and width, from both or from one number."""
+    return (int(size[0]), int(size[1])) if isinstance(size, (list, tuple)) else (int(size), int(size))
+
+
+def agree(given: Any, read: Mapping[str, Any]) -> None:
+    """Sizes that were given must be what the weights have."""
+    for name, value in read.items():
+        said = getattr(given, name)
+        said = pair(said) if name == "patch_size" and said is not None else said
+        if said is not None and said != value:
+            raise MimError(f"{name} is given as {said}, and the weights have {value}.")
+
+
+def heads_of(name: str, given: Any, width: int, released: Mapping[str, Mapping[int, int]]) -> int:
+    """Attention heads: as given, or of the released model of that width."""
+    heads: int | None = getattr(given, name) or released[name].get(width)
+    if heads is None:
+        raise MimError(f"The weights do not tell how many heads share a width of {width}; give {name}=...")
+    return heads
+
+
+def build(**parts: Part) -> Method:
+    """The method of these parts; what they leave open has its default."""
+    return build_method(resolve(RunConfig(parts=parts), installed()))

@@ -17,7 +17,8 @@ if [ "${1:-}" = wheels ]; then
     exit
 fi
 
-export PYTHONPATH="$PWD/core:$PWD/plugins/image:$PWD/plugins/video"
+PYTHONPATH="$PWD/core$(printf ":%s" "$PWD"/plugins/*)"
+export PYTHONPATH
 if [ -d .wheels ]; then  # what is there already stays as it is
     for wheel in .wheels/*.whl; do
         name=$(basename "$wheel" | cut -d- -f1)
@@ -25,11 +26,11 @@ if [ -d .wheels ]; then  # what is there already stays as it is
     done
 fi
 # plugins are found by their entry points, which need an installation
-"$python" -m pip install --quiet --no-deps --no-build-isolation -e . -e plugins/image -e plugins/video 2>/dev/null || "$python" tools/entry_points.py
+"$python" -m pip install --quiet --no-deps --no-build-isolation -e . $(printf -- "-e %s " plugins/*) 2>/dev/null || "$python" tools/entry_points.py
 
 out=${OUT:-.}/gpu.md
 "$python" -m mim_core doctor
-"$python" -m pytest -m gpu tests/gpu; tests=$?
+"$python" -m pytest -m gpu tests/gpu plugins/pointcloud/tests/test_geometry*.py; tests=$?
 {
     "$python" - <<'PY'
 import datetime, platform, torch, torchvision, timm
@@ -40,6 +41,8 @@ PY
     echo "gpu tests: exit code $tests"
     echo
     "$python" benchmarks/speed.py
+    echo
+    "$python" benchmarks/pointcloud_ops.py
     echo
     echo '```'
     "$python" benchmarks/loop_overhead.py --recipe image:mae-vit-base --batch-size 128 --device cuda --turns 20

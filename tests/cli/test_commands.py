@@ -31,7 +31,9 @@ def test_help_of_every_command(mim, command, flag):
 def test_top_level_help_names_every_command(mim, arguments):
     said = mim(*arguments)
     assert said.code == 0
-    assert [line.split()[0] for line in said.out.split("commands:")[1].splitlines()[1:11]] == list(COMMANDS)
+    assert [line.split()[0] for line in said.out.split("commands:")[1].splitlines()[1 : 1 + len(COMMANDS)]] == list(
+        COMMANDS
+    )
     said = mim(*arguments, plugin="image")
     assert said.out.startswith("usage: mim-image COMMAND")
     assert "describe" not in said.out
@@ -64,7 +66,7 @@ def test_list_every_kind(mim, kind):
 
 
 def test_recipes_of_a_plugin(mim):
-    for plugin in ("image", "video"):
+    for plugin in ("image", "video", "pointcloud"):
         said = mim("recipes", plugin=plugin)
         own = [name for name in RECIPES if name.startswith(f"{plugin}:")]
         assert own

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROJECTS = {"mim_core": ROOT, "mim_image": ROOT / "plugins/image", "mim_video": ROOT / "plugins/video"}
+PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
+PROJECTS = {"mim_core": ROOT, **{f"mim_{name}": ROOT / "plugins" / name for name in PLUGINS}}
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,9 @@ def test_wheels_carry_their_data(wheels):
     clips = [name for name in names_in(wheels["mim_video"]) if "/sample/" in name]
     assert len([name for name in clips if name.endswith(".mp4")]) == 480
     assert "mim_video/sample/LICENSE" in clips
+    shapes = [name for name in names_in(wheels["mim_pointcloud"]) if "/sample/" in name]
+    assert len([name for name in shapes if name.endswith(".npy")]) == 1
+    assert "mim_pointcloud/sample/LICENSE" in shapes
 
 
 def test_plugins_require_the_core_and_extras_point_at_plugins(wheels):
@@ -78,7 +82,7 @@ def test_plugins_require_the_core_and_extras_point_at_plugins(wheels):
         metadata = next(name for name in archive.namelist() if name.endswith("METADATA"))
         return [line for line in archive.read(metadata).decode().splitlines() if line.startswith("Requires-Dist")]
 
-    for name in ("image", "video"):
+    for name in PLUGINS:
         assert any("mim-core" in line and "<0.2" in line for line in requirements(f"mim_{name}"))
         extras = [line.replace("'", '"') for line in requirements("mim_core") if f"mim-{name}" in line]
         assert any(f'extra == "{name}"' in line for line in extras)
@@ -92,16 +96,15 @@ def test_scripts_run_in_a_clean_environment(clean, tmp_path):
         return done.stdout
 
     shown = run("mim-core", "plugins")
-    assert "mim-image" in shown
-    assert "mim-video" in shown
+    assert all(f"mim-{name}" in shown for name in PLUGINS)
     assert "FAILED" not in shown
     assert "mae-vit-tiny" in run("mim-image", "recipes")
     where = run(
         "python",
         "-c",
-        "import mim_core, mim_image, mim_video as v; print(mim_core.__file__, mim_image.__file__, v.__file__)",
+        f"import {', '.join(PROJECTS)}; print({', '.join(f'{package}.__file__' for package in PROJECTS)})",
     )
-    assert where.count(str(clean)) == 3, "the checkout was imported, not the wheels"
+    assert where.count(str(clean)) == len(PROJECTS), "the checkout was imported, not the wheels"
     run("mim-image", "pretrain", "mae-vit-tiny", "--twin", "--out", "r", "--quiet")
     assert (tmp_path / "r/report.html").stat().st_size > 10_000
 
@@ -115,7 +118,7 @@ def test_the_core_alone_works_and_says_what_it_lacks(wheels, tmp_path):
     subprocess.run(
         [python, "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(wheels["mim_core"])], check=True
     )
-    environ = {"MIM_CORE_DISABLE": "image,video", "PATH": ""}
+    environ = {"MIM_CORE_DISABLE": ",".join(PLUGINS), "PATH": ""}
     listed = subprocess.run([python, "-m", "mim_core", "list", "maskers"], capture_output=True, text=True, env=environ)
     assert "core:random" in listed.stdout
     asked = subprocess.run(

@@ -1,0 +1,104 @@
+"""Groups of points as units, embedded by a small PointNet (Point-MAE, arXiv 2203.06604, section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from mim_core.encoder import init_transformer
+from mim_core.layout import Layout, Patches, Sample
+from mim_core.norm import BatchNorm
+from mim_core.tokenizer import Tokenizer
+from torch import Tensor, nn
+
+from mim_pointcloud import geometry
+
+
+class GroupTokenizer(Tokenizer):
+    """The nearest neighbours of farthest-point centres. Groups overlap; a centre is among its own neighbours.
+
+    Takes ``sample["points"]`` [B, P, C], any P that holds the groups. A unit's values are [size, C]: coordinates less
+    those of the centre, further channels as they are. The centres are the layout's ``positions``. Every group is
+    embedded, hidden ones too: the statistics of the batch normalisation are over all of them, as in the paper's code.
+    """
+
+    embeds: Literal["kept", "all"] = "all"
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the group tokenizer."""
+
+        points: int = 1024
+        """Points of a cloud."""
+        groups: int = 64
+        """Groups per cloud."""
+        size: int = 32
+        """Points per group."""
+        channels: int = 3
+        """Values of a point: x, y, z, and what the data adds to them."""
+        ops: Literal["auto", "torch", "triton", "pytorch3d", "fpsample"] = "auto"
+        """Which library samples and finds neighbours; the results are the same. auto: Triton on a GPU, else torch."""
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        if config.channels < 3:
+            raise ValueError(f"channels are x, y, z and more, at least 3, got {config.channels}")
+        if min(config.groups, config.size) < 1 or config.points < max(config.groups, config.size):
+            raise ValueError(
+                f"{config.points} points cannot give {config.groups} different centres with {config.size} points each"
+            )
+        geometry.check_ops(config.ops)
+        self.config = config
+        self.layout = Layout(count=config.groups)
+        self.shapes = {"points": (config.points, config.channels)}
+        self.unit_shape = (config.size, config.channels)
+        self.local = _two_layers(config.channels, 128, 256)
+        self.whole = _two_layers(512, 512, width)
+        init_transformer(self, "truncated")
+
+    def split(self, sample: Sample) -> Patches:
+        """Groups of every cloud: values [B, groups, size, C].
+
+        Raises:
+            ValueError: Another number of channels, or fewer points than a group or the centres need.
+        """
+        config, points = self.config, sample["points"]
+        if points.ndim != 3 or points.shape[2] != config.channels:
+            raise ValueError(f"points must be [B, P, {config.channels}], got {tuple(points.shape)}")
+        if points.shape[1] < max(config.groups, config.size):
+            raise ValueError(
+                f"{points.shape[1]} points are too few for {config.groups} centres and groups of {config.size}"
+            )
+        places = points[..., :3].float()
+        centres = geometry.gather(places, geometry.farthest_points(places, config.groups, ops=config.ops))
+        _, near = geometry.nearest(centres, places, config.size, ops=config.ops)
+        values = geometry.gather(points, near)
+        local = values[..., :3].float() - centres[:, :, None]
+        values = torch.cat([local.to(values.dtype), values[..., 3:]], dim=-1)
+        return Patches(values, Layout(count=config.groups, positions=centres))
+
+    def embed(self, values: Float[Tensor, "B K S C"]) -> Float[Tensor, "B K D"]:
+        """Two layers per point, the largest values of the group beside each point's, two more, the largest values."""
+        rows, groups, size, _ = values.shape
+        each = self.local(values.flatten(0, 2)).unflatten(0, (rows * groups, size))
+        group = each.amax(dim=1, keepdim=True).expand_as(each)
+        each = self.whole(torch.cat([group, each], dim=2).flatten(0, 1))
+        return each.unflatten(0, (rows, groups, size)).amax(dim=2)
+
+    def join(self, values: Float[Tensor, "B K S C"], layout: Layout) -> Float[Tensor, "B P C"]:
+        """All groups' points in one cloud; where groups overlap, points come several times."""
+        assert layout.positions is not None
+        local = values[..., :3] + layout.positions[:, :, None]
+        return torch.cat([local, values[..., 3:]], dim=-1).flatten(1, 2)
+
+    def blank(self, values: Float[Tensor, "B K S C"], hidden: Bool[Tensor, "B K"]) -> Tensor:
+        """Nowhere (NaN) in hidden groups."""
+        return values.masked_fill(hidden[:, :, None, None], torch.nan)
+
+
+def _two_layers(given: int, hidden: int, out: int) -> nn.Sequential:
+    """Rows [n, given] to [n, out]: linear, batch normalisation, ReLU, linear."""
+    layers: list[Any] = [nn.Linear(given, hidden), BatchNorm(hidden), nn.ReLU(), nn.Linear(hidden, out)]
+    return nn.Sequential(*layers)

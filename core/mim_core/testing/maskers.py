@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from mim_core.layout import Layout, take
 from mim_core.mask import Draw, Mask
@@ -139,7 +140,8 @@ class MaskerContract(Contract):
         for layout in self.all_layouts():
             wanted = shapes(self.draw(masker, layout, keys(4)))
             if self.make_scores(layout, 4) is None:
-                mask = self.draw(copy.deepcopy(masker).to("meta"), layout, keys(4).to("meta"))
+                there = pytree.tree_map_only(Tensor, lambda value: value.to("meta"), layout)
+                mask = self.draw(copy.deepcopy(masker).to("meta"), there, keys(4).to("meta"))
                 assert shapes(mask) == wanted, "shapes on the meta device differ"
 
     def test_unsuitable_layouts_are_refused(self) -> None:

@@ -49,7 +49,7 @@ class GroupTokenizer(Tokenizer):
             raise ValueError(
                 f"{config.points} points cannot give {config.groups} different centres with {config.size} points each"
             )
-        geometry.check_ops(config.ops)
+        geometry.chosen(config.ops, "farthest_points", torch.device("cpu"))  # a library that is missing is named now
         self.config = config
         self.layout = Layout(count=config.groups)
         self.shapes = {"points": (config.points, config.channels)}

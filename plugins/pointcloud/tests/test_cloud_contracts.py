@@ -35,7 +35,10 @@ class TestGroups(TokenizerContract):
 
 
 class TestCentreBlock(MaskerContract):
+    """A quarter: of more than half, units in the middle would be among the nearest to every other."""
+
     part = "pointcloud:centre-block"
+    options = {"ratio": 0.25}
     layouts = [free(64), free(10), Layout.on_grid(4, 7)]
     unsuitable = [Layout(count=12)]
 

@@ -103,6 +103,18 @@ class Layout:
             )
         return Layout(count=count, valid=valid, segments=tuple(parts.items()))
 
+    def rows(self, ids: Int[Tensor, " b"]) -> Layout:
+        """The layout of some of the samples, wherever the samples differ."""
+        return Layout(
+            count=self.count,
+            grid=self.grid,
+            positions=self.positions[ids]
+            if self.positions is not None and self.positions.ndim == 3
+            else self.positions,
+            valid=None if self.valid is None else self.valid[ids],
+            segments=tuple((name, part.rows(ids)) for name, part in self.segments),
+        )
+
     def span(self, segment: str) -> tuple[int, Layout]:
         """The first unit and the layout of one segment."""
         start = 0

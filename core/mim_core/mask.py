@@ -119,17 +119,19 @@ class Mask:
         return self.hidden.gather(1, self.kept_ids)
 
     def ask_segment(self, layout: Layout, segment: str, local: bool = False) -> Mask:
-        """The same mask, asked for every unit of one segment, weighted by hidden: hidden counts differ between samples
-        there.
+        """The same mask, asked for every unit of one segment, weighted by hidden and valid: hidden counts differ
+        between samples there.
 
         With ``local`` units are counted from the segment's own start, which is how a target sees its own patches.
         """
         start, part = layout.span(segment)
         hidden = self.hidden[:, start : start + part.count]
-        ids = _all_ids(hidden)
+        ids, weight = _all_ids(hidden), hidden.float()
+        if part.valid is not None:  # what is not there cannot be answered
+            weight = weight * part.valid.repeat_interleave(self.per_sample, dim=0)
         if local:
-            return Mask(hidden, ids, ids, hidden.float(), self.per_sample)
-        return replace(self, query_ids=ids + start, weight=hidden.float())
+            return Mask(hidden, ids, ids, weight, self.per_sample)
+        return replace(self, query_ids=ids + start, weight=weight)
 
     def take(self, values: Tensor, ids: Int[Tensor, "R K"]) -> Tensor:
         """Values [B, N, ...] of the samples at ids [R, K] of the masks: [R, K, ...]."""

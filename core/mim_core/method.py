@@ -8,7 +8,7 @@ VideoMAE, Point-MAE and MultiMAE by its parts alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from mim_core.decoder import Decoder
 from mim_core.distributed import batch_mean
 from mim_core.encoder import Encoded, Encoder
-from mim_core.layout import Layout, Patches, Sample, tensor_tree
+from mim_core.layout import Layout, Patches, Sample, take, tensor_tree
 from mim_core.mask import Draw, Mask
 from mim_core.masker import Masker
 from mim_core.target import Target
-from mim_core.tokenizer import Tokenizer
+from mim_core.tokenizer import JoinedTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from mim_core.build import Parts
@@ -270,6 +270,8 @@ class MaskedAutoencoder(Method):
         Raises:
             ValueError: The mask does not fit the units or the encoder.
         """
+        if isinstance(self.tokenizer, JoinedTokenizer) and (lacking := self.tokenizer.lacking(sample)):
+            raise ValueError(f"training needs every modality; the sample has no {', '.join(lacking)}")
         patches = self.tokenizer.split(sample)
         if mask is None and "key" not in sample:
             raise ValueError("the sample has no 'key' (int64 [B]) to draw masks from; add one, or give a mask")
@@ -303,12 +305,34 @@ class MaskedAutoencoder(Method):
         return Outcome(loss, parts, predictions, torch.cat([encoded.prefix, encoded.tokens], dim=1))
 
     def encode(self, sample: Sample) -> Features:
-        """Encodes every unit."""
+        """Encodes every unit that is there; of several modalities any subset. Units that are not valid are seen by
+        nobody: their tokens are zero, and the mean is over the others."""
         patches = self.tokenizer.split(sample)
         tokens = self.tokenizer.embed(patches.values)
         mask = Mask.nothing_hidden(tokens.shape[0], patches.layout, tokens.device)
+        if patches.layout.valid is not None:
+            return self._encode_valid(tokens, patches.layout, mask, patches.layout.valid)
         encoded = self.encoder(tokens, patches.layout, mask)
         return Features(encoded.tokens, encoded.tokens.mean(dim=1), encoded.prefix)
+
+    def _encode_valid(self, tokens: Tensor, layout: Layout, mask: Mask, valid: Tensor) -> Features:
+        """Samples that have the same units are encoded together, from those units alone."""
+        if not bool(valid.any(dim=1).all()):
+            raise ValueError("a sample has none of its units")
+        out, prefix = torch.zeros_like(tokens), None
+        patterns, which = valid.unique(dim=0, return_inverse=True)
+        for number, pattern in enumerate(patterns):
+            rows = (which == number).nonzero()[:, 0]
+            ids = pattern.nonzero()[:, 0].expand(len(rows), -1)
+            part = replace(mask, hidden=mask.hidden[rows], kept_ids=ids, query_ids=mask.query_ids[rows])
+            encoded = self.encoder(take(tokens[rows], ids), layout.rows(rows), replace(part, weight=mask.weight[rows]))
+            out = out.to(encoded.tokens.dtype)
+            out[rows] = out[rows].scatter(1, ids[:, :, None].expand_as(encoded.tokens), encoded.tokens)
+            if prefix is None:
+                prefix = encoded.prefix.new_zeros(len(tokens), *encoded.prefix.shape[1:])
+            prefix[rows] = encoded.prefix
+        assert prefix is not None
+        return Features(out, out.sum(dim=1) / valid.sum(dim=1, keepdim=True), prefix)
 
     def _fit(self, mask: Mask | Tensor | Mapping[str, Tensor], layout: Layout, samples: int) -> Mask:
         """The mask in the form that the encoder needs."""

@@ -166,6 +166,24 @@ class CoordinatePosition(nn.Module):
         return self.layers(places if places.ndim == 3 else places[None])
 
 
+class SegmentPositions(nn.Module):
+    """Positions of joined modalities, each of its own kind: a module per segment, by name. Segments that lie freely
+    have coordinates, whatever kind the others have."""
+
+    def __init__(self, kind: PositionKind, layout: Layout, width: int) -> None:
+        super().__init__()
+        kinds: dict[str, PositionKind] = {
+            name: "coordinates" if part.grid is None else kind for name, part in layout.segments
+        }
+        self.parts = nn.ModuleDict({name: POSITIONS[kinds[name]](part, width) for name, part in layout.segments})
+
+    def forward(self, layout: Layout) -> Float[Tensor, "B N width"]:
+        """The positions of every unit of the segments that are there, per sample where one's are."""
+        found = [self.parts[name](part) for name, part in layout.segments]
+        rows = max(part.shape[0] for part in found)
+        return torch.cat([part.expand(rows, -1, -1) for part in found], dim=1)
+
+
 POSITIONS: dict[str, Callable[[Layout, int], nn.Module]] = {
     "sincos": SinCosPosition,
     "flat": FlatPosition,
@@ -176,9 +194,12 @@ POSITIONS: dict[str, Callable[[Layout, int], nn.Module]] = {
 
 
 def make_position(kind: PositionKind, layout: Layout, width: int) -> nn.Module | None:
-    """The position module of that kind, or None for "none"."""
+    """The position module of that kind, or None for "none"; of joined modalities, one per segment."""
     if kind == "none":
         return None
+    on_grids = all(part.grid is not None for _, part in layout.segments)
+    if layout.segments and not (kind == "sincos" and on_grids):  # one table serves all grids
+        return SegmentPositions(kind, layout, width)
     return POSITIONS[kind](layout, width)
 
 

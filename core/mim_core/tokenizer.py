@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -148,7 +148,11 @@ class PatchTokenizer(Tokenizer):
 
 class JoinedTokenizer(Tokenizer):
     """Several tokenizers as one: their units lie side by side in one layout, and one masker shares its budget over
-    them (MultiMAE)."""
+    them (MultiMAE, arXiv 2204.01678).
+
+    A sample may lack whole modalities, for `Method.encode`; then their segments are left out. Where some samples of a
+    batch lack one, ``sample["MODALITY.present"]``, bool [B], says which have it, and its values elsewhere do not count.
+    """
 
     embeds: Literal["kept", "all"] = (
         "all"  # which modality a kept unit belongs to differs between samples; shapes must not
@@ -167,12 +171,35 @@ class JoinedTokenizer(Tokenizer):
         assert isinstance(part, Tokenizer)
         return part
 
+    def lacking(self, sample: Sample) -> list[str]:
+        """The segments whose modality the sample does not have."""
+        return [name for name in self.parts if not all(modality in sample for modality in self.part(name).shapes)]
+
     def split(self, sample: Sample) -> Patches:
-        """Every tokenizer's units: values by segment, in one layout."""
-        patches = {name: self.part(name).split(sample) for name in self.parts}
+        """Every tokenizer's units: values by segment, in one layout.
+
+        Raises:
+            KeyError: The sample has none of the modalities.
+        """
+        lacking = self.lacking(sample)
+        if len(lacking) == len(self.parts):
+            raise KeyError(f"the sample has none of {', '.join(self.shapes)}; it has {', '.join(sample)}")
+        patches = {name: self._split(name, sample) for name in self.parts if name not in lacking}
         aux = {f"{name}.{key}": value for name, part in patches.items() for key, value in part.aux.items()}
         values: dict[str, Any] = {name: part.values for name, part in patches.items()}
         return Patches(values, Layout.join({name: part.layout for name, part in patches.items()}), aux)
+
+    def _split(self, name: str, sample: Sample) -> Patches:
+        part = self.part(name)
+        patches = part.split(sample)
+        for modality in part.shapes:
+            there = sample.get(f"{modality}.present")
+            if there is not None:
+                layout = patches.layout
+                valid = there[:, None].expand(-1, layout.count)
+                valid = valid if layout.valid is None else valid & layout.valid
+                patches = replace(patches, layout=replace(layout, valid=valid))
+        return patches
 
     def embed(self, values: dict[str, Tensor]) -> Tensor:
         """All units of all segments, [B, N, D]."""

@@ -32,7 +32,8 @@ class Encoded:
     Attributes:
         tokens: [R, K, D], one per kept unit, in the order of ``mask.kept_ids``.
         prefix: [R, P, D], class and register tokens; P may be 0.
-        levels: Earlier feature maps, coarse to fine, of encoders that have them.
+        levels: Earlier feature maps of encoders that have them: those that `Encoder.give_levels` asked for, [R, K, D]
+            each, without the prefix.
     """
 
     tokens: Tensor
@@ -46,11 +47,13 @@ class Encoder(nn.Module):
     Attributes:
         sees: "visible" when it receives visible units only, "all" when hidden ones are replaced by a mask token.
         width: D.
+        levels: Blocks, numbered from 1, whose outputs fill `Encoded.levels`; see `give_levels`.
     """
 
     Config: ClassVar[type[Any]]
     sees: Literal["visible", "all"]
     width: int
+    levels: tuple[int, ...] = ()
 
     @classmethod
     def width_for(cls, config: Any) -> int:
@@ -60,6 +63,14 @@ class Encoder(nn.Module):
     def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
         """Encodes the tokens of ``mask.kept_ids``; positions are added here."""
         raise NotImplementedError
+
+    def give_levels(self, blocks: tuple[int, ...]) -> None:
+        """Asks for the outputs of these blocks, numbered from 1, each through the final norm.
+
+        Raises:
+            ValueError: This encoder gives none, or has no such blocks.
+        """
+        raise ValueError(f"{type(self).__name__} gives no levels")
 
     def timm_weights(self) -> Mapping[str, Tensor]:
         """The weights under timm's names, without the tokenizer's ``patch_embed``."""
@@ -166,8 +177,8 @@ class ViTEncoder(Encoder):
         class_token: bool = True
         """Put one learned token in front."""
         position: PositionKind = "sincos"
-        """sincos, flat (sine-cosine over the sequence of units), learned, separable (learned per axis), coordinates (an
-        MLP of where units lie) or none."""
+        """sincos, sincos-first (first axis first), flat (sine-cosine over the sequence of units), learned, separable
+        (learned per axis), coordinates (an MLP of where units lie) or none."""
         position_at: PositionAt = "input"
         """Add positions once, or at the input of every block (Point-MAE); then the class token has a learned one."""
         norm_eps: float = 1e-6
@@ -251,8 +262,19 @@ class ViTEncoder(Encoder):
         count, x = x.shape[1] - tokens.shape[1], self.norm_pre(x)
         if places is not None and self.prefix_position is not None:
             places = torch.cat([self.prefix_position.expand(len(places), -1, -1).to(places.dtype), places], dim=1)
-        x = self.norm(through(self.blocks, x, places))
-        return Encoded(tokens=x[:, count:], prefix=x[:, :count])
+        levels, done = [], 0
+        for number in self.levels:
+            x, done = through(self.blocks[done:number], x, places), number
+            levels.append(self.norm(x)[:, count:])
+        x = self.norm(through(self.blocks[done:] if done else self.blocks, x, places))
+        return Encoded(x[:, count:], x[:, :count], tuple(levels))
+
+    def give_levels(self, blocks: tuple[int, ...]) -> None:
+        """Asks for the outputs of these blocks, numbered from 1 and rising, each through the final norm."""
+        depth = len(self.blocks)
+        if list(blocks) != sorted({*blocks}) or not all(1 <= number <= depth for number in blocks):
+            raise ValueError(f"levels must rise and lie in 1 to {depth}, the encoder's blocks; got {blocks}")
+        self.levels = blocks
 
     def _front(self) -> list[Tensor]:
         """The learned tokens that stand before the units."""

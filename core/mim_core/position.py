@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,17 +14,17 @@ from torch.nn import functional as F
 
 from mim_core.layout import Layout
 
-PositionKind = Literal["sincos", "flat", "learned", "separable", "coordinates", "none"]
+PositionKind = Literal["sincos", "sincos-first", "flat", "learned", "separable", "coordinates", "none"]
 PositionAt = Literal["input", "blocks"]
 SMOOTH = {1: "linear", 2: "bilinear", 3: "trilinear"}  # interpolation over that many axes
 
 
-def sincos_table(grid: tuple[int, ...], width: int) -> Float[Tensor, "N width"]:
+def sincos_table(grid: tuple[int, ...], width: int, last: bool = True) -> Float[Tensor, "N width"]:
     """Fixed sine-cosine positions on a grid of any number of axes.
 
-    MAE's layout: the channels are split evenly over the axes, the *last* axis first; each share is [sines | cosines],
-    not interleaved, with frequencies 10000^(-k / n), n the number of sines. Channels that do not divide stay zero at
-    the end. Computed in float64.
+    MAE's layout: the channels are split evenly over the axes, the *last* axis first (with ``last`` false the first, as
+    MultiMAE's code has it); each share is [sines | cosines], not interleaved, with frequencies 10000^(-k / n), n the
+    number of sines. Channels that do not divide stay zero at the end. Computed in float64.
     """
     sines = width // (2 * len(grid))
     if sines == 0:
@@ -31,7 +32,7 @@ def sincos_table(grid: tuple[int, ...], width: int) -> Float[Tensor, "N width"]:
     frequencies = 10000.0 ** -(torch.arange(sines, dtype=torch.float64) / sines)
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
     shares = []
-    for places in reversed(axes):
+    for places in reversed(axes) if last else axes:
         angles = places.reshape(-1, 1) * frequencies
         shares += [angles.sin(), angles.cos()]
     table = torch.cat(shares, dim=1)
@@ -43,14 +44,14 @@ class SinCosPosition(nn.Module):
 
     table: Tensor
 
-    def __init__(self, layout: Layout, width: int) -> None:
+    def __init__(self, layout: Layout, width: int, last: bool = True) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.last = width, last
         self.grids = _grids(layout)
         self.register_buffer("table", self._make(self.grids)[None])
 
     def _make(self, grids: tuple[tuple[int, ...], ...]) -> Tensor:
-        return torch.cat([sincos_table(grid, self.width) for grid in grids])
+        return torch.cat([sincos_table(grid, self.width, self.last) for grid in grids])
 
     def forward(self, layout: Layout) -> Float[Tensor, "1 N width"]:
         """The positions of every unit, shared by all rows."""
@@ -186,6 +187,7 @@ class SegmentPositions(nn.Module):
 
 POSITIONS: dict[str, Callable[[Layout, int], nn.Module]] = {
     "sincos": SinCosPosition,
+    "sincos-first": partial(SinCosPosition, last=False),
     "flat": FlatPosition,
     "learned": LearnedPosition,
     "separable": SeparablePosition,
@@ -198,7 +200,7 @@ def make_position(kind: PositionKind, layout: Layout, width: int) -> nn.Module |
     if kind == "none":
         return None
     on_grids = all(part.grid is not None for _, part in layout.segments)
-    if layout.segments and not (kind == "sincos" and on_grids):  # one table serves all grids
+    if layout.segments and not (kind in ("sincos", "sincos-first") and on_grids):  # one table serves all grids
         return SegmentPositions(kind, layout, width)
     return POSITIONS[kind](layout, width)
 

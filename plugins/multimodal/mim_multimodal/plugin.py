@@ -1,0 +1,135 @@
+"""What mim-multimodal brings to mim-core. Imports no torch: every part is a lazy reference."""
+
+from __future__ import annotations
+
+from mim_core.doctor import Finding, library
+from mim_core.hookspecs import hookimpl
+from mim_core.registry import Card, RecipeRegister, Register
+
+MULTIMAE = "MultiMAE, arXiv 2204.01678"
+
+
+@hookimpl
+def mim_register_tokenizers(register: Register) -> None:
+    """Class maps and captions; pictures are cut by core's patches."""
+    register(
+        name="class-map",
+        load="mim_multimodal.tokenizer:ClassMapTokenizer",
+        card=Card("Patches of a map of class ids, each class embedded first.", MULTIMAE),
+    )
+    register(
+        name="text",
+        load="mim_multimodal.text:TextTokenizer",
+        card=Card("Tokens of a caption, padded to a fixed length.", "4M, arXiv 2312.06647"),
+    )
+
+
+@hookimpl
+def mim_register_maskers(register: Register) -> None:
+    """A budget of visible units shared by modalities."""
+    register(
+        name="dirichlet",
+        load="mim_multimodal.masker:DirichletMasker",
+        card=Card("A fixed budget of visible units, spread over modalities by Dirichlet draws.", MULTIMAE),
+    )
+
+
+@hookimpl
+def mim_register_decoders(register: Register) -> None:
+    """MultiMAE's decoder."""
+    register(
+        name="cross-attention",
+        load="mim_multimodal.decoder:CrossAttentionDecoder",
+        card=Card("Queries of one modality attend to all visible units, then to each other.", MULTIMAE),
+    )
+
+
+@hookimpl
+def mim_register_targets(register: Register) -> None:
+    """Classes; pixels and depths are core's values."""
+    register(
+        name="class-map",
+        load="mim_multimodal.target:ClassMapTarget",
+        card=Card("The class of every position of a unit, by cross-entropy.", MULTIMAE),
+    )
+    register(
+        name="text",
+        load="mim_multimodal.text:TextTarget",
+        card=Card("The hidden token of a caption, by cross-entropy.", "BERT, arXiv 1810.04805"),
+    )
+
+
+@hookimpl
+def mim_register_data(register: Register) -> None:
+    """Aligned files, and other sources put together."""
+    register(
+        name="aligned",
+        load="mim_multimodal.data:Aligned",
+        card=Card("Folders of aligned RGB, depth, class maps and captions, a file of the same name in each."),
+    )
+    register(
+        name="paired",
+        load="mim_multimodal.paired:Paired",
+        card=Card("Several sources of any plugins, item by item, cut alike."),
+    )
+    register(
+        name="rendered",
+        load="mim_multimodal.rendered:Rendered",
+        card=Card("Another source's shapes, with the depth of a view rendered from them."),
+    )
+
+
+@hookimpl
+def mim_register_evaluations(register: Register) -> None:
+    """Dense probes of frozen features."""
+    register(
+        name="segmentation",
+        load="mim_multimodal.evaluations:segmentation",
+        card=Card("Linear probe of every unit for the classes of its positions: mIoU.", MULTIMAE),
+    )
+    register(
+        name="depth",
+        load="mim_multimodal.evaluations:depth",
+        card=Card("Linear probe of every unit for the depth of its positions: RMSE, delta 1.", MULTIMAE),
+    )
+
+
+RECIPES = {
+    "multimae-vit-tiny": ("MultiMAE with a 128-wide encoder: the bundled game frames, minutes on a CPU.", MULTIMAE),
+    "multimae-vit-base": ("MultiMAE with ViT-B/16 on RGB, depth and class maps, the paper's for ImageNet.", MULTIMAE),
+    "rgb-vit-tiny": ("RGB alone, with the budget of multimae-vit-tiny: what the other modalities add to.", MULTIMAE),
+    "multimae-captions-vit-tiny": ("RGB and captions: text as input and as target.", "4M, arXiv 2312.06647"),
+    "points-depth-vit-tiny": ("Point clouds and their rendered depth, with mim-pointcloud's parts.", MULTIMAE),
+    "video-depth-vit-tiny": ("Clips and their depth, with mim-video's parts.", MULTIMAE),
+}
+
+
+@hookimpl
+def mim_register_recipes(register: RecipeRegister) -> None:
+    """MultiMAE, and modalities of several plugins together."""
+    for name, (summary, paper) in RECIPES.items():
+        function = f"mim_multimodal.recipes:{name.replace('-', '_')}"
+        register(name=name, load=function, twin=f"{function}_twin", card=Card(summary, paper, ("reconstruction",)))
+
+
+@hookimpl
+def mim_register_importers(register: Register) -> None:
+    """Weights of the official code."""
+    register(
+        name="multimae",
+        load="mim_multimodal.interop:import_multimae",
+        card=Card("Official MultiMAE pre-training weights (.pth).", MULTIMAE),
+    )
+
+
+@hookimpl
+def mim_diagnose() -> list[Finding]:
+    """What captions need."""
+    return [library("open_clip", ("open_clip_torch",), means='captions (pip install "mim-multimodal[clip]")')]
+
+
+def main() -> int:
+    """The ``mim-multimodal`` command: mim-core's commands, restricted to this plugin's recipes."""
+    from mim_core.cli import main
+
+    return main(plugin="multimodal")

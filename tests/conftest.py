@@ -17,4 +17,4 @@ if not os.environ.get("MIM_NO_SHAPE_CHECKS"):
     from jaxtyping import install_import_hook
 
     # before anything imports these packages; it stays for the whole session
-    install_import_hook(["mim_core", "mim_image", "mim_video", "mim_pointcloud"], CHECKER)
+    install_import_hook(["mim_core", "mim_image", "mim_video", "mim_pointcloud", "mim_multimodal"], CHECKER)

@@ -1,0 +1,237 @@
+"""Recipes of multimodal MIM, with the paper's numbers, and their twins: the same made small for tests.
+
+Source: MultiMAE, arXiv 2204.01678, and its official settings. The tiny ones are this project's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mim_core.recipe import EvaluateConfig, Part, RunConfig, TrainConfig
+
+SEGMENTS = {"norm_rgb": "rgb"}
+"""The head that predicts normalised colours asks for the colours' units."""
+
+
+def _pictures(size: int, patch: int, classes: int, stride: int = 4) -> dict[str, Part]:
+    """Tokenizers and targets of RGB, depth and class maps at a square size; a class for ``stride`` squared pixels."""
+    whole, part = (size, size), (patch, patch)
+    small, own = (size // stride, size // stride), (patch // stride, patch // stride)
+    values = {"loss": "l2", "channels_first": True}
+    return {
+        "rgb.tokenizer": Part.of("image:patch", modality="rgb", size=whole, patch=part, channels=3),
+        "depth.tokenizer": Part.of("image:patch", modality="depth", size=whole, patch=part, channels=1),
+        "semseg.tokenizer": Part.of("multimodal:class-map", size=small, patch=own, classes=classes),
+        "rgb.target": Part.of("core:values", normalize=False, **values),
+        "norm_rgb.target": Part.of("core:values", normalize=True, **values),
+        "depth.target": Part.of("core:values", normalize=False, loss="l1", channels_first=True),
+        "semseg.target": Part.of("multimodal:class-map"),
+    }
+
+
+def _multimae(width: int, depth: int, heads: int) -> dict[str, Part]:
+    """MultiMAE's encoder, decoders and method."""
+    return {
+        "method": Part.of("core:masked-autoencoder", average="sample", segments=SEGMENTS),
+        "encoder": Part.of(
+            "core:vit", width=width, depth=depth, heads=heads, position="sincos-first", final_norm=False
+        ),
+        "decoder": Part.of("multimodal:cross-attention", width=256, depth=2, heads=8),
+    }
+
+
+def multimae_vit_base() -> RunConfig:
+    """ViT-B/16 on RGB, depth and COCO's 133 classes at 224 pixels: 98 of 588 units are seen; 1600 epochs."""
+    return RunConfig(
+        parts={
+            "data": Part.of("multimodal:aligned"),
+            **_pictures(224, 16, classes=133),
+            "masker": Part.of("multimodal:dirichlet", visible=98, alpha=1.0),
+            **_multimae(768, 12, 12),
+        },
+        train=TrainConfig(
+            epochs=1600,
+            batch_size=2048,
+            micro_batch=128,
+            base_lr=1e-4,
+            lr_batch=256,
+            warmup_epochs=40,
+            warmup_lr=1e-6 * 256 / 2048,  # 1e-6, whatever the batch
+            weight_decay=0.05,
+            decay_tokens=False,
+            betas=(0.9, 0.95),
+        ),
+    )
+
+
+TINY = {"width": 128, "depth": 4, "heads": 4}
+DECODER = {"width": 64, "depth": 1, "heads": 4}
+CLASSES = 12
+"""Classes of the bundled frames."""
+
+
+def _minutes(epochs: float, **options: object) -> TrainConfig:
+    """Training on a bundled sample in minutes on two CPU cores."""
+    config = TrainConfig(
+        epochs=epochs,
+        batch_size=64,
+        lr_batch=64,
+        base_lr=1e-3,
+        warmup_epochs=epochs / 20,
+        decay_tokens=False,
+        betas=(0.9, 0.95),
+        log_every=10,
+        checkpoint_every=500,
+    )
+    return replace(config, **options)  # type: ignore[arg-type]
+
+
+def multimae_vit_tiny() -> RunConfig:
+    """4 blocks of 128 on the bundled game frames: RGB, depth and 12 classes at 64 pixels, 32 of 192 units seen."""
+    parts = {
+        "data": Part.of("multimodal:aligned", root="sample"),
+        **_pictures(64, 8, classes=CLASSES),
+        "masker": Part.of("multimodal:dirichlet", visible=32, alpha=1.0),
+        **_multimae(**TINY),
+        "decoder": Part.of("multimodal:cross-attention", **DECODER),
+    }
+    evaluate = EvaluateConfig(on=("multimodal:segmentation", "multimodal:depth"))
+    return RunConfig(parts, _minutes(100), evaluate)
+
+
+def rgb_vit_tiny() -> RunConfig:
+    """multimae-vit-tiny on RGB alone: the same encoder, epochs and number of units seen, and no other modality."""
+    config = multimae_vit_tiny()
+    others = ("depth.tokenizer", "depth.target", "semseg.tokenizer", "semseg.target")
+    return replace(config, parts={role: part for role, part in config.parts.items() if role not in others})
+
+
+def multimae_captions_vit_tiny() -> RunConfig:
+    """RGB and captions: each is seen in part, and what is hidden of either is predicted from both."""
+    config = multimae_vit_tiny()
+    parts = {
+        **{role: part for role, part in rgb_vit_tiny().parts.items() if not role.startswith("norm_rgb.")},
+        "method": Part.of("core:masked-autoencoder", average="sample"),
+        "caption.tokenizer": Part.of("multimodal:text", length=16),
+        "caption.target": Part.of("multimodal:text"),
+        "masker": Part.of("multimodal:dirichlet", visible=20, alpha=1.0),
+    }
+    return replace(config, parts=parts)
+
+
+def points_depth_vit_tiny() -> RunConfig:
+    """Shapes as point clouds and as the depth of a view, with mim-pointcloud's groups and its bundled furniture."""
+    parts = {
+        "data": Part.of("multimodal:rendered", root="sample"),
+        "points.tokenizer": Part.of("pointcloud:groups", points=512, groups=32, size=32),
+        "depth.tokenizer": Part.of("image:patch", modality="depth", size=(48, 48), patch=(8, 8), channels=1),
+        "points.target": Part.of("pointcloud:chamfer"),
+        "depth.target": Part.of("core:values", normalize=False, loss="l1"),
+        "masker": Part.of("multimodal:dirichlet", visible=24, alpha=1.0),
+        **_multimae(**TINY),
+        "method": Part.of("core:masked-autoencoder", average="sample", weights={"points": 10.0}),
+        "decoder": Part.of("multimodal:cross-attention", **DECODER),
+    }
+    return RunConfig(parts, _minutes(60), EvaluateConfig(on=("knn", "linear"), few_labels=()))
+
+
+def video_depth_vit_tiny() -> RunConfig:
+    """Clips and their depth, in tubelets of mim-video: bundled clips of the same game."""
+    tubelets = {"size": (8, 48, 48), "patch": (2, 8, 8)}
+    parts = {
+        "data": Part.of("multimodal:paired", root="sample"),
+        "video.tokenizer": Part.of("video:tubelet", modality="video", channels=3, **tubelets),
+        "depth.tokenizer": Part.of("video:tubelet", modality="depth", channels=1, **tubelets),
+        "video.target": Part.of("core:values", normalize=False, loss="l2"),
+        "depth.target": Part.of("core:values", normalize=False, loss="l1"),
+        "masker": Part.of("multimodal:dirichlet", visible=48, alpha=1.0),
+        **_multimae(**TINY),
+        "method": Part.of("core:masked-autoencoder", average="sample"),
+        "decoder": Part.of("multimodal:cross-attention", **DECODER),
+    }
+    return RunConfig(parts, _minutes(200, batch_size=16, lr_batch=16), EvaluateConfig(on=("knn",), few_labels=()))
+
+
+# ---- twins -----------------------------------------------------------------------------------------------------------
+
+SAMPLE = 960
+"""Bundled frames for training; a twin takes 20 steps of 8."""
+
+
+def _small(config: RunConfig, changes: Mapping[str, Mapping[str, object]], sample: int = SAMPLE) -> RunConfig:
+    """The recipe on bundled data with narrow, shallow parts: the same code at a thousandth of the work."""
+    shrink: dict[str, Mapping[str, object]] = {
+        "data": {"root": "sample"},
+        "encoder": {"width": 32, "depth": 2, "heads": 2},
+        "decoder": {"width": 16, "depth": 1, "heads": 2},
+        **changes,
+    }
+    parts = {role: Part(part.name, {**part.options, **shrink.get(role, {})}) for role, part in config.parts.items()}
+    train = replace(
+        config.train,
+        epochs=20 * 8 / sample,
+        batch_size=8,
+        micro_batch=None,
+        warmup_epochs=4 * 8 / sample,
+        lr_batch=8,
+        base_lr=1e-3,
+        warmup_lr=0.0,
+        min_lr=0.0,
+        log_every=1,
+        workers=0,
+        precision="fp32",
+        device="cpu",
+    )
+    return replace(config, parts=parts, train=train)
+
+
+SMALL_PICTURES: dict[str, Mapping[str, object]] = {
+    "rgb.tokenizer": {"size": (32, 32), "patch": (8, 8)},
+    "depth.tokenizer": {"size": (32, 32), "patch": (8, 8)},
+    "semseg.tokenizer": {"size": (8, 8), "patch": (2, 2), "classes": CLASSES},
+    "masker": {"visible": 8},
+}
+
+
+def multimae_vit_base_twin() -> RunConfig:
+    """Small twin of multimae-vit-base."""
+    return _small(multimae_vit_base(), SMALL_PICTURES)
+
+
+def multimae_vit_tiny_twin() -> RunConfig:
+    """Small twin of multimae-vit-tiny."""
+    return _small(multimae_vit_tiny(), SMALL_PICTURES)
+
+
+def rgb_vit_tiny_twin() -> RunConfig:
+    """Small twin of rgb-vit-tiny."""
+    return _small(rgb_vit_tiny(), SMALL_PICTURES)
+
+
+def multimae_captions_vit_tiny_twin() -> RunConfig:
+    """Small twin of multimae-captions-vit-tiny."""
+    return _small(multimae_captions_vit_tiny(), SMALL_PICTURES)
+
+
+def points_depth_vit_tiny_twin() -> RunConfig:
+    """Small twin of points-depth-vit-tiny."""
+    cut: Mapping[str, object] = {"size": (16, 16), "patch": (8, 8)}
+    groups: Mapping[str, object] = {"points": 128, "groups": 8, "size": 8}
+    changes: dict[str, Mapping[str, object]] = {
+        "depth.tokenizer": cut,
+        "points.tokenizer": groups,
+        "masker": {"visible": 5},
+    }
+    return _small(points_depth_vit_tiny(), changes, 720)
+
+
+def video_depth_vit_tiny_twin() -> RunConfig:
+    """Small twin of video-depth-vit-tiny."""
+    cut: Mapping[str, object] = {"size": (4, 16, 16), "patch": (2, 8, 8)}
+    changes: dict[str, Mapping[str, object]] = {
+        "video.tokenizer": cut,
+        "depth.tokenizer": cut,
+        "masker": {"visible": 6},
+    }
+    return _small(video_depth_vit_tiny(), changes, 60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,13 @@ def import_point_mae(state: State, **sizes: Any) -> Method:
         "mlp_ratio": mlp_ratio_of(state, "MAE_encoder.blocks.blocks.", width),
     }
     agree(given, read)
+    method = build(**_parts(state, given, width, read))
+    fill_weights(method, state, {name: _theirs(name) for name in method.state_dict()})
+    return method
+
+
+def _parts(state: State, given: PointMaeSizes, width: int, read: Mapping[str, Any]) -> dict[str, Part]:
+    """Tokenizer, masker, encoder, decoder and target of these sizes."""
     channels = need(state, "MAE_encoder.encoder.first_conv.0.weight", "Point-MAE").shape[1]
     heads = heads_of("heads", given, width, RELEASED_HEADS)
     blocks = {
@@ -79,19 +87,19 @@ def import_point_mae(state: State, **sizes: Any) -> Method:
         "norm_eps": 1e-5,
         "qkv_bias": "MAE_encoder.blocks.blocks.0.attn.qkv.bias" in state,
     }
-    method = build(
-        tokenizer=Part.of(
+    return {
+        "tokenizer": Part.of(
             "pointcloud:groups",
             points=given.num_points,
             groups=given.num_group,
             size=read["group_size"],
             channels=channels,
         ),
-        masker=Part.of("core:random", ratio=given.mask_ratio, rounding="down"),
-        encoder=Part.of(
+        "masker": Part.of("core:random", ratio=given.mask_ratio, rounding="down"),
+        "encoder": Part.of(
             "core:vit", **blocks, depth=read["depth"], heads=heads, class_token=False, mlp_ratio=read["mlp_ratio"]
         ),
-        decoder=Part.of(
+        "decoder": Part.of(
             "core:transformer",
             **blocks,
             depth=read["decoder_depth"],
@@ -99,10 +107,8 @@ def import_point_mae(state: State, **sizes: Any) -> Method:
             mlp_ratio=mlp_ratio_of(state, "MAE_decoder.blocks.", width),
             embed=False,
         ),
-        target=Part.of("pointcloud:chamfer", norm=LOSSES[given.loss]),
-    )
-    fill_weights(method, state, {name: _theirs(name) for name in method.state_dict()})
-    return method
+        "target": Part.of("pointcloud:chamfer", norm=LOSSES[given.loss]),
+    }
 
 
 def _theirs(ours: str) -> str:

@@ -54,10 +54,12 @@ class Labelled:
 
     Attributes:
         name: "train" or "test".
-        labels: int64 [n].
+        labels: int64 [n], one for each sample.
         classes: Names of the classes.
         items: Read by index, without augmentation.
         note: What a reader of the scores should know about the split.
+        views: How many consecutive items are views of one sample, which is judged by their mean: the items of sample
+            i are number i * views and those that follow.
     """
 
     name: str
@@ -65,6 +67,15 @@ class Labelled:
     classes: tuple[str, ...]
     items: Dataset[Any]
     note: str = ""
+    views: int = 1
+
+    def items_of(self, samples: Tensor) -> Tensor:
+        """Numbers of the items that show these samples (int64 [k]), int64 [k * views]."""
+        return (samples[:, None] * self.views + torch.arange(self.views)).flatten()
+
+    def middle(self, sample: int) -> int:
+        """Number of the item that shows the middle view of a sample."""
+        return sample * self.views + self.views // 2
 
 
 class DataSource:
@@ -72,8 +83,13 @@ class DataSource:
 
     Built from its options and the tokenizer's ``shapes``: modality -> shape without the batch, so that sizes are
     stated once.
+
+    Attributes:
+        samples_per_item: How many samples `finish` makes of each item that was read, such as several cuts of a file.
+            A batch size counts items; speed and operations count samples.
     """
 
+    samples_per_item: int = 1
     Config: ClassVar[type[Any]]
 
     def __init__(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -115,7 +131,7 @@ class DataSource:
             BadSample: The file cannot be used.
         """
         split = self.labelled("train")
-        return {**split.items[index], "label": split.labels[index]}
+        return {**split.items[split.middle(index)], "label": split.labels[index]}
 
     def raw(self, sample: Sample) -> Tensor:
         """The input itself as one vector per sample [B, D], for the raw-input row of a table of scores."""

@@ -122,13 +122,17 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
 def _write(path: Path, text: str) -> None:
     """Writes the file whole: under another name first."""
     part = path.with_name(f".{path.name}")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     part.rename(path)
 
 
 def _links(report: Path) -> set[str]:
     """Names of the pages that a report links to."""
-    return set(re.findall(r'href="(report-[\w.-]+\.html)"', report.read_text())) if report.exists() else set()
+    return (
+        set(re.findall(r'href="(report-[\w.-]+\.html)"', report.read_text(encoding="utf-8")))
+        if report.exists()
+        else set()
+    )
 
 
 def _environment() -> Environment:
@@ -150,6 +154,7 @@ def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor],
     try:
         split = source.labelled("test")
         chosen = torch.linspace(0, len(split.labels) - 1, min(count, len(split.labels))).long().unique().tolist()
+        chosen = [split.middle(index) for index in chosen]
         items, where = Readable(split.items), "held-out samples"
     except MimError:
         chosen = list(range(min(count, len(source))))

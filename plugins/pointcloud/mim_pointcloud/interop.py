@@ -15,6 +15,8 @@ from mim_core.recipe import Part
 
 RELEASED_HEADS = {"heads": {384: 6}, "decoder_heads": {384: 6}}
 """Attention heads of the released Point-MAE model, by width."""
+CONVOLUTIONS = ("first_conv.0", "first_conv.3", "second_conv.0")
+"""The layers that give the widths of the small PointNet."""
 LOSSES = {"cdl2": "l2", "cdl1": "l1"}
 """Point-MAE's names of the Chamfer distance."""
 SAME_AS = {"trans_dim": "dim", "num_heads": "heads", "decoder_num_heads": "decoder_heads"}
@@ -94,6 +96,7 @@ def _parts(state: State, given: PointMaeSizes, width: int, read: Mapping[str, An
             groups=given.num_group,
             size=read["group_size"],
             channels=channels,
+            hidden=tuple(state[f"MAE_encoder.encoder.{name}.bias"].shape[0] for name in CONVOLUTIONS),
         ),
         "masker": Part.of("core:random", ratio=given.mask_ratio, rounding="down"),
         "encoder": Part.of(

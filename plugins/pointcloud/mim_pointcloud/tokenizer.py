@@ -38,6 +38,8 @@ class GroupTokenizer(Tokenizer):
         """Points per group."""
         channels: int = 3
         """Values of a point: x, y, z, and what the data adds to them."""
+        hidden: tuple[int, int, int] = (128, 256, 512)
+        """Widths of the PointNet's layers: of a point, of a point for the group's largest values, of both together."""
         ops: Literal["auto", "torch", "triton", "pytorch3d", "fpsample"] = "auto"
         """Which library samples and finds neighbours; the results are the same. auto: Triton on a GPU, else torch."""
 
@@ -45,6 +47,8 @@ class GroupTokenizer(Tokenizer):
         super().__init__()
         if config.channels < 3:
             raise ValueError(f"channels are x, y, z and more, at least 3, got {config.channels}")
+        if min(config.hidden) < 1:
+            raise ValueError(f"hidden widths must be positive, got {config.hidden}")
         if min(config.groups, config.size) < 1 or config.points < max(config.groups, config.size):
             raise ValueError(
                 f"{config.points} points cannot give {config.groups} different centres with {config.size} points each"
@@ -54,8 +58,9 @@ class GroupTokenizer(Tokenizer):
         self.layout = Layout(count=config.groups)
         self.shapes = {"points": (config.points, config.channels)}
         self.unit_shape = (config.size, config.channels)
-        self.local = _two_layers(config.channels, 128, 256)
-        self.whole = _two_layers(512, 512, width)
+        point, group, both = config.hidden
+        self.local = _two_layers(config.channels, point, group)
+        self.whole = _two_layers(2 * group, both, width)
         init_transformer(self, "truncated")
 
     def split(self, sample: Sample) -> Patches:

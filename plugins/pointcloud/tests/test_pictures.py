@@ -101,13 +101,22 @@ def test_far_points_are_paler_and_height_has_a_colour():
     black = torch.zeros(3)
     near, far = (cloud_picture(torch.cat([t * towards, black])[None], rgb=3) for t in (0.9, -0.9))
     assert pixels(near).min() < pixels(far).min() - 50
-    low, high = (pixels(point(0, y, 0)) for y in (-0.9, 0.9))
-    assert np.abs(low[inked(point(0, -0.9, 0))].mean(axis=0) - high[inked(point(0, 0.9, 0))].mean(axis=0)).max() > 60
+    low, high = (pixels(point(0, y, 0))[inked(point(0, y, 0))].mean(axis=0) for y in (-0.9, 0.9))
+    assert low[2] > low[0] + 20  # blue below, yellow on top
+    assert high[0] > high[2] + 40
 
 
 def test_points_beyond_the_axes_are_at_the_border():
     assert centre(point(0, 50, 0))[0] < -0.9
     assert inked(point(0, 50, 0)).any()
+
+
+@pytest.mark.parametrize("count", [1, 12, 60, 300, 5000])
+def test_the_ground_is_white(count):
+    """Whichever colours the file is reduced to."""
+    for seed in range(4):
+        found = pixels(cloud_picture(ball(count, seed)))
+        assert (found[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -157,7 +166,7 @@ def test_the_page_is_whole(shown):
 
 
 def test_visible_hidden_and_rebuilt_are_traces(shown, rows):
-    traces, layout = plotted(shown)
+    traces, _ = plotted(shown)
     assert [trace["name"] for trace in traces] == ["visible", "hidden", "rebuilt"]
     expected = (rows["input"][0, 20:], rows["input"][0, :20], rows["rebuilt"][0, :20])
     for trace, points_of in zip(traces, expected, strict=True):
@@ -166,7 +175,7 @@ def test_visible_hidden_and_rebuilt_are_traces(shown, rows):
 
 
 def test_the_slider_goes_from_shape_to_shape(shown, rows):
-    traces, layout = plotted(shown)
+    _, layout = plotted(shown)
     (slider,) = layout["sliders"]
     assert [step["label"] for step in slider["steps"]] == ["1", "2", "3"]
     for number, (step, count) in enumerate(zip(slider["steps"], (20, 30, 40), strict=True)):

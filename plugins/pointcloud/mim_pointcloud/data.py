@@ -1,0 +1,298 @@
+"""Clouds from shapes on disk: a folder of meshes or clouds, ShapeNet, ModelNet, ScanObjectNN, ShapeNetPart, or the
+bundled sample. Points are drawn from the file, put into the unit sphere and augmented; all draws come from the sample's
+key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import h5py
+import numpy as np
+import torch
+from mim_core import randomness
+from mim_core.data import DataSource, Labelled, Picture
+from mim_core.errors import BadSample, MimError, nearest
+from mim_core.layout import Sample
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mim_pointcloud.augmentation import Axis, choose_points, rotate, scale_and_shift, to_unit_sphere
+from mim_pointcloud.description import describe
+from mim_pointcloud.files import EXTENSIONS, read_cloud
+from mim_pointcloud.layouts import Shapes, ShapeStore, find_shapes
+
+SAMPLE = Path(__file__).parent / "sample"
+RAW_NOTE = "The raw input is 45 histogram features of a cloud, because its points have no order."
+DRAWS = "an item without augmentation"
+"""Stream of the points that evaluation takes."""
+
+
+class Clouds(DataSource):
+    """Clouds for pre-training, and with their classes for evaluation and fine-tuning.
+
+    Where every point has a part (ShapeNetPart), labelled items also hold ``"parts"`` int64 [P], numbered as in
+    ``parts``.
+
+    Attributes:
+        found: The shapes on disk.
+        parts: Class name -> numbers of its parts; empty without parts.
+        up: The axis that points up.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the point cloud data."""
+
+        root: Path | None = None
+        """Folder of meshes or clouds, or of ShapeNet, ModelNet, ScanObjectNN or ShapeNetPart as unpacked; "sample" is
+        the bundled one, 820 pieces of furniture and other things of a house."""
+        layout: Literal[
+            "auto", "folder", "shapenet55", "shapenetcore", "modelnet40", "scanobjectnn", "shapenetpart", "sample"
+        ] = "auto"
+        """How files and classes lie in the folder; auto recognises each."""
+        variant: str | None = None
+        """ScanObjectNN's obj_bg, obj_only or pb_t50_rs; modelnet40 or modelnet10 where there are lists of both."""
+        whole: bool = False
+        """Pre-train on the test split too, without labels."""
+        choose: Literal["random", "farthest"] = "random"
+        """How points are chosen: at random, or the farthest ones of `candidates` random ones."""
+        candidates: int = 8192
+        """Points read or sampled from a file when the farthest are chosen. At random, those wanted are drawn at
+        once."""
+        channels: tuple[Literal["xyz", "normals", "rgb"], ...] = ("xyz",)
+        """What a point holds, in this order; xyz is first. The tokenizer states how many values that makes."""
+        normalise: bool = True
+        """Centre each cloud and scale it into the unit sphere, after its points are chosen."""
+        augment: bool = True
+        """Whether clouds are scaled, shifted and rotated in training, as the next options say."""
+        scale: tuple[float, float] = (2 / 3, 3 / 2)
+        """Smallest and largest factor, drawn for each axis. 1 1: none."""
+        shift: float = 0.2
+        """Largest shift either way, drawn for each axis."""
+        rotate: bool = False
+        """Turn clouds about the upright axis by any angle."""
+        up: Literal["auto", "x", "y", "z"] = "auto"
+        """The axis that points up. auto: as the layout has it, else y."""
+        max_bad: float = 0.5
+        """Largest share of unreadable files; beyond it the run stops. Each is named in skipped.jsonl."""
+
+    def __init__(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(config, shapes)
+        if set(shapes) != {"points"} or len(shapes["points"]) != 2:
+            raise ValueError(
+                f"point cloud data gives 'points' [P, C]; the tokenizer wants "
+                f"{', '.join(f'{k} {v}' for k, v in shapes.items())}"
+            )
+        self.count = shapes["points"][0]
+        _check(config, *shapes["points"])
+        self.normals = 3 * config.channels.index("normals") if "normals" in config.channels else None
+        self.bundled = config.root == Path("sample") and not Path("sample").exists()
+        self.found = self._find()
+        lacking = [name for name in config.channels if name not in (self.found.channels or config.channels)]
+        if lacking:
+            raise MimError(
+                f"--data.channels asks for {', '.join(lacking)}; files of the layout {self.found.kind} have "
+                f"{', '.join(self.found.channels or ())} only."
+            )
+        self.parts = self.found.parts
+        self.up = cast(Axis, self.found.up if config.up == "auto" else config.up)
+
+    def _find(self) -> Shapes:
+        config = self.config
+        if config.root is None:
+            raise MimError(
+                "Which shapes? Name a folder with --data.root FOLDER, or the bundled sample with --data.root sample."
+            )
+        if self.bundled:
+            return find_shapes(SAMPLE, "sample", config.variant, config.whole)
+        if not config.root.is_dir():
+            beside = [path.name for path in config.root.parent.glob("*") if path.is_dir()]
+            near = nearest(config.root.name, beside)
+            raise MimError(
+                f"--data.root {config.root} {'is not a folder' if config.root.exists() else 'does not exist'}. It "
+                f"should be a folder of shapes ({', '.join(EXTENSIONS)}), nested or not, or of ShapeNet, ModelNet, "
+                f"ScanObjectNN or ShapeNetPart." + (f" Did you mean {config.root.parent / near}?" if near else "")
+            )
+        return find_shapes(config.root, config.layout, config.variant, config.whole)
+
+    def __len__(self) -> int:
+        return len(self.found.pretrain)
+
+    def name_of(self, index: int) -> str:
+        """The shape's file, and its row where a file holds many."""
+        return self.found.pretrain.name(index)
+
+    def read(self, index: int, key: int) -> dict[str, Tensor]:
+        """An augmented cloud, float32 [P, C]."""
+        return {"points": self._augment(self.take(self.found.pretrain, index, key)["points"], key)}
+
+    def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
+        """An augmented cloud of the labelled training split with its "label" and, where there are any, its points'
+        "parts" int64 [P]."""
+        store = self._with_classes("train")
+        item = self.take(store, index, key)
+        return {**item, "points": self._augment(item["points"], key), "label": torch.tensor(store.labels[index])}
+
+    def _augment(self, points: Tensor, key: int) -> Tensor:
+        config = self.config
+        if not config.augment:
+            return points
+        if config.rotate:
+            points = rotate(points, self.up, key, self.normals)
+        return scale_and_shift(points, config.scale, config.shift, key, self.normals)
+
+    def take(self, store: ShapeStore, index: int, key: int) -> dict[str, Tensor]:
+        """The chosen points of a shape, float32 [P, C], in the unit sphere; with its parts where there are any.
+
+        Raises:
+            BadSample: The file cannot be used.
+        """
+        try:
+            values = self._chosen(self._values(store, index, key), key)
+            width = self.shapes["points"][1]
+            if not values.isfinite().all():
+                raise BadSample("", "it has coordinates or values that are not finite")
+            points = to_unit_sphere(values[:, :width]) if self.config.normalise else values[:, :width]
+            item = {"points": points.float()}
+            if self.parts:
+                item["parts"] = self._parts(store, index, values[:, width])
+            return item
+        except MimError:
+            raise
+        except BadSample as error:
+            raise BadSample(store.name(index), error.reason) from error
+        except Exception as error:  # libraries raise many kinds; whatever it is, the file is named and replaced
+            raise BadSample(store.name(index), f"{type(error).__name__}: {error}") from error
+
+    def _values(self, store: ShapeStore, index: int, key: int) -> Tensor:
+        """[candidates or P, C], and one more channel for parts."""
+        path, row, config = store.root / store.files[index], store.row(index), self.config
+        count = self.count if config.choose == "random" else max(self.count, config.candidates)
+        if row is None and not self.parts:
+            return read_cloud(path, count, key, config.channels)
+        if self.parts:
+            values = _part_rows(path)[:, [*range(3 if self.normals is None else 6), 6]]
+        elif path.suffix == ".h5":
+            with h5py.File(path, "r") as file:  # opened here, in the worker: it would not survive a fork
+                values = file["data"][row]
+        else:
+            values = np.load(path, mmap_mode="r")[row]
+        points = torch.from_numpy(np.array(values, np.float32))
+        return points[choose_points(len(points), count, key)]
+
+    def _chosen(self, values: Tensor, key: int) -> Tensor:
+        """P of the candidates."""
+        if self.config.choose == "random" or len(values) == self.count:
+            return values
+        from mim_pointcloud.geometry import farthest_points
+
+        return values[farthest_points(values[None, :, :3], self.count)[0]]
+
+    def _parts(self, store: ShapeStore, index: int, values: Tensor) -> Tensor:
+        parts = values.long()
+        name = cast(tuple[str, ...], store.classes)[store.labels[index]]
+        strange = sorted(set(parts.tolist()) - set(self.parts[name]))
+        if strange:
+            raise BadSample("", f"it has the parts {strange}, but a {name} has {list(self.parts[name])}")
+        return parts
+
+    def _with_classes(self, split: str) -> ShapeStore:
+        store = self.found.train if split == "train" else self.found.test
+        if store.classes is None:
+            raise MimError(
+                f"{self.config.root} has no classes to evaluate with: shapes should lie in one folder per class, at "
+                f"least two, such as {self.config.root}/chair/1.obj and {self.config.root}/table/1.obj; or in "
+                f"train/CLASS and test/CLASS."
+            )
+        if not store:
+            raise MimError(f"{self.config.root} ({self.found.kind}) has no shapes in its {split} split. {store.note}")
+        return store
+
+    def labelled(self, split: str) -> Labelled:
+        """Clouds with their class, without augmentation; the classes of both splits are the same."""
+        store = self._with_classes(split)
+        labels = torch.tensor(store.labels, dtype=torch.int64)
+        return Labelled(split, labels, store.classes or (), Plain(self, store), f"{store.note} {RAW_NOTE}".strip())
+
+    def raw(self, sample: Sample) -> Tensor:
+        """45 histogram features by hand [B, 45], because points have no order: box, radii, distances, heights."""
+        return describe(sample["points"], self.up)
+
+    def picture(self, modality: str, values: Tensor) -> Picture:
+        """[P, C] as a PNG, seen from one side."""
+        from mim_pointcloud import pictures
+
+        channels = self.config.channels
+        rgb = 3 * channels.index("rgb") if "rgb" in channels else None
+        return pictures.cloud_picture(values, rgb=rgb, up=self.up)
+
+    def page(self, modality: str, rows: Mapping[str, Tensor]) -> str | None:
+        """Shapes to turn by hand: visible, hidden and rebuilt points."""
+        from mim_pointcloud import pictures
+
+        return pictures.page(rows, up=self.up)
+
+    def plan(self) -> dict[str, str]:
+        """Where shapes come from, how many, their classes, how points are drawn, and what is missing."""
+        config, found = self.config, self.found
+        root = "the bundled sample (furniture, CC0 and CC-BY)" if self.bundled else f"{config.root} ({found.kind})"
+        classes = f"{len(found.train.classes)} classes" if found.train.classes else "no classes"
+        probes = f", {len(found.train):,} + {len(found.test):,} labelled" if found.train.classes else ""
+        how = "at random" if config.choose == "random" else f"the farthest of {config.candidates:,}"
+        scale = f"scaled by {config.scale[0]:.3g} to {config.scale[1]:.3g} per axis, shifted by up to {config.shift:g}"
+        changed = scale + (f", turned about {self.up}" if config.rotate else "") if config.augment else "none"
+        rows = {
+            "data": f"{root}: {len(self):,} shapes for training, {classes}{probes}",
+            "points": f"{self.count:,} per cloud, {how}; {' '.join(config.channels)}; {self.up} is up",
+            "augmentation": changed,
+        }
+        if found.missing:
+            shown = ", ".join(found.missing[:5]) + (", ..." if len(found.missing) > 5 else "")
+            rows["missing shapes"] = f"{len(found.missing):,} that the lists name: {shown}"
+        return rows
+
+
+class Plain(Dataset[Any]):
+    """Clouds without augmentation; their points are drawn by the item's number, so they are always the same."""
+
+    def __init__(self, source: Clouds, store: ShapeStore) -> None:
+        self.source, self.store = source, store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.source.take(self.store, index, randomness.torch_seed(index, DRAWS))
+
+
+def _part_rows(path: Path) -> np.ndarray[Any, Any]:
+    """Lines of x y z nx ny nz part, [n, 7]."""
+    text = path.read_text(encoding="utf-8")
+    if not text.strip():
+        raise BadSample("", "it has no points")
+    values = np.array([line.split() for line in text.splitlines() if line.strip()], np.float32)
+    if values.ndim != 2 or values.shape[1] != 7:
+        raise BadSample("", f"it should have 7 numbers a line (x y z nx ny nz part), not {values.shape[-1]}")
+    return values
+
+
+def _check(config: Clouds.Config, points: int, width: int) -> None:
+    """Raises ValueError for options that make no sense."""
+    if not config.channels or config.channels[0] != "xyz" or len(set(config.channels)) < len(config.channels):
+        raise ValueError(f"channels start with xyz and name each kind once, got {' '.join(config.channels)}")
+    if 3 * len(config.channels) != width:
+        raise ValueError(
+            f"the channels {' '.join(config.channels)} make {3 * len(config.channels)} values a point and the "
+            f"tokenizer wants {width}: --tokenizer.channels {3 * len(config.channels)}"
+        )
+    if config.choose == "farthest" and config.candidates < points:
+        raise ValueError(f"candidates must be at least the {points} points of a cloud, got {config.candidates}")
+    if not 0 < config.scale[0] <= config.scale[1]:
+        raise ValueError(f"scale must be two rising positive factors, got {config.scale}")
+    if config.shift < 0:
+        raise ValueError(f"shift must not be negative, got {config.shift}")
+    if not 0 <= config.max_bad <= 1:
+        raise ValueError(f"max_bad must lie in [0, 1], got {config.max_bad}")

@@ -1,0 +1,229 @@
+"""Sampling a collection once: meshes and clouds of any format become arrays of points that are read fast."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from mim_core.errors import BadSample, MimError
+
+from mim_pointcloud.files import EXTENSIONS, is_list, read_cloud
+
+MANIFEST = "manifest.jsonl"
+PARTIAL = ".partial"
+"""What the name of a file that is being written ends in."""
+ASIDE = (".mtl", ".bin", ".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tga", ".tif", ".tiff", ".dds", ".webp", PARTIAL)
+"""Materials, textures and buffers that meshes bring along: of no use beside points, so they are left out."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is written for each file.
+
+    Attributes:
+        points: Points of each, as `read_cloud` takes them.
+        channels: "xyz", "normals", "rgb"; three columns each.
+        dtype: float16 halves the size and keeps three digits.
+    """
+
+    points: int = 8192
+    channels: tuple[str, ...] = ("xyz",)
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file of the collection, and where it goes; paths below the two folders, with forward slashes."""
+
+    source: str
+    target: str
+    kind: Literal["cloud", "copy", "aside"]
+
+
+def plan(root: Path, out: Path) -> list[Job]:
+    """What there is to do: meshes and clouds become .npy, lists and other files are copied, textures are left out.
+
+    Raises:
+        MimError: No folder, nothing to sample, one folder inside the other, or two files would have one name.
+    """
+    if not root.is_dir():
+        raise MimError(f"{root} is no folder. Usage: mim-pointcloud prepare IN OUT, with IN a folder of shapes.")
+    inside, outside = root.resolve(), out.resolve()
+    if inside == outside or inside in outside.parents or outside in inside.parents:
+        raise MimError(f"OUT ({out}) and IN ({root}) lie in each other: IN is never written to. Give another OUT.")
+    jobs = []
+    for folder, names in _folders(root):
+        for name in names:
+            path = folder / name
+            source = path.relative_to(root)
+            kind: Literal["cloud", "copy", "aside"] = "copy"
+            if path.suffix.lower() in EXTENSIONS and not is_list(path):
+                kind = "cloud"
+            elif path.suffix.lower() in ASIDE or source == Path(MANIFEST):
+                kind = "aside"
+            target = source.with_suffix(".npy") if kind == "cloud" else source
+            jobs.append(Job(source.as_posix(), target.as_posix(), kind))
+    if not any(job.kind == "cloud" for job in jobs):
+        raise MimError(f"There are no shapes in {root}. Looked for {', '.join(EXTENSIONS)}.")
+    counts = Counter(job.target for job in jobs if job.kind != "aside")
+    twice = [job.source for job in jobs if job.kind != "aside" and counts[job.target] > 1]
+    if twice:
+        raise MimError(f"These would get the same name: {', '.join(twice[:4])}. Rename or move one of them.")
+    return jobs
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders and their files in order; links are followed, but none to a folder that holds it."""
+    for folder, folders, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        above = {here.resolve(), *here.resolve().parents, root.resolve()}
+        folders[:] = sorted(name for name in folders if (here / name).resolve() not in above)
+        yield here, sorted(names)
+
+
+def prepare_collection(root: Path, out: Path, sampling: Sampling, workers: int) -> Iterator[dict[str, Any]]:
+    """Do what is not done yet, or not with this source and these options. Yields a line of the manifest for each file.
+
+    A line's ``status``: done, copied, aside (left out), failed; skipped where an earlier run did it, whose line stays.
+
+    Raises:
+        MimError: Nothing to do, or a worker died.
+    """
+    jobs = plan(root, out)
+    out.mkdir(parents=True, exist_ok=True)
+    before = _read_manifest(out / MANIFEST)
+    _write_manifest(out / MANIFEST, list(before.values()))  # a line that was cut off would spoil the next
+    lines: dict[str, dict[str, Any]] = {}
+    with (out / MANIFEST).open("a") as manifest:
+        left = []
+        for job in jobs:
+            if _is_done(root, out, sampling, job, before.get(job.source)):
+                lines[job.source] = before[job.source]
+                yield {**before[job.source], "status": "skipped"}
+            else:
+                left.append(job)
+        for line in _results(root, out, sampling, workers, left):
+            lines[line["file"]] = line
+            manifest.write(json.dumps(line) + "\n")
+            manifest.flush()
+            yield line
+    _write_manifest(out / MANIFEST, [lines[job.source] for job in jobs])
+
+
+def _is_done(root: Path, out: Path, sampling: Sampling, job: Job, line: dict[str, Any] | None) -> bool:
+    if line is None or line["status"] not in ("done", "copied"):
+        return False
+    target = out / job.target
+    same = line.get("out") == job.target and line.get("source") == _stamp(root / job.source)
+    if job.kind == "cloud":
+        same = same and line.get("options") == _options(sampling)
+    elif line["status"] == "done":
+        return False
+    return same and target.is_file() and target.stat().st_size == line.get("bytes")
+
+
+def _results(root: Path, out: Path, sampling: Sampling, workers: int, jobs: list[Job]) -> Iterator[dict[str, Any]]:
+    if workers <= 1 or len(jobs) <= 1:
+        yield from (run_job(root, out, sampling, job) for job in jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, torch.set_num_threads, (1,)) as pool:
+        rest, running = iter(jobs), set[Future[dict[str, Any]]]()
+        while True:
+            for job in itertools.islice(rest, 2 * workers - len(running)):
+                running.add(pool.submit(run_job, root, out, sampling, job))
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            try:
+                yield from (future.result() for future in done)
+            except BrokenExecutor as error:
+                raise MimError(
+                    "A worker died, as one does when memory runs out. The same command goes on from here; "
+                    "take fewer --workers."
+                ) from error
+
+
+def path_key(source: str) -> int:
+    """The key of a file's points: a hash of its path below IN, so that the sample is equal wherever it is made."""
+    name = PurePath(source).as_posix().encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
+
+
+def run_job(root: Path, out: Path, sampling: Sampling, job: Job) -> dict[str, Any]:
+    """Write one file, under another name until it is whole. Returns its line of the manifest."""
+    if job.kind == "aside":
+        return {"file": job.source, "status": "aside"}
+    source, target = root / job.source, out / job.target
+    partial = target.with_name(target.name + PARTIAL)
+    line: dict[str, Any] = {"file": job.source, "out": job.target}
+    try:
+        stamp = _stamp(source)  # before reading: what changes meanwhile is done again
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if job.kind == "cloud":
+            _write_points(source, partial, sampling, path_key(job.source))
+            line |= {"status": "done", "options": _options(sampling)}
+        else:
+            shutil.copyfile(source, partial)
+            line["status"] = "copied"
+        partial.replace(target)
+        return {**line, "source": stamp, "bytes": target.stat().st_size}
+    except (BadSample, OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, BadSample) else str(error)
+        for old in (partial, target):  # points of an earlier source would pass for this one's
+            if old.is_file():
+                old.unlink()
+        return {"file": job.source, "status": "failed", "reason": reason}
+
+
+def _write_points(source: Path, target: Path, sampling: Sampling, key: int) -> None:
+    found = read_cloud(source, sampling.points, key, sampling.channels).numpy()
+    with np.errstate(over="ignore"):
+        values = found.astype(sampling.dtype)
+    if not np.isfinite(values).all():
+        largest = float(np.abs(found).max())
+        raise BadSample(str(source), f"{largest:g} does not fit float16 (65504 at most); take --dtype float32")
+    with target.open("wb") as file:
+        np.save(file, values)
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size in bytes and time of change in nanoseconds; a file that is gone has neither."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return [-1, -1]
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _options(sampling: Sampling) -> dict[str, Any]:
+    return {**asdict(sampling), "channels": list(sampling.channels)}
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+            found[line["file"]] = line
+        except (ValueError, KeyError, TypeError):  # cut off when a run was killed
+            continue
+    return found
+
+
+def _write_manifest(path: Path, lines: list[dict[str, Any]]) -> None:
+    partial = path.with_name(path.name + PARTIAL)
+    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    partial.replace(path)

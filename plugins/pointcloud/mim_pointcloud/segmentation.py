@@ -1,0 +1,272 @@
+"""Part segmentation: a part for every point, from three levels of the encoder (Point-MAE, arXiv 2203.06604, section 4.2
+and its supplement)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from mim_core.data import DataSource, Labelled, Readable
+from mim_core.encoder import Encoder, init_transformer
+from mim_core.errors import MimError
+from mim_core.evaluation import Score
+from mim_core.finetune import FINE_TUNED, Supervised, Taught, entry
+from mim_core.layout import Sample
+from mim_core.mask import Mask
+from mim_core.method import Outcome
+from mim_core.norm import BatchNorm
+from mim_core.tokenizer import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mim_pointcloud import geometry, metrics
+
+if TYPE_CHECKING:
+    from mim_core.build import Parts
+
+MAJORITY = "majority part"
+"""Row of the scores: for every point the most frequent part of its category."""
+SHAPES_AT_ONCE = 32
+"""Most shapes per forward pass of a test: every point of one has thousands of features."""
+
+
+class PartSegmenter(Supervised):
+    """A part of its shape's category for every point.
+
+    The outputs of three blocks, each through the encoder's last norm, are put side by side at the centres of the
+    groups. From there they are interpolated to all points and pass an MLP; beside them stand their largest and mean
+    values over the shape and an embedding of the shape's category, which is given. The parts of that category alone
+    compete in a test.
+    """
+
+    beside: tuple[str, ...] = ("label",)
+    train_options: ClassVar[Mapping[str, Any]] = {"base_lr": 2e-4, "batch_size": 16, "lr_batch": 16}
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the part segmenter."""
+
+        init: Path | None = None
+        """Checkpoint that the weights of tokenizer and encoder are taken from; none: as drawn. finetune fills it in."""
+        owners: tuple[int, ...] = ()
+        """For every part number the category that it belongs to, -1 for none; nothing takes the data's."""
+        levels: tuple[int, ...] = ()
+        """Encoder blocks, from 1, whose outputs are used; nothing: those that end the thirds (4, 8 and 12 of 12)."""
+        propagation: tuple[int, ...] = (1536, 1024)
+        """Widths of the layers after the interpolation."""
+        hidden: tuple[int, ...] = (512, 256)
+        """Widths of the layers before the parts."""
+        category: int = 64
+        """Width of the category's embedding."""
+        dropout: float = 0.5
+        """Share of the first hidden layer's values that training leaves out."""
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.dropout < 1:
+                raise MimError(f"method: dropout must lie in [0, 1), got {self.dropout}.")
+            if min((*self.propagation, *self.hidden, self.category)) < 1 or not self.propagation or not self.hidden:
+                raise MimError("method: propagation and hidden need at least one width each, and widths at least 1.")
+
+    @classmethod
+    def build(cls, config: Any, parts: Parts) -> PartSegmenter:
+        """Roles: tokenizer and encoder."""
+        tokenizer = parts.tokenizer()
+        return cls(tokenizer, parts.encoder(tokenizer), config)
+
+    def __init__(self, tokenizer: Tokenizer, encoder: Encoder, config: Config) -> None:
+        super().__init__(tokenizer, encoder)
+        if len(config.owners) < 2:
+            raise ValueError("owners must name the categories of at least 2 parts; finetune takes them from the data")
+        if set(config.owners) - {-1} != set(range(max(config.owners) + 1)):
+            raise ValueError("owners must number categories from 0, and every category needs a part")
+        self.config = config
+        self.categories = max(config.owners) + 1
+        allowed = torch.arange(self.categories)[:, None] == torch.tensor(config.owners)
+        self.register_buffer("allowed", allowed, persistent=False)  # bool [categories, parts]
+        self.levels = config.levels or thirds(encoder)
+        encoder.give_levels(self.levels)
+        if self.levels[-1] != thirds(encoder)[-1]:
+            raise ValueError(f"levels end at block {self.levels[-1]}: the blocks after it would not learn")
+        width = encoder.width * len(self.levels)
+        self.category = nn.Sequential(
+            nn.Linear(self.categories, config.category, bias=False), BatchNorm(config.category), nn.LeakyReLU(0.2)
+        )
+        self.propagation = _layers(width + 3, config.propagation)
+        given = config.propagation[-1] + 2 * width + config.category
+        layers = list(_layers(given, config.hidden))
+        layers.insert(3, nn.Dropout(config.dropout))
+        self.head = nn.Sequential(*layers, nn.Linear(config.hidden[-1], len(config.owners)))
+        for part in (self.category, self.propagation, self.head):
+            init_transformer(part)
+
+    # ---- the data ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def completed(cls, options: Any, source: DataSource) -> Any:
+        """With the parts of the data's categories."""
+        return options if options.owners else replace(options, owners=owners_of(source))
+
+    def check(self, source: DataSource) -> None:
+        """Refuses data with other parts."""
+        found = owners_of(source)
+        if found != self.config.owners:
+            raise MimError(
+                f"The method is for {len(self.config.owners)} parts of {self.categories} categories (--method.owners); "
+                f"the data has {len(found)} of {max(found) + 1}, or numbers them in another way."
+            )
+
+    def answers(self, sample: Sample) -> Tensor:
+        """The parts of all points, int64 [B, P]."""
+        return entry(sample, "parts", sample["points"].shape[1])
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        sample: Sample,
+        mask: Mask | Tensor | Mapping[str, Tensor] | None = None,
+        *,
+        step: int = 0,
+        progress: float = 0.0,
+    ) -> Taught:
+        """Splits, takes the answers, and finds the centres from which each point's features are interpolated.
+
+        Raises:
+            ValueError: A mask is given, or the sample has no ``parts`` [B, P] or ``label`` [B].
+        """
+        prepared = super().prepare(sample, mask, step=step, progress=progress)
+        centres, places = prepared.layout.positions, sample["points"][..., :3].float()
+        if centres is None:
+            raise ValueError("part segmentation needs units that lie somewhere, as groups of points do")
+        near, share = interpolation(places, centres)
+        return replace(prepared, beside={**prepared.beside, "places": places, "near": near, "share": share})
+
+    # ---- the network -------------------------------------------------------------------------------------------------
+
+    def forward(self, prepared: Taught) -> Outcome:
+        """The cross-entropy, the mean over all points; predictions "part" are logits [B, P, parts]."""
+        encoded, beside = self.encoded(prepared), prepared.beside
+        centres = torch.cat(encoded.levels, dim=2)
+        known = F.one_hot(beside["label"], self.categories).to(centres.dtype)
+        whole = torch.cat([centres.amax(dim=1), centres.mean(dim=1), self.category(known)], dim=1)
+        spread = (geometry.gather(centres, beside["near"]) * beside["share"][..., None]).sum(dim=2)
+        rows, points = spread.shape[:2]
+        own = self.propagation(torch.cat([beside["places"], spread], dim=2).flatten(0, 1)).unflatten(0, (rows, points))
+        each = torch.cat([own, whole[:, None].expand(-1, points, -1).to(own.dtype)], dim=2)
+        logits = self.head(each.flatten(0, 1))
+        loss = F.cross_entropy(logits.float(), prepared.answers.flatten())
+        latent = torch.cat([encoded.prefix, encoded.tokens], dim=1)
+        return Outcome(loss, {"part": loss}, {"part": logits.unflatten(0, (rows, points))}, latent)
+
+    # ---- the test ----------------------------------------------------------------------------------------------------
+
+    def test(
+        self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None
+    ) -> list[Score]:
+        """Instance mIoU (mean over shapes), class mIoU (over categories) and the share of points that are right, beside
+        the most frequent part of each category among the training shapes."""
+        train, test = source.labelled("train"), source.labelled("test")
+        allowed: Bool[Tensor, "K parts"] = self.allowed.cpu()  # type: ignore[assignment]
+        frequent = self._frequent(train)
+        found: dict[str, list[Tensor]] = {FINE_TUNED: [], MAJORITY: [], "right": [], "label": []}
+        for batch, predictions in self.predicted(source, test, device, min(batch_size, SHAPES_AT_ONCE)):
+            label = batch["label"]
+            competing = predictions["part"].masked_fill(~allowed[label][:, None], -torch.inf)
+            found[FINE_TUNED].append(competing.argmax(dim=2))
+            found[MAJORITY].append(frequent[label][:, None].expand_as(batch["parts"]))
+            found["right"].append(batch["parts"])
+            found["label"].append(label)
+        if not found["label"]:
+            raise MimError(f"None of the {len(test.labels):,} labelled test shapes can be read.")
+        right, label = torch.cat(found["right"]), torch.cat(found["label"])
+        rows = {row: torch.cat(found[row]) for row in (MAJORITY, FINE_TUNED)}
+        scores = [score for row, parts in rows.items() for score in _scores(row, parts, right, label, allowed)]
+        if notes is not None:
+            notes.append(
+                f"{len(train.labels):,} training shapes, {len(label):,} test shapes, {self.categories} categories, "
+                f"{len(self.config.owners)} parts. A shape's category is given; a part that is neither there nor "
+                "said to be there counts as right."
+            )
+            lost = len(test.labels) - len(label)
+            notes += [f"{lost:,} test files cannot be used and are left out."] if lost else []
+        return scores
+
+    def _frequent(self, train: Labelled, shapes: int = 50) -> Int64[Tensor, " K"]:
+        """The most frequent part of each category, over its first ``shapes`` training shapes."""
+        items, found = Readable(train.items), []
+        for category in range(self.categories):
+            first = (train.labels == category).nonzero().flatten()[:shapes].tolist()
+            parts = [item["parts"].flatten() for index in first if (item := items[index]) is not None]
+            own = self.allowed[category].nonzero().flatten().cpu()  # type: ignore[index]
+            counts = torch.cat(parts or [own]).bincount(minlength=len(self.config.owners))
+            found.append(own[counts[own].argmax()])
+        return torch.stack(found)
+
+
+def thirds(encoder: Encoder) -> tuple[int, ...]:
+    """The numbers, from 1, of the blocks that end the thirds of an encoder: 4, 8 and 12 of 12; fewer than three blocks
+    are all taken."""
+    blocks = getattr(encoder, "blocks", None)
+    depth = 0 if blocks is None else len(blocks)
+    if depth == 0:
+        raise ValueError("part segmentation takes features after blocks, and this encoder has none")
+    return tuple(sorted({max(1, round(depth * third / 3)) for third in (1, 2, 3)}))
+
+
+def owners_of(source: DataSource) -> tuple[int, ...]:
+    """The category of every part number of a data source, whose ``parts`` maps category names to part numbers; -1 for
+    a number that is not in use.
+
+    Raises:
+        MimError: It has no parts, or a category has none.
+    """
+    parts: Mapping[str, tuple[int, ...]] = getattr(source, "parts", {})
+    if not parts:
+        raise MimError(
+            "This data has no part for every point to learn from. ShapeNetPart has: --data.layout shapenetpart "
+            "--data.root FOLDER"
+        )
+    names = source.labelled("train").classes
+    lacking = [name for name in names if not parts.get(name)]
+    if lacking:
+        raise MimError(f"The data says of no part that it belongs to: {', '.join(lacking)}.")
+    owner = {part: number for number, name in enumerate(names) for part in parts[name]}
+    return tuple(owner.get(part, -1) for part in range(max(owner) + 1))
+
+
+def interpolation(
+    points: Float[Tensor, "B P 3"], centres: Float[Tensor, "B G 3"], count: int = 3
+) -> tuple[Int64[Tensor, "B P k"], Float[Tensor, "B P k"]]:
+    """The nearest centres of every point, and their shares: inverse squared distances, which sum to one (PointNet++,
+    arXiv 1706.02413, equation 2). At a centre itself, it alone counts."""
+    squared, near = geometry.nearest(points, centres, min(count, centres.shape[1]))
+    weight = 1 / (squared + 1e-8)
+    return near, weight / weight.sum(dim=2, keepdim=True)
+
+
+def _layers(given: int, widths: tuple[int, ...]) -> nn.Sequential:
+    """Rows [n, given] through linear layers, each with batch normalisation and ReLU."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(given, width), BatchNorm(width), nn.ReLU()]
+        given = width
+    return nn.Sequential(*layers)
+
+
+def _scores(
+    row: str,
+    found: Int64[Tensor, "n P"],
+    right: Int64[Tensor, "n P"],
+    label: Int64[Tensor, " n"],
+    allowed: Bool[Tensor, "K parts"],
+) -> list[Score]:
+    parts = {number: tuple(own.nonzero().flatten().tolist()) for number, own in enumerate(allowed)}
+    each, instance, _ = metrics.part_iou(found, right, label, parts)
+    return [
+        Score(row, "instance mIoU", instance),
+        Score(row, "class mIoU", each),
+        Score(row, "points", float((found == right).float().mean())),
+    ]

@@ -1,0 +1,187 @@
+"""mim-pointcloud prepare, on small real files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mim_core.errors import MimError
+from mim_pointcloud.files import read_cloud
+from mim_pointcloud.plugin import main
+from mim_pointcloud.prepare import Sampling, path_key, plan, prepare_collection
+
+OFF = "OFF 4 4 0\n0 0 0\n{size} 0 0\n0 {size} 0\n0 0 {size}\n3 0 2 1\n3 0 1 3\n3 0 3 2\n3 1 2 3\n"
+SHAPES = [f"some/class/{number}.off" for number in range(6)]
+
+
+@pytest.fixture
+def collection(tmp_path):
+    """A folder of shapes, a cloud, lists, a texture, an empty file."""
+    root = tmp_path / "in"
+    (root / "some/class").mkdir(parents=True)
+    for number, name in enumerate(SHAPES):
+        (root / name).write_text(OFF.format(size=number + 1))
+    np.savetxt(root / "cloud.txt", np.arange(30.0).reshape(10, 3), delimiter=",")
+    (root / "train.txt").write_text("some/class/0\n")
+    (root / "names.json").write_text("{}")
+    (root / "some/wood.jpg").write_bytes(b"picture")
+    (root / "empty.obj").touch()
+    return root
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["mim-pointcloud", *map(str, arguments)])
+    code = main()
+    return code, capsys.readouterr()
+
+
+def manifest(out):
+    return {line["file"]: line for line in map(json.loads, (out / "manifest.jsonl").read_text().splitlines())}
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_prepare(collection, tmp_path, monkeypatch, capsys):
+    before, out = contents(collection), tmp_path / "out"
+    asked = ("--points", 50, "--channels", "xyz", "normals", "--workers", 2)
+    code, said = run(monkeypatch, capsys, "prepare", collection, out, *asked)
+    assert code == 1
+    assert "failed: empty.obj: the file is empty" in said.out
+    assert "failed: cloud.txt: it has no normals; it has xyz" in said.out
+    assert "6 done, 2 copied, 1 left out, 0 skipped, 2 failed" in said.out
+    assert contents(collection) == before
+    written = {name.replace(".off", ".npy") for name in SHAPES} | {"train.txt", "names.json", "manifest.jsonl"}
+    assert set(contents(out)) == written
+    for name in SHAPES:
+        array = np.load(out / name.replace(".off", ".npy"))
+        assert array.shape == (50, 6)
+        assert array.dtype == np.float32
+        expected = read_cloud(collection / name, 50, path_key(name), ("xyz", "normals")).numpy()
+        assert np.array_equal(array, expected)
+    lines = manifest(out)
+    assert lines["empty.obj"] == {"file": "empty.obj", "status": "failed", "reason": "the file is empty"}
+    assert lines["some/wood.jpg"]["status"] == "aside"
+    assert list(lines) == [job.source for job in plan(collection, out)]
+
+
+def test_points_follow_from_the_path_alone(collection, tmp_path):
+    (collection / "other").mkdir()
+    (collection / SHAPES[0]).rename(collection / "other/0.off")
+    (collection / SHAPES[1]).write_text(OFF.format(size=1))
+    for root, out in ((collection, tmp_path / "a"), (tmp_path / "elsewhere/in", tmp_path / "b")):
+        if root != collection:
+            root.parent.mkdir()
+            collection.rename(root)
+        list(prepare_collection(root, out, Sampling(20), 1))
+    first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
+    assert first == second
+    assert first["other/0.npy"] != first["some/class/1.npy"]  # one shape, two paths
+    assert path_key("some/class/0.off") == -1498048581692355901  # never another: folders made earlier would differ
+
+
+def test_only_what_changed_is_done_again(collection, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+
+    def again(*more):
+        code, said = run(monkeypatch, capsys, "prepare", collection, out, "--points", 20, "--workers", 1, *more)
+        return code, said.out.strip().splitlines()[-1].split(";")[0]
+
+    assert again() == (1, "7 done, 2 copied, 1 left out, 0 skipped, 1 failed")
+    (collection / "empty.obj").unlink()
+    complete = manifest(out)
+    assert again() == (0, "0 done, 0 copied, 1 left out, 9 skipped, 0 failed")
+    assert manifest(out) == {name: line for name, line in complete.items() if name != "empty.obj"}
+    (collection / SHAPES[2]).write_text(OFF.format(size=9))
+    os.utime(collection / "train.txt", (1, 1))
+    (out / SHAPES[3].replace(".off", ".npy")).write_bytes(b"cut")
+    (out / SHAPES[4].replace(".off", ".npy")).unlink()
+    assert again() == (0, "3 done, 1 copied, 1 left out, 5 skipped, 0 failed")
+    assert np.load(out / SHAPES[2].replace(".off", ".npy")).max() > 3
+    assert again("--dtype", "float16") == (0, "7 done, 0 copied, 1 left out, 2 skipped, 0 failed")
+    assert np.load(out / "cloud.npy").dtype == np.float16
+    (collection / SHAPES[2]).write_text("OFF 1 1 0\n")
+    assert again("--dtype", "float16")[0] == 1
+    assert not (out / SHAPES[2].replace(".off", ".npy")).exists()  # an earlier shape's points would mislead
+
+
+def test_a_killed_run_goes_on(collection, tmp_path):
+    """Killed in the middle, with a line and a file cut off: the next run ends where an unbroken one does."""
+    for number in range(300):
+        (collection / f"some/{number}.off").write_text(OFF.format(size=number + 1))
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    list(prepare_collection(collection, whole, Sampling(30), 1))
+    command = [sys.executable, "-m", "mim_pointcloud", "prepare", str(collection), str(out), "--points", "30"]
+    process = subprocess.Popen(
+        [*command, "--workers", "1"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while len(list(out.rglob("*.npy"))) < 20 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = len(list(out.rglob("*.npy")))
+    assert 20 <= done < 307
+    with (out / "manifest.jsonl").open("a") as file:
+        file.write('{"file": "some/299.off", "sta')
+    (out / "some/299.npy.partial").write_bytes(b"half")
+    statuses = [line["status"] for line in prepare_collection(collection, out, Sampling(30), 1)]
+    assert statuses.count("skipped") >= done - 1
+    assert contents(out) == contents(whole)
+
+
+def test_numbers_too_large_for_float16(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.off").write_text(OFF.format(size=100_000))
+    (line,) = prepare_collection(tmp_path / "in", tmp_path / "out", Sampling(200, dtype="float16"), 1)
+    assert line["status"] == "failed"
+    assert "does not fit float16 (65504 at most); take --dtype float32" in line["reason"]
+    assert set(contents(tmp_path / "out")) == {"manifest.jsonl"}
+
+
+def test_prepare_refuses_what_would_go_wrong(collection, tmp_path, monkeypatch, capsys):
+    for out in (collection, collection / "out", collection / "some/../../in/deep/out", tmp_path):
+        code, said = run(monkeypatch, capsys, "prepare", collection, out)
+        assert code == 2
+        assert "IN is never written to" in said.err
+    link = tmp_path / "link"
+    link.symlink_to(collection)
+    assert run(monkeypatch, capsys, "prepare", collection, link / "out")[0] == 2
+    assert not (collection / "out").exists()
+    out = tmp_path / "out"
+    assert run(monkeypatch, capsys, "prepare", tmp_path / "nowhere", out)[0] == 2
+    assert run(monkeypatch, capsys, "prepare", collection, out, "--points", "0")[0] == 2
+    assert run(monkeypatch, capsys, "prepare", collection, out, "--channels", "xyz", "xyz")[0] == 2
+    (collection / "some/class/0.obj").write_text("v 0 0 0\n")
+    code, said = run(monkeypatch, capsys, "prepare", collection, out)
+    assert code == 2
+    assert "same name: some/class/0.obj, some/class/0.off" in said.err
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/train.txt").write_text("a\nb\n")
+    with pytest.raises(MimError, match="no shapes"):
+        plan(tmp_path / "lists", out)
+    assert not out.exists()
+
+
+def test_links_in_circles_end(collection, tmp_path):
+    (collection / "some/round").symlink_to(collection)
+    (collection / "some/class/up").symlink_to(collection / "some")
+    (collection / "gone.off").symlink_to(tmp_path / "nothing")
+    assert sorted(job.source for job in plan(collection, tmp_path / "out") if job.kind == "cloud") == sorted(
+        [*SHAPES, "cloud.txt", "empty.obj", "gone.off"]
+    )
+    lines = {line["file"]: line for line in prepare_collection(collection, tmp_path / "out", Sampling(5), 1)}
+    assert lines["gone.off"]["reason"] == "no such file"
+
+
+def test_a_prepared_folder_may_be_prepared_again(collection, tmp_path):
+    list(prepare_collection(collection, tmp_path / "a", Sampling(40), 1))
+    lines = list(prepare_collection(tmp_path / "a", tmp_path / "b", Sampling(10), 1))
+    assert {line["file"]: line["status"] for line in lines}["manifest.jsonl"] == "aside"
+    assert np.load(tmp_path / "b" / Path(SHAPES[0]).with_suffix(".npy")).shape == (10, 3)

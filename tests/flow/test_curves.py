@@ -13,8 +13,10 @@ from mim_core.loop import start, train
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe
 
+PLUGINS = ("image", "video")
+"""Those of this repository that have recipes; one that is not installed has none here."""
 CURVES = Path(__file__).parent / "curves"
-RECIPES = [entry.full_name for entry in installed().of_kind("recipes", "image")]
+RECIPES = [entry.full_name for plugin in PLUGINS for entry in installed().of_kind("recipes", plugin)]
 
 
 def curve_of(folder):
@@ -35,3 +37,9 @@ def test_twin_follows_its_curve(name, tmp_path):
     # versions of torch sum in other orders; what a change of the code moves is larger
     assert losses == pytest.approx(expected, rel=2e-3)
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5]), "the twin does not learn"
+
+
+def test_every_curve_has_its_recipe():
+    plugins = {name.partition(":")[0] for name in RECIPES}
+    written = {path.stem for path in CURVES.glob("*.json") if path.stem.partition(".")[0] in plugins}
+    assert written == {name.replace(":", ".") for name in RECIPES}

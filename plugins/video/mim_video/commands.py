@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from mim_core.commands.arguments import parse
@@ -102,8 +102,9 @@ def _cell(value: Any) -> str:
 class PrepareOptions:
     """Re-encode a collection once: smaller frames, a key frame every few, so that clips are read fast from anywhere.
 
-    Videos become H.264 in MP4 under the same name below OUT, upright, without sound, every frame at its own time; lists
-    and other files are copied. A run that was stopped goes on where it was. OUT/manifest.jsonl says what was done.
+    Videos become H.264 in MP4 under the same name below OUT, upright, every frame at its own time; lists and others
+    are copied. The same command goes on where it was stopped, and does again what was made from a file that has since
+    changed, or with other options. OUT/manifest.jsonl says what was done.
     """
 
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
@@ -118,6 +119,8 @@ class PrepareOptions:
     """Quality: 18 can hardly be told from the original, 28 shows."""
     preset: str = "fast"
     """x264's preset: ultrafast to veryslow. Slower makes smaller files."""
+    sound: Literal["keep", "drop"] = "drop"
+    """Whether the first audio track is kept; as it is where MP4 takes its codec, else as AAC."""
     workers: int = 0
     """Files at a time; as many as there are CPUs by default."""
 
@@ -128,7 +131,7 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
     for name, least in (("short_side", 2), ("keyint", 1), ("crf", 0), ("workers", 0)):
         if getattr(options, name) < least:
             raise MimError(f"--{name.replace('_', '-')} is {getattr(options, name)}; the least is {least}.")
-    encoding = Encoding(options.short_side, options.keyint, options.crf, options.preset)
+    encoding = Encoding(options.short_side, options.keyint, options.crf, options.preset, options.sound)
     workers = options.workers or len(os.sched_getaffinity(0))
     counts: Counter[str] = Counter()
     for line in prepare_collection(options.root, options.out, encoding, workers):
@@ -136,7 +139,8 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
         if line["status"] == "failed":
             print(f"failed: {line['file']}: {line['reason']}")  # noqa: T201
         elif line["status"] == "done":
-            print(f"{line['out']}: {line['frames']} frames, {line['bytes'] / 2**20:.1f} MiB")  # noqa: T201
+            again = f" (again: {line['again']})" if "again" in line else ""
+            print(f"{line['out']}: {line['frames']} frames, {line['bytes'] / 2**20:.1f} MiB{again}")  # noqa: T201
     told = ", ".join(f"{counts[status]} {status}" for status in ("done", "copied", "skipped", "failed"))
     print(f"{told}; see {options.out / MANIFEST}")  # noqa: T201
     return 1 if counts["failed"] else 0

@@ -83,8 +83,8 @@ class Clips(DataSource):
         """Whether the repeated clips show the same frames under other crops, or each draws its own; that costs more
         decoding."""
         views: tuple[int, int] = (1, 1)
-        """Evaluation: places in time x places along the longer side, each a sample of its own. Kinetics' habit is
-        5 3, Something-Something's 2 3, for scores of fine-tuned networks."""
+        """Evaluation: places in time x places along the longer side, over which a clip's features are averaged.
+        Kinetics' habit is 5 3, Something-Something's 2 3."""
         evaluate_crop: float = 1.0
         """Evaluation takes this share of the largest crop."""
         mean: tuple[float, ...] | None = None
@@ -104,6 +104,7 @@ class Clips(DataSource):
         self.channels, self.frames, *size = shapes["video"]
         self.size = (size[0], size[1])
         _check(config)
+        self.samples_per_item = config.repeat
         self.mean, self.std = self._statistics()
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
@@ -148,8 +149,17 @@ class Clips(DataSource):
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """A clip at a drawn place, uint8 [C, T, H, W]; with ``repeat`` several, [R, C, T, H, W]."""
-        draws = randomness.uniform(torch.tensor([key]), "clips", self.config.repeat * (self.frames + 8))
-        rows = draws.reshape(self.config.repeat, -1).tolist()
+        clips = self._drawn(self.clips.pretrain, index, key, self.config.repeat)
+        return {"video": clips[0] if self.config.repeat == 1 else torch.stack(clips)}
+
+    def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
+        """One such clip of the training split, with its class as int64 ``label``."""
+        store = self.clips.train
+        return {"video": self._drawn(store, index, key, 1)[0], "label": torch.tensor(store.labels[index])}
+
+    def _drawn(self, store: ClipStore, index: int, key: int, count: int) -> list[Tensor]:
+        draws = randomness.uniform(torch.tensor([key]), "clips", count * (self.frames + 8))
+        rows = draws.reshape(count, -1).tolist()
 
         def choose(times: Tensor, frame: tuple[int, int]) -> list[Shot]:
             shots = []
@@ -159,8 +169,7 @@ class Clips(DataSource):
                 shots.append(Shot(chosen, self._crop(frame, row), row[4] < self.config.flip))
             return shots
 
-        clips = self.take(self.clips.pretrain, index, choose)
-        return {"video": clips[0] if self.config.repeat == 1 else torch.stack(clips)}
+        return self.take(store, index, choose)
 
     def choose_frames(self, times: Tensor, place: float, places: Tensor) -> Tensor:
         """The frames of a clip by stride, rate or segments; ``place`` is its place, ``places`` those within
@@ -228,11 +237,11 @@ class Clips(DataSource):
                 f"least two, such as {self.config.root}/run/1.mp4 and {self.config.root}/jump/1.mp4; or in train/CLASS "
                 f"and test/CLASS."
             )
-        each = math.prod(self.config.views)
-        labels = torch.tensor(store.labels, dtype=torch.int64).repeat_interleave(each)
+        views = math.prod(self.config.views)
         notes = [store.note] if store.note else []
-        notes += [f"Every clip counts as {each} samples, one per view."] if each > 1 else []
-        return Labelled(split, labels, store.classes, Views(self, store), " ".join(notes))
+        notes += [f"Each clip's features are the mean over {views} views."] if views > 1 else []
+        labels = torch.tensor(store.labels, dtype=torch.int64)
+        return Labelled(split, labels, store.classes, Views(self, store), " ".join(notes), views)
 
     def raw(self, sample: Sample) -> Tensor:
         """The pixels in [0, 1], not centred; of larger clips, the means of a grid of 8 x 16 x 16."""

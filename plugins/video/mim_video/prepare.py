@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import torch
@@ -22,37 +24,41 @@ from mim_core.errors import BadSample, MimError
 from mim_video.layouts import EXTENSIONS
 from mim_video.reader_pyav import PyavReader
 from mim_video.readers import open_reader
+from mim_video.sound import open_sound
 
 MANIFEST = "manifest.jsonl"
-SETTINGS = "prepare.json"
 PARTIAL = ".partial"
 """What the name of a file that is being written ends in."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How videos are written: H.264 in MP4, upright, 8 bits, without sound, each frame at its own time.
+    """How videos are written: H.264 in MP4, upright, 8 bits, each frame at its own time.
 
     Attributes:
         short_side: Pixels of the shorter side; smaller videos keep their size, but sides are made even.
         keyint: At least every so many frames is a key frame.
         crf: x264's quality: 18 can hardly be told from the original, 28 shows.
         preset: x264's preset: slower makes smaller files.
+        sound: Whether the first audio track stays; as it is where MP4 takes its codec, else as AAC.
     """
 
     short_side: int = 320
     keyint: int = 12
     crf: int = 23
     preset: str = "fast"
+    sound: Literal["keep", "drop"] = "drop"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file of the collection, and where it goes; paths below the two folders."""
+    """One file of the collection, and where it goes; paths below the two folders. ``again`` says why it is written a
+    second time."""
 
     source: str
     target: str
     video: bool
+    again: str = ""
 
 
 def plan(root: Path, out: Path) -> list[Job]:
@@ -82,20 +88,20 @@ def plan(root: Path, out: Path) -> list[Job]:
 
 
 def prepare_collection(root: Path, out: Path, encoding: Encoding, workers: int) -> Iterator[dict[str, Any]]:
-    """Do what is not done yet. Yields a line of the manifest for each file, as it is finished.
+    """Do what is not done yet, and what was done from a file that has changed or with other settings. Yields a line of
+    the manifest for each file, as it is finished.
 
     Raises:
-        MimError: Nothing to do, or OUT was made with other settings.
+        MimError: Nothing to do, or a worker died.
     """
     jobs = plan(root, out)
     out.mkdir(parents=True, exist_ok=True)
-    _check_settings(out / SETTINGS, encoding)
     before = _read_manifest(out / MANIFEST)
     lines: dict[str, dict[str, Any]] = {}
     with (out / MANIFEST).open("a") as manifest:
-        for line in _results(root, out, encoding, workers, jobs):
+        for line in _results(root, out, encoding, workers, jobs, before):
             if line["status"] == "skipped":  # done by an earlier run: what that one wrote stays
-                lines[line["file"]] = before.get(line["file"], line)
+                lines[line["file"]] = before[line["file"]]
             else:
                 lines[line["file"]] = line
                 manifest.write(json.dumps(line) + "\n")
@@ -105,13 +111,42 @@ def prepare_collection(root: Path, out: Path, encoding: Encoding, workers: int) 
     _write_whole(out / MANIFEST, "".join(json.dumps(line) + "\n" for line in ordered))
 
 
-def _results(root: Path, out: Path, encoding: Encoding, workers: int, jobs: list[Job]) -> Iterator[dict[str, Any]]:
-    left = []
+def made_of(source: Path, encoding: Encoding | None) -> dict[str, Any]:
+    """What a file of OUT depends on, as the manifest remembers it: size and time of the source, and the settings, None
+    for what is copied."""
+    facts = source.stat()
+    settings = {"encoding": asdict(encoding)} if encoding else {}
+    return {"source": {"bytes": facts.st_size, "modified": facts.st_mtime_ns}, **settings}
+
+
+def outdated(before: dict[str, Any] | None, now: dict[str, Any]) -> str | None:
+    """Why a file is written again; None when what lies in OUT is what would be written.
+
+    Args:
+        before: Its line of the manifest.
+        now: What it is made of, see `made_of`.
+    """
+    if before is None or before["status"] == "failed":
+        return "it was not finished"
+    if before.get("source") != now["source"]:
+        return "its source has changed"
+    old, new = before.get("encoding", {}), now.get("encoding", {})
+    other = [f"{name} {new[name]}, was {old.get(name)}" for name in new if old.get(name) != new[name]]
+    return "; ".join(other) or None
+
+
+def _results(
+    root: Path, out: Path, encoding: Encoding, workers: int, jobs: list[Job], before: dict[str, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    left: list[Job] = []
     for job in jobs:
-        if (out / job.target).is_file():
+        there = (out / job.target).is_file() and (root / job.source).is_file()
+        now = made_of(root / job.source, encoding if job.video else None) if there else {}
+        why = outdated(before.get(job.source), now) if there else ""
+        if why is None:
             yield {"file": job.source, "out": job.target, "status": "skipped"}
         else:
-            left.append(job)
+            left.append(replace(job, again=why))
     if workers <= 1:
         yield from (run_job(root, out, encoding, job) for job in left)
         return
@@ -138,8 +173,9 @@ def run_job(root: Path, out: Path, encoding: Encoding, job: Job) -> dict[str, An
     torch.set_num_threads(1)
     source, target = root / job.source, out / job.target
     partial = target.with_name(target.name + PARTIAL)
-    line: dict[str, Any] = {"file": job.source, "out": job.target}
+    line: dict[str, Any] = {"file": job.source, "out": job.target, **({"again": job.again} if job.again else {})}
     try:
+        line |= made_of(source, encoding if job.video else None)  # before it is read: a later change is noticed
         target.parent.mkdir(parents=True, exist_ok=True)
         if job.video:
             line |= {"status": "done", **encode_video(source, partial, encoding)}
@@ -150,7 +186,8 @@ def run_job(root: Path, out: Path, encoding: Encoding, job: Job) -> dict[str, An
     except (BadSample, OSError, av.FFmpegError, ValueError) as error:
         partial.unlink(missing_ok=True)
         reason = error.reason if isinstance(error, BadSample) else str(error)
-        return {"file": job.source, "status": "failed", "reason": reason}
+        stays = "; the one written before stays" if target.is_file() else ""
+        return {"file": job.source, "status": "failed", "reason": reason + stays}
     return line
 
 
@@ -162,21 +199,27 @@ def encode_video(source: Path, target: Path, encoding: Encoding) -> dict[str, An
     """
     with PyavReader(_regular(source)) as reader:
         size, frames = new_size(reader.size, encoding.short_side), 0
-        with av.open(f"file:{target}", "w", format="mp4") as out:
+        with av.open(f"file:{target}", "w", format="mp4") as out, ExitStack() as stack:
             stream = _stream(out, reader, size, encoding)
+            sound = stack.enter_context(open_sound(source, out)) if encoding.sound == "keep" else None
             for stamp, picture in reader.walk(size):
                 frame = av.VideoFrame.from_ndarray(picture.numpy(), format="rgb24")
                 frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.SMPTE170M, threads=1)
                 frame.pts, frame.time_base = stamp, reader.time_base
                 frames += 1
+                if sound is not None:
+                    sound.write_until(float(stamp * reader.time_base))
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))
+            if sound is not None:
+                sound.write_until(math.inf)
         seconds = float(reader.times[-1] - reader.times[0])
     with open_reader(target, "pyav") as written:
         if len(written) != frames:
             raise BadSample(str(source), f"{len(written)} of {frames} frames were written")
     sizes = {"bytes_before": source.stat().st_size, "bytes": target.stat().st_size}
-    return {"frames": frames, "seconds": round(seconds, 3), "size": list(size), **sizes}
+    heard = {} if sound is None else {"sound": sound.codec}
+    return {"frames": frames, "seconds": round(seconds, 3), "size": list(size), **sizes, **heard}
 
 
 def _stream(out: Any, reader: PyavReader, size: tuple[int, int], encoding: Encoding) -> Any:
@@ -200,16 +243,6 @@ def _regular(path: Path) -> Path:
     if not path.is_file() or path.stat().st_size == 0:
         raise BadSample(str(path), "the file is empty" if path.is_file() else "it is no regular file")
     return path
-
-
-def _check_settings(path: Path, encoding: Encoding) -> None:
-    now = asdict(encoding)
-    if path.is_file() and (before := json.loads(path.read_text())) != now:
-        different = ", ".join(
-            f"{name} {before.get(name)} (now {now[name]})" for name in now if before.get(name) != now[name]
-        )
-        raise MimError(f"{path.parent} was prepared with {different}. Take the same options, or another folder.")
-    _write_whole(path, json.dumps(now) + "\n")
 
 
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
+from mim_core.data import DataSource
 from mim_core.layout import Layout, Patches, Sample
 from mim_core.mask import Mask
 from mim_core.target import Target, ValueTarget
@@ -35,8 +36,8 @@ class CubeTarget(Target):
         normalize: bool = True
         """Standardise each channel of each tubelet; otherwise the pixels in [0, 1] are predicted."""
         mean: tuple[float, ...] | None = None
-        """The mean that the data subtracts, per channel or one for all; the same as --data.mean. None is the data's
-        default: ImageNet's for three channels, 0.5 otherwise."""
+        """The mean that the data subtracts, per channel or one for all; the same as --data.mean, or the run does not
+        start. None is the data's default: ImageNet's for three channels, 0.5 otherwise."""
         std: tuple[float, ...] | None = None
         """The deviation that the data divides by; the same as --data.std. None: ImageNet's, or 0.5."""
 
@@ -60,6 +61,21 @@ class CubeTarget(Target):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
         if min(std) <= 0:
             raise ValueError(f"std must be positive, got {std}")
+
+    def check(self, source: DataSource) -> None:
+        """Refuses data that subtract another mean, or divide by another deviation, than this target undoes. Data
+        without ``mean`` and ``std`` (tensors of one value per channel) are not looked at."""
+        for name in ("mean", "std"):
+            theirs, own = getattr(source, name, None), getattr(self, name).flatten().tolist()
+            if not isinstance(theirs, Tensor):
+                continue
+            asked = theirs.flatten().tolist()
+            if asked != (own if len(own) > 1 else own * len(asked)):
+                values = [" ".join(f"{value:.6g}" for value in each) for each in (own, asked)]
+                raise ValueError(
+                    f"the {name} of the target is {values[0]}, that of the data {values[1]}; they must be the same: "
+                    f"--target.{name} {values[1]}"
+                )
 
     def _pixels(self, patches: Patches, mask: Mask) -> Float[Tensor, "R Q P C"]:
         """The queried tubelets in [0, 1], float32."""

@@ -2,17 +2,23 @@
 
 import io
 import sys
+from dataclasses import replace
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 import torch
+from mim_core.build import build_method
 from mim_core.data import KeyedBatches, KeyedDataset, collate
 from mim_core.errors import BadSample, MimError
+from mim_core.features import extract
+from mim_core.plugins import installed
+from mim_core.recipe import EvaluateConfig, load_recipe
 from mim_video import crops
 from mim_video.data import Clips, first_frame, shuffle
 from PIL import Image
+from torch.utils.data import Subset
 
 STEP = 7
 """Every frame is this much brighter than the one before, along a ramp that grows to the right by 40."""
@@ -307,9 +313,9 @@ def test_one_view_in_the_middle(two_classes, source):
 
 def test_views(two_classes, source):
     test = source(size=(48, 48), views=(5, 3)).labelled("test")
-    assert test.labels.tolist() == [0] * 15 + [1] * 15
+    assert (test.labels.tolist(), test.views) == ([0, 1], 15)
     assert len(test.items) == 30
-    assert "15 samples" in test.note
+    assert "the mean over 15 views" in test.note
     shown = [test.items[i]["video"] for i in range(15)]
     starts = [
         round((float(clip[0, 0, :, 24].float().mean()) - (15, 20, 25)[i % 3]) / STEP) for i, clip in enumerate(shown)
@@ -317,6 +323,22 @@ def test_views(two_classes, source):
     assert starts == [0] * 3 + [3] * 3 + [7] * 3 + [11] * 3 + [14] * 3
     left, middle, right = (float(clip[0, 0].float().mean()) for clip in shown[:3])
     assert left + 3 < middle < right - 3
+
+
+def test_features_of_two_views_are_the_mean_of_both(two_classes, source, tmp_path):
+    (tmp_path / "test/run/bad.mp4").write_bytes(b"no video")
+    method = build_method(load_recipe("video:videomae-vit-tiny", installed(), twin=True))
+    clips = source(frames=8, size=(32, 32), views=(2, 1))
+    test, config, cpu = clips.labelled("test"), EvaluateConfig(batch_size=3), torch.device("cpu")
+    for network in (None, method):
+        both = extract(network, clips, test, config, cpu)
+        first, last = (
+            extract(network, clips, replace(test, items=Subset(test.items, range(view, 6, 2)), views=1), config, cpu)
+            for view in (0, 1)
+        )
+        assert (first - last)[:2].abs().max() > 0.01
+        assert torch.allclose(both, (first + last) / 2, atol=1e-5, equal_nan=True)
+        assert both.isnan().any(dim=1).tolist() == [False, False, True]
 
 
 def test_controls(two_classes, source):

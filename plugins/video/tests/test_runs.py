@@ -1,12 +1,20 @@
 """Whole runs through the loop: bad and short clips, resumed runs, other lengths, scores with the controls."""
 
 import json
+from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
+import torch
 from mim_core import loop
+from mim_core.build import open_source
 from mim_core.cli import main
+from mim_core.cost import step_cost
+from mim_core.errors import MimError
+from mim_core.evaluation import PRETRAINED
+from mim_core.features import load_run, prepare_study, tokenizer_at
+from mim_core.plan import amount
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe, override
 
@@ -60,8 +68,34 @@ def test_a_run_from_python_names_bad_files(trouble, tmp_path):
     assert read(tmp_path / "a/skipped.jsonl")
 
 
-def test_repeated_clips_train(trouble, tmp_path):
+def test_repeated_clips_train_and_are_counted(trouble, tmp_path, capsys):
     assert len(run(tmp_path / "a", trouble, 3, repeat=3)) == 3
+    for line in read(tmp_path / "a/metrics.jsonl"):
+        assert line["samples_per_second"] == pytest.approx(8 * 3 / line["seconds_per_step"], rel=1e-6)
+    under_way = loop.start(load_recipe("video:videomae-vit-tiny", installed(), twin=True), tmp_path, installed())
+    clips = under_way.source.finish({"video": torch.stack([under_way.source.read(i, i)["video"] for i in range(4)])})
+    assert len(clips["video"]) == 4 * under_way.source.samples_per_item == 8
+    operations = step_cost(under_way)[0]
+    assert line["flops_per_second"] == pytest.approx(operations * line["samples_per_second"])
+    capsys.readouterr()
+    assert pretrain(tmp_path / "b", trouble, "--dry-run", "--data.repeat", 3) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of 24 samples (8 items, 3 samples of each)" in said
+    assert f"{amount(operations * 24, 'FLOP')} per step" in said
+
+
+def test_the_target_must_undo_what_the_data_did(trouble, tmp_path, capsys):
+    grey = ["--data.mean", 0.5, 0.5, 0.5, "--data.std", 0.25, 0.25, 0.25]
+    assert pretrain(tmp_path / "a", trouble, *grey) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the mean of the target is 0.485 0.456 0.406, that of the data 0.5 0.5 0.5" in said
+    assert "--target.mean 0.5 0.5 0.5" in said
+    assert pretrain(tmp_path / "a", trouble, *grey, "--target.mean", 0.5, "--dry-run") == 2
+    assert "--target.std 0.25 0.25 0.25" in " ".join(capsys.readouterr().err.split())
+    assert pretrain(tmp_path / "a", trouble, *grey, "--target.mean", 0.5, "--target.std", 0.25, "--dry-run") == 0
+    assert pretrain(tmp_path / "a", trouble, "--target.mean", 0.5, "--dry-run") == 2
+    noise_only = ["pretrain", "videomae-vit-tiny", "--twin", "--use", "data=core:noise", "--dry-run"]
+    assert main([*noise_only, "--target.mean", "0.5"], plugin="video") == 0  # noise subtracts nothing
 
 
 def pretrain(folder, root, *more):
@@ -90,3 +124,39 @@ def test_scores_have_the_controls(trouble, tmp_path, capsys):
     report = (tmp_path / "a/report.html").read_text()
     assert report.count("data:image/gif;base64,") > 0
     assert report.count("data:image/png;base64,") > 0
+
+
+@pytest.mark.parametrize("recipe", ["videomae-vit-tiny", "videomae-vit-small", "mae-st-vit-base"])
+def test_an_encoder_evaluates_at_another_length_and_size(trouble, tmp_path, capsys, recipe):
+    """Positions of every kind, of 8 frames of 32 x 32 in training."""
+    folder, size = tmp_path / "a", (16, 24, 48)
+    arguments = ["pretrain", recipe, "--twin", "--data.root", str(trouble), "--out", str(folder), "--quiet"]
+    assert main([*arguments, "--train.epochs", str(8 / 19)], plugin="video") == 0
+    before = (folder / "report.html").read_text()
+    assert main(["evaluate", str(folder), "--on", "knn", "--size", *map(str, size)], plugin="video") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Inputs of 16 x 24 x 48; the encoder was trained at 8 x 32 x 32" in said
+    assert (folder / "scores-16x24x48.json").exists()
+    assert not (folder / "scores.json").exists()
+    assert (folder / "report.html").read_text() == before
+    run, method, _ = load_run(folder, installed())
+    study = prepare_study(folder, installed(), size=size)
+    source = open_source(run, tokenizer_at(run, size))
+    ready = source.finish({"video": source.labelled("test").items[0]["video"][None]})
+    assert ready["video"].shape == (1, 3, *size)
+    with torch.no_grad():
+        assert torch.allclose(method.eval().encode(ready).pooled, study.rows[PRETRAINED].test[:1], atol=1e-5)
+    files = set((folder / "features").iterdir())
+    prepare_study(folder, installed())
+    assert set((folder / "features").iterdir()) > files, "features of another size are kept apart"
+
+
+def test_sizes_that_do_not_fit(trouble, tmp_path, capsys):
+    assert pretrain(tmp_path / "a", trouble, "--train.epochs", 8 / 19, "--encoder.position", "learned") == 0
+    for size, message in (("16 24 50", "patch"), ("24 24", "2 axes"), ("16 24 48", "learned positions are for 64")):
+        assert main(["evaluate", str(tmp_path / "a"), "--size", *size.split()], plugin="video") == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    run = load_recipe("video:videomae-vit-tiny", installed(), twin=True)
+    pair = {"a.tokenizer" if role == "tokenizer" else role: part for role, part in run.parts.items()}
+    with pytest.raises(MimError, match="several tokenizers"):
+        tokenizer_at(replace(run, parts=pair), (16, 24, 48))

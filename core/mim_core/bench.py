@@ -166,7 +166,7 @@ def _steps(trainer: Trainer) -> Generator[None]:
 def _warm_up(steps: Iterator[None], run: loop.Run, seconds: float, say: Callable[[str], None]) -> int:
     """The steps that are not measured; fewer where one takes longer than what is to be measured. Returns how many."""
     count, judged = (COMPILING, 2) if run.train.compile else (WARMUP, 1)  # a compiler works during the first step
-    say(f"Warming up: {count} steps of {run.train.batch_size:,} samples; then measuring for {seconds:g} s.")
+    say(f"Warming up: {count} steps of {run.samples_per_step:,} samples; then measuring for {seconds:g} s.")
     for _ in range(judged):
         began = time.perf_counter()
         next(steps)
@@ -224,7 +224,7 @@ class _Laps:
 def _result(trainer: Trainer, timing: Timing, memory: int) -> Result:
     """All ranks call it."""
     run, steps = trainer.run, len(timing.steps)
-    rate = steps * run.train.batch_size / timing.seconds
+    rate = steps * run.samples_per_step / timing.seconds
     notes = [] if timing.finite else ["A loss was not finite; the speed is measured all the same."]
     if run.skipped:
         notes.append(f"{len(run.skipped)} files could not be used and were replaced.")
@@ -299,6 +299,7 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
     return {
         "data": run.config.parts["data"].name,
         "batch_size": run.train.batch_size,
+        "samples_per_item": run.source.samples_per_item,
         "micro_batch": run.micro,
         "accumulation": run.accumulation,
         "ranks": run.world.size,

@@ -118,15 +118,30 @@ def build_method(run: ResolvedRun | str, registry: Registry | None = None, seed:
 
 def make_source(config: ResolvedRun, method: Method) -> DataSource:
     """The data source of a run, told by the tokenizer what shapes it must give. For a method that is trained on labels
-    it is the labelled training split, see `mim_core.data.LabelledSource`."""
-    part = config.parts.get("data")
-    if part is None:
-        raise MimError("This run has no data. Name a source: --use data=NAME. See: mim-core list data")
-    try:
-        source: DataSource = part.cls(part.options, method.tokenizer.shapes)  # type: ignore[union-attr]
-    except ValueError as error:
-        raise MimError(f"data ({part.name}): {error}.") from error
+    it is the labelled training split, see `mim_core.data.LabelledSource`.
+
+    Raises:
+        MimError: There is no data, or an option of it does not fit the tokenizer or a target.
+    """
+    source = open_source(config, method.tokenizer)  # type: ignore[arg-type]
+    for target in (module for module in method.modules() if isinstance(module, Target)):
+        try:
+            target.check(source)
+        except ValueError as error:
+            raise MimError(f"A target does not fit the data ({config.parts['data'].name}): {error}.") from error
     if not isinstance(method, Supervised):
         return source
     method.check(source)
     return LabelledSource(source)
+
+
+def open_source(config: ResolvedRun, tokenizer: Tokenizer) -> DataSource:
+    """The data source of a run for a tokenizer, whatever the method."""
+    part = config.parts.get("data")
+    if part is None:
+        raise MimError("This run has no data. Name a source: --use data=NAME. See: mim-core list data")
+    try:
+        source: DataSource = part.cls(part.options, tokenizer.shapes)
+    except ValueError as error:
+        raise MimError(f"data ({part.name}): {error}.") from error
+    return source

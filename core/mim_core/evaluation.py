@@ -3,8 +3,9 @@ raw input and the same encoder untrained."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -15,18 +16,23 @@ from mim_core import randomness
 from mim_core.recipe import EvaluateConfig
 from mim_core.registry import Registry
 
+if TYPE_CHECKING:
+    from mim_core.data import DataSource
+    from mim_core.method import Method
+
 MAJORITY, RAW, UNTRAINED, PRETRAINED = "majority class", "raw input", "untrained encoder", "pre-trained encoder"
 
 
 @dataclass(frozen=True)
 class Score:
-    """One cell of the table: an accuracy in [0, 1] on the test split; the spread is the standard deviation over
-    draws."""
+    """One cell of the table: an accuracy in [0, 1] on the test split, unless the column says another measure; the
+    spread is the standard deviation over draws. Of errors, ``lower_is_better``."""
 
     row: str
     column: str
     value: float
     spread: float | None = None
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,9 @@ class Study:
         classes: Names of the classes.
         rows: Features by row.
         notes: What to print under the table.
+        source: The data, for evaluations that need more than one vector per sample.
+        methods: What gives the methods of the rows that have one, by row; each is built when it is called for.
+        device: Where to compute.
     """
 
     config: EvaluateConfig
@@ -54,6 +63,9 @@ class Study:
     classes: tuple[str, ...]
     rows: dict[str, Features]
     notes: list[str] = field(default_factory=list)
+    source: DataSource | None = None
+    methods: Mapping[str, Callable[[], Method]] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 # ---- probes ----------------------------------------------------------------------------------------------------------
@@ -211,13 +223,18 @@ def cell(scores: Iterable[Score], row: str, column: str) -> str:
 
 def verdict(scores: Iterable[Score]) -> list[str]:
     """What the table says in words, good or bad: the pre-trained encoder against the raw input and the untrained
-    encoder."""
+    encoder; and where a lower value is the better one."""
     scores = list(scores)
+    columns = columns_of(scores)[1]
+    errors = [column for column in columns if any(s.lower_is_better for s in scores if s.column == column)]
     value = {(s.row, s.column): s.value for s in scores}
-    lines = []
+    lines = [f"Lower is better in: {'; '.join(errors)}."] if errors else []
     for other in (UNTRAINED, RAW):
-        better = [c for c in columns_of(scores)[1] if value.get((PRETRAINED, c), 0) > value.get((other, c), 1)]
-        worse = [c for c in columns_of(scores)[1] if c not in better]
+        worse = []
+        for column in columns:
+            own, theirs = value.get((PRETRAINED, column)), value.get((other, column))
+            if own is None or theirs is None or not (own < theirs if column in errors else own > theirs):
+                worse.append(column)
         if not worse:
             lines.append(f"The pre-trained encoder beats the {other} in every column.")
         else:

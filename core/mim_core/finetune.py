@@ -6,11 +6,10 @@ them. `Classifier` puts a head on pooled tokens. Every layer is trained at the s
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +22,7 @@ from mim_core.errors import MimError
 from mim_core.evaluation import MAJORITY, Score
 from mim_core.layout import Layout, Sample, tensor_tree
 from mim_core.mask import Mask
-from mim_core.method import Features, Method, Outcome
+from mim_core.method import Features, Method, Outcome, encode_all
 from mim_core.norm import BatchNorm
 from mim_core.tokenizer import Tokenizer
 
@@ -65,7 +64,9 @@ class Supervised(Method):
     """
 
     beside: tuple[str, ...] = ()
-    """Entries of the sample that `forward` is handed as they are."""
+    """Entries of the sample, int64 [B], that `forward` is handed as they are."""
+    train_options: ClassVar[Mapping[str, Any]] = {}
+    """Training options in which this method departs from what `finetune` starts from."""
 
     def __init__(self, tokenizer: Tokenizer, encoder: Encoder) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class Supervised(Method):
     @classmethod
     def completed(cls, options: Any, source: DataSource) -> Any:
         """The options with what only the data knows, such as the number of classes; ``options`` have
-        ``weights`` (Path | None), the run that the encoder's weights are taken from.
+        ``init`` (Path | None), where the encoder's weights are from.
 
         Raises:
             MimError: The data has no labels.
@@ -90,7 +91,7 @@ class Supervised(Method):
 
     def answers(self, sample: Sample) -> Tensor:
         """The right answers: int64 [B], the classes, by default."""
-        return _entry(sample, "label")
+        return entry(sample, "label")
 
     @torch.no_grad()
     def prepare(
@@ -110,11 +111,13 @@ class Supervised(Method):
             progress: Not used.
 
         Raises:
-            ValueError: A mask is given, or the sample has no answers.
+            ValueError: A mask is given, or the sample lacks units or answers.
         """
         if mask is not None:
             raise ValueError("a method that is trained on labels hides nothing; leave the mask out")
         patches = self.tokenizer.split(sample)
+        if patches.layout.valid is not None:
+            raise ValueError("training on labels needs every unit of every modality; samples lack some")
         first = next(iter(sample.values()))
         hidden = Mask.nothing_hidden(first.shape[0], patches.layout, first.device)
         return Taught(
@@ -122,7 +125,7 @@ class Supervised(Method):
             patches.layout,
             hidden,
             self.answers(sample),
-            {name: _entry(sample, name) for name in self.beside},
+            {name: entry(sample, name) for name in self.beside},
         )
 
     def encoded(self, prepared: Taught) -> Encoded:
@@ -131,24 +134,21 @@ class Supervised(Method):
 
     def encode(self, sample: Sample) -> Features:
         """Features of every unit, as training on labels has made them. Needs no labels."""
-        patches = self.tokenizer.split(sample)
-        tokens = self.tokenizer.embed(patches.values)
-        mask = Mask.nothing_hidden(tokens.shape[0], patches.layout, tokens.device)
-        encoded = self.encoder(tokens, patches.layout, mask)
-        return Features(encoded.tokens, encoded.tokens.mean(dim=1), encoded.prefix)
+        return encode_all(self.tokenizer, self.encoder, sample)
 
     @torch.no_grad()
     def predicted(
         self, source: DataSource, split: Labelled, device: torch.device, batch_size: int
     ) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
-        """(batch, predictions), both on the host, over the samples of a split that can be read, in their order. A
-        batch has its ``index`` [b] and ``label`` [b]."""
+        """(batch, predictions), both on the host, over the items of a split that can be read, in their order. A batch
+        has the items' ``index`` [b], and the ``sample`` [b] that each is a view of, with its ``label`` [b]."""
         self.eval().to(device)
-        places = torch.arange(len(split.labels)).split(batch_size)
+        places = split.items_of(torch.arange(len(split.labels))).split(batch_size)
         for batch in loader(Readable(split.items), [part.tolist() for part in places], 0, Readable.collate):
             if not batch:
                 continue
-            batch["label"] = split.labels[batch["index"]]
+            batch["sample"] = batch["index"] // split.views
+            batch["label"] = split.labels[batch["sample"]]
             ready = source.finish({name: value.to(device) for name, value in batch.items()})
             found = self(self.prepare(ready)).predictions
             yield batch, {name: value.float().cpu() for name, value in found.items()}
@@ -170,14 +170,18 @@ class Supervised(Method):
         raise NotImplementedError
 
 
-def _entry(sample: Sample, name: str) -> Tensor:
-    """An entry of a sample. On the meta device, where operations are counted, no data is read, and zeros stand for
-    labels."""
+def entry(sample: Sample, name: str, *shape: int) -> Tensor:
+    """An int64 entry [B, *shape] of a sample. On the meta device, where operations are counted, no data is read, and
+    zeros stand for it.
+
+    Raises:
+        ValueError: The sample has none.
+    """
     if name in sample:
         return sample[name]
     first = next(iter(sample.values()))
     if first.is_meta:
-        return torch.zeros(first.shape[0], dtype=torch.int64, device=first.device)
+        return torch.zeros(first.shape[0], *shape, dtype=torch.int64, device=first.device)
     raise ValueError(f"the sample has no {name!r} to learn from; it has {', '.join(sample)}")
 
 
@@ -198,8 +202,8 @@ class Classifier(Supervised):
     class Config:
         """Options of the classifier."""
 
-        weights: Path | None = None
-        """Run, or checkpoint of one, that the weights of tokenizer and encoder are taken from; none: as drawn."""
+        init: Path | None = None
+        """Checkpoint that the weights of tokenizer and encoder are taken from; none: as drawn. finetune fills it in."""
         classes: int = 0
         """Number of classes; 0 takes the data's."""
         pool: Pool = "mean"
@@ -235,8 +239,7 @@ class Classifier(Supervised):
             )
         if config.pool.startswith("prefix") and getattr(encoder, "cls_token", None) is None:
             raise ValueError(
-                f"pool {config.pool!r} needs an encoder with a class token; core:vit has one with "
-                "--encoder.class-token True"
+                f"pool {config.pool!r} needs an encoder with a class token; core:vit has one with --encoder.class-token"
             )
         self.config, self.classes = config, config.classes
         self.head = self._head(encoder.width * (2 if "-" in config.pool else 1))
@@ -283,17 +286,18 @@ class Classifier(Supervised):
     def test(
         self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None
     ) -> list[Score]:
-        """Accuracy, and the mean over the classes of each one's accuracy; beside the most frequent training class."""
+        """Accuracy, and the mean over the classes of each one's accuracy; beside the most frequent training class. A
+        sample's answer is the class of the largest mean probability over its views."""
         train, test = source.labelled("train"), source.labelled("test")
-        found, right = [], []
+        sums, seen = torch.zeros(len(test.labels), self.classes), torch.zeros(len(test.labels))
         for batch, predictions in self.predicted(source, test, device, batch_size):
-            found.append(predictions["class"].argmax(dim=1))
-            right.append(batch["label"])
-        if not found:
+            sums.index_add_(0, batch["sample"], predictions["class"].softmax(dim=1))
+            seen.index_add_(0, batch["sample"], torch.ones(len(batch["sample"])))
+        read = seen == test.views
+        if not read.any():
             raise MimError(f"None of the {len(test.labels):,} labelled test samples can be read.")
-        answers, labels = torch.cat(found), torch.cat(right)
-        majority = torch.full_like(labels, Counter(train.labels.tolist()).most_common(1)[0][0])
-        scores = [*accuracies(MAJORITY, majority, labels), *accuracies(FINE_TUNED, answers, labels)]
+        found, labels = sums[read].argmax(dim=1), test.labels[read]
+        majority = torch.full_like(labels, int(train.labels.bincount().argmax()))
         if notes is not None:
             notes.append(
                 f"{len(train.labels):,} labelled training samples, {len(labels):,} test samples, {self.classes} "
@@ -302,7 +306,7 @@ class Classifier(Supervised):
             lost = len(test.labels) - len(labels)
             notes += [f"{lost:,} test files cannot be used and are left out."] if lost else []
             notes += [note for note in {train.note, test.note} if note]
-        return scores
+        return [*accuracies(MAJORITY, majority, labels), *accuracies(FINE_TUNED, found, labels)]
 
 
 def accuracies(row: str, found: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> list[Score]:
@@ -353,5 +357,3 @@ def _is_kept(name: str) -> bool:
 def _is_token(value: Tensor) -> bool:
     """A learned token [1, 1, D]: every axis but the last has length 1, as `Method.parameter_groups` has it."""
     return value.ndim > 2 and value.numel() == value.shape[-1]
-
-

@@ -90,6 +90,11 @@ class Run:
         """Steps in which as many samples are seen as there are."""
         return len(self.source) / self.train.batch_size
 
+    @property
+    def samples_per_step(self) -> int:
+        """What a step learns from: the items of its batch times the samples that the data make of each."""
+        return self.train.batch_size * self.source.samples_per_item
+
     def observe(self, hook: str, **facts: Any) -> None:
         """Calls an observer hook, on rank 0. Its error is a warning: a tracker must not end a run."""
         if not self.world.first:

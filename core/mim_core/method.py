@@ -307,32 +307,7 @@ class MaskedAutoencoder(Method):
     def encode(self, sample: Sample) -> Features:
         """Encodes every unit that is there; of several modalities any subset. Units that are not valid are seen by
         nobody: their tokens are zero, and the mean is over the others."""
-        patches = self.tokenizer.split(sample)
-        tokens = self.tokenizer.embed(patches.values)
-        mask = Mask.nothing_hidden(tokens.shape[0], patches.layout, tokens.device)
-        if patches.layout.valid is not None:
-            return self._encode_valid(tokens, patches.layout, mask, patches.layout.valid)
-        encoded = self.encoder(tokens, patches.layout, mask)
-        return Features(encoded.tokens, encoded.tokens.mean(dim=1), encoded.prefix)
-
-    def _encode_valid(self, tokens: Tensor, layout: Layout, mask: Mask, valid: Tensor) -> Features:
-        """Samples that have the same units are encoded together, from those units alone."""
-        if not bool(valid.any(dim=1).all()):
-            raise ValueError("a sample has none of its units")
-        out, prefix = torch.zeros_like(tokens), None
-        patterns, which = valid.unique(dim=0, return_inverse=True)
-        for number, pattern in enumerate(patterns):
-            rows = (which == number).nonzero()[:, 0]
-            ids = pattern.nonzero()[:, 0].expand(len(rows), -1)
-            part = replace(mask, hidden=mask.hidden[rows], kept_ids=ids, query_ids=mask.query_ids[rows])
-            encoded = self.encoder(take(tokens[rows], ids), layout.rows(rows), replace(part, weight=mask.weight[rows]))
-            out = out.to(encoded.tokens.dtype)
-            out[rows] = out[rows].scatter(1, ids[:, :, None].expand_as(encoded.tokens), encoded.tokens)
-            if prefix is None:
-                prefix = encoded.prefix.new_zeros(len(tokens), *encoded.prefix.shape[1:])
-            prefix[rows] = encoded.prefix
-        assert prefix is not None
-        return Features(out, out.sum(dim=1) / valid.sum(dim=1, keepdim=True), prefix)
+        return encode_all(self.tokenizer, self.encoder, sample)
 
     def _fit(self, mask: Mask | Tensor | Mapping[str, Tensor], layout: Layout, samples: int) -> Mask:
         """The mask in the form that the encoder needs."""
@@ -365,3 +340,38 @@ def _rows(patches: Patches) -> int:
     """Samples in the batch."""
     values = patches.values if isinstance(patches.values, Tensor) else next(iter(patches.values.values()))
     return values.shape[0]
+
+
+def encode_all(tokenizer: Tokenizer, encoder: Encoder, sample: Sample) -> Features:
+    """Encodes every unit that is there, see `MaskedAutoencoder.encode`.
+
+    Raises:
+        ValueError: A sample has none of its units.
+    """
+    patches = tokenizer.split(sample)
+    tokens = tokenizer.embed(patches.values)
+    mask = Mask.nothing_hidden(tokens.shape[0], patches.layout, tokens.device)
+    if patches.layout.valid is not None:
+        return _encode_valid(encoder, tokens, patches.layout, mask, patches.layout.valid)
+    encoded = encoder(tokens, patches.layout, mask)
+    return Features(encoded.tokens, encoded.tokens.mean(dim=1), encoded.prefix)
+
+
+def _encode_valid(encoder: Encoder, tokens: Tensor, layout: Layout, mask: Mask, valid: Tensor) -> Features:
+    """Samples that have the same units are encoded together, from those units alone."""
+    if not bool(valid.any(dim=1).all()):
+        raise ValueError("a sample has none of its units")
+    out, prefix = torch.zeros_like(tokens), None
+    patterns, which = valid.unique(dim=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        rows = (which == number).nonzero()[:, 0]
+        ids = pattern.nonzero()[:, 0].expand(len(rows), -1)
+        part = replace(mask, hidden=mask.hidden[rows], kept_ids=ids, query_ids=mask.query_ids[rows])
+        encoded = encoder(take(tokens[rows], ids), layout.rows(rows), replace(part, weight=mask.weight[rows]))
+        out = out.to(encoded.tokens.dtype)
+        out[rows] = out[rows].scatter(1, ids[:, :, None].expand_as(encoded.tokens), encoded.tokens)
+        if prefix is None:
+            prefix = encoded.prefix.new_zeros(len(tokens), *encoded.prefix.shape[1:])
+        prefix[rows] = encoded.prefix
+    assert prefix is not None
+    return Features(out, out.sum(dim=1) / valid.sum(dim=1, keepdim=True), prefix)

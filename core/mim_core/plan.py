@@ -56,14 +56,17 @@ def plan_rows(run: Run) -> dict[str, str]:
     rows["input"] = "; ".join(f"{name} {times(shape)}" for name, shape in run.source.shapes.items())
     tokenizer = getattr(method, "tokenizer", None)
     if mask is not None and tokenizer is not None:
-        rows.update(_unit_rows(tokenizer.layout, mask, train.batch_size * run.steps))
+        rows.update(_unit_rows(tokenizer.layout, mask, run.samples_per_step * run.steps))
     encoder = count_parameters(getattr(method, "encoder", None)) + count_parameters(tokenizer)
     rows["parameters"] = (
         f"{amount(parameters, '')}: encoder with tokenizer {amount(encoder, '')}, the rest "
         f"{amount(parameters - encoder, '')}"
     )
+    each = run.source.samples_per_item
+    made = f" ({train.batch_size:,} items, {each} samples of each)" if each > 1 else ""
     rows["steps"] = (
-        f"{run.steps:,} of {train.batch_size:,} samples: {train.epochs:g} epochs of {run.steps_per_epoch:,.1f} steps"
+        f"{run.steps:,} of {run.samples_per_step:,} samples{made}: {train.epochs:g} epochs of "
+        f"{run.steps_per_epoch:,.1f} steps"
     )
     if run.world.size > 1:
         rows["ranks"] = f"{run.world.size}, {chosen(train, run.world.size)}"
@@ -72,13 +75,13 @@ def plan_rows(run: Run) -> dict[str, str]:
     peak = max(learning_rate(s, run.steps_per_epoch, train) for s in range(0, run.steps, max(1, run.steps // 200)))
     rows["learning rate"] = f"up to {peak:.3g}, {train.schedule}; {train.warmup_epochs:g} epochs of warm-up"
     rows["operations"] = (
-        f"{amount(operations, 'FLOP')} per sample, {amount(operations * train.batch_size, 'FLOP')} per step, "
-        f"{amount(operations * train.batch_size * run.steps, 'FLOP')} in all"
+        f"{amount(operations, 'FLOP')} per sample, {amount(operations * run.samples_per_step, 'FLOP')} per step, "
+        f"{amount(operations * run.samples_per_step * run.steps, 'FLOP')} in all"
     )
-    memory = parameters * 16 + activations * micro
+    held = activations * micro * each
     rows["memory"] = (
-        f"about {amount(memory, 'B')} in fp32: {amount(parameters * 16, 'B')} weights, gradients and moments, "
-        f"{amount(activations * micro, 'B')} activations"
+        f"about {amount(parameters * 16 + held, 'B')} in fp32: {amount(parameters * 16, 'B')} weights, gradients and "
+        f"moments, {amount(held, 'B')} activations"
     )
     rows["device"] = f"{run.device}, {train.precision}"
     newest = checkpoint.newest(run.folder)

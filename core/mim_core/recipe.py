@@ -56,7 +56,8 @@ class TrainConfig:
     epochs: float = 800.0
     """Passes over the data; one epoch is as many samples as there are."""
     batch_size: int = 4096
-    """Samples per optimizer step, over all devices."""
+    """Samples per optimizer step, over all devices; items, where the data make several samples of each that is
+    read."""
     micro_batch: int | None = None
     """Most samples at once on a device; the rest of the batch is accumulated. None: the whole batch."""
     base_lr: float = 1.5e-4

@@ -229,7 +229,7 @@ def _scores(folder: Path) -> dict[str, Any] | None:
     scores = [Score(**score) for score in content["scores"]]
     rows, columns = columns_of(scores)
     return {
-        "title": content.get("title", "Probes of frozen features (accuracy)"),
+        "title": content.get("title", "Probes of frozen features"),
         "columns": columns,
         "rows": {row: [cell(scores, row, column) for column in columns] for row in rows},
         "notes": content["notes"],

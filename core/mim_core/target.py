@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mim_core.data import DataSource
 from mim_core.layout import Patches, Sample
 from mim_core.mask import Mask
 from mim_core.tokenizer import Tokenizer
@@ -30,6 +31,14 @@ class Target(nn.Module):
     Config: ClassVar[type[Any]]
     size: int
     needs_truth: bool = False
+
+    def check(self, source: DataSource) -> None:
+        """Called with a run's data before it starts, for targets that must know what the data did to their values.
+
+        Raises:
+            ValueError: The two do not fit; says which options should agree.
+        """
+        return
 
     def make(self, sample: Sample, patches: Patches, mask: Mask, teacher: nn.Module | None = None) -> Any:
         """The values that the decoder should give at ``mask.query_ids``."""

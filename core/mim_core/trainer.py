@@ -148,7 +148,7 @@ class Trainer:
             error.everywhere = True
             raise error
         means = dict(zip(self.names, table.mean(dim=0).tolist(), strict=True))
-        rate = steps * run.train.batch_size / seconds
+        rate = steps * run.samples_per_step / seconds
         line: dict[str, Any] = {
             "step": run.step,
             "epoch": round(run.step / run.steps_per_epoch, 4),

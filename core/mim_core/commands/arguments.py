@@ -86,9 +86,7 @@ def command_class(run: ResolvedRun, own: type[Any] = PretrainOptions, what: str 
     """A dataclass with the command's own options, those of training, of evaluation and of every part, with the run's
     values as defaults."""
     hints = _hints(own)
-    fields: list[Any] = [
-        (f.name, hints[f.name], dataclasses.field(default=f.default)) for f in dataclasses.fields(own)
-    ]
+    fields: list[Any] = [(f.name, hints[f.name], dataclasses.field(default=f.default)) for f in dataclasses.fields(own)]
     for name, content in _tree(run).items():
         if isinstance(content, dict):
             inner = dataclasses.make_dataclass(

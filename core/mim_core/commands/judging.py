@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from mim_core import evaluation
 from mim_core.commands.arguments import parse, take_name
-from mim_core.evaluation import cell, columns_of, verdict
+from mim_core.commands.tables import print_table
+from mim_core.commands.tuning import judge
+from mim_core.errors import MimError
+from mim_core.evaluation import verdict
 from mim_core.features import load_run, prepare_study
+from mim_core.finetune import Supervised
 from mim_core.interop import export_timm
 from mim_core.plugins import installed
 from mim_core.recipe import EvaluateConfig
@@ -24,12 +26,15 @@ from mim_core.report import write_report
 @dataclass(frozen=True)
 class EvaluateOptions:
     """Judge a run's frozen features. Beside them stand the majority class, the raw input and the same encoder
-    untrained."""
+    untrained. A run that was trained on labels is tested instead; with --on, its features are judged too."""
 
     on: str = ""
     """Evaluations, with commas between: knn,linear. Those of the recipe by default."""
     data_root: Path | None = None
     """Other data than the run's, in a form that the run's data source reads."""
+    size: tuple[int, ...] | None = None
+    """Another input size along each axis than the run's, outermost first: --size 16 48 64. Positions follow the
+    grid."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Options of the evaluations; the run's by default."""
 
@@ -41,7 +46,7 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     if name in ("-h", "--help"):
         parse(EvaluateOptions, f"{program} evaluate RUN", arguments)
     folder = Path(name)
-    run, _, _ = load_run(folder, registry)
+    run, method, _ = load_run(folder, registry)
     options = parse(EvaluateOptions, f"{program} evaluate {name}", rest, EvaluateOptions(evaluate=run.evaluate))
     config = options.evaluate
     if options.on:
@@ -49,30 +54,24 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     for name in config.on:
         registry.get("evaluations", name)
     data = replace(run.parts["data"].options, root=options.data_root) if options.data_root else None
-    study = prepare_study(folder, registry, config, data)
+    if isinstance(method, Supervised) and not options.on:
+        if options.size:
+            raise MimError("--size is for frozen features: name what judges them, such as --on knn,linear.")
+        judge(folder, registry, config, options.data_root)
+        return 0
+    study = prepare_study(folder, registry, config, data, options.size)
     scores = evaluation.run_study(study, registry)
-    _print_table(scores, study.notes)
-    content = {"scores": [vars(score) for score in scores], "notes": study.notes + verdict(scores)}
-    name = f"scores-{options.data_root.name}.json" if options.data_root else "scores.json"
+    lines = study.notes + verdict(scores)
+    print_table(scores, lines, "score")
+    content = {"scores": [vars(score) for score in scores], "notes": lines}
+    other = [options.data_root.name] if options.data_root else []
+    other += ["x".join(map(str, options.size))] if options.size else []
+    name = "-".join(["scores", *other]) + ".json"
+    name = name.replace("scores", "probes") if isinstance(method, Supervised) else name
     (folder / name).write_text(json.dumps(content, indent=1))
-    if (folder / "checkpoints").exists() and not options.data_root:
+    if (folder / "checkpoints").exists() and name == "scores.json":
         write_report(folder, registry)
     return 0
-
-
-def _print_table(scores: list[evaluation.Score], notes: list[str]) -> None:
-    rows, columns = columns_of(scores)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("accuracy", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(row, *(cell(scores, row, column) for column in columns))
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=160)
-    console.print(table)
-    for line in [*notes, *verdict(scores)]:
-        console.print(line, markup=False)
 
 
 @dataclass(frozen=True)

@@ -128,10 +128,11 @@ def _rows(result: benching.Result) -> dict[str, str]:
     ranks += "es" if s["accumulation"] > 1 else ""
     modes = [s["precision"], s["strategy"], "compiled" if s["compile"] else "not compiled"]
     modes += ["activation checkpointing"] if s["activation_checkpointing"] else []
+    each = f"; each gives {s['samples_per_item']} samples, which the speed counts" if s["samples_per_item"] > 1 else ""
     found = {
         "recipe": f"{result.recipe}, data {s['data']}",
         "device": f"{s['device_name']} ({s['device']}); threads of torch on the host: {s['threads']}",
-        "batch": f"{s['batch_size']:,} samples: {ranks} of {s['micro_batch']}",
+        "batch": f"{s['batch_size']:,} samples: {ranks} of {s['micro_batch']}" + each,
         "mode": f"{', '.join(modes)}, {s['workers']} workers",
         "measured": f"{result.steps:,} steps in {result.seconds:.1f} s, after {result.warmup_steps} to warm up",
         "speed": f"{result.samples_per_second:,.1f} samples/s",

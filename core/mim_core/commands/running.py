@@ -8,6 +8,7 @@ from typing import Any
 from mim_core import checkpoint, distributed, features, loop
 from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
 from mim_core.errors import MimError
+from mim_core.finetune import Supervised, take_encoder
 from mim_core.interop import import_checkpoint
 from mim_core.plan import print_plan
 from mim_core.plugins import installed
@@ -34,8 +35,8 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     folder = options.out or Path("runs") / _run_name(name)
     with distributed.world(run.train) as world:
         started = world.together(lambda: loop.start(run, folder, registry, world))
-        if options.init is not None and world.on_first(lambda: checkpoint.newest(folder) is None):
-            world.together(lambda: _take_weights(started, options.init, options.init_format, registry))
+        if world.on_first(lambda: checkpoint.newest(folder) is None):
+            world.together(lambda: _begin(started, options, registry))
         if options.dry_run:
             if world.first:
                 print_plan(started)
@@ -76,6 +77,15 @@ def load_named(name: str, plugin: str | None, registry: Registry, twin: bool) ->
     if plugin is not None and ":" in name and not name.startswith(f"{plugin}:"):
         raise MimError(f"mim-{plugin} has only its own recipes; use: mim-core pretrain {name}")
     return load_recipe(name, registry, twin)
+
+
+def _begin(run: loop.Run, options: Any, registry: Registry) -> None:
+    """The weights that a run starts from: those of ``--init``, or those that the recipe of a fine-tuned run names."""
+    named = getattr(run.config.parts["method"].options, "init", None)
+    if options.init is not None:
+        _take_weights(run, options.init, options.init_format, registry)
+    elif isinstance(run.method, Supervised) and named is not None:
+        take_encoder(run.method, features.load_run(named, registry)[1], named)
 
 
 def _take_weights(run: loop.Run, path: Path, form: str | None, registry: Registry) -> None:

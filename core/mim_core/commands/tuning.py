@@ -10,10 +10,10 @@ from typing import Any
 import tyro
 
 from mim_core import checkpoint, distributed, loop
-from mim_core.build import make_source
+from mim_core.build import Parts, make_source, open_source
 from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
-from mim_core.commands.judging import print_table
 from mim_core.commands.running import STOPPED
+from mim_core.commands.tables import print_table
 from mim_core.errors import MimError
 from mim_core.evaluation import Score, columns_of
 from mim_core.features import load_run
@@ -22,7 +22,7 @@ from mim_core.folders import FREE
 from mim_core.method import Method
 from mim_core.plan import print_plan
 from mim_core.plugins import installed
-from mim_core.recipe import Part, ResolvedRun, TrainConfig, from_toml, resolve_part
+from mim_core.recipe import EvaluateConfig, Part, ResolvedRun, TrainConfig, from_toml, resolve_part
 from mim_core.registry import Registry
 from mim_core.report import write_report
 
@@ -64,10 +64,10 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
         raise MimError(
             f"{run.parts['method'].name} does not learn from labels, so finetune cannot train it; core:classifier does."
         )
+    run = replace(run, train=replace(run.train, **run.parts["method"].cls.train_options))
     options = parse(command_class(run, FinetuneOptions, "Train on labels:"), f"{program} finetune {name}", rest)
-    folder = options.out or Path(name) / FOLDERS[options.scratch]
-    run = apply(run, options)
-    run = _completed(run, method, None if options.scratch else _recorded(folder, weights))
+    folder = options.out or _home(Path(name)) / FOLDERS[options.scratch]
+    run = _completed(apply(run, options), None if options.scratch else _recorded(folder, weights))
     with distributed.world(run.train) as world:
         started = world.together(lambda: loop.start(run, folder, registry, world))
         if not options.scratch and world.on_first(lambda: checkpoint.newest(folder) is None):
@@ -80,11 +80,11 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
             return 0
         done = loop.train(started, quiet=options.quiet)
     if world.first and done:
-        judge(folder, registry, options.quiet)
-    if world.first:
-        write_report(folder, registry)
-        if done and not options.quiet:
+        judge(folder, registry, quiet=options.quiet)
+        if not options.quiet:
             print(f"Report: {folder / 'report.html'}")  # noqa: T201
+    elif world.first:
+        write_report(folder, registry)
     return 0 if done else STOPPED
 
 
@@ -121,23 +121,28 @@ def _recipe(base: ResolvedRun, registry: Registry) -> ResolvedRun:
     return replace(base, parts={**data, "method": method, **kept}, train=train)
 
 
+def _home(named: Path) -> Path:
+    """The folder of a run, which may be named by one of its checkpoints."""
+    return named.parent.parent if named.parent.name == checkpoint.folder_of(named).name else named
+
+
 def _recorded(folder: Path, weights: Path) -> Path:
     """The weights as the recipe names them. A run that goes on has its own, and keeps the old name where that is gone:
     pre-training went on, or the folder was moved."""
     path = checkpoint.newest(folder)
     if path is None:
         return weights.resolve()
-    before = from_toml((path / "recipe.toml").read_text(), installed()).parts["method"].options
-    named: Path | None = getattr(before, "weights", None)
+    named = _start(from_toml((path / "recipe.toml").read_text(), installed()))
     return weights.resolve() if named is None or named.exists() else named
 
 
-def _completed(run: ResolvedRun, method: Method, weights: Path | None) -> ResolvedRun:
+def _completed(run: ResolvedRun, weights: Path | None) -> ResolvedRun:
     """With what the data alone knows, and the weights that it starts from."""
     part = run.parts["method"]
-    source = make_source(run, _like(method, run))
-    options = part.cls.completed(replace(part.options, weights=weights), source)
-    return replace(run, parts={**run.parts, "method": replace(part, options=options)})
+    if part.options.init is not None:
+        raise MimError("finetune starts from the weights of RUN, or from none with --scratch; leave --method.init out.")
+    options = part.cls.completed(part.options, open_source(run, Parts(run.parts).tokenizer()))
+    return replace(run, parts={**run.parts, "method": replace(part, options=replace(options, init=weights))})
 
 
 def _take(run: loop.Run, other: Method, path: Path) -> list[str]:
@@ -148,33 +153,50 @@ def _take(run: loop.Run, other: Method, path: Path) -> list[str]:
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
-def judge(folder: Path, registry: Registry, quiet: bool = False) -> None:
-    """Tests a run that was trained on labels; writes ``scores.json`` and shows the table. Beside it stand the majority
-    and, where it exists, the run from scratch (or, for that one, the fine-tuned run).
+def judge(
+    folder: Path,
+    registry: Registry,
+    config: EvaluateConfig | None = None,
+    data_root: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Tests a run that was trained on labels; writes its scores and its report, and shows the table. Beside it stand
+    the majority and, where it exists, the run from scratch (or, for that one, the fine-tuned run).
+
+    Args:
+        folder: The run.
+        registry: Where names are looked up.
+        config: Evaluation options; the run's own by default.
+        data_root: Other data, whose scores go to a file of their own.
+        quiet: Show nothing.
 
     Raises:
         MimError: The folder holds no such run, or the data no test samples.
     """
     run, method, _ = load_run(folder, registry)
     assert isinstance(method, Supervised)
-    source = make_source(run, method)
-    device, notes = distributed.choose_device(run.train), list[str]()
-    row = FINE_TUNED if _start(run) else SCRATCH
-    found = method.test(source, device, run.evaluate.batch_size, notes)
+    if data_root is not None:
+        part = run.parts["data"]
+        run = replace(run, parts={**run.parts, "data": replace(part, options=replace(part.options, root=data_root))})
+    row, notes = FINE_TUNED if _start(run) else SCRATCH, list[str]()
+    size = (config or run.evaluate).batch_size
+    found = method.test(make_source(run, method), distributed.choose_device(run.train), size, notes)
     scores = [replace(score, row=row) if score.row == FINE_TUNED else score for score in found]
-    scores += _beside(folder, run, registry, notes)
+    scores = sorted([*scores, *_beside(folder, run, registry, notes)], key=lambda s: (s.row == FINE_TUNED, s.row))
     lines = notes + _compared(scores)
-    title = f"Test scores of {run.parts['method'].name}"
-    content = {"title": title, "scores": [vars(score) for score in scores], "notes": lines}
-    (folder / "scores.json").write_text(json.dumps(content, indent=1))
+    content = {"title": f"Test of {run.parts['method'].name}", "scores": [vars(s) for s in scores], "notes": lines}
+    path = folder / (f"scores-{data_root.name}.json" if data_root else "scores.json")
+    path.write_text(json.dumps(content, indent=1))
     if not quiet:
         print_table(scores, lines, "test")
+    if (folder / "checkpoints").exists() and data_root is None:
+        write_report(folder, registry)
 
 
 def _start(run: ResolvedRun) -> Path | None:
     """The weights that a run started from."""
-    weights: Path | None = getattr(run.parts["method"].options, "weights", None)
-    return weights
+    named: Path | None = getattr(run.parts["method"].options, "init", None)
+    return named
 
 
 def _beside(folder: Path, run: ResolvedRun, registry: Registry, notes: list[str]) -> list[Score]:
@@ -188,7 +210,7 @@ def _beside(folder: Path, run: ResolvedRun, registry: Registry, notes: list[str]
     if there.parts["data"] != run.parts["data"]:
         notes.append(f"{other} was trained on other data, or read in another way, and is left out.")
         return []
-    differ = [f"method.{n}" for n in _different(run.parts["method"].options, there.parts["method"].options, "weights")]
+    differ = [f"method.{n}" for n in _different(run.parts["method"].options, there.parts["method"].options, "init")]
     differ += [f"train.{n}" for n in _different(run.train, there.train, *FREE["train"])]
     if differ:
         notes.append(f"{other} was trained with other options: {', '.join(differ)}.")

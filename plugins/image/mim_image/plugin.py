@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 MAE = "MAE, arXiv 2111.06377"
 SIMMIM = "SimMIM, arXiv 2111.09886"
+MVP = "MVP, arXiv 2203.05175; EVA, arXiv 2211.07636"
 
 
 @hookimpl
@@ -21,6 +22,16 @@ def mim_register_tokenizers(register: Register) -> None:
         name="patch",
         load="mim_image.tokenizer:ImagePatchTokenizer",
         card=Card("Patches of an image, any size and number of channels.", "ViT, arXiv 2010.11929"),
+    )
+
+
+@hookimpl
+def mim_register_targets(register: Register) -> None:
+    """Features of a teacher; pixels are core's values."""
+    register(
+        name="clip",
+        load="mim_image.clip:ClipTarget",
+        card=Card("Features of a frozen CLIP image encoder at the hidden patches, by the cosine.", MVP),
     )
 
 
@@ -38,7 +49,7 @@ def mim_register_data(register: Register) -> None:
 
 @hookimpl
 def mim_register_recipes(register: RecipeRegister) -> None:
-    """MAE in five sizes, SimMIM in one."""
+    """MAE in five sizes, SimMIM and MVP in one."""
     sizes = {
         "tiny": "MAE with a 128-wide, 4-block encoder on 28-pixel images: the bundled sample in minutes on a CPU.",
         "small": "MAE with ViT-S/16 at 224 pixels; MAE's settings, a size that the paper does not have.",
@@ -58,6 +69,12 @@ def mim_register_recipes(register: RecipeRegister) -> None:
         load="mim_image.recipes:simmim_vit_base",
         twin="mim_image.recipes:simmim_vit_base_twin",
         card=Card("SimMIM with ViT-B/16 at 224 pixels, the paper's 800-epoch settings.", SIMMIM, ("reconstruction",)),
+    )
+    register(
+        name="mvp-vit-base",
+        load="mim_image.recipes:mvp_vit_base",
+        twin="mim_image.recipes:mvp_vit_base_twin",
+        card=Card("MVP with ViT-B/16: CLIP's features are predicted, the paper's 300 epochs.", MVP, ("distillation",)),
     )
 
 
@@ -79,8 +96,9 @@ def mim_register_importers(register: Register) -> None:
 
 @hookimpl
 def mim_diagnose() -> list[Finding]:
-    """Pillow, and whether torchvision fits torch."""
-    return [replace(library("PIL", ("pillow",), "reading images"), topic="pillow"), _torchvision()]
+    """Pillow, whether torchvision fits torch, and what CLIP's features need."""
+    clip = library("open_clip", ("open_clip_torch",), means="CLIP features as targets")
+    return [replace(library("PIL", ("pillow",), "reading images"), topic="pillow"), _torchvision(), clip]
 
 
 def _torchvision() -> Finding:

@@ -1,7 +1,8 @@
 """Recipes of image MIM, with the papers' numbers, and their twins: the same made small for tests.
 
 Sources: MAE, arXiv 2111.06377, table 8 and its official PRETRAIN.md; SimMIM, arXiv 2111.09886, section 4.1 and the
-official 800-epoch ViT-B configuration.
+official 800-epoch ViT-B configuration; MVP, arXiv 2203.05175, and the settings of BEiT
+(arXiv 2106.08254 and its official code), which it keeps.
 """
 
 from __future__ import annotations
@@ -105,6 +106,35 @@ def simmim_vit_base() -> RunConfig:
     )
 
 
+def mvp_vit_base() -> RunConfig:
+    """ViT-B/16 that predicts CLIP ViT-B/16's features at 75 of 196 patches; 300 epochs with BEiT's settings, save its
+    colour jitter. OpenAI's weights, the paper's, go with the model ViT-B-16-quickgelu."""
+    return RunConfig(
+        parts={
+            "data": Part.of("image:images", crop=(0.08, 1.0)),
+            "tokenizer": Part.of("image:patch", size=(224, 224), patch=(16, 16), channels=3),
+            "masker": Part.of("core:block", ratio=0.384, smallest=16, aspect=0.3),
+            "encoder": Part.of("core:beit", width=768, depth=12, heads=12, drop_path=0.1, layer_scale=0.1),
+            "decoder": Part.of("core:linear"),
+            "target": Part.of("image:clip", model="ViT-B-16", loss="cosine", projected=True),
+        },
+        train=TrainConfig(
+            epochs=300,
+            batch_size=2048,
+            micro_batch=64,
+            base_lr=1.5e-3,
+            lr_batch=2048,
+            warmup_epochs=10,
+            warmup_lr=1e-6,
+            min_lr=1e-5,
+            weight_decay=0.05,
+            decay_tokens=False,
+            betas=(0.9, 0.999),
+            clip_grad=3.0,
+        ),
+    )
+
+
 def _small(config: RunConfig, **changes: Mapping[str, object]) -> RunConfig:
     """The recipe on the bundled sample with narrow, shallow parts: the same code at a thousandth of the work."""
     shrink: dict[str, Mapping[str, object]] = {
@@ -163,3 +193,9 @@ def mae_vit_huge_twin() -> RunConfig:
 def simmim_vit_base_twin() -> RunConfig:
     """Small twin of simmim-vit-base."""
     return _small(simmim_vit_base(), masker={"block": (1, 1)})
+
+
+def mvp_vit_base_twin() -> RunConfig:
+    """Small twin of mvp-vit-base: the first block of a CLIP with random weights, on grey images of another grid."""
+    small = {"model": "ViT-S-32", "weights": "random", "layer": 0, "mean": (0.286,), "std": (0.353,)}
+    return _small(mvp_vit_base(), masker={"smallest": 2}, target=small)

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 import torch
 from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
@@ -268,7 +269,7 @@ class Plain(Dataset[Any]):
         return self.source.take(self.store, index, randomness.torch_seed(index, DRAWS))
 
 
-def _part_rows(path: Path) -> np.ndarray[Any, Any]:
+def _part_rows(path: Path) -> npt.NDArray[np.float32]:
     """Lines of x y z nx ny nz part, [n, 7]."""
     text = path.read_text(encoding="utf-8")
     if not text.strip():

@@ -67,7 +67,7 @@ def multimae_vit_base() -> RunConfig:
 
 TINY = {"width": 128, "depth": 4, "heads": 4}
 DECODER = {"width": 64, "depth": 1, "heads": 4}
-CLASSES = 12
+CLASSES = 14
 """Classes of the bundled frames."""
 
 
@@ -88,7 +88,7 @@ def _minutes(epochs: float, **options: object) -> TrainConfig:
 
 
 def multimae_vit_tiny() -> RunConfig:
-    """4 blocks of 128 on the bundled game frames: RGB, depth and 12 classes at 64 pixels, 32 of 192 units seen."""
+    """4 blocks of 128 on the bundled game frames: RGB, depth and 14 classes at 64 pixels, 32 of 192 units seen."""
     parts = {
         "data": Part.of("multimodal:aligned", root="sample"),
         **_pictures(64, 8, classes=CLASSES),
@@ -124,7 +124,7 @@ def points_depth_vit_tiny() -> RunConfig:
     """Shapes as point clouds and as the depth of a view, with mim-pointcloud's groups and its bundled furniture."""
     parts = {
         "data": Part.of("multimodal:rendered", root="sample"),
-        "points.tokenizer": Part.of("pointcloud:groups", points=512, groups=32, size=32),
+        "points.tokenizer": Part.of("pointcloud:groups", points=512, groups=32, size=16, hidden=(32, 64, 128)),
         "depth.tokenizer": Part.of("image:patch", modality="depth", size=(48, 48), patch=(8, 8), channels=1),
         "points.target": Part.of("pointcloud:chamfer"),
         "depth.target": Part.of("core:values", normalize=False, loss="l1"),
@@ -217,7 +217,7 @@ def multimae_captions_vit_tiny_twin() -> RunConfig:
 def points_depth_vit_tiny_twin() -> RunConfig:
     """Small twin of points-depth-vit-tiny."""
     cut: Mapping[str, object] = {"size": (16, 16), "patch": (8, 8)}
-    groups: Mapping[str, object] = {"points": 128, "groups": 8, "size": 8}
+    groups: Mapping[str, object] = {"points": 128, "groups": 8, "size": 8, "hidden": (16, 16, 32)}
     changes: dict[str, Mapping[str, object]] = {
         "depth.tokenizer": cut,
         "points.tokenizer": groups,

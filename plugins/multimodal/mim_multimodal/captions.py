@@ -1,0 +1,53 @@
+"""Captions as token ids, by CLIP's vocabulary of 49,408 byte pairs (arXiv 2103.00020), from open_clip."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from mim_core.errors import MimError
+from torch import Tensor
+
+
+def check_installed() -> None:
+    """Raises MimError where open_clip is missing, with what to install."""
+    if importlib.util.find_spec("open_clip") is None:
+        raise MimError('Captions need open_clip, which is not installed: pip install "mim-multimodal[clip]"')
+
+
+@functools.cache
+def load_tokenizer() -> Any:
+    """open_clip's tokenizer; seconds for the first time. Forked workers have it if their parent has."""
+    check_installed()
+    return importlib.import_module("open_clip.tokenizer").SimpleTokenizer()
+
+
+def encode_caption(text: str, length: int) -> Int[Tensor, " L"]:
+    """Token ids of a caption: start, its tokens, end, then 0 to the length. A longer caption is cut before its end
+    token.
+
+    Args:
+        text: Any case; white space does not count.
+        length: L, at least 3.
+
+    Raises:
+        MimError: open_clip is not installed.
+        ValueError: The length leaves no room for a word.
+    """
+    if length < 3:
+        raise ValueError(f"a caption needs room for start, end and a word, not {length} tokens")
+    ids: Tensor = load_tokenizer()([text], context_length=length)[0]
+    return ids.to(torch.int64)
+
+
+def decode_caption(ids: Iterable[int], gap: str = "_") -> str:
+    """The text of token ids without start, end and padding; ``gap`` for each id that is no token."""
+    tokenizer = load_tokenizer()
+    special = {0, tokenizer.sot_token_id, tokenizer.eot_token_id}
+    pieces = [tokenizer.decode([i]) if i in tokenizer.decoder else f"{gap} " for i in ids if i not in special]
+    return " ".join("".join(pieces).split())

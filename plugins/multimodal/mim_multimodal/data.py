@@ -1,0 +1,387 @@
+"""Aligned files: colour, depth, class ids and captions of the same scene, cut alike; or the bundled sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from mim_core import randomness
+from mim_core.data import DataSource, Labelled, Picture
+from mim_core.errors import BadSample, MimError, unknown
+from mim_core.layout import Sample
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from mim_multimodal import captions, crops, files, pictures
+from mim_multimodal.depth import standardise
+from mim_multimodal.layouts import EXPECTED, MODALITIES, Found, Items, Labels, class_names, find_items, find_labels
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SAMPLE = Path(__file__).parent / "sample"
+STRIDE = 4
+"""Class ids of dense evaluation are this much coarser than the pictures, where no tokenizer says otherwise."""
+
+
+class Aligned(DataSource):
+    """Aligned pictures and captions for pre-training, and for evaluation. Which modalities there are follows from the
+    tokenizers; all pictures of an item show the same part of it.
+
+    ``ROOT/{train,test}/MODALITY/CLASS/NAME``, a file of the same name in every modality. Colour is turned upright by
+    its EXIF entry; other pictures are taken as they are. Depth: 8 or 16 bits or floats. Class ids: 8 or 16 bits, or
+    the entries of a palette, 255 for none; their map may be smaller by a whole factor. Names of the classes:
+    ``ROOT/classes.txt``. Labels of whole items: ``ROOT/labels.csv``, or CLASS.
+
+    `read` gives rgb as uint8, depth as float32 in the file's unit with NaN where nothing was measured, class ids as
+    uint8; `finish` makes of them what the method sees.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the aligned data."""
+
+        root: Path | None = None
+        """Folder of aligned files; "sample" is the bundled one, frames of a game."""
+        folders: dict[str, str] = field(default_factory=dict)
+        """Modality -> folder, where it is named otherwise: semseg -> semseg_coco."""
+        missing: Literal["refuse", "skip", "mask"] = "refuse"
+        """An item without a file in a wanted modality is an error, left out, or kept with that modality hidden."""
+        area: tuple[float, float] = (0.2, 1.0)
+        """Random resized crop: smallest and largest share of the picture's area."""
+        ratio: tuple[float, float] = (3 / 4, 4 / 3)
+        """Random resized crop: smallest and largest ratio of width to height, relative to the output's."""
+        flip: float = 0.5
+        """Chance of a horizontal flip. Not for captions that tell left from right."""
+        evaluate_crop: float = 1.0
+        """Evaluation takes the centre: this share of the sides of the largest crop."""
+        classes: int | None = None
+        """Number of classes; larger ids are errors. None: as many as classes.txt names."""
+        depth_bits: int | None = None
+        """8 or 16: a depth map of another bit depth is bad. None: as the file says."""
+        depth_invalid: float | None = None
+        """Value in depth maps that means no measurement. None: 0 in files of 16 bits, no value in others; -1 for no
+        value in any."""
+        mean: tuple[float, ...] = IMAGENET_MEAN
+        """Of colours in [0, 1], per channel."""
+        std: tuple[float, ...] = IMAGENET_STD
+        """The same for the standard deviation."""
+        max_bad: float = 0.5
+        """Largest share of unusable files; beyond it the run stops. Each is named in skipped.jsonl."""
+
+    def __init__(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(config, shapes)
+        _check(config)
+        self.size = crops.largest_size(shapes)
+        if "caption" in shapes:
+            captions.check_installed()
+            captions.load_tokenizer()  # here, so that workers need not
+        self.mean, self.std = (torch.tensor(v).reshape(3, 1, 1) for v in (config.mean, config.std))
+        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.bundled = config.root == Path("sample") and not Path("sample").exists()
+        self.root = self._root()
+        wanted = [name for name in MODALITIES if name in shapes]
+        self.found: Found = find_items(self.root, wanted, config.folders, config.missing)
+        self.masked = tuple(self.found.missing) if config.missing == "mask" else ()
+        self.classes = class_names(self.root)
+        if self.classes and config.classes not in (None, len(self.classes)):
+            raise MimError(
+                f"--data.classes is {config.classes}, but {self.root / 'classes.txt'} names {len(self.classes)} classes"
+            )
+        self.class_count = config.classes or len(self.classes) or None
+        if (self.class_count or 0) > files.IGNORE:
+            raise MimError(f"{self.class_count} classes: ids above 254 cannot be used, because 255 means no class.")
+        self.labels: Labels = find_labels(self.found)
+
+    def _root(self) -> Path:
+        root = self.config.root
+        if root is None:
+            raise MimError(
+                "Which files? Name a folder with --data.root FOLDER, or the bundled sample with --data.root sample. "
+                + EXPECTED
+            )
+        if self.bundled:
+            return SAMPLE
+        if not root.is_dir():
+            kind = "is not a folder" if root.exists() else "does not exist"
+            raise MimError(f"--data.root {root} {kind}. {EXPECTED}")
+        return Path(root)
+
+    def __len__(self) -> int:
+        return len(self.found.train)
+
+    def name_of(self, index: int) -> str:
+        """The path of the item's first file, below the root."""
+        return self.found.train.name(index)
+
+    def read(self, index: int, key: int) -> dict[str, Tensor]:
+        """An item's modalities under one random crop and flip: rgb uint8 [3, H, W], depth float32 [1, H, W] (NaN: not
+        measured), semseg uint8 [h, w], caption int64 [L]. Where some items lack a modality, ``MODALITY.present`` is a
+        bool []; without it, values are zeros, NaN or 255."""
+        return self.take(self.found.train, index, self.shapes, key)
+
+    def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
+        """The same of a labelled item of the training split, with its class as int64 ``label``."""
+        item, label = self.labels.train[index]
+        return {**self.take(self.found.train, item, self.shapes, key), "label": torch.tensor(label)}
+
+    def take(
+        self, items: Items, index: int, shapes: Mapping[str, tuple[int, ...]], key: int | None = None
+    ) -> dict[str, Tensor]:
+        """The modalities ``shapes`` of an item, under the crop that a key draws; without a key under the fixed one of
+        evaluation, where depth has a copy ``depth_raw`` that `finish` leaves alone.
+
+        Raises:
+            BadSample: A file cannot be used, or the sizes of two do not agree.
+        """
+        opened = self._open(items, index, shapes, self.config.area[0] if key is not None else None)
+        frame = self._frame(items, index, opened)
+        cut = self._cut(frame, key)
+        sample: dict[str, Tensor] = {}
+        for name, shape in shapes.items():
+            sample[name] = _output(name, opened.get(name), cut, shape)
+            if name in self.masked:
+                sample[f"{name}.present"] = torch.tensor(name in opened)
+        if key is None and "depth" in sample:
+            sample["depth_raw"] = sample["depth"].clone()
+        return sample
+
+    def _open(self, items: Items, index: int, shapes: Mapping[str, Any], smallest: float | None) -> dict[str, Any]:
+        """What the item's files hold, of those modalities that it has."""
+        config = self.config
+        opened: dict[str, Any] = {}
+        share = config.evaluate_crop if smallest is None else smallest**0.5
+        for name in shapes:
+            if not items.has(name, index):
+                continue
+            path = items.root / items.file(name, index)
+            try:
+                if name == "rgb":
+                    opened[name] = files.read_rgb(path, int(max(self.size) / share) + 1)
+                elif name == "depth":
+                    opened[name] = files.read_depth(path, config.depth_bits, config.depth_invalid)
+                elif name == "semseg":
+                    opened[name] = files.read_ids(path, self.class_count)
+                else:
+                    opened[name] = captions.encode_caption(files.read_text(path), shapes[name][0])
+            except MimError:
+                raise
+            except ValueError as error:
+                raise BadSample(items.file(name, index), str(error)) from error
+            except Exception as error:  # libraries raise many kinds; whatever it is, the file is named and replaced
+                raise BadSample(items.file(name, index), f"{type(error).__name__}: {error}") from error
+        return opened
+
+    def _frame(self, items: Items, index: int, opened: Mapping[str, Any]) -> tuple[int, int]:
+        """Height and width that all pictures of an item share; class ids may be coarser by a whole factor."""
+        sizes = {name: _shape(opened[name]) for name in crops.PICTURES if name in opened}
+        if not sizes:
+            return self.size
+        first, frame = next(iter(sizes.items()))
+        for name, size in sizes.items():
+            factor = frame[0] // size[0]
+            coarser = name == "semseg" and factor > 0 and (size[0] * factor, size[1] * factor) == frame
+            if size != frame and not coarser:
+                turned = " after its EXIF turn" if first == "rgb" and opened["rgb"].turned else ""
+                more = " or smaller by a whole factor" if name == "semseg" else ""
+                raise BadSample(
+                    items.file(name, index),
+                    f"it is {size[1]} x {size[0]} pixels, and {items.file(first, index)} is {frame[1]} x {frame[0]}"
+                    f"{turned}; they must be equal{more}",
+                )
+        return frame
+
+    def _cut(self, frame: tuple[int, int], key: int | None) -> crops.Cut:
+        config = self.config
+        if key is None:
+            return crops.Cut(frame, crops.centred(frame, self.size, config.evaluate_crop))
+        draws = randomness.uniform(torch.tensor([key]), "aligned", crops.DRAWS)[0].tolist()
+        box = crops.random_resized(frame, self.size, config.area, config.ratio, draws)
+        return crops.Cut(frame, box, draws[-1] < config.flip)
+
+    def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation on a device; copied there once, because a copy waits for the device."""
+        if device not in self._copies:
+            self._copies[device] = (self.mean.to(device), self.std.to(device))
+        return self._copies[device]
+
+    def finish(self, sample: Sample) -> Sample:
+        """rgb with mean 0 and deviation 1 over the data; depth standardised, see `depth.standardise`; class ids int64.
+        ``depth_raw`` stays as it is: the file's unit, NaN where nothing was measured."""
+        done = dict(sample)
+        if "rgb" in sample:
+            mean, std = self._statistics_on(sample["rgb"].device)
+            done["rgb"] = (sample["rgb"].float() / 255 - mean) / std
+        if "depth" in sample:
+            done["depth"] = standardise(sample["depth"])
+        if "semseg" in sample:
+            done["semseg"] = sample["semseg"].long()
+        return done
+
+    def labelled(self, split: str) -> Labelled:
+        """Items with their class, under the fixed crop; with the tokenizers' modalities and ``depth_raw``."""
+        labels = self.labels
+        if not labels.classes:
+            raise MimError(
+                f"{self.root} has no classes of items to evaluate with. Looked for labels.csv (path,label), and for "
+                f"at least two CLASS folders that both splits have, such as {self.root}/train/rgb/cat/1.jpg and "
+                f"{self.root}/test/rgb/cat/2.jpg. Dense evaluations need no such classes: multimodal:segmentation and "
+                "multimodal:depth."
+            )
+        rows = labels.train if split == "train" else labels.test
+        items = Fixed(self, self._split(split), [item for item, _ in rows], self.shapes)
+        note = " ".join(text for text in (self.found.note, labels.note) if text)
+        return Labelled(split, torch.tensor([label for _, label in rows]), labels.classes, items, note)
+
+    def _split(self, split: str) -> Items:
+        if split not in ("train", "test"):
+            raise unknown("split", split, ("train", "test"))
+        return self.found.train if split == "train" else self.found.test
+
+    def dense(self, split: str) -> Fixed:
+        """Items under the fixed crop, whether they have labels or not: the tokenizers' modalities, and depth,
+        ``depth_raw`` and semseg where their folders exist, all to be handed to `finish`. Items that lack one of these
+        files are left out. Class ids that no tokenizer wants come a quarter as large as the pictures.
+
+        Args:
+            split: "train" or "test".
+
+        Raises:
+            MimError: There is neither depth nor semseg, or no item has all files.
+        """
+        items = self._split(split)
+        height, width = self.size
+        whole = height % STRIDE == 0 and width % STRIDE == 0
+        coarse = (height // STRIDE, width // STRIDE) if whole else self.size
+        more = {"depth": (1, height, width), "semseg": coarse}
+        there = {name: shape for name, shape in more.items() if name in items.endings}
+        if not there:
+            known = ", ".join(items.endings)
+            raise MimError(f"{self.root / items.split} has no depth and no semseg to evaluate with, only: {known}.")
+        shapes = {**there, **self.shapes}
+        kept = [i for i in range(len(items)) if all(items.has(name, i) for name in shapes)]
+        if not kept:
+            raise MimError(f"No item of the {split} split of {self.root} has a file of each of {', '.join(shapes)}.")
+        return Fixed(self, items, kept, shapes)
+
+    def raw(self, sample: Sample) -> Tensor:
+        """The pixels in [0, 1], not centred; of pictures above 32 x 32, the means of a 32 x 32 grid. Without rgb, the
+        first other modality, depth treated alike."""
+        if "rgb" in self.shapes:
+            mean, std = self._statistics_on(sample["rgb"].device)
+            x = sample["rgb"] * std + mean
+        else:
+            x = sample[next(name for name in MODALITIES if name in self.shapes)].float()
+        if x.ndim == 4 and max(self.size) > 32:
+            x = F.adaptive_avg_pool2d(x, 32)
+        return x.flatten(1)
+
+    def picture(self, modality: str, values: Tensor) -> Picture:
+        """An item as PNG: rgb; depth with near bright; class ids by a fixed palette; the text of a caption."""
+        if modality == "depth":
+            return pictures.depth_map(values)
+        if modality == "semseg":
+            return pictures.class_map(values)
+        if modality == "caption":
+            return pictures.text(captions.decode_caption(values.tolist()))
+        pixels = ((values.float().cpu() * self.std + self.mean) * 255).round().clamp(0, 255)
+        return pictures.colour(pixels.to(torch.uint8))
+
+    def plan(self) -> dict[str, str]:
+        """Where items come from, how many, which modalities, what is missing, classes and bit depth."""
+        found = self.found
+        root = "the bundled sample (Freedoom, BSD licence)" if self.bundled else str(self.config.root)
+        sizes = (f"{name} {' x '.join(map(str, shape))}" for name, shape in self.shapes.items())
+        labels = f"{len(self.labels.classes)} classes of items" if self.labels.classes else "no classes of items"
+        rows = {
+            "data": f"{root}: {len(self):,} items for training, {len(found.test):,} held out, {labels}",
+            "modalities": ", ".join(sizes),
+        }
+        if found.note:
+            rows["split"] = found.note
+        if found.missing:
+            counts = ", ".join(f"{name} of {len(names):,}" for name, names in found.missing.items())
+            kept = "kept, and what they lack is hidden" if self.config.missing == "mask" else "left out"
+            count = f"{found.left_out:,} items are " if found.left_out else "these items are "
+            rows["missing files"] = f"{counts}; {count}{kept}"
+        if "semseg" in self.shapes:
+            unchecked = "not stated, so ids are not checked: write classes.txt, or give --data.classes"
+            rows["classes"] = f"{self.class_count}" if self.class_count else unchecked
+        if "depth" in self.shapes:
+            rows["depth maps"] = self._bits()
+        return rows
+
+    def _bits(self) -> str:
+        """Bit depth of depth maps, as the option or the first file says."""
+        if self.config.depth_bits is not None:
+            return f"{self.config.depth_bits} bits"
+        items = self.found.train
+        first = next((i for i in range(len(items)) if items.has("depth", i)), None)
+        if first is None:
+            return "none"
+        path = items.root / items.file("depth", first)
+        try:
+            return f"{files.depth_kind(path)} in {items.file('depth', first)}; each file's own"
+        except Exception as error:  # what is wrong with a file is said when it is read
+            return f"{items.file('depth', first)} cannot be read: {error}"
+
+
+class Fixed(Dataset[Any]):
+    """Items under the fixed crop of evaluation, each with its number as ``index``."""
+
+    def __init__(
+        self, source: Aligned, items: Items, numbers: Sequence[int], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self.source, self.items, self.numbers, self.shapes = source, items, tuple(numbers), dict(shapes)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        sample = self.source.take(self.items, self.numbers[index], self.shapes)
+        return {**sample, "index": torch.tensor(index, dtype=torch.int64)}
+
+
+def _shape(opened: Any) -> tuple[int, int]:
+    height, width = opened.size if isinstance(opened, files.Colour) else opened.shape
+    return height, width
+
+
+def _output(name: str, opened: Any, cut: crops.Cut, shape: tuple[int, ...]) -> Tensor:
+    """A modality as `Aligned.read` gives it; what stands for a missing one where nothing was opened."""
+    if name == "caption":
+        return torch.zeros(shape, dtype=torch.int64) if opened is None else opened
+    size = (shape[-2], shape[-1])
+    if name == "rgb":
+        return torch.zeros(shape, dtype=torch.uint8) if opened is None else crops.smooth(opened.image, cut, size)
+    if opened is None:
+        fill, kind = (np.nan, torch.float32) if name == "depth" else (files.IGNORE, torch.uint8)
+        return torch.full(shape, fill, dtype=kind)
+    part = crops.nearest(opened, cut, size)
+    return part[None] if name == "depth" else part
+
+
+def _check(config: Aligned.Config) -> None:
+    """Raises ValueError for options that make no sense."""
+    strange = sorted(set(config.folders) - set(MODALITIES))
+    if strange:
+        raise ValueError(f"folders are for {', '.join(MODALITIES)}, not for {', '.join(strange)}")
+    low, high = config.area
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"area must be two rising shares in (0, 1], got {config.area}")
+    if not 0 < config.ratio[0] <= config.ratio[1]:
+        raise ValueError(f"ratio must be two rising positive numbers, got {config.ratio}")
+    for name, value in (("flip", config.flip), ("max_bad", config.max_bad)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    if not 0 < config.evaluate_crop <= 1:
+        raise ValueError(f"evaluate_crop must lie in (0, 1], got {config.evaluate_crop}")
+    if config.depth_bits not in (None, 8, 16):
+        raise ValueError(f"depth_bits must be 8 or 16, got {config.depth_bits}")
+    if config.classes is not None and config.classes < 2:
+        raise ValueError(f"classes must be at least 2, got {config.classes}")
+    if len(config.mean) != 3 or len(config.std) != 3 or min(config.std) <= 0:
+        raise ValueError(f"mean {config.mean} and std {config.std} need 3 values each, and std must be positive")

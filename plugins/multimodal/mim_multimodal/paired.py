@@ -1,0 +1,300 @@
+"""Several data sources as one: the same item of each, read under the same key."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from mim_core.data import DataSource, Labelled, Picture
+from mim_core.errors import BadSample, MimError
+from mim_core.layout import Sample
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mim_multimodal.inner import open_inner, options_of
+
+SAMPLE = Path(__file__).parent / "sample" / "clips"
+SAMPLE_SPLIT = "train"
+"""The bundled clips have no classes; those of the maps for training are used."""
+SOURCE = "video:clips"
+FOLDERS = {"video": "rgb"}
+"""Where a modality's files are sought when there is no folder of its name."""
+ENTRIES = {"video:clips": "video", "image:images": "image", "pointcloud:clouds": "points"}
+"""What sources of other plugins call the modality that they give."""
+
+
+class Paired(DataSource):
+    """Clips and their depth, or whatever else: a modality from each of several sources of any plugins.
+
+    Files belong together when their names below their folders are equal but for the ending: ``rgb/run/1.mp4`` and
+    ``depth/run/1.avi``. Every source reads its file of an item under the same key. Sources of one kind with equal
+    options then take the same frames, crop and flip, as long as the two files have equally many frames and the same
+    aspect ratio. Depth as a film is grey in [0, 255] and normalised as its source does (mpeg has no more); its values
+    have no unit.
+
+    Attributes:
+        inner: Modality -> its source.
+        items: Modality -> the number in its source of each item.
+        lacking: Modality -> names of the items that it lacks and another has.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of paired data."""
+
+        root: Path | None = None
+        """Folder that holds a folder for each modality; "sample" is the bundled one, clips of a game."""
+        folders: dict[str, str] = field(default_factory=dict)
+        """Modality -> its folder. By default of the modality's name; rgb for video where there is no folder video."""
+        sources: dict[str, str] = field(default_factory=dict)
+        """Modality -> data source that reads it. By default video:clips."""
+        entries: dict[str, str] = field(default_factory=dict)
+        """Modality -> what its source calls it. Known for the sources of mim-video, mim-image and mim-pointcloud."""
+        options: dict[str, bool | int | float | str] = field(default_factory=dict)
+        """Options of the sources: stride 2 is given to all that have it, depth.stride 2 to one. Lists are written as
+        text: "[0.5, 1.0]"."""
+        missing: Literal["refuse", "skip"] = "refuse"
+        """An item that a modality lacks is an error, or left out."""
+        max_bad: float = 0.5
+        """Largest share of unusable files; beyond it the run stops. Each is named in skipped.jsonl."""
+
+    def __init__(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(config, shapes)
+        names = {modality: config.sources.get(modality, SOURCE) for modality in shapes}
+        self._check(names)
+        self.bundled = config.root == Path("sample") and not Path("sample").exists()
+        self.folders = {modality: self._folder(modality) for modality in shapes}
+        self.entries = {m: config.entries.get(m, ENTRIES.get(name, m)) for m, name in names.items()}
+        options = options_of(names, config.options)
+        self.inner: dict[str, DataSource] = {}
+        for m, name in names.items():
+            self.inner[m] = open_inner(
+                name, self.folders[m], options[m], {self.entries[m]: shapes[m]}, f"the source of {m}"
+            )
+        counts = {source.samples_per_item for source in self.inner.values()}
+        if len(counts) > 1:
+            raise ValueError("all sources must make equally many samples of an item: give them the same repeat")
+        self.samples_per_item = counts.pop()
+        names_of = {m: [source.name_of(i) for i in range(len(source))] for m, source in self.inner.items()}
+        self.items, self.lacking = match(names_of)
+        self._known: dict[str, tuple[dict[str, Labelled], dict[str, list[int]]]] = {}
+        self._complain(self.items, self.lacking, "training")
+
+    def _check(self, names: Mapping[str, str]) -> None:
+        """Raises ValueError for options that make no sense."""
+        for option in ("folders", "sources", "entries"):
+            strange = sorted(set(getattr(self.config, option)) - set(self.shapes))
+            if strange:
+                raise ValueError(f"{option} names {', '.join(strange)}; the modalities are {', '.join(self.shapes)}")
+        if len(self.shapes) < 2:
+            raise ValueError(f"paired data are of two modalities or more, and the tokenizers want {list(self.shapes)}")
+        for name in set(names.values()):
+            sizes = {m: self.shapes[m][1:] for m in names if names[m] == name}
+            if len(set(sizes.values())) > 1:
+                text = ", ".join(f"{m} {' x '.join(map(str, size))}" for m, size in sizes.items())
+                raise ValueError(f"modalities of {name} must have one size, so that they are cut alike; got {text}")
+        if not 0 <= self.config.max_bad <= 1:
+            raise ValueError(f"max_bad must lie in [0, 1], got {self.config.max_bad}")
+
+    def _folder(self, modality: str) -> Path:
+        root = SAMPLE if self.bundled else self.config.root
+        if root is None:
+            raise MimError(
+                "Which files? Name a folder that holds one for each modality with --data.root FOLDER, or the bundled "
+                "sample with --data.root sample."
+            )
+        other = FOLDERS.get(modality, modality)
+        named = self.config.folders.get(modality) or (modality if (root / modality).is_dir() else other)
+        if not (root / named).is_dir():
+            there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+            raise MimError(
+                f"{root} has no folder {named!r} for the modality {modality}. Folders there: "
+                f"{', '.join(there[:12]) or 'none'}. Name it: --data.folders {modality} FOLDER"
+            )
+        return root / named / SAMPLE_SPLIT if self.bundled else root / named
+
+    def _complain(self, items: Mapping[str, Sequence[int]], lacking: Mapping[str, Sequence[str]], what: str) -> None:
+        """Raises MimError where nothing is matched, or something lacks and may not."""
+        absent = {m: names for m, names in lacking.items() if names}
+        text = "; ".join(f"{self.folders[m]} lacks {len(names):,}, such as {names[0]}" for m, names in absent.items())
+        if absent and self.config.missing == "refuse":
+            raise MimError(
+                f"Not every item for {what} has a file of each modality: {text}.\nLeave such items out with "
+                "--data.missing skip."
+            )
+        if not len(next(iter(items.values()))):
+            raise MimError(f"No item for {what} has a file of each of {', '.join(self.shapes)}: {text or 'no files'}.")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.items.values())))
+
+    def name_of(self, index: int) -> str:
+        """The path of the item's first file, below the root."""
+        first = next(iter(self.inner))
+        return f"{self.folders[first].name}/{self.inner[first].name_of(self.items[first][index])}"
+
+    def read(self, index: int, key: int) -> dict[str, Tensor]:
+        """Each source's item, read under the same key, by modality.
+
+        Raises:
+            BadSample: A file cannot be used; it is named with its folder.
+        """
+        return self.joined({m: partial(each.read, self.items[m][index], key) for m, each in self.inner.items()})
+
+    def joined(self, readers: Mapping[str, Callable[[], dict[str, Tensor]]]) -> dict[str, Tensor]:
+        """What the sources read, each entry under its modality's name.
+
+        Raises:
+            BadSample: A file cannot be used; it is named with its folder.
+        """
+        sample: dict[str, Tensor] = {}
+        for m, read in readers.items():
+            try:
+                found = read()
+            except BadSample as error:
+                raise BadSample(f"{self.folders[m].name}/{error.path}", error.reason) from error
+            sample[m] = found[self.entries[m]]
+            if "label" in found:
+                sample.setdefault("label", found["label"])
+        return sample
+
+    def _part(self, modality: str, sample: Sample) -> Sample:
+        """The part of a sample that one source knows, as it calls it."""
+        part = {name: sample[name] for name in sample if name in ("index", "key")}
+        part[self.entries[modality]] = sample[modality]
+        return part
+
+    def finish(self, sample: Sample) -> Sample:
+        """Each source's own work on its modality; where an item becomes several samples, all do so alike."""
+        done = dict(sample)
+        for m, source in self.inner.items():
+            if m in sample:
+                found = source.finish(self._part(m, sample))
+                done[m] = found[self.entries[m]]
+                for name in ("index", "key"):
+                    if name in found:
+                        done[name] = found[name]
+        return done
+
+    def labelled(self, split: str) -> Labelled:
+        """The first source's labels of the items that all have.
+
+        Raises:
+            MimError: A source has no labels, or does not name its labelled items.
+        """
+        splits, items = self._splits(split)
+        first = splits[next(iter(splits))]
+        rows = torch.tensor(items[next(iter(items))], dtype=torch.int64)
+        names = tuple(first.names[row] for row in rows.tolist())
+        pairs = Pairs(self, splits, items)
+        return Labelled(split, first.labels[rows], first.classes, pairs, first.note, first.views, names)
+
+    def _splits(self, split: str) -> tuple[dict[str, Labelled], dict[str, list[int]]]:
+        """The sources' splits, and the numbers in them of the items that all have; found once."""
+        if split in self._known:
+            return self._known[split]
+        splits = {m: source.labelled(split) for m, source in self.inner.items()}
+        if len({found.views for found in splits.values()}) > 1:
+            raise MimError("All paired sources must show equally many views: give them the same data.options views.")
+        for m, found in splits.items():
+            if len(found.names) != len(found.labels):
+                raise MimError(f"The source of {m} does not name its labelled items, so they cannot be paired.")
+        items, lacking = match({m: found.names for m, found in splits.items()})
+        self._complain(items, lacking, f"the labelled {split} split")
+        self._known[split] = splits, items
+        return splits, items
+
+    def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
+        """An augmented item of the labelled training split with the first source's label, under the same key."""
+        _, items = self._splits("train")
+        return self.joined({m: partial(each.read_labelled, items[m][index], key) for m, each in self.inner.items()})
+
+    def raw(self, sample: Sample) -> Tensor:
+        """Each source's own description, side by side."""
+        return torch.cat([source.raw(self._part(m, sample)) for m, source in self.inner.items()], dim=1)
+
+    def picture(self, modality: str, values: Tensor) -> Picture:
+        """As the modality's source draws it."""
+        return self.inner[modality].picture(self.entries[modality], values)
+
+    def animation(self, modality: str, values: Tensor) -> Picture | None:
+        """As the modality's source draws it."""
+        return self.inner[modality].animation(self.entries[modality], values)
+
+    def page(self, modality: str, rows: Mapping[str, Tensor]) -> str | None:
+        """As the modality's source makes it."""
+        return self.inner[modality].page(self.entries[modality], rows)
+
+    def controls(self) -> Mapping[str, Callable[[Sample], Sample]]:
+        """Those that all sources have, done to every modality."""
+        every = {m: source.controls() for m, source in self.inner.items()}
+        first = next(iter(every.values()))
+        return {label: self._control(label, every) for label in first if all(label in each for each in every.values())}
+
+    def _control(self, label: str, every: Mapping[str, Mapping[str, Callable[[Sample], Sample]]]) -> Any:
+        def change(sample: Sample) -> Sample:
+            changed = dict(sample)
+            for m in self.inner:
+                changed[m] = every[m][label](self._part(m, sample))[self.entries[m]]
+            return changed
+
+        return change
+
+    def plan(self) -> dict[str, str]:
+        """Each source's plan, how many items all have, and what is left out."""
+        rows = {"pairs": f"{len(self):,} items with {', '.join(self.shapes)}, read under the same key"}
+        if self.bundled:
+            rows["pairs"] += "; the bundled sample (Freedoom, BSD licence)"
+        for m, names in self.lacking.items():
+            if names:
+                shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+                rows[f"without {m}"] = f"{len(names):,} items are left out: {shown}"
+        for m, source in self.inner.items():
+            rows.update({f"{m}: {label}": text for label, text in source.plan().items()})
+        return rows
+
+
+class Pairs(Dataset[Any]):
+    """Items of labelled splits that belong together, view by view."""
+
+    def __init__(self, source: Paired, splits: Mapping[str, Labelled], items: Mapping[str, Sequence[int]]) -> None:
+        self.source, self.splits, self.items = source, splits, items
+        self.views = next(iter(splits.values())).views
+
+    def __len__(self) -> int:
+        return self.views * len(next(iter(self.items.values())))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row, view = divmod(index, self.views)
+        numbers = {m: self.items[m][row] * self.views + view for m in self.splits}
+        return self.source.joined({m: partial(each.items.__getitem__, numbers[m]) for m, each in self.splits.items()})
+
+
+def stem_of(name: str) -> str:
+    """A file's name without its ending, but with the part of the file that counts: ``a/1.mp4 (0 to 2 s)``."""
+    return re.sub(r"\.\w+(?=( \([^()]*\))?$)", "", name).replace(os.sep, "/")
+
+
+def match(names: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
+    """Numbers of the items that every modality has, in the order of the first; and what each lacks of the others'.
+
+    Raises:
+        MimError: Two files of one modality have the same name but for the ending.
+    """
+    where: dict[str, dict[str, int]] = {}
+    for m, found in names.items():
+        where[m] = {}
+        for number, name in enumerate(found):
+            other = where[m].setdefault(stem_of(name), number)
+            if other != number:
+                raise MimError(f"Two files of {m} are for one item: {found[other]} and {name}; remove one of them.")
+    every = dict.fromkeys(stem for found in where.values() for stem in found)
+    whole = [stem for stem in every if all(stem in found for found in where.values())]
+    lacking = {m: [stem for stem in every if stem not in found] for m, found in where.items()}
+    return {m: [found[stem] for stem in whole] for m, found in where.items()}, lacking

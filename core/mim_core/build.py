@@ -144,4 +144,5 @@ def open_source(config: ResolvedRun, tokenizer: Tokenizer) -> DataSource:
         source: DataSource = part.cls(part.options, tokenizer.shapes)
     except ValueError as error:
         raise MimError(f"data ({part.name}): {error}.") from error
+    source.ids = tokenizer.ids
     return source

@@ -27,6 +27,10 @@ COMMANDS = {
         "mim_core.commands.listing:describe",
         "Describe a recipe or a part, with its options: describe core:random",
     ),
+    "new-plugin": (
+        "mim_core.commands.authoring:new_plugin",
+        "Write a plugin project to start from: new-plugin mim-NAME",
+    ),
     "doctor": (
         "mim_core.commands.diagnosing:doctor",
         "Say what this machine has, what is missing, and what that means for a run",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mim_core.build import build_method
+from mim_core.tokenizer import zeros
 
 if TYPE_CHECKING:
     from mim_core.loop import Run
@@ -72,7 +73,7 @@ def step_cost(run: Run, samples: int = 2) -> tuple[int, int, Any]:
     """
     with torch.device("meta"):
         method = build_method(run.config, run.registry)
-        sample = {name: torch.zeros(samples, *shape) for name, shape in run.source.shapes.items()}
+        sample = zeros(run.source.shapes, getattr(method.tokenizer, "ids", {}), samples)
         sample["key"] = torch.zeros(samples, dtype=torch.int64)
         method.train()
         owned = {tensor.untyped_storage()._cdata for tensor in [*method.parameters(), *method.buffers()]}

@@ -11,6 +11,7 @@ from mim_core.folders import json_lines
 from mim_core.metrics import PHASES
 from mim_core.online import MAJORITY, NOW, RAW
 from mim_core.progress import duration
+from mim_core.words import counted
 
 Lines = list[dict[str, Any]]
 
@@ -35,8 +36,9 @@ def facts(metrics: Lines) -> dict[str, str]:
         for phase in PHASES:
             spent[phase] += stretch * line[f"time/{phase}"]
     shares = ", ".join(f"{phase.replace('_', ' ')} {value / seconds:.0%}" for phase, value in spent.items())
+    steps = counted(last["step"], "step")
     found = {
-        "trained": f"{last['step']:,} steps, {last['epoch']:g} epochs, {duration(seconds)} in the loop",
+        "trained": f"{steps}, {counted(last['epoch'], 'epoch')}, {duration(seconds)} in the loop",
         "speed": f"{samples / seconds:,.0f} samples/s",
         "time": f"{shares} (data: waiting for it)",
     }

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mim_core import randomness
 from mim_core.errors import BadSample
 from mim_core.layout import Sample
+from mim_core.words import counted
 
 TRIES = 20
 """Files tried for one sample before the run stops."""
@@ -60,6 +61,7 @@ class Labelled:
         note: What a reader of the scores should know about the split.
         views: How many consecutive items are views of one sample, which is judged by their mean: the items of sample
             i are number i * views and those that follow.
+        names: Of the samples, as `DataSource.name_of` has them; empty where the source does not tell.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Labelled:
     items: Dataset[Any]
     note: str = ""
     views: int = 1
+    names: tuple[str, ...] = ()
 
     def items_of(self, samples: Tensor) -> Tensor:
         """Numbers of the items that show these samples (int64 [k]), int64 [k * views]."""
@@ -91,6 +94,7 @@ class DataSource:
 
     samples_per_item: int = 1
     Config: ClassVar[type[Any]]
+    ids: Mapping[str, int] = {}
 
     def __init__(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.config, self.shapes = config, dict(shapes)
@@ -219,7 +223,8 @@ class LabelledSource(DataSource):
     def plan(self) -> dict[str, str]:
         """The source's, the labelled samples, and whether they are augmented."""
         split = self.split
-        rows = {"labels": f"{len(split.labels):,} labelled training samples of {len(split.classes)} classes"}
+        classes = counted(len(split.classes), "class", "classes")
+        rows = {"labels": f"{len(split.labels):,} labelled training samples of {classes}"}
         if type(self.source).read_labelled is DataSource.read_labelled:
             rows["augmentation"] = "none: this data source reads its labelled samples as they are"
         return {**self.source.plan(), **rows}

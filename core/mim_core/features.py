@@ -27,7 +27,8 @@ from mim_core.method import Method
 from mim_core.options import plain
 from mim_core.recipe import EvaluateConfig, ResolvedRun, from_toml
 from mim_core.registry import Registry
-from mim_core.tokenizer import Tokenizer, times
+from mim_core.tokenizer import Tokenizer, times, zeros
+from mim_core.words import counted
 
 
 def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Path]:
@@ -71,7 +72,7 @@ def extract(
     for batch in loader(Readable(split.items), sampler, 0, Readable.collate):
         if not batch:
             if method is not None and dist.is_initialized():  # a sharded method needs all ranks for each call
-                method.encode({name: torch.zeros(1, *shape, device=device) for name, shape in source.shapes.items()})
+                method.encode(zeros(source.shapes, source.ids, 1, device))
             continue
         item = batch.pop("index")
         ready = source.finish({name: value.to(device) for name, value in batch.items()})
@@ -149,7 +150,7 @@ def _source(run: ResolvedRun, method: Method, size: tuple[int, ...] | None) -> t
         return make_source(run, method), []
     tokenizer, own = tokenizer_at(run, size), run.parts["tokenizer"].options.size
     try:
-        method.eval().encode({name: torch.zeros(1, *shape) for name, shape in tokenizer.shapes.items()})
+        method.eval().encode(zeros(tokenizer.shapes, tokenizer.ids, 1))
     except ValueError as error:
         raise MimError(f"--size {times(size)}: {error}.") from error
     note = f"Inputs of {times(size)}; the encoder was trained at {times(own)}, its positions follow the grid."
@@ -256,7 +257,8 @@ def _pooled_study(
 def _notes(splits: tuple[Labelled, Labelled], kept: tuple[Tensor, Tensor]) -> list[str]:
     """How many samples the scores are from, and what else to know of them."""
     (train, test), (a, b) = splits, kept
-    notes = [f"{len(a):,} labelled training samples, {len(b):,} test samples, {len(test.classes)} classes."]
+    classes = counted(len(test.classes), "class", "classes")
+    notes = [f"{len(a):,} labelled training samples, {len(b):,} test samples, {classes}."]
     lost = len(train.labels) + len(test.labels) - len(a) - len(b)
     notes += [f"{lost:,} files cannot be used and are left out."] if lost else []
     return notes + [note for note in {train.note, test.note} if note]

@@ -40,6 +40,7 @@ from mim_core.recipe import ResolvedRun, TrainConfig, to_toml
 from mim_core.registry import Registry
 from mim_core.strategy import Engine, share
 from mim_core.trainer import Trainer
+from mim_core.words import counted
 
 
 @dataclass
@@ -157,13 +158,14 @@ def _advise(train: TrainConfig, items: int) -> None:
     """Warns of settings that are allowed and rarely meant."""
     if 0 < train.epochs <= train.warmup_epochs:
         warn(
-            f"the warm-up of {train.warmup_epochs:g} epochs is as long as the run of {train.epochs:g}: the learning "
-            f"rate never reaches its peak. Shorten it: --train.warmup-epochs {train.epochs / 20:g}"
+            f"the warm-up of {counted(train.warmup_epochs, 'epoch')} is as long as the run of {train.epochs:g}: the "
+            f"learning rate never reaches its peak. Shorten it: --train.warmup-epochs {train.epochs / 20:g}"
         )
     if train.batch_size > items:
+        smaller = 2 ** min(6, items.bit_length() - 1) if items else 1
         warn(
-            f"one step takes {train.batch_size} samples and there are {items}: an epoch is less than a step. "
-            "For a small collection try --train.batch-size 64."
+            f"one step takes {counted(train.batch_size, 'sample')} and there {'is' if items == 1 else 'are'} {items}: "
+            f"an epoch is less than a step. For a small collection try --train.batch-size {smaller}."
         )
 
 

@@ -34,9 +34,14 @@ class Noise(DataSource):
         return int(self.config.items)
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
-        """Draws from the sample's key, float32."""
+        """Draws from the sample's key: normal, float32, or ids, int64."""
         generator = torch.Generator().manual_seed(randomness.torch_seed(key, "noise"))
-        return {name: torch.randn(shape, generator=generator) for name, shape in self.shapes.items()}
+        return {
+            name: torch.randint(self.ids[name], shape, generator=generator)
+            if name in self.ids
+            else torch.randn(shape, generator=generator)
+            for name, shape in self.shapes.items()
+        }
 
     def labelled(self, split: str) -> Labelled:
         """Refused."""

@@ -18,6 +18,7 @@ from mim_core.method import Method
 from mim_core.optimizer import learning_rate
 from mim_core.strategy import chosen
 from mim_core.tokenizer import times
+from mim_core.words import counted
 
 
 def count_parameters(module: nn.Module | None) -> int:
@@ -43,6 +44,11 @@ def _unit_rows(layout: Layout, mask: Mask, samples: int) -> dict[str, str]:
     }
 
 
+def _each(steps: float) -> str:
+    """ "1,200 steps", "2.5 steps", "0.031 steps": three digits where they matter."""
+    return counted(round(steps) if steps >= 1000 else float(f"{steps:.3g}"), "step")
+
+
 def plan_rows(run: Run) -> dict[str, str]:
     """The plan, label by label."""
     method: Method = run.method
@@ -65,15 +71,15 @@ def plan_rows(run: Run) -> dict[str, str]:
     each = run.source.samples_per_item
     made = f" ({train.batch_size:,} items, {each} samples of each)" if each > 1 else ""
     rows["steps"] = (
-        f"{run.steps:,} of {run.samples_per_step:,} samples{made}: {train.epochs:g} epochs of "
-        f"{run.steps_per_epoch:,.1f} steps"
+        f"{counted(run.steps, 'step')}, each of {counted(run.samples_per_step, 'sample')}{made}; "
+        f"{counted(train.epochs, 'epoch')}, each of {_each(run.steps_per_epoch)}"
     )
     if run.world.size > 1:
         rows["ranks"] = f"{run.world.size}, {chosen(train, run.world.size)}"
     if micro != train.batch_size:
         rows["batch"] = f"{run.world.size} ranks x {run.accumulation} micro-batches of {micro}"
     peak = max(learning_rate(s, run.steps_per_epoch, train) for s in range(0, run.steps, max(1, run.steps // 200)))
-    rows["learning rate"] = f"up to {peak:.3g}, {train.schedule}; {train.warmup_epochs:g} epochs of warm-up"
+    rows["learning rate"] = f"up to {peak:.3g}, {train.schedule}; {counted(train.warmup_epochs, 'epoch')} of warm-up"
     rows["operations"] = (
         f"{amount(operations, 'FLOP')} per sample, {amount(operations * run.samples_per_step, 'FLOP')} per step, "
         f"{amount(operations * run.samples_per_step * run.steps, 'FLOP')} in all"

@@ -24,12 +24,14 @@ import pluggy
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mim_core import hookspecs, trackers
+from mim_core import hookspecs, process_state, trackers
 from mim_core.errors import MimError, nearest
 from mim_core.registry import KINDS, Entry, PluginRecord, RecipeRegister, Register, Registry
 from mim_core.version import PLUGIN_API, __version__
 
 GROUP = "mim_core"
+SLOW = 2.0
+"""Seconds of loading above which a plugin is named: it makes every command wait."""
 
 
 class PluginError(Exception):
@@ -62,11 +64,16 @@ def discover() -> list[Candidate]:
     return sorted(found.values(), key=lambda c: (c.distribution.lower(), c.name))
 
 
-def load(candidates: Iterable[Candidate], environ: Mapping[str, str] = os.environ) -> Registry:
+def load(candidates: Iterable[Candidate], environ: Mapping[str, str] = os.environ, slow: float = SLOW) -> Registry:
     """Loads core's own parts and every candidate that is wanted.
 
+    Args:
+        candidates: What `discover` found.
+        environ: Where the switches are read.
+        slow: Seconds of loading above which a plugin is named.
+
     Raises:
-        MimError: In strict mode, at the first plugin that fails.
+        MimError: In strict mode, at the first plugin that fails or does what a plugin must not.
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -82,23 +89,38 @@ def load(candidates: Iterable[Candidate], environ: Mapping[str, str] = os.enviro
         if candidate is not own and candidate.name not in wanted:
             records.append(replace(record, disabled=True))
             continue
-        start = time.perf_counter()
+        start, before = time.perf_counter(), process_state.read()
+        brought: list[Entry] = []
+        cause: BaseException | None = None
         try:
             brought = _load_one(manager, candidate, records)
         except (Exception, SystemExit) as error:  # a plugin may fail in any way; the others must work all the same
+            cause = error
             reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-            if strict:
-                raise MimError(f"{candidate.distribution} {candidate.version} failed to load: {reason}") from error
-            records.append(
-                replace(record, failure=reason, traceback=traceback.format_exc(), seconds=time.perf_counter() - start)
-            )
-            continue
-        entries += brought
+            record = replace(record, failure=reason, traceback=traceback.format_exc())
+        seconds = time.perf_counter() - start
         counts = {kind: sum(entry.kind == kind for entry in brought) for kind in KINDS}
-        records.append(
-            replace(record, counts={k: n for k, n in counts.items() if n}, seconds=time.perf_counter() - start)
-        )
+        faults = _faults(before, seconds, slow if candidate is not own else float("inf"))
+        record = replace(record, counts={k: n for k, n in counts.items() if n}, seconds=seconds, faults=faults)
+        if strict and (record.failure or record.faults):
+            said = f"failed to load: {record.failure}" if record.failure else " ".join(record.faults)
+            raise MimError(f"{candidate.distribution} {candidate.version} {said}") from cause
+        entries += brought
+        records.append(record)
     return Registry(tuple(entries), tuple(records), manager.hook)
+
+
+def _faults(before: Mapping[str, object], seconds: float, slow: float) -> tuple[str, ...]:
+    """What a plugin did while it was loaded, beside what it brought."""
+    faults = []
+    changed = process_state.settle(before)
+    if changed:
+        faults.append(f"changes global state on import: {', '.join(changed)}.")
+    if seconds > slow:
+        faults.append(
+            f"took {seconds:.1f} s to import, more than {slow:g} s; its plugin module should import nothing heavy."
+        )
+    return tuple(faults)
 
 
 def _selection(candidates: list[Candidate], environ: Mapping[str, str]) -> set[str]:
@@ -200,12 +222,14 @@ def _collect(manager: pluggy.PluginManager, name: str, module: ModuleType) -> li
 
 @functools.cache
 def installed() -> Registry:
-    """The registry of what is installed: made on first call, then always the same. Warns once of plugins that
-    failed."""
+    """The registry of what is installed: made on first call, then always the same. Warns once of plugins that failed,
+    and of those that do what a plugin must not."""
     registry = load(discover())
     for record in registry.plugins:
         if record.failure:
             warn(f"{record.distribution} {record.version} is not used: {record.failure} Run: mim-core plugins --errors")
+        if record.faults:
+            warn(f"{record.distribution} {record.version} {' It also '.join(record.faults)}")
     return registry
 
 

@@ -59,7 +59,8 @@ class TrainConfig:
     """Samples per optimizer step, over all devices; items, where the data make several samples of each that is
     read."""
     micro_batch: int | None = None
-    """Most samples at once on a device; the rest of the batch is accumulated. None: the whole batch."""
+    """Most of the batch at once on a device, counted like batch_size; the rest is accumulated. None: the whole
+    batch."""
     base_lr: float = 1.5e-4
     """Learning rate for a batch of lr_batch; the run's is base_lr * batch_size / lr_batch."""
     lr_batch: int = 256

@@ -94,6 +94,7 @@ class PluginRecord:
         failure: One line that says why it is not used; None when it is.
         traceback: The whole traceback of a failure.
         disabled: Left out by MIM_CORE_PLUGINS or MIM_CORE_DISABLE.
+        faults: What it does that a plugin must not, though it is used: such as changing global state on import.
     """
 
     name: str
@@ -105,6 +106,7 @@ class PluginRecord:
     failure: str | None = None
     traceback: str = ""
     disabled: bool = False
+    faults: tuple[str, ...] = ()
 
 
 class Register:

@@ -31,6 +31,8 @@ class Tokenizer(nn.Module):
         shapes: What each modality must look like, without the batch: ``{"image": (3, 224, 224)}``. Data sources read
             it.
         unit_shape: The shape of one unit's values.
+        ids: Modalities that are not measured but named, int64: how many names there are (classes, words). All others
+            are float32.
     """
 
     Config: ClassVar[type[Any]]
@@ -38,6 +40,7 @@ class Tokenizer(nn.Module):
     layout: Layout
     shapes: dict[str, tuple[int, ...]]
     unit_shape: tuple[int, ...]
+    ids: Mapping[str, int] = {}
 
     def split(self, sample: Sample) -> Patches:
         """The values of every unit."""
@@ -54,6 +57,14 @@ class Tokenizer(nn.Module):
     def blank(self, values: Tensor, hidden: Bool[Tensor, "B N"]) -> Tensor:
         """Unit values [B, N, ...] with nothing to see in hidden units, for pictures: zeros there."""
         return values.masked_fill(hidden.reshape(*hidden.shape, *([1] * (values.ndim - 2))), 0.0)
+
+
+def zeros(
+    shapes: Mapping[str, tuple[int, ...]], ids: Mapping[str, int], rows: int, device: torch.device | None = None
+) -> Sample:
+    """A batch of zeros of these shapes, int64 where modalities are ids."""
+    types = {name: torch.int64 if name in ids else torch.float32 for name in shapes}
+    return {name: torch.zeros(rows, *shape, dtype=types[name], device=device) for name, shape in shapes.items()}
 
 
 def times(sizes: tuple[int, ...]) -> str:
@@ -164,6 +175,7 @@ class JoinedTokenizer(Tokenizer):
         self.layout = Layout.join({name: part.layout for name, part in tokenizers.items()})
         self.shapes = {modality: shape for part in tokenizers.values() for modality, shape in part.shapes.items()}
         self.unit_shape = ()
+        self.ids = {modality: count for part in tokenizers.values() for modality, count in part.ids.items()}
 
     def part(self, name: str) -> Tokenizer:
         """The tokenizer of one segment."""

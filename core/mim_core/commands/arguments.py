@@ -73,7 +73,7 @@ class PretrainOptions:
     init: Path | None = None
     """Start from the weights of this run, or of a file or folder of another code base (see init-format)."""
     init_format: str | None = None
-    """The other code base: mae, simmim, hf-vitmae, ... See: mim-core list importers."""
+    """The other code base, by its importer's name. See: mim-core list importers."""
     dry_run: bool = False
     """Print the plan and stop."""
     twin: bool = False

@@ -16,9 +16,6 @@ from mim_core.errors import MimError, nearest, unknown
 from mim_core.plugins import installed
 from mim_core.registry import KINDS, Entry, PluginRecord, Registry
 
-SLOW = 1.0
-"""Seconds of import time that are worth a word."""
-
 
 def _console() -> Console:
     console = Console(highlight=False)
@@ -54,6 +51,10 @@ def plugins(program: str, plugin: str | None, arguments: list[str]) -> int:
                 style="bold",
             )
             console.print(record.traceback, markup=False)
+        for record in (record for record in records if record.faults):
+            console.print(f"{record.distribution} {record.version} ({record.module})", markup=False, style="bold")
+            for fault in record.faults:
+                console.print(f"  It {fault}", markup=False)
         if not failed:
             console.print("No plugin failed to load.")
         return 0
@@ -70,8 +71,7 @@ def _brings(record: PluginRecord) -> str:
     if record.disabled:
         return "switched off by MIM_CORE_PLUGINS or MIM_CORE_DISABLE"
     parts = [f"{n} {KINDS[kind] if n == 1 else _plural(kind)}" for kind, n in record.counts.items()]
-    slow = f" (its import took {record.seconds:.1f} s)" if record.seconds > SLOW else ""
-    return ", ".join(parts) + slow
+    return " ".join([", ".join(parts), *(f"[yellow]It {escape(fault)}[/]" for fault in record.faults)])
 
 
 def _plural(kind: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mim_core import checkpoint, distributed, features, loop
 from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
-from mim_core.errors import MimError
+from mim_core.errors import MimError, unknown
 from mim_core.finetune import Supervised, take_encoder
 from mim_core.interop import import_checkpoint
 from mim_core.plan import print_plan
@@ -73,10 +73,18 @@ def load_named(name: str, plugin: str | None, registry: Registry, twin: bool) ->
         return read_file(Path(name), registry)
     if plugin is not None and ":" not in name:
         own = {entry.name for entry in registry.of_kind("recipes", plugin)}
-        name = f"{plugin}:{name}" if name in own else name
+        if name not in own:
+            raise unknown("recipe", name, own, _elsewhere(name, registry))
+        name = f"{plugin}:{name}"
     if plugin is not None and ":" in name and not name.startswith(f"{plugin}:"):
         raise MimError(f"mim-{plugin} has only its own recipes; use: mim-core pretrain {name}")
     return load_recipe(name, registry, twin)
+
+
+def _elsewhere(name: str, registry: Registry) -> str:
+    """Where another plugin's recipe is to be had."""
+    found = [entry.full_name for entry in registry.of_kind("recipes") if entry.name == name]
+    return f"Another plugin has it: mim-core pretrain {found[0]}" if found else ""
 
 
 def _begin(run: loop.Run, options: Any, registry: Registry) -> None:

@@ -89,10 +89,17 @@ def _is_wrapped(init: Any) -> bool:
     return hasattr(init, "__wrapped__") and str(module).startswith("jaxtyping")
 
 
-def noise(wanted: Mapping[str, tuple[int, ...]], rows: int, seed: int = 0) -> Sample:
-    """A batch of normal noise of these shapes, with keys and indices."""
-    generator = torch.Generator().manual_seed(seed)
-    sample = {name: torch.randn(rows, *shape, generator=generator) for name, shape in wanted.items()}
+def noise(
+    wanted: Mapping[str, tuple[int, ...]], rows: int, seed: int = 0, ids: Mapping[str, int] | None = None
+) -> Sample:
+    """A batch of normal noise of these shapes, or of ids below those counts, with keys and indices."""
+    generator, ids = torch.Generator().manual_seed(seed), ids or {}
+    sample = {
+        name: torch.randint(ids[name], (rows, *shape), generator=generator)
+        if name in ids
+        else torch.randn(rows, *shape, generator=generator)
+        for name, shape in wanted.items()
+    }
     return {**sample, "key": keys(rows, seed), "index": torch.arange(rows)}
 
 

@@ -43,7 +43,7 @@ class MethodContract(Contract):
         """A batch that it takes; by default noise of the shapes that its tokenizer declares."""
         tokenizer = method.tokenizer
         assert isinstance(tokenizer, Tokenizer), "the method has no tokenizer: override make_sample"
-        return noise(tokenizer.shapes, rows, seed)
+        return noise(tokenizer.shapes, rows, seed, tokenizer.ids)
 
     def case(self) -> tuple[Method, Sample, Any]:
         """A method, a batch and what it prepares of it."""

@@ -39,7 +39,7 @@ class TargetContract(Contract):
 
     def make_sample(self, tokenizer: Tokenizer, rows: int) -> Sample:
         """A batch that the tokenizer takes."""
-        return noise(tokenizer.shapes, rows)
+        return noise(tokenizer.shapes, rows, ids=tokenizer.ids)
 
     def truth(self, values: Any) -> Tensor:
         """The prediction that the loss asks for; by default the values themselves."""

@@ -31,7 +31,7 @@ class TokenizerContract(Contract):
 
     def make_sample(self, tokenizer: Tokenizer, rows: int) -> Sample:
         """A batch that it takes."""
-        return noise(tokenizer.shapes, rows)
+        return noise(tokenizer.shapes, rows, ids=tokenizer.ids)
 
     def wrong_samples(self, tokenizer: Tokenizer) -> Iterable[tuple[Sample, Sequence[str]]]:
         """Batches that it must refuse, and what the error must name. By default the last axis is one too long."""

@@ -16,6 +16,7 @@ from mim_core.data import DataSource
 from mim_core.errors import MimError, unknown
 from mim_core.layout import Patches, Sample
 from mim_core.mask import Mask
+from mim_core.plugins import warn
 from mim_core.target import Target
 from mim_core.tokenizer import Tokenizer
 from safetensors import SafetensorError
@@ -90,9 +91,12 @@ class ClipTarget(Target):
 
     def check(self, source: DataSource) -> None:
         """Refuses a run without weights, and data that subtract another mean, or divide by another deviation, than this
-        target undoes. Data without ``mean`` and ``std`` (tensors of one value per channel) are not looked at."""
-        if self.config.weights is None and self.fault is not None and not bool(self.ready):
-            raise MimError(self.fault)
+        target undoes. Data without ``mean`` and ``std`` (tensors of one value per channel) are not looked at. Of a file
+        that cannot be used it warns only: the run's checkpoint, which is read later, may have the weights."""
+        if self.fault is not None and not self.ready.is_meta and not bool(self.ready):
+            if self.config.weights is None:
+                raise MimError(self.fault)
+            warn(f"{self.fault}\nOnly a run with a checkpoint, which holds the weights, can go on without.")
         for name in ("mean", "std"):
             theirs, own = getattr(source, name, None), getattr(self, name).flatten()
             if isinstance(theirs, Tensor) and not torch.equal(theirs.flatten().to(own), own):
@@ -151,7 +155,7 @@ class ImageEncoder(nn.Module):
         self.model, self.projected = model, projected
         self.visual = _vit(model)
         self.visual.requires_grad_(False)
-        self.visual.eval()
+        super().train(False)
         blocks = self.visual.transformer.resblocks
         if not -len(blocks) <= layer < len(blocks):
             raise ValueError(f"layer is {layer}, and {model} has {len(blocks)} blocks: 0 to {len(blocks) - 1}")
@@ -255,12 +259,11 @@ def _how(model: str) -> str:
     """How to come by weights."""
     import open_clip
 
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    tag = tags[-1] if tags else "TAG"
+    tags = open_clip.list_pretrained_tags_by_model(model) or ["TAG"]
+    tag = next((name for name in tags if name.startswith("laion2b")), tags[0])
     return (
-        "Save them once, where there is a network:\n"
+        "Save them once, where there is a network, and name the file with --target.weights clip.pt:\n"
         f"  python -c \"import open_clip, torch; m = open_clip.create_model('{model}', pretrained='{tag}'); "
         "torch.save(m.visual.state_dict(), 'clip.pt')\"\n"
-        f"(also: {', '.join(tags) or 'no tags are known'}), then name the file: --target.weights clip.pt. "
         "To try things without: --target.weights random"
     )

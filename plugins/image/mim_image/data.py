@@ -14,6 +14,7 @@ from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
 from mim_core.errors import BadSample, MimError
 from mim_core.layout import Sample
+from mim_core.words import counted
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -199,7 +200,7 @@ class Images(DataSource):
     def plan(self) -> dict[str, str]:
         """Where images come from, how many, their classes, and how they are normalised."""
         root = "the bundled sample (Fashion-MNIST, MIT licence)" if self.bundled else str(self.config.root)
-        classes = f"{len(self.splits.train.classes)} classes" if self.splits.train.classes else "no classes"
+        classes = counted(len(self.splits.train.classes or ()), "class", "classes")
         mean, std = (", ".join(f"{v:.3f}" for v in t.flatten().tolist()) for t in (self.mean, self.std))
         return {
             "data": f"{root}: {len(self):,} images for training, {classes}",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mim_core import walking
 from mim_core.errors import MimError
 from PIL import Image
 
@@ -104,8 +105,7 @@ def _walk(root: Path) -> tuple[list[str], Counter[str]]:
     """Images below the root, sorted, and the endings of other files."""
     found: list[str] = []
     others: Counter[str] = Counter()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for folder, names, _ in walking.walk(root):
         for name in names:
             ending = os.path.splitext(name)[1].lower()
             if name.startswith("."):

@@ -190,7 +190,7 @@ def _scan(root: Path, split: str, named: Mapping[str, str], wanted: Sequence[str
 def _no_folder(base: Path, modality: str, folder: str) -> MimError:
     there = sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
     near = nearest(folder, there)
-    guess = f" Is it {near!r}? Say so: --data.folders.{modality} {near}." if near else ""
+    guess = f" Is it {near!r}? Say so: --data.folders {modality} {near}." if near else ""
     return MimError(
         f"{base} has no folder {folder!r} for the modality {modality}, which the tokenizers want.{guess}\n"
         f"Folders there: {', '.join(there[:12]) or 'none'}. {EXPECTED}"
@@ -269,7 +269,7 @@ def _listed(table: Path, both: Iterable[Items]) -> list[list[str]]:
     ending, or leave them out."""
     labels: dict[str, str] = {}
     try:
-        with open(table, newline="", encoding="utf-8") as file:
+        with open(table, newline="", encoding="utf-8-sig") as file:
             for row in [row for row in csv.reader(file) if row][1:]:
                 labels[row[0].strip()] = labels[os.path.splitext(row[0].strip())[0]] = row[1].strip()
     except (IndexError, UnicodeDecodeError, csv.Error) as error:
@@ -290,12 +290,15 @@ def class_names(root: Path) -> tuple[str, ...]:
     Empty without that file.
 
     Raises:
-        MimError: The file is empty.
+        MimError: The file is empty or not UTF-8.
     """
     path = root / "classes.txt"
     if not path.is_file():
         return ()
-    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
+    except UnicodeDecodeError as error:
+        raise MimError(f"{path} cannot be read: it is not UTF-8.") from error
     if not names:
         raise MimError(f"{path} is empty; it should hold the name of a class in each line.")
     return names

@@ -97,7 +97,7 @@ def multimae_vit_tiny() -> RunConfig:
         "decoder": Part.of("multimodal:cross-attention", **DECODER),
     }
     evaluate = EvaluateConfig(on=("multimodal:segmentation", "multimodal:depth"))
-    return RunConfig(parts, _minutes(100), evaluate)
+    return RunConfig(parts, _minutes(50), evaluate)
 
 
 def rgb_vit_tiny() -> RunConfig:

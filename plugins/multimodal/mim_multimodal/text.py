@@ -46,6 +46,7 @@ class TextTokenizer(Tokenizer):
         self.layout = Layout.on_grid(config.length)
         self.shapes = {config.modality: (config.length,)}
         self.unit_shape = (1,)
+        self.ids = {config.modality: config.vocabulary}
         self.token_embed = nn.Embedding(config.vocabulary, width, padding_idx=PADDING)
         nn.init.trunc_normal_(self.token_embed.weight, std=0.02)
         nn.init.zeros_(self.token_embed.weight[PADDING])

@@ -50,6 +50,7 @@ class ClassMapTokenizer(Tokenizer):
         self.layout = self.patches.layout
         self.shapes = {config.modality: config.size}
         self.unit_shape = (*config.patch, 1)
+        self.ids = {config.modality: config.classes}
         self.class_embed = nn.Embedding(config.classes + int(config.unknown), config.embed_width)
         nn.init.trunc_normal_(self.class_embed.weight, std=0.02)
 

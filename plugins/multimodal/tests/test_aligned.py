@@ -189,7 +189,7 @@ def test_folders_may_have_other_names(root):
     with pytest.raises(MimError) as error:
         source(root)
     assert "no folder 'semseg'" in str(error.value)
-    assert "--data.folders.semseg semseg_coco" in str(error.value)
+    assert "--data.folders semseg semseg_coco" in str(error.value)
     assert len(source(root, folders={"semseg": "semseg_coco"})) == 3
     with pytest.raises(ValueError, match="not for normals"):
         source(root, folders={"normals": "x"})
@@ -327,6 +327,15 @@ def test_ids_beyond_the_classes_are_refused(root):
     assert data.plan()["classes"] == "64"
     with pytest.raises(MimError, match=r"classes is 10, but .* names 64"):
         source(root, classes=10)
+
+
+def test_names_of_classes_that_cannot_be_read(root):
+    for content, words in ((b"\xff\xfe\xfa", "not UTF-8"), (b"\n\n", "is empty")):
+        (root / "classes.txt").write_bytes(content)
+        with pytest.raises(MimError, match=words):
+            source(root)
+    (root / "classes.txt").write_bytes(b"\xef\xbb\xbfwall\r\nfloor\r\n")
+    assert source(root).classes == ("wall", "floor")
 
 
 def test_the_number_of_classes_may_be_an_option(root):
@@ -534,7 +543,8 @@ def test_colours_are_normalised_and_come_back(root):
 
 
 def test_labels_by_class_folders_of_both_splits(root):
-    save(root, "c/1")
+    save(root, "Z/1")
+    save(root, "b/1", depth=DEPTH[::-1])
     data = source(root)
     train, test = data.labelled("train"), data.labelled("test")
     assert train.classes == test.classes == ("a", "b")
@@ -543,9 +553,9 @@ def test_labels_by_class_folders_of_both_splits(root):
     assert "1 items have no label that occurs in both splits" in train.note
     item = train.items[2]
     assert {"rgb", "depth", "depth_raw", "semseg", "index"} == set(item)
-    assert torch.equal(item["depth_raw"][0], torch.from_numpy(DEPTH.astype(np.float32)))
+    assert torch.equal(item["depth_raw"][0], torch.from_numpy(DEPTH[::-1].astype(np.float32)))
     assert data.read_labelled(2, 5)["label"] == 1
-    again = data.read(2, 5)
+    again = data.read(3, 5)
     assert all(torch.equal(data.read_labelled(2, 5)[name], again[name]) for name in again)
 
 

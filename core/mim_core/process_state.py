@@ -1,0 +1,130 @@
+"""What loading a plugin did to the process that others share: compared before and after, named, and put back where
+that is safe.
+
+Put back: torch's default dtype, default device, thread count and random state; Python's and numpy's random state; level
+and handlers of the root logger; environment variables that were set before. Named only: new environment variables and
+``sys.path``, which the plugin's own parts may need, and torch's threads between operations, which can be set once.
+
+Nothing is imported for this. A library that came with the plugin is compared with what it is like when fresh; its
+threads and numpy's random state, which differ from start to start, cannot be told then.
+"""
+
+from __future__ import annotations
+
+import random  # noqa: F401  - so that its state can be read before any plugin is there
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Facet:
+    """One thing that a process has once.
+
+    Attributes:
+        name: What people call it.
+        module: Where it lives; read only when that is loaded.
+        read: Its value, from the module.
+        write: Gives it a value again; None where that is not safe.
+        fresh: Its value when the module has just been imported; None where that is not known.
+        told: What to say of a change, from the values before and after.
+    """
+
+    name: str
+    module: str
+    read: Callable[[Any], Any]
+    write: Callable[[Any, Any], object] | None = None
+    fresh: Callable[[Any], Any] | None = None
+    told: Callable[[Any, Any], str] = lambda before, after: f"{before} became {after}"
+
+
+def _names(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """Variables that differ. Their values stay unsaid: some are secrets."""
+    return ", ".join(sorted(name for name in {*before, *after} if before.get(name) != after.get(name)))
+
+
+def _entries(before: list[str], after: list[str]) -> str:
+    new, lost = [p for p in after if p not in before], [p for p in before if p not in after]
+    said = [f"added {', '.join(map(repr, new))}"] if new else []
+    said += [f"took away {', '.join(map(repr, lost))}"] if lost else []
+    return "; ".join(said) or "another order"
+
+
+def _restore_environ(module: Any, before: Mapping[str, str]) -> None:
+    module.environ.update(before)  # what is new stays
+
+
+def _silent(before: object, after: object) -> str:
+    return ""
+
+
+def _set_device(torch: Any, before: str) -> None:
+    torch.set_default_device(None if before == "cpu" else before)
+
+
+def _set_handlers(logging: Any, before: tuple[Any, ...]) -> None:
+    logging.root.handlers[:] = before
+
+
+def _numpy_state(module: Any) -> tuple[Any, ...]:
+    kind, numbers, *rest = module.get_state()
+    return (kind, numbers.tobytes(), *rest)
+
+
+def _set_numpy(module: Any, state: tuple[Any, ...]) -> None:
+    kind, numbers, *rest = state
+    module.set_state((kind, sys.modules["numpy"].frombuffer(numbers, dtype="uint32"), *rest))
+
+
+def _torch_state(torch: Any, generator: Any = None) -> bytes:
+    return bytes((generator or torch.default_generator).get_state().tolist())
+
+
+def _set_torch(torch: Any, state: bytes) -> None:
+    torch.default_generator.set_state(torch.tensor(list(state), dtype=torch.uint8, device="cpu"))
+
+
+FACETS = (
+    Facet("torch's default dtype", "torch", lambda t: t.get_default_dtype(), lambda t, v: t.set_default_dtype(v),
+          fresh=lambda t: t.float32),
+    Facet("torch's default device", "torch", lambda t: str(t.get_default_device()), _set_device,
+          fresh=lambda t: "cpu"),
+    Facet("torch's threads", "torch", lambda t: t.get_num_threads(), lambda t, v: t.set_num_threads(v)),
+    Facet("torch's threads between operations", "torch", lambda t: t.get_num_interop_threads()),
+    Facet("torch's random state", "torch", _torch_state, _set_torch,
+          fresh=lambda t: _torch_state(t, t.Generator()), told=_silent),
+    Facet("numpy's random state", "numpy.random", _numpy_state, _set_numpy, told=_silent),
+    Facet("Python's random state", "random", lambda r: r.getstate(), lambda r, v: r.setstate(v), told=_silent),
+    Facet("os.environ", "os", lambda m: dict(m.environ), _restore_environ, told=_names),
+    Facet("sys.path", "sys", lambda m: list(m.path), told=_entries),
+    Facet("the root logger's level", "logging", lambda m: m.root.level, lambda m, v: m.root.setLevel(v),
+          fresh=lambda m: m.WARNING),
+    Facet("the root logger's handlers", "logging", lambda m: tuple(m.root.handlers), _set_handlers,
+          fresh=lambda m: (), told=lambda before, after: f"{len(before)} became {len(after)}"),
+)  # fmt: skip
+
+
+def read() -> dict[str, Any]:
+    """The values of all facets whose module is loaded, by name."""
+    return {f.name: f.read(sys.modules[f.module]) for f in FACETS if f.module in sys.modules}
+
+
+def settle(before: Mapping[str, Any]) -> list[str]:
+    """What is no longer as `read` found it, such as "torch's default dtype (torch.float32 became torch.float64; put
+    back)"; and puts back what can be."""
+    found = []
+    for facet in FACETS:
+        module = sys.modules.get(facet.module)
+        if module is None or (facet.name not in before and facet.fresh is None):
+            continue
+        then = before[facet.name] if facet.name in before else facet.fresh(module)  # type: ignore[misc]
+        now = facet.read(module)
+        if now == then:
+            continue
+        if facet.write is not None:
+            facet.write(module, then)
+        left = facet.write is None or facet.read(module) != then
+        said = "; ".join(text for text in (facet.told(then, now), "left" if left else "put back") if text)
+        found.append(f"{facet.name} ({said})")
+    return found

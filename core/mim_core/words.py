@@ -1,0 +1,17 @@
+"""Numbers with their nouns, as people read them."""
+
+from __future__ import annotations
+
+
+def counted(number: float, one: str, many: str = "") -> str:
+    """ "no clips", "1 clip", "0.5 epochs", "1,200 clips".
+
+    Args:
+        number: How many.
+        one: The noun for one of them.
+        many: The noun for others, where an s does not make it.
+    """
+    if number == 1:
+        return f"1 {one}"
+    told = "no" if number == 0 else f"{number:,}" if isinstance(number, int) else f"{number:,g}"
+    return f"{told} {many or one + 's'}"

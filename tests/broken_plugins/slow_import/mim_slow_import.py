@@ -1,0 +1,14 @@
+"""A plugin that does its work while it is imported."""
+
+import time
+
+from mim_core.hookspecs import hookimpl
+from mim_core.registry import Card, Register
+
+time.sleep(2.2)
+
+
+@hookimpl
+def mim_register_maskers(register: Register) -> None:
+    """Works, once it is there."""
+    register(name="late", load="mim_core.masker:RandomMasker", card=Card("Comes late."))

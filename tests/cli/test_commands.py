@@ -66,7 +66,7 @@ def test_list_every_kind(mim, kind):
 
 
 def test_recipes_of_a_plugin(mim):
-    for plugin in ("image", "video", "pointcloud"):
+    for plugin in ("image", "video", "pointcloud", "multimodal"):
         said = mim("recipes", plugin=plugin)
         own = [name for name in RECIPES if name.startswith(f"{plugin}:")]
         assert own

@@ -20,7 +20,7 @@ ASKED = {
     "pretrain --twin": "Which recipe?",
     "pretrain mae-vit-tny": "Unknown recipe 'mae-vit-tny'. Did you mean 'mae-vit-tiny'?",
     "pretrain imgae:mae-vit-tiny": "Unknown recipe 'imgae:mae-vit-tiny'. Did you mean 'image:mae-vit-tiny'?",
-    "pretrain multimodal:multimae": "No plugin 'multimodal' is installed. Try: pip install \"mim-core[multimodal]\"",
+    "pretrain telepathy:mae": "No plugin 'telepathy' is installed. Try: pip install mim-telepathy",
     "pretrain mae-vit-tiny --masker.ration 0.5": "Unrecognized options: --masker.ration, 0.5",
     "pretrain mae-vit-tiny --masker.raito 0.5": "--masker.ratio",
     "pretrain mae-vit-tiny --dryrun": "--dry-run",

@@ -17,6 +17,7 @@ from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
 from mim_core.errors import BadSample, MimError, nearest
 from mim_core.layout import Sample
+from mim_core.words import counted
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -216,7 +217,8 @@ class Clouds(DataSource):
         """Clouds with their class, without augmentation; the classes of both splits are the same."""
         store = self._with_classes(split)
         labels = torch.tensor(store.labels, dtype=torch.int64)
-        return Labelled(split, labels, store.classes or (), Plain(self, store), f"{store.note} {RAW_NOTE}".strip())
+        note, names = f"{store.note} {RAW_NOTE}".strip(), tuple(map(store.name, range(len(store))))
+        return Labelled(split, labels, store.classes or (), Plain(self, store), note, names=names)
 
     def raw(self, sample: Sample) -> Tensor:
         """45 histogram features by hand [B, 45], because points have no order: box, radii, distances, heights."""
@@ -240,7 +242,7 @@ class Clouds(DataSource):
         """Where shapes come from, how many, their classes, how points are drawn, and what is missing."""
         config, found = self.config, self.found
         root = "the bundled sample (furniture, CC0 and CC-BY)" if self.bundled else f"{config.root} ({found.kind})"
-        classes = f"{len(found.train.classes)} classes" if found.train.classes else "no classes"
+        classes = counted(len(found.train.classes or ()), "class", "classes")
         probes = f", {len(found.train):,} + {len(found.test):,} labelled" if found.train.classes else ""
         how = "at random" if config.choose == "random" else f"the farthest of {config.candidates:,}"
         scale = f"scaled by {config.scale[0]:.3g} to {config.scale[1]:.3g} per axis, shifted by up to {config.shift:g}"

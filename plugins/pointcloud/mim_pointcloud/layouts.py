@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from mim_core import walking
 from mim_core.errors import MimError, unknown
 
 from mim_pointcloud.files import EXTENSIONS, is_list
@@ -76,8 +77,7 @@ def walk(root: Path) -> tuple[list[str], Counter[str]]:
     """Shapes below the root, sorted, and the endings of other files."""
     found: list[str] = []
     others: Counter[str] = Counter()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for folder, names, _ in walking.walk(root):
         for name in names:
             ending = os.path.splitext(name)[1].lower()
             if name.startswith("."):
@@ -145,7 +145,7 @@ def sample(root: Path) -> Shapes:
     """
     if _sample_root(root) is None:
         raise absent("sample", root, SAMPLE_FILES)
-    with open(root / "shapes.csv", newline="", encoding="utf-8") as file:
+    with open(root / "shapes.csv", newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     count = len(np.load(root / "points.npy", mmap_mode="r"))
     if not rows or count != len(rows) or not {"name", "class", "split"} <= set(rows[0]):

@@ -196,7 +196,7 @@ def shapenetcore(root: Path) -> Shapes:
         labels = [list(names).index(synset) for synset, _ in found]
         return drawn("shapenetcore", ShapeStore(place, tuple(found.values()), labels, classes))
     splits: dict[str, list[Listed]] = {"train": [], "test": []}
-    with open(table, newline="", encoding="utf-8") as file:
+    with open(table, newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
             synset, model = row["synsetId"].zfill(8), row["modelId"]
             if synset in names:

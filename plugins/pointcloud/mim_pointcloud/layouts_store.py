@@ -126,7 +126,7 @@ def lines(path: Path) -> list[str]:
         beside = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
         near = nearest(path.name, beside)
         raise MimError(f"{path} is missing." + (f" The nearest name beside it is {near!r}." if near else ""))
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def stable_order(name: str) -> int:

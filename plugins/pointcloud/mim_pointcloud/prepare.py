@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import multiprocessing
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from mim_core import walking
 from mim_core.errors import BadSample, MimError
 
 from mim_pointcloud.files import EXTENSIONS, is_list, read_cloud
@@ -85,12 +85,9 @@ def plan(root: Path, out: Path) -> list[Job]:
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and their files in order; links are followed, but none to a folder that holds it."""
-    for folder, folders, names in os.walk(root, followlinks=True):
-        here = Path(folder)
-        above = {here.resolve(), *here.resolve().parents, root.resolve()}
-        folders[:] = sorted(name for name in folders if (here / name).resolve() not in above)
-        yield here, sorted(names)
+    """Folders and their files in order; links are followed, and each real folder is visited once."""
+    for folder, names, _ in walking.walk(root, hidden=True):
+        yield folder, names
 
 
 def prepare_collection(root: Path, out: Path, sampling: Sampling, workers: int) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from mim_core import randomness
 from mim_core.build import build_method
 from mim_core.cli import main
 from mim_core.data import DataSource, Labelled
+from mim_core.encoder import Encoder
 from mim_core.errors import MimError
 from mim_core.features import load_run
 from mim_core.loop import start, train
@@ -98,7 +99,7 @@ def test_interpolation_is_by_inverse_squared_distances():
     ("depth", "levels"), [(12, (4, 8, 12)), (4, (1, 3, 4)), (3, (1, 2, 3)), (2, (1, 2)), (1, (1,))]
 )
 def test_thirds(depth, levels):
-    encoder = torch.nn.Module()
+    encoder = Encoder()
     encoder.blocks = torch.nn.ModuleList(torch.nn.Identity() for _ in range(depth))
     assert thirds(encoder) == levels
 

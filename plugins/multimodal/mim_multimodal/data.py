@@ -62,6 +62,9 @@ class Aligned(DataSource):
         """Number of classes; larger ids are errors. None: as many as classes.txt names."""
         depth_bits: int | None = None
         """8 or 16: a depth map of another bit depth is bad. None: as the file says."""
+        depth_limit: float | None = None
+        """Standardised depth is cut off at this absolute value. None as in MultiMAE; where most of a picture is one
+        flat surface, the rest then has values in the tens, which rule the loss."""
         depth_invalid: float | None = None
         """Value in depth maps that means no measurement. None: 0 in files of 16 bits, no value in others; -1 for no
         value in any."""
@@ -216,7 +219,8 @@ class Aligned(DataSource):
             mean, std = self._statistics_on(sample["rgb"].device)
             done["rgb"] = (sample["rgb"].float() / 255 - mean) / std
         if "depth" in sample:
-            done["depth"] = standardise(sample["depth"])
+            depth, limit = standardise(sample["depth"]), self.config.depth_limit
+            done["depth"] = depth if limit is None else depth.clamp(-limit, limit)
         if "semseg" in sample:
             done["semseg"] = sample["semseg"].long()
         return done
@@ -369,6 +373,8 @@ def _check(config: Aligned.Config) -> None:
     strange = sorted(set(config.folders) - set(MODALITIES))
     if strange:
         raise ValueError(f"folders are for {', '.join(MODALITIES)}, not for {', '.join(strange)}")
+    if config.depth_limit is not None and config.depth_limit <= 0:
+        raise ValueError(f"depth_limit must be positive, got {config.depth_limit}")
     low, high = config.area
     if not 0 < low <= high <= 1:
         raise ValueError(f"area must be two rising shares in (0, 1], got {config.area}")

@@ -20,7 +20,7 @@ from mim_multimodal.dense import Dense, cut
 
 IGNORE = 255
 """The id that is no class."""
-STEPS = 200
+STEPS = 100
 """Of L-BFGS, at most."""
 CHUNK = 8192
 """Places that are worked on at once."""
@@ -123,9 +123,9 @@ def classify(
     x, t = standardise(train, test)
     kept = (labels != IGNORE).any(dim=1)
     x, labels = x[kept], labels[kept]
-    count, outputs = int((labels != IGNORE).sum()), labels.shape[1] * classes
-    weight = torch.zeros(x.shape[1], outputs, device=x.device, requires_grad=True)
-    bias = torch.zeros(outputs, device=x.device, requires_grad=True)
+    count = int((labels != IGNORE).sum())
+    weight = torch.zeros(x.shape[1], labels.shape[1] * classes, device=x.device, requires_grad=True)
+    bias = torch.zeros(labels.shape[1] * classes, device=x.device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=STEPS,
@@ -134,22 +134,23 @@ def classify(
         tolerance_grad=1e-6,
         tolerance_change=1e-9,
     )
+    answers = F.one_hot(labels.where(labels != IGNORE, classes), classes + 1)[..., :-1].to(torch.bool)
 
     def closure() -> Tensor:
-        optimizer.zero_grad()
-        total = l2 / 2 * weight.square().sum() / count
-        total.backward()
-        whole = total.detach()
-        for part, answers in zip(x.split(CHUNK), labels.split(CHUNK), strict=True):
-            logits = (part @ weight + bias).reshape(-1, classes)
-            loss = F.cross_entropy(logits, answers.flatten(), reduction="sum", ignore_index=IGNORE) / count
-            loss.backward()
-            whole = whole + loss.detach()
-        return whole
+        loss = l2 / 2 * weight.square().sum()
+        weight.grad, bias.grad = l2 * weight, torch.zeros_like(bias)
+        for part, right in zip(x.split(CHUNK), answers.split(CHUNK), strict=True):
+            log = torch.log_softmax((part @ weight + bias).reshape(right.shape), dim=2)
+            loss = loss - log[right].sum()
+            slope = ((log.exp() - right.float()) * right.any(dim=2, keepdim=True)).flatten(1)
+            weight.grad += part.T @ slope
+            bias.grad += slope.sum(dim=0)
+        weight.grad /= count
+        bias.grad /= count
+        return loss / count
 
-    with torch.enable_grad():
-        optimizer.step(closure)
     with torch.no_grad():
+        optimizer.step(closure)
         found = [(part @ weight + bias).reshape(len(part), -1, classes).argmax(dim=2) for part in t.split(CHUNK)]
     return torch.cat(found)
 

@@ -128,8 +128,8 @@ class Paired(DataSource):
                 f"Not every item for {what} has a file of each modality: {text}.\nLeave such items out with "
                 "--data.missing skip."
             )
-        if not len(next(iter(items.values()))):
-            raise MimError(f"No item for {what} has a file of each of {', '.join(self.shapes)}: {text or 'no files'}.")
+        if absent and not len(next(iter(items.values()))):
+            raise MimError(f"No item for {what} has a file of each of {', '.join(self.shapes)}: {text}.")
 
     def __len__(self) -> int:
         return len(next(iter(self.items.values())))

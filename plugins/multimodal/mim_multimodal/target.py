@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int
+from mim_core.data import DataSource
 from mim_core.layout import Patches, Sample
 from mim_core.mask import Mask
 from mim_core.target import Target
@@ -37,6 +38,14 @@ class ClassMapTarget(Target):
             raise ValueError("this target is for a tokenizer of class ids, which says how many classes there are")
         self.classes, self.unit_shape = classes, tokenizer.unit_shape
         self.size = self.classes * math.prod(self.unit_shape)
+
+    def check(self, source: DataSource) -> None:
+        """Refuses data of another number of classes, where the source knows it."""
+        count = getattr(source, "class_count", None)
+        if count is not None and count != self.classes:
+            raise ValueError(
+                f"the data has {count} classes, and the tokenizer {self.classes}: --semseg.tokenizer.classes {count}"
+            )
 
     def make(
         self, sample: Sample, patches: Patches, mask: Mask, teacher: nn.Module | None = None

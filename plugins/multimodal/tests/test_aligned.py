@@ -288,6 +288,19 @@ def test_an_item_with_a_missing_file_is_kept_with_the_modality_hidden(root):
     assert len(data.dense("train")) == 1  # both are needed there
 
 
+def test_a_split_without_a_modality_is_hidden_or_refused(root):
+    (root / "test" / "depth").rename(root / "test" / "other")
+    for missing in ("refuse", "skip"):
+        with pytest.raises(MimError, match="no folder 'depth'"):
+            source(root, missing=missing)
+    item = source(root, missing="mask").labelled("test").items[0]
+    assert not item["depth.present"]
+    assert item["depth_raw"].isnan().all()
+    (root / "train" / "depth").rename(root / "train" / "other")
+    with pytest.raises(MimError, match="no folder 'depth'"):
+        source(root, missing="mask")
+
+
 def test_nothing_that_is_whole(root):
     for path in (root / "train" / "depth").glob("*/*.png"):
         path.unlink()
@@ -602,6 +615,8 @@ def test_dense_items_have_depth_and_ids_whatever_the_tokenizers_want(root):
     assert item["index"] == 1
     both = source(root, {"rgb": (3, 32, 32), "semseg": (8, 8)}).dense("test")[1]
     assert torch.equal(both["semseg"], item["semseg"])
+    fine = source(root, {"rgb": (3, 32, 32), "semseg": (32, 32)}).dense("test")[1]
+    assert fine["semseg"].shape == (32, 32)
     sample = Readable.collate([Readable(data.dense("test"))[i] for i in range(3)])
     assert data.finish(sample)["depth"].mean().abs() < 0.1
     for split in ("train", "test"):

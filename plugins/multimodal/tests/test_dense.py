@@ -1,11 +1,13 @@
 """Dense probes: tokens that are the answer, tokens that say nothing, scores against scikit-learn, and what is
 refused."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mim_core.cli import main
 from mim_core.errors import MimError
 from mim_core.evaluation import MAJORITY, PRETRAINED, RAW, UNTRAINED, Score, Study, verdict
 from mim_core.method import Features
@@ -13,6 +15,7 @@ from mim_core.recipe import EvaluateConfig
 from mim_core.tokenizer import JoinedTokenizer, PatchTokenizer
 from mim_multimodal import dense
 from mim_multimodal.evaluations import classify, commonest, depth, depth_errors, mean_iou, regress, segmentation
+from PIL import Image
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
@@ -246,6 +249,37 @@ def test_what_is_refused(evaluation, change, message):
         setattr(asked, name, value)
     with pytest.raises(MimError, match=message):
         evaluation(asked)
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    """Aligned pictures without classes of their own."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 6)):
+        for number in range(count):
+            pictures = {"rgb": (32, 32, 3), "depth": (32, 32), "semseg": (8, 8)}
+            for name, shape in pictures.items():
+                high = 4 if name == "semseg" else 256
+                path = tmp_path / "files" / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, high, shape, np.uint8)).save(path)
+    return tmp_path / "files"
+
+
+def test_a_run_without_labels_is_judged_by_what_needs_none(unlabelled, tmp_path, capsys):
+    folder = tmp_path / "run"
+    options = ["--train.epochs", "1", "--train.warmup-epochs", "0", "--train.batch-size", "8", "--data.root"]
+    assert main(["pretrain", "multimodal:rgb-vit-tiny", "--twin", *options, str(unlabelled), "--out", str(folder)]) == 0
+    assert main(["evaluate", str(folder), "--on", "multimodal:segmentation,multimodal:depth"]) == 0
+    lines = capsys.readouterr().out
+    assert "Lower is better in: RMSE, rgb." in lines
+    found = json.loads((folder / "scores.json").read_text())["scores"]
+    assert {score["row"] for score in found} == {MAJORITY, RAW, UNTRAINED, PRETRAINED}
+    assert {score["column"] for score in found if score["lower_is_better"]} == {"RMSE, rgb"}
+    assert all(0 <= score["value"] <= 1 for score in found)
+    assert not (folder / "features").exists()  # nothing was made of whole samples
+    assert main(["evaluate", str(folder), "--on", "knn"]) != 0
+    assert "has no classes of items" in capsys.readouterr().err
 
 
 def test_a_lower_error_is_the_better_one():

@@ -2,14 +2,18 @@
 """Every part of the method keeps its contract; budgets and formulas are exact."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from mim_core.build import build_method
+from mim_core.build import build_method, make_source
+from mim_core.errors import MimError
 from mim_core.layout import Layout
+from mim_core.loop import start
 from mim_core.mask import Draw, Mask
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe
+from mim_core.report import held_out_samples, reconstruct
 from mim_core.testing import MaskerContract, TargetContract, TokenizerContract, keys
 from mim_multimodal.masker import DirichletMasker, log_gamma_draws
 from mim_multimodal.target import ClassMapTarget
@@ -192,3 +196,29 @@ def test_the_recipe_has_the_papers_numbers():
     assert method.tokenizer.layout.count == 588
     assert set(method.heads) == {"rgb", "norm_rgb", "depth", "semseg"}
     assert all(head.average == "sample" for head in method.heads.values())
+
+
+def test_classes_of_data_and_tokenizer_agree(tmp_path):
+    run = load_recipe("multimodal:multimae-vit-tiny", installed(), twin=True)
+    part = run.parts["semseg.tokenizer"]
+    other = replace(part, options=replace(part.options, classes=9))
+    run = replace(run, parts={**run.parts, "semseg.tokenizer": other})
+    with pytest.raises(MimError, match=r"the data has 14 classes, and the tokenizer 9: --semseg.tokenizer.classes 14"):
+        start(run, tmp_path, installed())
+
+
+@pytest.mark.parametrize("name", [entry.full_name for entry in installed().of_kind("recipes", "multimodal")])
+def test_pictures_of_every_recipe(name, tmp_path):
+    """A twin of each recipe rebuilds held-out samples, head by head."""
+    if "captions" in name:
+        pytest.importorskip("open_clip")
+    run = load_recipe(name, installed(), twin=True)
+    method = build_method(run)
+    source = make_source(run, method)
+    sample, where = held_out_samples(source, 3)
+    assert where == "held-out samples"
+    found = reconstruct(method, sample)
+    assert set(found) == set(method.heads)
+    for rebuilt in found.values():
+        for values in (rebuilt.input, rebuilt.masked, rebuilt.rebuilt):
+            assert source.picture(rebuilt.modality, values[0]).content

@@ -8,7 +8,7 @@ VideoMAE, Point-MAE and MultiMAE by its parts alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -366,8 +366,8 @@ def _encode_valid(encoder: Encoder, tokens: Tensor, layout: Layout, mask: Mask, 
     for number, pattern in enumerate(patterns):
         rows = (which == number).nonzero()[:, 0]
         ids = pattern.nonzero()[:, 0].expand(len(rows), -1)
-        part = replace(mask, hidden=mask.hidden[rows], kept_ids=ids, query_ids=mask.query_ids[rows])
-        encoded = encoder(take(tokens[rows], ids), layout.rows(rows), replace(part, weight=mask.weight[rows]))
+        part = Mask(mask.hidden[rows], ids, mask.query_ids[rows], mask.weight[rows])
+        encoded = encoder(take(tokens[rows], ids), layout.rows(rows), part)
         out = out.to(encoded.tokens.dtype)
         out[rows] = out[rows].scatter(1, ids[:, :, None].expand_as(encoded.tokens), encoded.tokens)
         if prefix is None:

@@ -34,7 +34,8 @@ class Aligned(DataSource):
     ``ROOT/{train,test}/MODALITY/CLASS/NAME``, a file of the same name in every modality. Colour is turned upright by
     its EXIF entry; other pictures are taken as they are. Depth: 8 or 16 bits or floats. Class ids: 8 or 16 bits, or
     the entries of a palette, 255 for none; their map may be smaller by a whole factor. Names of the classes:
-    ``ROOT/classes.txt``. Labels of whole items: ``ROOT/labels.csv``, or CLASS.
+    ``ROOT/classes.txt``. Labels of whole items: ``ROOT/labels.csv``, or CLASS. Captions may be the rows of
+    ``ROOT/captions.csv`` (path, caption) in place of files.
 
     `read` gives rgb as uint8, depth as float32 in the file's unit with NaN where nothing was measured, class ids as
     uint8; `finish` makes of them what the method sees.
@@ -169,7 +170,8 @@ class Aligned(DataSource):
                 elif name == "semseg":
                     opened[name] = files.read_ids(path, self.class_count)
                 else:
-                    opened[name] = captions.encode_caption(files.read_text(path), shapes[name][0])
+                    text = items.captions.get(items.stems[index]) or files.read_text(path)
+                    opened[name] = captions.encode_caption(text, shapes[name][0])
             except MimError:
                 raise
             except ValueError as error:

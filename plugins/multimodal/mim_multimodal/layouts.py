@@ -1,7 +1,8 @@
 """Which aligned items there are: folders of modalities, with a file of the same name in each.
 
 ``ROOT/{train,test}/MODALITY/CLASS/.../name.ext``; val and validation stand for test. Without these folders it is
-``ROOT/MODALITY/...``, and a fifth of the items, drawn by their names, is held out.
+``ROOT/MODALITY/...``, and a fifth of the items, drawn by their names, is held out. Captions may also be the rows of one
+table, ``ROOT/captions.csv``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ ENDINGS: Mapping[str, tuple[str, ...]] = {
     "semseg": (".png",),
     "caption": (".txt",),
 }
+CAPTIONS = "captions.csv"
 HELD_OUT = ("test", "val", "validation")
 EXPECTED = (
     "It should hold train/MODALITY/CLASS/NAME and test/MODALITY/CLASS/NAME, or MODALITY/CLASS/NAME; modalities are "
@@ -44,6 +46,7 @@ class Items:
         folders: Modality -> its folder.
         stems: Each item's path below a modality's folder, without the ending; with "/" on every system.
         endings: Modality -> the ending of each item's file; empty where the item has none.
+        captions: Stem -> caption, where captions are the rows of a table.
     """
 
     root: Path
@@ -51,6 +54,7 @@ class Items:
     folders: Mapping[str, str]
     stems: tuple[str, ...]
     endings: Mapping[str, tuple[str, ...]]
+    captions: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -61,6 +65,8 @@ class Items:
 
     def file(self, modality: str, index: int) -> str:
         """An item's file below the root, with the first usual ending where it is missing."""
+        if modality == "caption" and self.captions:
+            return f"{CAPTIONS}: {self.stems[index]}"
         ending = self.endings[modality][index] or ENDINGS[modality][0]
         parts = (self.split, self.folders[modality], self.stems[index] + ending)
         return "/".join(part for part in parts if part)
@@ -171,9 +177,13 @@ def _scan(root: Path, split: str, named: Mapping[str, str], wanted: Sequence[str
     base = root / split
     files: dict[str, dict[str, str]] = {}
     others: Counter[str] = Counter()
+    captions: dict[str, str] = {}
     for name in MODALITIES:
         folder = base / named[name]
-        if folder.is_dir():
+        if name == "caption" and not folder.is_dir() and (root / CAPTIONS).is_file():
+            captions = _captions(root / CAPTIONS, split, named)
+            files[name] = dict.fromkeys(captions, ".csv")
+        elif folder.is_dir():
             files[name], strange = _walk(folder, name)
             others.update(strange if name in wanted else {})
         elif name in wanted and not may_lack:
@@ -184,7 +194,35 @@ def _scan(root: Path, split: str, named: Mapping[str, str], wanted: Sequence[str
         looked = "; ".join(f"{named[name]}: {' '.join(ENDINGS[name])}" for name in wanted)
         raise MimError(f"No items in {base}. Looked for {looked}; found {there}.")
     endings = {name: tuple(files.get(name, {}).get(stem, "") for stem in stems) for name in {*files, *wanted}}
-    return Items(root, split, {n: f for n, f in named.items() if n in endings}, tuple(stems), endings)
+    return Items(root, split, {n: f for n, f in named.items() if n in endings}, tuple(stems), endings, captions)
+
+
+def _captions(table: Path, split: str, named: Mapping[str, str]) -> dict[str, str]:
+    """Stem -> caption of a split, from a table (columns path and caption; an empty caption is none). Its paths may name
+    the split, the modality and the ending, or leave them out; without a split they hold for every one."""
+    found: dict[str, str] = {}
+    splits, folders = ("train", *HELD_OUT), set(named.values())
+    for path, text in _rows(table, "caption"):
+        parts = path.split("/")
+        if split and parts[0] in splits:
+            if parts[0] != split:
+                continue
+            parts = parts[1:]
+        parts = parts[1:] if parts[0] in folders and len(parts) > 1 else parts
+        stem, ending = os.path.splitext("/".join(parts))
+        known = any(ending.lower() in endings for endings in ENDINGS.values())
+        if text:
+            found[stem if known else stem + ending] = " ".join(text.split())
+    return found
+
+
+def _rows(table: Path, column: str) -> list[tuple[str, str]]:
+    """The rows of a table with the columns path and another, without the first line."""
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            return [(row[0].strip(), row[1].strip()) for row in [row for row in csv.reader(file) if row][1:]]
+    except (IndexError, UnicodeDecodeError, csv.Error) as error:
+        raise MimError(f"{table} cannot be read: it needs a first line 'path,{column}' and two columns.") from error
 
 
 def _no_folder(base: Path, modality: str, folder: str) -> MimError:
@@ -268,12 +306,8 @@ def _listed(table: Path, both: Iterable[Items]) -> list[list[str]]:
     """The label of every item, empty where the table has none. Its paths may name the split, the modality and the
     ending, or leave them out."""
     labels: dict[str, str] = {}
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            for row in [row for row in csv.reader(file) if row][1:]:
-                labels[row[0].strip()] = labels[os.path.splitext(row[0].strip())[0]] = row[1].strip()
-    except (IndexError, UnicodeDecodeError, csv.Error) as error:
-        raise MimError(f"{table} cannot be read: it needs a first line 'path,label' and two columns.") from error
+    for path, label in _rows(table, "label"):
+        labels[path] = labels[os.path.splitext(path)[0]] = label
     found = []
     for items in both:
         folders = ["", *(f"{folder}/" for folder in items.folders.values())]

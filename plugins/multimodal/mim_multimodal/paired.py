@@ -17,11 +17,13 @@ from mim_core.layout import Sample
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mim_multimodal.inner import open_inner, options_of
+from mim_multimodal.inner import Option, open_inner, options_of
 
 SAMPLE = Path(__file__).parent / "sample" / "clips"
 SAMPLE_SPLIT = "train"
 """The bundled clips have no classes; those of the maps for training are used."""
+SAMPLE_OPTIONS: Mapping[str, Option] = {"stride": 2}
+"""Its clips have 16 frames; given unless the options say otherwise."""
 SOURCE = "video:clips"
 FOLDERS = {"video": "rgb"}
 """Where a modality's files are sought when there is no folder of its name."""
@@ -71,7 +73,8 @@ class Paired(DataSource):
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.folders = {modality: self._folder(modality) for modality in shapes}
         self.entries = {m: config.entries.get(m, ENTRIES.get(name, m)) for m, name in names.items()}
-        options = options_of(names, config.options)
+        short: Mapping[str, Option] = SAMPLE_OPTIONS if self.bundled and SOURCE in names.values() else {}
+        options = options_of(names, {**short, **config.options})
         self.inner: dict[str, DataSource] = {}
         for m, name in names.items():
             self.inner[m] = open_inner(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mim_core.doctor import Finding, library
 from mim_core.hookspecs import hookimpl
 from mim_core.registry import Card, RecipeRegister, Register
 
@@ -120,12 +119,6 @@ def mim_register_importers(register: Register) -> None:
         load="mim_multimodal.interop:import_multimae",
         card=Card("Official MultiMAE pre-training weights (.pth).", MULTIMAE),
     )
-
-
-@hookimpl
-def mim_diagnose() -> list[Finding]:
-    """What captions need."""
-    return [library("open_clip", ("open_clip_torch",), means='captions (pip install "mim-multimodal[clip]")')]
 
 
 def main() -> int:

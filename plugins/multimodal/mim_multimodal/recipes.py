@@ -108,16 +108,18 @@ def rgb_vit_tiny() -> RunConfig:
 
 
 def multimae_captions_vit_tiny() -> RunConfig:
-    """RGB and captions: each is seen in part, and what is hidden of either is predicted from both."""
+    """RGB and captions: each is seen in part, and what is hidden of either is predicted from both. Crops are large and
+    not mirrored, because captions say left and right."""
     config = multimae_vit_tiny()
     parts = {
         **{role: part for role, part in rgb_vit_tiny().parts.items() if not role.startswith("norm_rgb.")},
         "method": Part.of("core:masked-autoencoder", average="sample"),
-        "caption.tokenizer": Part.of("multimodal:text", length=16),
+        "data": Part.of("multimodal:aligned", root="sample", area=(0.8, 1.0), flip=0.0),
+        "caption.tokenizer": Part.of("multimodal:text", length=24),
         "caption.target": Part.of("multimodal:text"),
         "masker": Part.of("multimodal:dirichlet", visible=20, alpha=1.0),
     }
-    return replace(config, parts=parts)
+    return replace(config, parts=parts, train=_minutes(10, batch_size=32, lr_batch=32))
 
 
 def points_depth_vit_tiny() -> RunConfig:
@@ -140,7 +142,7 @@ def video_depth_vit_tiny() -> RunConfig:
     """Clips and their depth, in tubelets of mim-video: bundled clips of the same game, which have no classes."""
     tubelets = {"size": (8, 48, 48), "patch": (2, 8, 8)}
     parts = {
-        "data": Part.of("multimodal:paired", root="sample", options={"stride": 2}),  # clips of 16 frames
+        "data": Part.of("multimodal:paired", root="sample"),
         "video.tokenizer": Part.of("video:tubelet", modality="video", channels=3, **tubelets),
         "depth.tokenizer": Part.of("video:tubelet", modality="depth", channels=1, **tubelets),
         "video.target": Part.of("core:values", normalize=False, loss="l2"),

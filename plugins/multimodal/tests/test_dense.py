@@ -108,7 +108,7 @@ def noise(name, values):
 def study(make, source=None, **config):
     methods = {UNTRAINED: lambda: Fake(noise), PRETRAINED: lambda: Fake(make)}
     config = EvaluateConfig(batch_size=64, **config)
-    return Study(config, (), (), {}, source=source or Source(), methods=methods)
+    return Study(config, (torch.zeros(0), torch.zeros(0)), (), {}, source=source or Source(), methods=methods)
 
 
 def by_cell(scores):

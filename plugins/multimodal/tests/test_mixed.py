@@ -9,6 +9,7 @@ import pytest
 import torch
 from mim_core import randomness
 from mim_core.build import build_method, make_source
+from mim_core.cli import main
 from mim_core.errors import BadSample, MimError
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe
@@ -395,3 +396,17 @@ def test_recipes_take_a_step(recipe):
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+@needs_video
+def test_options_on_the_command_line(capsys, tmp_path):
+    """Those of the bundled sample are defaults, and any option of a source can be named."""
+    plain = ["pretrain", "multimodal:video-depth-vit-tiny", "--twin", "--dry-run", "--out", str(tmp_path / "run")]
+    assert main(plain) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "60 items with video, depth, read under the same key" in text
+    assert text.count("one of every 2 frames") == 2
+    assert main([*plain, "--data.options", "stride", "1", "depth.stride", "3"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "one of every 1 frames" in text
+    assert "one of every 3 frames" in text

@@ -1,4 +1,4 @@
-# ruff: noqa: RUF012 - contracts are configured by class attributes
+
 """Every part of the method keeps its contract; budgets and formulas are exact."""
 
 import math

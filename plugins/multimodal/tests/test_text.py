@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from mim_core.build import build_method
+from mim_core.errors import MimError
 from mim_core.layout import Layout
 from mim_core.mask import Draw, Mask
 from mim_core.masker import RandomMasker
@@ -12,7 +13,10 @@ from mim_core.plugins import installed
 from mim_core.recipe import Part, RunConfig, TrainConfig, resolve
 from mim_core.report import reconstruct
 from mim_core.testing import TargetContract, TokenizerContract, keys, uncovered
+from mim_multimodal.data import SAMPLE
+from mim_multimodal.layouts import find_items
 from mim_multimodal.text import TextTarget, TextTokenizer
+from PIL import Image
 
 LENGTH, VOCABULARY = 12, 40
 
@@ -30,7 +34,7 @@ def tokenizer(width=8):
 
 class TestText(TokenizerContract):
     part = "multimodal:text"
-    options = {"length": LENGTH, "vocabulary": VOCABULARY}  # noqa: RUF012
+    options = {"length": LENGTH, "vocabulary": VOCABULARY}
 
     def make_sample(self, tokenizer, rows):
         return {"caption": captions(rows), "key": keys(rows)}
@@ -258,3 +262,51 @@ def test_pictures_of_captions_keep_what_is_visible():
 def test_a_caption_is_a_layout_of_one_axis():
     assert tokenizer().layout == Layout(count=LENGTH, grid=(LENGTH,))
     assert tokenizer().shapes == {"caption": (LENGTH,)}
+
+
+# ---- captions in one table -------------------------------------------------------------------------------------------
+
+
+def colours(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (200, 100, 50)).save(path)
+
+
+def table(root, *rows):
+    (root / "captions.csv").write_text("path,caption\n" + "".join(f"{row}\n" for row in rows))
+
+
+def test_captions_in_one_table(tmp_path):
+    colours(tmp_path, "train/rgb/a/1.jpg", "train/rgb/a/2.jpg", "test/rgb/a/1.jpg")
+    table(tmp_path, "train/rgb/a/1.jpg,A cat.", 'train/a/2,"A  dog, far."', "test/caption/a/1.txt,Another cat.")
+    found = find_items(tmp_path, ("rgb", "caption"))
+    assert found.train.captions == {"a/1": "A cat.", "a/2": "A dog, far."}
+    assert found.test.captions == {"a/1": "Another cat."}
+    assert found.train.file("caption", 0) == "captions.csv: a/1"
+    assert found.train.name(0) == "train/rgb/a/1.jpg"
+    assert find_items(tmp_path, ("caption",)).train.stems == ("a/1", "a/2")
+    captions = pytest.importorskip("mim_multimodal.captions")
+    pytest.importorskip("open_clip")
+    source = installed().get("data", "multimodal:aligned").resolve()
+    source = source(source.Config(root=tmp_path), {"rgb": (3, 8, 8), "caption": (8,)})
+    assert captions.decode_caption(source.read(1, 5)["caption"].tolist()) == "a dog , far ."
+
+
+def test_a_table_that_lacks_some(tmp_path):
+    colours(tmp_path, "train/rgb/1.jpg", "train/rgb/2.jpg", "test/rgb/1.jpg")
+    table(tmp_path, "1,One.", "2,")
+    with pytest.raises(MimError, match=r"missing(?s:.*)captions.csv: 2"):
+        find_items(tmp_path, ("rgb", "caption"))
+    found = find_items(tmp_path, ("rgb", "caption"), missing="skip")
+    assert (found.train.stems, found.test.stems) == (("1",), ("1",))
+    (tmp_path / "captions.csv").write_text("path\n1\n")
+    with pytest.raises(MimError, match="'path,caption'"):
+        find_items(tmp_path, ("rgb", "caption"))
+
+
+def test_every_frame_of_the_sample_has_a_sentence():
+    found = find_items(SAMPLE, ("rgb", "caption"))
+    assert (len(found.train), len(found.test), found.left_out) == (960, 240, 0)
+    assert all(text.endswith(".") for text in found.train.captions.values())

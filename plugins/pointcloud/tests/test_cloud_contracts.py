@@ -1,4 +1,4 @@
-# ruff: noqa: RUF012 - contracts are configured by class attributes
+
 """Every part of the method keeps its contract; the paper's counts and formulas are exact."""
 
 import pytest
@@ -182,7 +182,7 @@ def test_the_recipe_has_the_papers_numbers():
     encoder, decoder = options["encoder"], options["decoder"]
     assert (encoder.width, encoder.depth, encoder.heads, encoder.drop_path) == (384, 12, 6, 0.1)
     assert (decoder.width, decoder.depth, decoder.heads, decoder.embed) == (384, 4, 6, False)
-    assert not (encoder.qkv_bias or decoder.qkv_bias or encoder.class_token)
+    assert (encoder.qkv_bias, decoder.qkv_bias, encoder.class_token) == (False, False, False)
     assert (options["tokenizer"].points, options["tokenizer"].groups, options["tokenizer"].size) == (1024, 64, 32)
     assert (options["masker"].ratio, options["masker"].rounding, options["target"].norm) == (0.6, "down", "l2")
     train = run.train

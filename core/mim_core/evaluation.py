@@ -226,6 +226,8 @@ def verdict(scores: Iterable[Score]) -> list[str]:
     encoder; and where a lower value is the better one."""
     scores = list(scores)
     columns = columns_of(scores)[1]
+    if not columns:
+        return []
     errors = [column for column in columns if any(s.lower_is_better for s in scores if s.column == column)]
     value = {(s.row, s.column): s.value for s in scores}
     lines = [f"Lower is better in: {'; '.join(errors)}."] if errors else []

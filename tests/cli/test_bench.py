@@ -85,7 +85,7 @@ def test_observers_and_probes_are_left_alone(mim, monkeypatch):
 
 def test_more_steps_than_the_recipe_has(mim):
     short = ("--train.epochs", "0.0001")
-    assert "steps 1 of 16 samples" in mim(*NOISE, *short, "--dry-run").all
+    assert "steps 1 step, each of 16 samples" in mim(*NOISE, *short, "--dry-run").all
     found = json.loads(mim(*NOISE, *short, "--json").out)
     assert found["steps"] >= LEAST
 
@@ -183,7 +183,7 @@ def test_help(mim):
 def test_dry_run_prints_the_plan(mim, tmp_path):
     said = mim(*TINY, "--dry-run")
     assert said.code == 0
-    assert "20 of 16 samples" in said.all
+    assert "20 steps, each of 16 samples" in said.all
     assert list(tmp_path.iterdir()) == []
 
 

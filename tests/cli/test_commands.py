@@ -139,7 +139,7 @@ def test_toml_file_with_overrides_and_another_part(mim, tmp_path):
     assert said.code == 0, said
     assert "masker core:block" in said.all
     assert "16 on a grid of 4 x 4; 8 hidden, 8 into the encoder" in said.all
-    assert "16 of 16 samples" in said.all
+    assert "16 steps, each of 16 samples" in said.all
     assert "output runs/mine" in said.all
     run = read_file(tmp_path / "mine.toml", installed())
     assert run.parts["target"].options.normalize
@@ -187,7 +187,7 @@ def test_dry_run_tells_the_sizes_of_mae(mim, tmp_path):
     assert "encoder with tokenizer 85.6 M" in said.all  # ViT-B/16: 86.6 M with a classifier of 768 x 1000, less it
     assert "32 micro-batches of 128" in said.all
     assert "up to 0.0024" in said.all  # 1.5e-4 * 4096 / 256
-    assert "3,906 of 4,096 samples: 1600 epochs" in said.all
+    assert "3,906 steps, each of 4,096 samples; 1,600 epochs" in said.all
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,7 +243,7 @@ def test_evaluate_show_export(mim, trained, few):
     assert said.code == 0, said
     for row in ("majority class", "raw input", "untrained encoder", "pre-trained encoder"):
         assert row in said.out
-    assert "accuracy k-NN linear linear, 100 labels" in said.all
+    assert "score k-NN linear linear, 100 labels" in said.all
     assert "300 labelled training samples, 100 test samples, 10 classes" in said.all
     assert not (trained / "scores.json").exists(), "scores on other data are not the run's own"
     (trained / f"scores-{few.name}.json").rename(trained / "scores.json")

@@ -48,7 +48,7 @@ class NewPluginOptions:
     """Write a small plugin project that installs, passes its tests and trains as it is: one masker, tokenizer, target,
     data source and recipe, to be replaced by your own."""
 
-    name: Annotated[str, tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Of the distribution, such as mim-audio; the package is then mim_audio and the plugin audio."""
     into: Path = Path()
     """The folder in which the project's folder is made."""
@@ -91,8 +91,8 @@ def names_of(name: str, registry: Registry) -> Names:
     if not NAME.fullmatch(name):
         words = re.findall(r"[a-z0-9]+", name.lower())
         words = (words[1:] if words[:1] == ["mim"] else words) or ["audio"]
-        better = "mim-" + "-".join(words)
-        guess = f" Such as: {better}" if NAME.fullmatch(better) else ""
+        better = "-".join(words)
+        guess = f" Such as: mim-{better}" if NAME.fullmatch(f"mim-{better}") and better not in OURS else ""
         raise MimError(
             f"A plugin is named mim-WORD, in small letters, digits and single hyphens, and WORD starts with a letter; "
             f"got {name!r}.{guess}"

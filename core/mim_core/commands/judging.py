@@ -59,6 +59,9 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
             raise MimError("--size is for frozen features: name what judges them, such as --on knn,linear.")
         judge(folder, registry, config, options.data_root)
         return 0
+    if not config.on:
+        known = ", ".join(entry.full_name for entry in registry.of_kind("evaluations"))
+        raise MimError(f"{run.recipe} names no evaluation of its own. Name some with --on: {known}.")
     study = prepare_study(folder, registry, config, data, options.size)
     scores = evaluation.run_study(study, registry)
     lines = study.notes + verdict(scores)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from mim_core.cli import main
+from mim_core.data import DataSource
 from mim_core.errors import MimError
 from mim_core.evaluation import MAJORITY, PRETRAINED, RAW, UNTRAINED, Score, Study, verdict
-from mim_core.method import Features
+from mim_core.method import Features, Method
 from mim_core.recipe import EvaluateConfig
 from mim_core.tokenizer import JoinedTokenizer, PatchTokenizer
 from mim_multimodal import dense
@@ -18,6 +19,7 @@ from mim_multimodal.evaluations import classify, commonest, depth, depth_errors,
 from PIL import Image
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
+from torch.utils.data import Subset
 
 CLASSES, SIZE, PATCH, COUNT = 3, 16, 8, {"train": 40, "test": 20}
 
@@ -30,7 +32,7 @@ def maps(split):
     return ids, torch.randint(1, 256, (COUNT[split], 1, SIZE, SIZE)).float()
 
 
-class Source:
+class Source(DataSource):
     """Aligned pictures in memory; the colours are noise."""
 
     def __init__(self, lacking=(), spoilt=()):
@@ -45,13 +47,13 @@ class Source:
             item = {"rgb": torch.randn(3, SIZE, SIZE), "depth": depths[number] / 100, "depth_raw": depths[number]}
             item["semseg"] = ids[number].to(torch.uint8)
             rows.append({name: value for name, value in item.items() if name not in self.lacking})
-        return rows
+        return Subset(rows, range(len(rows)))
 
     def finish(self, sample):
         return {**sample, **({"semseg": sample["semseg"].long()} if "semseg" in sample else {})}
 
 
-class Fake(torch.nn.Module):
+class Fake(Method):
     """A method whose tokens are what a function makes of the sample's numbers (found again by the colours)."""
 
     def __init__(self, make, names=("rgb", "depth")):

@@ -83,14 +83,17 @@ def test_splits_with_other_classes_are_refused(film, tmp_path):
         find_clips(tmp_path)
 
 
-@pytest.mark.parametrize("layout", ["auto", "folder", "kinetics"])
+@pytest.mark.parametrize("layout", ["auto", "folder"])
 def test_no_videos(tmp_path, layout):
     (tmp_path / "a.png").write_text("")
     with pytest.raises(MimError, match=r"No videos in .*Looked for \.mp4, .*found 1 x \.png"):
         find_clips(tmp_path, layout)
 
 
-@pytest.mark.parametrize(("layout", "said"), [("ucf101", "trainlist01.txt"), ("ssv2", "labels.json")])
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [("ucf101", "trainlist01.txt"), ("ssv2", "labels.json"), ("kinetics", "youtube_id, .*found no csv files")],
+)
 def test_no_lists(film, tmp_path, layout, said):
     film("a.mp4", 2)
     with pytest.raises(MimError, match=f"{tmp_path}. Looked for .*{said}"):
@@ -174,11 +177,31 @@ def test_ucf101_with_missing_clips(ucf):
         source(ucf, split=4)
 
 
+@pytest.mark.parametrize("link", ["up", "beside"])
+def test_links_back_change_nothing(film, tmp_path, link):
+    """A link to the folder above it, and one to another class."""
+    for label in ("hop", "run", "up"):
+        film(f"clips/{label}/1.mp4", 2)
+    before = find_clips(tmp_path / "clips").pretrain
+    (tmp_path / "clips/hop" / link).symlink_to({"up": "..", "beside": "../run"}[link])
+    assert find_clips(tmp_path / "clips").pretrain == before
+    film("elsewhere/2.mp4", 2)
+    (tmp_path / "clips/hop/more").symlink_to(tmp_path / "elsewhere")
+    assert find_clips(tmp_path / "clips").pretrain.files == ("hop/1.mp4", "hop/more/2.mp4", "run/1.mp4", "up/1.mp4")
+
+
+def test_lists_with_a_byte_order_mark(ucf):
+    before = find_clips(ucf)
+    for path in ucf.rglob("*.txt"):
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert find_clips(ucf) == before
+
+
 # ---- Kinetics --------------------------------------------------------------------------------------------------------
 
 
-def listing(path, split, rows):
-    with open(path, "w", newline="") as file:
+def listing(path, split, rows, encoding="utf-8"):
+    with open(path, "w", newline="", encoding=encoding) as file:
         writer = csv.writer(file)
         writer.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
         writer.writerows([*row, split] for row in rows)
@@ -206,6 +229,43 @@ def test_kinetics(film, tmp_path):
     assert 145 < float(seen.max()) < 160
     whole = torch.stack([clips.read(0, key)["video"].float().mean((0, 2, 3)) for key in range(20)])
     assert float(whole.max()) - float(whole.min()) > 190
+
+
+def test_kinetics_with_a_byte_order_mark(film, tmp_path):
+    rows = [("riding", "AA_aaa00000", 1, 2), ("zumba", "ZZ_zzz00000", 2, 4)]
+    listing(tmp_path / "train.csv", "train", rows, "utf-8-sig")
+    for _, stem, _, _ in rows:
+        film(f"{stem}.mp4", 2)
+    found = find_clips(tmp_path)
+    assert (found.kind, found.train.classes, found.train.labels) == ("kinetics", ("riding", "zumba"), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "youtube_id,time_start,time_end,split\nA,0,1,train\n",
+            "column label is missing; there are youtube_id, ",
+        ),
+        ("label,youtube_id,time_start,time_end\nx,A,0,1\n,B,0,1\n", "line 3: B is for training .* label is empty"),
+        ("label,youtube_id,time_start,time_end\nx,A,0,1\nx,B,,1\n", "line 3: the column time_start .* is ''"),
+        ("label,youtube_id,time_start,time_end\nx,A,0,soon\n", "line 2: the column time_end .* is 'soon'"),
+        ("label,youtube_id,time_start,time_end\nx,A,0\n", "line 2: the column time_end .* is ''"),
+        ("label,youtube_id,time_start,time_end\nx,A,nan,1\n", "line 2: the column time_start .* is 'nan'"),
+        ("label,youtube_id,time_start,time_end\nx,A,3,2\n", r"line 2: time_end \(2\) should be larger"),
+        ("label,youtube_id,time_start,time_end\nx,,3,4\n", "line 2: the column youtube_id is empty"),
+        (
+            "label,id,time_start,time_end\nx,A,3,4\n",
+            "No lists of Kinetics .* found train.csv with label, id, ",
+        ),
+    ],
+)
+def test_kinetics_lists_that_cannot_be_used(film, tmp_path, text, said):
+    film("A.mp4", 2)
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(MimError, match=said) as caught:
+        find_clips(tmp_path, "kinetics")
+    assert "train.csv" in str(caught.value)
 
 
 def test_kinetics_part_beyond_the_file(film, tmp_path):
@@ -274,6 +334,14 @@ def test_ssv2(film, tmp_path, prefix, folder):
     assert clips.labelled("test").labels.tolist() == [1]
     assert clips.clips.missing == ("999",)
     assert clips.read(1, 5)["video"].shape == (3, 4, 16, 16)
+
+
+def test_ssv2_with_a_byte_order_mark(film, tmp_path):
+    for name, content in (("labels", {"Holding something": "0"}), ("train", []), ("validation", [])):
+        rows = [{"id": "1", "template": "Holding [something]"}] if name == "train" else content
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8-sig")
+    film("1.webm", 2)
+    assert find_clips(tmp_path).train.labels == [0]
 
 
 def test_ssv2_unknown_template(film, tmp_path):

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from mim_core.errors import BadSample
 from mim_video.plugin import main
 from mim_video.prepare import Encoding, new_size, prepare_collection
 from mim_video.readers import open_reader
@@ -92,13 +93,52 @@ def test_prepare_refuses_what_would_go_wrong(collection, tmp_path, monkeypatch, 
     assert run(monkeypatch, capsys, "prepare", collection, collection)[0] == 2
     assert run(monkeypatch, capsys, "prepare", tmp_path / "nowhere", tmp_path / "out")[0] == 2
     assert run(monkeypatch, capsys, "prepare", collection, tmp_path / "out", "--crf", "-1")[0] == 2
-    root = tmp_path / "twice"
-    encode(root, Kind("a.mp4", frames=3))
-    encode(root, Kind("a.mkv", frames=3))
-    code, said = run(monkeypatch, capsys, "prepare", root, tmp_path / "out")
-    assert code == 2
-    assert "same name: a.mkv, a.mp4" in said.err
-    (root / "a.mkv").unlink()
+
+
+def test_equal_stems_keep_their_endings(tmp_path, monkeypatch, capsys):
+    root, out = tmp_path / "in", tmp_path / "out"
+    for frames, name in enumerate(("a.mkv", "a.mp4", "b.mkv", "b.mov"), 3):
+        encode(root, Kind(name, frames=frames))
+    code, said = run(monkeypatch, capsys, "prepare", root, out, "--workers", "1")
+    assert code == 0
+    assert "a.mkv.mp4: 3 frames" in said.out
+    assert "(from a.mkv: a.mp4 is made of a.mp4)" in said.out
+    made = {name: line["out"] for name, line in manifest(out).items()}
+    assert made == {"a.mkv": "a.mkv.mp4", "a.mp4": "a.mp4", "b.mkv": "b.mp4", "b.mov": "b.mov.mp4"}
+    for name, frames in (("a.mkv.mp4", 3), ("a.mp4", 4), ("b.mp4", 5), ("b.mov.mp4", 6)):
+        with open_reader(out / name) as reader:
+            assert len(reader) == frames
+    assert "4 skipped" in run(monkeypatch, capsys, "prepare", root, out)[1].out
+    encode(root, Kind("b.mp4", frames=7))  # it takes the name; what had it is written again under another
+    code, said = run(monkeypatch, capsys, "prepare", root, out, "--workers", "1")
+    assert code == 0
+    assert manifest(out)["b.mkv"]["out"] == "b.mkv.mp4"
+    with open_reader(out / "b.mp4") as reader, open_reader(out / "b.mkv.mp4") as other:
+        assert (len(reader), len(other)) == (7, 5)
+
+
+def test_what_is_left_out_is_told(tmp_path, monkeypatch, capsys):
+    """Hidden files and folders, and a manifest of IN; a link back to IN adds nothing."""
+    root, out = tmp_path / "in", tmp_path / "out"
+    encode(root / "deep", Kind("a.mp4", frames=3))
+    encode(root / ".thumbs", Kind("b.mp4", frames=3))
+    (root / ".DS_Store").touch()
+    (root / "manifest.jsonl").write_text("mine")
+    (root / "deep/manifest.jsonl").write_text("also mine")
+    (root / "deep/up").symlink_to("..")
+    for counts in ("1 done, 1 copied, 0 skipped", "0 done, 0 copied, 2 skipped"):
+        code, said = run(monkeypatch, capsys, "prepare", root, out, "--workers", "1")
+        assert code == 0
+        assert f"{counts}, 0 failed, 3 left out" in said.out
+        assert "left out: manifest.jsonl: OUT/manifest.jsonl is written here" in said.out
+        assert "left out: .thumbs/: it is hidden" in said.out
+    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == [
+        "a.mp4",
+        "manifest.jsonl",
+        "manifest.jsonl",
+    ]
+    assert (out / "deep/manifest.jsonl").read_text() == "also mine"
+    assert set(manifest(out)) == {"deep/a.mp4", "deep/manifest.jsonl", "manifest.jsonl", ".DS_Store", ".thumbs/"}
 
 
 def test_what_has_changed_is_done_again(tmp_path, monkeypatch, capsys):
@@ -225,6 +265,50 @@ def test_probe(collection, monkeypatch, capsys):
     assert code == 0
     assert "96 128" in said.out
     assert "90 degrees" in said.out
+    assert "do not decode 0" in " ".join(said.out.split())
     code, said = run(monkeypatch, capsys, "probe", collection / "empty.mp4")
     assert code == 1
     assert "the file is empty" in said.out
+
+
+def damaged(folder, name):
+    """A video with a tenth of its bytes overwritten, in the middle."""
+    path = encode(folder, Kind(name, frames=120))
+    whole = bytearray(path.read_bytes())
+    start, stop = int(len(whole) * 0.4), int(len(whole) * 0.5)
+    whole[start:stop] = bytes(stop - start)
+    path.write_bytes(whole)
+    return path
+
+
+def test_probe_counts_the_frames_that_do_not_decode(tmp_path, monkeypatch, capsys):
+    path = damaged(tmp_path, "damaged.mp4")
+    code, said = run(monkeypatch, capsys, "probe", path, "--json")
+    assert code == 0
+    seen = json.loads(said.out)["readers"]["pyav"]
+    with open_reader(path) as reader:
+        bad = []
+        for number in range(len(reader)):
+            try:
+                reader.frames_at([number])
+            except BadSample:
+                bad.append(number)
+    assert 0 < len(bad) < 60
+    assert (seen["frames"], seen["decoded"], seen["do_not_decode"]) == (120, 120 - len(bad), len(bad))
+    assert seen["the_first_of_them"] == bad[:5]
+    code, said = run(monkeypatch, capsys, "probe", path, "--frames", bad[0])
+    words = " ".join(said.out.split())
+    assert f"decoded {bad[0]} do not decode 0 not looked at {120 - bad[0]}" in words
+    assert run(monkeypatch, capsys, "probe", path, "--frames", "-1")[0] == 2
+    code, said = run(monkeypatch, capsys, "prepare", tmp_path, tmp_path / "out", "--workers", "1")
+    assert f"damaged.mp4: {120 - len(bad)} frames" in said.out
+    assert f"({len(bad)} more do not decode)" in said.out
+    assert manifest(tmp_path / "out")["damaged.mp4"]["lost"] == len(bad)
+
+
+def test_probe_names_missing_readers_below(collection, monkeypatch, capsys):
+    monkeypatch.setattr("mim_video.commands.known_readers", lambda: {"pyav": "18", "torchcodec": None, "decord": None})
+    monkeypatch.chdir(collection / "some/class")
+    lines = run(monkeypatch, capsys, "probe", "late.mp4")[1].out.splitlines()
+    assert lines[1].split() == ["pyav"]
+    assert lines[-1] == 'decord is not installed: pip install "mim-video[decord]"'

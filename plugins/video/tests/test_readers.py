@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mim_core.errors import BadSample, MimError
+from mim_video.reader_pyav import PyavReader
 from mim_video.readers import known_readers, open_reader
 
 sys.path.insert(0, str(Path(__file__).parent))  # workers that are spawned get it too
@@ -217,6 +218,75 @@ def test_damage_inside_never_gives_another_frame(tmp_path):
     with contextlib.suppress(BadSample), open_reader(path) as reader:
         frames = reader.frames_at(range(len(reader)))
         assert len(frames) == len(reader)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "ts", "avi", "flv", "webm"])
+def test_reading_goes_on_behind_damage(tmp_path, suffix):
+    """Without a table of contents, frames that are lost are not counted, and those behind them are found."""
+    codec = {"avi": "mpeg4", "webm": "libvpx-vp9"}.get(suffix, "libx264")
+    path = encode(tmp_path, Kind(f"a.{suffix}", frames=120, codec=codec, between=0))
+    whole = bytearray(path.read_bytes())
+    start, stop = int(len(whole) * 0.4), int(len(whole) * 0.5)
+    whole[start:stop] = bytes(stop - start)
+    path.write_bytes(whole)
+    with open_reader(path) as reader:
+        assert 60 < len(reader) < 120
+        assert reader.failing(120) == []
+        shown = [number_of(frame) for frame in reader.frames_at([0, len(reader) - 20, len(reader) - 1]).numpy()]
+    assert shown == [0, 100, 119]
+
+
+@pytest.mark.parametrize("place", [0.3, 0.35, 0.4, 0.45, 0.5])
+def test_times_keep_the_gap_that_damage_leaves(tmp_path, place):
+    """Behind some of it the demuxer flags packets, and the decoder gives frames out of turn."""
+    path = encode(tmp_path, Kind("a.ts", frames=120, between=6, options=(("b-pyramid", "normal"), ("b-adapt", "0"))))
+    with open_reader(path) as reader:
+        start, stop = float(reader.times[0]), float(reader.times[-1])
+    whole = bytearray(path.read_bytes())
+    first = int(len(whole) * place)
+    whole[first : first + len(whole) // 50] = bytes(len(whole) // 50)
+    path.write_bytes(whole)
+    with open_reader(path) as reader:
+        assert len(reader) < 120
+        assert (float(reader.times[0]), float(reader.times[-1])) == (start, stop)
+        failing = reader.failing(120)
+        for number in failing[:3]:
+            with pytest.raises(BadSample, match="does not decode"):
+                reader.frames_at([number])
+        assert max(failing, default=0) < len(reader) - 20
+        for place in range(len(reader) - 20, len(reader)):
+            number = round((float(reader.times[place]) - start) / 0.04)
+            assert number_of(reader.frames_at([place])[0].numpy()) == number
+
+
+class Failing:
+    """A container whose packets cannot be read for so many times after the first thirty."""
+
+    def __init__(self, container, failures):
+        self.container, self.failures, self.given = container, failures, 0
+        self.packets = None
+
+    def demux(self, stream):
+        self.packets = self.packets or self.container.demux(stream)
+        while self.given < 30 or not self.failures:
+            packet = next(self.packets, None)
+            if packet is None:
+                return
+            self.given += 1
+            yield packet
+        self.failures -= 1
+        raise av.error.InvalidDataError(1, "damage")
+
+
+@pytest.mark.parametrize(("failures", "packets"), [(0, 60), (1, 60), (15, 60), (16, 30)])
+def test_a_packet_that_cannot_be_read_does_not_end_the_file(videos, failures, packets):
+    with PyavReader(videos(KINDS[0])) as reader:
+        reader._open()
+        container, reader._container = reader._container, Failing(reader._container, failures)
+        given = list(reader._rest())
+        reader._container = container
+    assert [packet.size > 0 for packet in given] == [True] * packets + [False], "the last one empties the decoder"
+    assert given[-1].stream == given[0].stream
 
 
 def resident():

@@ -147,13 +147,13 @@ def test_an_encoder_evaluates_at_another_length_and_size(trouble, tmp_path, caps
     with torch.no_grad():
         assert torch.allclose(method.eval().encode(ready).pooled, study.rows[PRETRAINED].test[:1], atol=1e-5)
     files = set((folder / "features").iterdir())
-    prepare_study(folder, installed())
+    assert prepare_study(folder, installed()).rows  # made when they are asked for
     assert set((folder / "features").iterdir()) > files, "features of another size are kept apart"
 
 
 def test_sizes_that_do_not_fit(trouble, tmp_path, capsys):
     assert pretrain(tmp_path / "a", trouble, "--train.epochs", 8 / 19, "--encoder.position", "learned") == 0
-    for size, message in (("16 24 50", "patch"), ("24 24", "2 axes"), ("16 24 48", "learned positions are for 64")):
+    for size, message in (("16 24 50", "patch"), ("24 24", "three numbers: frames, height, width; got 24 x 24"), ("16 24 48", "learned positions are for 64")):
         assert main(["evaluate", str(tmp_path / "a"), "--size", *size.split()], plugin="video") == 2
         assert message in " ".join(capsys.readouterr().err.split())
     run = load_recipe("video:videomae-vit-tiny", installed(), twin=True)

@@ -1,4 +1,4 @@
-# ruff: noqa: RUF012 - contracts are configured by class attributes
+
 """Every part of the method keeps its contract; the papers' counts and formulas are exact."""
 
 from pathlib import Path

@@ -12,6 +12,7 @@ from mim_core.decoder import Decoder
 from mim_core.encoder import Encoder
 from mim_core.errors import MimError
 from mim_core.finetune import Supervised
+from mim_core.masker import Masker
 from mim_core.method import Method
 from mim_core.plugins import installed
 from mim_core.recipe import ResolvedPart, ResolvedRun, load_recipe
@@ -73,6 +74,15 @@ class Parts:
         """The encoder, for that tokenizer's layout."""
         encoder: Encoder = self.make("encoder", tokenizer.layout)
         return encoder
+
+    def masker(self, tokenizer: Tokenizer) -> Masker:
+        """The masker, which must be able to serve that tokenizer's layout."""
+        masker: Masker = self.make("masker")
+        try:
+            masker.count(tokenizer.layout)
+        except ValueError as error:
+            raise MimError(f"masker ({self.get('masker').name}): {error}.") from error
+        return masker
 
     def heads(
         self, tokenizer: Tokenizer, encoder: Encoder, segments: Mapping[str, str]

@@ -223,7 +223,7 @@ class MaskedAutoencoder(Method):
             name: Head(decoder, target, config.weights.get(name, 1.0), segment, config.average)
             for name, segment, decoder, target in parts.heads(tokenizer, encoder, config.segments)
         }
-        return cls(tokenizer, parts.make("masker"), encoder, heads)
+        return cls(tokenizer, parts.masker(tokenizer), encoder, heads)
 
     def __init__(
         self,

@@ -5,13 +5,14 @@ Put back: torch's default dtype, default device, thread count and random state; 
 and handlers of the root logger; environment variables that were set before. Named only: new environment variables and
 ``sys.path``, which the plugin's own parts may need, and torch's threads between operations, which can be set once.
 
-Nothing is imported for this. A library that came with the plugin is compared with what it is like when fresh; its
-threads and numpy's random state, which differ from start to start, cannot be told then.
+Nothing is imported for this. A library that came with the plugin is compared with what it is like when fresh; thread
+counts and the random states of numpy and torch, which differ from start to start, cannot be told then.
 """
 
 from __future__ import annotations
 
-import random  # noqa: F401  - so that its state can be read before any plugin is there
+import operator
+import random
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Facet:
         write: Gives it a value again; None where that is not safe.
         fresh: Its value when the module has just been imported; None where that is not known.
         told: What to say of a change, from the values before and after.
+        same: Whether two values are the same to people.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Facet:
     write: Callable[[Any, Any], object] | None = None
     fresh: Callable[[Any], Any] | None = None
     told: Callable[[Any, Any], str] = lambda before, after: f"{before} became {after}"
+    same: Callable[[Any, Any], bool] = operator.eq
 
 
 def _names(before: Mapping[str, str], after: Mapping[str, str]) -> str:
@@ -67,6 +70,18 @@ def _set_handlers(logging: Any, before: tuple[Any, ...]) -> None:
     logging.root.handlers[:] = before
 
 
+def _drawn_from(before: Any, after: Any) -> bool:
+    """Whether Python's generator was at most drawn from a little, as libraries do, and not seeded or set: its 624
+    numbers are those of before, or follow from them."""
+    generator = random.Random()
+    generator.setstate(before)
+    for _ in range(4):
+        if generator.getstate()[1][:-1] == after[1][:-1]:
+            return True
+        generator.getrandbits(32 * 624)
+    return False
+
+
 def _numpy_state(module: Any) -> tuple[Any, ...]:
     kind, numbers, *rest = module.get_state()
     return (kind, numbers.tobytes(), *rest)
@@ -77,8 +92,8 @@ def _set_numpy(module: Any, state: tuple[Any, ...]) -> None:
     module.set_state((kind, sys.modules["numpy"].frombuffer(numbers, dtype="uint32"), *rest))
 
 
-def _torch_state(torch: Any, generator: Any = None) -> bytes:
-    return bytes((generator or torch.default_generator).get_state().tolist())
+def _torch_state(torch: Any) -> bytes:
+    return bytes(torch.default_generator.get_state().tolist())
 
 
 def _set_torch(torch: Any, state: bytes) -> None:
@@ -92,10 +107,10 @@ FACETS = (
           fresh=lambda t: "cpu"),
     Facet("torch's threads", "torch", lambda t: t.get_num_threads(), lambda t, v: t.set_num_threads(v)),
     Facet("torch's threads between operations", "torch", lambda t: t.get_num_interop_threads()),
-    Facet("torch's random state", "torch", _torch_state, _set_torch,
-          fresh=lambda t: _torch_state(t, t.Generator()), told=_silent),
+    Facet("torch's random state", "torch", _torch_state, _set_torch, told=_silent),
     Facet("numpy's random state", "numpy.random", _numpy_state, _set_numpy, told=_silent),
-    Facet("Python's random state", "random", lambda r: r.getstate(), lambda r, v: r.setstate(v), told=_silent),
+    Facet("Python's random state", "random", lambda r: r.getstate(), lambda r, v: r.setstate(v), told=_silent,
+          same=_drawn_from),
     Facet("os.environ", "os", lambda m: dict(m.environ), _restore_environ, told=_names),
     Facet("sys.path", "sys", lambda m: list(m.path), told=_entries),
     Facet("the root logger's level", "logging", lambda m: m.root.level, lambda m, v: m.root.setLevel(v),
@@ -120,11 +135,11 @@ def settle(before: Mapping[str, Any]) -> list[str]:
             continue
         then = before[facet.name] if facet.name in before else facet.fresh(module)  # type: ignore[misc]
         now = facet.read(module)
-        if now == then:
+        if facet.same(then, now):
             continue
         if facet.write is not None:
             facet.write(module, then)
-        left = facet.write is None or facet.read(module) != then
+        left = facet.write is None or not facet.same(then, facet.read(module))
         said = "; ".join(text for text in (facet.told(then, now), "left" if left else "put back") if text)
         found.append(f"{facet.name} ({said})")
     return found

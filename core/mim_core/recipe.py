@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -316,13 +317,32 @@ def read_file(path: Path, registry: Registry) -> ResolvedRun:
     except tomllib.TOMLDecodeError as error:
         raise MimError(f"{path} is not valid TOML: {error}") from None
     name = values.pop("recipe", None)
-    values.pop("plugins", None)
+    plugins = values.pop("plugins", {})
     if not isinstance(name, str):
         raise MimError(
             f'{path} names no recipe. Its first line should read: recipe = "image:mae-vit-base". See: mim-core list '
             f"recipes"
         )
-    return override(load_recipe(name, registry), values, str(path), registry)
+    with _origins(plugins, registry):
+        return override(load_recipe(name, registry), values, str(path), registry)
+
+
+@contextmanager
+def _origins(plugins: Any, registry: Registry) -> Iterator[None]:
+    """Adds to an error which packages a run was written with that are not installed here; ``plugins`` is what `to_toml`
+    wrote: distribution -> version."""
+    try:
+        yield
+    except MimError as error:
+        plugins = plugins if isinstance(plugins, Mapping) else {}
+        there = {record.distribution for record in registry.plugins}
+        lost = {name: version for name, version in plugins.items() if name not in there}
+        if not lost:
+            raise
+        named = ", ".join(f"{name} {version}" for name, version in lost.items())
+        raise MimError(
+            f"{error}\nThis run was written with {named}, not installed here. Run: pip install {' '.join(lost)}"
+        ) from error
 
 
 def to_toml(run: ResolvedRun, registry: Registry) -> str:
@@ -342,7 +362,7 @@ def to_toml(run: ResolvedRun, registry: Registry) -> str:
 def from_toml(text: str, registry: Registry) -> ResolvedRun:
     """The run that `to_toml` wrote. It does not need the recipe itself: every part is in it."""
     values = tomllib.loads(text)
-    recipe = values.pop("recipe", "")
-    values.pop("plugins", None)
+    recipe, plugins = values.pop("recipe", ""), values.pop("plugins", {})
     run = ResolvedRun({}, TrainConfig(), EvaluateConfig(), recipe)
-    return override(run, values, "recipe.toml", registry)
+    with _origins(plugins, registry):
+        return override(run, values, "recipe.toml", registry)

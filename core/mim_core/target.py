@@ -82,6 +82,10 @@ class ValueTarget(Target):
         self.needs_truth = config.normalize
         if not self.unit_shape:
             raise ValueError("this tokenizer's units have no values of their own; name a segment for the head")
+        if tokenizer.ids:
+            raise ValueError(
+                f"the units of {', '.join(tokenizer.ids)} are names of classes or words, no measured values"
+            )
         if config.normalize and self.size < 2:
             raise ValueError("a unit of a single value cannot be normalised; set normalize to false")
         if config.loss == "smooth_l1" and config.beta <= 0:

@@ -311,7 +311,7 @@ def test_the_plan(pretrained, tmp_path, capsys):
     assert f"Weights of tokenizer and encoder: {checkpoint.newest(pretrained)}" in said
     assert "core:classifier" in said
     assert "10,000 labelled training samples of 10 classes" in said
-    assert "31,250 of 32 samples: 100 epochs" in said
+    assert "31,250 steps, each of 32 samples; 100 epochs" in said
     assert not (tmp_path / "run").exists()
 
 

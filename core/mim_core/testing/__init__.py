@@ -12,19 +12,24 @@
 Every check says in words what is broken, so nothing here needs pytest, nor its rewriting of asserts.
 """
 
-from mim_core.testing.checks import keys, noise, refusal, seeded, tensors, unchecked, uncovered
+from mim_core.testing.checks import keys, noise, on_gpu, refusal, seeded, tensors, unchecked, uncovered
+from mim_core.testing.data import DataContract
 from mim_core.testing.maskers import MaskerContract
 from mim_core.testing.methods import MethodContract
+from mim_core.testing.plugins import PluginContract
 from mim_core.testing.targets import TargetContract
 from mim_core.testing.tokenizers import TokenizerContract
 
 __all__ = [
+    "DataContract",
     "MaskerContract",
     "MethodContract",
+    "PluginContract",
     "TargetContract",
     "TokenizerContract",
     "keys",
     "noise",
+    "on_gpu",
     "refusal",
     "seeded",
     "tensors",

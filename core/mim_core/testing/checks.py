@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import unittest
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -36,6 +38,25 @@ def equal(one: Any, other: Any) -> bool:
 def shapes(tree: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Shape and type of every tensor in a pytree."""
     return [(tuple(leaf.shape), leaf.dtype) for leaf in tensors(tree)]
+
+
+def on_gpu(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A check that is passed over, and said to be, where there is no GPU. Its ``needs_gpu`` is for a ``conftest.py``
+    that marks such checks."""
+
+    @functools.wraps(check)
+    def guarded(self: Any) -> None:
+        if not torch.cuda.is_available():
+            raise unittest.SkipTest("no CUDA device")
+        check(self)
+
+    guarded.needs_gpu = True  # type: ignore[attr-defined]
+    return guarded
+
+
+def to_gpu(tree: Any) -> Any:
+    """The same pytree with its tensors on the GPU."""
+    return pytree.tree_map_only(Tensor, lambda value: value.cuda(), tree)
 
 
 def refusal(function: Callable[..., Any], *arguments: Any) -> str:

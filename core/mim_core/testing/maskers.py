@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 from mim_core.layout import Layout, take
 from mim_core.mask import Draw, Mask
 from mim_core.masker import Masker
-from mim_core.testing.checks import Contract, equal, keys, refusal, seeded, shapes
+from mim_core.testing.checks import Contract, equal, keys, on_gpu, refusal, seeded, shapes, tensors, to_gpu
 
 
 class MaskerContract(Contract):
@@ -52,10 +53,10 @@ class MaskerContract(Contract):
         assert [*self.layouts, *named], "the contract needs layouts or expected_hidden"
         return [*self.layouts, *named]
 
-    def draw(self, masker: Masker, layout: Layout, key: Tensor) -> Mask:
-        """Masks of samples with these keys."""
+    def draw(self, masker: Masker, layout: Layout, key: Tensor, step: int = 0, progress: float = 0.0) -> Mask:
+        """Masks of samples with these keys, at a step of a run."""
         scores = self.make_scores(layout, len(key))
-        mask: Mask = masker(layout, Draw(key), None if scores is None else scores[: len(key)])
+        mask: Mask = masker(layout, Draw(key, step, progress), None if scores is None else scores[: len(key)])
         return mask
 
     def test_count_is_exact_in_every_row(self) -> None:
@@ -100,26 +101,31 @@ class MaskerContract(Contract):
             assert not bool(always.any()), f"always hidden on {layout.grid}: {always.nonzero().flatten().tolist()}"
 
     def test_key_decides(self) -> None:
-        """The same keys give the same masks, whatever torch's generator says; other keys give others."""
+        """The same keys at the same step give the same masks, whatever torch's generator says; other keys give others,
+        or other steps where a batch shares its masks."""
         masker = self.make_masker()
         for layout in self.all_layouts():
             with seeded(1):
-                one = self.draw(masker, layout, keys(8))
+                one = self.draw(masker, layout, keys(8), step=7, progress=0.5)
             with seeded(2):
-                other = self.draw(masker, layout, keys(8))
+                other = self.draw(masker, layout, keys(8), step=7, progress=0.5)
             assert equal(one, other), "two masks of the same keys differ: draw from draw.key only"
             if self.keyed:
                 rows = self.draw(masker, layout, keys(64)).hidden
                 assert len(rows.unique(dim=0)) > 1, "all keys give the same mask"
+            else:
+                steps = [self.draw(masker, layout, keys(1), step=step).hidden for step in range(64)]
+                assert any(not torch.equal(steps[0], mask) for mask in steps), "all steps give the same mask"
 
     def test_row_does_not_depend_on_the_batch(self) -> None:
-        """A batch of 1 gives the rows that a batch of 8 has for that sample: adjacent, in the same order."""
+        """At the same step a batch of 1 gives the rows that a batch of 8 has for that sample: adjacent, in the same
+        order."""
         masker = self.make_masker()
         for layout in self.all_layouts():
-            whole, each = self.draw(masker, layout, keys(8)), masker.per_sample
+            whole, each = self.draw(masker, layout, keys(8), step=3), masker.per_sample
             assert whole.per_sample == each, f"the mask says {whole.per_sample} per sample, the masker {each}"
             for row in range(8):
-                alone = self.draw(masker, layout, keys(8)[row : row + 1])
+                alone = self.draw(masker, layout, keys(8)[row : row + 1], step=3)
                 rows = slice(row * each, (row + 1) * each)
                 assert torch.equal(alone.hidden, whole.hidden[rows]), f"sample {row} alone has another mask"
                 assert torch.equal(alone.query_ids, whole.query_ids[rows]), f"sample {row} alone is asked elsewhere"
@@ -135,7 +141,7 @@ class MaskerContract(Contract):
             assert torch.equal(mask.weight, wanted), "weights are not those of valid hidden units"
 
     def test_meta_device(self) -> None:
-        """Shapes follow from the layout alone: nothing reads a value."""
+        """Shapes follow from the layout alone, nothing reads a value, and all stays on the keys' device."""
         masker = self.make_masker()
         for layout in self.all_layouts():
             wanted = shapes(self.draw(masker, layout, keys(4)))
@@ -143,6 +149,45 @@ class MaskerContract(Contract):
                 there = pytree.tree_map_only(Tensor, lambda value: value.to("meta"), layout)
                 mask = self.draw(copy.deepcopy(masker).to("meta"), there, keys(4).to("meta"))
                 assert shapes(mask) == wanted, "shapes on the meta device differ"
+                assert all(value.is_meta for value in tensors(mask)), "the mask left the device of the keys"
+
+    def test_no_gradient(self) -> None:
+        """Nothing is learned through a mask, also where scores have a gradient."""
+        masker = self.make_masker()
+        for layout in self.all_layouts():
+            scores = self.make_scores(layout, 4)
+            mask = masker(layout, Draw(keys(4)), None if scores is None else scores.float().requires_grad_())
+            assert not any(value.requires_grad for value in tensors(mask)), "a mask has a gradient"
+
+    def test_pickles(self) -> None:
+        """A masker goes to another process, as in a multi-process launcher, and gives the same masks there."""
+        masker = self.make_masker()
+        layout = self.all_layouts()[0]
+        before = self.draw(masker, layout, keys(4))
+        try:
+            copied = pickle.loads(pickle.dumps(masker))
+        except Exception as error:
+            raise AssertionError(f"the masker does not pickle: {type(error).__name__}: {error}") from error
+        assert equal(before, self.draw(copied, layout, keys(4))), "a pickled masker gives other masks"
+
+    def test_state_dict_round_trip(self) -> None:
+        """Another with the same weights and buffers gives the same masks."""
+        masker, other = self.make_masker(), self.make_masker()
+        other.load_state_dict({name: value.clone() for name, value in masker.state_dict().items()}, strict=True)
+        for layout in self.all_layouts():
+            assert equal(self.draw(masker, layout, keys(4)), self.draw(other, layout, keys(4))), "masks differ"
+
+    @on_gpu
+    def test_gpu_equals_cpu(self) -> None:
+        """The same masks on a GPU, to the bit."""
+        for layout in self.all_layouts():
+            here = self.draw(self.make_masker(), layout, keys(8))
+            scores = self.make_scores(layout, 8)
+            draw = Draw(keys(8).cuda())
+            there = self.make_masker().cuda()(to_gpu(layout), draw, None if scores is None else scores.cuda())
+            assert all(value.is_cuda for value in tensors(there)), "the mask left the GPU"
+            copied = pytree.tree_map_only(Tensor, lambda value: value.cpu(), there)
+            assert equal(here, copied), f"masks on a GPU differ on {layout.grid or layout.count}"
 
     def test_unsuitable_layouts_are_refused(self) -> None:
         """A layout that the masker cannot serve is a ValueError."""

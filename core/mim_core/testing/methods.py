@@ -11,10 +11,11 @@ from torch.utils import _pytree as pytree
 
 from mim_core.build import build_method
 from mim_core.layout import Sample
+from mim_core.mask import Mask
 from mim_core.method import Method, Outcome
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe
-from mim_core.testing.checks import Contract, equal, noise, seeded, shapes, tensors, unchecked
+from mim_core.testing.checks import Contract, equal, noise, on_gpu, seeded, shapes, tensors, to_gpu, unchecked
 from mim_core.tokenizer import Tokenizer
 
 
@@ -174,3 +175,57 @@ class MethodContract(Contract):
             optimizer.step()
             method.after_step(len(losses) / (self.steps + 1))
         assert losses[-1] < losses[0], f"the loss goes from {losses[0]:.4f} to {losses[-1]:.4f}"
+
+    def train_steps(self, method: Method, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        """Optimizer steps, each on a batch of its own."""
+        for step in steps:
+            sample = self.make_sample(method, self.rows, seed=step)
+            prepared = method.prepare(sample, step=step, progress=step / 4)
+            optimizer.zero_grad()
+            self.run(method, prepared).loss.backward()
+            optimizer.step()
+            method.after_step((step + 1) / 4)
+
+    def test_resumes_to_the_bit(self) -> None:
+        """Two steps, another copy with the states of method and optimizer, two more: the same weights as four steps."""
+        with seeded():
+            whole = self.make_method().train()
+        begun = {name: value.clone() for name, value in whole.state_dict().items()}
+        half, rest = self.make_method().train(), self.make_method().train()
+        half.load_state_dict(begun, strict=True)
+        optimizers = [torch.optim.AdamW(method.parameters(), lr=self.rate) for method in (whole, half, rest)]
+        self.train_steps(whole, optimizers[0], range(4))
+        self.train_steps(half, optimizers[1], range(2))
+        rest.load_state_dict({name: value.clone() for name, value in half.state_dict().items()}, strict=True)
+        optimizers[2].load_state_dict(optimizers[1].state_dict())
+        self.train_steps(rest, optimizers[2], range(2, 4))
+        found = rest.state_dict()
+        differ = [name for name, value in whole.state_dict().items() if not torch.equal(value, found[name])]
+        assert not differ, f"a run that was resumed ends with other {', '.join(differ[:3])}: state outside state_dict?"
+
+    def test_row_does_not_depend_on_the_batch(self) -> None:
+        """At the same step a sample alone hides the units that it hides in a batch."""
+        method, sample, _ = self.case()
+        whole = method.prepare(sample, step=3)
+        alone = method.prepare({name: value[2:3] for name, value in sample.items()}, step=3)
+        for one, other in zip(self.masks_in(whole), self.masks_in(alone), strict=True):
+            each = other.per_sample
+            rows = one.hidden[2 * each : 3 * each]
+            assert torch.equal(rows, other.hidden), "a sample alone is masked otherwise"
+
+    def masks_in(self, prepared: Any) -> list[Mask]:
+        """The masks in what was prepared."""
+        leaves = pytree.tree_leaves(prepared, is_leaf=lambda value: isinstance(value, Mask))
+        return [leaf for leaf in leaves if isinstance(leaf, Mask)]
+
+    @on_gpu
+    def test_gpu_equals_cpu(self) -> None:
+        """The same masks on a GPU to the bit, and the same loss."""
+        method, sample, prepared = self.case()
+        method.eval()
+        here = self.run(method, prepared).loss
+        there = method.cuda().prepare(to_gpu(sample))
+        assert all(value.is_cuda for value in tensors(there)), "what is prepared left the GPU"
+        for one, other in zip(self.masks_in(prepared), self.masks_in(there), strict=True):
+            assert torch.equal(one.hidden, other.hidden.cpu()), "masks on a GPU differ"
+        torch.testing.assert_close(self.run(method, there).loss.cpu(), here, rtol=1e-3, atol=1e-4)

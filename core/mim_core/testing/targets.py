@@ -11,7 +11,7 @@ from mim_core.layout import Patches, Sample
 from mim_core.mask import Draw, Mask
 from mim_core.masker import RandomMasker
 from mim_core.target import Target
-from mim_core.testing.checks import Contract, keys, noise, seeded, tensors
+from mim_core.testing.checks import Contract, equal, keys, noise, on_gpu, seeded, tensors, to_gpu
 from mim_core.tokenizer import Tokenizer
 
 
@@ -118,3 +118,44 @@ class TargetContract(Contract):
         assert pictures is not None, "to_input_space gives None; if that is meant, set inverse = False"
         assert isinstance(patches.values, Tensor), "patches of several modalities: name a segment"
         torch.testing.assert_close(pictures, mask.take(patches.values, mask.query_ids), rtol=1e-4, atol=1e-4)
+
+    def test_values_follow_from_the_sample(self) -> None:
+        """Made twice they are the same, whatever torch's generator says, and a sample alone has the loss that it has
+        in a batch."""
+        target, patches, mask, values = self.case()
+        with seeded():
+            sample = self.make_sample(self.make_tokenizer(), 4)
+        with seeded(5):
+            again = target.make(sample, patches, mask)
+        assert equal(values, again), "make gives other values each time"
+        alone = {name: value[2:3] for name, value in sample.items()}
+        with seeded():
+            cut = self.make_tokenizer().split(alone)
+        draw = RandomMasker(RandomMasker.Config(ratio=0.5))(cut.layout, Draw(keys(4)[2:3]))
+        guess = self.guess(target, mask)
+        one = target.loss(guess, values)[2:3]
+        other = target.loss(guess[2:3], target.make(alone, cut, draw))
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5), "a sample alone has another loss"
+
+    def test_state_dict_round_trip(self) -> None:
+        """Another with the same weights and buffers gives the same loss."""
+        target, patches, mask, values = self.case()
+        tokenizer = self.make_tokenizer()
+        other = self.make_target(tokenizer)
+        other.load_state_dict({name: value.clone() for name, value in target.state_dict().items()}, strict=True)
+        again = other.make(self.make_sample(tokenizer, 4), patches, mask)
+        guess = self.guess(target, mask)
+        same = torch.equal(target.loss(guess, values), other.loss(guess, again))
+        assert same, "the state dict does not hold everything"
+
+    @on_gpu
+    def test_gpu_equals_cpu(self) -> None:
+        """The same loss on a GPU, and values that stay there."""
+        target, patches, mask, values = self.case()
+        guess = self.guess(target, mask)
+        here = target.loss(guess, values)
+        sample = to_gpu(self.make_sample(self.make_tokenizer(), 4))
+        target.cuda()
+        there = target.make(sample, to_gpu(patches), to_gpu(mask))
+        assert all(value.is_cuda for value in tensors(there)), "values left the GPU"
+        torch.testing.assert_close(target.loss(guess.cuda(), there).cpu(), here, rtol=1e-3, atol=1e-4)

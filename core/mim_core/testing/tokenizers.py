@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from mim_core import randomness
 from mim_core.layout import Patches, Sample, take
-from mim_core.testing.checks import Contract, equal, keys, noise, refusal, tensors
+from mim_core.testing.checks import Contract, equal, keys, noise, on_gpu, refusal, seeded, shapes, tensors, to_gpu
 from mim_core.tokenizer import Tokenizer
 
 
@@ -115,3 +115,48 @@ class TokenizerContract(Contract):
             message = refusal(tokenizer.split, sample)
             missing = [name for name in names if name not in message]
             assert not missing, f"the error does not name {missing}: {message}"
+
+    def test_embed_row_does_not_depend_on_the_batch(self) -> None:
+        """In evaluation a sample alone has the tokens that it has in a batch."""
+        tokenizer = self.make_tokenizer().eval()
+        values = tokenizer.split(self.make_sample(tokenizer, 4)).values
+        whole = tokenizer.embed(values)[2:3]
+        alone = tokenizer.embed(pytree.tree_map(lambda value: value[2:3], values))
+        torch.testing.assert_close(alone, whole, rtol=1e-4, atol=1e-5)
+
+    def test_dtype_and_device_are_kept(self) -> None:
+        """Values have the type and the device of the sample; on the meta device shapes follow from shapes."""
+        tokenizer = self.make_tokenizer()
+        sample = self.make_sample(tokenizer, 3)
+        half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in sample.items()}
+        measured = any(half[name].dtype == torch.bfloat16 for name in tokenizer.shapes)
+        kinds = {value.dtype for value in tensors(tokenizer.split(half).values) if value.is_floating_point()}
+        assert not measured or kinds == {torch.bfloat16}, f"split makes {kinds} of bfloat16"
+        there = tokenizer.to("meta").split({name: value.to("meta") for name, value in sample.items()})
+        wanted = self.make_tokenizer().split(sample)
+        assert shapes(there.values) == shapes(wanted.values), "shapes on the meta device differ"
+        assert all(value.is_meta for value in tensors(there.values)), "values left the device of the sample"
+
+    def test_state_dict_round_trip(self) -> None:
+        """Another with the same weights gives the same tokens."""
+        with seeded(1):
+            tokenizer = self.make_tokenizer().eval()
+        with seeded(2):
+            other = self.make_tokenizer().eval()
+        sample = self.make_sample(tokenizer, 3)
+        other.load_state_dict({name: value.clone() for name, value in tokenizer.state_dict().items()}, strict=True)
+        one, again = (each.embed(each.split(sample).values) for each in (tokenizer, other))
+        assert torch.equal(one, again), "the state dict does not hold everything"
+
+    @on_gpu
+    def test_gpu_equals_cpu(self) -> None:
+        """The same values and tokens on a GPU."""
+        tokenizer = self.make_tokenizer().eval()
+        sample = self.make_sample(tokenizer, 3)
+        here = tokenizer.split(sample).values
+        tokens = tokenizer.embed(here)
+        there = tokenizer.cuda().split(to_gpu(sample)).values
+        assert all(value.is_cuda for value in tensors(there)), "values left the GPU"
+        for one, other in zip(tensors(here), tensors(there), strict=True):
+            torch.testing.assert_close(other.cpu(), one, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tokenizer.embed(there).cpu(), tokens, rtol=1e-3, atol=1e-4)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from mim_core import walking
 from mim_core.errors import MimError, nearest
 from mim_core.randomness import name_code
 
@@ -239,9 +240,8 @@ def _walk(folder: Path, modality: str) -> tuple[dict[str, str], Counter[str]]:
     """Stem -> ending of a modality's files, and the endings of other files."""
     found: dict[str, str] = {}
     others: Counter[str] = Counter()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(parent, folder).replace(os.sep, "/")
+    for parent, names, _ in walking.walk(folder):
+        inside = parent.relative_to(folder).as_posix()
         for name in names:
             stem, ending = os.path.splitext(name)
             if name.startswith("."):

@@ -1,4 +1,3 @@
-
 """Every part of the method keeps its contract; budgets and formulas are exact."""
 
 import math

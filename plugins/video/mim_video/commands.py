@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,22 @@ from rich.console import Console
 from rich.table import Table
 
 from mim_video.prepare import MANIFEST, Encoding, prepare_collection
-from mim_video.readers import LIBRARIES, known_readers, open_reader
+from mim_video.reader_pyav import PyavReader
+from mim_video.readers import LIBRARIES, Reader, known_readers, open_reader
+
+CHUNK, SMALL = 64, (16, 16)
+"""Frames that are decoded at once to see whether they do, and the size that they are scaled to."""
 
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """Show what each installed reader sees in a video file: frames, times, size, codec; or why it cannot read it."""
+    """Show what each installed reader sees in a video file: frames, times, size, codec, how many frames do not decode;
+    or why it cannot read it."""
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """The video."""
+    frames: int = 3000
+    """So many frames, from the start, are decoded to see whether they do; 0 for all."""
     json: bool = False
     """Print JSON."""
 
@@ -32,7 +40,10 @@ class ProbeOptions:
 def probe(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``probe FILE``. Exit code 1 when no reader can use the file."""
     options = parse(ProbeOptions, f"{program} probe", arguments)
-    seen = {name: look(options.file, name, version) for name, version in known_readers().items()}
+    if options.frames < 0:
+        raise MimError(f"--frames is {options.frames}; it should be a number of frames, or 0 for all.")
+    most = options.frames or sys.maxsize
+    seen = {name: look(options.file, name, version, most) for name, version in known_readers().items()}
     if options.json:
         print(json.dumps({"file": str(options.file), "readers": seen}, indent=1))  # noqa: T201
     else:
@@ -40,17 +51,22 @@ def probe(program: str, plugin: str | None, arguments: list[str]) -> int:
     return 0 if any("error" not in facts for facts in seen.values()) else 1
 
 
-def look(path: Path, name: str, version: str | None) -> dict[str, Any]:
-    """What a reader sees in a file, or ``error``."""
+def look(path: Path, name: str, version: str | None, most: int = sys.maxsize) -> dict[str, Any]:
+    """What a reader sees in a file, of which at most so many frames are decoded; or ``error``, and ``missing`` where
+    its library is not installed."""
     if version is None:
-        return {"error": f"not installed: {LIBRARIES[name].install}"}
+        return {"error": f"not installed: {LIBRARIES[name].install}", "missing": True}
     facts: dict[str, Any] = {"version": version}
     try:
         with open_reader(path, name) as reader:
-            reader.frames_at([0, len(reader) - 1])
+            bad = failing(reader, most)
             gaps = reader.times.diff()
             facts |= {
                 "frames": len(reader),
+                "decoded": min(most, len(reader)) - len(bad),
+                "do_not_decode": len(bad),
+                **({"the_first_of_them": bad[:5]} if bad else {}),
+                **({"not_looked_at": len(reader) - most} if most < len(reader) else {}),
                 "size": list(reader.size),
                 "start": reader.times[0].item(),
                 "duration": (reader.times[-1] - reader.times[0]).item(),
@@ -69,7 +85,30 @@ def look(path: Path, name: str, version: str | None) -> dict[str, Any]:
         return {**facts, "error": str(error).splitlines()[0]}
 
 
+def failing(reader: Reader, most: int) -> list[int]:
+    """Frames among the first ``most`` that do not decode."""
+    if isinstance(reader, PyavReader):
+        return reader.failing(most)
+    found: list[int] = []
+    count = min(most, len(reader))
+    for start in range(0, count, CHUNK):
+        numbers = list(range(start, min(start + CHUNK, count)))
+        if not _decode(reader, numbers):
+            found += [number for number in numbers if not _decode(reader, [number])]
+    return found
+
+
+def _decode(reader: Reader, numbers: list[int]) -> bool:
+    try:
+        reader.frames_at(numbers, SMALL)
+    except BadSample:
+        return False
+    return True
+
+
 def _print_probe(path: Path, seen: dict[str, dict[str, Any]]) -> None:
+    missing = {name: facts["error"] for name, facts in seen.items() if "missing" in facts}
+    seen = {name: facts for name, facts in seen.items() if name not in missing}
     table = Table(title=str(path), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     for name in seen:
@@ -80,6 +119,8 @@ def _print_probe(path: Path, seen: dict[str, dict[str, Any]]) -> None:
     console = Console(highlight=False, markup=False)
     console = console if console.is_terminal else Console(highlight=False, markup=False, width=160)
     console.print(table)
+    for name, why in missing.items():
+        console.print(f"{name} is {why}")
 
 
 def _cell(value: Any) -> str:
@@ -102,9 +143,10 @@ def _cell(value: Any) -> str:
 class PrepareOptions:
     """Re-encode a collection once: smaller frames, a key frame every few, so that clips are read fast from anywhere.
 
-    Videos become H.264 in MP4 under the same name below OUT, upright, every frame at its own time; lists and others
-    are copied. The same command goes on where it was stopped, and does again what was made from a file that has since
-    changed, or with other options. OUT/manifest.jsonl says what was done.
+    Videos become H.264 in MP4 under the same name below OUT, upright, every frame at its own time; of two that would
+    get one name the second keeps its ending. Lists and others are copied, hidden files left out. The same command goes
+    on where it was stopped, and does again what was made from a file that has since changed, or with other options.
+    OUT/manifest.jsonl says what was done.
     """
 
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
@@ -138,9 +180,15 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
         counts[line["status"]] += 1
         if line["status"] == "failed":
             print(f"failed: {line['file']}: {line['reason']}")  # noqa: T201
+        elif line["status"] == "aside":
+            print(f"left out: {line['file']}: {line['reason']}")  # noqa: T201
         elif line["status"] == "done":
-            again = f" (again: {line['again']})" if "again" in line else ""
-            print(f"{line['out']}: {line['frames']} frames, {line['bytes'] / 2**20:.1f} MiB{again}")  # noqa: T201
+            notes = [f"again: {line['again']}"] if "again" in line else []
+            notes += [f"{line['lost']} more do not decode"] if "lost" in line else []
+            notes += [f"from {line['file']}: {line['renamed']}"] if "renamed" in line else []
+            told = f" ({'; '.join(notes)})" if notes else ""
+            print(f"{line['out']}: {line['frames']} frames, {line['bytes'] / 2**20:.1f} MiB{told}")  # noqa: T201
     told = ", ".join(f"{counts[status]} {status}" for status in ("done", "copied", "skipped", "failed"))
+    told += f", {counts['aside']} left out" if counts["aside"] else ""
     print(f"{told}; see {options.out / MANIFEST}")  # noqa: T201
     return 1 if counts["failed"] else 0

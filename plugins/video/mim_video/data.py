@@ -14,13 +14,14 @@ from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
 from mim_core.errors import BadSample, MimError
 from mim_core.layout import Sample
+from mim_core.words import counted
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from mim_video import crops, pictures, sampling
 from mim_video.layouts import EXTENSIONS, Clipping, ClipStore, find_clips
-from mim_video.readers import Reader, open_reader
+from mim_video.readers import Reader, chosen, known_readers, load_reader, open_reader
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA = torch.tensor((0.299, 0.587, 0.114))
@@ -78,7 +79,8 @@ class Clips(DataSource):
         flip: float = 0.0
         """Chance of a horizontal flip. Not for classes that tell left from right."""
         repeat: int = 1
-        """Clips per file that is read, decoded once."""
+        """Clips per file that is read, decoded once. A batch counts files and holds this many clips of each; so do
+        memory and operations."""
         repeat_start: Literal["same", "own"] = "same"
         """Whether the repeated clips show the same frames under other crops, or each draws its own; that costs more
         decoding."""
@@ -104,6 +106,7 @@ class Clips(DataSource):
         self.channels, self.frames, *size = shapes["video"]
         self.size = (size[0], size[1])
         _check(config)
+        load_reader(chosen(config.reader))  # here, so that one that is missing is told before a run begins
         self.samples_per_item = config.repeat
         self.mean, self.std = self._statistics()
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -241,7 +244,8 @@ class Clips(DataSource):
         notes = [store.note] if store.note else []
         notes += [f"Each clip's features are the mean over {views} views."] if views > 1 else []
         labels = torch.tensor(store.labels, dtype=torch.int64)
-        return Labelled(split, labels, store.classes, Views(self, store), " ".join(notes), views)
+        names = tuple(map(store.name, range(len(store))))
+        return Labelled(split, labels, store.classes, Views(self, store), " ".join(notes), views, names)
 
     def raw(self, sample: Sample) -> Tensor:
         """The pixels in [0, 1], not centred; of larger clips, the means of a grid of 8 x 16 x 16."""
@@ -271,13 +275,15 @@ class Clips(DataSource):
         """Where clips come from, how many, their classes, how they are sampled, and what is missing."""
         config, found = self.config, self.clips
         root = "the bundled sample (MetaWorld, MIT licence)" if self.bundled else f"{config.root} ({found.kind})"
-        classes = f"{len(found.train.classes)} classes" if found.train.classes else "no classes"
+        classes = counted(len(found.train.classes or ()), "class", "classes")
         how = f"one of every {config.stride} frames" if config.fps is None else f"{config.fps:g} frames per second"
         how = "one from each equal part" if config.segments else how
         times = f"; {config.repeat} clips per file, so that a batch is that many times as large"
+        reader = chosen(config.reader)
         rows = {
-            "data": f"{root}: {len(self):,} clips for training, {classes}",
+            "data": f"{root}: {counted(len(self), 'clip')} for training, {classes}",
             "frames": f"{self.frames}, {how}{times if config.repeat > 1 else ''}",
+            "reader": f"{reader} {known_readers()[reader]}" + (" (auto)" if config.reader == "auto" else ""),
         }
         if found.missing:
             shown = ", ".join(found.missing[:5]) + (", ..." if len(found.missing) > 5 else "")

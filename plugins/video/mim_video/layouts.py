@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mim_core import walking
 from mim_core.errors import MimError, unknown
 
 EXTENSIONS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv")
 HELD_OUT = ("test", "val", "validation", "validate")
 SSV2_LABELS = ("labels.json", "something-something-v2-labels.json")
+TIMED = ("youtube_id", "time_start", "time_end")
+"""Columns that make a csv file one of Kinetics'."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,7 @@ def walk(root: Path) -> tuple[list[str], Counter[str]]:
     """Videos below the root, sorted, and the endings of other files."""
     found: list[str] = []
     others: Counter[str] = Counter()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for folder, names, _ in walking.walk(root):
         for name in names:
             ending = os.path.splitext(name)[1].lower()
             if name.startswith("."):
@@ -253,17 +256,20 @@ def ucf101(root: Path, split: int = 1) -> Clipping:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def _kinetics_lists(root: Path) -> list[Path]:
     """Kinetics' csv files: in the folder or one below it, with the columns of the official ones."""
-    found = sorted({*root.glob("*.csv"), *root.glob("*/*.csv")})
-    return [path for path in found if {"youtube_id", "time_start", "time_end"} <= set(_header(path))]
+    return [path for path in _tables(root) if set(TIMED) <= set(_header(path))]
+
+
+def _tables(root: Path) -> list[Path]:
+    return sorted({*root.glob("*.csv"), *root.glob("*/*.csv")})
 
 
 def _header(path: Path) -> list[str]:
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         return next(csv.reader(file), [])
 
 
@@ -271,7 +277,8 @@ def kinetics(root: Path) -> Clipping:
     """Kinetics-400, 600 or 700: csv files with label, youtube_id, time_start, time_end and split; clips anywhere
     below, trimmed (``ID_000010_000020.mp4``) or whole (``ID.mp4``, of which the csv's part is used).
 
-    Without csv files, class folders are what `folder` reads.
+    Raises:
+        MimError: No such csv files or no such videos, a training list without labels, or a cell that is no time.
     """
     looked_for = (
         "csv files with the columns label, youtube_id, time_start, time_end, split, and videos named "
@@ -279,20 +286,56 @@ def kinetics(root: Path) -> Clipping:
     )
     lists = _kinetics_lists(root)
     if not lists:
-        return replace(folder(root), kind="kinetics")
+        tables = [f"{path.name} with {', '.join(_header(path))}" for path in _tables(root)[:3]]
+        raise MimError(
+            f"No lists of Kinetics in {root}. Looked for {looked_for}, in it or a folder below; "
+            f"found {'; '.join(tables) or 'no csv files'}. Without lists, take "
+            "--data.layout folder: its classes are the names of folders."
+        )
     splits: dict[str, list[Entry]] = {}
     for path in lists:
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                part = (float(row["time_start"]), float(row["time_end"]))
-                name = (row.get("split") or _split_of(path)).strip().lower()
-                splits.setdefault(name, []).append(Entry(row["youtube_id"], row.get("label") or "", part))
+        for name, entry in _kinetics_rows(path):
+            splits.setdefault(name, []).append(entry)
     held_out = next((name for name in ("val", "validate", "validation", "test") if _labelled(splits, name)), "")
     train, test = splits.get("train", []), splits.get(held_out, [])
     if not train:
         raise MimError(f"{root}: the csv files list no split 'train', only: {', '.join(sorted(splits))}.")
     classes = tuple(sorted({entry.label for entry in (*train, *test)}))
     return _listed("kinetics", root, train, test, classes, looked_for)
+
+
+def _kinetics_rows(path: Path) -> Iterator[tuple[str, Entry]]:
+    """(split, entry) of each row of a csv file."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        try:
+            for row in rows:
+                where = f"{path}, line {rows.line_num}"
+                split, stem = (row.get("split") or _split_of(path)).strip().lower(), (row["youtube_id"] or "").strip()
+                label = (row.get("label") or "").strip()
+                if not stem:
+                    raise MimError(f"{where}: the column youtube_id is empty.")
+                if split == "train" and not label:
+                    there = "is empty" if "label" in row else f"is missing; there are {', '.join(_header(path))}"
+                    raise MimError(f"{where}: {stem} is for training and has no class: the column label {there}.")
+                yield split, Entry(stem, label, _part(row, where))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise MimError(f"{path}, after line {rows.line_num}: no csv in UTF-8: {error}.") from error
+
+
+def _part(row: dict[str, str], where: str) -> tuple[float, float]:
+    """The part of a video that a row names, in seconds."""
+    found = []
+    for column in ("time_start", "time_end"):
+        try:
+            found.append(float(row[column] or ""))
+        except ValueError:
+            found.append(math.nan)
+        if not math.isfinite(found[-1]):
+            raise MimError(f"{where}: the column {column} should be a number of seconds and is {row[column] or ''!r}.")
+    if not found[0] < found[1]:
+        raise MimError(f"{where}: time_end ({found[1]:g}) should be larger than time_start ({found[0]:g}).")
+    return found[0], found[1]
 
 
 def _labelled(splits: dict[str, list[Entry]], name: str) -> bool:
@@ -335,7 +378,7 @@ def _something(path: Path, row: dict[str, Any], numbers: dict[str, Any]) -> Entr
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise MimError(f"{path} cannot be read: {error}") from error
 

@@ -177,6 +177,11 @@ class DualMasker(TubeMasker):
         self.config = config
         self.places = _cell_places(config.decoder_ratio)
 
+    def count(self, layout: Layout) -> int:
+        """As many as tubes hide; a grid on which no cell can run is refused here, before a run begins."""
+        _running_cells(layout, self.places, torch.device("meta"))
+        return super().count(layout)
+
     def forward(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None = None) -> Mask:
         """Visible units by tubes, queries by the running cell, in ascending order both."""
         mask = super().forward(layout, draw, scores)

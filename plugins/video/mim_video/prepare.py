@@ -6,9 +6,7 @@ import itertools
 import json
 import math
 import multiprocessing
-import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
@@ -19,6 +17,7 @@ from typing import Any, Literal
 import av
 import torch
 from av.video.reformatter import Colorspace
+from mim_core import walking
 from mim_core.errors import BadSample, MimError
 
 from mim_video.layouts import EXTENSIONS
@@ -27,6 +26,7 @@ from mim_video.readers import open_reader
 from mim_video.sound import open_sound
 
 MANIFEST = "manifest.jsonl"
+HIDDEN = "it is hidden"
 PARTIAL = ".partial"
 """What the name of a file that is being written ends in."""
 
@@ -52,39 +52,69 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Job:
-    """One file of the collection, and where it goes; paths below the two folders. ``again`` says why it is written a
-    second time."""
+    """One file of the collection, and where it goes; paths below the two folders.
+
+    Attributes:
+        source: The file below IN; a folder's path ends in a slash.
+        target: Its place below OUT.
+        video: Whether it is encoded; else copied.
+        again: Why it is written a second time.
+        renamed: Why it does not get its own name.
+        aside: Why it is left out.
+    """
 
     source: str
     target: str
     video: bool
     again: str = ""
+    renamed: str = ""
+    aside: str = ""
 
 
 def plan(root: Path, out: Path) -> list[Job]:
-    """What there is to do: videos become MP4, lists and other files are copied.
+    """What there is to do: videos become MP4, lists and other files are copied; hidden ones are left out, and so is a
+    manifest in IN. Links are followed, and each real folder is visited once.
 
     Raises:
-        MimError: No folder, no videos, or two videos would have one name.
+        MimError: No folder, or no videos.
     """
     if not root.is_dir():
         raise MimError(f"{root} is no folder. Usage: mim-video prepare IN OUT, with IN a folder of videos.")
     if root.resolve() == out.resolve():
         raise MimError(f"IN and OUT are both {root}: originals are never overwritten. Give another folder as OUT.")
     jobs = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(n for n in folders if (Path(folder) / n).resolve() != out.resolve())
-        for name in sorted(names):
-            source = (Path(folder) / name).relative_to(root)
+    for folder, names, folders in walking.walk(root, hidden=True):
+        below = folder.relative_to(root)
+        jobs += [Job(f"{below / n}/", "", False, aside=HIDDEN) for n in folders if n.startswith(".")]
+        folders[:] = [n for n in folders if not n.startswith(".") and (folder / n).resolve() != out.resolve()]
+        for source in (below / name for name in names):
             video = source.suffix.lower() in EXTENSIONS
-            jobs.append(Job(str(source), str(source.with_suffix(".mp4") if video else source), video))
-    if not any(job.video for job in jobs):
+            aside = HIDDEN if source.name.startswith(".") else ""
+            aside = f"OUT/{MANIFEST} is written here" if source == Path(MANIFEST) else aside
+            jobs.append(Job(str(source), str(source.with_suffix(".mp4") if video else source), video, aside=aside))
+    if not any(job.video and not job.aside for job in jobs):
         raise MimError(f"There are no videos in {root}. Looked for {', '.join(EXTENSIONS)}.")
-    counts = Counter(job.target for job in jobs)
-    twice = [job.source for job in jobs if counts[job.target] > 1]
-    if twice:
-        raise MimError(f"These would get the same name: {', '.join(twice[:4])}. Rename or move one of them.")
-    return jobs
+    return _with_own_names(jobs)
+
+
+def _with_own_names(jobs: list[Job]) -> list[Job]:
+    """The same, each with a target of its own: of videos that would get one name, the first that has it already, or
+    else the first, gets it; the others keep their endings."""
+    takers: dict[str, str] = {}
+    for job in sorted(jobs, key=lambda job: job.source != job.target):  # stable: who has the name comes first
+        if not job.aside:
+            takers.setdefault(job.target, job.source)
+    named = []
+    for job in jobs:
+        if job.aside or takers[job.target] == job.source:
+            named.append(job)
+            continue
+        target = f"{job.source}.mp4"
+        while target in takers:
+            target += ".mp4"
+        takers[target] = job.source
+        named.append(replace(job, target=target, renamed=f"{job.target} is made of {takers[job.target]}"))
+    return named
 
 
 def prepare_collection(root: Path, out: Path, encoding: Encoding, workers: int) -> Iterator[dict[str, Any]]:
@@ -119,17 +149,20 @@ def made_of(source: Path, encoding: Encoding | None) -> dict[str, Any]:
     return {"source": {"bytes": facts.st_size, "modified": facts.st_mtime_ns}, **settings}
 
 
-def outdated(before: dict[str, Any] | None, now: dict[str, Any]) -> str | None:
+def outdated(before: dict[str, Any] | None, now: dict[str, Any], target: str) -> str | None:
     """Why a file is written again; None when what lies in OUT is what would be written.
 
     Args:
         before: Its line of the manifest.
         now: What it is made of, see `made_of`.
+        target: Where it goes.
     """
     if before is None or before["status"] == "failed":
         return "it was not finished"
     if before.get("source") != now["source"]:
         return "its source has changed"
+    if before.get("out") != target:
+        return "another file had this name"
     old, new = before.get("encoding", {}), now.get("encoding", {})
     other = [f"{name} {new[name]}, was {old.get(name)}" for name in new if old.get(name) != new[name]]
     return "; ".join(other) or None
@@ -140,9 +173,12 @@ def _results(
 ) -> Iterator[dict[str, Any]]:
     left: list[Job] = []
     for job in jobs:
+        if job.aside:
+            yield {"file": job.source, "status": "aside", "reason": job.aside}
+            continue
         there = (out / job.target).is_file() and (root / job.source).is_file()
         now = made_of(root / job.source, encoding if job.video else None) if there else {}
-        why = outdated(before.get(job.source), now) if there else ""
+        why = outdated(before.get(job.source), now, job.target) if there else ""
         if why is None:
             yield {"file": job.source, "out": job.target, "status": "skipped"}
         else:
@@ -173,7 +209,8 @@ def run_job(root: Path, out: Path, encoding: Encoding, job: Job) -> dict[str, An
     torch.set_num_threads(1)
     source, target = root / job.source, out / job.target
     partial = target.with_name(target.name + PARTIAL)
-    line: dict[str, Any] = {"file": job.source, "out": job.target, **({"again": job.again} if job.again else {})}
+    line: dict[str, Any] = {"file": job.source, "out": job.target}
+    line |= {name: text for name, text in (("again", job.again), ("renamed", job.renamed)) if text}
     try:
         line |= made_of(source, encoding if job.video else None)  # before it is read: a later change is noticed
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +229,7 @@ def run_job(root: Path, out: Path, encoding: Encoding, job: Job) -> dict[str, An
 
 
 def encode_video(source: Path, target: Path, encoding: Encoding) -> dict[str, Any]:
-    """Re-encode a video; frames keep their times.
+    """Re-encode a video; frames keep their times. Those that do not decode are left out, and counted as ``lost``.
 
     Raises:
         BadSample: It cannot be read, or what was written does not read back as many frames.
@@ -213,13 +250,14 @@ def encode_video(source: Path, target: Path, encoding: Encoding) -> dict[str, An
             out.mux(stream.encode(None))
             if sound is not None:
                 sound.write_until(math.inf)
-        seconds = float(reader.times[-1] - reader.times[0])
+        seconds, lost = float(reader.times[-1] - reader.times[0]), len(reader) - frames
     with open_reader(target, "pyav") as written:
         if len(written) != frames:
             raise BadSample(str(source), f"{len(written)} of {frames} frames were written")
     sizes = {"bytes_before": source.stat().st_size, "bytes": target.stat().st_size}
-    heard = {} if sound is None else {"sound": sound.codec}
-    return {"frames": frames, "seconds": round(seconds, 3), "size": list(size), **sizes, **heard}
+    more: dict[str, Any] = {} if sound is None else {"sound": sound.codec}
+    more |= {"lost": lost} if lost else {}
+    return {"frames": frames, "seconds": round(seconds, 3), "size": list(size), **sizes, **more}
 
 
 def _stream(out: Any, reader: PyavReader, size: tuple[int, int], encoding: Encoding) -> Any:

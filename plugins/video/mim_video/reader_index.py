@@ -60,17 +60,22 @@ class Scan:
         packets, codec = self.packets, stream.codec_context.codec.name
         stamps = {packet.shown for packet in packets if packet.shown is not None}
         formats = stream.container.format.name.split(",")
-        listed = len(getattr(stream, "index_entries", ())) if "mp4" in formats else 0
         return (
             codec in ONE_FRAME_A_PACKET
             and self.first is not None
-            and len(stamps) == len(packets) >= listed  # every packet has its own time, and none that is listed lacks
+            and len(stamps) == len(packets)  # every packet has its own time
+            and not self.lacking(stream)
             and packets[0].key
             and packets[0].shown == min(stamps)  # else frames that cannot decode may come before the first key frame
             and not any(packet.corrupt for packet in packets)
             and not ("avi" in formats and codec != "mpeg4" and stream.codec_context.has_b_frames)  # times are guessed
             and not (codec == "mpeg4" and any(packet.size < STUB for packet in packets))
         )
+
+    def lacking(self, stream: Any) -> bool:
+        """Whether the file's table of contents has packets that reading does not give."""
+        tabled = {"mp4", "avi"} & set(stream.container.format.name.split(","))
+        return bool(tabled) and len(self.packets) < len(getattr(stream, "index_entries", ()))
 
     def keys(self) -> tuple[tuple[int, int], ...]:
         """(timestamp, decoding timestamp) of the key frames that can be sought, rising."""
@@ -143,17 +148,25 @@ def index_by_packets(found: Scan) -> FrameIndex:
     return FrameIndex(tuple(shown), found.keys(), leading=found.leading())
 
 
-def index_by_frames(found: Scan, frames: Iterable[Any], step: float) -> FrameIndex:
+def index_by_frames(
+    found: Scan, frames: Iterable[Any], step: float, own_times: bool = True, lacking: bool = False
+) -> FrameIndex:
     """The index of a stream that has to be decoded to be known.
 
     Args:
         found: Its packets.
         frames: All its frames, decoded.
         step: A frame's duration by the container's fixed rate, in its time base; for frames that have no time at all.
+        own_times: The container has a time for each packet; where it has none, packets are counted, and behind damage
+            reading from the start counts otherwise than the table of contents by which seeking goes.
+        lacking: See `Scan.lacking`.
     """
     shown = [frame.pts for frame in frames]
     timed = all(packet.shown is not None for packet in found.packets) and None not in shown
-    if timed and shown == sorted(shown):
+    if timed and not own_times and lacking and shown == sorted(set(shown)):
+        return FrameIndex(tuple(shown), counted=True)
+    damaged = any(packet.corrupt for packet in found.packets)  # decoders give frames out of turn behind damage
+    if timed and (shown == sorted(shown) or (damaged and own_times)):
         return FrameIndex(tuple(sorted(set(shown))), found.keys(), leading=found.leading())
     decoded = sorted({packet.decoded for packet in found.packets if packet.decoded is not None})
     if len(decoded) == len(shown):  # no times of presentation: those of decoding, in order, are the same set

@@ -27,6 +27,10 @@ COVER_PICTURE = 0x400
 
 SKIPPABLE = frozenset({"h264", "hevc"})
 """Codecs whose decoder leaves out, when told to, frames that no other frame refers to."""
+IN_A_ROW = 16
+"""Failures to read a packet, with none read between them, after which a file counts as ended."""
+OUT_OF_TURN = 16
+"""Frames that a decoder may give before an earlier one, behind damage: as many as H.264 holds back."""
 WORTH_A_SEEK = 12
 """Frames that need not be decoded before a seek to a later key frame pays."""
 
@@ -84,17 +88,27 @@ class PyavReader(OpenFile):
         if found.exact(self._stream):
             return index_by_packets(found)
         stream, rate = self._stream, self._stream.average_rate or self._stream.guessed_rate or 25
-        return index_by_frames(found, self._decode_from(-1), float(1 / (rate * stream.time_base)))
+        own_times, step = "avi" not in self._container.format.name.split(","), float(1 / (rate * stream.time_base))
+        return index_by_frames(found, self._decode_from(-1), step, own_times, found.lacking(stream))
 
     def __len__(self) -> int:
         return len(self._index.shown)
 
     def _rest(self) -> Iterator[Any]:
-        """The packets that follow, then one that empties the decoder. Damage ends them early."""
-        try:
-            yield from self._container.demux(self._stream)
-        except av.FFmpegError:
-            return
+        """The packets that follow, then one that empties the decoder. Where damage stops them, reading goes on behind
+        it, as long as there are packets to be had."""
+        failures = 0
+        while failures < IN_A_ROW:
+            try:
+                for packet in self._container.demux(self._stream):
+                    failures = 0
+                    yield packet
+                return
+            except av.FFmpegError:
+                failures += 1
+        last = av.Packet()
+        last.stream = self._stream
+        yield last
 
     def _decode_from(self, key: int, wanted: Sequence[int] = ()) -> Iterator[Any]:
         """Frames from a key frame on (-1: the start of the file).
@@ -155,11 +169,13 @@ class PyavReader(OpenFile):
         for group in self._groups(list(stamps)):
             left = set(group)
             for key in dict.fromkeys((self._index.key_before(group[0]), -1)):
+                beyond = 0
                 for frame in self._decode_from(key, sorted(left)):
                     if frame.pts in left:
                         left.remove(frame.pts)
                         yield stamps[frame.pts], frame
-                    if not left or (frame.pts is not None and frame.pts > group[-1]):
+                    beyond += frame.pts is not None and frame.pts > group[-1]
+                    if not left or beyond > OUT_OF_TURN:
                         break
                 if not left:
                     break
@@ -187,6 +203,18 @@ class PyavReader(OpenFile):
             if stamp in known:
                 known.discard(stamp)
                 yield stamp, self._picture(frame, size or self.size)
+
+    def failing(self, most: int) -> list[int]:
+        """Frames among the first ``most`` that do not decode, from one pass over the file."""
+        shown, counted = self._index.shown[:most], self._index.counted
+        left = dict.fromkeys(range(len(shown)) if counted else shown)
+        beyond = 0
+        for number, frame in enumerate(self._decode_from(-1)):
+            left.pop(number if counted else frame.pts, None)
+            beyond += not counted and frame.pts is not None and frame.pts > shown[-1]
+            if not left or beyond > OUT_OF_TURN:
+                break
+        return [number if counted else bisect.bisect_left(shown, number) for number in sorted(left)]
 
     @property
     def time_base(self) -> Fraction:

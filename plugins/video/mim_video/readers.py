@@ -129,21 +129,42 @@ def open_reader(path: Path, name: str = "auto") -> Reader:
         BadSample: The file cannot be used: no regular file, empty, no video in it, no frame decodes.
         MimError: There is no such reader, or its library is missing; says what to install.
     """
-    if name == "auto":
-        name = "pyav"
-    if name not in LIBRARIES:
-        raise unknown("reader", name, ["auto", *LIBRARIES])
+    name = chosen(name)
     if not path.is_file():
         raise BadSample(str(path), "it is no regular file" if path.exists() else "there is no such file")
     if path.stat().st_size == 0:
         raise BadSample(str(path), "the file is empty")
+    reader: Reader = load_reader(name)(path)
+    return reader
+
+
+def load_reader(name: str) -> Any:
+    """The class that opens a file with a library, which is imported.
+
+    Args:
+        name: pyav, torchcodec or decord, see `chosen`.
+
+    Raises:
+        MimError: The library is missing or does not load; says what to install.
+    """
     module, _, cls = LIBRARIES[name].opener.partition(":")
     try:
-        opener = getattr(importlib.import_module(module), cls)
+        importlib.import_module(LIBRARIES[name].module)
+        return getattr(importlib.import_module(module), cls)
     except (ImportError, RuntimeError, OSError) as error:
         raise missing(name, error) from error
-    reader: Reader = opener(path)
-    return reader
+
+
+def chosen(name: str) -> str:
+    """The reader that a name means: ``auto`` is pyav.
+
+    Raises:
+        MimError: There is no such reader.
+    """
+    name = "pyav" if name == "auto" else name
+    if name not in LIBRARIES:
+        raise unknown("reader", name, ["auto", *LIBRARIES])
+    return name
 
 
 def missing(name: str, error: Exception) -> MimError:

@@ -47,6 +47,8 @@ class CubeTarget(Target):
         self.unit_shape = tokenizer.unit_shape
         if len(self.unit_shape) < 2:
             raise ValueError(f"units must have positions and channels, these are {self.unit_shape or 'without values'}")
+        if tokenizer.ids:
+            raise ValueError(f"the units of {', '.join(tokenizer.ids)} are names of classes or words, no pixels")
         *positions, channels = self.unit_shape
         self.positions = int(torch.Size(positions).numel())
         self.size = self.positions * channels
@@ -131,8 +133,10 @@ class FrameTarget(ValueTarget):
 
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
+        if len(self.unit_shape) != 4:
+            raise ValueError(f"units must be tubelets [frames, height, width, channels], these are {self.unit_shape}")
         self.tubelet, self.whole = self.unit_shape[0], self.unit_shape
-        if len(self.unit_shape) < 3 or not 1 <= config.frames <= self.tubelet:
+        if not 1 <= config.frames <= self.tubelet:
             raise ValueError(f"frames must be 1 to the tubelet's {self.tubelet}, got {config.frames}")
         self.size = self.size // self.tubelet * config.frames
         self.unit_shape = (config.frames, *self.unit_shape[1:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mim_core.tokenizer import PatchTokenizer
+from mim_core.tokenizer import PatchTokenizer, times
 
 
 class TubeletTokenizer(PatchTokenizer):
@@ -23,3 +23,9 @@ class TubeletTokenizer(PatchTokenizer):
         """Frames, height and width of a tubelet; they must divide the size."""
         channels: int = 3
         """3 reads colour, 1 grey."""
+
+    def __init__(self, config: Config, width: int) -> None:
+        for name, value in (("size", config.size), ("patch", config.patch)):
+            if len(value) != 3:
+                raise ValueError(f"{name} should be three numbers: frames, height, width; got {times(value)}")
+        super().__init__(config, width)

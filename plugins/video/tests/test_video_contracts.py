@@ -1,4 +1,3 @@
-
 """Every part of the method keeps its contract; the papers' counts and formulas are exact."""
 
 from pathlib import Path

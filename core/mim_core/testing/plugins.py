@@ -1,0 +1,166 @@
+"""What every plugin keeps to: all that can be checked of one from its registration alone.
+
+    class TestMine(PluginContract):
+        plugin = "mine"  # the entry point's name
+
+Without a file of one's own, `mim_core.testing.suite` has the same checks, and every recipe's `MethodContract`:
+
+    MIM_PLUGIN=mine pytest --pyargs mim_core.testing.suite
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import string
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from mim_core.build import build_method
+from mim_core.data import DataSource
+from mim_core.decoder import Decoder
+from mim_core.encoder import Encoder
+from mim_core.loop import start, train
+from mim_core.masker import Masker
+from mim_core.method import Method
+from mim_core.plugins import discover, installed
+from mim_core.recipe import ResolvedRun, RunConfig, from_toml, load_recipe, to_toml
+from mim_core.registry import KINDS, Entry, PluginRecord, Registry
+from mim_core.target import Target
+from mim_core.tokenizer import Tokenizer
+
+BASES: dict[str, type] = {
+    "tokenizers": Tokenizer,
+    "maskers": Masker,
+    "targets": Target,
+    "encoders": Encoder,
+    "decoders": Decoder,
+    "methods": Method,
+    "data": DataSource,
+}
+"""Kinds whose parts are classes, and what they inherit."""
+LETTERS = frozenset(string.ascii_lowercase + string.digits + "-.")
+HEAVY = ("torch", "timm", "torchvision", "transformers")
+"""What the plugin module must not import: ``mim-core plugins`` imports it."""
+
+
+class PluginContract:
+    """What every plugin keeps to.
+
+    Attributes:
+        plugin: Its name, as the entry point has it.
+        steps: Optimizer steps that every recipe's twin is trained.
+    """
+
+    plugin: ClassVar[str] = ""
+    steps: ClassVar[int] = 3
+
+    def registry(self) -> Registry:
+        """Where the plugin is looked up."""
+        return installed()
+
+    def record(self) -> PluginRecord:
+        """The plugin as it was found."""
+        found = [record for record in self.registry().plugins if record.name == self.plugin]
+        known = ", ".join(sorted(record.name for record in self.registry().plugins))
+        assert found, f"no plugin {self.plugin!r} is installed; there are: {known}"
+        return found[0]
+
+    def entries(self, kind: str | None = None) -> list[Entry]:
+        """What it brings."""
+        kinds = KINDS if kind is None else (kind,)
+        return [entry for kind in kinds for entry in self.registry().of_kind(kind, self.plugin)]
+
+    def test_it_is_found_and_loaded(self) -> None:
+        """Its entry point is announced once, and loading it neither failed nor changed anything that others share."""
+        record = self.record()
+        assert not record.failure, f"{record.distribution} failed to load: {record.failure}\n{record.traceback}"
+        assert not record.disabled, f"{self.plugin!r} is switched off by MIM_CORE_PLUGINS or MIM_CORE_DISABLE"
+        points = [candidate for candidate in discover() if candidate.name == self.plugin]
+        assert len(points) == 1, f"{len(points)} entry points of group mim_core are named {self.plugin!r}"
+        assert not record.faults, f"{record.distribution} {' '.join(record.faults)}"
+        assert self.entries(), f"{self.plugin!r} registers nothing"
+
+    def test_listing_it_imports_nothing_heavy(self) -> None:
+        """Its plugin module imports no torch, so that listing is quick."""
+        module = self.record().module
+        code = f"import sys, importlib; importlib.import_module({module!r}); print(*sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{module} cannot be imported by itself: {done.stderr}"
+        heavy = sorted(set(HEAVY) & set(done.stdout.split()))
+        assert not heavy, f"{module} imports {', '.join(heavy)}; register lazy references, and import there"
+
+    def test_names_and_cards(self) -> None:
+        """Names are lower-case, and every part has a card with a sentence about it."""
+        for entry in self.entries():
+            odd = sorted(set(entry.name) - LETTERS)
+            assert not odd, f"{entry.full_name}: names hold lower-case letters, digits, '-' and '.'; not {odd}"
+            summary = entry.card.summary.strip()
+            assert summary, f"{entry.full_name} has no summary"
+            assert summary.endswith("."), f"the summary of {entry.full_name} is no sentence: {summary!r}"
+
+    def test_everything_resolves(self) -> None:
+        """Every reference leads to what its kind promises, with a frozen ``Config`` whose options all have defaults."""
+        for entry in self.entries():
+            part = entry.resolve()
+            if entry.kind not in BASES:
+                assert callable(part), f"{entry.full_name} is a {type(part).__name__}, nothing to call"
+                continue
+            assert isinstance(part, type), f"{entry.full_name} is no class"
+            assert issubclass(part, BASES[entry.kind]), f"{entry.full_name} is no {BASES[entry.kind].__name__}"
+            config: Any = getattr(part, "Config", None)
+            fixed = getattr(config, "__dataclass_params__", None)
+            assert fixed is not None, f"{entry.full_name} has no dataclass Config"
+            assert fixed.frozen, f"the Config of {entry.full_name} is not frozen"
+            try:
+                config()
+            except TypeError as error:
+                raise AssertionError(f"an option of {entry.full_name} has no default: {error}") from error
+
+    def test_recipes_build(self) -> None:
+        """Every recipe returns a `RunConfig` that builds, at full size on the meta device; so does its twin."""
+        for entry in self.entries("recipes"):
+            assert entry.twin, f"the recipe {entry.full_name} names no twin"
+            assert isinstance(entry.resolve()(), RunConfig), f"{entry.full_name} returns no RunConfig"
+            for twin in (False, True):
+                run = load_recipe(entry.full_name, self.registry(), twin=twin)
+                with torch.device("meta"):
+                    method = build_method(run, self.registry())
+                assert isinstance(method, Method), f"{entry.full_name} builds a {type(method).__name__}"
+
+    def test_recipes_survive_toml(self) -> None:
+        """A recipe written as ``recipe.toml`` is read as the same run."""
+        for entry in self.entries("recipes"):
+            for twin in (False, True):
+                run = load_recipe(entry.full_name, self.registry(), twin=twin)
+                self.check_same(entry, run, from_toml(to_toml(run, self.registry()), self.registry()))
+
+    def check_same(self, entry: Entry, run: ResolvedRun, again: ResolvedRun) -> None:
+        """Two runs have the same parts and options."""
+        differ = [role for role in {*run.parts, *again.parts} if run.parts.get(role) != again.parts.get(role)]
+        differ += [name for name in ("train", "evaluate", "recipe") if getattr(run, name) != getattr(again, name)]
+        assert not differ, f"{entry.full_name} comes back from recipe.toml with another {', '.join(sorted(differ))}"
+
+    def test_twins_train(self) -> None:
+        """A few steps of every twin under the loop: finite losses, and a ``recipe.toml`` that repeats the run."""
+        for entry in self.entries("recipes"):
+            run = load_recipe(entry.full_name, self.registry(), twin=True)
+            run = dataclasses.replace(run, train=dataclasses.replace(run.train, workers=0, log_every=1))
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name) / "run"
+                begun = start(run, folder, self.registry())
+                begun.steps = self.steps
+                assert train(begun, quiet=True), f"the twin of {entry.full_name} stopped after {begun.step} steps"
+                lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+                losses = [line["loss"] for line in lines]
+                assert len(losses) == self.steps, f"the twin of {entry.full_name} logged {len(losses)} steps"
+                assert all(map(math.isfinite, losses)), f"the twin of {entry.full_name} has losses {losses}"
+                text = (folder / "recipe.toml").read_text()
+            assert self.record().distribution in text, f"recipe.toml does not name {self.record().distribution}"
+            self.check_same(entry, run, from_toml(text, self.registry()))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,29 +41,31 @@ class Rebuilt:
 
 
 @torch.no_grad()
-def reconstruct(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, Rebuilt]:
+def reconstruct(
+    method: MaskedAutoencoder, sample: dict[str, Tensor], mask: Mapping[str, Tensor] | None = None
+) -> dict[str, Rebuilt]:
     """Hides, predicts and joins, for every head whose target has a way back to the input space. The first mask of each
-    sample is shown."""
+    sample is shown; ``mask`` is drawn, or given as `Method.prepare` takes it."""
     was_training = method.training
     method.eval()
-    prepared = method.prepare(sample)
+    prepared = method.prepare(sample, mask)
     outcome = method(prepared)
     method.train(was_training)
     patches = method.tokenizer.split(sample)
     found = {}
     for name, head in method.heads.items():
         assert isinstance(head, Head)
-        own, mask = head.local(patches, prepared.mask)
-        answers = head.target.to_input_space(outcome.predictions[name], own, mask)
+        own, asked = head.local(patches, prepared.mask)
+        answers = head.target.to_input_space(outcome.predictions[name], own, asked)
         tokenizer = method.tokenizer
         if head.segment is not None and isinstance(tokenizer, JoinedTokenizer):
             tokenizer = tokenizer.part(head.segment)
         if answers is None or not isinstance(own.values, Tensor):
             continue
-        step = mask.per_sample
-        hidden = mask.hidden[::step]
+        step = asked.per_sample
+        hidden = asked.hidden[::step]
         shape = (*hidden.shape, *([1] * (own.values.ndim - 2)))
-        filled = _place(own.values, mask.query_ids[::step], answers[::step])
+        filled = _place(own.values, asked.query_ids[::step], answers[::step])
         pick = hidden.reshape(shape)
         rebuilt = torch.where(pick, filled, own.values)
         found[name] = Rebuilt(
@@ -72,6 +75,27 @@ def reconstruct(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[st
             rebuilt=tokenizer.join(rebuilt, own.layout),
             needs_truth=head.target.needs_truth,
         )
+    return found
+
+
+def across(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Of several joined modalities, each predicted from each other one alone: head -> modality that is seen -> what is
+    made of it. Heads whose pictures need the truth are left out, and so are samples that lack a modality."""
+    prepared = method.prepare(sample)
+    layout = prepared.layout
+    if len(layout.segments) < 2 or (layout.valid is not None and not bool(layout.valid.all())):
+        return {}
+    found: dict[str, dict[str, Tensor]] = {}
+    rows = len(prepared.mask.hidden) // prepared.mask.per_sample
+    for seen, part in layout.segments:
+        start = layout.span(seen)[0]
+        if bool(prepared.mask.hidden[:, start : start + part.count].all()):  # never an input of this run
+            continue
+        mask = {name: torch.full((rows, other.count), name != seen) for name, other in layout.segments}
+        for name, rebuilt in reconstruct(method, sample, mask).items():
+            head = method.heads[name]
+            if isinstance(head, Head) and head.segment != seen and not rebuilt.needs_truth:
+                found.setdefault(name, {})[seen] = rebuilt.rebuilt
     return found
 
 
@@ -183,9 +207,10 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
     sample, where = held_out_samples(source, count)
     if not sample:
         return []
-    heads = []
+    heads, crossed = [], across(method, sample)
     for name, rebuilt in reconstruct(method, sample).items():
         rows = {"input": rebuilt.input, "masked": rebuilt.masked, "rebuilt": rebuilt.rebuilt}
+        rows |= {f"from {seen} alone": made for seen, made in crossed.get(name, {}).items()}
         moves = source.animation(rebuilt.modality, rebuilt.input[0]) is not None
         shown = _films(source, rebuilt.modality, rows) if moves else {}
         draw, drawn = source.animation if moves else source.picture, False

@@ -11,17 +11,33 @@ from mim_core.evaluation import Score, cell, columns_of
 
 
 def print_table(scores: Sequence[Score], lines: Iterable[str], corner: str) -> None:
-    """Rows and columns in order of appearance, ``corner`` above the rows, and what is to be said below."""
+    """Rows and columns in order of appearance, ``corner`` above the rows, and what is to be said below. A table that
+    would be wider than the terminal is turned."""
     rows, columns = columns_of(scores)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column(corner, no_wrap=True, min_width=max(map(len, rows), default=0))
-    for column in columns:  # headings may wrap, scores may not
-        widest = max(len(cell(scores, row, column)) for row in rows)
-        table.add_column(column, justify="right", min_width=max(widest, *map(len, column.split())))
-    for row in rows:
-        table.add_row(row, *(cell(scores, row, column) for column in columns))
+    cells = [[cell(scores, row, column) for column in columns] for row in rows]
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(highlight=False, width=160)
+    table, width = _table(corner, rows, columns, cells)
+    if width > console.width:
+        turned, narrower = _table(corner, columns, rows, [list(column) for column in zip(*cells, strict=True)])
+        table = turned if narrower < width else table
     console.print(table)
     for line in lines:
         console.print(line, markup=False)
+
+
+def _table(
+    corner: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]
+) -> tuple[Table, int]:
+    """The table, and the least width that cuts off nothing: headings may wrap, scores may not."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    first = max(map(len, rows), default=0)
+    table.add_column(corner, no_wrap=True, min_width=first)
+    total = first
+    for number, column in enumerate(columns):
+        widest = max(len(row[number]) for row in cells)
+        table.add_column(column, justify="right", min_width=max(widest, *map(len, column.split())))
+        total += 2 + max(widest, len(column))
+    for row, values in zip(rows, cells, strict=True):
+        table.add_row(row, *values)
+    return table, total

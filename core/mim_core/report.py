@@ -177,6 +177,8 @@ def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor],
     which these are."""
     try:
         split = source.labelled("test")
+        if len(split.labels) == 0:
+            raise MimError("There are no held-out samples.")
         chosen = torch.linspace(0, len(split.labels) - 1, min(count, len(split.labels))).long().unique().tolist()
         chosen = [split.middle(index) for index in chosen]
         items, where = Readable(split.items), "held-out samples"

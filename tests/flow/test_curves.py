@@ -13,7 +13,7 @@ from mim_core.loop import start, train
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe
 
-PLUGINS = ("image", "video")
+PLUGINS = ("image", "video", "pointcloud", "multimodal")
 """Those of this repository that have recipes; one that is not installed has none here."""
 CURVES = Path(__file__).parent / "curves"
 RECIPES = [entry.full_name for plugin in PLUGINS for entry in installed().of_kind("recipes", plugin)]

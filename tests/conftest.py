@@ -6,6 +6,7 @@ MIM_NO_SHAPE_CHECKS=1 leaves the checks out. Contracts that compile switch them 
 
 import os
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -18,3 +19,11 @@ if not os.environ.get("MIM_NO_SHAPE_CHECKS"):
 
     # before anything imports these packages; it stays for the whole session
     install_import_hook(["mim_core", "mim_image", "mim_video", "mim_pointcloud", "mim_multimodal"], CHECKER)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Checks of the contracts that need a GPU get the marker ``gpu``; `mim_core.testing` does without pytest."""
+    for item in items:
+        if getattr(getattr(item, "function", None), "needs_gpu", False):
+            item.add_marker(pytest.mark.gpu)

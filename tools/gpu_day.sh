@@ -30,7 +30,8 @@ fi
 
 out=${OUT:-.}/gpu.md
 "$python" -m mim_core doctor
-"$python" -m pytest -m gpu tests/gpu plugins/pointcloud/tests/test_geometry*.py; tests=$?
+"$python" -m pytest -m gpu tests/gpu tests/contracts plugins/*/tests/test_*contract*.py \
+    plugins/pointcloud/tests/test_geometry*.py; tests=$?
 {
     "$python" - <<'PY'
 import datetime, platform, torch, torchvision, timm

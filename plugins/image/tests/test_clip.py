@@ -14,7 +14,7 @@ from mim_core.mask import Mask
 from mim_core.optimizer import make_optimizer
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe, override
-from mim_core.testing import TargetContract, seeded
+from mim_core.testing import TargetContract, seeded, uncovered
 from mim_core.tokenizer import PatchTokenizer
 from safetensors.torch import save_file
 
@@ -360,3 +360,7 @@ def test_pixels_that_are_named_otherwise():
     found = teacher.make({"rgb": x}, own.split({"rgb": x}), everything(2, own))
     same = tokenizer()
     assert torch.equal(found, target(same).make({"image": x}, same.split({"image": x}), everything(2, same)))
+
+
+def test_every_target_has_a_contract():
+    assert not uncovered("targets", globals().values(), "image")

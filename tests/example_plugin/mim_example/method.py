@@ -27,7 +27,7 @@ class Pull(Method):
     def build(cls, config, parts):
         """Needs no decoder and no target; a recipe's are left aside."""
         tokenizer = parts.tokenizer()
-        return cls(config, tokenizer, parts.make("masker"), parts.encoder(tokenizer))
+        return cls(config, tokenizer, parts.masker(tokenizer), parts.encoder(tokenizer))
 
     def __init__(self, config, tokenizer, masker, encoder):
         super().__init__()

@@ -1,0 +1,1 @@
+"""Masked modeling of sound, as a third party writes it."""

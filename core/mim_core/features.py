@@ -36,8 +36,14 @@ def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Pat
     average of its weights (``--train.ema``), the weights are that.
 
     Raises:
-        MimError: The folder holds no whole checkpoint.
+        MimError: The folder holds no whole checkpoint, or is a file.
     """
+    if folder.is_file():
+        formats = ", ".join(sorted(entry.full_name for entry in registry.of_kind("importers")))
+        raise MimError(
+            f"{folder} is a weights file, not a run. To start from it: pretrain RECIPE --init {folder}, and add "
+            f"--init-format NAME; the formats are {formats or 'none'}. What that writes is a run."
+        )
     path = folder if (folder / "state.json").exists() else checkpoint.newest(folder)
     if path is None:
         near = sorted(p.parent.name for p in folder.parent.glob("*/recipe.toml")) if folder.parent.is_dir() else []

@@ -94,6 +94,20 @@ FREE = {
 """Options that may change when a run goes on; the others would make it another run."""
 
 
+def check_folder(folder: Path, recipe: str) -> None:
+    """Refuses what `open_folder` would refuse, and writes nothing.
+
+    Raises:
+        MimError: The folder holds a run with other settings.
+    """
+    path = folder / "recipe.toml"
+    try:
+        if path.exists() and checkpoint.newest(folder) is not None:
+            _same_run(path.read_text(), recipe, folder)
+    except tomllib.TOMLDecodeError as error:
+        raise MimError(f"{path} is damaged: {error}. Restore it, or choose another folder with --out.") from error
+
+
 def _same_run(before: str, now: str, folder: Path) -> None:
     """A folder's run may go on with other free options only."""
     old, new = tomllib.loads(before), tomllib.loads(now)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
             heads=heads,
             table=_scores(folder),
             skipped=_count_lines(folder / "skipped.jsonl"),
-            recipe=to_toml(run, registry),
+            recipe=_in_rows(to_toml(run, registry)),
         )
     )
     _write(path, report)
@@ -261,3 +262,14 @@ def _scores(folder: Path) -> dict[str, Any] | None:
         "rows": {row: [cell(scores, row, column) for column in columns] for row in rows},
         "notes": content["notes"],
     }
+
+
+def _in_rows(toml: str) -> str:
+    """Lists of plain numbers in rows instead of a line for each; still TOML."""
+
+    def row(found: re.Match[str]) -> str:
+        values = " ".join(found[1].split()).removesuffix(",")
+        wrapped = textwrap.indent(textwrap.fill(values, 90), "    ")
+        return f"[{values}]" if len(values) < 90 else f"[\n{wrapped},\n]"
+
+    return re.sub(r"\[\n((?:    [-+\w.]+,\n)+)\]", row, toml)

@@ -67,8 +67,9 @@ def test_other_parts_fit(audio, environment, tmp_path):
     assert "data (audio:sounds): sounds are spectrograms; the tokenizer asks for image" in refused.stderr
 
 
-def test_features_tell_tones_apart(audio, environment, tmp_path):
-    """k-NN on the kinds of tones: far above the majority class, whose share is 1/6."""
-    environment.run("mim-audio pretrain mae-tiny --quiet --out run --train.epochs 3 --train.workers 0", tmp_path)
-    environment.run("mim-audio evaluate run --evaluate.on knn", tmp_path)
-    print((tmp_path / "run").iterdir())
+def test_its_features_are_judged(audio, environment, tmp_path):
+    """Twenty steps are too few to expect a good score; every row of the table must be there all the same."""
+    environment.run("mim-audio pretrain mae-tiny --twin --quiet --out run", tmp_path)
+    table = environment.run("mim-audio evaluate run --evaluate.on knn", tmp_path).stdout
+    for row in ("majority class", "raw input", "untrained encoder", "pre-trained encoder"):
+        assert row in table

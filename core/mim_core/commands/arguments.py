@@ -67,7 +67,7 @@ class PretrainOptions:
     """Options of the run itself; those of its parts follow."""
 
     out: Path | None = None
-    """Folder of the run; runs/RECIPE by default. One that holds a checkpoint resumes."""
+    """Folder of the run; runs/RECIPE by default, or runs/RECIPE-twin. One that holds a checkpoint resumes."""
     use: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Another part in a role: --use masker=block. May be given several times."""
     init: Path | None = None

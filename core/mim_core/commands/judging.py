@@ -14,7 +14,7 @@ from mim_core.commands.arguments import parse, take_name
 from mim_core.commands.tables import print_table
 from mim_core.commands.tuning import judge
 from mim_core.errors import MimError
-from mim_core.evaluation import verdict
+from mim_core.evaluation import Score, verdict
 from mim_core.features import load_run, prepare_study
 from mim_core.finetune import Supervised
 from mim_core.interop import export_timm
@@ -71,10 +71,27 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     other += ["x".join(map(str, options.size))] if options.size else []
     name = "-".join(["scores", *other]) + ".json"
     name = name.replace("scores", "probes") if isinstance(method, Supervised) else name
+    gone = _replaced(folder / name, scores)
+    if gone:
+        print(  # noqa: T201
+            f"{folder / name} also had {', '.join(gone)}. A table is of one judgement: it is replaced. To have all, "
+            "name them at once, with commas: --on knn,linear."
+        )
     (folder / name).write_text(json.dumps(content, indent=1))
     if (folder / "checkpoints").exists() and name == "scores.json":
         write_report(folder, registry)
     return 0
+
+
+def _replaced(path: Path, scores: list[Score]) -> list[str]:
+    """Columns of the scores in a file that the new ones do not have."""
+    if not path.is_file():
+        return []
+    try:
+        before = [score["column"] for score in json.loads(path.read_text())["scores"]]
+    except (ValueError, KeyError, TypeError):  # cut off when a run was killed
+        return []
+    return [column for column in dict.fromkeys(before) if column not in {score.column for score in scores}]
 
 
 @dataclass(frozen=True)

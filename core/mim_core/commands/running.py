@@ -9,10 +9,11 @@ from mim_core import checkpoint, distributed, features, loop
 from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
 from mim_core.errors import MimError, unknown
 from mim_core.finetune import Supervised, take_encoder
+from mim_core.folders import check_folder
 from mim_core.interop import import_checkpoint
 from mim_core.plan import print_plan
 from mim_core.plugins import installed
-from mim_core.recipe import ResolvedRun, load_recipe, read_file
+from mim_core.recipe import ResolvedRun, load_recipe, read_file, to_toml
 from mim_core.registry import Registry
 from mim_core.report import write_report
 
@@ -32,12 +33,13 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     run = swap_all(load_named(name, plugin, registry, "--twin" in rest), rest, registry)
     options = parse(command_class(run), f"{program} pretrain {name}", rest)
     run = apply(run, options)
-    folder = options.out or Path("runs") / _run_name(name)
+    folder = options.out or Path("runs") / (_run_name(name) + ("-twin" if options.twin else ""))
     with distributed.world(run.train) as world:
         started = world.together(lambda: loop.start(run, folder, registry, world))
         if world.on_first(lambda: checkpoint.newest(folder) is None):
             world.together(lambda: _begin(started, options, registry))
         if options.dry_run:
+            world.on_first(lambda: check_folder(folder, to_toml(started.config, registry)))
             if world.first:
                 print_plan(started)
             return 0

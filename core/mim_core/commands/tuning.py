@@ -18,16 +18,18 @@ from mim_core.errors import MimError
 from mim_core.evaluation import Score, columns_of
 from mim_core.features import load_run
 from mim_core.finetune import FINE_TUNED, SCRATCH, Supervised, take_encoder
-from mim_core.folders import FREE
+from mim_core.folders import FREE, check_folder
 from mim_core.method import Method
 from mim_core.plan import print_plan
 from mim_core.plugins import installed
-from mim_core.recipe import EvaluateConfig, Part, ResolvedRun, TrainConfig, from_toml, resolve_part
+from mim_core.recipe import EvaluateConfig, Part, ResolvedRun, TrainConfig, from_toml, resolve_part, to_toml
 from mim_core.registry import Registry
 from mim_core.report import write_report
 
 FOLDERS = {False: "finetune", True: "scratch"}
-"""Where in RUN the run goes, by whether it starts from untrained weights."""
+"""Where in RUN the run goes, by whether it starts from untrained weights; another method's name follows."""
+OWN = "core:classifier"
+"""The method that is trained where none is named."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class FinetuneOptions:
     """Options of the run itself; those of its parts follow."""
 
     out: Path | None = None
-    """Folder of the run; RUN/finetune by default, or RUN/scratch. One that holds a checkpoint resumes."""
+    """Folder of the run; RUN/finetune by default, or RUN/scratch; with another method, its name follows, as in
+    RUN/finetune-NAME. One that holds a checkpoint resumes."""
     use: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Another part in a role: --use method=core:classifier. May be given several times."""
     scratch: bool = False
@@ -66,7 +69,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
         )
     run = replace(run, train=replace(run.train, **run.parts["method"].cls.train_options))
     options = parse(command_class(run, FinetuneOptions, "Train on labels:"), f"{program} finetune {name}", rest)
-    folder = options.out or _home(Path(name)) / FOLDERS[options.scratch]
+    folder = options.out or _home(Path(name)) / (FOLDERS[options.scratch] + _task(run))
     run = _completed(apply(run, options), None if options.scratch else _recorded(folder, weights))
     with distributed.world(run.train) as world:
         started = world.together(lambda: loop.start(run, folder, registry, world))
@@ -75,6 +78,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
             if world.first and not options.quiet:
                 print("\n".join([f"Weights of tokenizer and encoder: {weights}", *left]))  # noqa: T201
         if options.dry_run:
+            world.on_first(lambda: check_folder(folder, to_toml(started.config, registry)))
             if world.first:
                 print_plan(started)
             return 0
@@ -102,7 +106,7 @@ def _recipe(base: ResolvedRun, registry: Registry) -> ResolvedRun:
     """The run's tokenizer, encoder and data under `core:classifier`, with the numbers of Point-MAE's fine-tuning
     (arXiv 2203.06604 and its code), for 100 epochs instead of 300. What concerns the machine stays as it was."""
     kept = {role: part for role, part in base.parts.items() if role.rpartition(".")[2] in ("tokenizer", "encoder")}
-    method = resolve_part("method", Part.of("core:classifier"), registry)
+    method = resolve_part("method", Part.of(OWN), registry)
     data = {"data": base.parts["data"]} if "data" in base.parts else {}
     machine = {name: getattr(base.train, name) for name in FREE["train"] if name not in ("micro_batch", "max_hours")}
     train = TrainConfig(
@@ -119,6 +123,12 @@ def _recipe(base: ResolvedRun, registry: Registry) -> ResolvedRun:
         **machine,
     )
     return replace(base, parts={**data, "method": method, **kept}, train=train)
+
+
+def _task(run: ResolvedRun) -> str:
+    """What follows the folder's name, so that two tasks of one run do not meet in it."""
+    method = run.parts["method"].name
+    return "" if method == OWN else f"-{method.rpartition(':')[2]}"
 
 
 def _home(named: Path) -> Path:
@@ -203,8 +213,9 @@ def _beside(folder: Path, run: ResolvedRun, registry: Registry, notes: list[str]
     """The scores of RUN/scratch for RUN/finetune, and the reverse, if both are on the same data; what else differs is
     noted."""
     pairs = {FOLDERS[False]: FOLDERS[True], FOLDERS[True]: FOLDERS[False]}
-    other = folder.parent / pairs.get(folder.name, "")
-    if folder.name not in pairs or not (other / "scores.json").exists():
+    start, dash, task = folder.name.partition("-")
+    other = folder.parent / (pairs.get(start, "") + dash + task)
+    if start not in pairs or not (other / "scores.json").exists():
         return []
     there = from_toml((other / "recipe.toml").read_text(), registry)
     if there.parts["data"] != run.parts["data"]:

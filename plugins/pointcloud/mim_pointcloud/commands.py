@@ -6,15 +6,22 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from mim_core.commands.arguments import parse
 from mim_core.errors import MimError
 
+from mim_pointcloud.layouts_store import shown
 from mim_pointcloud.prepare import MANIFEST, Sampling, prepare_collection
 
-STATUSES = {"done": "done", "copied": "copied", "aside": "left out", "skipped": "skipped", "failed": "failed"}
+STATUSES = {
+    "done": "done",
+    "copied": "copied",
+    "aside": "left out",
+    "skipped": "skipped",
+    "failed": "failed",
+}
 """Status in the manifest -> how the last line says it."""
 
 
@@ -23,9 +30,11 @@ class PrepareOptions:
     """Sample a collection of meshes or clouds once, so that it is read fast from anywhere.
 
     Every shape becomes an array [points, channels] under the same name below OUT, in the file's own units and axes; its
-    points follow from its path. Lists and other files are copied; materials and textures are left out. A run that was
-    stopped goes on where it was; a changed source, or other options, are done again. OUT/manifest.jsonl says what was
-    done, and what failed and why.
+    points follow from its path; one that lies so far from the origin that its points would run together is centred, as
+    the manifest says. Lists and other files are copied, and all files of ShapeNetPart and ScanObjectNN; materials and
+    textures are left out. A run that was stopped goes on where it was; a changed source, or other options, are done
+    again; what was made of a file that is no longer in IN is removed. OUT/manifest.jsonl says what was done, and what
+    failed and why; OUT/prepared.json names the layout and the upright axis of IN, which --data.root OUT then has too.
     """
 
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
@@ -36,8 +45,6 @@ class PrepareOptions:
     """Points of each shape: four to eight times what a run takes, so that it draws others at each epoch."""
     channels: tuple[Literal["xyz", "normals", "rgb"], ...] = ("xyz",)
     """Columns to write, three each."""
-    format: Literal["npy"] = "npy"
-    """How arrays are stored."""
     dtype: Literal["float32", "float16"] = "float32"
     """float16 halves the size and keeps three digits."""
     workers: int = 0
@@ -45,22 +52,40 @@ class PrepareOptions:
 
 
 def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``prepare IN OUT``. Exit code 1 when some files failed."""
+    """``prepare IN OUT``. Exit code 1 when files failed that had not failed in the same way before."""
     options = parse(PrepareOptions, f"{program} prepare", arguments)
     for name, least in (("points", 1), ("workers", 0)):
         if getattr(options, name) < least:
             raise MimError(f"--{name} is {getattr(options, name)}; the least is {least}.")
-    if not options.channels or len(set(options.channels)) < len(options.channels):
-        raise MimError(f"--channels is {' '.join(options.channels) or 'empty'}; give each of xyz normals rgb once.")
+    channels = options.channels
+    if not channels or channels[0] != "xyz" or len(set(channels)) < len(channels):
+        told = " ".join(channels) or "empty"
+        raise MimError(f"--channels is {told}; xyz comes first, then normals and rgb, each once at most.")
     sampling = Sampling(options.points, options.channels, options.dtype)
     workers = options.workers or len(os.sched_getaffinity(0))
     counts: Counter[str] = Counter()
     for line in prepare_collection(options.root, options.out, sampling, workers):
         counts[line["status"]] += 1
-        if line["status"] == "failed":
-            print(f"failed: {line['file']}: {line['reason']}")  # noqa: T201
-        elif line["status"] == "done" and counts["done"] % 1000 == 0:
-            print(f"{counts['done']} done, at {line['file']}")  # noqa: T201
+        counts["known"] += "known" in line
+        said = _told(line, counts["done"])
+        if said:
+            print(shown(said))  # noqa: T201
     told = ", ".join(f"{counts[status]} {word}" for status, word in STATUSES.items())
+    told += f", {counts['removed']} removed" if counts["removed"] else ""
     print(f"{told}; see {options.out / MANIFEST}")  # noqa: T201
-    return 1 if counts["failed"] else 0
+    if counts["failed"] and counts["failed"] == counts["known"]:
+        print(f"What failed ({counts['failed']}) failed in the same way before: exit code 0.")  # noqa: T201
+    return 1 if counts["failed"] > counts["known"] else 0
+
+
+def _told(line: dict[str, Any], done: int) -> str:
+    """What is said of a file while the run goes on; mostly nothing."""
+    if line["status"] == "failed":
+        return f"failed: {line['file']}: {line['reason']}"
+    if line["status"] == "removed":
+        return f"removed: {line['out']}, because {line['file']} is no longer in IN, or has another name in OUT"
+    if line.get("renamed"):
+        return f"{line['file']} becomes {line['out']}: {line['renamed']}"
+    if line["status"] == "done" and done % 1000 == 0:
+        return f"{done} done, at {line['file']}"
+    return ""

@@ -273,13 +273,14 @@ class Plain(Dataset[Any]):
 
 def _part_rows(path: Path) -> npt.NDArray[np.float32]:
     """Lines of x y z nx ny nz part, [n, 7]."""
-    text = path.read_text(encoding="utf-8")
-    if not text.strip():
+    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    if not any(rows):
         raise BadSample("", "it has no points")
-    values = np.array([line.split() for line in text.splitlines() if line.strip()], np.float32)
-    if values.ndim != 2 or values.shape[1] != 7:
-        raise BadSample("", f"it should have 7 numbers a line (x y z nx ny nz part), not {values.shape[-1]}")
-    return values
+    ragged = next((at for at, row in enumerate(rows, 1) if row and len(row) != 7), None)
+    if ragged is not None:
+        wrong = f"line {ragged} has {len(rows[ragged - 1])}"
+        raise BadSample("", f"it should have 7 numbers a line (x y z nx ny nz part); {wrong}")
+    return np.array([row for row in rows if row], np.float32)
 
 
 def _check(config: Clouds.Config, points: int, width: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from mim_core.errors import BadSample, MimError, unknown
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mim_pointcloud import files_cloud, files_mesh, files_ply, files_vrml
@@ -38,8 +39,14 @@ LIMIT = 2 * 2**30
 """Bytes of the largest file that is read."""
 
 
+FAR = 1024.0
+"""Shapes farther from the origin than so many times their extent are centred before they become float32, which has
+seven digits: of a chair in metres on a map's grid, it would leave none."""
+
+
 def read_cloud(path: Path, points: int, key: int, channels: tuple[str, ...] = ("xyz",)) -> Float[Tensor, "points C"]:
-    """Points of a file, float32 [points, 3 x channels], in the file's own units and axes.
+    """Points of a file, float32 [points, 3 x channels], in the file's own units and axes; about the middle of its box
+    where that is farther from the origin than `FAR` times its extent (`read_centred` tells).
 
     A mesh is sampled uniformly by area, over all its parts and with their transforms; textures and materials are not
     looked at. A mesh without faces is a cloud of its vertices. Of a cloud comes a random subset in random order; when
@@ -57,6 +64,13 @@ def read_cloud(path: Path, points: int, key: int, channels: tuple[str, ...] = ("
             or infinities, or without a channel.
         MimError: Unknown channel or extension, or fewer than one point asked.
     """
+    return read_centred(path, points, key, channels)[0]
+
+
+def read_centred(
+    path: Path, points: int, key: int, channels: tuple[str, ...] = ("xyz",)
+) -> tuple[Float[Tensor, "points C"], tuple[float, float, float]]:
+    """As `read_cloud`, and what was subtracted from the coordinates, 0 0 0 for shapes that are near the origin."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise unknown("extension of a shape's file", path.suffix, EXTENSIONS)
@@ -66,10 +80,13 @@ def read_cloud(path: Path, points: int, key: int, channels: tuple[str, ...] = ("
     if points < 1 or not channels:
         raise MimError(f"Asked for {points} points with channels {channels}: at least one of each is needed.")
     _check_file(path)
+    centre = np.zeros(3)
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             shape = reader(path)
+            centre = _far_centre(shape)
+            shape = shape._replace(vertices=shape.vertices - centre) if centre.any() else shape
             taken = _take(shape, points, (key + 2**63) % 2**64 - 2**63)
     except BadSample:
         raise
@@ -84,7 +101,16 @@ def read_cloud(path: Path, points: int, key: int, channels: tuple[str, ...] = ("
         found = np.concatenate([columns[channel] for channel in channels], axis=1).astype(np.float32)
     if not np.isfinite(found).all():
         raise BadSample(str(path), "its numbers are too large for float32")
-    return torch.from_numpy(found)
+    return torch.from_numpy(found), (float(centre[0]), float(centre[1]), float(centre[2]))
+
+
+def _far_centre(shape: Shape) -> NDArray[np.float64]:
+    """The middle of a shape's box where `FAR` says so, else 0."""
+    low, high = (end(shape.vertices, axis=0, initial=start) for end, start in ((np.min, np.inf), (np.max, -np.inf)))
+    extent, largest = (high - low).max(), np.maximum(np.abs(low), np.abs(high)).max()
+    if not len(shape.vertices) or not np.isfinite(largest) or largest <= FAR * extent or not extent > 0:
+        return np.zeros(3)
+    return np.asarray(low + (high - low) / 2)
 
 
 def is_list(path: Path) -> bool:

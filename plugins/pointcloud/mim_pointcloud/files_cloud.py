@@ -19,6 +19,8 @@ HEAD = 1 << 16
 NAMES = {"xyz": ("x", "y", "z"), "normals": ("nx", "ny", "nz"), "rgb": ("red", "green", "blue")}
 SAME = {"r": "red", "g": "green", "b": "blue", "normal_x": "nx", "normal_y": "ny", "normal_z": "nz"}
 SAME |= {f"diffuse_{colour}": colour for colour in ("red", "green", "blue")}
+WIDEST = 64
+"""Columns of three points, beyond which an array is taken for one that lies on its side."""
 LARGEST_ARRAY = 4 * 2**30
 """Bytes of an unpacked array."""
 
@@ -51,8 +53,7 @@ def from_table(table: Floats) -> Shape:
     those of unit length are normals and those from 0 to 255 are colours; others, as labels or intensities, are not
     looked at.
     """
-    if table.ndim != 2 or table.shape[1] < 3:
-        raise ValueError(f"its shape is {list(table.shape)}; [points, 3 or more] is needed")
+    _check_shape(table)
     found: dict[str, Floats] = {}
     for start in (3, 6, 4):
         triple = table[:, start : start + 3]
@@ -67,6 +68,15 @@ def from_table(table: Floats) -> Shape:
         if start == 6 and found:
             break
     return cloud(table[:, :3], found.get("normals"), found.get("rgb"))
+
+
+def _check_shape(table: NDArray[Any]) -> None:
+    if table.ndim != 2 or table.shape[1] < 3:
+        raise ValueError(f"its shape is {list(table.shape)}; [points, 3 or more] is needed")
+    if table.shape[0] == 3 and table.shape[1] > WIDEST:
+        raise ValueError(
+            f"its shape is {list(table.shape)}, as of {table.shape[1]} points; transposed? Store [points, 3]"
+        )
 
 
 def read_text(path: Path) -> Shape:
@@ -85,7 +95,10 @@ def read_text(path: Path) -> Shape:
         text.seek(3 if head.startswith(b"\xef\xbb\xbf") else 0)
         for _ in range(skip):
             text.readline()
-        table = np.loadtxt(text, dtype=np.float64, delimiter=delimiter, ndmin=2)
+        try:
+            table = np.loadtxt(text, dtype=np.float64, delimiter=delimiter, ndmin=2)
+        except ValueError as error:
+            raise ValueError(_first_wrong(path, skip, delimiter) or str(error)) from error
     if said is not None and len(table) != said:
         raise ValueError(f"its first line says {said} points, {len(table)} follow")
     if not table.size:
@@ -93,6 +106,23 @@ def read_text(path: Path) -> Shape:
     if named and len(named) == table.shape[1]:
         return from_fields(dict(zip(named, table.T, strict=True)))
     return from_table(table)
+
+
+def _first_wrong(path: Path, skip: int, delimiter: str | None) -> str | None:
+    """What is wrong with the first line that cannot be in one table with those before it."""
+    columns = 0
+    with path.open(encoding="latin-1") as text:
+        for number, line in enumerate(text, 1):
+            words = line.split("#", 1)[0].strip().split(delimiter) if number > skip else []
+            if not words or words == [""]:
+                continue
+            strange = next((word for word in words if not _is_number(word)), None)
+            if strange is not None:
+                return f"line {number}: {strange.strip()[:40]!r} is no number"
+            if columns and len(words) != columns:
+                return f"line {number} has {len(words)} numbers; those before it have {columns}"
+            columns = len(words)
+    return None
 
 
 def _lines(head: bytes) -> list[str]:
@@ -136,7 +166,16 @@ def _is_number(word: str) -> bool:
 
 def read_npy(path: Path) -> Shape:
     """An array [P, >= 3] of real numbers."""
-    return from_table(_real(np.load(path, mmap_mode="r", allow_pickle=False)))
+    with path.open("rb") as raw:
+        if raw.read(6) != b"\x93NUMPY":
+            raise ValueError("it is no .npy: it does not begin as NumPy's arrays do")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        if "pickle" in str(error).lower() or "object" in str(error).lower():
+            raise ValueError("it holds Python objects, not numbers; store an array [points, 3]") from error
+        raise ValueError("it is cut off, or its header is damaged") from error
+    return from_table(_real(array))
 
 
 def read_npz(path: Path) -> Shape:
@@ -166,8 +205,7 @@ def read_npz(path: Path) -> Shape:
 def _real(array: NDArray[Any]) -> Floats:
     if array.dtype.kind not in "fiu":
         raise ValueError(f"it holds {array.dtype}, not real numbers")
-    if array.ndim != 2 or array.shape[1] < 3:
-        raise ValueError(f"its shape is {list(array.shape)}; [points, 3 or more] is needed")
+    _check_shape(array)
     return array.astype(np.float64)
 
 

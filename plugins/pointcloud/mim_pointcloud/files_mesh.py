@@ -55,15 +55,45 @@ def read_obj(path: Path) -> Shape:
     if not vertices:
         raise ValueError("it has no vertices")
     coloured = min(map(len, vertices)) >= 6
-    table = _rows(vertices, 6 if coloured else 3)
     counts = np.array([len(face) for face in faces], np.int64)
-    numbers = [int(corner.split("/", 1)[0]) for face in faces for corner in face]
-    corners = np.array(numbers, np.int64)
+    try:
+        table = _rows(vertices, 6 if coloured else 3)
+        numbers = [int(corner.split("/", 1)[0]) for face in faces for corner in face]
+        corners = np.array(numbers, np.int64)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(_wrong_line(path) or str(error)) from error
     if (corners == 0).any():
         raise ValueError("a face names vertex 0; OBJ counts from 1")
     corners = np.where(corners < 0, np.repeat(np.array(before, np.int64), counts) + corners, corners - 1)
     rgb = shades(table[:, 3:]) if coloured else None
     return mesh(table[:, :3], corners, counts, rgb)
+
+
+def _wrong_line(path: Path) -> str | None:
+    """What is wrong with the first line of an OBJ whose vertex or face cannot be read."""
+    lines = _text(path).split("\n")
+    for number, line in enumerate(lines, 1):
+        kind, *words = line.split("#", 1)[0].replace("\\", " ").split() or [""]
+        last = ", the last one: it is cut off" if number == len(lines) else ""
+        if kind == "v" and (len(words) < 3 or not all(map(_is_float, words[:6]))):
+            return f"line {number}{last}: a vertex needs three numbers, not {' '.join(words)[:40]!r}"
+        if kind in ("f", "fo"):
+            strange = next((word for word in words if not _is_index(word.split("/", 1)[0])), None)
+            if strange is not None:
+                return f"line {number}{last}: a face cannot name vertex {strange[:40]!r}"
+    return None
+
+
+def _is_float(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_index(word: str) -> bool:
+    return word.lstrip("+-").isdecimal() and abs(int(word)) < 2**63
 
 
 def read_off(path: Path) -> Shape:
@@ -102,6 +132,9 @@ def _polygons(lines: list[list[str]]) -> tuple[Ints, Ints]:
         at = int(short[0]) if len(short) else int(counts.argmin())
         raise ValueError(f"a face does not have the corners it says: {' '.join(lines[at])[:40]!r}")
     numbers = [int(word) for line, count in zip(lines, counts.tolist(), strict=True) for word in line[1 : 1 + count]]
+    huge = next((number for number in numbers if abs(number) >= 2**63), None)
+    if huge is not None:
+        raise ValueError(f"a face cannot name vertex {huge}")
     return np.array(numbers, np.int64), counts
 
 

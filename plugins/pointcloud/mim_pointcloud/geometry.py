@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import operator
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int, Int64, Shaped
 from mim_core.errors import MimError, unknown
 from torch import Tensor
 
@@ -41,6 +42,9 @@ CPU_PAIRS = 2**18
 GPU_PAIRS = 2**25
 """The same on other devices: about 0.6 GB and what topk itself takes. One query a cloud is the least at a time."""
 
+SCALE = 40
+"""Exponent of 2 from which on coordinates are scaled before farthest points are sought."""
+
 BLOCK = 32
 """Points among which the farthest is searched at a time, on a CPU."""
 
@@ -51,7 +55,7 @@ def chosen(ops: str, operation: str, device: torch.device) -> str:
     Args:
         ops: One of `OPS`.
         operation: Name of a function of this module.
-        device: Where the points are.
+        device: Where the points are. On "meta", where a plan is made without values, it is plain torch.
 
     Raises:
         MimError: No such name, or the library does not load; says what to install.
@@ -69,24 +73,26 @@ def chosen(ops: str, operation: str, device: torch.device) -> str:
         raise MimError(
             f"{ops} does not load: {error}\nTo have it: {INSTALL[ops]}. Or choose torch, or auto."
         ) from error
-    return ops if operation in BRINGS[ops] else "torch"
+    return ops if operation in BRINGS[ops] and device.type != "meta" else "torch"
 
 
 def farthest_points(
-    points: Float[Tensor, "B P 3"], count: int, start: int | Int64[Tensor, " B"] = 0, ops: str = "auto"
+    points: Float[Tensor, "B P 3"], count: int, start: SupportsIndex | Int[Tensor, " B"] = 0, ops: str = "auto"
 ) -> Int64[Tensor, "B count"]:
     """Indices of ``count`` points, each the farthest from all before it (PointNet++, arXiv 1706.02413, section 3.2).
 
-    Points that coincide with a chosen one are taken last; once no other is left, the lowest index repeats.
+    Points that coincide with a chosen one are taken last; once no other is left, the lowest index repeats. Coordinates
+    too large or too small to be squared (beyond 2^`SCALE` or its inverse) are scaled first, which changes no choice.
 
     Args:
         points: Coordinates in any unit.
         count: Points to choose, from 1 to P.
-        start: Index of the first, for all clouds or for each.
+        start: Index of the first, for all clouds or for each; whole numbers of any type.
         ops: Library, one of `OPS`.
 
     Raises:
-        ValueError: Shapes or numbers that do not fit.
+        ValueError: Shapes or numbers that do not fit; coordinates that are not finite, on a CPU. On a GPU those are not
+            looked for, since that would wait for an answer; the choice then means nothing.
         MimError: See :func:`chosen`; or fpsample with points that are not on the CPU, triton with points that are.
     """
     if points.ndim != 3 or points.shape[-1] != 3:
@@ -97,6 +103,7 @@ def farthest_points(
     with torch.no_grad():
         first = _first(points, start)
         (points,) = _widened(points)
+        points = points if points.device.type == "meta" else _scaled(points)
         if library == "torch":
             return _farthest(points, count, first)
         return _adapter(library).farthest_points(points, count, first)
@@ -154,6 +161,8 @@ def within(
         MimError: See :func:`chosen`.
     """
     _check_clouds(queries, points)
+    if not points.shape[1]:
+        raise ValueError(f"within finds nothing in clouds without points, {tuple(points.shape)}")
     if k < 1 or not radius > 0:
         raise ValueError(f"within needs k of at least 1 and a radius above 0, not k {k} and radius {radius}")
     library = chosen(ops, "within", points.device)
@@ -344,19 +353,36 @@ def _widened(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(wide) for tensor in tensors)
 
 
-def _first(points: Tensor, start: int | Tensor) -> Tensor:
+def _scaled(points: Tensor) -> Tensor:
+    """Clouds of common size as they are, others near 1: a power of 2 changes no comparison. Nothing waits for a GPU."""
+    largest = points.abs().amax((1, 2), keepdim=True)
+    if points.device.type == "cpu":
+        wrong = (~largest.isfinite()).flatten().nonzero().flatten().tolist()
+        if wrong:
+            raise ValueError(f"farthest_points takes finite coordinates; cloud {wrong[0]} has NaN or infinities")
+        if not ((largest > 2.0**SCALE) | (largest < 2.0**-SCALE)).any():
+            return points
+    exponent = torch.frexp(largest).exponent
+    exponent = exponent.where((exponent.abs() > SCALE) & (largest > 0), 0).to(points.dtype)
+    half = (exponent / 2).floor()  # in two steps: one factor alone may be no normal number
+    return points * torch.exp2(-half) * torch.exp2(half - exponent)
+
+
+def _first(points: Tensor, start: SupportsIndex | Tensor) -> Tensor:
     """The indices [B, 1] of the first points. On a GPU they are checked there, so that nothing waits."""
     clouds, number = points.shape[:2]
-    if isinstance(start, int):
+    if not isinstance(start, Tensor):
+        start = operator.index(start)
         if not 0 <= start < number:
             raise ValueError(f"there is no point {start} to start from: the clouds have {number}")
         return torch.full((clouds, 1), start, dtype=torch.int64, device=points.device)
-    if start.shape != (clouds,) or start.dtype != torch.int64:
-        raise ValueError(f"start takes int64 [{clouds}], not {start.dtype} {tuple(start.shape)}")
+    if start.shape != (clouds,) or start.is_floating_point() or start.dtype == torch.bool:
+        raise ValueError(f"start takes whole numbers [{clouds}], not {start.dtype} {tuple(start.shape)}")
+    start = start.long()
     good = ((start >= 0) & (start < number)).all()
     if start.device.type == "cuda":
         torch._assert_async(good)
-    elif not good:
+    elif start.device.type != "meta" and not good:
         raise ValueError(f"no point to start from: start is {start.tolist()}, the clouds have {number} points")
     return start.to(points.device)[:, None]
 

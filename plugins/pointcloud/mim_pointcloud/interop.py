@@ -64,6 +64,12 @@ def import_point_mae(state: State, **sizes: Any) -> Method:
     if given.fps_start != 0:
         raise MimError(f"fps_start is {given.fps_start}; sampling starts at the first point, 0.")
     width = need(state, "MAE_encoder.norm.weight", "Point-MAE").shape[0]
+    lacking = [name for name in ("MAE_decoder.", "increase_dim.") if not any(key.startswith(name) for key in state)]
+    if lacking:
+        raise MimError(
+            "These Point-MAE weights have no decoder (no weights that start with "
+            f"{' or '.join(lacking)}), as those of a fine-tuned classifier do not. Take the pre-training weights."
+        )
     answer = need(state, "increase_dim.0.weight", "Point-MAE with its decoder").shape[0]
     read = {
         "dim": width,

@@ -24,6 +24,7 @@ from mim_pointcloud.layouts_shapenet import (
     shapenetpart,
 )
 from mim_pointcloud.layouts_store import Shapes, ShapeStore, absent, drawn, place_of
+from mim_pointcloud.prepared import Prepared, read_prepared
 
 HELD_OUT = ("test", "val", "validation", "validate")
 VARIED: dict[str, Callable[[Path, str | None], Shapes]] = {"modelnet40": modelnet, "scanobjectnn": scanobjectnn}
@@ -49,7 +50,16 @@ def find_shapes(root: Path, layout: str = "auto", variant: str | None = None, wh
     if variant is not None and layout not in VARIED:
         raise MimError(f"--data.variant {variant}: the layout {layout} has no variants; {' and '.join(VARIED)} have.")
     found = VARIED[layout](root, variant) if layout in VARIED else LAYOUTS[layout](root)
+    prepared = _prepared(root)
+    if prepared is not None and prepared.layout == found.kind:
+        found = replace(found, up=prepared.up, channels=prepared.channels or found.channels)
     return _with_test(found) if whole else found
+
+
+def _prepared(root: Path) -> Prepared | None:
+    """How a folder was prepared, or one above it, of which it is a part."""
+    places = [root, *root.absolute().parents[:3]]
+    return next((found for place in places if (found := read_prepared(place)) is not None), None)
 
 
 def _with_test(found: Shapes) -> Shapes:
@@ -60,14 +70,19 @@ def _with_test(found: Shapes) -> Shapes:
 
 
 def recognise(root: Path) -> str:
-    """The layout that a folder has, by the lists or file names that it alone has; else a folder."""
+    """The layout that a folder has: what its source had, if it was prepared; or by the lists or file names that the
+    layout alone has; else a folder."""
+    whole, part = read_prepared(root), _prepared(root)
+    if whole is not None and whole.layout in LAYOUTS:
+        return whole.layout
+    meshes = part is not None and part.layout == "modelnet40"
     tests: tuple[tuple[str, Callable[[Path], Path | None]], ...] = (
         ("sample", _sample_root),
         ("shapenetpart", lambda path: place_of(path, ("synsetoffset2category.txt",))),
         ("scanobjectnn", scan_root),
         ("shapenet55", shapenet55_lists),
         ("modelnet40", modelnet_clouds),
-        ("modelnet40", modelnet_meshes),
+        ("modelnet40", lambda path: modelnet_meshes(path, prepared=meshes)),
         ("shapenetcore", shapenetcore_root),
     )
     return next((name for name, test in tests if test(root) is not None), "folder")

@@ -24,18 +24,19 @@ def modelnet_clouds(root: Path) -> Path | None:
     return place_of(root, tuple(f"{size}_shape_names.txt" for size in SIZES))
 
 
-def modelnet_meshes(root: Path) -> Path | None:
-    """The folder of ModelNet's classes: the root or one below it, whose folders have train and test with .off files."""
+def modelnet_meshes(root: Path, prepared: bool = False) -> Path | None:
+    """The folder of ModelNet's classes: the root or one below it, whose folders have train and test with .off files,
+    or, where those may have been prepared, with what is made of them."""
     for place in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
         for folder in sorted(path for path in place.iterdir() if path.is_dir()):
             splits = [folder / "train", folder / "test"]
-            if all(split.is_dir() for split in splits) and any(_off(name) for name in os.listdir(splits[0])):
+            if all(split.is_dir() for split in splits) and any(_off(name, prepared) for name in os.listdir(splits[0])):
                 return place
     return None
 
 
-def _off(name: str) -> bool:
-    return name.lower().endswith(".off") and not name.startswith(".")
+def _off(name: str, prepared: bool = True) -> bool:
+    return name.lower().endswith((".off", ".npy") if prepared else ".off") and not name.startswith(".")
 
 
 def modelnet(root: Path, variant: str | None = None) -> Shapes:
@@ -51,7 +52,7 @@ def modelnet(root: Path, variant: str | None = None) -> Shapes:
     place = modelnet_clouds(root)
     if place is not None:
         return _listed_clouds(place, variant)
-    place = modelnet_meshes(root)
+    place = modelnet_meshes(root, prepared=True)
     if place is None:
         raise absent("ModelNet40", root, f"{MESHES}; or {CLOUDS}")
     if variant is not None:
@@ -67,7 +68,8 @@ def modelnet(root: Path, variant: str | None = None) -> Shapes:
 
 def _offs(place: Path, name: str, split: str) -> Iterable[str]:
     folder = place / name / split
-    return sorted(file for file in os.listdir(folder) if _off(file)) if folder.is_dir() else ()
+    files = sorted(file for file in os.listdir(folder) if _off(file)) if folder.is_dir() else []
+    return [file for file in files if _off(file, prepared=False)] or files
 
 
 def _listed_clouds(place: Path, variant: str | None) -> Shapes:

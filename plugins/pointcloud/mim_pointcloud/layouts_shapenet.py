@@ -160,7 +160,8 @@ def _synset_of(path: Path, line: str) -> str:
 # ---- ShapeNetCore ----------------------------------------------------------------------------------------------------
 
 SHAPENETCORE = "SYNSET/MODEL/models/model_normalized.obj (v2) or SYNSET/MODEL/model.obj (v1), and all.csv if there"
-MESHES = ("models/model_normalized.obj", "model.obj")
+MESHES = ("models/model_normalized.obj", "model.obj", "models/model_normalized.npy", "model.npy")
+"""What a model's file may be called; the last two are what prepare makes of the first."""
 
 
 def shapenetcore_root(root: Path) -> Path | None:

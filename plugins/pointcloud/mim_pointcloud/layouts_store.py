@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mim_core.errors import MimError, nearest
+
+from mim_pointcloud.files import EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,11 @@ class ShapeStore:
         return self.rows[index] if self.rows else None
 
     def name(self, index: int) -> str:
-        """The shape as the user knows it."""
+        """The shape as the user knows it; bytes that are no UTF-8 are written out, because every report shows it."""
         if self.names:
-            return self.names[index]
+            return shown(self.names[index])
         row = self.row(index)
-        return self.files[index] + ("" if row is None else f" (row {row})")
+        return shown(self.files[index]) + ("" if row is None else f" (row {row})")
 
     def subset(self, keep: Sequence[int], note: str = "") -> ShapeStore:
         """Some of the shapes."""
@@ -101,9 +103,9 @@ def absent(kind: str, root: Path, looked_for: str) -> MimError:
     """The error for a folder that lacks a layout's files: what was looked for, and what is there."""
     there = sorted(os.listdir(root)) if root.is_dir() else []
     near = nearest(looked_for.split()[0].split("/")[0], there)
-    shown = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") if there else "nothing"
+    some = ", ".join(map(shown, there[:8])) + (", ..." if len(there) > 8 else "") if there else "nothing"
     guess = f" The nearest name is {near!r}." if near else ""
-    return MimError(f"No {kind} in {root}. Looked for {looked_for}; found {shown}.{guess}")
+    return MimError(f"No {kind} in {root}. Looked for {looked_for}; found {some}.{guess}")
 
 
 def place_of(root: Path, names: Sequence[str]) -> Path | None:
@@ -129,9 +131,29 @@ def lines(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
+def shown(name: str) -> str:
+    """A file's name as it can be printed: bytes that are no UTF-8 as ``\\udcXX``."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def stable_order(name: str) -> int:
     """A number that follows from a name alone, on every machine; splits are drawn in its order."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "little")
+
+
+def stem_of(name: str) -> str:
+    """A shape's path without its endings, the same before and after ``prepare``: ``a/b.obj`` and ``a/b.obj.npy`` are
+    ``a/b``."""
+    stem, ending = os.path.splitext(name)
+    while ending.lower() in EXTENSIONS:
+        name, (stem, ending) = stem, os.path.splitext(stem)
+    return name
+
+
+def as_there(file: str, there: Container[str]) -> str:
+    """A file as it lies on disk: itself, or what ``prepare`` makes of it where that alone is there."""
+    made = os.path.splitext(file)[0] + ".npy"
+    return made if file not in there and made in there else file
 
 
 def held_out(names: Sequence[str], labels: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -154,7 +176,7 @@ DRAWN = (
 
 def drawn(kind: str, store: ShapeStore, **more: object) -> Shapes:
     """Splits for files that have none."""
-    train, test = held_out(store.files, store.labels)
+    train, test = held_out([stem_of(file) for file in store.files], store.labels)
     seen = store.subset(train, DRAWN)
     return Shapes(kind, seen, seen, store.subset(test, DRAWN), **more)  # type: ignore[arg-type]
 
@@ -184,7 +206,7 @@ def from_lists(
     stores, missing = [], []
     number = {name: i for i, name in enumerate(classes)}
     for split in ("train", "test"):
-        entries = splits[split]
+        entries: Sequence[Listed] = [replace(entry, file=as_there(entry.file, there)) for entry in splits[split]]
         strange = sorted({entry.label for entry in entries} - set(number))
         if strange:
             raise MimError(f"{root}: the {split} list has classes that are not known: {', '.join(strange[:5])}.")

@@ -36,6 +36,21 @@ HEAD = """<!doctype html>
 </head>
 <body>
 """
+FIT = """
+const plot = document.getElementById("{plot_id}");
+let fitted = 0;
+function fit() {
+  const scene = plot.querySelector(".gl-container canvas") || plot;
+  const box = scene.getBoundingClientRect();
+  const size = Math.min(1, box.width / Math.max(1, box.height)) * 1.15;
+  if (Math.abs(size - fitted) < 0.02) return;
+  fitted = size;
+  Plotly.relayout(plot, {"scene.aspectratio": {x: size, y: size, z: size}});
+}
+window.addEventListener("resize", fit);
+fit();
+"""
+"""The box's size follows the narrower side of the window: parallel projection shows a scene at the height's scale."""
 BUTTONS_OFF = ("resetCameraLastSave3d", "sendChartToCloud", "sendDataToCloud")
 """Of plotly's buttons: a second way back to the first view, and those that would hand the data to a service."""
 
@@ -175,17 +190,26 @@ def _html(shapes: list[tuple[Array, Array, Array]], titles: list[str], extent: f
     figure = go.Figure(_traces(shapes[0]))
     axis = {"range": [-extent, extent], "showbackground": False, "showspikes": False, "title": {"text": ""}}
     axis |= {"gridcolor": "#e3e7ea", "zerolinecolor": "#c9d0d5", "tickfont": {"color": "#8a949c", "size": 10}}
+    under: dict[str, Any] = {"y": 1, "yanchor": "top", "pad": {"t": 36}}  # plotly's buttons
     legend = {"text": "click to show or hide", "font": {"size": 12}}
     figure.update_layout(
-        title={"text": titles[0], "font": {"size": 16}, "x": 0.02, "xanchor": "left"},
+        title={"text": titles[0], "font": {"size": 16}, "x": 0.02, "xanchor": "left", **under},
         font={"family": "system-ui, sans-serif", "color": "#1c2126"},
-        margin={"l": 0, "r": 0, "t": 56, "b": 0},
+        margin={"l": 0, "r": 0, "t": 112, "b": 0},
         paper_bgcolor="white",
-        legend={"itemsizing": "constant", "x": 0.02, "y": 0.98, "font": {"size": 14}, "title": legend},
+        legend={
+            "itemsizing": "constant",
+            "orientation": "h",
+            "x": 0.02,
+            "y": 1.0,
+            "yanchor": "bottom",  # above the scene, in the margin
+            "font": {"size": 14},
+            "title": legend,
+        },
         scene={
             **{f"{name}axis": axis for name in "xyz"},
             "aspectmode": "manual",
-            "aspectratio": dict.fromkeys("xyz", 1.6),  # one scale on all axes, and the box fills the window
+            "aspectratio": dict.fromkeys("xyz", 1.0),  # one scale on all axes; FIT makes the box fill the window
             "camera": _camera(up),
             "uirevision": "kept",  # the view stays when another shape is chosen
         },
@@ -196,6 +220,7 @@ def _html(shapes: list[tuple[Array, Array, Array]], titles: list[str], extent: f
         full_html=False,
         default_width="100%",
         default_height="100vh",
+        post_script=FIT,
         config={"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": list(BUTTONS_OFF)},
     )
     return f"{HEAD}{plot}\n</body>\n</html>\n"

@@ -7,10 +7,9 @@ import itertools
 import json
 import multiprocessing
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -19,13 +18,17 @@ import torch
 from mim_core import walking
 from mim_core.errors import BadSample, MimError
 
-from mim_pointcloud.files import EXTENSIONS, is_list, read_cloud
+from mim_pointcloud.files import EXTENSIONS, is_list, read_centred
+from mim_pointcloud.layouts import find_shapes, recognise
+from mim_pointcloud.prepared import PREPARED, WHOLE, Prepared, write_prepared
 
 MANIFEST = "manifest.jsonl"
 PARTIAL = ".partial"
 """What the name of a file that is being written ends in."""
 ASIDE = (".mtl", ".bin", ".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tga", ".tif", ".tiff", ".dds", ".webp", PARTIAL)
 """Materials, textures and buffers that meshes bring along: of no use beside points, so they are left out."""
+HALF_OFFSET = 8
+"""Clouds farther from the origin than so many times their extent are centred before they become float16."""
 
 
 @dataclass(frozen=True)
@@ -45,43 +48,83 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Job:
-    """One file of the collection, and where it goes; paths below the two folders, with forward slashes."""
+    """One file of the collection, and where it goes; paths below the two folders, with forward slashes.
+
+    Attributes:
+        source: The file below IN.
+        target: Its place below OUT.
+        kind: What is done with it.
+        renamed: Why it does not get its own name.
+    """
 
     source: str
     target: str
     kind: Literal["cloud", "copy", "aside"]
+    renamed: str = ""
 
 
-def plan(root: Path, out: Path) -> list[Job]:
+def plan(root: Path, out: Path, layout: str = "folder") -> list[Job]:
     """What there is to do: meshes and clouds become .npy, lists and other files are copied, textures are left out.
 
+    Args:
+        root: The collection.
+        out: Where it goes.
+        layout: What it is laid out as; of some layouts, all files are copied.
+
     Raises:
-        MimError: No folder, nothing to sample, one folder inside the other, or two files would have one name.
+        MimError: No folder, nothing to sample, or one folder inside the other.
     """
     if not root.is_dir():
         raise MimError(f"{root} is no folder. Usage: mim-pointcloud prepare IN OUT, with IN a folder of shapes.")
     inside, outside = root.resolve(), out.resolve()
     if inside == outside or inside in outside.parents or outside in inside.parents:
         raise MimError(f"OUT ({out}) and IN ({root}) lie in each other: IN is never written to. Give another OUT.")
-    jobs = []
+    jobs, shapes = [], False
     for folder, names in _folders(root):
         for name in names:
             path = folder / name
             source = path.relative_to(root)
             kind: Literal["cloud", "copy", "aside"] = "copy"
-            if path.suffix.lower() in EXTENSIONS and not is_list(path):
-                kind = "cloud"
-            elif path.suffix.lower() in ASIDE or source == Path(MANIFEST):
+            if path.suffix.lower() in (*EXTENSIONS, ".h5") and not is_list(path):
+                shapes, kind = True, "copy" if layout in WHOLE or path.suffix.lower() == ".h5" else "cloud"
+            elif path.suffix.lower() in ASIDE or source in (Path(MANIFEST), Path(PREPARED)):
                 kind = "aside"
             target = source.with_suffix(".npy") if kind == "cloud" else source
             jobs.append(Job(source.as_posix(), target.as_posix(), kind))
-    if not any(job.kind == "cloud" for job in jobs):
+    if not shapes:
         raise MimError(f"There are no shapes in {root}. Looked for {', '.join(EXTENSIONS)}.")
-    counts = Counter(job.target for job in jobs if job.kind != "aside")
-    twice = [job.source for job in jobs if job.kind != "aside" and counts[job.target] > 1]
-    if twice:
-        raise MimError(f"These would get the same name: {', '.join(twice[:4])}. Rename or move one of them.")
-    return jobs
+    return _with_own_names(jobs)
+
+
+def _with_own_names(jobs: list[Job]) -> list[Job]:
+    """The same, each with a target of its own: of files that would get one name, the first that has it already, or
+    else the first, gets it; the others keep their endings."""
+    takers: dict[str, str] = {}
+    for job in sorted(jobs, key=lambda job: job.source != job.target):  # stable: who has the name comes first
+        if job.kind != "aside":
+            takers.setdefault(job.target, job.source)
+    named = []
+    for job in jobs:
+        if job.kind == "aside" or takers[job.target] == job.source:
+            named.append(job)
+            continue
+        target = f"{job.source}.npy"
+        while target in takers:
+            target += ".npy"
+        takers[target] = job.source
+        named.append(replace(job, target=target, renamed=f"{job.target} is made of {takers[job.target]}"))
+    return named
+
+
+def source_of(root: Path, sampling: Sampling) -> Prepared:
+    """What a collection is, for `prepared.json`."""
+    try:
+        found = find_shapes(root)
+        layout, up = found.kind, found.up
+    except MimError:  # what is wrong with it is said where it is trained on
+        layout, up = recognise(root), "y"
+    copied = layout in (*WHOLE, "scanobjectnn")
+    return Prepared(layout, up, None if copied else sampling.channels)
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -93,14 +136,18 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
 def prepare_collection(root: Path, out: Path, sampling: Sampling, workers: int) -> Iterator[dict[str, Any]]:
     """Do what is not done yet, or not with this source and these options. Yields a line of the manifest for each file.
 
-    A line's ``status``: done, copied, aside (left out), failed; skipped where an earlier run did it, whose line stays.
+    A line's ``status``: done, copied, aside (left out), failed; skipped where an earlier run did it, whose line stays;
+    removed where the file is no longer in IN. "known" says of what failed that it did so before.
 
     Raises:
         MimError: Nothing to do, or a worker died.
     """
-    jobs = plan(root, out)
+    layout = source_of(root, sampling) if root.is_dir() else Prepared("folder")
+    jobs = plan(root, out, layout.layout)
     out.mkdir(parents=True, exist_ok=True)
+    write_prepared(out, layout)
     before = _read_manifest(out / MANIFEST)
+    yield from _remove_stale(out, before, jobs)
     _write_manifest(out / MANIFEST, list(before.values()))  # a line that was cut off would spoil the next
     lines: dict[str, dict[str, Any]] = {}
     with (out / MANIFEST).open("a") as manifest:
@@ -115,8 +162,20 @@ def prepare_collection(root: Path, out: Path, sampling: Sampling, workers: int) 
             lines[line["file"]] = line
             manifest.write(json.dumps(line) + "\n")
             manifest.flush()
-            yield line
+            yield {**line, "known": True} if line == before.get(line["file"]) and line["status"] == "failed" else line
     _write_manifest(out / MANIFEST, [lines[job.source] for job in jobs])
+
+
+def _remove_stale(out: Path, before: dict[str, dict[str, Any]], jobs: list[Job]) -> Iterator[dict[str, Any]]:
+    """What was made of files that are no longer in IN, or that go elsewhere now: training would take it for a shape."""
+    sources, targets = {job.source for job in jobs}, {job.target for job in jobs if job.kind != "aside"}
+    for file in [file for file, line in before.items() if file not in sources or line.get("out") not in targets]:
+        made = before[file].get("out")
+        if file not in sources:
+            del before[file]
+        if made is not None and made not in targets and (out / made).is_file():
+            (out / made).unlink()
+            yield {"file": file, "out": made, "status": "removed"}
 
 
 def _is_done(root: Path, out: Path, sampling: Sampling, job: Job, line: dict[str, Any] | None) -> bool:
@@ -166,12 +225,14 @@ def run_job(root: Path, out: Path, sampling: Sampling, job: Job) -> dict[str, An
     source, target = root / job.source, out / job.target
     partial = target.with_name(target.name + PARTIAL)
     line: dict[str, Any] = {"file": job.source, "out": job.target}
+    line |= {"renamed": job.renamed} if job.renamed else {}
     try:
         stamp = _stamp(source)  # before reading: what changes meanwhile is done again
         target.parent.mkdir(parents=True, exist_ok=True)
         if job.kind == "cloud":
-            _write_points(source, partial, sampling, path_key(job.source))
+            centre = _write_points(source, partial, sampling, path_key(job.source))
             line |= {"status": "done", "options": _options(sampling)}
+            line |= {"centre": centre} if any(centre) else {}
         else:
             shutil.copyfile(source, partial)
             line["status"] = "copied"
@@ -185,8 +246,16 @@ def run_job(root: Path, out: Path, sampling: Sampling, job: Job) -> dict[str, An
         return {"file": job.source, "status": "failed", "reason": reason}
 
 
-def _write_points(source: Path, target: Path, sampling: Sampling, key: int) -> None:
-    found = read_cloud(source, sampling.points, key, sampling.channels).numpy()
+def _write_points(source: Path, target: Path, sampling: Sampling, key: int) -> list[float]:
+    """Write a shape's points. Returns what was subtracted, because the type would not tell its points apart."""
+    read, centre = read_centred(source, sampling.points, key, sampling.channels)
+    found = read.numpy()
+    if sampling.dtype == "float16":
+        low, high = found[:, :3].min(0).astype(np.float64), found[:, :3].max(0).astype(np.float64)
+        if np.abs(found[:, :3]).max() > HALF_OFFSET * (high - low).max():
+            middle = (low + high) / 2
+            found = np.concatenate([found[:, :3] - middle, found[:, 3:]], 1)
+            centre = (centre[0] + float(middle[0]), centre[1] + float(middle[1]), centre[2] + float(middle[2]))
     with np.errstate(over="ignore"):
         values = found.astype(sampling.dtype)
     if not np.isfinite(values).all():
@@ -194,6 +263,7 @@ def _write_points(source: Path, target: Path, sampling: Sampling, key: int) -> N
         raise BadSample(str(source), f"{largest:g} does not fit float16 (65504 at most); take --dtype float32")
     with target.open("wb") as file:
         np.save(file, values)
+    return list(centre)
 
 
 def _stamp(path: Path) -> list[int]:

@@ -37,7 +37,7 @@ def point_mae_vit_small() -> RunConfig:
             decay_tokens=False,
             betas=(0.9, 0.999),
         ),
-        evaluate=EvaluateConfig(on=("knn", "pointcloud:svm", "pointcloud:few-shot"), pool="mean-max"),
+        evaluate=EvaluateConfig(on=("knn", "pointcloud:svm", "pointcloud:few-shot"), pool="mean-max", standardize=True),
     )
 
 
@@ -60,7 +60,9 @@ def point_mae_vit_tiny() -> RunConfig:
         log_every=10,
         checkpoint_every=500,
     )
-    evaluate = EvaluateConfig(on=("knn", "linear", "pointcloud:folds"), pool="mean-max", few_labels=(160,))
+    evaluate = EvaluateConfig(
+        on=("knn", "linear", "pointcloud:folds"), pool="mean-max", few_labels=(160,), standardize=True
+    )
     return RunConfig(_with(config.parts, changes), train, evaluate)
 
 

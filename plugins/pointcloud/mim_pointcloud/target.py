@@ -38,6 +38,8 @@ class ChamferTarget(Target):
             raise ValueError(
                 f"a unit must be a group of points [size, 3 or more]; the tokenizer's are {tokenizer.unit_shape}"
             )
+        if tokenizer.layout.grid is not None:
+            raise ValueError(f"a unit must be a group of points; these lie on a grid, {tokenizer.layout.grid}")
         self.points, self.channels = tokenizer.unit_shape
         self.size = 3 * self.points
 

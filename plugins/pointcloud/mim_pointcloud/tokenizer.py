@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from mim_core.encoder import init_transformer
+from mim_core.errors import MimError
 from mim_core.layout import Layout, Patches, Sample
 from mim_core.norm import BatchNorm
 from mim_core.tokenizer import Tokenizer
@@ -54,6 +56,8 @@ class GroupTokenizer(Tokenizer):
                 f"{config.points} points cannot give {config.groups} different centres with {config.size} points each"
             )
         geometry.chosen(config.ops, "farthest_points", torch.device("cpu"))  # a library that is missing is named now
+        if config.ops == "triton" and not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+            raise MimError("--tokenizer.ops triton needs a CUDA GPU, and none is here. Choose auto, torch or fpsample.")
         self.config = config
         self.layout = Layout(count=config.groups)
         self.shapes = {"points": (config.points, config.channels)}

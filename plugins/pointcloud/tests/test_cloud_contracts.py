@@ -1,4 +1,3 @@
-
 """Every part of the method keeps its contract; the paper's counts and formulas are exact."""
 
 import pytest

@@ -191,8 +191,17 @@ def test_obj_as_found(tmp_path):
     assert torch.equal(read_cloud(write(tmp_path / "b.obj", edges), 64, 1), plain)
     assert "zero area" in reason(write(tmp_path / "b.obj", "v 0 0 0\nv 1 0 0\nf 1 2\n"))
     assert "vertex 0" in reason(write(tmp_path / "b.obj", obj() + "f 0 1 2\n"))
-    assert "could not convert" in reason(write(tmp_path / "b.obj", obj().replace("v 0.0", "v zero")))
-    assert "2 numbers instead of 3" in reason(write(tmp_path / "b.obj", "v 0 1\nf 1 1 1\n"))
+    assert "a vertex needs three numbers, not 'zero" in reason(
+        write(tmp_path / "b.obj", obj().replace("v 0.0", "v zero"))
+    )
+    cut = reason(write(tmp_path / "b.obj", "v 0 1 2\nv 0 1 0\nv 0 1"))
+    assert cut == "line 3, the last one: it is cut off: a vertex needs three numbers, not '0 1'"
+    huge = reason(write(tmp_path / "b.obj", obj() + f"f 1 2 {10**30}\n"))
+    assert huge.endswith("a face cannot name vertex '1000000000000000000000000000000'")
+    assert "cannot name vertex" in reason(write(tmp_path / "b.obj", obj() + "f 1 2 x\n"))
+    assert "cannot name vertex 99999999999999999999" in reason(
+        write(tmp_path / "b.off", off().replace("4 0 1 3 2", "4 0 1 3 99999999999999999999"))
+    )
 
 
 def test_scenes_are_flattened(tmp_path):
@@ -354,7 +363,10 @@ def test_columns_of_text(tmp_path):
     assert "no normals; it has xyz, rgb" in reason(tmp_path / "a.pts", channels=("normals",))
     assert "says 51 points, 50 follow" in reason(write(tmp_path / "b.pts", "51\n" + lines(points)))
     assert "decimal commas" in reason(write(tmp_path / "b.xyz", "1,5 2,5 3,5\n"))
-    assert reason(write(tmp_path / "b.xyz", lines(points) + "1 2"))
+    assert reason(write(tmp_path / "b.xyz", "1 2 3\n# note\n4 5 6\n1 2")) == (
+        "line 4 has 2 numbers; those before it have 3"
+    )
+    assert reason(write(tmp_path / "b.xyz", "1 2 3\n4 five 6\n")) == "line 2: 'five' is no number"
     assert reason(write(tmp_path / "b.xyz", "1 2\n3 4\n"))
 
 
@@ -493,3 +505,13 @@ def test_a_million_points(tmp_path):
     started = time.process_time()
     assert read_cloud(tmp_path / "a.xyz", 8192, 0).shape == (8192, 3)
     assert time.process_time() - started < 20
+
+
+def test_arrays_that_are_damaged_or_lie_on_their_side(tmp_path):
+    assert "it is no .npy" in reason(write(tmp_path / "a.npy", "garbage, and more of it"))
+    np.save(tmp_path / "b.npy", np.array([{}]), allow_pickle=True)
+    assert "Python objects" in reason(tmp_path / "b.npy")
+    np.save(tmp_path / "c.npy", np.zeros((3, 2048)))
+    assert "transposed?" in reason(tmp_path / "c.npy")
+    np.save(tmp_path / "d.npy", np.zeros((30, 3)))
+    assert "cut off" in reason(write(tmp_path / "d.npy", (tmp_path / "d.npy").read_bytes()[:70]))

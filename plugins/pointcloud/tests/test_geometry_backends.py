@@ -12,6 +12,7 @@ import torch
 from mim_core.errors import MimError
 from mim_pointcloud import geometry
 from mim_pointcloud.geometry import chamfer, farthest_points, nearest, within
+from mim_pointcloud.geometry_backends import ADAPTERS
 
 KNN = namedtuple("KNN", "dists idx knn")
 
@@ -86,7 +87,9 @@ def test_fpsample_leaves_the_rest_to_torch():
 def test_fpsample_refuses_other_devices():
     pytest.importorskip("fpsample")
     with pytest.raises(MimError, match="fpsample works on the CPU"):
-        farthest_points(torch.zeros(1, 4, 3, device="meta"), 2, ops="fpsample")
+        ADAPTERS["fpsample"].farthest_points(
+            torch.zeros(1, 4, 3, device="meta"), 2, torch.zeros(1, 1, dtype=torch.int64, device="meta")
+        )
 
 
 # ---- pytorch3d -------------------------------------------------------------------------------------------------------

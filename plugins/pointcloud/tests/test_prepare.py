@@ -56,8 +56,13 @@ def test_prepare(collection, tmp_path, monkeypatch, capsys):
     assert "failed: empty.obj: the file is empty" in said.out
     assert "failed: cloud.txt: it has no normals; it has xyz" in said.out
     assert "6 done, 2 copied, 1 left out, 0 skipped, 2 failed" in said.out
+    assert "same way before" not in said.out
+    code, said = run(monkeypatch, capsys, "prepare", collection, out, *asked)
+    assert code == 0  # nothing new
+    assert "What failed (2) failed in the same way before: exit code 0." in said.out
     assert contents(collection) == before
-    written = {name.replace(".off", ".npy") for name in SHAPES} | {"train.txt", "names.json", "manifest.jsonl"}
+    lists = {"train.txt", "names.json", "manifest.jsonl", "prepared.json"}
+    written = {name.replace(".off", ".npy") for name in SHAPES} | lists
     assert set(contents(out)) == written
     for name in SHAPES:
         array = np.load(out / name.replace(".off", ".npy"))
@@ -142,7 +147,7 @@ def test_numbers_too_large_for_float16(tmp_path):
     (line,) = prepare_collection(tmp_path / "in", tmp_path / "out", Sampling(200, dtype="float16"), 1)
     assert line["status"] == "failed"
     assert "does not fit float16 (65504 at most); take --dtype float32" in line["reason"]
-    assert set(contents(tmp_path / "out")) == {"manifest.jsonl"}
+    assert set(contents(tmp_path / "out")) == {"manifest.jsonl", "prepared.json"}
 
 
 def test_prepare_refuses_what_would_go_wrong(collection, tmp_path, monkeypatch, capsys):
@@ -157,16 +162,66 @@ def test_prepare_refuses_what_would_go_wrong(collection, tmp_path, monkeypatch, 
     out = tmp_path / "out"
     assert run(monkeypatch, capsys, "prepare", tmp_path / "nowhere", out)[0] == 2
     assert run(monkeypatch, capsys, "prepare", collection, out, "--points", "0")[0] == 2
-    assert run(monkeypatch, capsys, "prepare", collection, out, "--channels", "xyz", "xyz")[0] == 2
-    (collection / "some/class/0.obj").write_text("v 0 0 0\n")
-    code, said = run(monkeypatch, capsys, "prepare", collection, out)
-    assert code == 2
-    assert "same name: some/class/0.obj, some/class/0.off" in said.err
+    for channels in (("xyz", "xyz"), ("normals",), ("normals", "xyz")):
+        code, said = run(monkeypatch, capsys, "prepare", collection, out, "--channels", *channels)
+        assert code == 2
+        assert "xyz comes first" in said.err
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/train.txt").write_text("a\nb\n")
     with pytest.raises(MimError, match="no shapes"):
         plan(tmp_path / "lists", out)
     assert not out.exists()
+
+
+def test_what_left_in_is_removed_from_out(collection, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    run(monkeypatch, capsys, "prepare", collection, out, "--points", "20", "--workers", "1")
+    (collection / SHAPES[1]).unlink()
+    (collection / "train.txt").unlink()
+    code, said = run(monkeypatch, capsys, "prepare", collection, out, "--points", "20", "--workers", "1")
+    assert code == 0
+    assert "removed: some/class/1.npy, because some/class/1.off is no longer in IN" in said.out
+    assert "2 removed" in said.out
+    assert not (out / "some/class/1.npy").exists()
+    assert not (out / "train.txt").exists()
+    assert (out / "some/class/2.npy").exists()
+    assert SHAPES[1] not in manifest(out)
+
+
+def test_files_of_one_stem_keep_their_endings(collection, tmp_path, monkeypatch, capsys):
+    (collection / "some/class/0.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 7\nf 1 2 3\n")
+    out = tmp_path / "out"
+    _, said = run(monkeypatch, capsys, "prepare", collection, out, "--points", "20", "--workers", "1")
+    told = "some/class/0.off becomes some/class/0.off.npy: some/class/0.npy is made of some/class/0.obj"
+    assert told in said.out
+    assert np.load(out / "some/class/0.npy").max() > 1
+    assert np.load(out / "some/class/0.off.npy").max() <= 1
+
+
+def test_names_that_are_not_utf_8(collection, tmp_path):
+    (collection / "some" / os.fsdecode(b"x\xe9.off")).write_text(OFF.format(size=3))
+    (collection / "some" / os.fsdecode(b"y\xe9.off")).write_text("")
+    command = [sys.executable, "-m", "mim_pointcloud", "prepare", str(collection), str(tmp_path / "out")]
+    done = subprocess.run([*command, "--points", "20", "--workers", "1"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert "failed: some/y\\udce9.off: the file is empty" in done.stdout
+    assert (tmp_path / "out/some" / os.fsdecode(b"x\xe9.npy")).is_file()
+
+
+def test_a_small_object_far_from_the_origin(tmp_path):
+    """Coordinates on a map's grid: 0.2 m at 5,000 km, which float32 alone cannot hold."""
+    (tmp_path / "in").mkdir()
+    near = np.random.default_rng(0).uniform(0, 0.2, (300, 3))
+    away = np.array([448_000.5, 5_411_000.25, 120.0])
+    np.savetxt(tmp_path / "in/a.xyz", near + away, fmt="%.6f")
+    for dtype, digits in (("float32", 1e-6), ("float16", 1e-4)):
+        (line,) = prepare_collection(tmp_path / "in", tmp_path / dtype, Sampling(300, dtype=dtype), 1)
+        assert line["centre"] == pytest.approx([448_000.6, 5_411_000.35, 120.1], abs=0.01)
+        got = np.load(tmp_path / dtype / "a.npy").astype(np.float64) + line["centre"] - away
+        assert np.abs(np.sort(got, 0) - np.sort(near, 0)).max() < digits
+    points = read_cloud(tmp_path / "in/a.xyz", 300, 0)
+    assert len(points.unique(dim=0)) == 300
+    assert points.abs().max() < 0.2
 
 
 def test_links_in_circles_end(collection, tmp_path):

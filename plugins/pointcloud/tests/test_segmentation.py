@@ -213,7 +213,7 @@ def test_a_run_is_fine_tuned_on_shapenetpart(tmp_path, capsys):
     assert main([*command, *small, *short, "--dry-run"]) == 0
     assert "14 labelled training samples of 2 classes" in capsys.readouterr().out
     assert main([*command, *small, *short, "--quiet"]) == 0
-    folder = run / "finetune"
+    folder = run / "finetune-part-segmenter"
     found = json.loads((folder / "scores.json").read_text())
     value = {(s["row"], s["column"]): s["value"] for s in found["scores"]}
     assert 0.15 < value["majority part", "instance mIoU"] < 0.4

@@ -14,7 +14,7 @@ from mim_core.errors import MimError
 from mim_core.finetune import Supervised
 from mim_core.masker import Masker
 from mim_core.method import Method
-from mim_core.plugins import installed
+from mim_core.plugins import installed, warn
 from mim_core.recipe import ResolvedPart, ResolvedRun, load_recipe
 from mim_core.registry import Registry
 from mim_core.target import Target
@@ -143,6 +143,25 @@ def make_source(config: ResolvedRun, method: Method) -> DataSource:
         return source
     method.check(source)
     return LabelledSource(source)
+
+
+def check_masker(config: ResolvedRun, method: Method, source: DataSource) -> None:
+    """Whether the masker can serve every item of the data; warns of modalities that no item has.
+
+    Raises:
+        MimError: Some items lack so much that too little of them may be seen.
+    """
+    masker, tokenizer = getattr(method, "masker", None), getattr(method, "tokenizer", None)
+    if not isinstance(masker, Masker) or not isinstance(tokenizer, Tokenizer):
+        return
+    there = source.presence()
+    for modality in source.shapes:
+        if there and not any(modality in names for names in there):
+            warn(f"no item of the data has {modality}: it is never seen, and its predictions learn nothing.")
+    try:
+        masker.check(source, tokenizer)
+    except ValueError as error:
+        raise MimError(f"masker ({config.parts['masker'].name}): {error}.") from error
 
 
 def open_source(config: ResolvedRun, tokenizer: Tokenizer) -> DataSource:

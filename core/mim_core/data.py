@@ -115,6 +115,11 @@ class DataSource:
         """The item as the user knows it, such as its path."""
         return str(index)
 
+    def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
+        """Which modalities items have, where some lack one (``MODALITY.present``): each set of modalities that occurs
+        among the items for pre-training -> how many have it, and the name of one. Empty where every item has all."""
+        return {}
+
     def finish(self, sample: Sample) -> Sample:
         """The rest of the work on a whole batch, on the device: conversion and normalisation. Pure."""
         return sample

@@ -26,7 +26,7 @@ import torch
 
 from mim_core import checkpoint, distributed, folders, trackers
 from mim_core.average import WeightAverage
-from mim_core.build import build_method, make_source
+from mim_core.build import build_method, check_masker, make_source
 from mim_core.cost import peak_flops, step_cost
 from mim_core.data import DataSource
 from mim_core.distributed import World
@@ -140,6 +140,7 @@ def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | 
     source = make_source(config, method)
     steps = max(1, round(train.epochs * len(source) / train.batch_size))
     trackers.check(train.track)
+    check_masker(config, method, source)
     if world.first:
         _advise(train, len(source))
     return Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps)

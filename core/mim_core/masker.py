@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,11 @@ from torch import Tensor, nn
 from mim_core import randomness
 from mim_core.layout import Layout
 from mim_core.mask import Draw, Mask
+from mim_core.words import counted
+
+if TYPE_CHECKING:
+    from mim_core.data import DataSource
+    from mim_core.tokenizer import Tokenizer
 
 Rounding = Literal["down", "nearest", "up"]
 
@@ -49,6 +54,33 @@ class Masker(nn.Module):
     def count(self, layout: Layout) -> int:
         """How many units each row hides."""
         raise NotImplementedError
+
+    def usable(self, layout: Layout) -> Bool[Tensor, "B N"] | None:
+        """Units that may be seen, where some may not; None where all may."""
+        return layout.valid
+
+    def inputs_of(self, layout: Layout) -> list[tuple[str, Layout]]:
+        """The segments of a joined layout that may be seen, by name."""
+        return list(layout.segments)
+
+    def check(self, source: DataSource, tokenizer: Tokenizer) -> None:
+        """Refuses data with items that lack so many modalities that too few of their units may be seen.
+
+        Raises:
+            ValueError: Says how many items, which modalities they have, and one of them.
+        """
+        layout = tokenizer.layout
+        visible = layout.count - self.count(layout)
+        parts = getattr(tokenizer, "parts", {})
+        for there, (items, example) in source.presence().items():
+            seen = [(name, part.count) for name, part in self.inputs_of(layout) if set(parts[name].shapes) <= there]
+            if sum(count for _, count in seen) < visible:
+                units = ", ".join(f"{name} {count}" for name, count in seen) or "none"
+                raise ValueError(
+                    f"of {counted(items, 'item')}, such as {example}, too few units may be seen: {units}, and "
+                    f"the masker shows {visible}. Show fewer, let it show more modalities, or leave items that lack a "
+                    "modality out of the data (--data.missing skip, where the data have that option)"
+                )
 
     def hide(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None) -> Bool[Tensor, "R N"]:
         """Which units are hidden: True in exactly `count` places of each row; rows of one sample are adjacent."""

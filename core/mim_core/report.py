@@ -208,6 +208,7 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
     if not isinstance(method, MaskedAutoencoder):
         return []
     sample, where = held_out_samples(source, count)
+    sample = _served(method, sample) if sample else {}
     if not sample:
         return []
     heads, crossed = [], across(method, sample)
@@ -234,6 +235,16 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
             }
         )
     return heads
+
+
+def _served(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those samples of which enough units may be seen: one may lack modalities."""
+    layout = method.tokenizer.split(sample).layout
+    usable = method.masker.usable(layout) if layout.valid is not None else None
+    if usable is None:
+        return sample
+    enough = usable.sum(dim=1) >= layout.count - method.masker.count(layout)
+    return {name: value[enough] for name, value in sample.items()} if bool(enough.any()) else {}
 
 
 def _films(source: DataSource, modality: str, rows: dict[str, Tensor], count: int = 3) -> dict[str, list[str]]:

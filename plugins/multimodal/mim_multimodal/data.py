@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from mim_multimodal import captions, crops, files, pictures
+from mim_multimodal.checks import check_options
 from mim_multimodal.depth import standardise
 from mim_multimodal.layouts import EXPECTED, MODALITIES, Found, Items, Labels, class_names, find_items, find_labels
 
@@ -78,7 +79,7 @@ class Aligned(DataSource):
 
     def __init__(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__(config, shapes)
-        _check(config)
+        check_options(config)
         self.size = crops.largest_size(shapes)
         if "caption" in shapes:
             captions.check_installed()
@@ -120,6 +121,15 @@ class Aligned(DataSource):
     def name_of(self, index: int) -> str:
         """The path of the item's first file, below the root."""
         return self.found.train.name(index)
+
+    def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
+        """Where some items lack a modality and are kept: which have which."""
+        items, found = self.found.train, dict[frozenset[str], tuple[int, str]]()
+        for i in range(len(items) if self.masked else 0):
+            there = frozenset(name for name in self.shapes if items.has(name, i))
+            count, name = found.get(there, (0, items.name(i)))
+            found[there] = (count + 1, name)
+        return found
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An item's modalities under one random crop and flip: rgb uint8 [3, H, W], depth float32 [1, H, W] (NaN: not
@@ -368,28 +378,3 @@ def _output(name: str, opened: Any, cut: crops.Cut, shape: tuple[int, ...]) -> T
         return torch.full(shape, fill, dtype=kind)
     part = crops.nearest(opened, cut, size)
     return part[None] if name == "depth" else part
-
-
-def _check(config: Aligned.Config) -> None:
-    """Raises ValueError for options that make no sense."""
-    strange = sorted(set(config.folders) - set(MODALITIES))
-    if strange:
-        raise ValueError(f"folders are for {', '.join(MODALITIES)}, not for {', '.join(strange)}")
-    if config.depth_limit is not None and config.depth_limit <= 0:
-        raise ValueError(f"depth_limit must be positive, got {config.depth_limit}")
-    low, high = config.area
-    if not 0 < low <= high <= 1:
-        raise ValueError(f"area must be two rising shares in (0, 1], got {config.area}")
-    if not 0 < config.ratio[0] <= config.ratio[1]:
-        raise ValueError(f"ratio must be two rising positive numbers, got {config.ratio}")
-    for name, value in (("flip", config.flip), ("max_bad", config.max_bad)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {value}")
-    if not 0 < config.evaluate_crop <= 1:
-        raise ValueError(f"evaluate_crop must lie in (0, 1], got {config.evaluate_crop}")
-    if config.depth_bits not in (None, 8, 16):
-        raise ValueError(f"depth_bits must be 8 or 16, got {config.depth_bits}")
-    if config.classes is not None and config.classes < 2:
-        raise ValueError(f"classes must be at least 2, got {config.classes}")
-    if len(config.mean) != 3 or len(config.std) != 3 or min(config.std) <= 0:
-        raise ValueError(f"mean {config.mean} and std {config.std} need 3 values each, and std must be positive")

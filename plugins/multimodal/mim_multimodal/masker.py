@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float, Int
 from mim_core import randomness
+from mim_core.errors import MimError, nearest
 from mim_core.layout import Layout
 from mim_core.mask import Draw
 from mim_core.masker import Masker
@@ -24,8 +25,8 @@ class DirichletMasker(Masker):
 
     A modality gets round(share * visible) units, no more than it has. Rounding and full modalities leave some over or
     too many: the whole is made exact by units drawn uniformly from what is left, or dropped uniformly. Units that are
-    not valid (a modality that a sample lacks, padding) are always hidden, as long as a sample has ``visible`` others.
-    Works for any tokenizers: a modality is a segment of the layout. Shares are in float64 on the keys' device: the last
+    not valid (a modality that a sample lacks, padding) are always hidden; a sample that has not ``visible`` others is
+    an error, on a GPU an assertion of the device, for which nothing waits. Works for any tokenizers: a modality is a segment of the layout. Shares are in float64 on the keys' device: the last
     bit of a logarithm differs between devices, which moves a count once in some 1e13 draws.
 
     Differs from the code: a share of zero units is possible for every modality, and a sample keeps nothing twice.
@@ -60,11 +61,55 @@ class DirichletMasker(Masker):
         for option in ("inputs", "weights"):
             wrong = [name for name in getattr(self.config, option) if name not in names]
             if wrong:
-                raise ValueError(f"{option} names {', '.join(wrong)}; the modalities are {', '.join(names)}")
+                near = nearest(wrong[0], names)
+                guess = f"; did you mean {near!r}?" if near else ""
+                lists = " (write several with spaces between: rgb depth)" if any("," in name for name in wrong) else ""
+                raise ValueError(
+                    f"{option} names {', '.join(wrong)}{lists}; the modalities are {', '.join(names)}{guess}"
+                )
         seen = sum(count for name, count in segments if not self.config.inputs or name in self.config.inputs)
         if self.config.visible > seen:
             raise ValueError(f"visible is {self.config.visible}, and there are {seen} units that may be seen")
         return segments
+
+    def inputs_of(self, layout: Layout) -> list[tuple[str, Layout]]:
+        """Those of the option ``inputs``, or all."""
+        return [(name, part) for name, part in layout.segments if not self.config.inputs or name in self.config.inputs]
+
+    def usable(self, layout: Layout) -> Bool[Tensor, "B N"] | None:
+        """Valid units of the modalities that may be seen."""
+        if layout.valid is None and not self.config.inputs:
+            return None
+        return self._usable(layout, None if layout.valid is None else layout.valid.device)
+
+    def _usable(self, layout: Layout, device: torch.device | None) -> Bool[Tensor, "B N"]:
+        """The same as a tensor in any case, with one row where all samples are alike."""
+        allowed = [
+            torch.full((1, count), not self.config.inputs or name in self.config.inputs, device=device)
+            for name, count in self._segments(layout)
+        ]
+        usable = torch.cat(allowed, dim=1)
+        return usable if layout.valid is None else usable & layout.valid
+
+    def _refuse(self, there: Int[Tensor, "B S"], names: list[str]) -> None:
+        """Raises MimError where a sample has too few units that may be seen; on a GPU the device does, because to look
+        would be to wait."""
+        enough = there.sum(dim=1) >= self.config.visible
+        if there.is_meta:
+            return
+        if there.is_cuda:
+            torch._assert_async(enough.all(), "a sample has fewer units that may be seen than masker.visible")
+            return
+        if not bool(enough.all()):
+            row = int((~enough).nonzero()[0])
+            units = ", ".join(
+                f"{name or 'units'} {count}" for name, count in zip(names, there[row].tolist(), strict=True)
+            )
+            raise MimError(
+                f"Sample {row} of the batch has fewer units that may be seen ({units}) than --masker.visible "
+                f"{self.config.visible}. Lower it, allow more with --masker.inputs, or leave such samples out of the "
+                "data."
+            )
 
     def count(self, layout: Layout) -> int:
         """All but ``visible``."""
@@ -75,16 +120,11 @@ class DirichletMasker(Masker):
         """Ranks units: wanted by their modality's share first, then the other usable ones, then the rest; within each
         by random bits. The first ``visible`` are kept."""
         segments = self._segments(layout)
-        usable = torch.ones(len(draw.key), layout.count, dtype=torch.bool, device=draw.key.device)
-        if layout.valid is not None:
-            usable = usable & layout.valid
-        start = 0
-        for name, count in segments:
-            if self.config.inputs and name not in self.config.inputs:
-                usable[:, start : start + count] = False
-            start += count
         counts = [count for _, count in segments]
+        usable = self._usable(layout, draw.key.device).expand(len(draw.key), -1)
         there = torch.stack([part.sum(dim=1) for part in usable.split(counts, dim=1)], dim=1)
+        if layout.valid is not None:
+            self._refuse(there, [name for name, _ in segments])
         wanted = self._budget(there, draw, [name for name, _ in segments])
         bits = (randomness.bits(draw.key, "mask", layout.count) >> 2) & ((1 << 61) - 1)
         bits = bits + (~usable).to(torch.int64) * (1 << 61)

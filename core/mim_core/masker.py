@@ -72,7 +72,7 @@ class Masker(nn.Module):
         layout = tokenizer.layout
         visible = layout.count - self.count(layout)
         parts = getattr(tokenizer, "parts", {})
-        for there, (items, example) in source.presence().items():
+        for there, (items, example) in source.presence().items() if layout.segments else ():
             seen = [(name, part.count) for name, part in self.inputs_of(layout) if set(parts[name].shapes) <= there]
             if sum(count for _, count in seen) < visible:
                 units = ", ".join(f"{name} {count}" for name, count in seen) or "none"

@@ -61,7 +61,8 @@ class Aligned(DataSource):
         evaluate_crop: float = 1.0
         """Evaluation takes the centre: this share of the sides of the largest crop."""
         classes: int | None = None
-        """Number of classes; larger ids are errors. None: as many as classes.txt names."""
+        """Number of classes; larger ids are errors. None: as many as classes.txt names, or else as the tokenizer
+        has."""
         depth_bits: int | None = None
         """8 or 16: a depth map of another bit depth is bad. None: as the file says."""
         depth_limit: float | None = None
@@ -178,7 +179,7 @@ class Aligned(DataSource):
                 elif name == "depth":
                     opened[name] = files.read_depth(path, config.depth_bits, config.depth_invalid)
                 elif name == "semseg":
-                    opened[name] = files.read_ids(path, self.class_count)
+                    opened[name] = files.read_ids(path, self.class_count or self.ids.get("semseg"))
                 else:
                     text = items.captions.get(items.stems[index]) or files.read_text(path)
                     opened[name] = captions.encode_caption(text, shapes[name][0])
@@ -324,7 +325,8 @@ class Aligned(DataSource):
             count = f"{found.left_out:,} items are " if found.left_out else "these items are "
             rows["missing files"] = f"{counts}; {count}{kept}"
         if "semseg" in self.shapes:
-            unchecked = "not stated, so ids are not checked: write classes.txt, or give --data.classes"
+            own = f"{self.ids['semseg']}, as the tokenizer has; there is no classes.txt" if "semseg" in self.ids else ""
+            unchecked = own or "not stated, so ids are not checked: write classes.txt, or give --data.classes"
             rows["classes"] = f"{self.class_count}" if self.class_count else unchecked
         if "depth" in self.shapes:
             rows["depth maps"] = self._bits()

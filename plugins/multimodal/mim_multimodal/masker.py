@@ -25,9 +25,10 @@ class DirichletMasker(Masker):
 
     A modality gets round(share * visible) units, no more than it has. Rounding and full modalities leave some over or
     too many: the whole is made exact by units drawn uniformly from what is left, or dropped uniformly. Units that are
-    not valid (a modality that a sample lacks, padding) are always hidden; a sample that has not ``visible`` others is
-    an error, on a GPU an assertion of the device, for which nothing waits. Works for any tokenizers: a modality is a segment of the layout. Shares are in float64 on the keys' device: the last
-    bit of a logarithm differs between devices, which moves a count once in some 1e13 draws.
+    not valid (a modality that a sample lacks, padding) are always hidden. A sample that has not ``visible`` others is
+    an error; on a GPU an assertion of the device, so that nothing waits. Works for any tokenizers: a modality is a
+    segment of the layout. Shares are in float64 on the keys' device: the last bit of a logarithm differs between
+    devices, which moves a count once in some 1e13 draws.
 
     Differs from the code: a share of zero units is possible for every modality, and a sample keeps nothing twice.
     """
@@ -41,7 +42,8 @@ class DirichletMasker(Masker):
         alpha: float = 1.0
         """Concentration: small values give most of the budget to one modality, large ones equal shares."""
         inputs: tuple[str, ...] = ()
-        """Modalities that may be seen; the others are always hidden and only predicted. All by default."""
+        """Modalities that may be seen, with spaces between: rgb depth. The others are always hidden and only
+        predicted. All by default."""
         weights: dict[str, float] = field(default_factory=dict)
         """Factor of a modality's concentration; 1 where not named."""
         subsets: bool = False

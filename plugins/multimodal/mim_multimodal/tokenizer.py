@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Int
+from mim_core.errors import MimError
 from mim_core.layout import Layout, Patches, Sample
 from mim_core.tokenizer import PatchTokenizer, Tokenizer
 from torch import Tensor, nn
@@ -33,8 +35,8 @@ class ClassMapTokenizer(Tokenizer):
         embed_width: int = 64
         """Width of a class's vector."""
         unknown: bool = True
-        """A vector for ids that are no class; without it they are errors of the data (the official weights have
-        none)."""
+        """A vector for ids that are no class; without it such an id in the data is an error (the official weights
+        have none)."""
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
@@ -59,6 +61,7 @@ class ClassMapTokenizer(Tokenizer):
 
         Raises:
             ValueError: Not a map of whole numbers, or a size that the patch does not divide.
+            MimError: An id that has no vector; on a GPU the device refuses it, so that nothing waits.
         """
         config = self.config
         if config.modality not in sample:
@@ -68,9 +71,28 @@ class ClassMapTokenizer(Tokenizer):
             raise ValueError(
                 f"{config.modality} must be class ids, int64 [B, h, w], got {ids.dtype} {tuple(ids.shape)}"
             )
+        if not config.unknown:
+            self._refuse(ids)
         grid, patch = self.patches.grid_of((ids.shape[1], ids.shape[2])), config.patch
         cut = ids.reshape(len(ids), grid[0], patch[0], grid[1], patch[1]).transpose(2, 3)
         return Patches(cut.reshape(len(ids), grid[0] * grid[1], *patch, 1), Layout.on_grid(*grid))
+
+    def _refuse(self, ids: Tensor) -> None:
+        """Raises MimError for ids without a vector."""
+        if ids.is_meta:
+            return
+        known = (ids >= 0) & (ids < self.config.classes)
+        if ids.is_cuda:
+            torch._assert_async(known.all(), "a class id has no vector, and the tokenizer's option unknown is off")
+        elif not bool(known.all()):
+            wrong, modality = int(ids[~known][0]), self.config.modality
+            meaning = ", which means no class" if wrong == 255 else ""
+            raise MimError(
+                f"{modality} has the id {wrong}{meaning}; this tokenizer has vectors of the ids 0 to "
+                f"{self.config.classes - 1} only, because its option unknown is off, as for the official MultiMAE "
+                f"weights. Give it one more vector with --{modality}.tokenizer.unknown (--init then takes the others "
+                "from weights that lack it), or write another id into the maps."
+            )
 
     def embed(self, values: Int[Tensor, "B K *patch_1"]) -> Tensor:
         """Ids [B, K, *patch, 1] to tokens [B, K, D]."""

@@ -1,0 +1,32 @@
+"""What is checked of aligned data before anything is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mim_multimodal.layouts import MODALITIES
+
+
+def check_options(config: Any) -> None:
+    """Raises ValueError for options of `Aligned` that make no sense."""
+    strange = sorted(set(config.folders) - set(MODALITIES))
+    if strange:
+        raise ValueError(f"folders are for {', '.join(MODALITIES)}, not for {', '.join(strange)}")
+    if config.depth_limit is not None and config.depth_limit <= 0:
+        raise ValueError(f"depth_limit must be positive, got {config.depth_limit}")
+    low, high = config.area
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"area must be two rising shares in (0, 1], got {config.area}")
+    if not 0 < config.ratio[0] <= config.ratio[1]:
+        raise ValueError(f"ratio must be two rising positive numbers, got {config.ratio}")
+    for name, value in (("flip", config.flip), ("max_bad", config.max_bad)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    if not 0 < config.evaluate_crop <= 1:
+        raise ValueError(f"evaluate_crop must lie in (0, 1], got {config.evaluate_crop}")
+    if config.depth_bits not in (None, 8, 16):
+        raise ValueError(f"depth_bits must be 8 or 16, got {config.depth_bits}")
+    if config.classes is not None and config.classes < 2:
+        raise ValueError(f"classes must be at least 2, got {config.classes}")
+    if len(config.mean) != 3 or len(config.std) != 3 or min(config.std) <= 0:
+        raise ValueError(f"mean {config.mean} and std {config.std} need 3 values each, and std must be positive")

@@ -122,7 +122,7 @@ FACETS = (
 
 def read() -> dict[str, Any]:
     """The values of all facets whose module is loaded, by name."""
-    return {f.name: f.read(sys.modules[f.module]) for f in FACETS if f.module in sys.modules}
+    return {f.name: f.read(module) for f in FACETS if (module := sys.modules.get(f.module)) is not None}
 
 
 def settle(before: Mapping[str, Any]) -> list[str]:

@@ -133,7 +133,8 @@ def test_a_twin_is_its_recipe_made_small(entry):
     whole = load_recipe(entry.full_name, installed())
     twin = load_recipe(entry.full_name, installed(), twin=True)
     assert {role: part.name for role, part in twin.parts.items()} == {r: p.name for r, p in whole.parts.items()}
-    for role in ("target", "method"):
+    network = entry.name == "mvp-vit-base"  # its target is one, which the twin has small
+    for role in ("method",) if network else ("target", "method"):
         assert twin.parts[role].options == whole.parts[role].options
     same = ("schedule", "betas", "weight_decay", "decay_tokens", "clip_grad")
     assert [getattr(twin.train, name) for name in same] == [getattr(whole.train, name) for name in same]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PREPARED = "prepared.json"
@@ -31,10 +31,10 @@ def read_prepared(root: Path) -> Prepared | None:
     """What stands in a folder's `PREPARED`; None without one, or where it is no such file."""
     try:
         found = json.loads((root / PREPARED).read_text())
-        known = Prepared(**{field.name: found[field.name] for field in fields(Prepared)})
+        channels = found["channels"]
+        return Prepared(found["layout"], found["up"], None if channels is None else tuple(channels))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Prepared(known.layout, known.up, None if known.channels is None else tuple(known.channels))
 
 
 def write_prepared(root: Path, prepared: Prepared) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,11 +12,11 @@ import torch
 from mim_core.data import DataSource, LabelledSource
 from mim_core.decoder import Decoder
 from mim_core.encoder import Encoder
-from mim_core.errors import MimError
+from mim_core.errors import MimError, warn
 from mim_core.finetune import Supervised
 from mim_core.masker import Masker
 from mim_core.method import Method
-from mim_core.plugins import installed, warn
+from mim_core.plugins import installed
 from mim_core.recipe import ResolvedPart, ResolvedRun, load_recipe
 from mim_core.registry import Registry
 from mim_core.target import Target
@@ -45,10 +47,12 @@ class Parts:
     def make(self, role: str, *context: Any) -> Any:
         """Builds the part in a role: its class called with its options and the context."""
         part = self.get(role)
-        try:
-            return part.cls(part.options, *context)
-        except ValueError as error:
-            raise MimError(f"{role} ({part.name}): {error}.") from error
+        with building(role, part):
+            _check_call(role, part, context)
+            made = part.cls(part.options, *context)
+        if isinstance(made, Target):
+            made.role = role
+        return made
 
     def scopes(self, role: str) -> Iterator[tuple[str, str]]:
         """(scope, full role) of every part with that last name: ("", "target"), or ("depth", "depth.target") and so
@@ -61,10 +65,8 @@ class Parts:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, as wide as the encoder; joined where there are several."""
         encoder = self.get("encoder")
-        try:
+        with building("encoder", encoder):
             width = encoder.cls.width_for(encoder.options)
-        except ValueError as error:
-            raise MimError(f"encoder ({encoder.name}): {error}.") from error
         found = {scope: self.make(role, width) for scope, role in self.scopes("tokenizer")}
         if not found:
             self.get("tokenizer")
@@ -78,10 +80,8 @@ class Parts:
     def masker(self, tokenizer: Tokenizer) -> Masker:
         """The masker, which must be able to serve that tokenizer's layout."""
         masker: Masker = self.make("masker")
-        try:
+        with building("masker", self.get("masker")):
             masker.count(tokenizer.layout)
-        except ValueError as error:
-            raise MimError(f"masker ({self.get('masker').name}): {error}.") from error
         return masker
 
     def heads(
@@ -102,6 +102,47 @@ class Parts:
             yield scope or "main", segment, self.make(decoder_role, encoder, tokenizer.layout, target.size), target
 
 
+@contextmanager
+def building(role: str, part: ResolvedPart) -> Iterator[None]:
+    """Names the part in whatever goes wrong while it is built.
+
+    Raises:
+        MimError: Instead of a ValueError, with which a part refuses what it is given. Other errors are bugs: they stay
+            as they are, with a note that names the part and its plugin.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise MimError(f"{role} ({part.name}): {error}.") from error
+    except MimError:
+        raise
+    except Exception as error:
+        if not getattr(error, "__notes__", None):  # else the part that this one was building is named already
+            error.add_note(f"This happened while the {_named(role, part)} was built; the fault is probably there.")
+        raise
+
+
+def _check_call(role: str, part: ResolvedPart, context: tuple[Any, ...]) -> None:
+    """Refuses a part that does not take what parts in its role are given."""
+    try:
+        signature = inspect.signature(part.cls)
+    except ValueError:  # one that cannot be looked into
+        return
+    try:
+        signature.bind(part.options, *context)
+    except TypeError as error:
+        given = ", ".join(["its Config", *(type(value).__name__ for value in context)])
+        raise MimError(
+            f"The {_named(role, part)} cannot be built: it is called with {given}, and takes {signature}: {error}."
+        ) from error
+
+
+def _named(role: str, part: ResolvedPart) -> str:
+    """A part in a sentence."""
+    origin = f" ({part.origin})" if part.origin else ""
+    return f"{role} {part.name!r} of the plugin {part.name.partition(':')[0]!r}{origin}"
+
+
 def build_method(run: ResolvedRun | str, registry: Registry | None = None, seed: int | None = None) -> Method:
     """A method from a recipe's name or a resolved run, with weights drawn from its seed.
 
@@ -119,10 +160,8 @@ def build_method(run: ResolvedRun | str, registry: Registry | None = None, seed:
     part = parts.get("method")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.train.seed if seed is None else seed)
-        try:
+        with building("method", part):
             method: Method = part.cls.build(part.options, parts)
-        except ValueError as error:
-            raise MimError(f"method ({part.name}): {error}.") from error
     return method
 
 
@@ -145,12 +184,15 @@ def make_source(config: ResolvedRun, method: Method) -> DataSource:
     return LabelledSource(source)
 
 
-def check_masker(config: ResolvedRun, method: Method, source: DataSource) -> None:
-    """Whether the masker can serve every item of the data; warns of modalities that no item has.
+def check_data(config: ResolvedRun, method: Method, source: DataSource) -> None:
+    """Whether the masker can serve every item of the data. Warns of what is rarely meant in them, and of modalities
+    that no item has.
 
     Raises:
         MimError: Some items lack so much that too little of them may be seen.
     """
+    for text in source.advice():
+        warn(text)
     masker, tokenizer = getattr(method, "masker", None), getattr(method, "tokenizer", None)
     if not isinstance(masker, Masker) or not isinstance(tokenizer, Tokenizer):
         return
@@ -169,9 +211,8 @@ def open_source(config: ResolvedRun, tokenizer: Tokenizer) -> DataSource:
     part = config.parts.get("data")
     if part is None:
         raise MimError("This run has no data. Name a source: --use data=NAME. See: mim-core list data")
-    try:
+    with building("data", part):
+        _check_call("data", part, (tokenizer.shapes,))
         source: DataSource = part.cls(part.options, tokenizer.shapes)
-    except ValueError as error:
-        raise MimError(f"data ({part.name}): {error}.") from error
     source.ids = tokenizer.ids
     return source

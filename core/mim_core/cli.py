@@ -40,7 +40,10 @@ OF_A_PLUGIN = ("pretrain", "finetune", "evaluate", "show", "export", "bench", "r
 
 
 def main(
-    argv: Sequence[str] | None = None, plugin: str | None = None, more: Mapping[str, tuple[str, str]] | None = None
+    argv: Sequence[str] | None = None,
+    plugin: str | None = None,
+    more: Mapping[str, tuple[str, str]] | None = None,
+    less: Sequence[str] = (),
 ) -> int:
     """Runs a command.
 
@@ -48,6 +51,7 @@ def main(
         argv: Arguments after the program's name; the process's own by default.
         plugin: Restricts commands and recipes to those of one plugin.
         more: The plugin's own commands: name -> ("module:function", what it does).
+        less: Commands that serve none of the plugin's runs.
 
     Returns:
         Exit code: 0, 1 when doctor found what stops any run, 2 for a mistake of the user's, 3 for a run that was
@@ -55,15 +59,12 @@ def main(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = "mim-core" if plugin is None else f"mim-{plugin}"
-    known = COMMANDS if plugin is None else {**{name: COMMANDS[name] for name in OF_A_PLUGIN}, **(more or {})}
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        _say(_help(program, known))
-        return 0
-    if arguments[0] in ("-V", "--version"):
-        _say(f"{program} {__version__}" if plugin is None else f"{program} (mim-core {__version__})")
-        return 0
+    of_a_plugin = [name for name in OF_A_PLUGIN if name not in less]
+    known = COMMANDS if plugin is None else {**{name: COMMANDS[name] for name in of_a_plugin}, **(more or {})}
     try:
-        return _command(program, arguments[0], known)(program, plugin, arguments[1:])
+        code = _run(program, plugin, arguments, known)
+        sys.stdout.flush()  # here, where a reader that is gone is no error
+        return code
     except MimError as error:
         if isinstance(error, RankError) or _first_rank():  # what all ranks meet, one says
             print(f"{program}: error: {error}", file=sys.stderr, flush=True)  # noqa: T201
@@ -76,6 +77,16 @@ def main(
     except BrokenPipeError:  # the reader, such as `head`, has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run(program: str, plugin: str | None, arguments: list[str], known: Mapping[str, tuple[str, str]]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _say(_help(program, known))
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        _say(f"{program} {__version__}" if plugin is None else f"{program} (mim-core {__version__})")
+        return 0
+    return _command(program, arguments[0], known)(program, plugin, arguments[1:])
 
 
 def _first_rank() -> bool:
@@ -96,9 +107,23 @@ def _command(program: str, name: str, known: Mapping[str, tuple[str, str]]) -> C
 def _help(program: str, known: Mapping[str, tuple[str, str]]) -> str:
     lines = [f"usage: {program} COMMAND [OPTIONS]", "", "Masked modeling with replaceable parts.", "", "commands:"]
     lines += [f"  {name:<10} {text}" for name, (_, text) in known.items()]
-    first = "mim-image pretrain mae-vit-tiny" if program == "mim-core" else f"{program} recipes"
-    lines += ["", f"{program} COMMAND --help tells a command's options. A first run: {first}"]
+    lines += ["", f"{program} COMMAND --help tells a command's options. {_first_run(program)}"]
     return "\n".join(lines)
+
+
+def _first_run(program: str) -> str:
+    """What to try first, with what is installed; nothing of it is imported."""
+    from mim_core.plugins import discover
+    from mim_core.registry import EXTRAS
+
+    if program != "mim-core":
+        return f"A first run: {program} recipes"
+    there = [candidate.name for candidate in discover()]
+    if EXTRAS[0] in there:
+        return f"A first run: mim-{EXTRAS[0]} pretrain mae-vit-tiny"
+    if there:
+        return f"What can be trained: {program} recipes"
+    return f'No plugin is installed, and so no recipe. Try: pip install "mim-core[{EXTRAS[0]}]"'
 
 
 def _say(text: str) -> None:

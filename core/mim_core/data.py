@@ -120,6 +120,10 @@ class DataSource:
         among the items for pre-training -> how many have it, and the name of one. Empty where every item has all."""
         return {}
 
+    def advice(self) -> list[str]:
+        """What is allowed and rarely meant in these data; said once when a run starts."""
+        return []
+
     def finish(self, sample: Sample) -> Sample:
         """The rest of the work on a whole batch, on the device: conversion and normalisation. Pure."""
         return sample
@@ -142,14 +146,24 @@ class DataSource:
         split = self.labelled("train")
         return {**split.items[split.middle(index)], "label": split.labels[index]}
 
+    def held_out(self) -> Dataset[Any] | None:
+        """Items that training never sees, by number and without augmentation, for pictures of data without labels."""
+        return None
+
     def raw(self, sample: Sample) -> Tensor:
-        """The input itself as one vector per sample [B, D], for the raw-input row of a table of scores."""
-        first = next(iter(self.shapes))
+        """The input itself as one vector per sample [B, D], for the raw-input row of a table of scores. The sample may
+        hold some of the modalities only."""
+        first = next(name for name in self.shapes if name in sample)
         return sample[first].flatten(1)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
         """One item of a modality, as `finish` left it, as a picture."""
         raise NotImplementedError
+
+    def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:
+        """The same item as the tokenizer's `blank` left it; ``hidden``, bool of the shape of the values, is what the
+        encoder did not see, for sources that can show it as nothing that a value looks like."""
+        return self.picture(modality, values)
 
     def animation(self, modality: str, values: Tensor) -> Picture | None:
         """The same item moving, such as a GIF, where it has a time; shown below the pictures."""
@@ -189,6 +203,10 @@ class LabelledSource(DataSource):
     def __len__(self) -> int:
         return len(self.split.labels)
 
+    def advice(self) -> list[str]:
+        """The source's."""
+        return self.source.advice()
+
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented item with its ``label``."""
         return self.source.read_labelled(index, key)
@@ -212,6 +230,10 @@ class LabelledSource(DataSource):
     def picture(self, modality: str, values: Tensor) -> Picture:
         """The source's."""
         return self.source.picture(modality, values)
+
+    def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:
+        """The source's."""
+        return self.source.masked_picture(modality, values, hidden)
 
     def animation(self, modality: str, values: Tensor) -> Picture | None:
         """The source's."""

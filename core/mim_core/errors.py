@@ -1,9 +1,14 @@
-"""Errors that a user can mend: one screen, exit code 2, no traceback."""
+"""Errors that a user can mend: one screen, exit code 2, no traceback; and warnings, one line each."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Mapping
+
+LONGEST = 300
+"""Characters of another's error that a line of ours repeats."""
 
 
 class MimError(Exception):
@@ -66,3 +71,24 @@ def unknown(kind: str, asked: str, known: Iterable[str], more: str = "") -> MimE
     guess = f" Did you mean {near!r}?" if near else ""
     listed = ", ".join(known) if known else "none"
     return MimError(f"Unknown {kind} {asked!r}.{guess}\nKnown: {listed}.{' ' if more else ''}{more}")
+
+
+def one_line(error: BaseException) -> str:
+    """An error as ``KeyError: 'x'``, in one line: others' messages may have many, or none that can be had."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an author's own __str__
+        text = "its message cannot be read"
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def strict(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether MIM_CORE_STRICT=1 makes an error of what a plugin does wrong."""
+    return environ.get("MIM_CORE_STRICT", "") not in ("", "0")
+
+
+def warn(text: str) -> None:
+    """One line on standard error, from the first rank only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"mim-core: warning: {text}", file=sys.stderr)  # noqa: T201

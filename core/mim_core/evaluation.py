@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mim_core import randomness
+from mim_core.errors import MimError
 from mim_core.recipe import EvaluateConfig
 from mim_core.registry import Registry
 
@@ -201,6 +202,26 @@ def run_study(study: Study, registry: Registry) -> list[Score]:
     scores: list[Score] = []
     for name in study.config.on:
         scores += registry.get("evaluations", name).resolve()(study)
+    return scores
+
+
+def run_usable(study: Study, registry: Registry) -> list[Score]:
+    """The same; evaluations that these data or this encoder do not serve are left out, with a note that says why.
+
+    Raises:
+        MimError: None of them can be run.
+    """
+    scores: list[Score] = []
+    refused: dict[str, list[str]] = {}
+    for name in study.config.on:
+        entry = registry.get("evaluations", name)
+        try:
+            scores += entry.resolve()(study)
+        except MimError as error:
+            refused.setdefault(str(error), []).append(entry.full_name)
+    if refused and not scores:
+        raise MimError("\n".join(f"{', '.join(names)}: {why}" for why, names in refused.items()))
+    study.notes += [f"Left out: {', '.join(names)}. {why}" for why, names in refused.items()]
     return scores
 
 

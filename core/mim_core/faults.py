@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mim_core.data import Batch, KeyedBatches, KeyedDataset, collate
-from mim_core.errors import MimError
-from mim_core.plugins import warn
+from mim_core.errors import MimError, warn
 
 if TYPE_CHECKING:
     from mim_core.loop import Run

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mim_core import checkpoint
 from mim_core.build import Parts, build_method, make_source, open_source
 from mim_core.data import DataSource, Labelled, Readable, loader
 from mim_core.distributed import choose_device
-from mim_core.errors import MimError
+from mim_core.errors import MimError, unknown
 from mim_core.evaluation import PRETRAINED, RAW, UNTRAINED, Features, Study
 from mim_core.layout import Sample
 from mim_core.method import Features as Encoded
@@ -27,6 +28,7 @@ from mim_core.method import Method
 from mim_core.options import plain
 from mim_core.recipe import EvaluateConfig, ResolvedRun, from_toml
 from mim_core.registry import Registry
+from mim_core.samples import finite_rows, known_entries
 from mim_core.tokenizer import Tokenizer, times, zeros
 from mim_core.words import counted
 
@@ -68,23 +70,28 @@ def extract(
     change: Callable[[Sample], Sample] | None = None,
 ) -> Tensor:
     """Pooled features of a split, or of its ``chosen`` samples (int64 [n]), float32 [n, D]: the mean over a sample's
-    views; the raw input where no method is given. NaN where a view cannot be read. ``change`` is one of the source's
-    controls."""
+    views; the raw input where no method is given. NaN where a view cannot be read, or lacks all of ``config.inputs``.
+    ``change`` is one of the source's controls."""
     wanted, back = (torch.arange(len(split.labels)) if chosen is None else chosen).unique(return_inverse=True)
     sampler = [part.tolist() for part in split.items_of(wanted).split(config.batch_size)]
     if method is not None:
         method.eval().to(device)
     rows, seen = torch.empty(0), torch.zeros(len(wanted))
     for batch in loader(Readable(split.items), sampler, 0, Readable.collate):
-        if not batch:
+        item = batch.pop("index", torch.empty(0))
+        ready = source.finish({name: value.to(device) for name, value in batch.items()}) if batch else {}
+        if change is not None and batch:
+            ready = change({**ready, "index": item.to(device)})
+        ready, item = chosen_inputs(ready, item, source.shapes, config.inputs)
+        if not len(item):
             if method is not None and dist.is_initialized():  # a sharded method needs all ranks for each call
                 method.encode(zeros(source.shapes, source.ids, 1, device))
             continue
-        item = batch.pop("index")
-        ready = source.finish({name: value.to(device) for name, value in batch.items()})
-        if change is not None:
-            ready = change({**ready, "index": item.to(device)})
-        vectors = source.raw(ready) if method is None else _pooled(method.encode(ready), config.pool)
+        vectors = (
+            source.raw(ready)
+            if method is None
+            else _pooled(method.encode(known_entries(ready, source.shapes)), config.pool)
+        )
         rows = rows if len(rows) else torch.zeros(len(wanted), vectors.shape[1])
         place = torch.searchsorted(wanted, item // split.views)
         rows.index_add_(0, place, vectors.float().cpu())
@@ -93,6 +100,34 @@ def extract(
         raise MimError(f"None of the {len(wanted):,} labelled {split.name} samples can be read.")
     rows[seen < split.views] = torch.nan
     return rows.div_(split.views)[back]
+
+
+def chosen_inputs(
+    sample: Sample, item: Tensor, shapes: Mapping[str, tuple[int, ...]], inputs: tuple[str, ...]
+) -> tuple[Sample, Tensor]:
+    """The modalities of a batch that are given to the encoder, of the samples that have any of them in finite values;
+    and their numbers."""
+    wanted = [name for name in shapes if name in sample and (not inputs or name in inputs)]
+    others = {name for name in shapes if name not in wanted}
+    kept = {name: value for name, value in sample.items() if name.removesuffix(".present") not in others}
+    if not wanted:
+        return kept, item[:0]
+    every = torch.ones(len(item), dtype=torch.bool, device=kept[wanted[0]].device)
+    there = {name: kept.get(f"{name}.present", every) for name in wanted}
+    some = torch.stack(list(there.values())).any(dim=0)
+    for name in wanted:
+        if kept[name].is_floating_point():
+            some &= finite_rows(kept[name]) | ~there[name]
+    if bool(some.all()):
+        return kept, item
+    return {name: value[some] for name, value in kept.items()}, item[some.cpu()]
+
+
+def check_inputs(inputs: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises MimError for modalities that a run has not, with the nearest."""
+    for name in inputs:
+        if name not in shapes:
+            raise unknown("modality in --evaluate.inputs", name, shapes, "Several are written with spaces between.")
 
 
 def _pooled(features: Encoded, pool: str) -> Tensor:
@@ -131,18 +166,49 @@ def _cached(path: Path, make: Any) -> Features:
 
 
 def tokenizer_at(run: ResolvedRun, size: tuple[int, ...]) -> Tokenizer:
-    """The run's tokenizer, without weights, for another input size: what shapes the data then have.
+    """The run's tokenizer, without weights, for another input size: what shapes the data then have. Of several
+    tokenizers the size is that of the finest; the others keep their ratio to it.
 
     Raises:
-        MimError: The tokenizer has no input size, or its patches do not divide that one.
+        MimError: A tokenizer has no input size, its patches do not divide that one, or a ratio gives no whole size.
     """
-    part = run.parts.get("tokenizer")
-    if part is None or not isinstance(getattr(part.options, "size", None), tuple):
-        what = "has several tokenizers" if part is None else f"has the tokenizer {part.name}, which has no input size"
-        raise MimError(f"--size {times(size)} replaces the tokenizer's input size, but this run {what}.")
-    options = replace(part.options, size=size)
+    parts, own = dict(run.parts), size_of(run, size)
+    for role, part in run.parts.items():
+        if role.rpartition(".")[2] != "tokenizer":
+            continue
+        if len(own) != len(size):  # the tokenizer says what it wants
+            parts[role] = replace(part, options=replace(part.options, size=size))
+            continue
+        scaled = [Fraction(n * new, old) for n, new, old in zip(part.options.size, size, own, strict=True)]
+        if any(n.denominator > 1 for n in scaled):
+            raise MimError(
+                f"--size {times(size)}: {role} would have no whole size, at {times(own)} it has "
+                f"{times(part.options.size)}."
+            )
+        parts[role] = replace(part, options=replace(part.options, size=tuple(map(int, scaled))))
     with torch.device("meta"):
-        return Parts({**run.parts, "tokenizer": replace(part, options=options)}).tokenizer()
+        return Parts(parts).tokenizer()
+
+
+def size_of(run: ResolvedRun, asked: tuple[int, ...]) -> tuple[int, ...]:
+    """The input size of the run's finest tokenizer.
+
+    Raises:
+        MimError: A tokenizer has none, or they have different numbers of axes.
+    """
+    found = {role: part for role, part in run.parts.items() if role.rpartition(".")[2] == "tokenizer"}
+    sizes = {role: getattr(part.options, "size", None) for role, part in found.items()}
+    for role, size in sizes.items():
+        if not isinstance(size, tuple):
+            raise MimError(
+                f"--size {times(asked)} replaces the tokenizer's input size, but this run has the {role} "
+                f"{found[role].name}, which has no input size."
+            )
+    known = [size for size in sizes.values() if isinstance(size, tuple)]
+    if len({len(size) for size in known}) > 1:
+        told = ", ".join(f"{role} {times(size)}" for role, size in zip(sizes, known, strict=True))
+        raise MimError(f"--size {times(asked)} is of one number of axes, and the tokenizers are not: {told}.")
+    return max(known)
 
 
 @torch.no_grad()
@@ -154,7 +220,7 @@ def _source(run: ResolvedRun, method: Method, size: tuple[int, ...] | None) -> t
     """
     if size is None:
         return make_source(run, method), []
-    tokenizer, own = tokenizer_at(run, size), run.parts["tokenizer"].options.size
+    tokenizer, own = tokenizer_at(run, size), size_of(run, size)
     try:
         method.eval().encode(zeros(tokenizer.shapes, tokenizer.ids, 1))
     except ValueError as error:
@@ -214,13 +280,14 @@ def prepare_study(
     if data is not None:
         run = replace(run, parts={**run.parts, "data": replace(run.parts["data"], options=data)})
     source, sized = _source(run, method, size)
+    check_inputs(config.inputs, source.shapes)
     device = choose_device(run.train)
     sized += ["The encoder has the average of the run's weights (--train.ema)."] if checkpoint.has_average(path) else []
     store = folder / "features" if path.parent != folder else path / "features"
     methods = {UNTRAINED: lambda: build_method(run, registry), PRETRAINED: lambda: method}
 
     def pooled() -> Study:
-        about = [plain(run.parts["data"].options), source.shapes, config.pool]
+        about = [plain(run.parts["data"].options), source.shapes, config.pool, *config.inputs]
         return _pooled_study(source, config, methods, device, (store, path.name, about))
 
     return RunStudy(config, pooled, sized, source=source, methods=methods, device=device)
@@ -257,14 +324,19 @@ def _pooled_study(
         file = store / f"{name}-{label.replace(' ', '-')}-{code}.safetensors"
         rows[f"{PRETRAINED}, {label}"] = _cached(file, partial(both, PRETRAINED, change))
     rows, labels = _readable(rows, train.labels, test.labels)
-    return Study(config, labels, test.classes, rows, _notes((train, test), labels))
+    notes = _notes((train, test), labels, config.inputs)
+    if len(source.shapes) > 1:
+        seen = ", ".join(config.inputs or source.shapes)
+        notes.append(f"Features of whole samples are of: {seen}. Others: --evaluate.inputs {next(iter(source.shapes))}")
+    return Study(config, labels, test.classes, rows, notes)
 
 
-def _notes(splits: tuple[Labelled, Labelled], kept: tuple[Tensor, Tensor]) -> list[str]:
+def _notes(splits: tuple[Labelled, Labelled], kept: tuple[Tensor, Tensor], inputs: tuple[str, ...]) -> list[str]:
     """How many samples the scores are from, and what else to know of them."""
     (train, test), (a, b) = splits, kept
     classes = counted(len(test.classes), "class", "classes")
     notes = [f"{len(a):,} labelled training samples, {len(b):,} test samples, {classes}."]
     lost = len(train.labels) + len(test.labels) - len(a) - len(b)
-    notes += [f"{lost:,} files cannot be used and are left out."] if lost else []
+    lacking = f", or lack {' and '.join(inputs)}," if inputs else ""
+    notes += [f"{lost:,} files cannot be used{lacking} and are left out."] if lost else []
     return notes + [note for note in {train.note, test.note} if note]

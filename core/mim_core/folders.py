@@ -13,11 +13,12 @@ from typing import Any
 
 from mim_core import checkpoint
 from mim_core.errors import MimError
+from mim_core.origins import with_earlier
 
 
 def open_folder(folder: Path, recipe: str) -> dict[str, str]:
     """Makes the output folder, and refuses one that holds another run. Returns the bad files that it knows of, with
-    reasons.
+    reasons. The versions of plugins that a run was trained with before stay in its ``recipe.toml``.
 
     Raises:
         MimError: It cannot be written, or holds a run with other settings.
@@ -28,6 +29,7 @@ def open_folder(folder: Path, recipe: str) -> dict[str, str]:
         before = path.read_text() if path.exists() else None
         if before is not None and checkpoint.newest(folder) is not None:
             _same_run(before, recipe, folder)
+            recipe = with_earlier(recipe, before)
         temporary = folder / ".recipe.toml"
         temporary.write_text(recipe)
         os.replace(temporary, path)

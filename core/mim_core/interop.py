@@ -177,7 +177,9 @@ def export_timm(method: Method, path: Path, extra: Mapping[str, str] | None = No
         or len(tokenizer.config.patch) != 2
         or not hasattr(encoder, "timm_weights")
     ):
-        raise MimError("timm holds encoders of two-dimensional patches; this method has another tokenizer or encoder.")
+        several = ", ".join(getattr(tokenizer, "parts", {}))
+        has = f"the tokenizers {several} beside each other" if several else "another tokenizer or encoder"
+        raise MimError(f"timm holds encoders of two-dimensional patches of one picture; this method has {has}.")
     assert encoder is not None
     config = tokenizer.config
     name, arguments = encoder.timm_model()

@@ -24,17 +24,16 @@ from typing import Any
 
 import torch
 
-from mim_core import checkpoint, distributed, folders, trackers
+from mim_core import checkpoint, distributed, folders, observers, trackers
 from mim_core.average import WeightAverage
-from mim_core.build import build_method, check_masker, make_source
+from mim_core.build import build_method, check_data, make_source
 from mim_core.cost import peak_flops, step_cost
 from mim_core.data import DataSource
 from mim_core.distributed import World
-from mim_core.errors import MimError, RankError
+from mim_core.errors import MimError, RankError, warn
 from mim_core.method import Method
 from mim_core.online import OnlineProbe
 from mim_core.optimizer import make_optimizer
-from mim_core.plugins import warn
 from mim_core.progress import Reporter, duration
 from mim_core.recipe import ResolvedRun, TrainConfig, to_toml
 from mim_core.registry import Registry
@@ -60,6 +59,7 @@ class Run:
         steps: Optimizer steps in all.
         cost: Floating-point operations per sample; None until they are counted.
         trackers: The trackers that are told of it, by name; see trackers.py.
+        failures: How often observers failed, and with what at last, by plugin and hook.
     """
 
     config: ResolvedRun
@@ -75,6 +75,7 @@ class Run:
     skipped: dict[str, str] = field(default_factory=dict)
     cost: int | None = None
     trackers: dict[str, Any] = field(default_factory=dict)
+    failures: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -98,12 +99,8 @@ class Run:
 
     def observe(self, hook: str, **facts: Any) -> None:
         """Calls an observer hook, on rank 0. Its error is a warning: a tracker must not end a run."""
-        if not self.world.first:
-            return
-        try:
-            getattr(self.registry.hooks, hook)(run=self, **facts)
-        except Exception as error:
-            warn(f"an observer failed in {hook}: {type(error).__name__}: {error}")
+        if self.world.first:
+            observers.tell(self.registry, hook, self.failures, run=self, **facts)
 
     def power(self, samples_per_second: float) -> dict[str, float]:
         """Floating-point operations per second over all devices, their share of the devices' peak (MFU), and the most
@@ -140,7 +137,7 @@ def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | 
     source = make_source(config, method)
     steps = max(1, round(train.epochs * len(source) / train.batch_size))
     trackers.check(train.track)
-    check_masker(config, method, source)
+    check_data(config, method, source)
     if world.first:
         _advise(train, len(source))
     return Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps)
@@ -161,6 +158,11 @@ def _advise(train: TrainConfig, items: int) -> None:
         warn(
             f"the warm-up of {counted(train.warmup_epochs, 'epoch')} is as long as the run of {train.epochs:g}: the "
             f"learning rate never reaches its peak. Shorten it: --train.warmup-epochs {train.epochs / 20:g}"
+        )
+    if round(train.epochs * items / train.batch_size) <= 1:
+        warn(
+            f"the whole run is 1 step: {counted(train.epochs, 'epoch')} of {counted(items, 'item')}. For 20 steps: "
+            f"--train.epochs {20 * train.batch_size / items:.3g}"
         )
     if train.batch_size > items:
         smaller = 2 ** min(6, items.bit_length() - 1) if items else 1
@@ -211,7 +213,7 @@ class _Session:
                 reporter.say(f"Resuming {run.folder} at step {run.step} of {run.steps}.")
             self._count_operations()
             try:
-                self.world.on_first(lambda: _begin(run))
+                self.world.on_first(lambda: observers.begin(run.registry, run))
                 return self._train(reporter)
             except (MimError, RuntimeError, OSError) as error:
                 if isinstance(error, MimError) and (error.everywhere or isinstance(error, RankError)):
@@ -222,6 +224,7 @@ class _Session:
                 raise explained from error
             finally:
                 run.observe("mim_run_left")
+                observers.summarize(run.registry, run.failures)
 
     def _explain(self, error: Exception) -> MimError | None:
         """What this rank says of an error; None for one that is a bug, or a lost rank's."""
@@ -255,6 +258,7 @@ class _Session:
             nonlocal loaded
             self.stack.enter_context(folders.locked(run.folder))
             skipped = folders.open_folder(run.folder, self.recipe)
+            self.recipe = (run.folder / "recipe.toml").read_text()  # with the versions that it was trained with before
             latest = checkpoint.newest(run.folder, warn)
             if latest is None:
                 folders.forget_after(run.folder, 0)
@@ -331,7 +335,7 @@ class _Session:
         """Writes a checkpoint; returns its step."""
         run = self.run
         self.world.phase(run.step, "writing a checkpoint")
-        versions = {r.distribution: r.version for r in run.registry.plugins if not r.failure and not r.disabled}
+        versions = {record.distribution: record.version for record in run.registry.plugins if record.used}
         extra = {
             "items": len(run.source),
             "samples": run.step * run.train.batch_size,
@@ -345,16 +349,6 @@ class _Session:
         path = self.world.on_first(lambda: checkpoint.save(run.folder, contents, run.step, self.recipe, extra, keep))
         run.observe("mim_checkpoint_saved", path=path)
         return run.step
-
-
-def _begin(run: Run) -> None:
-    """Tells the observers; here their errors end the run."""
-    try:
-        run.registry.hooks.mim_run_started(run=run)
-    except MimError:
-        raise
-    except Exception as error:
-        raise MimError(f"an observer failed in mim_run_started: {type(error).__name__}: {error}") from error
 
 
 TIME_LIMIT = 1000

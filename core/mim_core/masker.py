@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mim_core import randomness
+from mim_core.errors import MimError
 from mim_core.layout import Layout
 from mim_core.mask import Draw, Mask
 from mim_core.words import counted
@@ -46,6 +47,8 @@ class Masker(nn.Module):
 
     Config: ClassVar[type[Any]]
     per_sample: int = 1
+    _counted_away: bool = False
+    """One batch on an accelerator was counted."""
 
     def __init__(self, config: Any = None) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class Masker(nn.Module):
         layout = tokenizer.layout
         visible = layout.count - self.count(layout)
         parts = getattr(tokenizer, "parts", {})
-        for there, (items, example) in source.presence().items() if layout.segments else ():
+        for there, (items, example) in source.presence().items() if parts else ():
             seen = [(name, part.count) for name, part in self.inputs_of(layout) if set(parts[name].shapes) <= there]
             if sum(count for _, count in seen) < visible:
                 units = ", ".join(f"{name} {count}" for name, count in seen) or "none"
@@ -87,9 +90,44 @@ class Masker(nn.Module):
         raise NotImplementedError
 
     def forward(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None = None) -> Mask:
-        """The masks of a batch. Pure: the same layout, draw and scores give the same mask."""
+        """The masks of a batch. Pure: the same layout, draw and scores give the same mask.
+
+        Raises:
+            ValueError: The layout cannot be served, as `count` says, which is asked first.
+            MimError: `hide` does not hide what `count` says. Every batch on the CPU is counted, and the first on an
+                accelerator, where each count would make the host wait.
+        """
+        count = self.count(layout)
         hidden = self.hide(layout, draw, scores)
-        return Mask.with_count(hidden, self.count(layout), self.per_sample, layout.valid)
+        self._check_hidden(hidden, layout, len(draw.key) * self.per_sample, count)
+        return Mask.with_count(hidden, count, self.per_sample, layout.valid)
+
+    def _check_hidden(self, hidden: Tensor, layout: Layout, rows: int, count: int) -> None:
+        """Whether `hide` kept its promise."""
+        who = f"masker {type(self).__module__}.{type(self).__qualname__}"
+        if not isinstance(hidden, Tensor) or hidden.dtype != torch.bool:
+            kind = hidden.dtype if isinstance(hidden, Tensor) else type(hidden).__name__
+            raise MimError(f"{who}: hide gives {kind}; it must give a bool tensor, True = hidden.")
+        if hidden.shape != (rows, layout.count):
+            raise MimError(
+                f"{who}: hide gives {tuple(hidden.shape)}; of {rows} masks on {layout.count} units it must give "
+                f"{(rows, layout.count)}."
+            )
+        away = not hidden.is_cpu
+        if (
+            torch.compiler.is_compiling()
+            or hidden.is_meta
+            or type(hidden) is not Tensor
+            or (away and self._counted_away)
+        ):
+            return
+        found = hidden.sum(dim=1)
+        if not bool((found == count).all()):
+            raise MimError(
+                f"{who}: rows hide {sorted(set(found.tolist()))} of {layout.count} units; count says {count} (True = "
+                "hidden). Its count and hide must agree in every row, at every step."
+            )
+        self._counted_away = self._counted_away or away
 
 
 def hide_first(rank: Int[Tensor, "R N"], count: int) -> Bool[Tensor, "R N"]:

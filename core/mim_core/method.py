@@ -7,6 +7,7 @@ VideoMAE, Point-MAE and MultiMAE by its parts alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from mim_core.decoder import Decoder
 from mim_core.distributed import batch_mean
 from mim_core.encoder import Encoded, Encoder
+from mim_core.errors import nearest
 from mim_core.layout import Layout, Patches, Sample, take, tensor_tree
 from mim_core.mask import Draw, Mask
 from mim_core.masker import Masker
+from mim_core.samples import check_sample, check_sizes
 from mim_core.target import Target
 from mim_core.tokenizer import JoinedTokenizer, Tokenizer
 
@@ -223,6 +226,15 @@ class MaskedAutoencoder(Method):
             name: Head(decoder, target, config.weights.get(name, 1.0), segment, config.average)
             for name, segment, decoder, target in parts.heads(tokenizer, encoder, config.segments)
         }
+        for option in ("weights", "segments"):
+            strange = [name for name in getattr(config, option) if name not in heads]
+            if strange:
+                near = nearest(strange[0], heads)
+                guess = f"; did you mean {near!r}?" if near else ""
+                raise ValueError(f"{option} names {', '.join(strange)}; the heads are {', '.join(heads)}{guess}")
+        factors = [head.weight for head in heads.values()]
+        if not all(0 <= factor < math.inf for factor in factors) or not any(factors):
+            raise ValueError(f"weights must be finite and not negative, and one positive; got {dict(config.weights)}")
         return cls(tokenizer, parts.masker(tokenizer), encoder, heads)
 
     def __init__(
@@ -272,6 +284,7 @@ class MaskedAutoencoder(Method):
         """
         if isinstance(self.tokenizer, JoinedTokenizer) and (lacking := self.tokenizer.lacking(sample)):
             raise ValueError(f"training needs every modality; the sample has no {', '.join(lacking)}")
+        check_sizes(self.tokenizer, sample)
         patches = self.tokenizer.split(sample)
         if mask is None and "key" not in sample:
             raise ValueError("the sample has no 'key' (int64 [B]) to draw masks from; add one, or give a mask")
@@ -346,8 +359,9 @@ def encode_all(tokenizer: Tokenizer, encoder: Encoder, sample: Sample) -> Featur
     """Encodes every unit that is there, see `MaskedAutoencoder.encode`.
 
     Raises:
-        ValueError: A sample has none of its units.
+        ValueError: A sample has none of its units, or the batch is not what was meant, see `samples.check_sample`.
     """
+    check_sample(tokenizer, sample)
     patches = tokenizer.split(sample)
     tokens = tokenizer.embed(patches.values)
     mask = Mask.nothing_hidden(tokens.shape[0], patches.layout, tokens.device)

@@ -34,8 +34,8 @@ class Noise(DataSource):
         return int(self.config.items)
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
-        """Draws from the sample's key: normal, float32, or ids, int64."""
-        generator = torch.Generator().manual_seed(randomness.torch_seed(key, "noise"))
+        """Draws from the sample's key and its number: normal, float32, or ids, int64."""
+        generator = torch.Generator().manual_seed(randomness.torch_seed(key, f"noise {index}"))
         return {
             name: torch.randint(self.ids[name], shape, generator=generator)
             if name in self.ids

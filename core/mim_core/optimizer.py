@@ -6,8 +6,10 @@ import math
 
 import torch
 
+from mim_core.errors import MimError
 from mim_core.method import Method
 from mim_core.recipe import TrainConfig
+from mim_core.words import counted
 
 
 def make_optimizer(method: Method, train: TrainConfig, device: torch.device) -> torch.optim.AdamW:
@@ -36,6 +38,21 @@ def learning_rate(step: int, steps_per_epoch: float, train: TrainConfig) -> floa
         return peak * 0.1 ** sum(epoch >= milestone for milestone in train.milestones)
     done = (epoch - train.warmup_epochs) / max(1e-12, train.epochs - train.warmup_epochs)
     return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def check_steps(train: TrainConfig, items: int) -> None:
+    """Refuses a run of less than half a step.
+
+    Raises:
+        MimError: Says what to change.
+    """
+    exact = train.epochs * items / train.batch_size
+    if round(exact) == 0 and items:
+        raise MimError(
+            f"{counted(train.epochs, 'epoch')} of {counted(items, 'item')} are {exact:.2g} steps of "
+            f"{counted(train.batch_size, 'sample')}: nothing to train. More of them: --train.epochs "
+            f"{20 * train.batch_size / items:.3g} gives 20 steps."
+        )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

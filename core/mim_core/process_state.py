@@ -1,9 +1,11 @@
 """What loading a plugin did to the process that others share: compared before and after, named, and put back where
 that is safe.
 
-Put back: torch's default dtype, default device, thread count and random state; Python's and numpy's random state; level
-and handlers of the root logger; environment variables that were set before. Named only: new environment variables and
-``sys.path``, which the plugin's own parts may need, and torch's threads between operations, which can be set once.
+Put back: torch's default dtype, default device, thread count, random state, gradient mode, determinism and cuDNN's
+search; Python's and numpy's random state; level and handlers of the root logger; filters that hide or raise whole
+categories of warnings; the working folder; environment variables that were set before. Named only: new environment
+variables and ``sys.path``, which the plugin's own parts may need, and torch's threads between operations, which can be
+set once.
 
 Nothing is imported for this. A library that came with the plugin is compared with what it is like when fresh; thread
 counts and the random states of numpy and torch, which differ from start to start, cannot be told then.
@@ -17,6 +19,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+OF_TORCH = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "DISABLE_CUPTI_LAZY_REINIT", "TEARDOWN_CUPTI")
+"""Environment variables that torch itself sets when a part of it is first imported or used; no plugin's doing."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,44 @@ class Facet:
 
 def _names(before: Mapping[str, str], after: Mapping[str, str]) -> str:
     """Variables that differ. Their values stay unsaid: some are secrets."""
+    after = _without_torchs(before, after)
     return ", ".join(sorted(name for name in {*before, *after} if before.get(name) != after.get(name)))
+
+
+def _without_torchs(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in after.items() if name in before or name not in OF_TORCH}
+
+
+def _same_environ(before: Mapping[str, str], after: Mapping[str, str]) -> bool:
+    return before == _without_torchs(before, after)
+
+
+def _folder(module: Any) -> str | None:
+    """The working folder; None where it is gone."""
+    try:
+        return str(module.getcwd())
+    except OSError:
+        return None
+
+
+def _set_folder(module: Any, before: str | None) -> None:
+    if before is not None and module.path.isdir(before):
+        module.chdir(before)
+
+
+def _set_filters(module: Any, before: tuple[Any, ...]) -> None:
+    module.resetwarnings()  # also tells Python that what it remembers of them is old
+    module.filters[:] = before
+
+
+def _same_filters(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    """Whether warnings are as loud as before. Filters of one message, module or category of a library are its own
+    affair: many set some."""
+
+    def wide(filters: tuple[Any, ...]) -> list[Any]:
+        return [f for f in filters if f[1] is None and f[3] is None and f[2].__module__ == "builtins"]
+
+    return wide(before) == wide(after)
 
 
 def _entries(before: list[str], after: list[str]) -> str:
@@ -107,11 +149,20 @@ FACETS = (
           fresh=lambda t: "cpu"),
     Facet("torch's threads", "torch", lambda t: t.get_num_threads(), lambda t, v: t.set_num_threads(v)),
     Facet("torch's threads between operations", "torch", lambda t: t.get_num_interop_threads()),
+    Facet("torch's gradient mode", "torch", lambda t: t.is_grad_enabled(), lambda t, v: t.set_grad_enabled(v),
+          fresh=lambda t: True),
+    Facet("torch's determinism", "torch", lambda t: t.are_deterministic_algorithms_enabled(),
+          lambda t, v: t.use_deterministic_algorithms(v), fresh=lambda t: False),
+    Facet("cuDNN's search for fast algorithms", "torch.backends.cudnn", lambda c: bool(c.benchmark),
+          lambda c, v: setattr(c, "benchmark", v), fresh=lambda c: False),
     Facet("torch's random state", "torch", _torch_state, _set_torch, told=_silent),
     Facet("numpy's random state", "numpy.random", _numpy_state, _set_numpy, told=_silent),
     Facet("Python's random state", "random", lambda r: r.getstate(), lambda r, v: r.setstate(v), told=_silent,
           same=_drawn_from),
-    Facet("os.environ", "os", lambda m: dict(m.environ), _restore_environ, told=_names),
+    Facet("the working folder", "os", _folder, _set_folder),
+    Facet("the warnings' filters", "warnings", lambda w: tuple(w.filters), _set_filters, told=_silent,
+          same=_same_filters),
+    Facet("os.environ", "os", lambda m: dict(m.environ), _restore_environ, told=_names, same=_same_environ),
     Facet("sys.path", "sys", lambda m: list(m.path), told=_entries),
     Facet("the root logger's level", "logging", lambda m: m.root.level, lambda m, v: m.root.setLevel(v),
           fresh=lambda m: m.WARNING),

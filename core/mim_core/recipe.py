@@ -5,6 +5,8 @@ recipe = "image:mae-vit-base"      # start from this recipe
 [masker]
 use = "block"                      # swap the part; its own defaults follow
 ratio = 0.6
+[depth.target]
+use = "none"                       # take a head out; depth.tokenizer: the whole modality
 [train]
 epochs = 400
 """
@@ -21,8 +23,10 @@ from typing import Any, Literal
 
 import tomli_w
 
-from mim_core.errors import MimError, nearest
-from mim_core.options import fill, plain
+from mim_core.dropping import drop
+from mim_core.errors import MimError, nearest, one_line
+from mim_core.options import NONE, fill, plain
+from mim_core.origins import told_of_changes
 from mim_core.registry import Registry
 
 ROLES = {
@@ -153,6 +157,8 @@ class EvaluateConfig:
     pool: Literal["mean", "max", "mean-max", "prefix"] = "mean"
     """One vector per sample: the mean of its tokens, their largest values, both side by side, or the first prefix
     (class) token."""
+    inputs: tuple[str, ...] = ()
+    """Of several modalities those that features are made of: --evaluate.inputs rgb depth. All by default."""
     batch_size: int = 256
     """Samples per forward pass; no effect on results."""
     k: int = 20
@@ -197,11 +203,12 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ResolvedPart:
-    """A part found in the registry, with all its options."""
+    """A part found in the registry, with all its options; ``origin`` is its distribution and version."""
 
     name: str
     cls: Any
     options: Any
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -212,6 +219,8 @@ class ResolvedRun:
     train: TrainConfig
     evaluate: EvaluateConfig
     recipe: str
+    dropped: tuple[str, ...] = ()
+    """Roles of the recipe that were taken out."""
 
 
 def role_kind(role: str) -> str:
@@ -235,7 +244,7 @@ def resolve_part(role: str, part: Part, registry: Registry) -> ResolvedPart:
     entry = registry.get(role_kind(role), part.name)
     cls = entry.resolve()
     options = fill(cls.Config, part.options, f"{role} ({entry.full_name})")
-    return ResolvedPart(entry.full_name, cls, options)
+    return ResolvedPart(entry.full_name, cls, options, entry.origin)
 
 
 def resolve(config: RunConfig, registry: Registry) -> ResolvedRun:
@@ -251,22 +260,35 @@ def resolve(config: RunConfig, registry: Registry) -> ResolvedRun:
 def load_recipe(name: str, registry: Registry, twin: bool = False) -> ResolvedRun:
     """The recipe of that name; with ``twin``, its small version for tests."""
     entry = registry.get("recipes", name)
-    config = (entry.resolve_twin() if twin else entry.resolve())()
+    make = entry.resolve_twin() if twin else entry.resolve()
+    try:
+        config = make()
+    except MimError:
+        raise
+    except Exception as error:
+        module, _, function = str(entry.twin if twin else entry.load).partition(":")
+        raise MimError(
+            f"The {entry.told} cannot be made: {one_line(error)}\nIts traceback: python -c "
+            f'"import {module}; {module}.{function}()"'
+        ) from error
     if not isinstance(config, RunConfig):
-        raise MimError(f"Recipe {entry.full_name!r} returned {type(config).__name__}, not a RunConfig.")
+        raise MimError(f"The {entry.told} returned {type(config).__name__}, not a RunConfig.")
     return resolve(replace(config, recipe=entry.full_name), registry)
 
 
 def swap(run: ResolvedRun, role: str, name: str, registry: Registry) -> ResolvedRun:
     """The run with another part in a role. A part that is already there keeps its options; a new one starts from its
-    defaults."""
+    defaults; "none" takes the role out, see `mim_core.dropping.drop`."""
+    if name == NONE:
+        return drop(run, role)
     entry = registry.get(role_kind(role), name)
     present = run.parts.get(role)
     if present is None and role_kind(role) != "methods" and "." not in role and role not in ROLES:
         raise MimError(f"This recipe has no {role!r}; it has {', '.join(run.parts)}.")
     if present is not None and present.name == entry.full_name:
         return run
-    return replace(run, parts={**run.parts, role: resolve_part(role, Part(name), registry)})
+    dropped = tuple(name for name in run.dropped if name != role)
+    return replace(run, parts={**run.parts, role: resolve_part(role, Part(name), registry)}, dropped=dropped)
 
 
 def override(run: ResolvedRun, values: Mapping[str, Any], where: str, registry: Registry) -> ResolvedRun:
@@ -285,6 +307,8 @@ def override(run: ResolvedRun, values: Mapping[str, Any], where: str, registry: 
         for role, options in _roles(table, content, run, where):
             if "use" in options:
                 run = swap(run, role, str(options["use"]), registry)
+            if options.get("use") == NONE and len(options) == 1:
+                continue
             part = run.parts.get(role)
             if part is None:
                 raise MimError(f'{where}: this recipe has no [{role}]; say which part with use = "NAME".')
@@ -317,24 +341,27 @@ def read_file(path: Path, registry: Registry) -> ResolvedRun:
     except tomllib.TOMLDecodeError as error:
         raise MimError(f"{path} is not valid TOML: {error}") from None
     name = values.pop("recipe", None)
-    plugins = values.pop("plugins", {})
+    plugins, dropped = values.pop("plugins", {}), values.pop("dropped", [])
     if not isinstance(name, str):
         raise MimError(
             f'{path} names no recipe. Its first line should read: recipe = "image:mae-vit-base". See: mim-core list '
             f"recipes"
         )
     with _origins(plugins, registry):
-        return override(load_recipe(name, registry), values, str(path), registry)
+        run = load_recipe(name, registry)
+        for role in (role for role in dropped if role in run.parts):  # a tokenizer takes its heads with it
+            run = drop(run, role)
+        return override(run, values, str(path), registry)
 
 
 @contextmanager
 def _origins(plugins: Any, registry: Registry) -> Iterator[None]:
-    """Adds to an error which packages a run was written with that are not installed here; ``plugins`` is what `to_toml`
-    wrote: distribution -> version."""
+    """Says which packages a run was written with that are not of that version here, and adds to an error those that are
+    not installed here; ``plugins`` is what `to_toml` wrote: distribution -> version."""
+    plugins = plugins if isinstance(plugins, Mapping) else {}
     try:
         yield
     except MimError as error:
-        plugins = plugins if isinstance(plugins, Mapping) else {}
         there = {record.distribution for record in registry.plugins}
         lost = {name: version for name, version in plugins.items() if name not in there}
         if not lost:
@@ -343,14 +370,15 @@ def _origins(plugins: Any, registry: Registry) -> Iterator[None]:
         raise MimError(
             f"{error}\nThis run was written with {named}, not installed here. Run: pip install {' '.join(lost)}"
         ) from error
+    told_of_changes(plugins, {record.distribution: record.version for record in registry.plugins if record.used})
 
 
 def to_toml(run: ResolvedRun, registry: Registry) -> str:
     """The resolved recipe: every option of every part, with full names and the versions of the plugins they come
     from."""
-    tables: dict[str, Any] = {"recipe": run.recipe}
+    tables: dict[str, Any] = {"recipe": run.recipe, **({"dropped": list(run.dropped)} if run.dropped else {})}
     used = {part.name.partition(":")[0] for part in run.parts.values()} | {run.recipe.partition(":")[0]}
-    tables["plugins"] = {r.distribution: r.version for r in registry.plugins if r.name in used}
+    tables["plugins"] = {r.distribution: r.version for r in registry.plugins if r.name in used and r.used}
     for role, part in run.parts.items():
         scope, _, last = role.rpartition(".")
         target = tables.setdefault(scope, {}) if scope else tables
@@ -363,6 +391,6 @@ def from_toml(text: str, registry: Registry) -> ResolvedRun:
     """The run that `to_toml` wrote. It does not need the recipe itself: every part is in it."""
     values = tomllib.loads(text)
     recipe, plugins = values.pop("recipe", ""), values.pop("plugins", {})
-    run = ResolvedRun({}, TrainConfig(), EvaluateConfig(), recipe)
+    run = ResolvedRun({}, TrainConfig(), EvaluateConfig(), recipe, tuple(values.pop("dropped", ())))
     with _origins(plugins, registry):
         return override(run, values, "recipe.toml", registry)

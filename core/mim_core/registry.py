@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mim_core.errors import MimError, nearest, unknown
+from mim_core import process_state
+from mim_core.errors import MimError, nearest, one_line, strict, unknown, warn
 
 KINDS = {
     "tokenizers": "tokenizer",
@@ -24,6 +26,9 @@ KINDS = {
 """Kinds of parts, as hooks and ``mim-core list`` spell them, and what one of them is called."""
 
 EXTRAS = ("image", "video", "pointcloud", "multimodal")
+"""Plugins of the project's own distributions, which mim-core has extras for."""
+LETTERS = frozenset(string.ascii_lowercase + string.digits + "-.")
+"""What the names of parts are made of."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered part: a lazy reference ``module:attribute`` and where it comes from."""
+    """One registered part: a lazy reference ``module:attribute`` and where it comes from.
+
+    Attributes:
+        origin: Distribution and version, for messages.
+    """
 
     kind: str
     name: str
@@ -45,38 +54,65 @@ class Entry:
     load: str
     card: Card
     twin: str | None = None
+    origin: str = ""
 
     @property
     def full_name(self) -> str:
         """``plugin:name``, what runs and checkpoints store."""
         return f"{self.plugin}:{self.name}"
 
+    @property
+    def told(self) -> str:
+        """The part in a sentence: masker 'mine:checker' of the plugin 'mine' (mim-mine 1.0)."""
+        where = f" ({self.origin})" if self.origin else ""
+        return f"{KINDS[self.kind]} {self.full_name!r} of the plugin {self.plugin!r}{where}"
+
     def resolve(self) -> Any:
         """Imports and returns the part.
 
         Raises:
-            MimError: The reference cannot be imported; names the plugin and the reason.
+            MimError: The reference cannot be imported, or what it leads to is no part of its kind; names the part, the
+                plugin and the reason. In strict mode also where the import changes what the process shares.
         """
-        return self._import(self.load)
+        return self._resolve(self.load)
 
     def resolve_twin(self) -> Any:
         """The small version of a recipe."""
         if self.twin is None:
             raise MimError(f"Recipe {self.full_name!r} names no twin.")
-        return self._import(self.twin)
+        return self._resolve(self.twin)
+
+    def _resolve(self, reference: str) -> Any:
+        from mim_core.kinds import fault_of  # imports torch, as parts do
+
+        value = self._import(reference)
+        fault = fault_of(self.kind, value)
+        if fault is not None:
+            raise MimError(f"The {self.told} cannot be used: {reference!r} {fault}.")
+        return value
 
     def _import(self, reference: str) -> Any:
         module, _, attribute = reference.partition(":")
+        before = process_state.read()
         try:
             value: Any = importlib.import_module(module)
             for name in attribute.split("."):
                 value = getattr(value, name)
-        except (ImportError, AttributeError) as error:
-            what = KINDS[self.kind]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # some libraries' errors are no Exception
+            needs = " Is everything that it needs installed?" if isinstance(error, ImportError) else ""
             raise MimError(
-                f"The {what} {self.full_name!r} cannot be loaded from {reference!r}: {type(error).__name__}: {error}\n"
-                f"It belongs to the plugin {self.plugin!r}; is everything that it needs installed?"
+                f"The {self.told} cannot be loaded from {reference!r}: {one_line(error)}\n{needs.lstrip()}"
+                f'{" " if needs else ""}Its traceback: python -c "import {module}; {module}.{attribute}"'
             ) from error
+        finally:
+            changed = process_state.settle(before)
+        if changed:
+            said = f"The {self.told} changes global state when it is imported: {', '.join(changed)}."
+            if strict():
+                raise MimError(said)
+            warn(said)
         return value
 
 
@@ -108,32 +144,54 @@ class PluginRecord:
     disabled: bool = False
     faults: tuple[str, ...] = ()
 
+    @property
+    def used(self) -> bool:
+        """Whether its parts can be used: it neither failed nor is switched off."""
+        return not self.failure and not self.disabled
+
 
 class Register:
     """Handed to one plugin's hook for one kind. Calling it registers a part; keyword arguments only."""
 
-    def __init__(self, kind: str, plugin: str) -> None:
-        self.kind, self.plugin = kind, plugin
+    def __init__(self, kind: str, plugin: str, origin: str = "") -> None:
+        self.kind, self.plugin, self.origin = kind, plugin, origin
         self.entries: list[Entry] = []
 
     def __call__(self, *, name: str, load: str, card: Card) -> None:
         """Registers a part.
 
         Args:
-            name: Its name within the plugin: letters, digits, ``-`` and ``.``.
+            name: Its name within the plugin: lower-case letters, digits, ``-`` and ``.``.
             load: ``"package.module:Attribute"``, imported on first use.
             card: What people read about it.
         """
-        self._add(Entry(self.kind, name, self.plugin, load, card))
+        self._add(name, load, card)
 
-    def _add(self, entry: Entry) -> None:
-        if not entry.name or any(not (c.isalnum() or c in "-.") for c in entry.name):
-            raise ValueError(f"{KINDS[self.kind]} name {entry.name!r} may hold letters, digits, '-' and '.' only")
-        if ":" not in entry.load:
-            raise ValueError(f"load of {entry.name!r} must read 'package.module:Attribute', got {entry.load!r}")
-        if any(other.name == entry.name for other in self.entries):
-            raise ValueError(f"{KINDS[self.kind]} {entry.full_name!r} is registered twice")
-        self.entries.append(entry)
+    def _add(self, name: Any, load: Any, card: Any, twin: Any = None) -> None:
+        one = KINDS[self.kind]
+        if not isinstance(name, str) or not name or set(name) - LETTERS:
+            raise ValueError(
+                f"{one} name {name!r} may hold lower-case letters, digits, '-' and '.' only; the plugin is "
+                f"{self.plugin!r}"
+            )
+        named = f"{one} {f'{self.plugin}:{name}'!r}"
+        for what, reference in (("load", load), ("twin", twin)):
+            if (what == "load" or reference is not None) and not _refers(reference):
+                raise ValueError(f"{what} of {named} must read 'package.module:Attribute', got {reference!r}")
+        if not isinstance(card, Card):
+            raise ValueError(f'card of {named} must be a mim_core.Card, such as Card("What it does."), got {card!r}')
+        tags = (*card.tags,) if isinstance(card.tags, list | tuple) else (None,)
+        if not all(isinstance(text, str) for text in (card.summary, card.paper, *tags)):
+            raise ValueError(f"card of {named} must hold text: a summary, a paper and a tuple of tags; got {card!r}")
+        if any(other.name == name for other in self.entries):
+            raise ValueError(f"{named} is registered twice")
+        self.entries.append(Entry(self.kind, name, self.plugin, load, card, twin, self.origin))
+
+
+def _refers(reference: Any) -> bool:
+    """Whether this reads ``package.module:Attribute``."""
+    module, colon, attribute = reference.partition(":") if isinstance(reference, str) else ("", "", "")
+    return bool(colon) and all(name.isidentifier() for name in (*module.split("."), *attribute.split(".")))
 
 
 class RecipeRegister(Register):
@@ -148,7 +206,7 @@ class RecipeRegister(Register):
             card: What people read about it.
             twin: Reference to a function that returns the same recipe made small.
         """
-        self._add(Entry(self.kind, name, self.plugin, load, card, twin))
+        self._add(name, load, card, twin)
 
 
 class Registry:
@@ -162,6 +220,17 @@ class Registry:
         found = [e for e in self.entries if e.kind == kind and plugin in (None, e.plugin)]
         return sorted(found, key=lambda entry: entry.full_name)
 
+    def plugin(self, name: str) -> PluginRecord | None:
+        """The plugin that is used under that name; one that failed or is switched off is not."""
+        return next((r for r in self.plugins if r.name == name and r.used), None)
+
+    def none_of(self, kind: str) -> str:
+        """What to say where no part of a kind is there: which plugins are lacking."""
+        many = {"data": "data sources", "importers": "import formats"}.get(kind, kind)
+        if any(record.name != "core" for record in self.plugins):
+            return f"No plugin that is in use brings {many}. See: mim-core plugins"
+        return f'No plugin is installed that brings {many}. Try: pip install "mim-core[{EXTRAS[0]}]"'
+
     def get(self, kind: str, name: str) -> Entry:
         """The part of that name: full (``image:patch``), or bare while it is unique.
 
@@ -169,6 +238,9 @@ class Registry:
             MimError: Unknown or ambiguous; says what exists, the nearest name, and which plugin might have had it.
         """
         known = self.of_kind(kind)
+        if not known:
+            absent = self.absent(name)
+            raise MimError(f"Unknown {KINDS[kind]} {name!r}. {absent.lstrip() or self.none_of(kind)}")
         found = [entry for entry in known if name in (entry.full_name, entry.name)]
         exact = [entry for entry in found if entry.full_name == name]
         if len(exact or found) == 1:
@@ -181,9 +253,9 @@ class Registry:
         bare = [entry.name for entry in known]
         names = [entry.name if bare.count(entry.name) == 1 else entry.full_name for entry in known]
         names += [entry.full_name for entry in known if ":" in name]
-        raise unknown(KINDS[kind], name, set(names), self._absent(name))
+        raise unknown(KINDS[kind], name, set(names), self.absent(name))
 
-    def _absent(self, name: str) -> str:
+    def absent(self, name: str) -> str:
         """Which plugin would have had the name, or failed to load."""
         plugin = name.partition(":")[0] if ":" in name else ""
         notes = []

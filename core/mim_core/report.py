@@ -23,6 +23,7 @@ from mim_core.data import DataSource, Picture, Readable
 from mim_core.errors import MimError
 from mim_core.evaluation import Score, cell, columns_of
 from mim_core.features import load_run
+from mim_core.layout import Patches
 from mim_core.method import Head, MaskedAutoencoder, Method
 from mim_core.recipe import to_toml
 from mim_core.registry import Registry
@@ -32,13 +33,14 @@ from mim_core.tokenizer import JoinedTokenizer, Tokenizer
 @dataclass(frozen=True)
 class Rebuilt:
     """One head's pictures: the input, what was left of it, and the input with hidden units as predicted; in the
-    modality's own shape."""
+    modality's own shape. ``hidden`` is what was hidden, bool, of units on a grid."""
 
     modality: str
     input: Tensor
     masked: Tensor
     rebuilt: Tensor
     needs_truth: bool
+    hidden: Tensor | None = None
 
 
 @torch.no_grad()
@@ -75,8 +77,15 @@ def reconstruct(
             masked=tokenizer.join(tokenizer.blank(own.values, hidden), own.layout),
             rebuilt=tokenizer.join(rebuilt, own.layout),
             needs_truth=head.target.needs_truth,
+            hidden=None if own.layout.grid is None else _spread(tokenizer, pick, own),
         )
     return found
+
+
+def _spread(tokenizer: Tokenizer, hidden: Tensor, own: Patches) -> Tensor:
+    """Hidden units [B, N, 1, ...] in the modality's own shape, bool."""
+    assert isinstance(own.values, Tensor)
+    return tokenizer.join(hidden.expand_as(own.values).to(own.values.dtype), own.layout).bool()
 
 
 def across(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -184,8 +193,13 @@ def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor],
         chosen = [split.middle(index) for index in chosen]
         items, where = Readable(split.items), "held-out samples"
     except MimError:
-        chosen = list(range(min(count, len(source))))
-        items, where = Readable(_Augmented(source)), "samples of the training data"
+        held: Any = source.held_out()
+        where = "samples of the training data" if held is None else "held-out samples"
+        size = len(source) if held is None else len(held)
+        chosen = list(range(min(count, size)))
+        if held is not None:
+            chosen = torch.linspace(0, size - 1, len(chosen)).long().unique().tolist()
+        items = Readable(_Augmented(source) if held is None else held)
     sample = Readable.collate([items[index] for index in chosen])
     if not sample:
         return {}, where
@@ -220,6 +234,9 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
         draw, drawn = source.animation if moves else source.picture, False
         for label, items in rows.items():
             pictures = [each for item in items if (each := draw(rebuilt.modality, item))]
+            if label == "masked" and not moves and rebuilt.hidden is not None:
+                both = zip(items, rebuilt.hidden, strict=True)
+                pictures = [source.masked_picture(rebuilt.modality, item, hidden) for item, hidden in both]
             shown[label] = [_address(each) for each in pictures]
             drawn = any(each.drawn for each in pictures)
         heads.append(

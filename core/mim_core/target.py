@@ -25,11 +25,13 @@ class Target(nn.Module):
 
     Attributes:
         size: What the decoder must output per unit.
+        role: Of the run, such as ``depth.target``; what options are called in messages follows from it.
         needs_truth: `to_input_space` uses the sample's own statistics, so pictures show more than the model knew.
     """
 
     Config: ClassVar[type[Any]]
     size: int
+    role: str = "target"
     needs_truth: bool = False
 
     def check(self, source: DataSource) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mim_core.plugins import warn
+from mim_core.errors import warn
 
 
 def walk(root: Path, hidden: bool = False) -> Iterator[tuple[Path, list[str], list[str]]]:

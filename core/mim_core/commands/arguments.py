@@ -69,7 +69,9 @@ class PretrainOptions:
     out: Path | None = None
     """Folder of the run; runs/RECIPE by default, or runs/RECIPE-twin. One that holds a checkpoint resumes."""
     use: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Another part in a role: --use masker=block. May be given several times."""
+    """Another part in a role: --use masker=block. May be given several times. The name none takes a role out: of
+    several heads one (--use depth.target=none), of several tokenizers one with its heads (--use
+    depth.tokenizer=none)."""
     init: Path | None = None
     """Start from the weights of this run, or of a file or folder of another code base (see init-format)."""
     init_format: str | None = None

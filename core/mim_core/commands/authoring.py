@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +43,7 @@ FILES = {
 NAME = re.compile(r"mim-[a-z][a-z0-9]*(-[a-z0-9]+)*")
 OURS = ("core", *EXTRAS)
 """Plugin names of mim-core's own distributions, installed or not."""
+OPTION = "--into"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Names:
 
 def new_plugin(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``mim-core new-plugin NAME``."""
-    if not arguments or (arguments[0].startswith("-") and not {"-h", "--help"} & set(arguments)):
+    if not {"-h", "--help"} & set(arguments) and not _names_one(arguments):
         raise MimError(f"Which name? Usage: {program} new-plugin mim-NAME [--into FOLDER]")
     options = parse(NewPluginOptions, f"{program} new-plugin", arguments)
     names = names_of(options.name, installed())
@@ -80,6 +83,17 @@ def new_plugin(program: str, plugin: str | None, arguments: list[str]) -> int:
     return 0
 
 
+def _names_one(arguments: list[str]) -> bool:
+    """Whether there is anything beside options; they may stand on either side of the name."""
+    rest = [given for before, given in zip(["", *arguments], arguments, strict=False) if before != OPTION]
+    return any(not given.startswith("-") for given in rest)
+
+
+def reserved() -> set[str]:
+    """Plugin names that would be mistaken for one of mim-core's own: its distributions and its extras."""
+    return {*OURS, *(metadata.metadata("mim-core").get_all("Provides-Extra") or ())}
+
+
 def names_of(name: str, registry: Registry) -> Names:
     """The names that follow from the distribution's.
 
@@ -88,11 +102,18 @@ def names_of(name: str, registry: Registry) -> Names:
     """
     if name == "mim":
         raise MimError("The name 'mim' belongs to another project. Say what yours is for: mim-audio, for example.")
+    folder, last = os.path.split(name)
+    if folder:
+        named = last if NAME.fullmatch(last) else "mim-NAME"
+        raise MimError(
+            f"{name!r} is a path; a project has a name, and the folder beside it. Try: mim-core new-plugin {named} "
+            f"{OPTION} {shlex.quote(folder)}"
+        )
     if not NAME.fullmatch(name):
         words = re.findall(r"[a-z0-9]+", name.lower())
         words = (words[1:] if words[:1] == ["mim"] else words) or ["audio"]
         better = "-".join(words)
-        guess = f" Such as: mim-{better}" if NAME.fullmatch(f"mim-{better}") and better not in OURS else ""
+        guess = f" Such as: mim-{better}" if NAME.fullmatch(f"mim-{better}") and better not in reserved() else ""
         raise MimError(
             f"A plugin is named mim-WORD, in small letters, digits and single hyphens, and WORD starts with a letter; "
             f"got {name!r}.{guess}"
@@ -100,6 +121,10 @@ def names_of(name: str, registry: Registry) -> Names:
     names = Names(name, name.replace("-", "_"), name.removeprefix("mim-"))
     if names.plugin in OURS:
         raise MimError(f"The name {name!r} belongs to mim-core's own distributions: {', '.join(OURS)}. Choose another.")
+    if names.plugin in reserved():
+        raise MimError(
+            f'The name {name!r} would be mistaken for mim-core\'s own "mim-core[{names.plugin}]". Choose another.'
+        )
     taken = [r for r in registry.plugins if names.plugin == r.name or name == canonicalize_name(r.distribution)]
     if taken:
         raise MimError(

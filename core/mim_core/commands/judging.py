@@ -63,7 +63,7 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
         known = ", ".join(entry.full_name for entry in registry.of_kind("evaluations"))
         raise MimError(f"{run.recipe} names no evaluation of its own. Name some with --on: {known}.")
     study = prepare_study(folder, registry, config, data, options.size)
-    scores = evaluation.run_study(study, registry)
+    scores = evaluation.run_usable(study, registry)
     lines = study.notes + verdict(scores)
     print_table(scores, lines, "score")
     content = {"scores": [vars(score) for score in scores], "notes": lines}

@@ -89,15 +89,19 @@ def list_parts(program: str, plugin: str | None, arguments: list[str]) -> int:
         raise unknown("kind", kind, KINDS)
     if rest:
         raise MimError(f"{program} list takes one kind; {' '.join(rest)!r} is too much.")
-    _print_entries(installed().of_kind(known[kind]))
+    _print_entries(installed(), known[kind])
     return 0
 
 
-def _print_entries(entries: list[Entry]) -> None:
+def _print_entries(registry: Registry, kind: str, plugin: str | None = None) -> None:
+    entries = registry.of_kind(kind, plugin)
+    if not entries:
+        print(registry.none_of(kind) if plugin is None else f"The plugin {plugin!r} brings none.")  # noqa: T201
+        return
     table = _table("name", "summary", "paper")
     for entry in entries:
         table.add_row(entry.full_name, escape(entry.card.summary), escape(entry.card.paper))
-    _console().print(table if entries else "None is installed.")
+    _console().print(table)
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,13 @@ class RecipesOptions:
 def recipes(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``recipes``: of one plugin, or of all."""
     parse(RecipesOptions, f"{program} recipes", arguments)
-    off = [r for r in installed().plugins if r.name == plugin and (r.disabled or r.failure)]
-    if off:
+    registry = installed()
+    off = [record for record in registry.plugins if record.name == plugin and not record.used]
+    if plugin is not None and off and registry.plugin(plugin) is None:
         raise MimError(
             f"The plugin {plugin!r} is {'switched off' if off[0].disabled else 'broken'}. See: mim-core plugins"
         )
-    _print_entries(installed().of_kind("recipes", plugin))
+    _print_entries(registry, "recipes", plugin)
     return 0
 
 
@@ -135,7 +140,8 @@ def describe(program: str, plugin: str | None, arguments: list[str]) -> int:
         near = nearest(options.name, [*names, *(entry.name for entry in registry.entries)])
         guess = f" Did you mean {near!r}?" if near else ""
         raise MimError(
-            f"Nothing is named {options.name!r}.{guess}\nSee: {program} list KIND, with one of {', '.join(KINDS)}."
+            f"Nothing is named {options.name!r}.{guess}{registry.absent(options.name)}\nSee: {program} list KIND, with "
+            f"one of {', '.join(KINDS)}."
         )
     for entry in found:
         _describe_one(entry, registry)
@@ -144,8 +150,7 @@ def describe(program: str, plugin: str | None, arguments: list[str]) -> int:
 
 def _describe_one(entry: Entry, registry: Registry) -> None:
     console = _console()
-    origin = next(record for record in registry.plugins if record.name == entry.plugin)
-    console.print(f"[bold]{entry.full_name}[/]  {KINDS[entry.kind]}, from {origin.distribution} {origin.version}")
+    console.print(f"[bold]{entry.full_name}[/]  {KINDS[entry.kind]}, from {escape(entry.origin)}")
     console.print(entry.card.summary + (f"  ({entry.card.paper})" if entry.card.paper else ""), markup=False)
     value = entry.resolve()
     text = inspect.getdoc(value)

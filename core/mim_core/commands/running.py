@@ -7,15 +7,17 @@ from typing import Any
 
 from mim_core import checkpoint, distributed, features, loop
 from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
-from mim_core.errors import MimError, unknown
+from mim_core.errors import MimError, unknown, warn
 from mim_core.finetune import Supervised, take_encoder
 from mim_core.folders import check_folder
 from mim_core.interop import import_checkpoint
+from mim_core.optimizer import check_steps
 from mim_core.plan import print_plan
 from mim_core.plugins import installed
 from mim_core.recipe import ResolvedRun, load_recipe, read_file, to_toml
 from mim_core.registry import Registry
 from mim_core.report import write_report
+from mim_core.starting import take_weights
 
 STOPPED = 3
 """Exit code of a run that was told to stop and can go on, so that `pretrain && evaluate` does not go on with half a
@@ -36,6 +38,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     folder = options.out or Path("runs") / (_run_name(name) + ("-twin" if options.twin else ""))
     with distributed.world(run.train) as world:
         started = world.together(lambda: loop.start(run, folder, registry, world))
+        world.together(lambda: check_steps(run.train, len(started.source)))
         if world.on_first(lambda: checkpoint.newest(folder) is None):
             world.together(lambda: _begin(started, options, registry))
         if options.dry_run:
@@ -99,18 +102,12 @@ def _begin(run: loop.Run, options: Any, registry: Registry) -> None:
 
 
 def _take_weights(run: loop.Run, path: Path, form: str | None, registry: Registry) -> None:
-    """Another method's weights for those of this one with the same name and shape; at least the encoder must fit
-    whole."""
+    """Another method's weights for those of this one, see `mim_core.starting.take_weights`; says what starts fresh and
+    what is not used."""
     other = (
         features.load_run(path, registry)[1]
         if form is None
         else import_checkpoint(path, format=form, registry=registry)
     )
-    theirs, own = other.state_dict(), run.method.state_dict()
-    fitting: dict[str, Any] = {
-        name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape
-    }
-    lacking = [name for name in own if name.startswith(("encoder.", "tokenizer.")) and name not in fitting]
-    if lacking:
-        raise MimError(f"--init {path}: its encoder does not fit this recipe's, in: {', '.join(lacking[:5])}.")
-    run.method.load_state_dict({**own, **fitting})
+    for line in take_weights(run.method, other, path):
+        warn(f"--init {path}: {line}")

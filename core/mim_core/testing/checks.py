@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import unittest
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mim_core import randomness
+from mim_core.errors import one_line, unknown
 from mim_core.layout import Sample
 from mim_core.plugins import installed
-from mim_core.recipe import Part, resolve_part
+from mim_core.recipe import Part, load_recipe, resolve_part
+from mim_core.registry import KINDS, Registry
 
 
 def keys(rows: int, seed: int = 0) -> Tensor:
@@ -38,6 +41,37 @@ def equal(one: Any, other: Any) -> bool:
 def shapes(tree: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Shape and type of every tensor in a pytree."""
     return [(tuple(leaf.shape), leaf.dtype) for leaf in tensors(tree)]
+
+
+def near(found: Tensor, wanted: Tensor, what: str, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+    """The same up to rounding: |found - wanted| <= atol + rtol |wanted| everywhere.
+
+    Args:
+        found: What the part gives.
+        wanted: What it should give.
+        what: What is broken where they differ, in words.
+        rtol: Share of the value that it may be off.
+        atol: What it may be off by besides.
+    """
+    assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}, not {tuple(wanted.shape)}"
+    assert found.dtype == wanted.dtype, f"{what}: {found.dtype}, not {wanted.dtype}"
+    apart = (found.double() - wanted.double()).abs()
+    far = ~(apart <= atol + rtol * wanted.double().abs()) & (found != wanted)  # a NaN is far from everything
+    assert not bool(far.any()), (
+        f"{what}: {int(far.sum())} of {far.numel()} values are off, by up to {float(apart[far].max()):.3g} where "
+        f"{rtol:g} of the value and {atol:g} are allowed"
+    )
+
+
+@contextmanager
+def saying(what: str) -> Iterator[None]:
+    """Whatever is raised inside becomes an AssertionError that begins with these words, and repeats the other's."""
+    try:
+        yield
+    except (AssertionError, unittest.SkipTest):
+        raise
+    except Exception as error:
+        raise AssertionError(f"{what}: {one_line(error)}") from error
 
 
 def on_gpu(check: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -69,12 +103,37 @@ def refusal(function: Callable[..., Any], *arguments: Any) -> str:
 
 
 def uncovered(kind: str, classes: Iterable[Any], plugin: str | None = None) -> list[str]:
-    """Full names of registered parts of a kind that no contract among ``classes`` has as its ``part``.
+    """Full names of registered parts of a kind that no contract among ``classes`` covers: none has it as its ``part``.
+    A `MethodContract` with a ``recipe`` covers that recipe and its method.
 
     A test file ends with ``assert not uncovered("maskers", globals().values(), plugin="mine")``.
+
+    Raises:
+        MimError: There is no such kind, or no such plugin is in use; names the nearest.
     """
-    parts = {getattr(cls, "part", "") for cls in classes if isinstance(cls, type)}
-    return [entry.full_name for entry in installed().of_kind(kind, plugin) if entry.full_name not in parts]
+    registry = installed()
+    if kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    if plugin is not None and registry.plugin(plugin) is None:
+        used = [record.name for record in registry.plugins if registry.plugin(record.name) is record]
+        raise unknown("plugin", plugin, used, registry.absent(f"{plugin}:"))
+    found: set[str] = set()
+    for cls in classes:
+        if isinstance(cls, type) and getattr(cls, "kind", "") in ("", kind, "methods"):
+            found |= _covered(kind, cls, registry)
+    return [entry.full_name for entry in registry.of_kind(kind, plugin) if entry.full_name not in found]
+
+
+def _covered(kind: str, cls: Any, registry: Registry) -> set[str]:
+    """Full names of the parts of a kind that one contract covers."""
+    part, recipe = getattr(cls, "part", ""), getattr(cls, "recipe", "")
+    if recipe and kind == "recipes":
+        return {registry.get("recipes", recipe).full_name}
+    if recipe and kind == "methods":
+        return {load_recipe(recipe, registry, twin=True).parts["method"].name}
+    if not part or getattr(cls, "kind", "") not in ("", kind):
+        return set()
+    return {entry.full_name for entry in registry.of_kind(kind) if part in (entry.full_name, entry.name)}
 
 
 @contextmanager
@@ -124,12 +183,51 @@ def noise(
     return {**sample, "key": keys(rows, seed), "index": torch.arange(rows)}
 
 
-class Contract:
-    """Attributes of all contracts: the part as registered, and options that differ from its defaults."""
+class Broken(AssertionError):
+    """A check that failed, with the part's name before what is broken."""
 
+
+def _named(check: Callable[..., None]) -> Callable[..., None]:
+    """A check whose failure names the part, and says in words that another error came up, if one did."""
+
+    @functools.wraps(check)
+    def named(self: Any, *arguments: Any) -> None:
+        try:
+            with saying(f"{check.__name__} stopped before it could judge"):
+                check(self, *arguments)
+        except Broken:
+            raise  # an override called this check, and it has the name
+        except AssertionError as error:
+            raise Broken(f"{self.about()}: {error}") from error
+
+    return named
+
+
+class Contract:
+    """Attributes of all contracts: the part as registered, and options that differ from its defaults.
+
+    Attributes:
+        kind: Kind of the part, as `uncovered` asks for it.
+        part: Its name, as registered.
+        options: Options that differ from its defaults.
+    """
+
+    kind: ClassVar[str] = ""
     part: ClassVar[str] = ""
     options: ClassVar[Mapping[str, Any]] = {}
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if cls.__module__.startswith(__package__):
+            for name, check in list(vars(cls).items()):
+                if name.startswith("test_") and inspect.isfunction(check):
+                    setattr(cls, name, _named(check))
+
+    def about(self) -> str:
+        """What a failed check is about: the part, or the class of its contract where it is made otherwise."""
+        return self.part or getattr(self, "recipe", "") or type(self).__name__
+
     def _make(self, role: str, *context: Any) -> Any:
+        assert self.part, f"say which part: part = 'plugin:name', or override make_{role}"
         found = resolve_part(role, Part(self.part, self.options), installed())
         return found.cls(found.options, *context)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from mim_core.data import DataSource, KeyedBatches, KeyedDataset, Labelled, Picture, collate, loader
-from mim_core.errors import BadSample, MimError
+from mim_core.errors import BadSample, MimError, one_line
 from mim_core.layout import Sample
 from mim_core.plugins import installed
 from mim_core.recipe import Part, resolve_part
-from mim_core.testing.checks import Contract, equal, keys, on_gpu, refusal, seeded
+from mim_core.testing.checks import Contract, equal, keys, near, on_gpu, refusal, saying, seeded
 
 SIGNATURES = {
     "image/png": (b"\x89PNG\r\n\x1a\n",),
@@ -39,6 +39,7 @@ class DataContract(Contract):
         meta: `finish` works on the meta device, where no value can be read.
     """
 
+    kind: ClassVar[str] = "data"
     shapes: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     ids: ClassVar[Mapping[str, int]] = {}
     unsuitable: ClassVar[Sequence[Mapping[str, tuple[int, ...]]]] = ()
@@ -60,9 +61,12 @@ class DataContract(Contract):
         return None
 
     def read(self, source: DataSource, key: int = 11) -> list[dict[str, Tensor]]:
-        """A few items, evenly over the source."""
-        step = max(1, len(source) // self.items)
-        return [source.read(index, key + index) for index in range(0, len(source), step)][: self.items]
+        """A few items, evenly over the source, each with a key of its own."""
+        return [source.read(index, key + index) for index in self.numbers(len(source))]
+
+    def numbers(self, count: int) -> list[int]:
+        """A few of that many numbers, evenly over them."""
+        return list(range(0, count, max(1, count // self.items)))[: self.items]
 
     def batch(self, source: DataSource) -> Sample:
         """These items as the loader stacks them, with ``key`` and ``index``."""
@@ -110,7 +114,8 @@ class DataContract(Contract):
         assert equal(one, other), "the same index and key give another item: draw from the key only"
 
     def test_other_keys_and_indices_differ(self) -> None:
-        """Another key gives another item where there is augmentation, and the same where there is none."""
+        """Another key gives another item where there is augmentation, and the same where there is none; another index
+        gives another item with the same key too."""
         source = self.make_source()
         one, other = self.read(source), self.read(source, key=5003)
         if self.augmented:
@@ -118,8 +123,9 @@ class DataContract(Contract):
         else:
             assert equal(one, other), "another key gives other items: set augmented = True"
         if len(one) > 1:
-            alike = all(equal(a, b) for a, b in itertools.pairwise(one))
-            assert not alike, "all items are the same: the index is not used"
+            same_key = [source.read(index, 11) for index in self.numbers(len(source))]
+            alike = all(equal(a, b) for a, b in itertools.pairwise(same_key))
+            assert not alike, "with one key all items are the same: the index is not used"
 
     def test_workers_do_not_matter(self) -> None:
         """None and two reading processes give the same batches in the same order."""
@@ -197,7 +203,7 @@ class DataContract(Contract):
         each = source.samples_per_item
         for name in source.shapes:
             row = one[name][each : 2 * each]
-            assert torch.allclose(alone[name].double(), row.double(), rtol=1e-5, atol=1e-6), f"{name} depends on others"
+            near(alone[name].double(), row.double(), f"finish: {name} of a sample depends on others", 1e-5, 1e-6)
 
     def test_finish_keeps_the_device(self) -> None:
         """On the meta device: shapes follow from shapes, nothing reads a value, and nothing comes from elsewhere."""
@@ -206,7 +212,9 @@ class DataContract(Contract):
         source = self.make_source()
         sample = self.batch(source)
         rows = len(sample["key"]) * source.samples_per_item
-        done = source.finish({name: value.to("meta") for name, value in sample.items()})
+        what = "finish reads a value or makes tensors elsewhere than the batch; if it must, set meta = False"
+        with saying(what):
+            done = source.finish({name: value.to("meta") for name, value in sample.items()})
         self.check_finished(source, done, rows)
         away = [name for name, value in done.items() if not value.is_meta]
         assert not away, f"{', '.join(away)} left the device of the batch"
@@ -220,7 +228,7 @@ class DataContract(Contract):
         there = source.finish({name: value.cuda() for name, value in sample.items()})
         for name, value in here.items():
             assert there[name].is_cuda, f"{name} left the GPU"
-            torch.testing.assert_close(there[name].cpu(), value, rtol=1e-4, atol=1e-5)
+            near(there[name].cpu(), value, f"finish gives another {name} on a GPU")
 
     # ---- labels ------------------------------------------------------------------------------------------------------
 
@@ -232,6 +240,8 @@ class DataContract(Contract):
                 source.labelled("train")
             except MimError:
                 return
+            except Exception as error:
+                raise AssertionError(f"asked for labels the source raises {one_line(error)}, no MimError") from error
             raise AssertionError("there are labels, or no MimError: set labels = True, or refuse")
         splits = [self.split(source, name) for name in ("train", "test")]
         for split in splits:
@@ -245,6 +255,9 @@ class DataContract(Contract):
         assert train.classes == test.classes, "the splits name other classes"
         both = sorted(set(train.names) & set(test.names))
         assert not both, f"in both splits: {', '.join(both[:3])}"
+        few = self.numbers(min(len(split.labels) * split.views for split in splits))
+        same = all(equal(train.items[index], test.items[index]) for index in few)
+        assert not same, f"items {few} are the same in train and test: the name of the split is not used"
 
     def test_labelled_items_are_not_augmented(self) -> None:
         """An item of a split is the same each time, and `finish` makes of it what the shapes say."""

@@ -6,7 +6,7 @@ import copy
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,21 @@ from torch.utils import _pytree as pytree
 from mim_core.layout import Layout, take
 from mim_core.mask import Draw, Mask
 from mim_core.masker import Masker
-from mim_core.testing.checks import Contract, equal, keys, on_gpu, refusal, seeded, shapes, tensors, to_gpu
+from mim_core.testing.checks import (
+    Contract,
+    equal,
+    keys,
+    on_gpu,
+    refusal,
+    saying,
+    seeded,
+    shapes,
+    tensors,
+    to_gpu,
+)
+
+MOMENTS = ((0, 0.0), (1, 0.01), (11, 0.3), (500, 0.5), (20_000, 0.9), (100_000, 1.0))
+"""Steps of a run and the share of it that is done: what a masker hides may change on the way, how much may not."""
 
 
 class MaskerContract(Contract):
@@ -31,6 +45,7 @@ class MaskerContract(Contract):
         tries: Keys over which every unit must be hidden once and visible once.
     """
 
+    kind: ClassVar[str] = "maskers"
     layouts: ClassVar[Sequence[Layout]] = ()
     unsuitable: ClassVar[Sequence[Layout]] = ()
     expected_hidden: ClassVar[Mapping[tuple[int, ...] | int, int]] = {}
@@ -41,6 +56,12 @@ class MaskerContract(Contract):
     def make_masker(self) -> Masker:
         """The masker under test."""
         masker: Masker = self._make("masker")
+        return masker
+
+    def _made(self) -> Masker:
+        """The masker under test, which must be one."""
+        masker: Any = self.make_masker()
+        assert isinstance(masker, Masker), f"make_masker gives a {type(masker).__name__}, no mim_core.Masker"
         return masker
 
     def make_scores(self, layout: Layout, rows: int) -> Tensor | None:
@@ -56,32 +77,54 @@ class MaskerContract(Contract):
     def draw(self, masker: Masker, layout: Layout, key: Tensor, step: int = 0, progress: float = 0.0) -> Mask:
         """Masks of samples with these keys, at a step of a run."""
         scores = self.make_scores(layout, len(key))
-        mask: Mask = masker(layout, Draw(key, step, progress), None if scores is None else scores[: len(key)])
+        mask: Any = masker(layout, Draw(key, step, progress), None if scores is None else scores[: len(key)])
+        assert isinstance(mask, Mask), f"the masker gives a {type(mask).__name__}, no mim_core.Mask"
         return mask
 
     def test_count_is_exact_in_every_row(self) -> None:
-        """Hidden is bool, True = hidden, exactly as many as stated in each row."""
-        masker = self.make_masker()
+        """Hidden is bool, True = hidden, exactly as many as stated in each row, from the first step to the last."""
+        masker = self._made()
         for layout in self.all_layouts():
-            mask, count = self.draw(masker, layout, keys(16)), masker.count(layout)
-            where = f"on {layout.grid or layout.count}"
-            assert mask.hidden.dtype == torch.bool, f"hidden is {mask.hidden.dtype}, not bool"
-            assert mask.hidden.shape == (16 * masker.per_sample, layout.count), f"{where}: {tuple(mask.hidden.shape)}"
-            found = sorted(set(mask.hidden.sum(dim=1).tolist()))
-            assert found == [count], f"{where}: rows hide {found}; count says {count} (True = hidden)"
-            assert 0 < count < layout.count, f"{where}: {count} of {layout.count} are hidden"
+            count, where = masker.count(layout), f"on {layout.grid or layout.count}"
+            assert 0 < count < layout.count, f"{where}: {count} of {layout.count} are hidden: hide some and show some"
             expected = self.expected_hidden.get(layout.grid or layout.count, count)
             assert count == expected, f"{where}: hides {count}, expected {expected}"
+            for step, progress in MOMENTS:
+                mask = self.draw(masker, layout, keys(16, step), step, progress)
+                when = f"{where} at step {step}, {progress:.0%} of the run"
+                rows = 16 * masker.per_sample
+                assert mask.hidden.dtype == torch.bool, f"{when}: hidden is {mask.hidden.dtype}, not bool"
+                assert mask.hidden.shape == (rows, layout.count), (
+                    f"{when}: hidden is {tuple(mask.hidden.shape)}, not {(rows, layout.count)}"
+                )
+                found = sorted(set(mask.hidden.sum(dim=1).tolist()))
+                assert found == [count], f"{when}: rows hide {found}; count says {count} (True = hidden)"
+                assert masker.count(layout) == count, f"{when}: count says {masker.count(layout)}, at first {count}"
+
+    def test_inputs_are_left_alone(self) -> None:
+        """Keys, layout and scores are as they were: the batch goes on with them."""
+        masker = self._made()
+        for layout in self.all_layouts():
+            draw, scores = Draw(keys(8), 3, 0.5), self.make_scores(layout, 8)
+            before = pytree.tree_map_only(Tensor, lambda value: value.clone(), (layout, draw.key, scores))
+            masker(layout, draw, scores)
+            for name, one, other in zip(
+                ("layout", "draw.key", "scores"), before, (layout, draw.key, scores), strict=True
+            ):
+                assert equal(one, other), f"the masker changes {name} in place, on {layout.grid or layout.count}"
 
     def test_kept_and_queries(self) -> None:
         """Kept units are the visible ones and queries the hidden ones, both ascending; every query weighs one."""
-        masker = self.make_masker()
+        masker = self._made()
         for layout in self.all_layouts():
             mask = self.draw(masker, layout, keys(8))
             for name, ids in (("kept_ids", mask.kept_ids), ("query_ids", mask.query_ids)):
-                assert ids.dtype == torch.int64, f"{name} are {ids.dtype}"
+                assert ids.dtype == torch.int64, f"{name} are {ids.dtype}, not int64"
+                assert ids.numel() > 0, f"{name} are empty on {layout.grid or layout.count}: nothing is left"
                 assert 0 <= int(ids.min()) <= int(ids.max()) < layout.count, f"{name} leave the layout"
-            assert mask.weight.shape == mask.query_ids.shape, "a weight per query"
+            assert mask.weight.shape == mask.query_ids.shape, (
+                f"weight is {tuple(mask.weight.shape)} for queries {tuple(mask.query_ids.shape)}; each has one"
+            )
             if not self.partitions:
                 continue
             assert bool((mask.kept_ids.diff(dim=1) > 0).all()), "kept_ids are not ascending"
@@ -93,7 +136,7 @@ class MaskerContract(Contract):
 
     def test_every_unit_is_reached(self) -> None:
         """Over many keys every unit is hidden at least once and visible at least once."""
-        masker = self.make_masker()
+        masker = self._made()
         for layout in self.all_layouts():
             hidden = self.draw(masker, layout, keys(self.tries)).hidden
             never, always = ~hidden.any(dim=0), hidden.all(dim=0)
@@ -103,7 +146,7 @@ class MaskerContract(Contract):
     def test_key_decides(self) -> None:
         """The same keys at the same step give the same masks, whatever torch's generator says; other keys give others,
         or other steps where a batch shares its masks."""
-        masker = self.make_masker()
+        masker = self._made()
         for layout in self.all_layouts():
             with seeded(1):
                 one = self.draw(masker, layout, keys(8), step=7, progress=0.5)
@@ -120,7 +163,7 @@ class MaskerContract(Contract):
     def test_row_does_not_depend_on_the_batch(self) -> None:
         """At the same step a batch of 1 gives the rows that a batch of 8 has for that sample: adjacent, in the same
         order."""
-        masker = self.make_masker()
+        masker = self._made()
         for layout in self.all_layouts():
             whole, each = self.draw(masker, layout, keys(8), step=3), masker.per_sample
             assert whole.per_sample == each, f"the mask says {whole.per_sample} per sample, the masker {each}"
@@ -132,7 +175,7 @@ class MaskerContract(Contract):
 
     def test_absent_units_weigh_nothing(self) -> None:
         """Units that are not valid (padding, a missing modality) do not count in the loss."""
-        masker = self.make_masker()
+        masker = self._made()
         for layout in self.all_layouts():
             valid = torch.ones(4, layout.count, dtype=torch.bool)
             valid[0, -1] = valid[2, 0] = False
@@ -142,18 +185,19 @@ class MaskerContract(Contract):
 
     def test_meta_device(self) -> None:
         """Shapes follow from the layout alone, nothing reads a value, and all stays on the keys' device."""
-        masker = self.make_masker()
+        masker = self._made()
         for layout in self.all_layouts():
             wanted = shapes(self.draw(masker, layout, keys(4)))
             if self.make_scores(layout, 4) is None:
                 there = pytree.tree_map_only(Tensor, lambda value: value.to("meta"), layout)
-                mask = self.draw(copy.deepcopy(masker).to("meta"), there, keys(4).to("meta"))
+                with saying("the masker reads a value or makes tensors elsewhere than the keys, so a GPU would wait"):
+                    mask = self.draw(copy.deepcopy(masker).to("meta"), there, keys(4).to("meta"))
                 assert shapes(mask) == wanted, "shapes on the meta device differ"
                 assert all(value.is_meta for value in tensors(mask)), "the mask left the device of the keys"
 
     def test_no_gradient(self) -> None:
         """Nothing is learned through a mask, also where scores have a gradient."""
-        masker = self.make_masker()
+        masker = self._made()
         for layout in self.all_layouts():
             scores = self.make_scores(layout, 4)
             mask = masker(layout, Draw(keys(4)), None if scores is None else scores.float().requires_grad_())
@@ -161,7 +205,7 @@ class MaskerContract(Contract):
 
     def test_pickles(self) -> None:
         """A masker goes to another process, as in a multi-process launcher, and gives the same masks there."""
-        masker = self.make_masker()
+        masker = self._made()
         layout = self.all_layouts()[0]
         before = self.draw(masker, layout, keys(4))
         try:
@@ -172,19 +216,20 @@ class MaskerContract(Contract):
 
     def test_state_dict_round_trip(self) -> None:
         """Another with the same weights and buffers gives the same masks."""
-        masker, other = self.make_masker(), self.make_masker()
+        masker, other = self._made(), self._made()
         other.load_state_dict({name: value.clone() for name, value in masker.state_dict().items()}, strict=True)
         for layout in self.all_layouts():
-            assert equal(self.draw(masker, layout, keys(4)), self.draw(other, layout, keys(4))), "masks differ"
+            same = equal(self.draw(masker, layout, keys(4)), self.draw(other, layout, keys(4)))
+            assert same, "with the same state dict another of the same options gives other masks: masks differ"
 
     @on_gpu
     def test_gpu_equals_cpu(self) -> None:
         """The same masks on a GPU, to the bit."""
         for layout in self.all_layouts():
-            here = self.draw(self.make_masker(), layout, keys(8))
+            here = self.draw(self._made(), layout, keys(8))
             scores = self.make_scores(layout, 8)
             draw = Draw(keys(8).cuda())
-            there = self.make_masker().cuda()(to_gpu(layout), draw, None if scores is None else scores.cuda())
+            there = self._made().cuda()(to_gpu(layout), draw, None if scores is None else scores.cuda())
             assert all(value.is_cuda for value in tensors(there)), "the mask left the GPU"
             copied = pytree.tree_map_only(Tensor, lambda value: value.cpu(), there)
             assert equal(here, copied), f"masks on a GPU differ on {layout.grid or layout.count}"
@@ -192,5 +237,5 @@ class MaskerContract(Contract):
     def test_unsuitable_layouts_are_refused(self) -> None:
         """A layout that the masker cannot serve is a ValueError."""
         for layout in self.unsuitable:
-            masker = self.make_masker()
+            masker = self._made()
             assert refusal(self.draw, masker, layout, keys(2)), "the refusal says nothing"

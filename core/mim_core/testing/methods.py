@@ -12,10 +12,22 @@ from torch.utils import _pytree as pytree
 from mim_core.build import build_method
 from mim_core.layout import Sample
 from mim_core.mask import Mask
-from mim_core.method import Method, Outcome
+from mim_core.method import Features, Method, Outcome
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe
-from mim_core.testing.checks import Contract, equal, noise, on_gpu, seeded, shapes, tensors, to_gpu, unchecked
+from mim_core.testing.checks import (
+    Contract,
+    equal,
+    near,
+    noise,
+    on_gpu,
+    saying,
+    seeded,
+    shapes,
+    tensors,
+    to_gpu,
+    unchecked,
+)
 from mim_core.tokenizer import Tokenizer
 
 
@@ -30,6 +42,7 @@ class MethodContract(Contract):
         moving: Endings of the names of buffers that `forward` may change in training: BatchNorm's statistics.
     """
 
+    kind: ClassVar[str] = "methods"
     recipe: ClassVar[str] = ""
     rows: ClassVar[int] = 8
     steps: ClassVar[int] = 10
@@ -38,6 +51,7 @@ class MethodContract(Contract):
 
     def make_method(self) -> Method:
         """The method under test, small; each call gives another with the same sizes."""
+        assert self.recipe, "say which recipe: recipe = 'plugin:name', or override make_method"
         return build_method(load_recipe(self.recipe, installed(), twin=True))
 
     def make_sample(self, method: Method, rows: int, seed: int = 0) -> Sample:
@@ -55,7 +69,9 @@ class MethodContract(Contract):
     def run(self, method: Method, prepared: Any) -> Outcome:
         """One forward pass, drop path drawn alike each time."""
         with seeded():
-            outcome: Outcome = method(prepared)
+            outcome: Any = method(prepared)
+        assert isinstance(outcome, Outcome), f"forward gives a {type(outcome).__name__}, no mim_core.Outcome"
+        assert isinstance(outcome.loss, Tensor), f"the loss is a {type(outcome.loss).__name__}, no tensor"
         return outcome
 
     def test_prepare_has_no_gradient(self) -> None:
@@ -66,8 +82,11 @@ class MethodContract(Contract):
     def test_prepare_follows_from_the_keys(self) -> None:
         """The same batch is prepared alike, whatever torch's generator says; other keys hide other units."""
         method, sample, prepared = self.case()
+        given = {name: value.clone() for name, value in sample.items()}
         with seeded(5):
             again = method.prepare(sample)
+        changed = [name for name, value in given.items() if not torch.equal(value, sample[name])]
+        assert not changed, f"prepare changes {', '.join(changed)} of the sample in place"
         assert equal(prepared, again), "prepare depends on more than the sample and its keys"
         other = method.prepare({**sample, "key": sample["key"] + 1})
         assert not equal(prepared, other), "prepare ignores the keys"
@@ -112,13 +131,17 @@ class MethodContract(Contract):
         other = method.prepare(self.make_sample(method, self.rows, seed=1))
         wanted, second = self.run(method, prepared).loss, self.run(method, other).loss
         torch._dynamo.reset()
-        with unchecked(), seeded():
-            compiled: Any = torch.compile(method, fullgraph=True, backend="eager")
-            found = compiled(prepared).loss
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-        with unchecked(), seeded(), torch.compiler.set_stance("fail_on_recompile"):
-            torch.testing.assert_close(compiled(other).loss, second, rtol=1e-5, atol=1e-6)
-        torch._dynamo.reset()
+        try:
+            with unchecked(), seeded(), saying("forward does not compile as one graph"):
+                compiled: Any = torch.compile(method, fullgraph=True, backend="eager")
+                found = compiled(prepared).loss
+            near(found, wanted, "forward, compiled, gives another loss", 1e-5, 1e-6)
+            again = saying("forward compiles anew for a second batch of the same size")
+            with unchecked(), seeded(), torch.compiler.set_stance("fail_on_recompile"), again:
+                found = compiled(other).loss
+            near(found, second, "forward, compiled, gives another loss for a second batch", 1e-5, 1e-6)
+        finally:
+            torch._dynamo.reset()
 
     def test_state_dict_round_trip(self) -> None:
         """Another copy with the same weights gives the same outcome, to the bit."""
@@ -133,20 +156,52 @@ class MethodContract(Contract):
         assert equal(self.run(method, prepared), self.run(other, prepared)), "the state dict does not hold everything"
 
     def test_encode(self) -> None:
-        """Tokens [B, N, D], pooled [B, D], prefix [B, P, D]; a batch of 1 gives the row of the whole batch."""
+        """Tokens [B, N, D], one for every unit, pooled [B, D], prefix [B, P, D]; nothing is hidden, whatever the keys;
+        a batch of 1 gives the row of the whole batch."""
         method, sample, _ = self.case()
         method.eval()
-        with torch.no_grad():
-            features = method.encode(sample)
-            alone = method.encode({name: value[3:4] for name, value in sample.items()})
-        rows, _, width = features.tokens.shape
-        assert rows == self.rows, f"tokens of {rows} samples for {self.rows}"
-        assert features.pooled.shape == (rows, width), f"pooled is {tuple(features.pooled.shape)}"
-        assert (features.prefix.shape[0], features.prefix.shape[2]) == (rows, width), "prefix is not [B, P, D]"
+        features = self._encoded(method, sample)
+        rows, units, width = features.tokens.shape
+        assert rows == self.rows, f"encode gives tokens of {rows} samples for {self.rows}"
+        tokenizer = method.tokenizer
+        if isinstance(tokenizer, Tokenizer):
+            count = tokenizer.layout.count
+            assert units == count, f"encode gives {units} tokens of the {count} units: it must hide nothing"
+        assert features.pooled.shape == (rows, width), f"pooled is {tuple(features.pooled.shape)}, not {(rows, width)}"
+        prefix = tuple(features.prefix.shape)
+        assert (prefix[0], prefix[-1], len(prefix)) == (rows, width, 3), f"prefix is {prefix}, not [B, P, D]"
+        alone = self._encoded(method, {name: value[3:4] for name, value in sample.items()})
+        other = self._encoded(method, {**sample, "key": sample["key"] + 1})
         for name in ("tokens", "pooled", "prefix"):
             whole: Tensor = getattr(features, name)
-            assert bool(whole.isfinite().all()), f"{name} are not finite"
-            torch.testing.assert_close(getattr(alone, name), whole[3:4], rtol=1e-4, atol=1e-5)
+            assert bool(whole.isfinite().all()), f"encode: {name} are not finite"
+            near(getattr(alone, name), whole[3:4], f"encode gives a sample alone other {name} than in a batch")
+            near(getattr(other, name), whole, f"encode gives other {name} with other keys: it must hide nothing")
+
+    def _encoded(self, method: Method, sample: Sample) -> Features:
+        with torch.no_grad():
+            features: Any = method.encode(sample)
+        assert isinstance(features, Features), f"encode gives a {type(features).__name__}, no mim_core.Features"
+        assert features.tokens.ndim == 3, f"encode gives tokens {tuple(features.tokens.shape)}, not [B, N, D]"
+        return features
+
+    def test_samples_are_coupled_only_if_said(self) -> None:
+        """Where ``couples_batch`` is False, the loss of samples that are masked alike is the mean of what each has
+        alone: a batch may be split for accumulation. In evaluation mode, where BatchNorm couples nothing."""
+        method, sample, _ = self.case()
+        if method.couples_batch:
+            return
+        method.eval()
+        sample = {**sample, "key": sample["key"][:1].expand(self.rows).clone()}
+        rows = [{name: value[row : row + 1] for name, value in sample.items()} for row in range(self.rows)]
+        with torch.no_grad():
+            whole = self.run(method, method.prepare(sample)).loss
+            alone = torch.stack([self.run(method, method.prepare(row)).loss for row in rows])
+        near(
+            whole,
+            alone.mean(),
+            "the loss of a batch is not the mean of its samples' losses, yet couples_batch is False",
+        )
 
     def test_trees(self) -> None:
         """What is prepared, and the outcome, are pytrees: FSDP2's hooks and ``tree_map`` see the tensors inside."""
@@ -228,4 +283,4 @@ class MethodContract(Contract):
         assert all(value.is_cuda for value in tensors(there)), "what is prepared left the GPU"
         for one, other in zip(self.masks_in(prepared), self.masks_in(there), strict=True):
             assert torch.equal(one.hidden, other.hidden.cpu()), "masks on a GPU differ"
-        torch.testing.assert_close(self.run(method, there).loss.cpu(), here, rtol=1e-3, atol=1e-4)
+        near(self.run(method, there).loss.cpu(), here, "the loss is another on a GPU", 1e-3, 1e-4)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from mim_core.layout import Patches, Sample
 from mim_core.mask import Draw, Mask
 from mim_core.masker import RandomMasker
 from mim_core.target import Target
-from mim_core.testing.checks import Contract, equal, keys, noise, on_gpu, seeded, tensors, to_gpu
+from mim_core.testing.checks import Contract, equal, keys, near, noise, on_gpu, seeded, tensors, to_gpu
 from mim_core.tokenizer import Tokenizer
 
 
@@ -24,6 +26,7 @@ class TargetContract(Contract):
         step: Step of the finite differences, in units of a prediction's spread.
     """
 
+    kind: ClassVar[str] = "targets"
     lowest: ClassVar[float | None] = 0.0
     inverse: ClassVar[bool] = True
     step: ClassVar[float] = 1e-3
@@ -47,14 +50,29 @@ class TargetContract(Contract):
         return values
 
     def case(self, masks: int = 1) -> tuple[Target, Patches, Mask, Any]:
-        """A target, the patches of four samples, a mask of half their units, and the values there."""
+        """A target, the patches of four samples, a mask of most of their units, and the values there. More units are
+        hidden than visible, so that one cannot be taken for the other."""
         with seeded():
             tokenizer = self.make_tokenizer()
             target = self.make_target(tokenizer)
         sample = self.make_sample(tokenizer, 4)
         patches = tokenizer.split(sample)
-        mask = RandomMasker(RandomMasker.Config(ratio=0.5, masks=masks))(patches.layout, Draw(keys(4)))
-        return target, patches, mask, target.make(sample, patches, mask)
+        mask = self._mask(patches, keys(4), masks)
+        values = target.make(sample, patches, mask)
+        wanted, found = (*mask.query_ids.shape, target.size), tuple(self.truth(values).shape)
+        assert found[:2] == wanted[:2], (
+            f"make gives values of {found[:2]} units where {wanted[:2]} are hidden and {tuple(mask.kept_ids.shape)} "
+            "visible: those at query_ids are asked (True = hidden)"
+        )
+        assert found == wanted, f"size {target.size} does not fit the values: they are {found}, by size {wanted}"
+        return target, patches, mask, values
+
+    def _mask(self, patches: Patches, key: Tensor, masks: int = 1) -> Mask:
+        """Three quarters of the units hidden, where there are four or more."""
+        ratio = 0.75 if patches.layout.count >= 4 else 0.5
+        masker = RandomMasker(RandomMasker.Config(ratio=ratio, masks=masks))
+        mask: Mask = masker(patches.layout, Draw(key))
+        return mask
 
     def guess(self, target: Target, mask: Mask, seed: int = 0) -> Tensor:
         """A prediction made of noise."""
@@ -69,8 +87,32 @@ class TargetContract(Contract):
             assert loss.shape == mask.query_ids.shape, f"the loss is {tuple(loss.shape)}: it must not be reduced"
             assert loss.dtype == torch.float32, f"the loss is {loss.dtype}"
             assert bool(loss.isfinite().all()), "the loss of noise is not finite"
-            wanted = (*mask.query_ids.shape, target.size)
-            assert self.truth(values).shape == wanted, f"size {target.size} does not fit the values"
+
+    def test_values_are_those_of_the_queries(self) -> None:
+        """Queries in another order, or fewer of them, have the same losses: an answer is held against its own unit,
+        whatever else is hidden."""
+        target, patches, mask, values = self.case()
+        sample = self.make_sample(self.make_tokenizer(), 4)
+        guess = self.guess(target, mask)
+        loss = target.loss(guess, values)
+        asked = mask.query_ids.shape[1]
+        for what, ids in (
+            ("turned round", torch.arange(asked).flip(0)),
+            ("fewer", torch.arange(0, asked, 2)),
+        ):
+            other = replace(mask, query_ids=mask.query_ids[:, ids], weight=mask.weight[:, ids])
+            made = target.make(sample, patches, other)
+            found = tuple(self.truth(made).shape[:2])
+            assert found == tuple(other.query_ids.shape), (
+                f"with {what} queries make gives values of {found} units for {tuple(other.query_ids.shape)}: it must "
+                "give those at mask.query_ids"
+            )
+            near(
+                target.loss(guess[:, ids], made),
+                loss[:, ids],
+                f"with {what} queries an answer has another loss: "
+                "values must be those at mask.query_ids, in their order",
+            )
 
     def test_half_precision_predictions(self) -> None:
         """Under autocast predictions are bfloat16; the loss stays float32."""
@@ -89,7 +131,8 @@ class TargetContract(Contract):
         least = target.loss(truth, values)
         assert bool(least.isfinite().all()), "the loss at the truth is not finite"
         if self.lowest is not None:
-            torch.testing.assert_close(least, torch.full_like(least, self.lowest), rtol=1e-5, atol=1e-6)
+            lowest = torch.full_like(least, self.lowest)
+            near(least, lowest, f"the loss at the truth is not {self.lowest:g}", 1e-5, 1e-6)
         for seed in range(3):
             other = target.loss(truth + 0.1 * self.guess(target, mask, seed), values)
             assert bool((other > least).all()), "a wrong answer costs no more than the truth"
@@ -106,18 +149,27 @@ class TargetContract(Contract):
             move = slope / spread * self.step
             change = target.loss(guess + move, values).double() - target.loss(guess - move, values).double()
             expected = 2 * (slope.double() * move.double()).sum()
-        torch.testing.assert_close(change.sum(), expected, rtol=5e-3, atol=0.0)
+        near(change.sum(), expected, "along the gradient the loss does not rise as the gradient says", 5e-3, 0.0)
 
     def test_back_to_input_space(self) -> None:
-        """The truth gives the true unit values back; a target without an inverse says None or gives unit values."""
+        """The truth gives the true unit values back, and another prediction other values; a target without an inverse
+        says None or gives unit values."""
         target, patches, mask, values = self.case()
-        pictures = target.to_input_space(self.truth(values), patches, mask)
+        truth = self.truth(values)
+        pictures = target.to_input_space(truth, patches, mask)
+        if pictures is not None:
+            found = tuple(pictures.shape[:2])
+            assert found == tuple(mask.query_ids.shape), f"pictures are of {found} units; one per query is asked"
+            other = target.to_input_space(self.guess(target, mask), patches, mask)
+            assert other is not None, "to_input_space gives None for some predictions only"
+            same = other.shape == pictures.shape and torch.equal(other, pictures)
+            assert not same, "to_input_space gives the same for any prediction: it must show what was predicted"
         if not self.inverse:
-            assert pictures is None or pictures.shape[:2] == mask.query_ids.shape, "one picture per query"
             return
         assert pictures is not None, "to_input_space gives None; if that is meant, set inverse = False"
         assert isinstance(patches.values, Tensor), "patches of several modalities: name a segment"
-        torch.testing.assert_close(pictures, mask.take(patches.values, mask.query_ids), rtol=1e-4, atol=1e-4)
+        wanted = mask.take(patches.values, mask.query_ids)
+        near(pictures.to(wanted.dtype), wanted, "to_input_space of the truth is not the true unit values", 1e-4, 1e-4)
 
     def test_values_follow_from_the_sample(self) -> None:
         """Made twice they are the same, whatever torch's generator says, and a sample alone has the loss that it has
@@ -125,17 +177,20 @@ class TargetContract(Contract):
         target, patches, mask, values = self.case()
         with seeded():
             sample = self.make_sample(self.make_tokenizer(), 4)
+        given = pytree.tree_map_only(Tensor, lambda value: value.clone(), (sample, patches, mask))
         with seeded(5):
             again = target.make(sample, patches, mask)
         assert equal(values, again), "make gives other values each time"
+        for name, before, after in zip(("sample", "patches", "mask"), given, (sample, patches, mask), strict=True):
+            assert equal(before, after), f"make changes the {name} in place"
         alone = {name: value[2:3] for name, value in sample.items()}
         with seeded():
             cut = self.make_tokenizer().split(alone)
-        draw = RandomMasker(RandomMasker.Config(ratio=0.5))(cut.layout, Draw(keys(4)[2:3]))
+        draw = self._mask(cut, keys(4)[2:3])
         guess = self.guess(target, mask)
         one = target.loss(guess, values)[2:3]
         other = target.loss(guess[2:3], target.make(alone, cut, draw))
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5), "a sample alone has another loss"
+        near(other, one, "a sample alone has another loss than in a batch")
 
     def test_state_dict_round_trip(self) -> None:
         """Another with the same weights and buffers gives the same loss."""
@@ -158,4 +213,4 @@ class TargetContract(Contract):
         target.cuda()
         there = target.make(sample, to_gpu(patches), to_gpu(mask))
         assert all(value.is_cuda for value in tensors(there)), "values left the GPU"
-        torch.testing.assert_close(target.loss(guess.cuda(), there).cpu(), here, rtol=1e-3, atol=1e-4)
+        near(target.loss(guess.cuda(), there).cpu(), here, "the loss is another on a GPU", 1e-3, 1e-4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,20 @@ from torch.utils import _pytree as pytree
 
 from mim_core import randomness
 from mim_core.layout import Patches, Sample, take
-from mim_core.testing.checks import Contract, equal, keys, noise, on_gpu, refusal, seeded, shapes, tensors, to_gpu
+from mim_core.testing.checks import (
+    Contract,
+    equal,
+    keys,
+    near,
+    noise,
+    on_gpu,
+    refusal,
+    saying,
+    seeded,
+    shapes,
+    tensors,
+    to_gpu,
+)
 from mim_core.tokenizer import Tokenizer
 
 
@@ -22,6 +35,7 @@ class TokenizerContract(Contract):
         width: Token width to build it with.
     """
 
+    kind: ClassVar[str] = "tokenizers"
     width: ClassVar[int] = 16
 
     def make_tokenizer(self) -> Tokenizer:
@@ -49,7 +63,8 @@ class TokenizerContract(Contract):
     def test_split_keeps_what_is_declared(self) -> None:
         """Layout and unit shape are those that the tokenizer declares."""
         tokenizer = self.make_tokenizer()
-        patches = tokenizer.split(self.make_sample(tokenizer, 3))
+        patches: Any = tokenizer.split(self.make_sample(tokenizer, 3))
+        assert isinstance(patches, Patches), f"split gives a {type(patches).__name__}, no mim_core.Patches"
         found, declared = patches.layout, tokenizer.layout
         assert (found.count, found.grid) == (declared.count, declared.grid), "split gives another layout than declared"
         if isinstance(patches.values, Tensor):
@@ -64,6 +79,21 @@ class TokenizerContract(Contract):
         assert set(restored) == set(tokenizer.shapes), f"restored {sorted(restored)} of {sorted(tokenizer.shapes)}"
         for modality, value in restored.items():
             assert torch.equal(value, sample[modality]), f"join(split({modality})) is not {modality}"
+
+    def test_nothing_is_changed_in_place(self) -> None:
+        """`split` leaves the sample as it is, `embed` and `join` the values: targets and pictures read them too."""
+        tokenizer = self.make_tokenizer()
+        sample = self.make_sample(tokenizer, 3)
+        before = {name: value.clone() for name, value in sample.items()}
+        patches = tokenizer.split(sample)
+        changed = [name for name, value in before.items() if not torch.equal(value, sample[name])]
+        assert not changed, f"split changes {', '.join(changed)} of the sample in place"
+        values = pytree.tree_map_only(Tensor, lambda value: value.clone(), patches.values)
+        with torch.no_grad():
+            tokenizer.embed(patches.values)
+        assert equal(values, patches.values), "embed changes the unit values in place"
+        self.restore(tokenizer, patches)
+        assert equal(values, patches.values), "join changes the unit values in place"
 
     def test_nothing_in_split_is_trained(self) -> None:
         """Split has no gradient and does not depend on any parameter."""
@@ -106,7 +136,7 @@ class TokenizerContract(Contract):
         assert isinstance(values, Tensor), "a tokenizer of several modalities must embed all"
         ids = randomness.permutation(keys(3), "kept", values.shape[1])[:, : max(1, values.shape[1] // 3)]
         before, after = tokenizer.embed(take(values, ids)), take(tokenizer.embed(values), ids)
-        torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-5)
+        near(before, after, 'embeds is "kept", and a unit\'s token depends on which others are embedded', 1e-5, 1e-5)
 
     def test_wrong_sizes_are_named(self) -> None:
         """A sample that does not fit is a ValueError that names the sizes."""
@@ -122,7 +152,7 @@ class TokenizerContract(Contract):
         values = tokenizer.split(self.make_sample(tokenizer, 4)).values
         whole = tokenizer.embed(values)[2:3]
         alone = tokenizer.embed(pytree.tree_map(lambda value: value[2:3], values))
-        torch.testing.assert_close(alone, whole, rtol=1e-4, atol=1e-5)
+        near(alone, whole, "a sample alone has other tokens than in a batch, in evaluation")
 
     def test_dtype_and_device_are_kept(self) -> None:
         """Values have the type and the device of the sample; on the meta device shapes follow from shapes."""
@@ -132,7 +162,8 @@ class TokenizerContract(Contract):
         measured = any(half[name].dtype == torch.bfloat16 for name in tokenizer.shapes)
         kinds = {value.dtype for value in tensors(tokenizer.split(half).values) if value.is_floating_point()}
         assert not measured or kinds == {torch.bfloat16}, f"split makes {kinds} of bfloat16"
-        there = tokenizer.to("meta").split({name: value.to("meta") for name, value in sample.items()})
+        with saying("split reads a value or makes tensors elsewhere than the sample, so a GPU would wait"):
+            there = tokenizer.to("meta").split({name: value.to("meta") for name, value in sample.items()})
         wanted = self.make_tokenizer().split(sample)
         assert shapes(there.values) == shapes(wanted.values), "shapes on the meta device differ"
         assert all(value.is_meta for value in tensors(there.values)), "values left the device of the sample"
@@ -158,5 +189,5 @@ class TokenizerContract(Contract):
         there = tokenizer.cuda().split(to_gpu(sample)).values
         assert all(value.is_cuda for value in tensors(there)), "values left the GPU"
         for one, other in zip(tensors(here), tensors(there), strict=True):
-            torch.testing.assert_close(other.cpu(), one, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(tokenizer.embed(there).cpu(), tokens, rtol=1e-3, atol=1e-4)
+            near(other.cpu(), one, "split gives other values on a GPU")
+        near(tokenizer.embed(there).cpu(), tokens, "embed gives other tokens on a GPU", 1e-3, 1e-4)

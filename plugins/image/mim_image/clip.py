@@ -13,10 +13,9 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from mim_core.data import DataSource
-from mim_core.errors import MimError, unknown
+from mim_core.errors import MimError, unknown, warn
 from mim_core.layout import Patches, Sample
 from mim_core.mask import Mask
-from mim_core.plugins import warn
 from mim_core.target import Target
 from mim_core.tokenizer import Tokenizer
 from safetensors import SafetensorError
@@ -84,7 +83,7 @@ class ClipTarget(Target):
             self.register_buffer(name, torch.tensor(values).reshape(-1, 1, 1), persistent=False)
         self.clip = ImageEncoder(config.model, config.layer, config.projected)
         self.size = self.clip.size
-        self.fault = self.clip.fill(config.weights)
+        self.fault, self.said = self.clip.fill(config.weights), False
         self.clip.finish()
         # in checkpoints, so that they say that the weights are there
         self.register_buffer("ready", torch.tensor(self.fault is None, dtype=torch.uint8))
@@ -95,8 +94,9 @@ class ClipTarget(Target):
         that cannot be used it warns only: the run's checkpoint, which is read later, may have the weights."""
         if self.fault is not None and not self.ready.is_meta and not bool(self.ready):
             if self.config.weights is None:
-                raise MimError(self.fault)
-            warn(f"{self.fault}\nOnly a run with a checkpoint, which holds the weights, can go on without.")
+                raise MimError(f"{self.fault}\n{_how(self.clip.model, self.role)}")
+            warn(f"{self.fault} Only a run with a checkpoint, which holds the weights, can go on without.")
+            self.said = True
         for name in ("mean", "std"):
             theirs, own = getattr(source, name, None), getattr(self, name).flatten()
             if isinstance(theirs, Tensor) and not torch.equal(theirs.flatten().to(own), own):
@@ -104,7 +104,7 @@ class ClipTarget(Target):
                 said = " ".join(f"{value:.6g}" for value in own.tolist())
                 raise ValueError(
                     f"the {name} of the target is {said}, that of the data {asked}; they must be the same: "
-                    f"--target.{name} {asked}"
+                    f"--{self.role}.{name} {asked}"
                 )
 
     def make(
@@ -117,7 +117,8 @@ class ClipTarget(Target):
         """
         if self.fault is not None and not self.ready.is_meta:
             if not bool(self.ready):
-                raise MimError(self.fault)
+                what = f"CLIP's {self.clip.model} has no weights." if self.said else self.fault
+                raise MimError(f"{what}\n{_how(self.clip.model, self.role)}")
             self.fault = None
         grid = patches.layout.grid
         assert grid is not None
@@ -174,17 +175,17 @@ class ImageEncoder(nn.Module):
         if weights == "random" or self.visual.conv1.weight.is_meta:  # without values, to count operations
             return None
         if weights is None:
-            return f"Which weights should CLIP's {self.model} have? {_how(self.model)}"
+            return f"Which weights should CLIP's {self.model} have?"
         assert isinstance(weights, Path)
         try:
             state = _visual_state(_read(weights))
             self.visual.load_state_dict(state)
         except FileNotFoundError:
-            return f"CLIP's weights: {weights} does not exist. {_how(self.model)}"
+            return f"CLIP's weights: {weights} does not exist."
         except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             said = " ".join(lines[:3])[:400]
-            return f"CLIP's weights: {weights} cannot be used for {self.model}: {said}\n{_how(self.model)}"
+            return f"CLIP's weights: {weights} cannot be used for {self.model}: {said}"
         return None
 
     def finish(self) -> None:
@@ -255,15 +256,15 @@ def _visual_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return inner or plain
 
 
-def _how(model: str) -> str:
-    """How to come by weights."""
+def _how(model: str, role: str) -> str:
+    """How to come by weights, for the target in that role."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(model) or ["TAG"]
     tag = next((name for name in tags if name.startswith("laion2b")), tags[0])
     return (
-        "Save them once, where there is a network, and name the file with --target.weights clip.pt:\n"
+        f"Save them once, where there is a network, and name the file with --{role}.weights clip.pt:\n"
         f"  python -c \"import open_clip, torch; m = open_clip.create_model('{model}', pretrained='{tag}'); "
         "torch.save(m.visual.state_dict(), 'clip.pt')\"\n"
-        "To try things without: --target.weights random"
+        f"To try things without: --{role}.weights random"
     )

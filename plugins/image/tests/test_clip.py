@@ -5,7 +5,7 @@ import zipfile
 import pytest
 import torch
 from mim_core import build_method, checkpoint
-from mim_core.build import make_source
+from mim_core.build import Parts, make_source
 from mim_core.cli import main
 from mim_core.errors import MimError
 from mim_core.features import load_run
@@ -246,6 +246,22 @@ def test_files_that_are_no_weights(tmp_path):
         assert "--target.weights" in said
     assert "TorchScript" in message(weights=tmp_path / "program.pt")
     assert "cannot be used" in message(weights=tmp_path)
+
+
+def test_a_missing_file_is_told_once_and_by_the_name_of_its_option(tmp_path, capsys):
+    """The role of the target in its run says what the option is called."""
+    part = twin(weights=str(tmp_path / "none.pt"), mean="none", std="none").parts["target"]
+    own = tokenizer()
+    made = Parts({"rgb.target": part}).make("rgb.target", own)
+    made.check(object())
+    warned = capsys.readouterr().err
+    assert warned.count("none.pt does not exist") == 1
+    sample = {"image": normalised(pixels(1))}
+    with pytest.raises(MimError) as caught:
+        made.make(sample, own.split(sample), everything(1, own))
+    assert "does not exist" not in str(caught.value), "that was said"
+    assert "--rgb.target.weights clip.pt" in str(caught.value)
+    assert "--target" not in str(caught.value)
 
 
 def test_a_run_without_weights_is_refused_before_it_starts(tmp_path):

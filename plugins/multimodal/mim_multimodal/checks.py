@@ -4,7 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from mim_multimodal.layouts import MODALITIES
+from mim_multimodal import files
+from mim_multimodal.layouts import MODALITIES, Items
+
+LOOKS = 200
+"""Depth maps whose heads are looked at before a run, evenly spaced."""
+
+
+def depth_kinds(items: Items) -> dict[str, str]:
+    """Kinds of depth maps among some of the items -> the first file of each. What is wrong with a file is said when it
+    is read."""
+    there = [i for i in range(len(items)) if items.has("depth", i)]
+    found: dict[str, str] = {}
+    for i in there[:: max(1, len(there) // LOOKS)]:
+        file = items.file("depth", i)
+        try:
+            found.setdefault(files.depth_kind(items.root / file), file)
+        except Exception:
+            continue
+    return found
 
 
 def check_options(config: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from mim_multimodal import captions, crops, files, pictures
-from mim_multimodal.checks import check_options
+from mim_multimodal import captions, checks, crops, files, pictures
 from mim_multimodal.depth import standardise
+from mim_multimodal.fixed import Fixed
 from mim_multimodal.layouts import EXPECTED, MODALITIES, Found, Items, Labels, class_names, find_items, find_labels
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -49,7 +49,7 @@ class Aligned(DataSource):
         root: Path | None = None
         """Folder of aligned files; "sample" is the bundled one, frames of a game."""
         folders: dict[str, str] = field(default_factory=dict)
-        """Modality -> folder, where it is named otherwise: semseg -> semseg_coco."""
+        """Modality -> folder, where it is named otherwise: --data.folders semseg semseg_coco depth depth_dpt."""
         missing: Literal["refuse", "skip", "mask"] = "refuse"
         """An item without a file in a wanted modality is an error, left out, or kept with that modality hidden."""
         area: tuple[float, float] = (0.2, 1.0)
@@ -80,7 +80,7 @@ class Aligned(DataSource):
 
     def __init__(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__(config, shapes)
-        check_options(config)
+        checks.check_options(config)
         self.size = crops.largest_size(shapes)
         if "caption" in shapes:
             captions.check_installed()
@@ -258,10 +258,16 @@ class Aligned(DataSource):
             raise unknown("split", split, ("train", "test"))
         return self.found.train if split == "train" else self.found.test
 
+    def held_out(self) -> Dataset[Any] | None:
+        """All items of the test split under the fixed crop, labelled or not."""
+        count = len(self.found.test)
+        return Fixed(self, self.found.test, range(count), self.shapes) if count else None
+
     def dense(self, split: str) -> Fixed:
         """Items under the fixed crop, whether they have labels or not: the tokenizers' modalities, and depth,
-        ``depth_raw`` and semseg where their folders exist, all to be handed to `finish`. Items that lack one of these
-        files are left out. Class ids that no tokenizer wants come a quarter as large as the pictures.
+        ``depth_raw`` and semseg where their folders exist, all to be handed to `finish`. A modality that no item has is
+        left out; then items that lack one of these files are. Both are said in the `Fixed.note`. Class ids that no
+        tokenizer wants come a quarter as large as the pictures.
 
         Args:
             split: "train" or "test".
@@ -278,20 +284,25 @@ class Aligned(DataSource):
         if not there:
             known = ", ".join(items.endings)
             raise MimError(f"{self.root / items.split} has no depth and no semseg to evaluate with, only: {known}.")
-        shapes = {**there, **self.shapes}
+        wanted = {**there, **self.shapes}
+        shapes = {name: shape for name, shape in wanted.items() if any(items.endings.get(name, ()))}
         kept = [i for i in range(len(items)) if all(items.has(name, i) for name in shapes)]
         if not kept:
             raise MimError(f"No item of the {split} split of {self.root} has a file of each of {', '.join(shapes)}.")
-        return Fixed(self, items, kept, shapes)
+        absent = [f"No {split} item has {name}." for name in wanted if name not in shapes]
+        if len(kept) < len(items):
+            lost = f"{len(items) - len(kept):,} of {len(items):,} {split} items"
+            absent.append(f"{lost} lack a file of {', '.join(shapes)} and are left out.")
+        return Fixed(self, items, kept, shapes, " ".join(absent))
 
     def raw(self, sample: Sample) -> Tensor:
         """The pixels in [0, 1], not centred; of pictures above 32 x 32, the means of a 32 x 32 grid. Without rgb, the
         first other modality, depth treated alike."""
-        if "rgb" in self.shapes:
+        if "rgb" in sample:
             mean, std = self._statistics_on(sample["rgb"].device)
             x = sample["rgb"] * std + mean
         else:
-            x = sample[next(name for name in MODALITIES if name in self.shapes)].float()
+            x = sample[next(name for name in MODALITIES if name in sample)].float()
         if x.ndim == 4 and max(self.size) > 32:
             x = F.adaptive_avg_pool2d(x, 32)
         return x.flatten(1)
@@ -306,6 +317,12 @@ class Aligned(DataSource):
             return pictures.text(captions.decode_caption(values.tolist()))
         pixels = ((values.float().cpu() * self.std + self.mean) * 255).round().clamp(0, 255)
         return pictures.colour(pixels.to(torch.uint8))
+
+    def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:
+        """The same, where hidden depths and class ids are of a grey that no value has."""
+        if modality in ("depth", "semseg"):
+            return (pictures.depth_map if modality == "depth" else pictures.class_map)(values, hidden)
+        return self.picture(modality, values)
 
     def plan(self) -> dict[str, str]:
         """Where items come from, how many, which modalities, what is missing, classes and bit depth."""
@@ -333,34 +350,19 @@ class Aligned(DataSource):
         return rows
 
     def _bits(self) -> str:
-        """Bit depth of depth maps, as the option or the first file says."""
+        """Bit depth of depth maps, as the option or a look at some of the files says."""
         if self.config.depth_bits is not None:
             return f"{self.config.depth_bits} bits"
-        items = self.found.train
-        first = next((i for i in range(len(items)) if items.has("depth", i)), None)
-        if first is None:
-            return "none"
-        path = items.root / items.file("depth", first)
-        try:
-            return f"{files.depth_kind(path)} in {items.file('depth', first)}; each file's own"
-        except Exception as error:  # what is wrong with a file is said when it is read
-            return f"{items.file('depth', first)} cannot be read: {error}"
+        kinds = checks.depth_kinds(self.found.train)
+        return "; ".join(f"{kind} in {file}" for kind, file in kinds.items()) + "; each file's own" if kinds else "none"
 
-
-class Fixed(Dataset[Any]):
-    """Items under the fixed crop of evaluation, each with its number as ``index``."""
-
-    def __init__(
-        self, source: Aligned, items: Items, numbers: Sequence[int], shapes: Mapping[str, tuple[int, ...]]
-    ) -> None:
-        self.source, self.items, self.numbers, self.shapes = source, items, tuple(numbers), dict(shapes)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        sample = self.source.take(self.items, self.numbers[index], self.shapes)
-        return {**sample, "index": torch.tensor(index, dtype=torch.int64)}
+    def advice(self) -> list[str]:
+        """Depth maps of several kinds in one folder."""
+        found = checks.depth_kinds(self.found.train) if "depth" in self.shapes and not self.config.depth_bits else {}
+        if len(found) < 2:
+            return []
+        kinds = ", ".join(f"{file} has {kind}" for kind, file in found.items())
+        return [f"depth maps are of different kinds: {kinds}. To refuse all but one: --data.depth-bits 8 (or 16)."]
 
 
 def _shape(opened: Any) -> tuple[int, int]:

@@ -7,7 +7,7 @@ its labels the pixels of the label map inside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,11 +82,22 @@ class Dense:
             raise MimError(
                 f"evaluation {evaluation} needs an encoder of pictures other than {hidden}; it has: {known}."
             )
-        self.inputs = [(name,) for name in there] + ([tuple(there)] if len(there) > 1 else [])
-        self.train, self.test = (self._split(source, split, label) for split in ("train", "test"))
+        splits = {split: source.dense(split) for split in ("train", "test")}
+        self.inputs = self._inputs(there, splits.values(), hidden)
+        self.train, self.test = (self._split(items, split, label) for split, items in splits.items())
 
-    def _split(self, source: Any, split: str, label: str) -> Split:
-        items = source.dense(split)
+    def _inputs(self, there: list[str], splits: Iterable[Any], hidden: str) -> list[tuple[str, ...]]:
+        """Every modality that both splits have alone, and all together; or those that ``--evaluate.inputs`` names."""
+        there = [name for name in there if all(name in getattr(items, "shapes", there) for items in splits)]
+        asked = self.study.config.inputs
+        if asked:
+            there = [name for name in there if name in asked]
+        if not there:
+            more = f" of --evaluate.inputs {' '.join(asked)}" if asked else ""
+            raise MimError(f"evaluation {self.name}: no modality but {hidden} is in both splits{more}.")
+        return [tuple(there)] if asked else [(name,) for name in there] + ([tuple(there)] if len(there) > 1 else [])
+
+    def _split(self, items: Any, split: str, label: str) -> Split:
         count = min(len(items), ITEMS)
         if count == 0:
             raise MimError(f"evaluation {self.name}: the {split} split has no items.")
@@ -103,7 +114,8 @@ class Dense:
             raise MimError(f"evaluation {self.name}: none of the {count:,} {split} items can be read.")
         lost = [f"{count - len(numbers):,} cannot be read."] if len(numbers) < count else []
         of = f" of {len(items):,}, evenly spaced" if count < len(items) else ""
-        text = [f"{self.name.capitalize()}: {len(numbers):,} {split} items{of}.", *lost]
+        left_out = [items.note] if getattr(items, "note", "") else []
+        text = [f"{self.name.capitalize()}: {len(numbers):,} {split} items{of}.", *lost, *left_out]
         self.study.notes.append(" ".join(text))
         return Split(items, tuple(numbers), torch.cat(labels))
 

@@ -47,6 +47,8 @@ def check_file(path: Path) -> None:
     """
     if not path.is_file():
         raise ValueError("it is no regular file")
+    if path.stat().st_size == 0:
+        raise ValueError("the file is empty: it has no bytes")
 
 
 def read_rgb(path: Path, side: int = 0) -> Colour:
@@ -134,9 +136,14 @@ def read_text(path: Path) -> str:
 
 
 def depth_kind(path: Path) -> str:
-    """What a depth map's values are: "8 bits", "16 bits" or "floats"."""
-    values = _depth_values(path)
-    return {"uint8": "8 bits", "uint16": "16 bits"}.get(values.dtype.name, "floats")
+    """What a depth map's values are, by the file's head: "8 bits", "16 bits", "floats", or another kind's name."""
+    check_file(path)
+    if path.suffix.lower() == ".npy":
+        name = np.load(path, mmap_mode="r", allow_pickle=False).dtype.name
+        return {"uint8": "8 bits", "uint16": "16 bits"}.get(name, "floats" if name.startswith("float") else name)
+    with Image.open(path) as image:
+        sixteen = image.mode in SIXTEEN or (image.mode == "I" and image.format == "PNG")
+        return "16 bits" if sixteen else {"L": "8 bits", "F": "floats"}.get(image.mode, f"mode {image.mode}")
 
 
 def _depth_values(path: Path) -> np.ndarray:
@@ -168,6 +175,12 @@ def _grey(path: Path, what: str, palette: bool = False, floats: bool = False) ->
         # 16-bit png is "I" in older versions of Pillow; elsewhere "I" has 32 bits
         kind = "I;16" if mode in SIXTEEN or (mode == "I" and image.format == "PNG") else mode
         allowed = {"L", "I;16"} | ({"P"} if palette else set()) | ({"F"} if floats else set())
+        if kind in ("RGB", "RGBA") and palette:
+            raise ValueError(
+                f"{what} has the number of a class in each pixel, grey or with a palette, and this is a colour picture "
+                f"(mode {mode}): is it another modality's folder (--data.folders semseg FOLDER), or a map drawn in "
+                "colours?"
+            )
         if kind not in allowed:
             raise ValueError(
                 f"{what} is grey with 8 or 16 bits, and this is {STRANGE.get(mode, 'of another kind')} (mode {mode})"

@@ -53,7 +53,8 @@ class Paired(DataSource):
         root: Path | None = None
         """Folder that holds a folder for each modality; "sample" is the bundled one, clips of a game."""
         folders: dict[str, str] = field(default_factory=dict)
-        """Modality -> its folder. By default of the modality's name; rgb for video where there is no folder video."""
+        """Modality -> its folder: --data.folders video clips depth clips_depth. By default of the modality's name; rgb
+        for video where there is no folder video."""
         sources: dict[str, str] = field(default_factory=dict)
         """Modality -> data source that reads it. By default video:clips."""
         entries: dict[str, str] = field(default_factory=dict)
@@ -189,8 +190,14 @@ class Paired(DataSource):
         """The first source's labels of the items that all have.
 
         Raises:
-            MimError: A source has no labels, or does not name its labelled items.
+            MimError: A source has no labels, or does not name its labelled items; the bundled clips have none.
         """
+        if self.bundled:
+            raise MimError(
+                "The bundled clips have no classes: those for training and those held out are of other maps of the "
+                "game, and share no class, so k-NN and linear probes have nothing to be right about. Judge the run on "
+                "clips of your own, in folders of classes: --data-root FOLDER"
+            )
         splits, items = self._splits(split)
         first = splits[next(iter(splits))]
         rows = torch.tensor(items[next(iter(items))], dtype=torch.int64)
@@ -220,7 +227,7 @@ class Paired(DataSource):
 
     def raw(self, sample: Sample) -> Tensor:
         """Each source's own description, side by side."""
-        return torch.cat([source.raw(self._part(m, sample)) for m, source in self.inner.items()], dim=1)
+        return torch.cat([source.raw(self._part(m, sample)) for m, source in self.inner.items() if m in sample], dim=1)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
         """As the modality's source draws it."""
@@ -243,7 +250,7 @@ class Paired(DataSource):
     def _control(self, label: str, every: Mapping[str, Mapping[str, Callable[[Sample], Sample]]]) -> Any:
         def change(sample: Sample) -> Sample:
             changed = dict(sample)
-            for m in self.inner:
+            for m in (m for m in self.inner if m in sample):
                 changed[m] = every[m][label](self._part(m, sample))[self.entries[m]]
             return changed
 
@@ -251,15 +258,18 @@ class Paired(DataSource):
 
     def plan(self) -> dict[str, str]:
         """Each source's plan, how many items all have, and what is left out."""
-        rows = {"pairs": f"{len(self):,} items with {', '.join(self.shapes)}, read under the same key"}
-        if self.bundled:
-            rows["pairs"] += "; the bundled sample (Freedoom, BSD licence)"
+        root = "the bundled sample (Freedoom, BSD licence)" if self.bundled else str(self.config.root)
+        text = f"{root}: {len(self):,} items with {', '.join(self.shapes)}, read under the same key"
+        rows = {"data": text + ("; no classes" if self.bundled else "")}
         for m, names in self.lacking.items():
             if names:
                 shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
                 rows[f"without {m}"] = f"{len(names):,} items are left out: {shown}"
         for m, source in self.inner.items():
-            rows.update({f"{m}: {label}": text for label, text in source.plan().items()})
+            own = source.plan()
+            if self.bundled:  # where it is installed says nothing, and its maps are no classes
+                own.pop("data", None)
+            rows.update({f"{m}: {label}": text for label, text in own.items()})
         return rows
 
 

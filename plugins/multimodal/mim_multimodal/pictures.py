@@ -8,9 +8,9 @@ import io
 import textwrap
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from mim_core.data import Picture
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 WIDTH = 112
@@ -24,6 +24,10 @@ REACH = 3.0
 """Standardised depths are shown from minus to plus this; all alike, so that pictures can be compared."""
 NONE = (64, 64, 64)
 """Colour of what is no class."""
+HIDDEN = (190, 190, 190)
+"""Colour of what is hidden."""
+LETTERS = 24
+"""Height of a caption's letters in pixels; a report shows pictures of captions at half their size."""
 
 
 def colour(pixels: UInt8[Tensor, "3 H W"]) -> Picture:
@@ -31,20 +35,26 @@ def colour(pixels: UInt8[Tensor, "3 H W"]) -> Picture:
     return _png(pixels.cpu().permute(1, 2, 0).numpy())
 
 
-def depth_map(depth: Float[Tensor, "1 H W"]) -> Picture:
-    """A standardised depth map: near is yellow, far is violet."""
+def depth_map(depth: Float[Tensor, "1 H W"], hidden: Bool[Tensor, "1 H W"] | None = None) -> Picture:
+    """A standardised depth map: near is yellow, far is violet; what is hidden is grey, which no depth is."""
     values = np.nan_to_num(depth[0].float().cpu().numpy())
     near = np.clip((REACH - values) / (2 * REACH), 0, 1) * (len(VIRIDIS) - 1)
     table = np.array(VIRIDIS, np.float64)
     below = np.floor(near).astype(int).clip(max=len(VIRIDIS) - 2)
     share = (near - below)[..., None]
-    return _png((table[below] * (1 - share) + table[below + 1] * share).round().astype(np.uint8))
+    pixels = (table[below] * (1 - share) + table[below + 1] * share).round().astype(np.uint8)
+    if hidden is not None:
+        pixels[hidden[0].cpu().numpy()] = HIDDEN
+    return _png(pixels)
 
 
-def class_map(ids: Int[Tensor, "h w"]) -> Picture:
-    """A map of class ids by `palette`; what is no class is dark grey."""
+def class_map(ids: Int[Tensor, "h w"], hidden: Bool[Tensor, "h w"] | None = None) -> Picture:
+    """A map of class ids by `palette`; what is no class is dark grey, what is hidden a lighter one."""
     values = ids.cpu().numpy()
-    return _png(palette()[np.where((values >= 0) & (values < 255), values, 255)])
+    pixels = palette()[np.where((values >= 0) & (values < 255), values, 255)]
+    if hidden is not None:
+        pixels[hidden.cpu().numpy()] = HIDDEN
+    return _png(pixels)
 
 
 def palette() -> UInt8[np.ndarray, "256 3"]:
@@ -54,11 +64,12 @@ def palette() -> UInt8[np.ndarray, "256 3"]:
     return np.array([*([round(255 * c) for c in row] for row in rows), NONE], np.uint8)
 
 
-def text(caption: str, width: int = 2 * WIDTH) -> Picture:
-    """A caption in black on white."""
-    lines = textwrap.wrap(caption, width // 6) or [""]
-    image = Image.new("RGB", (width, max(WIDTH // 2, 14 * len(lines) + 8)), (255, 255, 255))
-    ImageDraw.Draw(image).multiline_text((4, 4), "\n".join(lines), fill=(0, 0, 0), spacing=3)
+def text(caption: str, width: int = 3 * WIDTH) -> Picture:
+    """A caption in black on white, in letters that can be read where a report makes it smaller."""
+    lines = textwrap.wrap(caption, int(1.7 * width / LETTERS)) or [""]
+    image = Image.new("RGB", (width, max(WIDTH, (LETTERS + 6) * len(lines) + 12)), (255, 255, 255))
+    draw = ImageDraw.Draw(image)
+    draw.multiline_text((6, 4), "\n".join(lines), fill=(0, 0, 0), spacing=6, font=ImageFont.load_default(LETTERS))
     return _encoded(image, drawn=True)
 
 

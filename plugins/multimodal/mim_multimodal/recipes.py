@@ -152,7 +152,7 @@ def video_depth_vit_tiny() -> RunConfig:
         "method": Part.of("core:masked-autoencoder", average="sample"),
         "decoder": Part.of("multimodal:cross-attention", **DECODER),
     }
-    return RunConfig(parts, _minutes(200, batch_size=16, lr_batch=16), EvaluateConfig(on=(), few_labels=()))
+    return RunConfig(parts, _minutes(200, batch_size=16, lr_batch=16), EvaluateConfig(few_labels=()))
 
 
 # ---- twins -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mim_multimodal.inner import Option, open_inner, options_of
 
+HIDDEN = (70, 100, 160)
+"""Colour of hidden pixels of a view."""
 FARTHEST = 0.1
 """Value of the far side of the view; the background is 0, so that the two differ."""
 SOURCE, ENTRY = "pointcloud:clouds", "points"
@@ -111,11 +113,16 @@ class Rendered(DataSource):
 
     def raw(self, sample: Sample) -> Tensor:
         """The source's description of the points, and the pixels of the view."""
-        return torch.cat([self.inner.raw(sample), sample["depth"].flatten(1)], dim=1)
+        found = [self.inner.raw(sample)] if ENTRY in sample else []
+        return torch.cat([*found, *([sample["depth"].flatten(1)] if "depth" in sample else [])], dim=1)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
         """Depth in grey, near is bright; points as the source draws them."""
         return _grey(values) if modality == "depth" else self.inner.picture(modality, values)
+
+    def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:
+        """The same, where hidden pixels of the view are blue, which no depth is."""
+        return _grey(values, hidden) if modality == "depth" else self.inner.masked_picture(modality, values, hidden)
 
     def animation(self, modality: str, values: Tensor) -> Picture | None:
         """The source's."""
@@ -191,11 +198,14 @@ def render(
     return canvas[:, :-1].reshape(len(points), 1, height, width)
 
 
-def _grey(values: Tensor) -> Picture:
+def _grey(values: Tensor, hidden: Tensor | None = None) -> Picture:
     from PIL import Image
 
-    pixels = (values[0].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    image = Image.fromarray(pixels)
+    grey = (values[0].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    pixels = grey[..., None].repeat(1, 1, 3)
+    if hidden is not None:
+        pixels[hidden[0].cpu()] = torch.tensor(HIDDEN, dtype=torch.uint8)
+    image = Image.fromarray(pixels.numpy())
     factor = max(1, -(-112 // image.width))
     content = io.BytesIO()
     image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(content, "png")

@@ -43,8 +43,9 @@ class ClassMapTarget(Target):
         """Refuses data of another number of classes, where the source knows it."""
         count = getattr(source, "class_count", None)
         if count is not None and count != self.classes:
+            tokenizer = self.role.removesuffix("target") + "tokenizer"
             raise ValueError(
-                f"the data has {count} classes, and the tokenizer {self.classes}: --semseg.tokenizer.classes {count}"
+                f"the data has {count} classes, and the tokenizer {self.classes}: --{tokenizer}.classes {count}"
             )
 
     def make(

@@ -76,8 +76,8 @@ class TextTokenizer(Tokenizer):
         return values[..., 0]
 
     def blank(self, values: Tensor, hidden: Tensor) -> Tensor:
-        """No token in hidden units."""
-        return values.masked_fill(hidden[:, :, None], PADDING)
+        """Minus one, which is no token, in hidden units; padding stays."""
+        return values.masked_fill(hidden[:, :, None] & (values != PADDING), -1)
 
 
 class TextTarget(Target):

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mim_core.build import build_method, make_source
 from mim_core.data import KeyedBatches, KeyedDataset, Readable, collate, loader
 from mim_core.errors import BadSample, MimError
 from mim_core.plugins import installed
+from mim_core.recipe import load_recipe, override
 from mim_multimodal import captions, files, pictures
 from mim_multimodal.crops import Cut, centred, nearest, random_resized
 from mim_multimodal.data import SAMPLE, Aligned
@@ -361,6 +363,17 @@ def test_the_number_of_classes_may_be_an_option(root):
         source(root, classes=256)
 
 
+def test_without_names_the_tokenizer_says_how_many_classes_there_are(root):
+    """As the loop does it, which tells the source the tokenizer's ids."""
+    tables = {"data": {"root": str(root)}, "semseg": {"tokenizer": {"classes": 60}}}
+    run = override(load_recipe("multimodal:multimae-vit-tiny", installed(), twin=True), tables, "t", installed())
+    data = make_source(run, build_method(run))
+    with pytest.raises(BadSample, match="the id 63, but there are 60 classes") as error:
+        data.read(0, 0)
+    assert error.value.path == "train/semseg/a/1.png"
+    assert data.plan()["classes"].startswith("60, as the tokenizer has")
+
+
 def test_255_is_no_class_and_stays(root):
     ids = IDS.copy()
     ids[:, ::2] = 255
@@ -385,7 +398,7 @@ def test_ids_of_16_bits_and_of_palettes(root):
     with pytest.raises(BadSample, match="the id 363"):
         source(root, shapes).read(0, 5)
     save(root, "a/1", semseg=RGB)
-    with pytest.raises(BadSample, match=r"a map of class ids is grey .*colour picture"):
+    with pytest.raises(BadSample, match=r"a map of class ids .*grey .*colour picture"):
         source(root, shapes).read(0, 5)
 
 

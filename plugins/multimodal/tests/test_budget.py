@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from mim_core.build import check_masker
+from mim_core.build import check_data
 from mim_core.errors import MimError
 from mim_core.layout import Layout
 from mim_core.loop import start
 from mim_core.mask import Draw
 from mim_core.plugins import installed
-from mim_core.recipe import load_recipe, override
+from mim_core.recipe import load_recipe, override, swap
 from mim_core.report import _served
 from mim_core.testing import keys
 from mim_multimodal.masker import DirichletMasker
@@ -43,6 +43,14 @@ def test_items_with_too_few_units_are_refused_before_the_run(tmp_path):
     assert start(run_of(root, 16), tmp_path / "run", installed())
 
 
+def test_any_masker_is_checked(tmp_path):
+    run = swap(run_of(lacking(tmp_path / "data"), 8), "masker", "core:random", installed())
+    some = override(run, {"masker": {"ratio": 0.25}}, "test", installed())
+    with pytest.raises(MimError, match=r"masker \(core:random\): of 4 items, .*: rgb 16, and the masker shows 24"):
+        start(some, tmp_path / "run", installed())
+    assert start(run, tmp_path / "run", installed()), "8 of 32 units are seen"
+
+
 def test_inputs_that_an_item_lacks_are_refused_before_the_run(tmp_path):
     with pytest.raises(MimError, match=r"of 4 items, such as .*: none, and the masker shows 8"):
         start(run_of(lacking(tmp_path / "data"), 8, inputs=["depth"]), tmp_path / "run", installed())
@@ -55,7 +63,7 @@ def test_a_modality_that_no_item_has_is_named(tmp_path, capsys):
 
 def test_nothing_is_said_where_every_item_has_all(tmp_path, capsys):
     run = start(run_of(lacking(tmp_path / "data", depth=6, rgb=6), 20), tmp_path / "run", installed())
-    check_masker(run.config, run.method, run.source)
+    check_data(run.config, run.method, run.source)
     assert "no item" not in capsys.readouterr().err
 
 

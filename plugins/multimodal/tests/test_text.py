@@ -254,7 +254,7 @@ def test_pictures_of_captions_keep_what_is_visible():
     hidden = method.prepare(sample).mask.hidden[:, 16:]
     assert found.modality == "caption"
     assert torch.equal(found.input, sample["caption"])
-    assert torch.equal(found.masked, sample["caption"].masked_fill(hidden, 0))
+    assert torch.equal(found.masked, sample["caption"].masked_fill(hidden & (sample["caption"] != 0), -1))
     assert torch.equal(found.rebuilt[~hidden], sample["caption"][~hidden])
     assert torch.equal(found.rebuilt == 0, sample["caption"] == 0)
 

@@ -162,5 +162,7 @@ def test_sizes_that_do_not_fit(trouble, tmp_path, capsys):
         assert message in " ".join(capsys.readouterr().err.split())
     run = load_recipe("video:videomae-vit-tiny", installed(), twin=True)
     pair = {"a.tokenizer" if role == "tokenizer" else role: part for role, part in run.parts.items()}
-    with pytest.raises(MimError, match="several tokenizers"):
-        tokenizer_at(replace(run, parts=pair), (16, 24, 48))
+    assert tokenizer_at(replace(run, parts=pair), (16, 24, 48)).shapes == {"video": (3, 16, 24, 48)}
+    other = replace(run.parts["tokenizer"], options=run.parts["encoder"].options)
+    with pytest.raises(MimError, match=r"has the tokenizer .* which has no input size"):
+        tokenizer_at(replace(run, parts={**run.parts, "tokenizer": other}), (16, 24, 48))

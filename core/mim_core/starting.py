@@ -1,0 +1,115 @@
+"""What a new run takes over from the weights of another: ``pretrain --init``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from mim_core.errors import MimError
+from mim_core.method import Method
+from mim_core.position import FlatPosition, SinCosPosition
+
+PARTS = "tokenizer.parts."
+"""Names of the weights of joined tokenizers begin so; the name of a segment follows."""
+
+
+def take_weights(method: Method, other: Method, path: Path) -> list[str]:
+    """Copies another method's weights for those of this one with the same name and shape; at least the encoder's must
+    all be there.
+
+    Positions that are computed and not learned follow this method's own units. Of joined tokenizers, segments that the
+    other lacks start from their drawn values, as heads do. A table of vectors, one per id, may have more rows here:
+    the further ones stay as drawn.
+
+    Args:
+        method: Takes the weights.
+        other: Gives them.
+        path: Where they are from, for errors.
+
+    Returns:
+        What starts fresh, and what of the other is not used, in words.
+
+    Raises:
+        MimError: A weight of the encoder, or of a tokenizer that both have, is missing or has another shape.
+    """
+    own, theirs = method.state_dict(), other.state_dict()
+    fixed = _computed(method) | _computed(other)
+    kept = {name for name in fixed if name in own}
+    shared = _segments(own) & _segments(theirs)
+    taken: dict[str, Tensor] = {}
+    said: list[str] = []
+    fresh: list[str] = []
+    faults: list[str] = []
+    for name, value in own.items():
+        if name in kept:
+            continue
+        given = theirs.get(name)
+        if given is not None and given.shape == value.shape:
+            taken[name] = given
+        elif given is not None and _has_more_rows(method, name, given):
+            taken[name] = value.clone()
+            taken[name][: len(given)] = given.to(value)
+            said.append(f"{name}: {len(given):,} of {len(value):,} vectors are from there, the others are fresh")
+        else:
+            (faults if _is_needed(name, shared) else fresh).append(name)
+    if faults or (_segments(own) and not shared):
+        raise _misfit(path, faults, own, theirs)
+    method.load_state_dict({**own, **taken})
+    left = [name for name in theirs if name not in taken and name not in fixed]
+    said += [f"starts fresh: {_grouped(fresh, set(own) - fixed)}"] if fresh else []
+    return said + ([f"not used: {_grouped(left, set(theirs) - fixed)}"] if left else [])
+
+
+def _computed(method: nn.Module) -> set[str]:
+    """Names of tables of positions that follow from the units, and are no weights."""
+    kinds = (SinCosPosition, FlatPosition)
+    return {f"{name}.table" for name, module in method.named_modules() if isinstance(module, kinds)}
+
+
+def _segments(names: Iterable[str]) -> set[str]:
+    """Segments of joined tokenizers that have weights."""
+    return {name.removeprefix(PARTS).partition(".")[0] for name in names if name.startswith(PARTS)}
+
+
+def _is_needed(name: str, shared: set[str]) -> bool:
+    """Whether a run cannot start without this weight: the encoder's, and those of tokenizers that both have; not the
+    positions of a segment that is new."""
+    for prefix in (PARTS, "encoder.position.parts."):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix).partition(".")[0] in shared
+    return name.startswith(("encoder.", "tokenizer."))
+
+
+def _has_more_rows(method: nn.Module, name: str, given: Tensor) -> bool:
+    """Whether this is a table of vectors by id, and the other has the first of its rows."""
+    module, _, last = name.rpartition(".")
+    table = method.get_submodule(module)
+    if not isinstance(table, nn.Embedding) or last != "weight" or given.ndim != 2:
+        return False
+    return len(given) < len(table.weight) and given.shape[1] == table.weight.shape[1]
+
+
+def _misfit(path: Path, faults: list[str], own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> MimError:
+    if not faults:
+        there, here = (", ".join(sorted(_segments(names))) for names in (theirs, own))
+        return MimError(f"--init {path}: it has no tokenizer of this recipe's. It has {there or 'one'}; here: {here}.")
+    shown = [
+        f"{name} is {tuple(theirs[name].shape)} there and {tuple(own[name].shape)} here" if name in theirs else name
+        for name in faults[:5]
+    ]
+    return MimError(f"--init {path}: its encoder does not fit this recipe's, in: {', '.join(shown)}.")
+
+
+def _grouped(names: Iterable[str], every: Iterable[str]) -> str:
+    """Names of weights; one name for all of a tokenizer, a head, or another part, where all of it is named."""
+    named, every = dict.fromkeys(names), list(every)
+    found: dict[str, None] = {}
+    for name in named:
+        parts = name.split(".")
+        groups = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+        whole = (group for group in groups if all(n in named for n in every if n.startswith(f"{group}.")))
+        found[next(whole, name)] = None
+    more = f" and {len(found) - 12} more" if len(found) > 12 else ""
+    return ", ".join(list(found)[:12]) + more

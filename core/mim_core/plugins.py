@@ -169,8 +169,7 @@ def _load_one(manager: pluggy.PluginManager, candidate: Candidate, records: list
     if taken is not None:
         raise PluginError(
             f"the plugin name {candidate.name!r} is already taken by {taken.distribution} {taken.version}. Both "
-            f"cannot be used: uninstall one, "
-            "or ask its author for another entry-point name."
+            "cannot be used: uninstall one, or ask its author for another entry-point name."
         )
     _check_requirement(candidate)
     module = _module(candidate.module)

@@ -210,7 +210,7 @@ def small(cls=PatchTokenizer):
 def test_a_masker_that_miscounts_fails():
     tokenizer = small()
     method = method_of(tokenizer, Careless(Careless.Config()), ValueTarget(ValueTarget.Config(), tokenizer))
-    with pytest.raises(AssertionError):
+    with pytest.raises(MimError, match=r"Careless: rows hide \[3\] of 4 units; count says 2"):
         check_works(method)
 
 

@@ -136,10 +136,10 @@ class OtherTokensOnGpu(PatchTokenizer):
 
 
 TOKENIZERS = [
-    (SubtractsTheBatch, "test_embed_row_does_not_depend_on_the_batch", "not close"),
+    (SubtractsTheBatch, "test_embed_row_does_not_depend_on_the_batch", "alone has other tokens"),
     (MakesFloats, "test_dtype_and_device_are_kept", "of bfloat16"),
     (KeepsAScale, "test_state_dict_round_trip", "does not hold everything"),
-    on_gpu(OtherTokensOnGpu, "test_gpu_equals_cpu", "not close"),
+    on_gpu(OtherTokensOnGpu, "test_gpu_equals_cpu", "other tokens on a GPU"),
 ]
 
 
@@ -185,7 +185,7 @@ TARGETS = [
     (AddsNoise, "test_values_follow_from_the_sample", "other values each time"),
     (SubtractsTheOthers, "test_values_follow_from_the_sample", "alone has another loss"),
     (ScaledByChance, "test_state_dict_round_trip", "does not hold everything"),
-    on_gpu(OtherLossOnGpu, "test_gpu_equals_cpu", "not close"),
+    on_gpu(OtherLossOnGpu, "test_gpu_equals_cpu", "another on a GPU"),
 ]
 
 
@@ -251,7 +251,7 @@ METHODS = [
     (NoTree, "test_trees", "is no pytree"),
     (CountsInPython, "test_resumes_to_the_bit", "state outside state_dict"),
     (MasksByBatch, "test_row_does_not_depend_on_the_batch", "masked otherwise"),
-    on_gpu(OtherMethodOnGpu, "test_gpu_equals_cpu", "not close"),
+    on_gpu(OtherMethodOnGpu, "test_gpu_equals_cpu", "another on a GPU"),
 ]
 
 

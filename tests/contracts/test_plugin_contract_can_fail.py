@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 from mim_core.errors import MimError
-from mim_core.masker import RandomMasker
+from mim_core.masker import Masker, RandomMasker
 from mim_core.plugins import installed
 from mim_core.recipe import Part, RunConfig, TrainConfig
 from mim_core.registry import Card, Entry, PluginRecord, Registry
@@ -26,6 +26,24 @@ class NoDefault(RandomMasker):
     @dataclass(frozen=True)
     class Config:
         ratio: float
+
+
+class NoHide(Masker):
+    @dataclass(frozen=True)
+    class Config:
+        ratio: float = 0.5
+
+    def count(self, layout):
+        return layout.count // 2
+
+
+class Odd(RandomMasker):
+    @dataclass(frozen=True)
+    class Config:
+        ratio: float = 0.5
+
+        def __post_init__(self):
+            raise ValueError("odd")
 
 
 class Table(RandomMasker):
@@ -111,10 +129,13 @@ WRONG = [
     ([masker(name="snake_case")], {}, "test_names_and_cards", "not .'_'."),
     ([masker(summary=" ")], {}, "test_names_and_cards", "has no summary"),
     ([masker(summary="Hides")], {}, "test_names_and_cards", "is no sentence"),
-    ([masker(load="good")], {}, "test_everything_resolves", "is no class"),
+    ([masker(load="good")], {}, "test_everything_resolves", "is a function, no class"),
     ([masker(load="RunConfig")], {}, "test_everything_resolves", "is no Masker"),
     ([masker(load="Thawed")], {}, "test_everything_resolves", "is not frozen"),
     ([masker(load="NoDefault")], {}, "test_everything_resolves", "has no default"),
+    ([masker(load="NoHide")], {}, "test_everything_resolves", "wrong:fine cannot be used.* gives no hide"),
+    ([masker(load="Lost")], {}, "test_everything_resolves", "cannot be loaded from 'a_wrong_plugin:Lost'"),
+    ([masker(load="Odd")], {}, "test_everything_resolves", "options of wrong:fine cannot be .* odd"),
     ([entry("evaluations", "one", "NAME")], {}, "test_everything_resolves", "nothing to call"),
     ([of_recipe("good", None)], {}, "test_recipes_build", "names no twin"),
     ([of_recipe("no_run", "good")], {}, "test_recipes_build", "returns no RunConfig"),
@@ -134,7 +155,6 @@ def test_wrong_plugins(entries, about, check, text):
 
 
 REFUSED = [
-    ([masker(load="Lost")], "test_everything_resolves", "cannot be loaded from 'a_wrong_plugin:Lost'"),
     ([of_recipe("good", "builds_nothing")], "test_recipes_build", "does not divide the grid"),
     ([of_recipe("good", "has_no_data")], "test_twins_train", "has no data"),
 ]
@@ -163,6 +183,32 @@ def test_a_plugin_that_changes_global_state(monkeypatch):
     monkeypatch.setattr("mim_core.testing.plugins.discover", lambda: [point])
     with pytest.raises(AssertionError, match="mim-wrong changes global state on import"):
         contract.test_it_is_found_and_loaded()
+
+
+CHANGES = {
+    "import torch; torch.set_default_dtype(torch.float64)": "torch's default dtype .torch.float32 became torch.float64",
+    "import torch; torch.manual_seed(0)": "torch's random state",
+    "import logging; logging.basicConfig(level=10)": "the root logger's level",
+    "import os; os.chdir('/')": "the working folder",
+    "import torch; torch.set_grad_enabled(False)": "torch's gradient mode",
+    "raise RuntimeError('no luck')": "cannot be imported: RuntimeError: no luck",
+}
+
+
+@pytest.mark.parametrize("line", CHANGES)
+def test_a_part_whose_module_changes_global_state(tmp_path, monkeypatch, line):
+    (tmp_path / "a_careless_part.py").write_text(f"{line}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    careless = Entry("maskers", "careless", NAME, "a_careless_part:Anything", Card("Is careless."))
+    with pytest.raises(AssertionError, match=f"a_careless_part.*{CHANGES[line]}"):
+        contract_of(careless).test_parts_change_nothing_shared()
+
+
+def test_a_part_whose_module_changes_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a_careful_part.py").write_text("import torch\nWIDTH = torch.ones(3)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    careful = Entry("maskers", "careful", NAME, "a_careful_part:Anything", Card("Is careful."))
+    contract_of(careful).test_parts_change_nothing_shared()
 
 
 def test_a_plugin_that_is_not_there():
@@ -197,5 +243,5 @@ class _Renamed(PluginContract):
 
 def test_every_check_can_fail():
     checks = {check for check in vars(PluginContract) if check.startswith("test_")}
-    alone = {"test_listing_it_imports_nothing_heavy"}
+    alone = {"test_listing_it_imports_nothing_heavy", "test_parts_change_nothing_shared"}
     assert {row[-2] for row in [*WRONG, *REFUSED]} | alone == checks

@@ -55,6 +55,7 @@ def near(found: Tensor, wanted: Tensor, what: str, rtol: float = 1e-4, atol: flo
     """
     assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}, not {tuple(wanted.shape)}"
     assert found.dtype == wanted.dtype, f"{what}: {found.dtype}, not {wanted.dtype}"
+    found, wanted = found.detach(), wanted.detach()
     apart = (found.double() - wanted.double()).abs()
     far = ~(apart <= atol + rtol * wanted.double().abs()) & (found != wanted)  # a NaN is far from everything
     assert not bool(far.any()), (

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import string
 import subprocess
 import sys
 import tempfile
@@ -23,31 +22,26 @@ from typing import Any, ClassVar
 import torch
 
 from mim_core.build import build_method
-from mim_core.data import DataSource
-from mim_core.decoder import Decoder
-from mim_core.encoder import Encoder
+from mim_core.kinds import BASES
 from mim_core.loop import start, train
-from mim_core.masker import Masker
 from mim_core.method import Method
 from mim_core.plugins import discover, installed
 from mim_core.recipe import ResolvedRun, RunConfig, from_toml, load_recipe, to_toml
-from mim_core.registry import KINDS, Entry, PluginRecord, Registry
-from mim_core.target import Target
-from mim_core.tokenizer import Tokenizer
+from mim_core.registry import KINDS, LETTERS, Entry, PluginRecord, Registry
+from mim_core.testing.checks import saying
 
-BASES: dict[str, type] = {
-    "tokenizers": Tokenizer,
-    "maskers": Masker,
-    "targets": Target,
-    "encoders": Encoder,
-    "decoders": Decoder,
-    "methods": Method,
-    "data": DataSource,
-}
-"""Kinds whose parts are classes, and what they inherit."""
-LETTERS = frozenset(string.ascii_lowercase + string.digits + "-.")
 HEAVY = ("torch", "timm", "torchvision", "transformers")
 """What the plugin module must not import: ``mim-core plugins`` imports it."""
+
+
+IMPORTS = """import importlib, sys, torch
+import mim_core.build, mim_core.loop, mim_core.report
+from mim_core import process_state
+before = process_state.read()
+importlib.import_module(sys.argv[1])
+print(*process_state.settle(before), sep="; ")
+"""
+"""A program that imports one module as a run does, and prints what that changed."""
 
 
 class PluginContract:
@@ -108,20 +102,22 @@ class PluginContract:
     def test_everything_resolves(self) -> None:
         """Every reference leads to what its kind promises, with a frozen ``Config`` whose options all have defaults."""
         for entry in self.entries():
-            part = entry.resolve()
-            if entry.kind not in BASES:
-                assert callable(part), f"{entry.full_name} is a {type(part).__name__}, nothing to call"
-                continue
-            assert isinstance(part, type), f"{entry.full_name} is no class"
-            assert issubclass(part, BASES[entry.kind]), f"{entry.full_name} is no {BASES[entry.kind].__name__}"
-            config: Any = getattr(part, "Config", None)
-            fixed = getattr(config, "__dataclass_params__", None)
-            assert fixed is not None, f"{entry.full_name} has no dataclass Config"
-            assert fixed.frozen, f"the Config of {entry.full_name} is not frozen"
-            try:
-                config()
-            except TypeError as error:
-                raise AssertionError(f"an option of {entry.full_name} has no default: {error}") from error
+            with saying(f"{entry.full_name} cannot be used"):
+                part: Any = entry.resolve()
+            if entry.kind in BASES:
+                assert part.Config.__dataclass_params__.frozen, f"the Config of {entry.full_name} is not frozen"
+                with saying(f"the options of {entry.full_name} cannot be their defaults"):
+                    part.Config()
+
+    def test_parts_change_nothing_shared(self) -> None:
+        """Importing the modules of its parts, in a process of their own, changes nothing that others share: torch's
+        defaults, seeds, logging, the working folder, the environment."""
+        modules = dict.fromkeys(entry.load.partition(":")[0] for entry in self.entries())
+        for module in modules:
+            done = subprocess.run([sys.executable, "-c", IMPORTS, module], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{module} cannot be imported: {done.stderr.strip().splitlines()[-1]}"
+            changed = done.stdout.strip()
+            assert not changed, f"importing {module} changes global state: {changed}"
 
     def test_recipes_build(self) -> None:
         """Every recipe returns a `RunConfig` that builds, at full size on the meta device; so does its twin."""

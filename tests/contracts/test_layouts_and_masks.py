@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from mim_core.errors import MimError
 from mim_core.layout import Layout, Patches, take
-from mim_core.mask import Mask
-from mim_core.testing import unchecked
+from mim_core.mask import Draw, Mask
+from mim_core.masker import RandomMasker
+from mim_core.testing import keys, unchecked
 from torch.utils import _pytree as pytree
 
 
@@ -148,3 +150,61 @@ def test_nothing_hidden():
     assert not mask.hidden.any()
     assert mask.kept_ids.tolist() == [[0, 1, 2, 3]] * 2
     assert mask.query_ids.shape == mask.weight.shape == (2, 0)
+
+
+# ---- a masker's promise is kept, whatever the masker ----
+
+
+class Broken(RandomMasker):
+    """Hides what a test gives it."""
+
+    given = None
+
+    def hide(self, layout, draw, scores):
+        return self.given(super().hide(layout, draw, scores))
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            lambda hidden: hidden.index_fill(0, torch.tensor([1]), True),
+            r"rows hide \[5, 10\] of 10 units; count says 5",
+        ),
+        (torch.zeros_like, r"rows hide \[0\] of 10 units; count says 5"),
+        (lambda hidden: hidden.float(), r"gives torch.float32; it must give a bool tensor"),
+        (lambda hidden: hidden[:, :-1], r"hide gives \(3, 9\); of 3 masks on 10 units it must give \(3, 10\)"),
+        (lambda hidden: hidden[:1], r"hide gives \(1, 10\)"),
+    ],
+)
+def test_hiding_otherwise_than_counted_is_refused(given, text):
+    masker = Broken(RandomMasker.Config(ratio=0.5))
+    masker.given = given
+    with unchecked(), pytest.raises(MimError, match=text):
+        masker(Layout(count=10), Draw(keys(3)))
+
+
+def test_what_is_hidden_later_in_a_run_is_counted_too():
+    class Later(RandomMasker):
+        def hide(self, layout, draw, scores):
+            hidden = super().hide(layout, draw, scores)
+            return hidden if draw.step < 11 else torch.ones_like(hidden)
+
+    masker = Later(RandomMasker.Config(ratio=0.5))
+    masker(Layout(count=10), Draw(keys(3), 10))
+    with pytest.raises(MimError, match=r"rows hide \[10\] of 10 units"):
+        masker(Layout(count=10), Draw(keys(3), 11))
+
+
+def test_a_layout_is_refused_before_anything_is_hidden():
+    class OnGrids(RandomMasker):
+        def count(self, layout):
+            if layout.grid is None:
+                raise ValueError("it needs a grid")
+            return super().count(layout)
+
+        def hide(self, layout, draw, scores):
+            return torch.zeros(len(draw.key), layout.grid[0])
+
+    with pytest.raises(ValueError, match="it needs a grid"):
+        OnGrids(RandomMasker.Config())(Layout(count=10), Draw(keys(3)))

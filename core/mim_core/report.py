@@ -23,7 +23,7 @@ from mim_core.data import DataSource, Picture, Readable
 from mim_core.errors import MimError
 from mim_core.evaluation import Score, cell, columns_of
 from mim_core.features import load_run
-from mim_core.layout import Patches
+from mim_core.layout import Layout, Patches
 from mim_core.method import Head, MaskedAutoencoder, Method
 from mim_core.recipe import to_toml
 from mim_core.registry import Registry
@@ -90,22 +90,45 @@ def _spread(tokenizer: Tokenizer, hidden: Tensor, own: Patches) -> Tensor:
 
 def across(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Of several joined modalities, each predicted from each other one alone: head -> modality that is seen -> what is
-    made of it. Heads whose pictures need the truth are left out, and so are samples that lack a modality."""
+    made of it. Heads whose pictures need the truth are left out, and so are modalities that a sample lacks."""
     prepared = method.prepare(sample)
     layout = prepared.layout
-    if len(layout.segments) < 2 or (layout.valid is not None and not bool(layout.valid.all())):
+    if len(layout.segments) < 2:
         return {}
     found: dict[str, dict[str, Tensor]] = {}
-    rows = len(prepared.mask.hidden) // prepared.mask.per_sample
     for seen, part in layout.segments:
         start = layout.span(seen)[0]
         if bool(prepared.mask.hidden[:, start : start + part.count].all()):  # never an input of this run
             continue
-        mask = {name: torch.full((rows, other.count), name != seen) for name, other in layout.segments}
-        for name, rebuilt in reconstruct(method, sample, mask).items():
+        for name, rebuilt in _from_one(method, sample, layout, seen).items():
             head = method.heads[name]
-            if isinstance(head, Head) and head.segment != seen and not rebuilt.needs_truth:
-                found.setdefault(name, {})[seen] = rebuilt.rebuilt
+            if isinstance(head, Head) and head.segment != seen and not rebuilt[0].needs_truth:
+                found.setdefault(name, {})[seen] = torch.cat([each.rebuilt for each in rebuilt])
+    return found
+
+
+def _from_one(
+    method: MaskedAutoencoder, sample: dict[str, Tensor], layout: Layout, seen: str
+) -> dict[str, list[Rebuilt]]:
+    """What every head makes of one modality, in parts of the batch: whole, or sample by sample where these have
+    different numbers of its units; nothing where one has none."""
+    start, count = layout.span(seen)[0], dict(layout.segments)[seen].count
+    rows = 1 if layout.valid is None else len(layout.valid)
+    there = torch.ones(rows, count, dtype=torch.bool)
+    if layout.valid is not None:
+        there = layout.valid[:, start : start + count].cpu()
+    if not bool(there.any(dim=1).all()):
+        return {}
+    size = len(next(iter(sample.values())))
+    alike = bool((there == there[:1]).all())
+    found: dict[str, list[Rebuilt]] = {}
+    for some in [slice(0, size)] if alike else [slice(i, i + 1) for i in range(size)]:
+        part = {name: value[some] for name, value in sample.items()}
+        hidden = ~there[:1] if alike else ~there[some]
+        mask = {name: torch.ones(1, other.count, dtype=torch.bool) for name, other in layout.segments}
+        mask = {name: value.repeat(some.stop - some.start, 1) for name, value in {**mask, seen: hidden}.items()}
+        for name, rebuilt in reconstruct(method, part, mask).items():
+            found.setdefault(name, []).append(rebuilt)
     return found
 
 

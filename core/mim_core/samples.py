@@ -21,7 +21,7 @@ def check_sample(tokenizer: Tokenizer, sample: Sample) -> None:
 
     Raises:
         ValueError: Of joined tokenizers, an entry that is no modality, with the nearest; batch sizes that differ;
-            values that are not finite. The sample is named.
+            measured values that are whole numbers; values that are not finite. The sample is named.
     """
     known = known_entries(sample, tokenizer.shapes)
     joined = isinstance(tokenizer, JoinedTokenizer) and any(name in sample for name in tokenizer.shapes)
@@ -34,6 +34,11 @@ def check_sample(tokenizer: Tokenizer, sample: Sample) -> None:
     check_sizes(tokenizer, sample)
     for name in tokenizer.shapes:
         values = sample.get(name)
+        if values is not None and name not in tokenizer.ids and not values.is_floating_point():
+            raise ValueError(
+                f"{name} is {str(values.dtype).removeprefix('torch.')}, and the encoder takes floats, normalised as "
+                "the data source's finish does it"
+            )
         if values is None or not values.is_floating_point() or values.is_meta or torch.compiler.is_compiling():
             continue
         fine = finite_rows(values)
@@ -54,7 +59,12 @@ def known_entries(sample: Sample, shapes: Mapping[str, tuple[int, ...]]) -> Samp
 
 
 def check_sizes(tokenizer: Tokenizer, sample: Sample) -> None:
-    """Raises ValueError where the modalities of a batch have different numbers of samples; reads shapes only."""
+    """Raises ValueError where the modalities of a batch have different numbers of samples, or what says which samples
+    have one is no bool [B]; reads shapes only."""
+    for name in (f"{modality}.present" for modality in tokenizer.shapes):
+        if name in sample and (sample[name].dtype != torch.bool or sample[name].ndim != 1):
+            kind, shape = str(sample[name].dtype).removeprefix("torch."), list(sample[name].shape)
+            raise ValueError(f"{name} must be bool [B], which samples have it, got {kind} {shape}")
     sizes = {
         name: len(sample[name])
         for modality in tokenizer.shapes

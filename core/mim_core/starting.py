@@ -99,6 +99,12 @@ def _misfit(path: Path, faults: list[str], own: Mapping[str, Tensor], theirs: Ma
         f"{name} is {tuple(theirs[name].shape)} there and {tuple(own[name].shape)} here" if name in theirs else name
         for name in faults[:5]
     ]
+    parts = sorted(_segments(faults))
+    if len(parts) == 1 and all(name.startswith(PARTS) for name in faults) and len(_segments(own)) > 1:
+        return MimError(
+            f"--init {path}: its tokenizer of {parts[0]} does not fit this recipe's, in: {', '.join(shown)}.\n"
+            f"To start without that modality: --use {parts[0]}.tokenizer=none"
+        )
     return MimError(f"--init {path}: its encoder does not fit this recipe's, in: {', '.join(shown)}.")
 
 

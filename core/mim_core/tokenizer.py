@@ -195,7 +195,8 @@ class JoinedTokenizer(Tokenizer):
         """
         lacking = self.lacking(sample)
         if len(lacking) == len(self.parts):
-            raise KeyError(f"the sample has none of {', '.join(self.shapes)}; it has {', '.join(sample)}")
+            there = ", ".join(sample) or "nothing"
+            raise KeyError(f"the sample has none of {', '.join(self.shapes)}; it has {there}")
         patches = {name: self._split(name, sample) for name in self.parts if name not in lacking}
         aux = {f"{name}.{key}": value for name, part in patches.items() for key, value in part.aux.items()}
         values: dict[str, Any] = {name: part.values for name, part in patches.items()}

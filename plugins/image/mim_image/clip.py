@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from mim_core.layout import Patches, Sample
 from mim_core.mask import Mask
 from mim_core.target import Target
 from mim_core.tokenizer import Tokenizer
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -99,6 +97,11 @@ class ClipTarget(Target):
             self.said = True
         for name in ("mean", "std"):
             theirs, own = getattr(source, name, None), getattr(self, name).flatten()
+            if isinstance(theirs, Tensor) and theirs.numel() not in (1, own.numel()):
+                raise ValueError(
+                    f"the {name} of the data has {theirs.numel()} values and {self.modality} {own.numel()} channel(s), "
+                    "so it is another modality's: CLIP's features are of the pictures that the data normalise"
+                )
             if isinstance(theirs, Tensor) and not torch.equal(theirs.flatten().to(own), own):
                 asked = " ".join(f"{value:.6g}" for value in theirs.flatten().tolist())
                 said = " ".join(f"{value:.6g}" for value in own.tolist())
@@ -182,9 +185,11 @@ class ImageEncoder(nn.Module):
             self.visual.load_state_dict(state)
         except FileNotFoundError:
             return f"CLIP's weights: {weights} does not exist."
-        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        except Exception as error:  # readers of files that are something else raise many kinds
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             said = " ".join(lines[:3])[:400]
+            if isinstance(error, LookupError | TypeError | AttributeError):  # whose texts say nothing by themselves
+                said = f"it is no file of weights ({type(error).__name__}: {said})"
             return f"CLIP's weights: {weights} cannot be used for {self.model}: {said}"
         return None
 

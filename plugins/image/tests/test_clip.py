@@ -1,6 +1,7 @@
 """CLIP's features as a target: those of open_clip itself, from a teacher that nothing changes."""
 
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -232,6 +233,7 @@ def test_files_that_are_no_weights(tmp_path):
     assert f"{tmp_path / 'none.pt'} does not exist" in said
     assert "--target.weights" in said
     (tmp_path / "text.pt").write_text("I am a text.")
+    (tmp_path / "hello.pt").write_text("hello world")  # the unpickler looks an entry up that is not there
     (tmp_path / "text.safetensors").write_text("I am a text.")
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save([1, 2], tmp_path / "list.pt")
@@ -240,7 +242,7 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:1000])
     with zipfile.ZipFile(tmp_path / "program.pt", "w") as archive:
         archive.writestr("program/constants.pkl", b"")
-    for name in ("text.pt", "text.safetensors", "empty.pt", "list.pt", "other.pt", "cut.pt", "program.pt"):
+    for name in ("text.pt", "hello.pt", "text.safetensors", "empty.pt", "list.pt", "other.pt", "cut.pt", "program.pt"):
         said = message(weights=tmp_path / name)
         assert f"{tmp_path / name} cannot be used for tiny: " in said, name
         assert "--target.weights" in said
@@ -301,6 +303,14 @@ def test_data_with_another_mean_are_refused():
         MimError, match=r"the mean of the target is 0.5, that of the data 0.286; .* --target.mean 0.286"
     ):
         make_source(run, build_method(run))
+
+
+def test_a_mean_of_another_modality_is_no_advice():
+    """Aligned data normalise their colours; a target of depth cannot undo that."""
+    source = SimpleNamespace(mean=torch.zeros(3), std=torch.ones(3))
+    own = target(tokenizer(channels=1, modality="depth"))
+    with pytest.raises(ValueError, match=r"has 3 values and depth 1 channel\(s\), so it is another modality's"):
+        own.check(source)
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------

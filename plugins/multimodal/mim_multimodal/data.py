@@ -14,13 +14,13 @@ from mim_core.data import DataSource, Labelled, Picture
 from mim_core.errors import BadSample, MimError, unknown
 from mim_core.layout import Sample
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from mim_multimodal import captions, checks, crops, files, pictures
 from mim_multimodal.depth import standardise
 from mim_multimodal.fixed import Fixed
 from mim_multimodal.layouts import EXPECTED, MODALITIES, Found, Items, Labels, class_names, find_items, find_labels
+from mim_multimodal.raw import side_by_side
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = Path(__file__).parent / "sample"
@@ -296,16 +296,13 @@ class Aligned(DataSource):
         return Fixed(self, items, kept, shapes, " ".join(absent))
 
     def raw(self, sample: Sample) -> Tensor:
-        """The pixels in [0, 1], not centred; of pictures above 32 x 32, the means of a 32 x 32 grid. Without rgb, the
-        first other modality, depth treated alike."""
-        if "rgb" in sample:
-            mean, std = self._statistics_on(sample["rgb"].device)
-            x = sample["rgb"] * std + mean
-        else:
-            x = sample[next(name for name in MODALITIES if name in sample)].float()
-        if x.ndim == 4 and max(self.size) > 32:
-            x = F.adaptive_avg_pool2d(x, 32)
-        return x.flatten(1)
+        """What the sample has, side by side: pixels, depth, shares of classes, counts of tokens; see
+        `raw.side_by_side`."""
+        done = {name: sample[name] for name in MODALITIES if name in sample}
+        if "rgb" in done:
+            mean, std = self._statistics_on(done["rgb"].device)
+            done["rgb"] = done["rgb"] * std + mean
+        return side_by_side(done, self.class_count or self.ids.get("semseg") or files.IGNORE)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
         """An item as PNG: rgb; depth with near bright; class ids by a fixed palette; the text of a caption."""
@@ -337,10 +334,7 @@ class Aligned(DataSource):
         if found.note:
             rows["split"] = found.note
         if found.missing:
-            counts = ", ".join(f"{name} of {len(names):,}" for name, names in found.missing.items())
-            kept = "kept, and what they lack is hidden" if self.config.missing == "mask" else "left out"
-            count = f"{found.left_out:,} items are " if found.left_out else "these items are "
-            rows["missing files"] = f"{counts}; {count}{kept}"
+            rows["missing files"] = self._missing()
         if "semseg" in self.shapes:
             own = f"{self.ids['semseg']}, as the tokenizer has; there is no classes.txt" if "semseg" in self.ids else ""
             unchecked = own or "not stated, so ids are not checked: write classes.txt, or give --data.classes"
@@ -348,6 +342,13 @@ class Aligned(DataSource):
         if "depth" in self.shapes:
             rows["depth maps"] = self._bits()
         return rows
+
+    def _missing(self) -> str:
+        """How many files are missing, and what becomes of their items."""
+        counts = ", ".join(f"{name} of {len(names):,}" for name, names in self.found.missing.items())
+        kept = "kept, and what they lack is hidden" if self.config.missing == "mask" else "left out"
+        left_out = self.found.left_out
+        return f"{counts}; {f'{left_out:,} items are' if left_out else 'these items are'} {kept}"
 
     def _bits(self) -> str:
         """Bit depth of depth maps, as the option or a look at some of the files says."""
@@ -357,12 +358,15 @@ class Aligned(DataSource):
         return "; ".join(f"{kind} in {file}" for kind, file in kinds.items()) + "; each file's own" if kinds else "none"
 
     def advice(self) -> list[str]:
-        """Depth maps of several kinds in one folder."""
+        """Missing files, and depth maps of several kinds in one folder."""
+        lines = [f"missing files: {self._missing()}"] if self.found.missing else []
         found = checks.depth_kinds(self.found.train) if "depth" in self.shapes and not self.config.depth_bits else {}
-        if len(found) < 2:
-            return []
-        kinds = ", ".join(f"{file} has {kind}" for kind, file in found.items())
-        return [f"depth maps are of different kinds: {kinds}. To refuse all but one: --data.depth-bits 8 (or 16)."]
+        if len(found) > 1:
+            kinds = ", ".join(f"{file} has {kind}" for kind, file in found.items())
+            lines.append(
+                f"depth maps are of different kinds: {kinds}. To refuse all but one: --data.depth-bits 8 (or 16)."
+            )
+        return lines
 
 
 def _shape(opened: Any) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ FARTHEST = 0.1
 """Value of the far side of the view; the background is 0, so that the two differ."""
 SOURCE, ENTRY = "pointcloud:clouds", "points"
 AXES = "xyz"
+RAW_NOTE = "Of the view, the raw input is its pixels."
 
 
 class Rendered(DataSource):
@@ -109,7 +110,8 @@ class Rendered(DataSource):
 
     def labelled(self, split: str) -> Labelled:
         """The source's; the view is rendered in `finish`."""
-        return self.inner.labelled(split)
+        found = self.inner.labelled(split)
+        return replace(found, note=f"{found.note} {RAW_NOTE}".strip())
 
     def raw(self, sample: Sample) -> Tensor:
         """The source's description of the points, and the pixels of the view."""

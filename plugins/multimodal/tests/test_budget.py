@@ -56,6 +56,17 @@ def test_inputs_that_an_item_lacks_are_refused_before_the_run(tmp_path):
         start(run_of(lacking(tmp_path / "data"), 8, inputs=["depth"]), tmp_path / "run", installed())
 
 
+def test_missing_files_are_counted_when_a_run_starts(tmp_path, capsys):
+    root = lacking(tmp_path / "data")
+    start(run_of(root, 8), tmp_path / "run", installed())
+    said = " ".join(capsys.readouterr().err.split())
+    # of 6 items in each split 4 lack depth, 1 lacks colour
+    assert "missing files: rgb of 2, depth of 8; these items are kept, and what they lack is hidden" in said
+    skipped = override(run_of(root, 8), {"data": {"missing": "skip"}}, "test", installed())
+    start(skipped, tmp_path / "other", installed())
+    assert "depth of 8; 10 items are left out" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_modality_that_no_item_has_is_named(tmp_path, capsys):
     start(run_of(lacking(tmp_path / "data", depth=0, rgb=6), 8), tmp_path / "run", installed())
     assert "no item of the data has depth" in capsys.readouterr().err
@@ -64,7 +75,9 @@ def test_a_modality_that_no_item_has_is_named(tmp_path, capsys):
 def test_nothing_is_said_where_every_item_has_all(tmp_path, capsys):
     run = start(run_of(lacking(tmp_path / "data", depth=6, rgb=6), 20), tmp_path / "run", installed())
     check_data(run.config, run.method, run.source)
-    assert "no item" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no item" not in said
+    assert "missing" not in said
 
 
 @pytest.mark.parametrize("inputs", [(), ("depth",)])

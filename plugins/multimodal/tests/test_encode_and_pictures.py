@@ -59,6 +59,21 @@ def test_values_that_are_not_finite_are_refused(method, value):
     assert method.encode({**sample, **absent}).pooled.isfinite().all()
 
 
+def test_what_is_no_float_and_flags_that_are_no_flags_are_refused(method):
+    sample = batch(method)
+    with pytest.raises(ValueError, match="rgb is uint8, and the encoder takes floats, normalised as"):
+        method.encode({**sample, "rgb": sample["rgb"].to(torch.uint8)})
+    for flag, words in (
+        (torch.ones(2, dtype=torch.int64), r"depth.present must be bool \[B\], .* got int64 \[2\]"),
+        (torch.ones(2, 1, dtype=torch.bool), r"got bool \[2, 1\]"),
+        (torch.tensor(True), r"got bool \[\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            method.encode({**sample, "depth.present": flag})
+    with pytest.raises(KeyError, match="none of rgb, depth, semseg; it has nothing"):
+        method.encode({})
+
+
 def test_hidden_depths_and_classes_look_like_no_value():
     hidden = torch.zeros(1, 8, 8, dtype=torch.bool)
     hidden[:, :4] = True

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mim_core.build import build_method, make_source
 from mim_core.cli import main
 from mim_core.errors import MimError
 from mim_core.evaluation import Study, run_usable
@@ -15,6 +16,7 @@ from mim_core.plugins import installed
 from mim_core.recipe import EvaluateConfig, load_recipe
 from mim_multimodal.data import Aligned
 from mim_multimodal.paired import Paired
+from mim_multimodal.raw import side_by_side
 from PIL import Image
 
 SHAPES = {"rgb": (3, 32, 32), "depth": (1, 32, 32), "semseg": (8, 8)}
@@ -137,5 +139,30 @@ def test_the_bundled_clips_say_that_they_have_no_classes():
 def test_the_raw_row_is_of_the_inputs(tmp_path):
     source = Aligned(Aligned.Config(root=write(tmp_path / "data")), SHAPES)
     sample = source.finish({name: value[None] for name, value in source.read(0, 0).items()})
-    assert source.raw(sample).shape == (1, 3 * 32 * 32)
-    assert source.raw({"depth": sample["depth"]}).shape == (1, 32 * 32)
+    rgb, depth, ids = 3 * 32 * 32, 32 * 32, 255 * 8 * 8  # as many classes as there are ids: none are named
+    assert source.raw(sample).shape == (1, rgb + depth + ids)
+    assert source.raw({"depth": sample["depth"]}).shape == (1, depth)
+    alone = [source.raw({name: sample[name]}) for name in SHAPES]
+    assert torch.equal(torch.cat(alone, dim=1), source.raw(sample))
+    assert source.raw(sample).min() >= 0
+    assert source.raw(sample).max() <= 1.001
+
+
+def test_raw_classes_are_shares_and_raw_captions_counts():
+    ids = torch.tensor([[[0, 2], [255, 1]]]).repeat_interleave(8, 1).repeat_interleave(8, 2)  # 16 x 16, 8 x 8 cells
+    shares = side_by_side({"semseg": ids}, 3).reshape(3, 8, 8)
+    assert shares.sum(dim=0)[:4].eq(1).all()
+    assert shares.sum(dim=0)[4:, :4].eq(0).all(), "no class"
+    assert shares[2, :4, 4:].eq(1).all()
+    counts = side_by_side({"caption": torch.tensor([[7, 5, 7, 1024 + 5, 0, 0]])}, 3)[0]
+    assert {i: int(counts[i]) for i in counts.nonzero().flatten().tolist()} == {5: 2, 7: 2}
+    picture = {"rgb": torch.rand(1, 3, 64, 96), "depth": torch.randn(1, 1, 64, 96)}
+    assert side_by_side(picture, 3).shape == (1, 4 * 32 * 32)
+
+
+def test_the_raw_view_is_told_of():
+    pytest.importorskip("mim_pointcloud")
+    run = load_recipe("multimodal:points-depth-vit-tiny", installed(), twin=True)
+    source = make_source(run, build_method(run))
+    assert "45 histogram features of a cloud" in source.labelled("test").note
+    assert source.labelled("test").note.endswith("Of the view, the raw input is its pixels.")

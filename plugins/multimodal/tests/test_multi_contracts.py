@@ -224,6 +224,33 @@ def test_pictures_of_every_recipe(name, tmp_path):
     crossed = across(method, sample)
     if "rgb-vit" in name:
         assert not crossed, "one modality has nothing to be predicted from"
-    elif "captions" not in name:  # captions are padded, so every sample lacks some units
+    else:
         assert crossed
         assert all(head != seen for head, made in crossed.items() for seen in made)
+        assert all(len(values) == len(found[head].input) for head, made in crossed.items() for values in made.values())
+    if "captions" in name:  # which are of different lengths
+        assert set(crossed["rgb"]) == {"caption"}
+        assert set(crossed["caption"]) == {"rgb"}
+
+
+def test_a_modality_that_one_sample_lacks_is_predicted_and_predicts_nothing(tmp_path):
+    run = load_recipe("multimodal:multimae-vit-tiny", installed(), twin=True)
+    method = build_method(run)
+    sample, _ = held_out_samples(make_source(run, method), 3)
+    whole = across(method, sample)
+    crossed = across(method, {**sample, "depth.present": torch.tensor([True, False, True])})
+    assert set(crossed["depth"]) == {"rgb", "semseg"}
+    assert set(crossed["rgb"]) == {"semseg"}
+    assert torch.equal(crossed["depth"]["rgb"][0], whole["depth"]["rgb"][0])
+    assert set(whole["rgb"]) == {"depth", "semseg"}
+
+
+def test_what_a_caption_alone_says_does_not_depend_on_the_others_of_its_batch():
+    pytest.importorskip("open_clip")
+    run = load_recipe("multimodal:multimae-captions-vit-tiny", installed(), twin=True)
+    method = build_method(run)
+    sample, _ = held_out_samples(make_source(run, method), 3)
+    assert len((sample["caption"] != 0).sum(dim=1).unique()) > 1
+    crossed = across(method, sample)["rgb"]["caption"]
+    one = across(method, {name: value[1:2] for name, value in sample.items()})["rgb"]["caption"]
+    assert torch.allclose(crossed[1:2], one, atol=1e-5)

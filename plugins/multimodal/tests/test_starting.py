@@ -8,7 +8,7 @@ from mim_core.build import build_method
 from mim_core.cli import main
 from mim_core.errors import MimError
 from mim_core.plugins import installed
-from mim_core.recipe import load_recipe, override
+from mim_core.recipe import load_recipe, override, swap
 from mim_core.starting import take_weights
 from mim_multimodal.tokenizer import ClassMapTokenizer
 
@@ -70,6 +70,17 @@ def test_what_is_learned_of_the_encoder_must_fit():
     ):
         with pytest.raises(MimError, match=words):
             take_weights(method_of("rgb-vit-tiny", **tables), method_of("rgb-vit-tiny"), HERE)
+
+
+def test_a_tokenizer_that_does_not_fit_can_be_left_out():
+    """Weights of other classes: the others' weights are of use all the same."""
+    other = method_of("multimae-vit-tiny", semseg={"tokenizer": {"classes": 20}})
+    with pytest.raises(MimError, match=r"(?s)its tokenizer of semseg does not fit .*--use semseg.tokenizer=none"):
+        take_weights(method_of("multimae-vit-tiny"), other, HERE)
+    run = override(load_recipe("multimodal:multimae-vit-tiny", installed(), twin=True), {}, "test", installed())
+    assert "not used: tokenizer.parts.semseg" in " ".join(
+        take_weights(build_method(swap(run, "semseg.tokenizer", "none", installed())), other, HERE)
+    )
 
 
 def test_no_modality_in_common_is_refused():

@@ -42,11 +42,12 @@ def check_ratio(ratio: float) -> None:
 
 
 class Masker(nn.Module):
-    """Base class. A subclass gives `count` and `hide`; it may set ``per_sample`` to draw several masks of each
-    sample."""
+    """Base class. A subclass gives `count` and `hide`; it may set ``per_sample`` to draw several masks of each sample,
+    and ``needs_scores`` where it cannot do without, so that a method that has no scorer is refused."""
 
     Config: ClassVar[type[Any]]
     per_sample: int = 1
+    needs_scores: bool = False
     _counted_away: bool = False
     """One batch on an accelerator was counted."""
 
@@ -93,11 +94,17 @@ class Masker(nn.Module):
         """The masks of a batch. Pure: the same layout, draw and scores give the same mask.
 
         Raises:
-            ValueError: The layout cannot be served, as `count` says, which is asked first.
-            MimError: `hide` does not hide what `count` says. Every batch on the CPU is counted, and the first on an
-                accelerator, where each count would make the host wait.
+            ValueError: The layout cannot be served, as `count` says, which is asked first; or there are no scores, and
+                the masker needs them.
+            MimError: Scores are not one per unit; or `hide` does not hide what `count` says. Every batch on the CPU is
+                counted, and the first on an accelerator, where each count would make the host wait.
         """
         count = self.count(layout)
+        if scores is None and self.needs_scores:
+            raise ValueError("this masker needs scores of the units, and was given none")
+        wanted = (len(draw.key), layout.count)
+        if scores is not None and tuple(scores.shape) != wanted:
+            raise MimError(f"The scorer gives {tuple(scores.shape)}; the masker needs {wanted}: a score for each unit.")
         hidden = self.hide(layout, draw, scores)
         self._check_hidden(hidden, layout, len(draw.key) * self.per_sample, count)
         return Mask.with_count(hidden, count, self.per_sample, layout.valid)

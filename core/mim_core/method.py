@@ -250,6 +250,8 @@ class MaskedAutoencoder(Method):
         self.tokenizer, self.masker, self.encoder = tokenizer, masker, encoder
         self.heads = nn.ModuleDict(heads)
         self.scorer, self.teacher = scorer, teacher
+        if masker.needs_scores and scorer is None:
+            raise ValueError("the masker hides by scores of the units, and this method has no scorer that gives them")
         kept = tokenizer.layout.count - masker.count(tokenizer.layout)
         if not 0 < kept < tokenizer.layout.count:
             raise ValueError(

@@ -25,6 +25,7 @@ def project(tmp_path_factory):
 
 def test_names():
     assert names_of("mim-audio", NOTHING) == Names("mim-audio", "mim_audio", "audio")
+    assert names_of("mim-audio/", NOTHING) == Names("mim-audio", "mim_audio", "audio")
     assert names_of("mim-my-audio2", NOTHING) == Names("mim-my-audio2", "mim_my_audio2", "my-audio2")
 
 
@@ -40,7 +41,10 @@ def test_names():
         ("mim-", "Such as: mim-audio"),
         ("mim--x", "Such as: mim-x"),
         ("mim-3d", "starts with a letter"),
-        ("mim-audio/..", "Such as: mim-audio"),
+        ("mim-audio/..", "is a path; a project has a name"),
+        ("projects/mim-audio", "Try: mim-core new-plugin mim-audio --into projects"),
+        ("my projects/audio", "Try: mim-core new-plugin mim-NAME --into 'my projects'"),
+        ("mim-dev", "mistaken for mim-core's own \"mim-core[dev]\""),
         ("mim-authoring-taken", "taken by mim-authoring-taken 2.0"),
         ("mim-pet", "taken by animals 1.0"),
     ],

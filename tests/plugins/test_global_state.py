@@ -5,6 +5,7 @@ import os
 import random
 import sys
 import textwrap
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from mim_core import process_state
 from mim_core.errors import MimError
 from mim_core.plugins import Candidate, load
+from mim_core.registry import Card, Entry
 
 PLUGIN = """
 from mim_core.hookspecs import hookimpl
@@ -83,6 +85,23 @@ STATE = {
         lambda: list(logging.root.handlers),
     ),
     "import os; os.environ['HOME'] = '/changed'": ("os.environ (HOME; put back)", lambda: os.environ["HOME"]),
+    "import torch; torch.set_grad_enabled(False)": (
+        "torch's gradient mode (True became False; put back)",
+        torch.is_grad_enabled,
+    ),
+    "import torch; torch.use_deterministic_algorithms(True)": (
+        "torch's determinism (False became True; put back)",
+        torch.are_deterministic_algorithms_enabled,
+    ),
+    "import torch; torch.backends.cudnn.benchmark = True": (
+        "cuDNN's search for fast algorithms (False became True; put back)",
+        lambda: torch.backends.cudnn.benchmark,
+    ),
+    "import os; os.chdir('/')": ("the working folder (", os.getcwd),
+    "import warnings; warnings.simplefilter('ignore')": (
+        "the warnings' filters (put back)",
+        lambda: list(warnings.filters),
+    ),
 }
 
 
@@ -116,8 +135,34 @@ def test_a_failing_plugin_is_cleaned_up_too(rude):
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_a_polite_plugin_has_no_fault(rude):
-    assert faults(rude("import os, sys, random, logging, torch, numpy")) == ""
+QUIET = {
+    "imports": "import os, sys, random, logging, torch, numpy",
+    "draws a little from Python's generator": "import random; random.random()",
+    "a filter of one message": "import warnings; warnings.filterwarnings('ignore', message='an old name')",
+    "what torch sets": "import os; os.environ['TORCHINDUCTOR_CACHE_DIR'] = '/tmp/cache'",
+}
+
+
+@pytest.mark.parametrize("line", QUIET.values(), ids=QUIET)
+def test_a_polite_plugin_has_no_fault(rude, line, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with warnings.catch_warnings():
+        assert faults(rude(line)) == ""
+
+
+def test_the_module_of_a_part_is_watched_too(rude, capsys, monkeypatch):
+    """Not the plugin's own module, but what it registers, imported when a run needs it."""
+    rude("import torch; torch.set_default_dtype(torch.float64); Mine = torch.nn.Module")
+    entry = Entry("evaluations", "mine", "rude", "rude_plugin:Mine", Card("Works."), origin="mim-rude 1.0")
+    assert entry.resolve() is torch.nn.Module
+    said = capsys.readouterr().err
+    assert "evaluation 'rude:mine' of the plugin 'rude' (mim-rude 1.0) changes global state when it is impor" in said
+    assert torch.get_default_dtype() == torch.float32
+    sys.modules.pop("rude_plugin")
+    monkeypatch.setenv("MIM_CORE_STRICT", "1")
+    with pytest.raises(MimError, match="torch's default dtype"):
+        entry.resolve()
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_slow_import_is_named_with_its_time(rude):

@@ -1,5 +1,7 @@
 """The plugin host: one plugin's fault never costs another, is never silent, and always names who and what."""
 
+import sys
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -7,8 +9,10 @@ import pytest
 from mim_core import plugins
 from mim_core.errors import MimError
 from mim_core.hookspecs import hookimpl
+from mim_core.masker import Masker, RandomMasker
 from mim_core.plugins import Candidate, load
 from mim_core.registry import Card, Registry
+from mim_core.testing import unchecked
 from mim_core.version import PLUGIN_API, __version__
 
 
@@ -110,6 +114,86 @@ def test_wrong_signature_is_unregistered_wholly(plugin):
     registry.hooks.mim_run_started(run=SimpleNamespace(train=SimpleNamespace(track=())))  # reaches no one
 
 
+SIGNATURES = {
+    "more than is passed": (lambda register, colour: None, "takes 'colour', which that hook does not pass"),
+    "by keyword": (lambda *, register: None, "takes 'register', by keyword alone"),
+}
+
+
+@pytest.mark.parametrize("title", SIGNATURES)
+def test_a_hook_that_cannot_be_called(plugin, title):
+    function, said = SIGNATURES[title]
+    bad = plugin("bad", mim_register_maskers=hookimpl(function, specname="mim_register_maskers"))
+    assert f"its mim_register_maskers {said}" in failure_of(load_with_a_good_one(plugin, bad), bad)
+
+
+def test_hooks_that_take_less_or_have_defaults(plugin):
+    @hookimpl
+    def mim_register_maskers(register, colour="red"):
+        register(name=colour, load="a:B", card=Card("Named by its default."))
+
+    @hookimpl
+    def mim_run_started():
+        pass
+
+    good = plugin("good", mim_register_maskers=mim_register_maskers, mim_run_started=mim_run_started)
+    registry = load([good], environ={})
+    assert record(registry, "mim-good").failure is None
+    assert registry.get("maskers", "good:red")
+
+
+def test_a_wrapper_is_refused(plugin):
+    @hookimpl(wrapper=True)
+    def mim_register_maskers(register):
+        return (yield)
+
+    bad = plugin("bad", mim_register_maskers=mim_register_maskers)
+    assert "mim_register_maskers is marked as a wrapper" in failure_of(load_with_a_good_one(plugin, bad), bad)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"name": "Bad_1"}, "its entry point is named 'Bad_1'; a plugin's name holds lower-case letters"),
+        ({"module": "fake_bad:plugin"}, "must name a module alone, such as 'fake_bad'"),
+        ({"module": "fake_aaa"}, "its module 'fake_aaa' is that of the plugin 'aaa' already"),
+        ({"requires": ("mim-core >> 1",)}, "a requirement that cannot be read: 'mim-core >> 1'"),
+    ],
+)
+def test_announced_wrongly(plugin, changed, said):
+    bad = replace(plugin("bad", mim_register_maskers=masker_hook("m")), **changed)
+    assert said in failure_of(load_with_a_good_one(plugin, bad), bad)
+
+
+class Unsayable(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+def test_an_error_without_words_is_named_all_the_same(plugin):
+    @hookimpl
+    def mim_register_maskers(register):
+        raise Unsayable
+
+    bad = plugin("bad", mim_register_maskers=mim_register_maskers)
+    registry = load([bad, plugin("zzz", mim_register_maskers=masker_hook("m"))], environ={})
+    assert record(registry, "mim-bad").failure == "Unsayable: its message cannot be read"
+    assert record(registry, "mim-bad").traceback
+    assert registry.get("maskers", "zzz:m")
+
+
+def test_a_long_error_is_one_line_of_the_warning(plugin):
+    @hookimpl
+    def mim_register_maskers(register):
+        raise RuntimeError("many\nlines\n" + "x" * 5000)
+
+    bad = plugin("bad", mim_register_maskers=mim_register_maskers)
+    failure = failure_of(load_with_a_good_one(plugin, bad), bad)
+    assert failure.startswith("RuntimeError: many lines xxx")
+    assert len(failure) < 400
+    assert "\n" not in failure
+
+
 def test_no_hook_at_all(plugin):
     bad = plugin("bad", something=1)
     failure = failure_of(load_with_a_good_one(plugin, bad), bad)
@@ -135,15 +219,54 @@ def test_duplicate_name_within_a_plugin(plugin):
 @pytest.mark.parametrize(
     ("hook", "said"),
     [
-        (partial(masker_hook, "with space"), "may hold letters, digits"),
-        (partial(masker_hook, "a:b"), "may hold letters, digits"),
-        (partial(masker_hook, ""), "may hold letters, digits"),
+        (partial(masker_hook, "with space"), "may hold lower-case letters, digits"),
+        (partial(masker_hook, "Upper"), "may hold lower-case letters, digits"),
+        (partial(masker_hook, "a:b"), "may hold lower-case letters, digits"),
+        (partial(masker_hook, ""), "may hold lower-case letters, digits"),
         (partial(masker_hook, "fine", load="no_attribute"), "package.module:Attribute"),
     ],
 )
 def test_bad_registrations_are_refused(plugin, hook, said):
     bad = plugin("bad", mim_register_maskers=hook())
     assert said in failure_of(load_with_a_good_one(plugin, bad), bad)
+
+
+def card_with(**wrong):
+    """A card as one is made where types are not checked, as they are in these tests."""
+    card = Card("A masker.")
+    for name, value in wrong.items():
+        object.__setattr__(card, name, value)
+    return card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"name": 3}, "masker name 3 may hold"),
+        ({"card": "A masker."}, "card of masker 'bad:m' must be a mim_core.Card"),
+        ({"card": card_with(summary=None)}, "card of masker 'bad:m' must hold text"),
+        ({"card": card_with(tags="one")}, "card of masker 'bad:m' must hold text"),
+        ({"load": RandomMasker}, "load of masker 'bad:m' must read 'package.module:Attribute'"),
+        ({"load": "my-package.masker:Thing"}, "load of masker 'bad:m' must read"),
+    ],
+)
+def test_registrations_with_wrong_values(plugin, arguments, said):
+    @hookimpl
+    def mim_register_maskers(register):
+        with unchecked():
+            register(**{"name": "m", "load": "a:B", "card": Card("A masker."), **arguments})
+
+    bad = plugin("bad", mim_register_maskers=mim_register_maskers)
+    assert said in failure_of(load_with_a_good_one(plugin, bad), bad)
+
+
+def test_a_twin_that_is_no_reference(plugin):
+    @hookimpl
+    def mim_register_recipes(register):
+        register(name="r", load="a:b", card=Card("A recipe."), twin="r_twin")
+
+    bad = plugin("bad", mim_register_recipes=mim_register_recipes)
+    assert "twin of recipe 'bad:r' must read" in failure_of(load_with_a_good_one(plugin, bad), bad)
 
 
 def test_needs_a_newer_core(plugin):
@@ -183,6 +306,23 @@ def test_one_entry_point_name_from_two_distributions(plugin):
         registry.get("maskers", "tube:other")
     assert "tube-masking 2.2 failed to load" in str(error.value)
     assert "mim-tube 1.1" in str(error.value)
+
+
+def test_a_name_of_ours_goes_to_our_distribution(plugin):
+    """Whatever comes first in the alphabet."""
+    stranger = plugin("image", "acme-image", mim_register_maskers=masker_hook("m"))
+    ours = plugin("image", "mim-image", mim_register_maskers=masker_hook("m"))
+    registry = load([stranger, ours], environ={})
+    assert record(registry, "mim-image").failure is None
+    assert "already taken by mim-image" in record(registry, "acme-image").failure
+
+
+def test_a_plugin_that_failed_does_not_hold_its_name(plugin):
+    broken = plugin("tube", "a-tube", mim_register_maskers=masker_hook("a b"))
+    good = plugin("tube", "b-tube", mim_register_maskers=masker_hook("m"))
+    registry = load([broken, good], environ={})
+    assert registry.get("maskers", "tube:m").origin == "b-tube 1.0"
+    assert registry.plugin("tube").distribution == "b-tube"
 
 
 def test_no_plugin_may_be_called_core(plugin):
@@ -228,6 +368,14 @@ def test_selection(plugin, environ, expected):
     assert {r.name for r in registry.plugins if not r.disabled} == expected
     assert {entry.plugin for entry in registry.entries} == expected
     assert {r.name for r in registry.plugins} == {"core", "a", "b", "c"}
+
+
+def test_the_core_alone(plugin):
+    other = plugin("a", mim_register_maskers=masker_hook("m"))
+    registry = load([other], environ={"MIM_CORE_PLUGINS": "core"})
+    assert {entry.plugin for entry in registry.entries} == {"core"}
+    with pytest.raises(MimError, match="MIM_CORE_DISABLE names 'core', whose parts are always there"):
+        load([other], environ={"MIM_CORE_DISABLE": "core"})
 
 
 def test_a_plugin_that_is_switched_off_is_not_imported():
@@ -281,6 +429,93 @@ def test_reference_that_leads_nowhere_names_the_plugin(plugin):
             registry.get("maskers", "bad:m").resolve()
         assert reference in str(error.value)
         assert "plugin 'bad'" in str(error.value)
+
+
+class NoMasker:
+    pass
+
+
+class GivesNoCount(Masker):
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    def hide(self, layout, draw, scores):
+        raise NotImplementedError
+
+
+class Unstated(RandomMasker):
+    @dataclass(frozen=True)
+    class Config:
+        ratio: float
+
+
+class NoOptions(Masker):
+    def count(self, layout):
+        return 1
+
+    def forward(self, layout, draw, scores=None):
+        raise NotImplementedError
+
+
+class WholeForward(NoOptions):
+    """Gives `forward` in place of `hide`, as a masker whose queries repeat does."""
+
+    Config = RandomMasker.Config
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("NoMasker", "is no Masker: it must inherit mim_core.masker.Masker"),
+        ("masker_hook", "is a function, no class"),
+        ("GivesNoCount", "gives no count, which every Masker must"),
+        ("Unstated", "has an option 'ratio' that has no default"),
+        ("NoOptions", "has no Config, a frozen dataclass of its options"),
+        ("WholeForward", None),
+    ],
+)
+def test_what_a_reference_leads_to_is_looked_at(plugin, monkeypatch, part, said):
+    monkeypatch.setitem(sys.modules, "parts_of_mine", sys.modules[__name__])
+    registry = load([plugin("mine", mim_register_maskers=masker_hook("m", load=f"parts_of_mine:{part}"))], environ={})
+    entry = registry.get("maskers", "mine:m")
+    if said is None:
+        assert entry.resolve() is globals()[part]
+        return
+    with pytest.raises(MimError) as error:
+        entry.resolve()
+    wanted = f"The masker 'mine:m' of the plugin 'mine' (mim-mine 1.0) cannot be used: 'parts_of_mine:{part}' {said}."
+    assert str(error.value) == wanted
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("import a_library_that_is_not_there", "Is everything that it needs installed?"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise ValueError('wrong\\nin two lines')", "ValueError: wrong in two lines"),
+    ],
+)
+def test_a_part_whose_module_fails(plugin, tmp_path, monkeypatch, line, said):
+    (tmp_path / "fails_late.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = load([plugin("mine", mim_register_maskers=masker_hook("m", load="fails_late:Thing"))], environ={})
+    with pytest.raises(MimError) as error:
+        registry.get("maskers", "mine:m").resolve()
+    assert "masker 'mine:m' of the plugin 'mine' (mim-mine 1.0) cannot be loaded" in str(error.value)
+    assert said in str(error.value)
+    assert 'Its traceback: python -c "import fails_late; fails_late.Thing"' in str(error.value)
+
+
+def test_a_kind_that_nobody_brings(plugin):
+    registry = load([], environ={})
+    with pytest.raises(
+        MimError, match=r'No plugin is installed that brings recipes. Try: pip install "mim-core\[image\]"'
+    ):
+        registry.get("recipes", "mae")
+    registry = load([plugin("mine", mim_register_maskers=masker_hook("m"))], environ={})
+    with pytest.raises(MimError, match=r"No plugin that is in use brings import formats\. See: mim-core plugins"):
+        registry.get("importers", "timm")
 
 
 # ---- discovery -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ BROKEN = (
     "missing_dependency",
 )
 REASONS = {
-    "mim-wrong-signature 0.3.0": "PluginValidationError: Plugin 'wrong-signature' for hook 'mim_register_maskers'",
+    "mim-wrong-signature 0.3.0": "its mim_register_maskers takes 'colour', which that hook does not pass; a hook",
     "mim-same-name 0.3.0": "the plugin name 'example' is already taken by mim-example 1.2.3",
     "mim-needs-newer-core 0.3.0": "it needs mim-core>=99, and ",
     "mim-missing-dependency 0.3.0": "ModuleNotFoundError: No module named 'a_library_that_is_not_installed'",

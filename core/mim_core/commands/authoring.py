@@ -102,6 +102,7 @@ def names_of(name: str, registry: Registry) -> Names:
     """
     if name == "mim":
         raise MimError("The name 'mim' belongs to another project. Say what yours is for: mim-audio, for example.")
+    name = name.rstrip("/")  # a shell completes the names of folders so
     folder, last = os.path.split(name)
     if folder:
         named = last if NAME.fullmatch(last) else "mim-NAME"

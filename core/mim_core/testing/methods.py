@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from mim_core.build import build_method
 from mim_core.layout import Sample
 from mim_core.mask import Mask
-from mim_core.method import Features, Method, Outcome
+from mim_core.method import Features, Method, Outcome, Prepared
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe
 from mim_core.testing.checks import (
@@ -39,6 +39,8 @@ class MethodContract(Contract):
         rows: Samples in a batch.
         steps: AdamW steps on one batch, after which the loss must be lower.
         rate: Their learning rate.
+        keyed: Other keys prepare a batch otherwise; false where nothing is drawn, as when the future is foretold.
+        tokens: Tokens that `encode` gives, where that is not one for every unit: of an encoder that merges units.
         moving: Endings of the names of buffers that `forward` may change in training: BatchNorm's statistics.
     """
 
@@ -47,6 +49,8 @@ class MethodContract(Contract):
     rows: ClassVar[int] = 8
     steps: ClassVar[int] = 10
     rate: ClassVar[float] = 1e-3
+    keyed: ClassVar[bool] = True
+    tokens: ClassVar[int | None] = None
     moving: ClassVar[Sequence[str]] = ("running_mean", "running_var", "num_batches_tracked")
 
     def make_method(self) -> Method:
@@ -80,7 +84,8 @@ class MethodContract(Contract):
         assert not any(value.requires_grad for value in tensors(prepared)), "prepare has a gradient"
 
     def test_prepare_follows_from_the_keys(self) -> None:
-        """The same batch is prepared alike, whatever torch's generator says; other keys hide other units."""
+        """The same batch is prepared alike, whatever torch's generator says; other keys hide other units, where
+        ``keyed``."""
         method, sample, prepared = self.case()
         given = {name: value.clone() for name, value in sample.items()}
         with seeded(5):
@@ -89,7 +94,10 @@ class MethodContract(Contract):
         assert not changed, f"prepare changes {', '.join(changed)} of the sample in place"
         assert equal(prepared, again), "prepare depends on more than the sample and its keys"
         other = method.prepare({**sample, "key": sample["key"] + 1})
-        assert not equal(prepared, other), "prepare ignores the keys"
+        if self.keyed:
+            assert not equal(prepared, other), "prepare ignores the keys; if nothing is drawn, set keyed = False"
+        else:
+            assert equal(prepared, other), "other keys prepare a batch otherwise, yet keyed is False"
 
     def test_forward_is_pure(self) -> None:
         """Twice the same, with no state changed."""
@@ -156,8 +164,8 @@ class MethodContract(Contract):
         assert equal(self.run(method, prepared), self.run(other, prepared)), "the state dict does not hold everything"
 
     def test_encode(self) -> None:
-        """Tokens [B, N, D], one for every unit, pooled [B, D], prefix [B, P, D]; nothing is hidden, whatever the keys;
-        a batch of 1 gives the row of the whole batch."""
+        """Tokens [B, N, D], one for every unit or as many as ``tokens`` says, pooled [B, D], prefix [B, P, D]; nothing
+        is hidden, whatever the keys; a batch of 1 gives the row of the whole batch."""
         method, sample, _ = self.case()
         method.eval()
         features = self._encoded(method, sample)
@@ -166,7 +174,10 @@ class MethodContract(Contract):
         tokenizer = method.tokenizer
         if isinstance(tokenizer, Tokenizer):
             count = tokenizer.layout.count
-            assert units == count, f"encode gives {units} tokens of the {count} units: it must hide nothing"
+            assert units == (count if self.tokens is None else self.tokens), (
+                f"encode gives {units} tokens of the {count} units: it must hide nothing; if units are merged, say in "
+                "tokens how many come out"
+            )
         assert features.pooled.shape == (rows, width), f"pooled is {tuple(features.pooled.shape)}, not {(rows, width)}"
         prefix = tuple(features.prefix.shape)
         assert (prefix[0], prefix[-1], len(prefix)) == (rows, width, 3), f"prefix is {prefix}, not [B, P, D]"
@@ -187,21 +198,33 @@ class MethodContract(Contract):
 
     def test_samples_are_coupled_only_if_said(self) -> None:
         """Where ``couples_batch`` is False, the loss of samples that are masked alike is the mean of what each has
-        alone: a batch may be split for accumulation. In evaluation mode, where BatchNorm couples nothing."""
+        alone, weighted by `shares`: a batch may be split for accumulation. In evaluation mode, where BatchNorm couples
+        nothing."""
         method, sample, _ = self.case()
         if method.couples_batch:
             return
         method.eval()
         sample = {**sample, "key": sample["key"][:1].expand(self.rows).clone()}
         rows = [{name: value[row : row + 1] for name, value in sample.items()} for row in range(self.rows)]
+        prepared = method.prepare(sample)
         with torch.no_grad():
-            whole = self.run(method, method.prepare(sample)).loss
+            whole = self.run(method, prepared).loss
             alone = torch.stack([self.run(method, method.prepare(row)).loss for row in rows])
         near(
             whole,
-            alone.mean(),
+            (alone * self.shares(prepared)).sum(),
             "the loss of a batch is not the mean of its samples' losses, yet couples_batch is False",
         )
+
+    def shares(self, prepared: Any) -> Tensor:
+        """Share of each sample in the loss of a batch, float32 [B], summing to one. Equal, but where the weights of a
+        `Prepared` are others: of samples with absent units fewer answers count."""
+        even = torch.full((self.rows,), 1 / self.rows)
+        if not isinstance(prepared, Prepared):
+            return even
+        heads = [weight.reshape(self.rows, -1).sum(dim=1) for weight in prepared.weights.values()]
+        alike = all(torch.allclose(heads[0], other) for other in heads[1:])
+        return heads[0] if alike else even
 
     def test_trees(self) -> None:
         """What is prepared, and the outcome, are pytrees: FSDP2's hooks and ``tree_map`` see the tensors inside."""

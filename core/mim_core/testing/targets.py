@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mim_core.layout import Patches, Sample
@@ -21,14 +21,18 @@ class TargetContract(Contract):
     """What every target keeps to.
 
     Attributes:
-        lowest: The loss at the truth; None where it has no fixed value, and is only smaller there than elsewhere.
+        lowest: The loss at the truth; None where it has no fixed value, as of classes or probabilities, and is only
+            smaller there than for noise.
         inverse: `to_input_space` gives the true unit values back.
+        couples_queries: The loss of an answer depends on which other units are asked: a contrastive loss, that tells
+            a sample's units from one another.
         step: Step of the finite differences, in units of a prediction's spread.
     """
 
     kind: ClassVar[str] = "targets"
     lowest: ClassVar[float | None] = 0.0
     inverse: ClassVar[bool] = True
+    couples_queries: ClassVar[bool] = False
     step: ClassVar[float] = 1e-3
 
     def make_tokenizer(self) -> Tokenizer:
@@ -44,6 +48,19 @@ class TargetContract(Contract):
         """A batch that the tokenizer takes."""
         return noise(tokenizer.shapes, rows, ids=tokenizer.ids)
 
+    def make_teacher(self, tokenizer: Tokenizer) -> nn.Module | None:
+        """The teacher that the method hands to the target, where it needs one; the same weights each time, as torch's
+        generator is seeded."""
+        return None
+
+    def make_values(self, target: Target, sample: Sample, patches: Patches, mask: Mask) -> Any:
+        """What the target makes of a batch."""
+        return target.make(sample, patches, mask, self._teacher())
+
+    def _teacher(self) -> nn.Module | None:
+        with seeded():
+            return self.make_teacher(self.make_tokenizer())
+
     def truth(self, values: Any) -> Tensor:
         """The prediction that the loss asks for; by default the values themselves."""
         assert isinstance(values, Tensor), "the values are no tensor: override truth"
@@ -58,7 +75,7 @@ class TargetContract(Contract):
         sample = self.make_sample(tokenizer, 4)
         patches = tokenizer.split(sample)
         mask = self._mask(patches, keys(4), masks)
-        values = target.make(sample, patches, mask)
+        values = self.make_values(target, sample, patches, mask)
         wanted, found = (*mask.query_ids.shape, target.size), tuple(self.truth(values).shape)
         assert found[:2] == wanted[:2], (
             f"make gives values of {found[:2]} units where {wanted[:2]} are hidden and {tuple(mask.kept_ids.shape)} "
@@ -90,7 +107,7 @@ class TargetContract(Contract):
 
     def test_values_are_those_of_the_queries(self) -> None:
         """Queries in another order, or fewer of them, have the same losses: an answer is held against its own unit,
-        whatever else is hidden."""
+        whatever else is asked. Fewer are not tried where ``couples_queries``."""
         target, patches, mask, values = self.case()
         sample = self.make_sample(self.make_tokenizer(), 4)
         guess = self.guess(target, mask)
@@ -99,9 +116,9 @@ class TargetContract(Contract):
         for what, ids in (
             ("turned round", torch.arange(asked).flip(0)),
             ("fewer", torch.arange(0, asked, 2)),
-        ):
+        )[: 1 if self.couples_queries else 2]:
             other = replace(mask, query_ids=mask.query_ids[:, ids], weight=mask.weight[:, ids])
-            made = target.make(sample, patches, other)
+            made = self.make_values(target, sample, patches, other)
             found = tuple(self.truth(made).shape[:2])
             assert found == tuple(other.query_ids.shape), (
                 f"with {what} queries make gives values of {found} units for {tuple(other.query_ids.shape)}: it must "
@@ -111,7 +128,8 @@ class TargetContract(Contract):
                 target.loss(guess[:, ids], made),
                 loss[:, ids],
                 f"with {what} queries an answer has another loss: "
-                "values must be those at mask.query_ids, in their order",
+                "values must be those at mask.query_ids, in their order; if the loss tells units from one another, set "
+                "couples_queries = True",
             )
 
     def test_half_precision_predictions(self) -> None:
@@ -125,7 +143,8 @@ class TargetContract(Contract):
         assert not any(value.requires_grad for value in tensors(self.case()[3])), "make has a gradient"
 
     def test_truth_has_the_lowest_loss(self) -> None:
-        """Zero, or ``lowest``, at the truth, and more elsewhere."""
+        """Zero, or ``lowest``, at the truth, and more for the truth with some noise; where ``lowest`` is None, more for
+        noise alone."""
         target, _, mask, values = self.case()
         truth = self.truth(values)
         least = target.loss(truth, values)
@@ -134,8 +153,11 @@ class TargetContract(Contract):
             lowest = torch.full_like(least, self.lowest)
             near(least, lowest, f"the loss at the truth is not {self.lowest:g}", 1e-5, 1e-6)
         for seed in range(3):
-            other = target.loss(truth + 0.1 * self.guess(target, mask, seed), values)
-            assert bool((other > least).all()), "a wrong answer costs no more than the truth"
+            guess = self.guess(target, mask, seed)
+            other = target.loss(guess if self.lowest is None else truth + 0.1 * guess, values)
+            assert bool((other > least).all()), (
+                "a wrong answer costs no more than the truth; if the loss is of classes, set lowest = None"
+            )
 
     def test_gradient_is_that_of_the_loss(self) -> None:
         """Along the gradient the loss rises as finite differences say."""
@@ -179,7 +201,7 @@ class TargetContract(Contract):
             sample = self.make_sample(self.make_tokenizer(), 4)
         given = pytree.tree_map_only(Tensor, lambda value: value.clone(), (sample, patches, mask))
         with seeded(5):
-            again = target.make(sample, patches, mask)
+            again = self.make_values(target, sample, patches, mask)
         for name, before, after in zip(("sample", "patches", "mask"), given, (sample, patches, mask), strict=True):
             assert equal(before, after), f"make changes the {name} in place"
         assert equal(values, again), "make gives other values each time"
@@ -189,7 +211,7 @@ class TargetContract(Contract):
         draw = self._mask(cut, keys(4)[2:3])
         guess = self.guess(target, mask)
         one = target.loss(guess, values)[2:3]
-        other = target.loss(guess[2:3], target.make(alone, cut, draw))
+        other = target.loss(guess[2:3], self.make_values(target, alone, cut, draw))
         near(other, one, "a sample alone has another loss than in a batch")
 
     def test_state_dict_round_trip(self) -> None:
@@ -198,7 +220,7 @@ class TargetContract(Contract):
         tokenizer = self.make_tokenizer()
         other = self.make_target(tokenizer)
         other.load_state_dict({name: value.clone() for name, value in target.state_dict().items()}, strict=True)
-        again = other.make(self.make_sample(tokenizer, 4), patches, mask)
+        again = self.make_values(other, self.make_sample(tokenizer, 4), patches, mask)
         guess = self.guess(target, mask)
         same = torch.equal(target.loss(guess, values), other.loss(guess, again))
         assert same, "the state dict does not hold everything"
@@ -209,8 +231,8 @@ class TargetContract(Contract):
         target, patches, mask, values = self.case()
         guess = self.guess(target, mask)
         here = target.loss(guess, values)
-        sample = to_gpu(self.make_sample(self.make_tokenizer(), 4))
-        target.cuda()
-        there = target.make(sample, to_gpu(patches), to_gpu(mask))
+        sample, teacher = to_gpu(self.make_sample(self.make_tokenizer(), 4)), self._teacher()
+        teacher = None if teacher is None else teacher.cuda()
+        there = target.cuda().make(sample, to_gpu(patches), to_gpu(mask), teacher)
         assert all(value.is_cuda for value in tensors(there)), "values left the GPU"
         near(target.loss(guess.cuda(), there).cpu(), here, "the loss is another on a GPU", 1e-3, 1e-4)

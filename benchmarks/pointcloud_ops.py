@@ -5,8 +5,9 @@
 
 Libraries take turns call by call, so that whatever else the machine does meets all of them. On a CPU the time is CPU
 time of one thread, on a GPU the clock's until the GPU is done. A ratio is a library's time over plain torch's in the
-same round: above 1 it is slower. Quartiles stand in brackets. Memory is what one call needs at its highest beyond what
-it was given. fpsample, scipy's trees and pytorch3d take part where they import; the first two go cloud by cloud.
+same round: above 1 it is slower. Quartiles stand in brackets; what takes longer than --limit is called once. Memory is
+what one call needs at its highest beyond what it was given. fpsample, scipy's trees and pytorch3d take part where they
+import; the first two go cloud by cloud. "auto" is what runs where no library is named, if that is not plain torch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mim_pointcloud.geometry import chamfer, farthest_points, gather, nearest, within
+from mim_pointcloud.geometry import TREE_PAIRS, chamfer, farthest_points, gather, nearest, within
 from torch import Tensor
 
 Task = Callable[[], Any]
@@ -55,6 +56,12 @@ def installed(device: str) -> list[str]:
     return here
 
 
+def ours(names: list[str], x: Tensor, pairs: int) -> list[str]:
+    """What neighbours are found by through our own functions."""
+    tree = ["auto"] if x.device.type == "cpu" and pairs >= TREE_PAIRS else []
+    return tree + [name for name in names if name in ("torch", "pytorch3d")]
+
+
 def farthest_tasks(x: Tensor, count: int, names: list[str]) -> dict[str, Task]:
     """Farthest points; all libraries must agree."""
     tasks: dict[str, Task] = {n: partial(farthest_points, x, count, ops=n) for n in names if n != "scipy"}
@@ -67,8 +74,9 @@ def farthest_tasks(x: Tensor, count: int, names: list[str]) -> dict[str, Task]:
 
 def nearest_tasks(x: Tensor, count: int, k: int, names: list[str]) -> dict[str, Task]:
     """Neighbours of farthest points; scipy builds a tree for each cloud, as a cloud is seen once."""
-    centres = gather(x, farthest_points(x, count))
-    tasks: dict[str, Task] = {n: partial(nearest, centres, x, k, ops=n) for n in names if n in ("torch", "pytorch3d")}
+    centres = x if count == x.shape[1] else gather(x, farthest_points(x, count))
+    mine = ours(names, x, count * x.shape[1])
+    tasks: dict[str, Task] = {name: partial(nearest, centres, x, k, ops=name) for name in mine}
     if "scipy" in names:
         tree, both = (
             importlib.import_module("scipy.spatial").cKDTree,
@@ -106,7 +114,7 @@ def chamfer_tasks(batch: int, points: int, device: str, backward: bool, names: l
 
         return run
 
-    tasks: dict[str, Task] = {name: task(name) for name in names if name in ("torch", "pytorch3d")}
+    tasks: dict[str, Task] = {name: task(name) for name in ours(names, a, points * points)}
     if "scipy" in names and not backward:
         tree, both = importlib.import_module("scipy.spatial").cKDTree, list(zip(a.numpy(), b.numpy(), strict=True))
         tasks["scipy"] = lambda: [
@@ -119,14 +127,15 @@ def operations(device: str, quick: bool, names: list[str]) -> dict[str, Callable
     """What is measured, by title. Inputs are made when their turn comes."""
     batches, points, count, k = ((2, 4), 128, 8, 4) if quick else ((32, 128), 1024, 64, 32)
     many, groups = (2000, 6) if quick else (100_000, 1216)
-    side = many if device == "cuda" else many // 10  # all pairs of 100,000 points take a CPU minutes
     found: dict[str, Callable[[], dict[str, Task]]] = {}
     for batch, number in [*((batch, points) for batch in batches), (1, many)]:
         x, size = clouds(batch, number, device), f"{batch} x {number:,}"
         found[f"farthest points, {size}, {count}"] = partial(farthest_tasks, x, count, names)
         found[f"nearest, {count} of {size}, k {k}"] = partial(nearest_tasks, x, count, k, names)
         found[f"within {RADIUS}, {count} of {size}, k {k}"] = partial(within_tasks, x, count, k, names)
-    for batch, number in ((groups, k), (1, side)):
+    every = partial(nearest_tasks, clouds(1, many, device), many, k, names)
+    found[f"nearest, all of 1 x {many:,}, k {k}"] = every
+    for batch, number in ((groups, k), (1, many // 10), (1, many)):
         for backward in (False, True):
             title = f"Chamfer{' and gradient' if backward else ''}, {batch:,} x {number:,}"
             found[title] = partial(chamfer_tasks, batch, number, device, backward, names)
@@ -146,23 +155,23 @@ def seconds(task: Task, device: str) -> float:
     return time.perf_counter() - begin
 
 
-def megabytes(task: Task, device: str) -> float | None:
-    """What one call needs at its highest; None where the system does not tell."""
+def costs(task: Task, device: str) -> tuple[float, float | None]:
+    """Seconds of one call, and the megabytes that it needs at its highest; None where the system does not tell."""
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        task()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        taken = seconds(task, device)
+        return taken, (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = None
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the highest is now what is held
         before = _resident("VmRSS")
-        if _resident("VmHWM") > before + 2**20:
-            return None
-        task()
-        return (_resident("VmHWM") - before) / 2**20
+        before = None if _resident("VmHWM") > before + 2**20 else before
     except (OSError, AttributeError, KeyError):
-        return None
+        pass
+    taken = seconds(task, device)
+    return taken, None if before is None else (_resident("VmHWM") - before) / 2**20
 
 
 def _resident(name: str) -> int:
@@ -170,22 +179,28 @@ def _resident(name: str) -> int:
     return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[0] in ("VmRSS:", "VmHWM:")}[name]
 
 
-def measure(tasks: dict[str, Task], device: str, rounds: int, limit: float) -> dict[str, list[float]]:
-    """Seconds of each task, one number a round, until the rounds or the time are over, but two at least."""
-    found: dict[str, list[float]] = {name: [] for name in tasks}
+def measure(
+    tasks: dict[str, Task], device: str, rounds: int, limit: float
+) -> tuple[dict[str, list[float]], dict[str, float | None]]:
+    """Seconds of each task, one number a round, until the rounds or the time are over, but two at least; of what takes
+    longer than the limit, one number alone. And the megabytes of one call."""
+    first = {name: costs(task, device) for name, task in tasks.items()}  # warms up what is called again
+    found = {name: [taken] for name, (taken, _) in first.items()}
+    quick = [name for name, (taken, _) in first.items() if taken <= limit]
+    found |= {name: [] for name in quick}
     begin = time.perf_counter()
-    for turn in range(rounds + 1):
-        for name, task in tasks.items():
-            taken = seconds(task, device)
-            if turn:  # the first round warms up
-                found[name].append(taken)
+    for turn in range(1, rounds + 1):
+        for name in quick:
+            found[name].append(seconds(tasks[name], device))
         if turn >= 2 and time.perf_counter() - begin > limit:
             break
-    return found
+    return found, {name: costs(tasks[name], device)[1] if name in quick else first[name][1] for name in tasks}
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Median and quartiles."""
+    """Median and quartiles; a number alone as it is."""
+    if len(values) == 1:
+        return f"{values[0]:,.{digits}f}"
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
@@ -197,10 +212,11 @@ def table(device: str, options: argparse.Namespace) -> None:
     print("|---|---|---|---|---|")
     for title, make in operations(device, options.quick, names).items():
         tasks = make()
-        found = measure(tasks, device, 2 if options.quick else options.rounds, options.limit)
+        found, needed = measure(tasks, device, 2 if options.quick else options.rounds, options.limit)
         for name, times in found.items():
-            ratios = [mine / max(base, 1e-9) for mine, base in zip(times, found["torch"], strict=True)]
-            memory = megabytes(tasks[name], device)
+            base = found["torch"] if len(found["torch"]) > 1 else found["torch"] * len(times)
+            ratios = [mine / max(plain, 1e-9) for mine, plain in zip(times, base, strict=False)]
+            memory = needed[name]
             needs = "not known" if memory is None else f"{memory:,.1f}"
             took = spread([1000 * value for value in times], 2)
             print(f"| {title} | {name} | {took} | {spread(ratios, 2)} | {needs} |", flush=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import operator
 from collections.abc import Iterator
 from typing import Any, Literal, SupportsIndex
 
@@ -18,21 +17,25 @@ from jaxtyping import Float, Int, Int64, Shaped
 from mim_core.errors import MimError, unknown
 from torch import Tensor
 
-OPS = ("auto", "torch", "triton", "pytorch3d", "fpsample")
-"""Libraries by name. ``auto`` is triton for the farthest points of CUDA tensors, where triton is installed, and plain
-torch for all else. triton and fpsample bring farthest points alone: with them, everything else is plain torch."""
+from mim_pointcloud.geometry_given import check_clouds, first_of, scaled, widened
+
+OPS = ("auto", "torch", "triton", "pytorch3d", "fpsample", "scipy")
+"""Libraries by name. ``auto`` is triton for the farthest points of CUDA tensors, where triton is installed, scipy's
+search trees for neighbours in clouds of `TREE_PAIRS` on a CPU, and plain torch for all else."""
 
 BRINGS = {
     "triton": {"farthest_points"},
     "pytorch3d": {"farthest_points", "nearest", "within", "chamfer"},
     "fpsample": {"farthest_points"},
+    "scipy": {"nearest", "chamfer"},
 }
-"""What each library does."""
+"""What each library does; with it, everything else is plain torch."""
 
 INSTALL = {
     "triton": "pip install triton (for Linux; torch's builds for CUDA bring it)",
     "pytorch3d": "build pytorch3d from its source against the torch that is installed here; its INSTALL.md says how",
     "fpsample": 'pip install "mim-pointcloud[fpsample]"',
+    "scipy": "pip install scipy",
 }
 """What to do where a library is missing."""
 
@@ -42,20 +45,24 @@ CPU_PAIRS = 2**18
 GPU_PAIRS = 2**25
 """The same on other devices: about 0.6 GB and what topk itself takes. One query a cloud is the least at a time."""
 
-SCALE = 40
-"""Exponent of 2 from which on coordinates are scaled before farthest points are sought."""
+TREE_PAIRS = 2**20
+"""Pairs of a query and a point of one cloud from which on a search tree is faster than all distances."""
+
+TREE_POINTS, TREE_AXES = 256, 4
+"""Points of a cloud from which on, and coordinates of a point up to which, it is."""
 
 BLOCK = 32
 """Points among which the farthest is searched at a time, on a CPU."""
 
 
-def chosen(ops: str, operation: str, device: torch.device) -> str:
+def chosen(ops: str, operation: str, device: torch.device, pairs: int = 0) -> str:
     """The library that ``operation`` runs on.
 
     Args:
         ops: One of `OPS`.
         operation: Name of a function of this module.
         device: Where the points are. On "meta", where a plan is made without values, it is plain torch.
+        pairs: Of a query and a point in each cloud, where a tree could find them.
 
     Raises:
         MimError: No such name, or the library does not load; says what to install.
@@ -64,7 +71,8 @@ def chosen(ops: str, operation: str, device: torch.device) -> str:
         raise unknown("library of point operations", ops, OPS)
     if ops == "auto":
         triton = operation == "farthest_points" and device.type == "cuda" and importlib.util.find_spec("triton")
-        return "triton" if triton else "torch"
+        tree = operation in BRINGS["scipy"] and device.type == "cpu" and pairs >= TREE_PAIRS
+        return "triton" if triton else "scipy" if tree else "torch"
     if ops == "torch":
         return ops
     try:
@@ -82,7 +90,7 @@ def farthest_points(
     """Indices of ``count`` points, each the farthest from all before it (PointNet++, arXiv 1706.02413, section 3.2).
 
     Points that coincide with a chosen one are taken last; once no other is left, the lowest index repeats. Coordinates
-    too large or too small to be squared (beyond 2^`SCALE` or its inverse) are scaled first, which changes no choice.
+    too large or too small to be squared (beyond 2^40 or its inverse) are scaled first, which changes no choice.
 
     Args:
         points: Coordinates in any unit.
@@ -101,9 +109,9 @@ def farthest_points(
         raise ValueError(f"farthest_points cannot choose {count} of {points.shape[1]} points")
     library = chosen(ops, "farthest_points", points.device)
     with torch.no_grad():
-        first = _first(points, start)
-        (points,) = _widened(points)
-        points = points if points.device.type == "meta" else _scaled(points)
+        first = first_of(points, start)
+        (points,) = widened(points)
+        points = points if points.device.type == "meta" else scaled(points)
         if library == "torch":
             return _farthest(points, count, first)
         return _adapter(library).farthest_points(points, count, first)
@@ -128,18 +136,18 @@ def nearest(
         ValueError: Shapes or numbers that do not fit.
         MimError: See :func:`chosen`.
     """
-    _check_clouds(queries, points)
+    check_clouds(queries, points)
     if not 1 <= k <= points.shape[1]:
         raise ValueError(f"nearest cannot find {k} neighbours among {points.shape[1]} points")
-    library = chosen(ops, "nearest", points.device)
-    queries, points = _widened(queries, points)
+    library = chosen(ops, "nearest", points.device, _tree_pairs(queries, points))
+    queries, points = widened(queries, points)
     if library != "torch":
         return _adapter(library).nearest(queries, points, k)
     with torch.no_grad():
         ids = torch.empty((*queries.shape[:2], k), dtype=torch.int64, device=points.device)
         for rows in _slices(queries.shape[1], points.shape[0] * points.shape[1], points.device):
             ids[:, rows] = _lowest(_distances(queries[:, rows], points), k)
-    return _squared(queries, points, ids), ids
+    return squared(queries, points, ids), ids
 
 
 def within(
@@ -160,14 +168,14 @@ def within(
         ValueError: Shapes or numbers that do not fit.
         MimError: See :func:`chosen`.
     """
-    _check_clouds(queries, points)
+    check_clouds(queries, points)
     if not points.shape[1]:
         raise ValueError(f"within finds nothing in clouds without points, {tuple(points.shape)}")
     if k < 1 or not radius > 0:
         raise ValueError(f"within needs k of at least 1 and a radius above 0, not k {k} and radius {radius}")
     library = chosen(ops, "within", points.device)
     with torch.no_grad():
-        queries, points = _widened(queries, points)
+        queries, points = widened(queries, points)
         if library != "torch":
             return _adapter(library).within(queries, points, radius, k)
         ids = torch.empty((*queries.shape[:2], k), dtype=torch.int64, device=points.device)
@@ -211,17 +219,17 @@ def chamfer(
         ValueError: Shapes that do not fit, an empty cloud, or no such norm.
         MimError: See :func:`chosen`.
     """
-    _check_clouds(a, b)
+    check_clouds(a, b)
     if not (a.shape[1] and b.shape[1]):
         raise ValueError(f"chamfer needs points on both sides, not {a.shape[1]} and {b.shape[1]}")
     if norm not in ("l2", "l1"):
         raise ValueError(f"chamfer knows the norms l2 and l1, not {norm!r}")
-    library = chosen(ops, "chamfer", a.device)
-    a, b = _widened(a, b)
+    library = chosen(ops, "chamfer", a.device, _tree_pairs(a, b))
+    a, b = widened(a, b)
     if library != "torch":
         return _adapter(library).chamfer(a, b, norm)
     to_b, to_a = _closest(a, b)
-    return combined(_squared(a, b, to_b), _squared(b, a, to_a), norm)
+    return combined(squared(a, b, to_b), squared(b, a, to_a), norm)
 
 
 def combined(there: Float[Tensor, "B n 1"], back: Float[Tensor, "B m 1"], norm: str) -> Float[Tensor, " B"]:
@@ -229,6 +237,17 @@ def combined(there: Float[Tensor, "B n 1"], back: Float[Tensor, "B m 1"], norm: 
     if norm == "l2":
         return there.mean((1, 2)) + back.mean((1, 2))
     return (_root(there).mean((1, 2)) + _root(back).mean((1, 2))) / 2
+
+
+def squared(
+    queries: Float[Tensor, "B Q d"], points: Float[Tensor, "B P d"], ids: Int64[Tensor, "B Q k"]
+) -> Float[Tensor, "B Q k"]:
+    """Squared distances of the pairs in ``ids``, to the last bit those that `nearest` compares, differentiable."""
+    first, *others = (queries[:, :, None] - gather(points, ids)).unbind(-1)
+    total = first * first
+    for difference in others:
+        total = total + difference * difference
+    return total
 
 
 # ---- plain torch -----------------------------------------------------------------------------------------------------
@@ -319,15 +338,6 @@ def _distances(queries: Tensor, points: Tensor) -> Tensor:
     return total
 
 
-def _squared(queries: Tensor, points: Tensor, ids: Tensor) -> Tensor:
-    """Squared distances [B, Q, k] of the pairs in ``ids``, to the last bit those of `_distances`, differentiable."""
-    first, *others = (queries[:, :, None] - gather(points, ids)).unbind(-1)
-    total = first * first
-    for difference in others:
-        total = total + difference * difference
-    return total
-
-
 def _root(squares: Tensor) -> Tensor:
     """Square roots with gradient 0 at 0, where the true one is without bound."""
     above = squares > 0
@@ -344,57 +354,17 @@ def _slices(total: int, each: int, device: torch.device) -> Iterator[slice]:
     return (slice(begin, min(begin + step, total)) for begin in range(0, total, step))
 
 
-# ---- what is given ---------------------------------------------------------------------------------------------------
+# ---- other libraries -------------------------------------------------------------------------------------------------
 
 
-def _widened(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The same in float32, or in float64 where one of them is."""
-    wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    return tuple(tensor.to(wide) for tensor in tensors)
-
-
-def _scaled(points: Tensor) -> Tensor:
-    """Clouds of common size as they are, others near 1: a power of 2 changes no comparison. Nothing waits for a GPU."""
-    largest = points.abs().amax((1, 2), keepdim=True)
-    if points.device.type == "cpu":
-        wrong = (~largest.isfinite()).flatten().nonzero().flatten().tolist()
-        if wrong:
-            raise ValueError(f"farthest_points takes finite coordinates; cloud {wrong[0]} has NaN or infinities")
-        if not ((largest > 2.0**SCALE) | (largest < 2.0**-SCALE)).any():
-            return points
-    exponent = torch.frexp(largest).exponent
-    exponent = exponent.where((exponent.abs() > SCALE) & (largest > 0), 0).to(points.dtype)
-    half = (exponent / 2).floor()  # in two steps: one factor alone may be no normal number
-    return points * torch.exp2(-half) * torch.exp2(half - exponent)
-
-
-def _first(points: Tensor, start: SupportsIndex | Tensor) -> Tensor:
-    """The indices [B, 1] of the first points. On a GPU they are checked there, so that nothing waits."""
-    clouds, number = points.shape[:2]
-    if not isinstance(start, Tensor):
-        start = operator.index(start)
-        if not 0 <= start < number:
-            raise ValueError(f"there is no point {start} to start from: the clouds have {number}")
-        return torch.full((clouds, 1), start, dtype=torch.int64, device=points.device)
-    if start.shape != (clouds,) or start.is_floating_point() or start.dtype == torch.bool:
-        raise ValueError(f"start takes whole numbers [{clouds}], not {start.dtype} {tuple(start.shape)}")
-    start = start.long()
-    good = ((start >= 0) & (start < number)).all()
-    if start.device.type == "cuda":
-        torch._assert_async(good)
-    elif start.device.type != "meta" and not good:
-        raise ValueError(f"no point to start from: start is {start.tolist()}, the clouds have {number} points")
-    return start.to(points.device)[:, None]
-
-
-def _check_clouds(a: Tensor, b: Tensor) -> None:
-    """Two batches of clouds go together."""
-    if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[2] or not a.shape[2]:
-        raise ValueError(f"two batches [B, *, d] of clouds are needed, not {tuple(a.shape)} and {tuple(b.shape)}")
+def _tree_pairs(queries: Tensor, points: Tensor) -> int:
+    """Pairs in each cloud; 0 where no tree is to be asked: few points, many axes, or code that is being compiled."""
+    fit = points.shape[1] >= TREE_POINTS and queries.shape[2] <= TREE_AXES and not torch.compiler.is_compiling()
+    return queries.shape[1] * points.shape[1] if fit else 0
 
 
 def _adapter(library: str) -> Any:
     """The library's operations: an object with functions named as here."""
-    if library == "triton":
-        return importlib.import_module("mim_pointcloud.geometry_triton")
+    if library in ("triton", "scipy"):
+        return importlib.import_module(f"mim_pointcloud.geometry_{library}")
     return importlib.import_module("mim_pointcloud.geometry_backends").ADAPTERS[library]

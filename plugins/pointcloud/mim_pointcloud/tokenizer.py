@@ -42,8 +42,9 @@ class GroupTokenizer(Tokenizer):
         """Values of a point: x, y, z, and what the data adds to them."""
         hidden: tuple[int, int, int] = (128, 256, 512)
         """Widths of the PointNet's layers: of a point, of a point for the group's largest values, of both together."""
-        ops: Literal["auto", "torch", "triton", "pytorch3d", "fpsample"] = "auto"
-        """Which library samples and finds neighbours; the results are the same. auto: Triton on a GPU, else torch."""
+        ops: Literal["auto", "torch", "triton", "pytorch3d", "fpsample", "scipy"] = "auto"
+        """Which library samples and finds neighbours; the results are the same. auto: Triton on a GPU, scipy's trees
+        in large clouds on a CPU, else torch."""
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()

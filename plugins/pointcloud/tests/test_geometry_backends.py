@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from mim_core.errors import MimError
 from mim_pointcloud import geometry
 from mim_pointcloud.geometry import chamfer, farthest_points, nearest, within
 from mim_pointcloud.geometry_backends import ADAPTERS
+from scipy.spatial import cKDTree
 
 KNN = namedtuple("KNN", "dists idx knn")
 
@@ -38,7 +40,7 @@ def test_an_unknown_library_is_refused_with_the_nearest():
             call("pytorch-3d")
 
 
-@pytest.mark.parametrize("name", ["triton", "pytorch3d", "fpsample"])
+@pytest.mark.parametrize("name", ["triton", "pytorch3d", "fpsample", "scipy"])
 def test_a_missing_library_is_named_with_what_brings_it(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     x = on_grid(1, 4)
@@ -90,6 +92,73 @@ def test_fpsample_refuses_other_devices():
         ADAPTERS["fpsample"].farthest_points(
             torch.zeros(1, 4, 3, device="meta"), 2, torch.zeros(1, 1, dtype=torch.int64, device="meta")
         )
+
+
+# ---- scipy -----------------------------------------------------------------------------------------------------------
+
+
+def pairs_of_clouds():
+    """Name -> queries and points: many ties, coinciding points, and numbers that float32 cannot square."""
+    draw = torch.Generator().manual_seed(0)
+    drawn = lambda count, **kind: torch.rand(2, count, 3, generator=draw, **kind)  # noqa: E731
+    found = {f"steps of 1/{steps}": (on_grid(2, 300, 1, steps), on_grid(2, 400, 2, steps)) for steps in (1024, 16, 2)}
+    found |= {"float64": (drawn(300, dtype=torch.float64), drawn(400, dtype=torch.float64))}
+    found |= {"far away": (1000 + drawn(300) / 100, 1000 + drawn(400) / 100)}
+    found |= {f"times {size:g}": (drawn(300) * size, drawn(400) * size) for size in (1e-40, 1e-20, 1e20)}
+    same = drawn(200)
+    found |= {"each twice": (same, same.repeat(1, 2, 1)), "all equal": (torch.ones(2, 50, 3), torch.ones(2, 60, 3))}
+    found |= {
+        "in a plane": (drawn(300)[..., :2], drawn(400)[..., :2]),
+        "NaN": (same, same.index_fill(1, torch.tensor(3), torch.nan)),
+    }
+    return found
+
+
+@pytest.mark.parametrize("name", pairs_of_clouds())
+def test_scipy_s_trees_are_plain_torch(name):
+    queries, points = pairs_of_clouds()[name]
+    for k in (1, 2, 30):
+        found, wanted = nearest(queries, points, k, ops="scipy"), nearest(queries, points, k, ops="torch")
+        assert torch.equal(found[1], wanted[1])
+        assert torch.equal(found[0].nan_to_num(), wanted[0].nan_to_num())
+    for norm in ("l2", "l1"):
+        slopes = []
+        for ops in ("scipy", "torch"):
+            moved = queries.clone().requires_grad_()
+            slopes.append(torch.autograd.grad(chamfer(moved, points, norm, ops=ops).sum(), moved)[0].nan_to_num())
+        assert torch.equal(*slopes)
+
+
+def test_large_clouds_on_a_cpu_are_searched_by_trees(monkeypatch):
+    asked = []
+    module = importlib.import_module("mim_pointcloud.geometry_scipy")
+    true = module.nearest
+    monkeypatch.setattr(module, "nearest", lambda *given: asked.append(1) or true(*given))
+    many, few = on_grid(1, 1100, 1), on_grid(40, 32, 2)
+    nearest(many, many, 4)
+    assert len(asked) == 1
+    chamfer(many, many)
+    assert len(asked) == 3
+    chamfer(few, few)
+    nearest(many, many, 4, ops="torch")
+    nearest(many.repeat(1, 1, 2), many.repeat(1, 1, 2), 4)  # six axes
+    assert len(asked) == 3
+
+
+def test_scipy_refuses_other_devices():
+    there = torch.zeros(1, 4, 3, device="meta")
+    with pytest.raises(MimError, match="scipy works on the CPU"):
+        importlib.import_module("mim_pointcloud.geometry_scipy").nearest(there, there, 2)
+
+
+def test_a_chamfer_distance_of_100_000_points_takes_seconds_and_little_memory():
+    a, b = (torch.rand(1, 100_000, 3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    begin = time.process_time()
+    found = chamfer(a, b)
+    assert time.process_time() - begin < 20  # all pairs take a minute or more
+    trees = cKDTree(a[0].numpy()), cKDTree(b[0].numpy())
+    wanted = sum((tree.query(other[0].numpy())[0] ** 2).mean() for tree, other in zip(trees, (b, a), strict=True))
+    assert float(found) == pytest.approx(wanted, rel=1e-5)
 
 
 # ---- pytorch3d -------------------------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ import av
 import numpy as np
 import torch
 from mim_core.errors import BadSample, MimError
-from mim_video.layouts import EXTENSIONS
 from mim_video.prepare import Encoding, prepare_collection
 from mim_video.pytorchvideo_adapter import ClipSamples, pytorchvideo_data
 from mim_video.readers import known_readers, open_reader, scale
@@ -64,14 +63,19 @@ def short_side(size: tuple[int, int]) -> tuple[int, int]:
     return round(size[0] * factor), round(size[1] * factor)
 
 
+def places(count: int, clips: int, draw: random.Random) -> list[int]:
+    """The frames of clips of a video; a short one's last frame fills its clips."""
+    latest = max(0, count - 1 - (FRAMES - 1) * STRIDE)
+    starts = [draw.randrange(latest + 1) for _ in range(clips)]
+    return [min(start + STRIDE * i, count - 1) for start in starts for i in range(FRAMES)]
+
+
 def reader_task(name: str) -> Task:
     """Clips by one of mim-video's readers."""
 
     def task(path: Path, clips: int, draw: random.Random) -> int:
         with open_reader(path, name) as reader:
-            span = min(len(reader), (FRAMES - 1) * STRIDE + 1)
-            starts = [draw.randrange(len(reader) - span + 1) for _ in range(clips)]
-            wanted = [min(start + STRIDE * i, len(reader) - 1) for start in starts for i in range(FRAMES)]
+            wanted = places(len(reader), clips, draw)
             assert len(reader.frames_at(wanted, short_side(reader.size))) == FRAMES * clips
         return clips
 
@@ -90,11 +94,9 @@ def alone_task(name: str) -> Task:
             video = decoder(str(path), dimension_order="NHWC")
         else:
             video = decord.VideoReader(str(path), num_threads=1)
-        span = (FRAMES - 1) * STRIDE + 1
-        starts = [draw.randrange(len(video) - span + 1) for _ in range(clips)]
-        wanted = sorted({start + STRIDE * i for start in starts for i in range(FRAMES)})
-        for place in range(0, len(wanted), 32):
-            part = wanted[place : place + 32]
+        wanted = sorted(set(places(len(video), clips, draw)))
+        for first in range(0, len(wanted), 32):
+            part = wanted[first : first + 32]
             if name == "torchcodec":
                 frames = video.get_frames_at(part).data
             else:
@@ -144,6 +146,11 @@ def measure(tasks: dict[str, Task], files: list[Path], clips: int, rounds: int) 
     return found
 
 
+def quartiles(values: list[float]) -> list[float]:
+    """The upper quartile, the median and the lower one; of a single value that value."""
+    return statistics.quantiles(values, n=4)[::-1] if len(values) > 1 else values * 3
+
+
 def table(title: str, found: dict[str, dict[str, list[float]]]) -> None:
     """One table: a row a reader, a column a set of files."""
     columns = list(found)
@@ -155,7 +162,7 @@ def table(title: str, found: dict[str, dict[str, list[float]]]) -> None:
             if not mine or not base:
                 cells.append("cannot")
                 continue
-            low, middle, high = (1 / value for value in statistics.quantiles(mine, n=4)[::-1])
+            low, middle, high = (1 / value for value in quartiles(mine))
             cells.append(f"{middle:.1f} ({low:.1f} to {high:.1f}), {statistics.median(base) * middle:.2f}x")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
@@ -198,12 +205,15 @@ def main() -> None:
             make_videos(root, options.videos, 250, options.seconds)
         else:
             root = options.files
-        for line in prepare_collection(root, prepared, Encoding(), 1):
-            assert line["status"] != "failed", line
+        lines = list(prepare_collection(root, prepared, Encoding(), 1))
+        made = [line for line in lines if line["status"] == "done"]
+        for line in lines:
+            if line["status"] == "failed":
+                print(f"<!-- {line['file']} takes no part: {line['reason']} -->")
         tasks = tasks_here()
         sets = {
-            label: sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
-            for label, folder in (("as they are", root), ("prepared", prepared))
+            "as they are": [root / line["file"] for line in made],
+            "prepared": [prepared / line["out"] for line in made],
         }
         for clips in (1, 4):
             found = {label: measure(tasks, files, clips, options.rounds) for label, files in sets.items()}

@@ -89,7 +89,7 @@ def clean(state: Mapping[str, Any]) -> dict[str, Tensor]:
         MimError: There are none.
     """
     content: Any = state
-    for name in ("model", "base_model", "state_dict", "module"):
+    for name in ("model", "model_state", "base_model", "state_dict", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}

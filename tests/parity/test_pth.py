@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 from mim_core.errors import MimError
-from mim_core.interop import read_state
+from mim_core.interop import clean, read_state
 
 
 class Settings(dict):
@@ -50,3 +50,9 @@ def test_what_holds_no_weights_is_refused(tmp_path):
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(MimError, match="cannot be read as weights"):
         read_state(tmp_path / "text.pth")
+
+
+@pytest.mark.parametrize("outer", ["model", "model_state", "state_dict", "module"])
+def test_weights_are_taken_out_of_what_training_saved(outer):
+    """``model_state`` is what SlowFast calls them, and with it some files of MAE-ST."""
+    assert list(clean({outer: {"module.a": torch.ones(2)}, "epoch": 3})) == ["a"]

@@ -104,6 +104,16 @@ def command_class(run: ResolvedRun, own: type[Any] = PretrainOptions, what: str 
     return cls
 
 
+def with_data(own: type[T], data: Any, **given: Any) -> T:
+    """A command's own options, and under ``data`` those of a run's data source with the run's values."""
+    hint: Any = Annotated[type(data), tyro.conf.arg(help="Options of the data; the run's by default.")]
+    more = [("data", hint, dataclasses.field(default=data))]
+    cls = dataclasses.make_dataclass(own.__name__, more, bases=(own,), frozen=True)
+    cls.__doc__ = own.__doc__
+    made: T = cls(**given)
+    return made
+
+
 def _hints(cls: type) -> dict[str, Any]:
     """Types with tyro's help taken from the strings below the fields, which a made dataclass would lose."""
     hints = typing.get_type_hints(cls, include_extras=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from mim_core import evaluation
-from mim_core.commands.arguments import parse, take_name
+from mim_core.commands.arguments import parse, take_name, with_data
 from mim_core.commands.tables import print_table
 from mim_core.commands.tuning import judge
 from mim_core.errors import MimError
@@ -26,7 +27,8 @@ from mim_core.report import write_report
 @dataclass(frozen=True)
 class EvaluateOptions:
     """Judge a run's frozen features. Beside them stand the majority class, the raw input and the same encoder
-    untrained. A run that was trained on labels is tested instead; with --on, its features are judged too."""
+    untrained. A run that was trained on labels is tested instead; with --on, its features are judged too. The options
+    of the run's data may be changed too (--data.NAME; evaluate RUN --help lists them)."""
 
     on: str = ""
     """Evaluations, with commas between: knn,linear. Those of the recipe by default."""
@@ -47,28 +49,32 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
         parse(EvaluateOptions, f"{program} evaluate RUN", arguments)
     folder = Path(name)
     run, method, _ = load_run(folder, registry)
-    options = parse(EvaluateOptions, f"{program} evaluate {name}", rest, EvaluateOptions(evaluate=run.evaluate))
+    own = run.parts["data"].options
+    default = with_data(EvaluateOptions, own, evaluate=run.evaluate)
+    options: Any = parse(type(default), f"{program} evaluate {name}", rest, default)
     config = options.evaluate
     if options.on:
         config = replace(config, on=tuple(name.strip() for name in options.on.split(",") if name.strip()))
     for name in config.on:
         registry.get("evaluations", name)
-    data = replace(run.parts["data"].options, root=options.data_root) if options.data_root else None
+    data = replace(options.data, root=options.data_root) if options.data_root else options.data
+    changes = _changes(own, data)
     if isinstance(method, Supervised) and not options.on:
         if options.size:
             raise MimError("--size is for frozen features: name what judges them, such as --on knn,linear.")
-        judge(folder, registry, config, options.data_root)
+        judge(folder, registry, config, data, list(changes.values()))
         return 0
     if not config.on:
         known = ", ".join(entry.full_name for entry in registry.of_kind("evaluations"))
         raise MimError(f"{run.recipe} names no evaluation of its own. Name some with --on: {known}.")
-    study = prepare_study(folder, registry, config, data, options.size)
+    study = prepare_study(folder, registry, config, data if changes else None, options.size)
     scores = evaluation.run_usable(study, registry)
-    lines = study.notes + verdict(scores)
+    read = [f"--data.{name.replace('_', '-')}" for name in changes if name != "root"]
+    notes = [f"The data are read otherwise than in the run, by {', '.join(read)}."] if read else []
+    lines = study.notes + notes + verdict(scores)
     print_table(scores, lines, "score")
     content = {"scores": [vars(score) for score in scores], "notes": lines}
-    other = [options.data_root.name] if options.data_root else []
-    other += ["x".join(map(str, options.size))] if options.size else []
+    other = list(changes.values()) + (["x".join(map(str, options.size))] if options.size else [])
     name = "-".join(["scores", *other]) + ".json"
     name = name.replace("scores", "probes") if isinstance(method, Supervised) else name
     gone = _replaced(folder / name, scores)
@@ -81,6 +87,18 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     if (folder / "checkpoints").exists() and name == "scores.json":
         write_report(folder, registry)
     return 0
+
+
+def _changes(own: Any, data: Any) -> dict[str, str]:
+    """Options of the data that are not as in the run: their values as part of a file's name, such as ``views-5x3``,
+    and of another root its own name."""
+    found = {}
+    for name in (f.name for f in fields(own) if getattr(data, f.name) != getattr(own, f.name)):
+        value = getattr(data, name)
+        text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        plain = re.sub(r"[^\w.]+", "-", text).strip("-")
+        found[name] = value.name if isinstance(value, Path) else f"{name.replace('_', '-')}-{plain}"
+    return found
 
 
 def _replaced(path: Path, scores: list[Score]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,8 @@ def judge(
     folder: Path,
     registry: Registry,
     config: EvaluateConfig | None = None,
-    data_root: Path | None = None,
+    data: Any = None,
+    other: Sequence[str] = (),
     quiet: bool = False,
 ) -> None:
     """Tests a run that was trained on labels; writes its scores and its report, and shows the table. Beside it stand
@@ -177,7 +179,8 @@ def judge(
         folder: The run.
         registry: Where names are looked up.
         config: Evaluation options; the run's own by default.
-        data_root: Other data, whose scores go to a file of their own.
+        data: Options of other data, or of the same read otherwise; the run's own by default.
+        other: How those differ, for the scores go to a file of their own; empty for the run's own.
         quiet: Show nothing.
 
     Raises:
@@ -185,9 +188,8 @@ def judge(
     """
     run, method, _ = load_run(folder, registry)
     assert isinstance(method, Supervised)
-    if data_root is not None:
-        part = run.parts["data"]
-        run = replace(run, parts={**run.parts, "data": replace(part, options=replace(part.options, root=data_root))})
+    if other:
+        run = replace(run, parts={**run.parts, "data": replace(run.parts["data"], options=data)})
     row, notes = FINE_TUNED if _start(run) else SCRATCH, list[str]()
     size = (config or run.evaluate).batch_size
     found = method.test(make_source(run, method), distributed.choose_device(run.train), size, notes)
@@ -195,11 +197,11 @@ def judge(
     scores = sorted([*scores, *_beside(folder, run, registry, notes)], key=lambda s: (s.row == FINE_TUNED, s.row))
     lines = notes + _compared(scores)
     content = {"title": f"Test of {run.parts['method'].name}", "scores": [vars(s) for s in scores], "notes": lines}
-    path = folder / (f"scores-{data_root.name}.json" if data_root else "scores.json")
+    path = folder / ("-".join(["scores", *other]) + ".json")
     path.write_text(json.dumps(content, indent=1))
     if not quiet:
         print_table(scores, lines, "test")
-    if (folder / "checkpoints").exists() and data_root is None:
+    if (folder / "checkpoints").exists() and not other:
         write_report(folder, registry)
 
 

@@ -179,7 +179,7 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
     for line in prepare_collection(options.root, options.out, encoding, workers):
         counts[line["status"]] += 1
         if line["status"] == "failed":
-            print(f"failed: {line['file']}: {line['reason']}")  # noqa: T201
+            print(f"failed: {line['file']}: {line['reason']}", flush=True)  # noqa: T201
         elif line["status"] == "aside":
             print(f"left out: {line['file']}: {line['reason']}")  # noqa: T201
         elif line["status"] == "done":
@@ -187,7 +187,7 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
             notes += [f"{line['lost']} more do not decode"] if "lost" in line else []
             notes += [f"from {line['file']}: {line['renamed']}"] if "renamed" in line else []
             told = f" ({'; '.join(notes)})" if notes else ""
-            print(f"{line['out']}: {line['frames']} frames, {line['bytes'] / 2**20:.1f} MiB{told}")  # noqa: T201
+            print(f"{line['out']}: {line['frames']} frames, {line['bytes'] / 2**20:.1f} MiB{told}", flush=True)  # noqa: T201
     told = ", ".join(f"{counts[status]} {status}" for status in ("done", "copied", "skipped", "failed"))
     told += f", {counts['aside']} left out" if counts["aside"] else ""
     print(f"{told}; see {options.out / MANIFEST}")  # noqa: T201

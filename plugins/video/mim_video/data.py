@@ -68,8 +68,9 @@ class Clips(DataSource):
         """Instead of a stride: frames per second, by the file's own timestamps."""
         segments: bool = False
         """Instead of a stride: one frame from each of T equal parts of the file."""
-        short: Literal["last", "loop"] = "last"
-        """What fills a clip when its file is too short: the last frame, or the file again."""
+        short: Literal["last", "loop", "refuse"] = "last"
+        """What fills a clip when its file is too short: the last frame, or the file again; or such a file is refused:
+        named in skipped.jsonl and replaced, as unreadable ones are."""
         crop: Literal["multi-scale", "resized", "centre"] = "multi-scale"
         """multi-scale is VideoMAE's, of `scales`; resized is the random resized crop, of `area`; centre is fixed."""
         scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
@@ -176,13 +177,21 @@ class Clips(DataSource):
 
     def choose_frames(self, times: Tensor, place: float, places: Tensor) -> Tensor:
         """The frames of a clip by stride, rate or segments; ``place`` is its place, ``places`` those within
-        segments."""
-        config = self.config
+        segments.
+
+        Raises:
+            BadSample: The file is shorter than a clip, and such files are refused.
+        """
+        config, short = self.config, self.config.short
+        if short == "refuse":
+            if why := sampling.too_short(times, self.frames, config.stride, config.fps, config.segments):
+                raise BadSample("", why)
+            short = "last"
         if config.segments:
             return sampling.by_segments(len(times), places)
         if config.fps is not None:
-            return sampling.by_fps(times, self.frames, config.fps, place, config.short)
-        return sampling.by_stride(len(times), self.frames, config.stride, place, config.short)
+            return sampling.by_fps(times, self.frames, config.fps, place, short)
+        return sampling.by_stride(len(times), self.frames, config.stride, place, short)
 
     def _crop(self, frame: tuple[int, int], draws: list[float]) -> crops.Box:
         if self.config.crop == "multi-scale":
@@ -240,6 +249,8 @@ class Clips(DataSource):
                 f"least two, such as {self.config.root}/run/1.mp4 and {self.config.root}/jump/1.mp4; or in train/CLASS "
                 f"and test/CLASS."
             )
+        if not len(store):
+            raise MimError(f"{self.config.root} ({self.clips.kind}) has no {split} clips with a class. {store.note}")
         views = math.prod(self.config.views)
         notes = [store.note] if store.note else []
         notes += [f"Each clip's features are the mean over {views} views."] if views > 1 else []
@@ -329,8 +340,11 @@ def shuffle(sample: Sample) -> Sample:
 def _counting(reader: Reader, part: tuple[float, float] | None) -> tuple[int, int]:
     """The first frame that counts, and the one after the last."""
     first, last = (0, len(reader)) if part is None else sampling.window(reader.times, *part)
+    if first == last and part is not None:
+        lies = f"its frames are from {float(reader.times[0]):.4g} to {float(reader.times[-1]):.4g} s"
+        raise BadSample("", f"it has no frames in that part: {lies} (has it been trimmed already?)")
     if first == last:
-        raise BadSample("", "it has no frames" if part is None else "it has no frames in that part")
+        raise BadSample("", "it has no frames")
     return first, last
 
 

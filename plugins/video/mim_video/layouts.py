@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import math
 import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mim_core import walking
 from mim_core.errors import MimError, unknown
 
+from mim_video import listings
+from mim_video.listings import Entry
+
 EXTENSIONS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv")
 HELD_OUT = ("test", "val", "validation", "validate")
 SSV2_LABELS = ("labels.json", "something-something-v2-labels.json")
-TIMED = ("youtube_id", "time_start", "time_end")
-"""Columns that make a csv file one of Kinetics'."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +80,6 @@ class Clipping:
     train: ClipStore
     test: ClipStore
     missing: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of a list: the file's name without folder and ending, its class, and its part in seconds."""
-
-    stem: str
-    label: str
-    window: tuple[float, float] | None = None
 
 
 def find_clips(root: Path, layout: str = "auto", split: int = 1) -> Clipping:
@@ -241,36 +228,26 @@ def ucf101(root: Path, split: int = 1) -> Clipping:
     looked_for = "UCF-101/CLASS/v_*.avi and ucfTrainTestlist/ with classInd.txt, trainlist01.txt and testlist01.txt"
     if names is None:
         raise MimError(f"No lists of UCF101 in {root}. Looked for {looked_for}.")
-    classes = tuple(line.split()[1] for line in _lines(names))
+    classes = listings.ucf101_classes(names)
     lists = []
     for name in (f"trainlist{split:02}.txt", f"testlist{split:02}.txt"):
         path = names.with_name(name)
         if not path.is_file():
             raise MimError(f"{path} is missing. Looked for {looked_for}.")
-        rows = [Path(line.split()[0]) for line in _lines(path)]
-        lists.append([Entry(row.stem, row.parent.name) for row in rows])
+        lists.append(listings.ucf101_entries(path))
         strange = {entry.label for entry in lists[-1]} - set(classes)
         if strange:
             raise MimError(f"{path} has classes that {names.name} lacks: {', '.join(sorted(strange)[:5])}.")
     return _listed("ucf101", root, lists[0], lists[1], classes, looked_for)
 
 
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-
-
 def _kinetics_lists(root: Path) -> list[Path]:
     """Kinetics' csv files: in the folder or one below it, with the columns of the official ones."""
-    return [path for path in _tables(root) if set(TIMED) <= set(_header(path))]
+    return [path for path in _tables(root) if set(listings.TIMED) <= set(listings.header(path))]
 
 
 def _tables(root: Path) -> list[Path]:
     return sorted({*root.glob("*.csv"), *root.glob("*/*.csv")})
-
-
-def _header(path: Path) -> list[str]:
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-        return next(csv.reader(file), [])
 
 
 def kinetics(root: Path) -> Clipping:
@@ -286,16 +263,17 @@ def kinetics(root: Path) -> Clipping:
     )
     lists = _kinetics_lists(root)
     if not lists:
-        tables = [f"{path.name} with {', '.join(_header(path))}" for path in _tables(root)[:3]]
+        tables = [f"{path.name} with {', '.join(listings.header(path))}" for path in _tables(root)[:3]]
         raise MimError(
             f"No lists of Kinetics in {root}. Looked for {looked_for}, in it or a folder below; "
             f"found {'; '.join(tables) or 'no csv files'}. Without lists, take "
             "--data.layout folder: its classes are the names of folders."
         )
-    splits: dict[str, list[Entry]] = {}
-    for path in lists:
-        for name, entry in _kinetics_rows(path):
-            splits.setdefault(name, []).append(entry)
+    named: dict[str, dict[Entry, None]] = {}
+    for path in lists:  # the same list may lie in two places: a clip of it counts once
+        for name, entry in listings.kinetics_rows(path):
+            named.setdefault(name, {})[entry] = None
+    splits = {name: list(entries) for name, entries in named.items()}
     held_out = next((name for name in ("val", "validate", "validation", "test") if _labelled(splits, name)), "")
     train, test = splits.get("train", []), splits.get(held_out, [])
     if not train:
@@ -304,47 +282,8 @@ def kinetics(root: Path) -> Clipping:
     return _listed("kinetics", root, train, test, classes, looked_for)
 
 
-def _kinetics_rows(path: Path) -> Iterator[tuple[str, Entry]]:
-    """(split, entry) of each row of a csv file."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        try:
-            for row in rows:
-                where = f"{path}, line {rows.line_num}"
-                split, stem = (row.get("split") or _split_of(path)).strip().lower(), (row["youtube_id"] or "").strip()
-                label = (row.get("label") or "").strip()
-                if not stem:
-                    raise MimError(f"{where}: the column youtube_id is empty.")
-                if split == "train" and not label:
-                    there = "is empty" if "label" in row else f"is missing; there are {', '.join(_header(path))}"
-                    raise MimError(f"{where}: {stem} is for training and has no class: the column label {there}.")
-                yield split, Entry(stem, label, _part(row, where))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise MimError(f"{path}, after line {rows.line_num}: no csv in UTF-8: {error}.") from error
-
-
-def _part(row: dict[str, str], where: str) -> tuple[float, float]:
-    """The part of a video that a row names, in seconds."""
-    found = []
-    for column in ("time_start", "time_end"):
-        try:
-            found.append(float(row[column] or ""))
-        except ValueError:
-            found.append(math.nan)
-        if not math.isfinite(found[-1]):
-            raise MimError(f"{where}: the column {column} should be a number of seconds and is {row[column] or ''!r}.")
-    if not found[0] < found[1]:
-        raise MimError(f"{where}: time_end ({found[1]:g}) should be larger than time_start ({found[0]:g}).")
-    return found[0], found[1]
-
-
 def _labelled(splits: dict[str, list[Entry]], name: str) -> bool:
     return name in splits and all(entry.label for entry in splits[name])
-
-
-def _split_of(path: Path) -> str:
-    found = re.search(r"train|val|test", path.stem.lower())
-    return found.group() if found else "train"
 
 
 def ssv2(root: Path) -> Clipping:
@@ -354,33 +293,15 @@ def ssv2(root: Path) -> Clipping:
     if labels is None:
         raise MimError(f"No lists of Something-Something v2 in {root}. Looked for {looked_for}.")
     prefix = labels.name.removesuffix("labels.json")
-    numbers = _json(labels)
-    if not isinstance(numbers, dict):
-        raise MimError(f"{labels} should be an object of label to number.")
-    classes = tuple(sorted(numbers, key=lambda label: int(numbers[label])))
+    numbers = listings.ssv2_labels(labels)
+    classes = tuple(sorted(numbers, key=lambda label: numbers[label]))
     lists = []
     for name in ("train", "validation"):
         path = labels.with_name(f"{prefix}{name}.json")
         if not path.is_file():
             raise MimError(f"{path} is missing. Looked for {looked_for}.")
-        lists.append([_something(path, row, numbers) for row in _json(path)])
+        lists.append(listings.ssv2_entries(path, numbers))
     return _listed("ssv2", root, lists[0], lists[1], classes, looked_for)
-
-
-def _something(path: Path, row: dict[str, Any], numbers: dict[str, Any]) -> Entry:
-    """A row's class is its template without the brackets; rows without template have it as their label."""
-    text = str(row.get("template") or row.get("label") or "")
-    label = text.replace("[", "").replace("]", "")
-    if label not in numbers:
-        raise MimError(f"{path}: the clip {row.get('id')} has the template {text!r}, which is no label.")
-    return Entry(str(row["id"]), label)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise MimError(f"{path} cannot be read: {error}") from error
 
 
 LAYOUTS: dict[str, Callable[[Path], Clipping]] = {

@@ -49,6 +49,18 @@ def by_fps(
     return nearest(times, wanted)
 
 
+def too_short(
+    times: Float64[Tensor, " n"], frames: int, stride: int, fps: float | None = None, segments: bool = False
+) -> str:
+    """Why a file is shorter than a clip by segments, by rate, or else by stride; empty if it is not."""
+    need, seconds = frames if segments else (frames - 1) * stride + 1, float(times[-1] - times[0])
+    if fps is not None and seconds < (frames - 1) / fps - 1e-6:
+        return f"it is shorter than a clip: {seconds:.3g} s of {(frames - 1) / fps:.3g} s"
+    if fps is None and len(times) < need:
+        return f"it is shorter than a clip: {len(times)} of {need} frames"
+    return ""
+
+
 def nearest(times: Float64[Tensor, " n"], wanted: Float64[Tensor, " T"]) -> Int64[Tensor, " T"]:
     """The frame closest in time to each moment; of two as close, the earlier."""
     after = torch.searchsorted(times, wanted).clamp(max=len(times) - 1)

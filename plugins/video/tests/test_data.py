@@ -111,6 +111,25 @@ def test_shorter_than_a_clip(film, source, short, shown):
     assert numbers(source(size=(48, 64), short=short, crop="centre").read(0, 1)["video"]) == shown
 
 
+@pytest.mark.parametrize(
+    ("options", "enough", "said"),
+    [
+        ({"stride": 2}, 7, "it is shorter than a clip: 6 of 7 frames"),
+        ({"segments": True}, 4, "it is shorter than a clip: 3 of 4 frames"),
+        ({"fps": 25.0}, 4, r"it is shorter than a clip: 0\.08 s of 0\.12 s"),
+    ],
+)
+def test_short_files_are_refused_when_asked(film, source, options, enough, said):
+    film("enough.mp4", frames=enough)
+    film("short.mp4", frames=enough - 1)
+    clips = source(short="refuse", **options)
+    assert clips.read(0, 1)["video"].shape == (3, 4, 16, 16)
+    with pytest.raises(BadSample, match=said) as caught:
+        clips.read(1, 1)
+    assert caught.value.path == "short.mp4"
+    assert source(**options).read(1, 1)["video"].shape == (3, 4, 16, 16)
+
+
 def test_flip(film, source):
     film("a.mp4", frames=1)
 

@@ -276,7 +276,10 @@ def test_kinetics_part_beyond_the_file(film, tmp_path):
     assert clips.read(1, 0)["video"].shape == (3, 4, 16, 16)
     with pytest.raises(BadSample) as caught:
         clips.read(0, 0)
-    assert (caught.value.path, caught.value.reason) == ("ZZ_zzz00000.mp4 (2 to 4 s)", "it has no frames in that part")
+    assert (caught.value.path, caught.value.reason) == (
+        "ZZ_zzz00000.mp4 (2 to 4 s)",
+        "it has no frames in that part: its frames are from 0 to 0.9 s (has it been trimmed already?)",
+    )
 
 
 def test_kinetics_same_video_in_two_classes(film, tmp_path):
@@ -298,6 +301,20 @@ def test_kinetics_without_labelled_test(film, tmp_path):
     film("ZZ_zzz00000.mp4")
     found = find_clips(tmp_path)
     assert (len(found.train), len(found.test)) == (1, 0)
+    listing(tmp_path / "val.csv", "val", [("yoga", "gone0000000", 0, 10)])
+    with pytest.raises(MimError, match=r"\(kinetics\) has no test clips .* 1 of 1 listed test clips are missing\."):
+        source(tmp_path).labelled("test")
+
+
+def test_kinetics_lists_in_two_places_count_once(film, tmp_path):
+    for folder in (tmp_path, tmp_path / "annotations"):
+        folder.mkdir(exist_ok=True)
+        listing(folder / "train.csv", "train", [("zumba", "ZZ_zzz00000", 2, 4), ("yoga", "YY_yyy00000", 0, 1)])
+        listing(folder / "val.csv", "val", [("zumba", "vvvvvvvvvvv", 1, 11)])
+    for stem in ("ZZ_zzz00000_000002_000004", "YY_yyy00000_000000_000001", "vvvvvvvvvvv_000001_000011"):
+        film(f"{stem}.mp4", 2)
+    found = find_clips(tmp_path)
+    assert (len(found.train), len(found.test), found.missing) == (2, 1, ())
 
 
 def test_kinetics_nothing_downloaded(film, tmp_path):
@@ -354,3 +371,36 @@ def test_ssv2_unknown_template(film, tmp_path):
     (tmp_path / "train.json").write_text("[")
     with pytest.raises(MimError, match=r"train.json cannot be read: Expecting"):
         find_clips(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("labels.json", '["Holding something"]', "labels.json should be an object of label to number"),
+        ("labels.json", '{"Holding something": "zero"}', "labels.json should be an object of label to number"),
+        ("train.json", '{"1": {"template": "x"}}', "train.json should be a list of objects, each with id and template"),
+        ("train.json", '[{"template": "Holding [something]"}]', "train.json should be a list of objects"),
+    ],
+)
+def test_ssv2_lists_of_another_form(film, tmp_path, name, text, said):
+    (tmp_path / "labels.json").write_text(json.dumps({"Holding something": "0"}))
+    (tmp_path / "train.json").write_text(json.dumps([{"id": "1", "template": "Holding [something]"}]))
+    (tmp_path / "validation.json").write_text("[]")
+    film("1.webm", 2)
+    assert find_clips(tmp_path).train.files == ("1.webm",)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(MimError, match=said):
+        find_clips(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"1 ApplyEyeMakeup\r\n2\r\n", r"classInd.txt, line 2 should be a number and a class and is '2'"),
+        ("1 ApplyEyeMakeup".encode("utf-16"), r"classInd.txt is no text in UTF-8"),
+    ],
+)
+def test_ucf101_classes_of_another_form(ucf, content, said):
+    next(ucf.rglob("classInd.txt")).write_bytes(content)
+    with pytest.raises(MimError, match=said):
+        find_clips(ucf)

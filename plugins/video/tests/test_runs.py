@@ -151,6 +151,23 @@ def test_an_encoder_evaluates_at_another_length_and_size(trouble, tmp_path, caps
     assert set((folder / "features").iterdir()) > files, "features of another size are kept apart"
 
 
+def test_the_data_are_read_otherwise_when_judged(trouble, tmp_path, capsys):
+    """Views in time and space, another stride: options of the data that `evaluate` takes too."""
+    folder = tmp_path / "a"
+    assert pretrain(folder, trouble, "--train.epochs", 8 / 19) == 0
+    more = ["--data.views", "2", "3", "--data.stride", "1"]
+    assert main(["evaluate", str(folder), "--on", "knn", *more], plugin="video") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Each clip's features are the mean over 6 views." in said
+    assert "The data are read otherwise than in the run, by --data.stride, --data.views." in said
+    assert (folder / "scores-stride-1-views-2x3.json").exists()
+    assert not (folder / "scores.json").exists()
+    assert main(["evaluate", str(folder), "--on", "knn", "--data.view", "2", "3"], plugin="video") == 2
+    assert "--data.views" in " ".join(capsys.readouterr().err.split())
+    assert main(["evaluate", str(folder), "--data.views", "0", "3"], plugin="video") == 2
+    assert "views must be two counts" in " ".join(capsys.readouterr().err.split())
+
+
 def test_sizes_that_do_not_fit(trouble, tmp_path, capsys):
     assert pretrain(tmp_path / "a", trouble, "--train.epochs", 8 / 19, "--encoder.position", "learned") == 0
     for size, message in (

@@ -1,0 +1,140 @@
+"""What official lists say: UCF101's text files, Kinetics' csv, Something-Something's json."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mim_core.errors import MimError
+
+TIMED = ("youtube_id", "time_start", "time_end")
+"""Columns that make a csv file one of Kinetics'."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a list: the file's name without folder and ending, its class, and its part in seconds."""
+
+    stem: str
+    label: str
+    window: tuple[float, float] | None = None
+
+
+def ucf101_classes(path: Path) -> tuple[str, ...]:
+    """The second word of each line of classInd.txt, in order.
+
+    Raises:
+        MimError: A line has no two words.
+    """
+    lines = [(number, text.split()) for number, text in _lines(path)]
+    for number, words in lines:
+        if len(words) != 2:
+            raise MimError(f"{path}, line {number} should be a number and a class and is {' '.join(words)!r}.")
+    return tuple(words[1] for _, words in lines)
+
+
+def ucf101_entries(path: Path) -> list[Entry]:
+    """The clips of a train or test list: ``Class/v_Class_g01_c01.avi``, then a number or nothing."""
+    rows = [PurePosixPath(text.split()[0]) for _, text in _lines(path)]
+    return [Entry(row.stem, row.parent.name) for row in rows]
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Lines that are not blank, with their numbers."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MimError(f"{path} is no text in UTF-8: {error}.") from error
+    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def header(path: Path) -> list[str]:
+    """The names of a csv file's columns."""
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+        return next(csv.reader(file), [])
+
+
+def kinetics_rows(path: Path) -> Iterator[tuple[str, Entry]]:
+    """(split, entry) of each row of a csv file."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        try:
+            for row in rows:
+                where = f"{path}, line {rows.line_num}"
+                split, stem = (row.get("split") or split_of(path)).strip().lower(), (row["youtube_id"] or "").strip()
+                label = (row.get("label") or "").strip()
+                if not stem:
+                    raise MimError(f"{where}: the column youtube_id is empty.")
+                if split == "train" and not label:
+                    there = "is empty" if "label" in row else f"is missing; there are {', '.join(header(path))}"
+                    raise MimError(f"{where}: {stem} is for training and has no class: the column label {there}.")
+                yield split, Entry(stem, label, _part(row, where))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise MimError(f"{path}, after line {rows.line_num}: no csv in UTF-8: {error}.") from error
+
+
+def _part(row: dict[str, str], where: str) -> tuple[float, float]:
+    """The part of a video that a row names, in seconds."""
+    found = []
+    for column in ("time_start", "time_end"):
+        try:
+            found.append(float(row[column] or ""))
+        except ValueError:
+            found.append(math.nan)
+        if not math.isfinite(found[-1]):
+            raise MimError(f"{where}: the column {column} should be a number of seconds and is {row[column] or ''!r}.")
+    if not found[0] < found[1]:
+        raise MimError(f"{where}: time_end ({found[1]:g}) should be larger than time_start ({found[0]:g}).")
+    return found[0], found[1]
+
+
+def split_of(path: Path) -> str:
+    """The split that a file's name tells; train where it tells none."""
+    found = re.search(r"train|val|test", path.stem.lower())
+    return found.group() if found else "train"
+
+
+def ssv2_labels(path: Path) -> dict[str, int]:
+    """The classes and their numbers.
+
+    Raises:
+        MimError: It is no object of label to number.
+    """
+    content = _json(path)
+    try:
+        return {label: int(number) for label, number in content.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise MimError(f"{path} should be an object of label to number.") from error
+
+
+def ssv2_entries(path: Path, numbers: Mapping[str, int]) -> list[Entry]:
+    """The clips of a list of objects with ``id`` and ``template``. A row's class is its template without the brackets;
+    rows without template have it as their label.
+
+    Raises:
+        MimError: It is no such list, or a template is no label.
+    """
+    rows = _json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "id" in row for row in rows):
+        raise MimError(f"{path} should be a list of objects, each with id and template.")
+    found = []
+    for row in rows:
+        text = str(row.get("template") or row.get("label") or "")
+        label = text.replace("[", "").replace("]", "")
+        if label not in numbers:
+            raise MimError(f"{path}: the clip {row['id']} has the template {text!r}, which is no label.")
+        found.append(Entry(str(row["id"]), label))
+    return found
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise MimError(f"{path} cannot be read: {error}") from error

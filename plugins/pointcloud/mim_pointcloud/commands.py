@@ -31,10 +31,11 @@ class PrepareOptions:
 
     Every shape becomes an array [points, channels] under the same name below OUT, in the file's own units and axes; its
     points follow from its path; one that lies so far from the origin that its points would run together is centred, as
-    the manifest says. Lists and other files are copied, and all files of ShapeNetPart and ScanObjectNN; materials and
-    textures are left out. A run that was stopped goes on where it was; a changed source, or other options, are done
-    again; what was made of a file that is no longer in IN is removed. OUT/manifest.jsonl says what was done, and what
-    failed and why; OUT/prepared.json names the layout and the upright axis of IN, which --data.root OUT then has too.
+    the manifest says. Lists and other files are copied, and all files of ShapeNetPart and ScanObjectNN; materials,
+    textures and voxels are left out. A run that was stopped goes on where it was; a changed source, or other options,
+    are done again; what was made of a file that is no longer in IN is removed. OUT/manifest.jsonl says what was done,
+    and what failed and why; OUT/prepared.json names the layout and the upright axis of IN, which --data.root OUT then
+    has too.
     """
 
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]

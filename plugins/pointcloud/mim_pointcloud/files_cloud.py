@@ -210,7 +210,8 @@ def _real(array: NDArray[Any]) -> Floats:
 
 
 def read_pcd(path: Path) -> Shape:
-    """PCD 0.7: ascii, binary or binary_compressed; rgb packed into one number is taken apart."""
+    """PCD 0.7: ascii, binary or binary_compressed; rgb packed into one number is taken apart. Points with NaN for x, y
+    and z are left out: so a depth camera's picture says that it saw nothing there."""
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     start = re.search(rb"^DATA[ \t]+(\w+)[ \t]*\r?\n", data, re.MULTILINE)
     if start is None:
@@ -233,7 +234,9 @@ def read_pcd(path: Path) -> Shape:
             fields |= {colour: (packed >> at & 255).astype(np.uint8) for colour, at in zip("rgb", (16, 8, 0))}  # noqa: B905
         elif name != "_":
             fields[name] = table[column[0]][:, 0]
-    return from_fields(fields)
+    places = [values for name, values in fields.items() if name.lower() in NAMES["xyz"] and values.dtype.kind == "f"]
+    seen = ~np.logical_and.reduce([np.isnan(values) for values in places]) if len(places) == 3 else slice(None)
+    return from_fields({name: values[seen] for name, values in fields.items()})
 
 
 def _pcd_rows(body: bytes, coding: str, kind: np.dtype[Any], points: int) -> NDArray[Any]:

@@ -102,7 +102,7 @@ def read_off(path: Path) -> Shape:
     lines = [words for line in text.split("\n") if (words := line.split())]
     if not lines:
         raise ValueError("it has no counts of vertices and faces")
-    keyword = re.match(r"(?:ST)?(C?)(N?)(4?)(n?)OFF", lines[0][0])
+    keyword = re.match(r"(?:ST)?(C?)(N?)(4?)(n?)(?:OFF|off)", lines[0][0])
     if keyword:
         if keyword[3] or keyword[4] or "BINARY" in lines[0]:
             raise ValueError(f"{' '.join(lines[0])} is not read: only three dimensions, as text")

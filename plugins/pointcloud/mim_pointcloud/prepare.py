@@ -6,7 +6,10 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
@@ -25,8 +28,9 @@ from mim_pointcloud.prepared import PREPARED, WHOLE, Prepared, write_prepared
 MANIFEST = "manifest.jsonl"
 PARTIAL = ".partial"
 """What the name of a file that is being written ends in."""
-ASIDE = (".mtl", ".bin", ".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tga", ".tif", ".tiff", ".dds", ".webp", PARTIAL)
-"""Materials, textures and buffers that meshes bring along: of no use beside points, so they are left out."""
+TEXTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tga", ".tif", ".tiff", ".dds", ".webp")
+ASIDE = (*TEXTURES, ".mtl", ".bin", ".binvox", PARTIAL)
+"""Materials, textures, buffers and voxels that meshes bring along: of no use beside points, so they are left out."""
 HALF_OFFSET = 8
 """Clouds farther from the origin than so many times their extent are centred before they become float16."""
 
@@ -195,21 +199,48 @@ def _results(root: Path, out: Path, sampling: Sampling, workers: int, jobs: list
         yield from (run_job(root, out, sampling, job) for job in jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin_worker) as pool:
         rest, running = iter(jobs), set[Future[dict[str, Any]]]()
-        while True:
-            for job in itertools.islice(rest, 2 * workers - len(running)):
-                running.add(pool.submit(run_job, root, out, sampling, job))
-            if not running:
-                return
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            try:
+        try:
+            while True:
+                for job in itertools.islice(rest, 2 * workers - len(running)):
+                    running.add(_submitted(pool, root, out, sampling, job))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
-            except BrokenExecutor as error:
-                raise MimError(
-                    "A worker died, as one does when memory runs out. The same command goes on from here; "
-                    "take fewer --workers."
-                ) from error
+        except BrokenExecutor as error:
+            raise MimError(
+                "A worker died, as one does when memory runs out. The same command goes on from here; "
+                "take fewer --workers."
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C, only what is half done is waited for
+
+
+def _submitted(
+    pool: ProcessPoolExecutor, root: Path, out: Path, sampling: Sampling, job: Job
+) -> Future[dict[str, Any]]:
+    """Hand a job to the pool. A process that is started for it inherits that Ctrl-C does not reach it: the one here
+    hears it, and says so once."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(run_job, root, out, sampling, job)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker() -> None:
+    """One thread for each process; and a watch, because a pool's processes wait for ever when theirs is killed."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # what is being written has a name of its own, and is done again
 
 
 def path_key(source: str) -> int:

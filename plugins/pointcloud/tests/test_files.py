@@ -158,7 +158,14 @@ def test_off_as_found(tmp_path):
     plain = read_cloud(write(tmp_path / "a.off", off()), 64, 1)
     coloured = "COFF\n8 6 0 # counts\n" + lines((*row, 255, 0, 51, 255) for row in VERTICES)
     coloured += lines((4, *quad, 0.5, 0.5, 0.5) for quad in QUADS)
-    for text in (off("OFF"), off(""), off("\ufeffOFF\n# made by hand\n\n"), off().replace("\n", "\r\n"), coloured):
+    for text in (
+        off("OFF"),
+        off("off\n"),
+        off(""),
+        off("\ufeffOFF\n# made by hand\n\n"),
+        off().replace("\n", "\r\n"),
+        coloured,
+    ):
         assert torch.equal(read_cloud(write(tmp_path / "b.off", text), 64, 1), plain)
     colours = read_cloud(write(tmp_path / "b.off", coloured), 64, 1, ("rgb",))
     assert torch.allclose(colours, torch.tensor([1, 0, 0.2]))
@@ -482,6 +489,22 @@ def test_surfaces_without_area(tmp_path):
     for word in ("nan", "inf", "-inf"):
         assert "NaN or infinite" in reason(write(tmp_path / "a.obj", obj().replace("v 1.0", f"v {word}", 1)))
         assert "1 of 2 points" in reason(write(tmp_path / "a.xyz", f"1 2 3\n1 2 {word}\n"))
+
+
+@pytest.mark.parametrize("coding", ["ascii", "binary"])
+def test_places_where_a_depth_camera_saw_nothing_are_no_points(tmp_path, coding):
+    header = "FIELDS x y z i\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 1\nWIDTH 3\nHEIGHT 2\nPOINTS 6\nDATA "
+
+    def picture(rows):
+        body = lines(rows).encode() if coding == "ascii" else np.array(rows, "<f4").tobytes()
+        return write(tmp_path / "a.pcd", f"{header}{coding}\n".encode() + body)
+
+    seen = [(1, 2, 3, 0), (4, 5, 6, 0), (7, 8, 9, 0)]
+    nothing = [(np.nan, np.nan, np.nan, 0)] * 3
+    found = read_cloud(picture([*nothing, *seen]), 3, 0).numpy()
+    assert np.array_equal(np.sort(found, 0), np.array(seen)[:, :3])
+    assert "NaN or infinite" in reason(picture([(1, np.nan, 3, 0), *nothing[:2], *seen]))
+    assert "no points" in reason(picture(nothing * 2))
 
 
 def test_wrong_questions(tmp_path):

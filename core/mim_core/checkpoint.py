@@ -109,10 +109,10 @@ def save(run: Path, contents: Contents, step: int, recipe: str, extra: dict[str,
         shutil.rmtree(part, ignore_errors=True)
         before = newest(run)
         kept = f"The last whole checkpoint is {before}." if before else "There is no earlier checkpoint."
-        room = "Free some space, or choose" if is_full(error) else "Choose"
+        room = "Free some space" if is_full(error) else "See that it can be written to"
+        again = "the run goes on from there" if before else "or choose another folder with --out"
         raise MimError(
-            f"Checkpoint {final} cannot be written: {error}. {kept} {room} another folder with --out, and start again "
-            "with the same command: the run goes on from there."
+            f"Checkpoint {final} cannot be written: {error}. {kept} {room}, and give the same command again: {again}."
         ) from error
     found = sorted(folder_of(run).glob("step-*"))
     sound = [path for path in found if whole(path)]

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from mim_core.errors import MimError, RankError, unknown
+from mim_core.errors import MimError, RankError, of_the_disk, unknown
 from mim_core.version import __version__
 
 Command = Callable[[str, str | None, list[str]], int]
@@ -77,6 +77,12 @@ def main(
     except BrokenPipeError:  # the reader, such as `head`, has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        text = of_the_disk(error)
+        if text is None:
+            raise
+        print(f"{program}: error: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        return 2
 
 
 def _run(program: str, plugin: str | None, arguments: list[str], known: Mapping[str, tuple[str, str]]) -> int:

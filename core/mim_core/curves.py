@@ -11,7 +11,7 @@ from mim_core.folders import json_lines
 from mim_core.metrics import PHASES
 from mim_core.online import MAJORITY, NOW, RAW
 from mim_core.progress import duration
-from mim_core.words import counted
+from mim_core.words import counted, speed
 
 Lines = list[dict[str, Any]]
 
@@ -39,7 +39,7 @@ def facts(metrics: Lines) -> dict[str, str]:
     steps = counted(last["step"], "step")
     found = {
         "trained": f"{steps}, {counted(last['epoch'], 'epoch')}, {duration(seconds)} in the loop",
-        "speed": f"{samples / seconds:,.0f} samples/s",
+        "speed": f"{speed(samples / seconds)} samples/s",
         "time": f"{shares} (data: waiting for it)",
     }
     if "mfu" in last:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -81,6 +82,30 @@ def one_line(error: BaseException) -> str:
         text = "its message cannot be read"
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+DISK = {
+    errno.ENOSPC: "there is no room left",
+    errno.EDQUOT: "the quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "you may not read or write there",
+}
+"""What is no bug of a program that meets it: error number -> in plain words."""
+IN_WORDS = {os.strerror(number): number for number in DISK}
+
+
+def of_the_disk(error: BaseException) -> str | None:
+    """What an error of a full or closed disk says to a user; None for every other error.
+
+    safetensors puts the system's error into the words of its own, without its number.
+    """
+    number, what = getattr(error, "errno", None), str(error)
+    if type(error).__name__ == "SafetensorError":  # not imported: the command line starts without it
+        number = next((known for text, known in IN_WORDS.items() if text in what), None)
+        what = f"A file of tensors cannot be written, {what.rpartition('I/O error: ')[2]}"
+    if number not in DISK:
+        return None
+    return f"{what}: {DISK[number]}. Files that were whole are kept; once this is mended, give the same command again."
 
 
 def strict(environ: Mapping[str, str] = os.environ) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -160,8 +161,12 @@ def _cached(path: Path, make: Any) -> Features:
     made: Features = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    save_file({name: value.contiguous() for name, value in vars(made).items()}, part)
-    part.rename(path)
+    try:
+        save_file({name: value.contiguous() for name, value in vars(made).items()}, part)
+        part.rename(path)
+    except (OSError, SafetensorError):
+        part.unlink(missing_ok=True)  # it would fill what room is left
+        raise
     return made
 
 

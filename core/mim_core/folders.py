@@ -7,7 +7,7 @@ import os
 import platform
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,7 @@ def open_folder(folder: Path, recipe: str) -> dict[str, str]:
         if before is not None and checkpoint.newest(folder) is not None:
             _same_run(before, recipe, folder)
             recipe = with_earlier(recipe, before)
-        temporary = folder / ".recipe.toml"
-        temporary.write_text(recipe)
-        os.replace(temporary, path)
+        write_whole(path, recipe)
         log = folder / "skipped.jsonl"
         if log.exists():
             return {entry["file"]: entry["reason"] for entry in json_lines(log)}
@@ -136,6 +134,22 @@ def check_items(folder: Path, state: dict[str, Any], items: int) -> None:
             f"The data has {items} items, and had {before} when the run in {folder} began; the order of samples would "
             "not go on. Use the same data, or start a new run from these weights: --init and another --out."
         )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file under another name and renames it, so that on a full disk the one before it stays.
+
+    Raises:
+        OSError: It cannot be written; nothing is left of it.
+    """
+    part = path.with_name(f".{path.name}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+        raise
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,7 @@ from mim_core.errors import nearest
 from mim_core.layout import Layout, Patches, Sample, take, tensor_tree
 from mim_core.mask import Draw, Mask
 from mim_core.masker import Masker
-from mim_core.samples import check_sample, check_sizes
+from mim_core.samples import check_key, check_sample, check_sizes
 from mim_core.target import Target
 from mim_core.tokenizer import JoinedTokenizer, Tokenizer
 
@@ -288,9 +288,8 @@ class MaskedAutoencoder(Method):
             raise ValueError(f"training needs every modality; the sample has no {', '.join(lacking)}")
         check_sizes(self.tokenizer, sample)
         patches = self.tokenizer.split(sample)
-        if mask is None and "key" not in sample:
-            raise ValueError("the sample has no 'key' (int64 [B]) to draw masks from; add one, or give a mask")
         if mask is None:
+            check_key(sample, _rows(patches))
             scores = None if self.scorer is None else self.scorer(sample, patches)
             mask = self.masker(patches.layout, Draw(sample["key"], step, progress), scores)
         mask = self._fit(mask, patches.layout, _rows(patches))
@@ -347,7 +346,7 @@ class MaskedAutoencoder(Method):
         if mask.kept_ids.shape[1] == 0:
             raise ValueError("the mask leaves nothing visible")
         if mask.kept_ids.shape[1] == layout.count:
-            raise ValueError("an encoder that drops hidden units needs as many visible units in every row")
+            raise ValueError("an encoder that drops hidden units needs visible units, as many in every row")
         return mask
 
 

@@ -77,7 +77,8 @@ def plan_rows(run: Run) -> dict[str, str]:
     if run.world.size > 1:
         rows["ranks"] = f"{run.world.size}, {chosen(train, run.world.size)}"
     if micro != train.batch_size:
-        rows["batch"] = f"{run.world.size} ranks x {run.accumulation} micro-batches of {micro}"
+        several = counted(run.accumulation, "micro-batch", "micro-batches")
+        rows["batch"] = f"{counted(run.world.size, 'rank')} x {several} of {micro}"
     peak = max(learning_rate(s, run.steps_per_epoch, train) for s in range(0, run.steps, max(1, run.steps // 200)))
     rows["learning rate"] = f"up to {peak:.3g}, {train.schedule}; {counted(train.warmup_epochs, 'epoch')} of warm-up"
     rows["operations"] = (

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mim_core.words import speed
+
 
 def duration(seconds: float) -> str:
     """Seconds as people say them: 42 s, 3 min 20 s, 5 h 12 min."""
@@ -71,7 +73,7 @@ class Reporter:
             return
         if self.bar is not None:
             self.bar.update(
-                self.task, completed=step, note=f"epoch {epoch:.1f}  loss {loss:.4f}  {rate:,.0f} samples/s"
+                self.task, completed=step, note=f"epoch {epoch:.1f}  loss {loss:.4f}  {speed(rate)} samples/s"
             )
             return
         now = time.monotonic()
@@ -80,7 +82,7 @@ class Reporter:
         self.spoken = now
         left = (now - self.started) / max(1, step - self.first) * (self.steps - step)
         self.say(
-            f"{self.name}: step {step}/{self.steps}  epoch {epoch:.2f}  loss {loss:.4f}  {rate:,.0f} samples/s  "
+            f"{self.name}: step {step}/{self.steps}  epoch {epoch:.2f}  loss {loss:.4f}  {speed(rate)} samples/s  "
             f"{duration(left)} left"
         )
 

@@ -23,6 +23,7 @@ from mim_core.data import DataSource, Picture, Readable
 from mim_core.errors import MimError
 from mim_core.evaluation import Score, cell, columns_of
 from mim_core.features import load_run
+from mim_core.folders import write_whole
 from mim_core.layout import Layout, Patches
 from mim_core.method import Head, MaskedAutoencoder, Method
 from mim_core.recipe import to_toml
@@ -154,7 +155,7 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
     before = _links(path)
     for head in heads:
         if head["page"] is not None:
-            _write(folder / head["link"], head["page"])
+            write_whole(folder / head["link"], head["page"])
     report = (
         _environment()
         .get_template("report.html.jinja")
@@ -170,17 +171,10 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
             recipe=_in_rows(to_toml(run, registry)),
         )
     )
-    _write(path, report)
+    write_whole(path, report)
     for name in before - _links(path):
         (folder / name).unlink(missing_ok=True)
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes the file whole: under another name first."""
-    part = path.with_name(f".{path.name}")
-    part.write_text(text, encoding="utf-8")
-    part.rename(path)
 
 
 def _links(report: Path) -> set[str]:

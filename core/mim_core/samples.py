@@ -76,6 +76,19 @@ def check_sizes(tokenizer: Tokenizer, sample: Sample) -> None:
         raise ValueError(f"the modalities of a batch have different numbers of samples: {told}")
 
 
+def check_key(sample: Sample, rows: int) -> None:
+    """Refuses a batch of ``rows`` samples from whose keys no masks can be drawn. Reads shapes only.
+
+    Raises:
+        ValueError: It has no ``key``, one of another type, or another number of them.
+    """
+    if "key" not in sample:
+        raise ValueError("the sample has no 'key' (int64 [B]) to draw masks from; add one, or give a mask")
+    key = sample["key"]
+    if key.dtype != torch.int64 or key.shape != (rows,):
+        raise ValueError(f"key must be int64 [{rows}], one per sample; got {key.dtype} {list(key.shape)}")
+
+
 def finite_rows(values: Tensor) -> Tensor:
     """Which samples of a batch have only finite values, bool [B]."""
     return values.reshape(len(values), -1).isfinite().all(dim=1)

@@ -15,3 +15,8 @@ def counted(number: float, one: str, many: str = "") -> str:
         return f"1 {one}"
     told = "no" if number == 0 else f"{number:,}" if isinstance(number, int) else f"{number:,g}"
     return f"{told} {many or one + 's'}"
+
+
+def speed(rate: float) -> str:
+    """Samples per second: "1,234", and "0.38" where a whole number would say 0."""
+    return f"{rate:,.0f}" if rate >= 9.5 else f"{rate:.2g}"

@@ -200,7 +200,7 @@ def test_dry_run_tells_the_sizes_of_mae(mim, tmp_path):
     assert said.code == 0
     assert "196 on a grid of 14 x 14; 147 hidden, 49 into the encoder, 147 predicted" in said.all
     assert "encoder with tokenizer 85.6 M" in said.all  # ViT-B/16: 86.6 M with a classifier of 768 x 1000, less it
-    assert "32 micro-batches of 128" in said.all
+    assert "1 rank x 32 micro-batches of 128" in said.all
     assert "up to 0.0024" in said.all  # 1.5e-4 * 4096 / 256
     assert "3,906 steps, each of 4,096 samples; 1,600 epochs" in said.all
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import torch
 from mim_core import checkpoint
 from mim_core.method import MaskedAutoencoder
 from PIL import Image
+from safetensors import SafetensorError
 
 TWIN = ("pretrain", "mae-vit-tiny", "--twin")
 RUN = (*TWIN, "--quiet", "--out", "run")
@@ -246,6 +247,52 @@ def test_full_disk_while_metrics_are_written(refused, monkeypatch, lines, said):
     message = refused(*RUN, *TWICE)
     assert "run cannot be written: [Errno 28] No space left on device" in message
     assert said in message
+
+
+class Closed:
+    """Every file that is written anew is refused as a disk of this kind refuses it."""
+
+    def __init__(self, monkeypatch, number):
+        self.number = number
+
+        def write_text(path, *arguments, **options):
+            path.open("w").close()  # what stood there is gone before the first byte is written
+            raise OSError(number, os.strerror(number), str(path))
+
+        def save_file(tensors, path, **more):
+            raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+
+        monkeypatch.setattr(Path, "write_text", write_text)
+        for module in ("features", "interop"):
+            monkeypatch.setattr(f"mim_core.{module}.save_file", save_file)
+
+
+@pytest.mark.parametrize(("number", "words"), [(28, "there is no room left"), (30, "the disk is read-only")])
+def test_disk_that_takes_nothing_after_training(mim, refused, tmp_path, monkeypatch, number, words):
+    """evaluate, show and export say it, and every file that was whole stays as it was."""
+    few = ("--evaluate.draws", "1", "--evaluate.few-labels", "100", "--on", "knn")
+    assert mim(*RUN, *TWICE).code == 0
+    assert mim("evaluate", "run", *few).code == 0
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    with monkeypatch.context() as patch:
+        Closed(patch, number)
+        assert words in refused("show", "run")
+        assert words in refused("export", "run")
+        assert words in refused("evaluate", "run", *few, "--evaluate.pool", "max")  # features of its own
+        said = mim("evaluate", "run", *few)  # the table is shown, its file cannot be written
+    assert said.code == 2
+    assert words in said.err
+    assert "scores.json" in said.err
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+
+
+def test_other_errors_of_the_system_are_bugs(mim, monkeypatch):
+    def fail(*arguments):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("mim_core.commands.listing.recipes", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        mim("recipes")
 
 
 @pytest.mark.parametrize("damage", ["cut", "no state", "state is no JSON", "a file is gone"])

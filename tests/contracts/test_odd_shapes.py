@@ -300,7 +300,7 @@ def test_an_encoder_that_drops_units_needs_equal_counts():
     sample = _Single().make_sample(method, 2)
     hidden = torch.zeros(2, 12, dtype=torch.bool)
     hidden[0, :3] = hidden[1, :5] = True
-    with pytest.raises(ValueError, match="as many visible units in every row"):
+    with pytest.raises(ValueError, match="needs visible units, as many in every row"):
         method.prepare(sample, hidden)
     assert (
         TestEncoderThatSeesAll()
@@ -319,3 +319,10 @@ def test_a_masker_that_keeps_nothing_is_refused():
     tokenizer = PatchTokenizer(PatchTokenizer.Config(size=(4, 4), patch=(4, 2)), WIDTH)
     with pytest.raises(ValueError, match="would keep 0 of 2 units"):
         _Single().around(tokenizer, random_masker(ratio=0.75))
+
+
+@pytest.mark.parametrize("key", [torch.rand(2), torch.arange(3), torch.zeros(2, 1, dtype=torch.int64)])
+def test_keys_that_are_none_are_refused(key):
+    method = _Single().make_method()
+    with pytest.raises(ValueError, match=r"key must be int64 \[2\], one per sample; got torch"):
+        method.prepare({**_Single().make_sample(method, 2), "key": key})

@@ -19,6 +19,7 @@ from mim_core.plugins import installed
 from mim_core.recipe import TrainConfig, load_recipe
 from mim_core.strategy import chosen, share
 from mim_core.teacher import EmaTeacher, Teacher
+from mim_core.words import speed
 from safetensors.torch import load_file
 from torch import nn
 
@@ -374,3 +375,8 @@ def test_deterministic_is_switched_on_and_trains(tmp_path):
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("rate", "text"), [(0.384, "0.38"), (2.04, "2"), (12.6, "13"), (1234.5, "1,234")])
+def test_a_slow_run_has_a_speed_too(rate, text):
+    assert speed(rate) == text

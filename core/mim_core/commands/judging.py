@@ -18,6 +18,7 @@ from mim_core.errors import MimError
 from mim_core.evaluation import Score, verdict
 from mim_core.features import load_run, prepare_study
 from mim_core.finetune import Supervised
+from mim_core.folders import write_whole
 from mim_core.interop import export_timm
 from mim_core.plugins import installed
 from mim_core.recipe import EvaluateConfig
@@ -83,7 +84,7 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
             f"{folder / name} also had {', '.join(gone)}. A table is of one judgement: it is replaced. To have all, "
             "name them at once, with commas: --on knn,linear."
         )
-    (folder / name).write_text(json.dumps(content, indent=1))
+    write_whole(folder / name, json.dumps(content, indent=1))
     if (folder / "checkpoints").exists() and name == "scores.json":
         write_report(folder, registry)
     return 0

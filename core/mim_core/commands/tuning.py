@@ -19,7 +19,7 @@ from mim_core.errors import MimError
 from mim_core.evaluation import Score, columns_of
 from mim_core.features import load_run
 from mim_core.finetune import FINE_TUNED, SCRATCH, Supervised, take_encoder
-from mim_core.folders import FREE, check_folder
+from mim_core.folders import FREE, check_folder, write_whole
 from mim_core.method import Method
 from mim_core.plan import print_plan
 from mim_core.plugins import installed
@@ -198,7 +198,7 @@ def judge(
     lines = notes + _compared(scores)
     content = {"title": f"Test of {run.parts['method'].name}", "scores": [vars(s) for s in scores], "notes": lines}
     path = folder / ("-".join(["scores", *other]) + ".json")
-    path.write_text(json.dumps(content, indent=1))
+    write_whole(path, json.dumps(content, indent=1))
     if not quiet:
         print_table(scores, lines, "test")
     if (folder / "checkpoints").exists() and not other:

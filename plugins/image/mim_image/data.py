@@ -4,6 +4,7 @@ torchvision, drawn by key."""
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,9 @@ class Images(DataSource):
         """The image in the wanted mode. Large JPEGs are decoded at a reduced size that still covers the smallest
         crop."""
         try:
-            with store.open(index) as image:
+            # a large picture is no attack: one that is too large to decode raises an error of its own
+            large = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+            with large, store.open(index) as image:
                 side = max(self.size) / smallest**0.5
                 image.draft(None, (int(side) + 1, int(side) + 1))
                 return convert_mode(image, self.channels)

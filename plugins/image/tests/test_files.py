@@ -1,5 +1,7 @@
 """Image files of every kind that people have: read upright, whole, in 8 bits, with the channels that were asked for."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -201,3 +203,16 @@ def test_files_are_closed(photo, images, recwarn):
         source.read(i, i)
     gc.collect()
     assert not [warning for warning in recwarn if warning.category is ResourceWarning]
+
+
+def test_large_pictures_are_read_without_a_word_and_larger_ones_are_bad(photo, images, monkeypatch):
+    """Pillow warns of pictures above its limit and refuses those above twice that; scans are that large."""
+    photo("scan.png", size=(40, 30))
+    source = images()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert source.read(0, 7)["image"].shape == (3, 8, 8)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(BadSample, match="DecompressionBombError"):
+        source.read(0, 7)

@@ -44,7 +44,7 @@ def test_names():
         ("mim-audio/..", "is a path; a project has a name"),
         ("projects/mim-audio", "Try: mim-core new-plugin mim-audio --into projects"),
         ("my projects/audio", "Try: mim-core new-plugin mim-NAME --into 'my projects'"),
-        ("mim-dev", "mistaken for mim-core's own \"mim-core[dev]\""),
+        ("mim-dev", 'mistaken for mim-core\'s own "mim-core[dev]"'),
         ("mim-authoring-taken", "taken by mim-authoring-taken 2.0"),
         ("mim-pet", "taken by animals 1.0"),
     ],

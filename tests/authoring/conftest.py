@@ -43,7 +43,7 @@ class Environment:
         env.pop("PYTHONPATH", None)
         env.pop("PYTEST_ADDOPTS", None)
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT if together else subprocess.PIPE}
-        done = subprocess.run(command, shell=True, cwd=cwd, env=env, text=True, timeout=240, **streams)
+        done = subprocess.run(command, shell=True, cwd=cwd, env=env, text=True, timeout=900, **streams)
         assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
 

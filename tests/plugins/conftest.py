@@ -50,7 +50,7 @@ class Session:
         """Runs Python and returns what became of it."""
         env = {**os.environ, "PYTHONPATH": self.path, "OMP_NUM_THREADS": "1", **environ}
         command = [sys.executable, *map(str, arguments)]
-        return subprocess.run(command, env=env, cwd=self.work, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=env, cwd=self.work, capture_output=True, text=True, timeout=600)
 
     def mim(self, *arguments, **environ):
         """Runs ``mim-core``."""

@@ -8,6 +8,7 @@ import torch
 from mim_core import build_method, checkpoint
 from mim_core.build import Parts, make_source
 from mim_core.cli import main
+from mim_core.data import DataSource
 from mim_core.errors import MimError
 from mim_core.features import load_run
 from mim_core.layout import Layout
@@ -255,7 +256,7 @@ def test_a_missing_file_is_told_once_and_by_the_name_of_its_option(tmp_path, cap
     part = twin(weights=str(tmp_path / "none.pt"), mean="none", std="none").parts["target"]
     own = tokenizer()
     made = Parts({"rgb.target": part}).make("rgb.target", own)
-    made.check(object())
+    made.check(DataSource(None, own.shapes))
     warned = capsys.readouterr().err
     assert warned.count("none.pt does not exist") == 1
     sample = {"image": normalised(pixels(1))}

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import itertools
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from mim_core import walking
 from mim_core.errors import BadSample, MimError
+from mim_core.jobs import in_processes
 
 from mim_pointcloud.files import EXTENSIONS, is_list, read_centred
 from mim_pointcloud.layouts import find_shapes, recognise
@@ -162,7 +157,7 @@ def prepare_collection(root: Path, out: Path, sampling: Sampling, workers: int) 
                 yield {**before[job.source], "status": "skipped"}
             else:
                 left.append(job)
-        for line in _results(root, out, sampling, workers, left):
+        for line in in_processes(functools.partial(run_job, root, out, sampling), left, workers):
             lines[line["file"]] = line
             manifest.write(json.dumps(line) + "\n")
             manifest.flush()
@@ -192,55 +187,6 @@ def _is_done(root: Path, out: Path, sampling: Sampling, job: Job, line: dict[str
     elif line["status"] == "done":
         return False
     return same and target.is_file() and target.stat().st_size == line.get("bytes")
-
-
-def _results(root: Path, out: Path, sampling: Sampling, workers: int, jobs: list[Job]) -> Iterator[dict[str, Any]]:
-    if workers <= 1 or len(jobs) <= 1:
-        yield from (run_job(root, out, sampling, job) for job in jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin_worker) as pool:
-        rest, running = iter(jobs), set[Future[dict[str, Any]]]()
-        try:
-            while True:
-                for job in itertools.islice(rest, 2 * workers - len(running)):
-                    running.add(_submitted(pool, root, out, sampling, job))
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        except BrokenExecutor as error:
-            raise MimError(
-                "A worker died, as one does when memory runs out. The same command goes on from here; "
-                "take fewer --workers."
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C, only what is half done is waited for
-
-
-def _submitted(
-    pool: ProcessPoolExecutor, root: Path, out: Path, sampling: Sampling, job: Job
-) -> Future[dict[str, Any]]:
-    """Hand a job to the pool. A process that is started for it inherits that Ctrl-C does not reach it: the one here
-    hears it, and says so once."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return pool.submit(run_job, root, out, sampling, job)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin_worker() -> None:
-    """One thread for each process; and a watch, because a pool's processes wait for ever when theirs is killed."""
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # what is being written has a name of its own, and is done again
 
 
 def path_key(source: str) -> int:

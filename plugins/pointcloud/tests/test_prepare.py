@@ -141,48 +141,6 @@ def test_a_killed_run_goes_on(collection, tmp_path):
     assert contents(out) == contents(whole)
 
 
-STOPPED = """
-import os, sys
-from mim_pointcloud.prepare import Sampling, prepare_collection
-
-if __name__ == "__main__":
-    import multiprocessing
-    from pathlib import Path
-
-    for line in prepare_collection(Path(sys.argv[1]), Path(sys.argv[2]), Sampling(30), 2):
-        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-        sys.stdin.read(1)  # until the test is done with this process
-"""
-
-
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_process_outlives_a_stopped_run_with_workers(collection, tmp_path, stop):
-    script = tmp_path / "run.py"
-    script.write_text(STOPPED)
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(collection), str(tmp_path / "out")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    workers = [int(word) for word in process.stdout.readline().split()]
-    assert workers
-    (os.killpg if stop == signal.SIGINT else os.kill)(process.pid, stop)  # Ctrl-C reaches all of a terminal's processes
-    said = process.communicate(timeout=120)[1]
-    deadline = time.monotonic() + 60
-    while any(map(running, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(running, workers))
-    assert said.count("Traceback") == (stop == signal.SIGINT)  # of the script itself, which does not catch it
-
-
-def running(pid):
-    """Whether a process is there, and no zombie that nobody has asked for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_numbers_too_large_for_float16(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.off").write_text(OFF.format(size=100_000))

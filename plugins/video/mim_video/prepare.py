@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import json
 import math
-import multiprocessing
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from av.video.reformatter import Colorspace
 from mim_core import walking
 from mim_core.errors import BadSample, MimError
+from mim_core.jobs import in_processes
 
 from mim_video.layouts import EXTENSIONS
 from mim_video.reader_pyav import PyavReader
@@ -183,25 +182,7 @@ def _results(
             yield {"file": job.source, "out": job.target, "status": "skipped"}
         else:
             left.append(replace(job, again=why))
-    if workers <= 1:
-        yield from (run_job(root, out, encoding, job) for job in left)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(1, len(left))), mp_context=context) as pool:
-        rest, running = iter(left), set[Future[dict[str, Any]]]()
-        while True:
-            for job in itertools.islice(rest, 2 * workers - len(running)):
-                running.add(pool.submit(run_job, root, out, encoding, job))
-            if not running:
-                return
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            try:
-                yield from (future.result() for future in done)
-            except BrokenExecutor as error:
-                raise MimError(
-                    "A worker died, as one does when memory runs out. The same command goes on from here; "
-                    "take fewer --workers."
-                ) from error
+    yield from in_processes(functools.partial(run_job, root, out, encoding), left, workers)
 
 
 def run_job(root: Path, out: Path, encoding: Encoding, job: Job) -> dict[str, Any]:

@@ -123,7 +123,9 @@ class DataContract(Contract):
         else:
             assert equal(one, other), "another key gives other items: set augmented = True"
         if len(one) > 1:
-            same_key = [source.read(index, 11) for index in self.numbers(len(source))]
+            # and neighbours, for evenly spaced ones may all be of one kind
+            few = sorted({*self.numbers(len(source)), *range(min(len(source), 5))})
+            same_key = [source.read(index, 11) for index in few]
             alike = all(equal(a, b) for a, b in itertools.pairwise(same_key))
             assert not alike, "with one key all items are the same: the index is not used"
 

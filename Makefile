@@ -28,8 +28,9 @@ demo: $(VENV)/.installed
 	$(BIN)/mim-image evaluate runs/demo
 	@echo "Open runs/demo/report.html: curves, reconstructions, scores."
 
+# One thread for each of up to four processes; a class or a module of tests stays in one.
 test: $(VENV)/.developed lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadscope
 
 lint: $(VENV)/.developed
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from timm.layers import trunc_normal_  # draws the same in every version of torch; torch's own does not
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -111,7 +112,7 @@ class SeparablePosition(nn.Module):
         self.first = nn.Parameter(torch.empty(1, layout.grid[0], width))
         self.rest = nn.Parameter(torch.empty(1, math.prod(layout.grid[1:]), width))
         for table in (self.first, self.rest):
-            nn.init.trunc_normal_(table, std=0.02)
+            trunc_normal_(table, std=0.02)
 
     def forward(self, layout: Layout) -> Float[Tensor, "1 N width"]:
         """The positions of every unit, shared by all rows."""
@@ -138,7 +139,7 @@ class LearnedPosition(nn.Module):
     def __init__(self, layout: Layout, width: int) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.empty(1, layout.count, width))
-        nn.init.trunc_normal_(self.table, std=0.02)
+        trunc_normal_(self.table, std=0.02)
 
     def forward(self, layout: Layout) -> Float[Tensor, "1 N width"]:
         """The positions of every unit, shared by all rows."""

@@ -9,6 +9,7 @@ from mim_core.layout import Layout, Patches, Sample
 from mim_core.mask import Mask
 from mim_core.target import Target
 from mim_core.tokenizer import Tokenizer
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,7 +49,7 @@ class TextTokenizer(Tokenizer):
         self.unit_shape = (1,)
         self.ids = {config.modality: config.vocabulary}
         self.token_embed = nn.Embedding(config.vocabulary, width, padding_idx=PADDING)
-        nn.init.trunc_normal_(self.token_embed.weight, std=0.02)
+        trunc_normal_(self.token_embed.weight, std=0.02)
         nn.init.zeros_(self.token_embed.weight[PADDING])
 
     def split(self, sample: Sample) -> Patches:

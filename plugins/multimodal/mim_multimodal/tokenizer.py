@@ -10,6 +10,7 @@ from jaxtyping import Int
 from mim_core.errors import MimError
 from mim_core.layout import Layout, Patches, Sample
 from mim_core.tokenizer import PatchTokenizer, Tokenizer
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 
@@ -54,7 +55,7 @@ class ClassMapTokenizer(Tokenizer):
         self.unit_shape = (*config.patch, 1)
         self.ids = {config.modality: config.classes}
         self.class_embed = nn.Embedding(config.classes + int(config.unknown), config.embed_width)
-        nn.init.trunc_normal_(self.class_embed.weight, std=0.02)
+        trunc_normal_(self.class_embed.weight, std=0.02)
 
     def split(self, sample: Sample) -> Patches:
         """[B, h, w] to values int64 [B, N, *patch, 1].

@@ -162,6 +162,7 @@ def build_method(run: ResolvedRun | str, registry: Registry | None = None, seed:
         torch.manual_seed(run.train.seed if seed is None else seed)
         with building("method", part):
             method: Method = part.cls.build(part.options, parts)
+    method.built_from = run.parts
     return method
 
 

@@ -19,6 +19,10 @@ COMMANDS = {
     "evaluate": ("mim_core.commands.judging:evaluate", "Judge a run's features by k-NN and linear probes"),
     "show": ("mim_core.commands.judging:show", "Write a run's report.html: curves, reconstructions, scores"),
     "export": ("mim_core.commands.judging:export", "Write a run's encoder for timm"),
+    "import": (
+        "mim_core.commands.importing:import_weights",
+        "Make weights of another code base a run: import RECIPE WEIGHTS --format NAME",
+    ),
     "bench": ("mim_core.commands.measuring:bench", "Measure a recipe's training speed on this machine: bench RECIPE"),
     "recipes": ("mim_core.commands.listing:recipes", "List the recipes"),
     "plugins": ("mim_core.commands.listing:plugins", "List the plugins that are installed, and why one failed"),
@@ -36,7 +40,7 @@ COMMANDS = {
         "Say what this machine has, what is missing, and what that means for a run",
     ),
 }
-OF_A_PLUGIN = ("pretrain", "finetune", "evaluate", "show", "export", "bench", "recipes", "doctor")
+OF_A_PLUGIN = ("pretrain", "finetune", "evaluate", "show", "export", "import", "bench", "recipes", "doctor")
 
 
 def main(

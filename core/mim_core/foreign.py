@@ -58,7 +58,10 @@ def heads_of(name: str, given: Any, width: int, released: Mapping[str, Mapping[i
     """Attention heads: as given, or of the released model of that width."""
     heads: int | None = getattr(given, name) or released[name].get(width)
     if heads is None:
-        raise MimError(f"The weights do not tell how many heads share a width of {width}; give {name}=...")
+        raise MimError(
+            f"The weights do not tell how many heads share a width of {width}; give {name}=..., or mim-core import "
+            f"--sizes {name}=NUMBER."
+        )
     return heads
 
 

@@ -28,6 +28,7 @@ from mim_core.tokenizer import JoinedTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from mim_core.build import Parts
+    from mim_core.recipe import ResolvedPart
 
 
 @tensor_tree
@@ -89,10 +90,12 @@ class Method(nn.Module):
 
     Attributes:
         couples_batch: The loss compares samples with each other (InfoNCE), so a batch cannot be split for accumulation.
+        built_from: The parts by role, with their options; empty where `mim_core.build.build_method` did not build it.
     """
 
     Config: ClassVar[type[Any]]
     couples_batch: bool = False
+    built_from: Mapping[str, ResolvedPart] = {}
 
     @classmethod
     def build(cls, config: Any, parts: Parts) -> Method:

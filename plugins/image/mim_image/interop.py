@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mim_core.errors import MimError
-from mim_core.foreign import agree, build, depth_of, heads_of, mlp_ratio_of, need, pair
+from mim_core.foreign import HEAD, agree, build, depth_of, heads_of, mlp_ratio_of, need, pair
 from mim_core.interop import State, fill_weights
 from mim_core.method import Method
 from mim_core.options import fill
@@ -54,6 +54,9 @@ class MaeSizes:
     """Needed for inputs that are not square."""
     norm_eps: float = 1e-6
     """Small number in the normalisation layers."""
+    fresh_decoder: bool = False
+    """For files of the encoder alone, as most released ones are: a decoder of the paper's size (or of the sizes given
+    here) is drawn, so that features are right and reconstructions are not."""
     patch_size: Any = None
     embed_dim: int | None = None
     depth: int | None = None
@@ -64,27 +67,28 @@ class MaeSizes:
 
 
 def import_mae(state: State, **sizes: Any) -> Method:
-    """Official MAE weights, with the decoder. ``sizes`` are the fields of `MaeSizes`.
+    """Official MAE weights, with the decoder or, where that is asked for, without. ``sizes`` are the fields of
+    `MaeSizes`.
 
     Raises:
         MimError: Weights of another code base, a size that contradicts them, heads that must be given.
     """
     given = fill(MaeSizes, sizes, "import format mae")
     width, channels, *patch = need(state, "patch_embed.proj.weight", "MAE").shape
-    decoder_width = need(state, "decoder_embed.weight", "MAE with its decoder").shape[0]
+    decoder_width, decoder_depth = _decoder_size(state, given)
     read = {
         "embed_dim": width,
         "depth": depth_of(state, "blocks."),
         "in_chans": channels,
         "mlp_ratio": mlp_ratio_of(state, "blocks.", width),
         "decoder_embed_dim": decoder_width,
-        "decoder_depth": depth_of(state, "decoder_blocks."),
+        "decoder_depth": decoder_depth,
         "patch_size": (patch[0], patch[1]),
     }
     agree(given, read)
     size = _image_size(given.img_size, (patch[0], patch[1]), need(state, "pos_embed", "MAE").shape[1] - 1)
     encoder = {"width": width, "depth": read["depth"], "mlp_ratio": read["mlp_ratio"]}
-    decoder = {"width": decoder_width, "depth": read["decoder_depth"]}
+    decoder = {"width": decoder_width, "depth": decoder_depth}
     method = build(
         tokenizer=Part.of("image:patch", size=size, patch=tuple(patch), channels=channels),
         masker=Part.of("core:random", ratio=given.mask_ratio),
@@ -101,13 +105,31 @@ def import_mae(state: State, **sizes: Any) -> Method:
         target=Part.of("core:values", normalize=given.norm_pix_loss, loss="l2"),
     )
     moved = _fold_class_position(state, "cls_token", "pos_embed")
-    moved["decoder_pos_embed"] = _decoder_table(state)
+    if given.fresh_decoder:
+        moved |= {_mae_name(name): value for name, value in method.state_dict().items() if name.startswith(HEAD)}
+    else:
+        moved["decoder_pos_embed"] = _decoder_table(state)
     fill_weights(method, moved, {name: _mae_name(name) for name in method.state_dict()})
     return method
 
 
 RELEASED_HEADS = {"num_heads": {768: 12, 1024: 16, 1280: 16}, "decoder_num_heads": {512: 16}}
 """Attention heads of the released MAE models, by width."""
+
+
+def _decoder_size(state: State, given: MaeSizes) -> tuple[int, int]:
+    """Width and depth of the decoder: of the weights, or for a fresh one as given or as in the paper, 512 x 8."""
+    there = "decoder_embed.weight" in state
+    if given.fresh_decoder:
+        if there:
+            raise MimError("These weights have a decoder; leave fresh_decoder out.")
+        return given.decoder_embed_dim or 512, given.decoder_depth or 8
+    if not there and "cls_token" in state and "blocks.0.attn.qkv.weight" in state:
+        raise MimError(
+            "These weights are an encoder alone: there is no 'decoder_embed.weight'. Features need no more: give "
+            "fresh_decoder=True, or mim-core import --sizes fresh_decoder=true, and a decoder is drawn beside it."
+        )
+    return need(state, "decoder_embed.weight", "MAE with its decoder").shape[0], depth_of(state, "decoder_blocks.")
 
 
 def _decoder_table(state: State) -> Tensor:
@@ -119,9 +141,8 @@ def _decoder_table(state: State) -> Tensor:
 
 def _mae_name(ours: str) -> str:
     """Our name of a weight -> MAE's."""
-    head = "heads.main.decoder."
-    if ours.startswith(head):
-        rest = ours.removeprefix(head)
+    if ours.startswith(HEAD):
+        rest = ours.removeprefix(HEAD)
         renamed = {"position.table": "decoder_pos_embed", "mask_token": "mask_token"}
         return renamed.get(rest, f"decoder_{rest}")
     if ours.startswith("tokenizer."):

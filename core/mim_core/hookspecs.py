@@ -84,7 +84,8 @@ def mim_register_evaluations(register: Register) -> None:
 
 @hookspec
 def mim_register_importers(register: Register) -> None:
-    """Register functions ``(state, **sizes) -> Method`` for weights of other code bases, by format name."""
+    """Register functions ``(state, **sizes) -> Method`` for weights of other code bases, by format name. What
+    `mim_core.foreign.build` makes tells its parts, and so ``mim-core import`` can write it as a run."""
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""Images on disk: a folder of files or of tar files, MNIST's idx files, or the bundled sample. Read with Pillow, cropped with
-torchvision, drawn by key."""
+"""Images on disk: a folder of files or of tar files, MNIST's idx files, or the bundled sample. Read with Pillow,
+cropped with torchvision, drawn by key."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ class Images(DataSource):
         if not root.is_dir():
             kind = "is not a folder" if root.exists() else "does not exist"
             raise MimError(
-                f"--data.root {root} {kind}. It should be a folder of images ({', '.join(EXTENSIONS)}), nested or not, "
-                "or of .tar files of them."
+                f"--data.root {root} {kind}. It should be a folder of images ({', '.join(EXTENSIONS)}), or of .tar files "
+                "of them, nested or not."
             )
         return idx_splits(root) if idx_files(root) else folder_splits(root)
 

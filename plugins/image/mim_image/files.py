@@ -171,7 +171,7 @@ def _store(root: Path, found: _Found | None = None) -> ImageStore:
     found = found or _walk(root)
     if not found.images:
         return _tar_store(root, found)
-    advice = ()
+    advice: tuple[str, ...] = ()
     if found.tars:
         tars = counted(len(found.tars), "tar file")
         advice = (f"{root} holds loose images, which are used, and {tars} left out ({found.tars[0]}).",)

@@ -83,7 +83,7 @@ def packed(name: str) -> str | None:
 def refuse_packed(root: Path, names: Sequence[str]) -> MimError:
     """The error for shards that are all compressed: why they cannot be read, and the commands that unpack them."""
     endings = Counter(ending for name in names if (ending := packed(name)))
-    commands = [f"  find {shlex.quote(str(root))} -name '*{e}' -exec {UNPACK[e]} {{}} +" for e in sorted(endings)]
+    commands = [f"  find {shlex.quote(str(root))} -iname '*{e}' -exec {UNPACK[e]} {{}} +" for e in sorted(endings)]
     found = ", ".join(f"{n} x {ending}" for ending, n in endings.most_common())
     return MimError(
         f"The shards in {root} are compressed ({found}), so an image within one cannot be read alone. Unpack them to "
@@ -149,26 +149,25 @@ class _Reader:
         self.others: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
         self.first: dict[str, str] = {}
+        self.endless: list[str] = []
 
     def read(self, number: int, tar: str) -> None:
         """One shard."""
-        samples: dict[str, _Sample] = {}
-        for file, member, name in self._members(tar, samples):
-            stem, dot, _ = name.rpartition("/")
-            ending = name[len(stem + dot) :].partition(".")[2]
-            key = name[: len(name) - len(ending)].removesuffix(".")
-            last = "." + ending.rpartition(".")[2].lower() if ending else "no ending"
-            if member.issparse() or not member.isreg():
-                if last in self.endings or last == ".cls":
-                    self._leave(f"{tar}/{name}", "link or sparse file", "links and sparse files")
-                continue
-            sample = samples.setdefault(key, _Sample())
-            if ending.lower() == "cls":
-                sample.label = self._class(file, member, f"{tar}/{name}")
-            elif last in self.endings:
-                self._choose(sample, member, f"{tar}/{name}", ending.lower())
-            else:
-                self.others[last] += 1
+        path, samples = self.root / tar, dict[str, _Sample]()
+        try:
+            if not path.is_file():  # opening a pipe would wait for ever
+                raise OSError("it is no regular file")
+            with tarfile.open(path, "r:") as file:
+                for member, name in _members(file, path.stat().st_size):
+                    self._sort(samples, file, member, name, tar)
+                if not _ended(path, file.offset):
+                    self.endless.append(tar)
+        except (tarfile.TarError, OSError, ValueError, IndexError, OverflowError) as error:
+            images = counted(sum(bool(sample.image) for sample in samples.values()), "image")
+            raise MimError(
+                f"The shard {path} cannot be read to its end: {_reason(path, error)}. Before that place it has "
+                f"{images}. Copy or download it again; or, to go on without it, move it to another folder."
+            ) from error
         for key, sample in samples.items():
             if not sample.image:
                 self._leave(f"{tar}/{key}", "sample without an image", "samples without an image")
@@ -177,30 +176,24 @@ class _Reader:
             self.places.extend((number, sample.offset, sample.size))
             self.texts.append(sample.label)
 
-    def _members(self, tar: str, samples: dict[str, _Sample]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str]]:
-        """Members of a shard that are no folders and not hidden; checks that the shard is whole."""
-        path = self.root / tar
-        try:
-            if not path.is_file():  # opening a pipe would wait for ever
-                raise OSError("it is no regular file")
-            size = path.stat().st_size
-            with tarfile.open(path, "r:") as file:
-                while (member := file.next()) is not None:
-                    file.members.clear()  # which tarfile would keep
-                    if member.size < 0 or file.offset <= member.offset:
-                        raise tarfile.ReadError("a header is damaged")
-                    if member.isreg() and file.offset > size:
-                        raise tarfile.ReadError("it ends within a member")
-                    parts = [part for part in member.name.split("/") if part not in ("", ".")]
-                    if not member.isdir() and parts and not any(part.startswith(".") for part in parts):
-                        yield file, member, "/".join(parts)
-                _check_end(path, file.offset)
-        except (tarfile.TarError, OSError, ValueError, IndexError, OverflowError) as error:
-            images = counted(sum(bool(sample.image) for sample in samples.values()), "image")
-            raise MimError(
-                f"The shard {path} cannot be read to its end: {_reason(path, error)}. Before that place it has "
-                f"{images}. Copy or download it again; or, to go on without it, move it to another folder."
-            ) from error
+    def _sort(
+        self, samples: dict[str, _Sample], file: tarfile.TarFile, member: tarfile.TarInfo, name: str, tar: str
+    ) -> None:
+        """One member: an image or the class of a sample, or neither."""
+        base = name.rpartition("/")[2]
+        start, _, ending = base.partition(".")
+        last = "." + ending.rpartition(".")[2].lower() if ending else "no ending"
+        if member.issparse() or not member.isreg():
+            if last in self.endings or last == ".cls":
+                self._leave(f"{tar}/{name}", "link or sparse file", "links and sparse files")
+            return
+        sample = samples.setdefault(name[: len(name) - len(base)] + start, _Sample())
+        if ending.lower() == "cls":
+            sample.label = self._class(file, member, f"{tar}/{name}")
+        elif last in self.endings:
+            self._choose(sample, member, f"{tar}/{name}", ending.lower())
+        else:
+            self.others[last] += 1
 
     def _class(self, file: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> str:
         content = file.extractfile(member)
@@ -211,7 +204,7 @@ class _Reader:
             text = ""
         if not text or "\n" in text or member.size > LONGEST_CLASS:
             raise MimError(f"{self.root}: {name} holds no class: it should be one line of text, such as 7 or cat.")
-        return self.known.setdefault(text, text)
+        return self.known.setdefault(text, text)  # one object for all, of which there may be millions
 
     def _choose(self, sample: _Sample, member: tarfile.TarInfo, name: str, ending: str) -> None:
         """The image with the shortest ending is kept; of the same name twice the later, as unpacking would have it."""
@@ -228,11 +221,15 @@ class _Reader:
         self.first.setdefault(f"{one}|{many}", name)
 
     def advice(self) -> tuple[str, ...]:
-        """What is in the shards and not used, in a line."""
+        """What is in the shards and not used, and which may have been cut between two members."""
         told = [
             f"{counted(n, *what.split('|'))} (the first: {self.first[what]})" for what, n in self.left_out.most_common()
         ]
-        return (f"left out of the shards in {self.root}: {', '.join(told)}.",) if told else ()
+        lines = [f"left out of the shards in {self.root}: {', '.join(told)}."] if told else []
+        if self.endless:
+            shards = counted(len(self.endless), "shard")
+            lines.append(f"{shards} of {self.root} without a mark of the end, perhaps cut short ({self.endless[0]}).")
+        return tuple(lines)
 
     def labels(self) -> tuple[Sequence[int], tuple[str, ...] | None]:
         """The class of each image, and the classes by name, or by number where all are whole numbers."""
@@ -243,10 +240,12 @@ class _Reader:
             name = self.names[self.texts.index(None)]
             raise MimError(
                 f"{self.root}: {counted(len(self.texts) - len(texts), 'image')} of {len(self.texts):,} "
-                f"without a class; the first is {name}, which has no .cls beside it. Give every image one, or none."
+                f"without a class; the first is {name}, which has no .cls beside it (links are not followed). Give "
+                "every image one, or none."
             )
-        numbers = all(re.fullmatch(r"[+-]?[0-9]+", text) for text in self.known)
-        meant: dict[str, Any] = {text: int(text) if numbers else text for text in self.known}
+        found = set(texts)
+        numbers = all(re.fullmatch(r"[+-]?[0-9]+", text) for text in found)
+        meant: dict[str, Any] = {text: int(text) if numbers else text for text in found}
         order = sorted(set(meant.values()))
         if len(order) < 2:
             return (), None
@@ -254,11 +253,25 @@ class _Reader:
         return [position[meant[text]] for text in texts], tuple(str(value) for value in order)
 
 
-def _check_end(path: Path, offset: int) -> None:
-    """Nothing but zeros may follow the last member: tarfile takes a damaged header for the end."""
+def _members(file: tarfile.TarFile, size: int) -> Iterator[tuple[tarfile.TarInfo, str]]:
+    """Members that are no folders and not hidden, with their names, of a tar file of this many bytes."""
+    while (member := file.next()) is not None:
+        file.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
+        if member.size < 0 or file.offset <= member.offset:
+            raise tarfile.ReadError("a header is damaged")
+        if file.offset > size:
+            raise tarfile.ReadError("it ends within a member")
+        parts = [part for part in member.name.split("/") if part not in ("", ".")]
+        if not member.isdir() and parts and not any(part.startswith(".") for part in parts):
+            yield member, "/".join(parts)
+
+
+def _ended(path: Path, offset: int) -> bool:
+    """Whether a mark of the end follows the last member, as nearly all have it. Nothing but zeros may follow: tarfile
+    takes a damaged header for the end."""
     with open(path, "rb") as file:
         file.seek(offset)
-        block = file.read(tarfile.BLOCKSIZE)
+        block = mark = file.read(tarfile.BLOCKSIZE)
         if block.count(0) < len(block):
             cut = len(block) < tarfile.BLOCKSIZE
             raise tarfile.ReadError("it ends within a header" if cut else f"the header at byte {offset:,} is damaged")
@@ -268,6 +281,7 @@ def _check_end(path: Path, offset: int) -> None:
                     f"more follows its end at byte {offset:,}, as where tar files were joined by cat, not by tar "
                     "--concatenate"
                 )
+    return len(mark) == tarfile.BLOCKSIZE
 
 
 def _reason(path: Path, error: Exception) -> str:

@@ -128,8 +128,8 @@ class Images(DataSource):
         if not root.is_dir():
             kind = "is not a folder" if root.exists() else "does not exist"
             raise MimError(
-                f"--data.root {root} {kind}. It should be a folder of images ({', '.join(EXTENSIONS)}), or of .tar files "
-                "of them, nested or not."
+                f"--data.root {root} {kind}. It should be a folder of images ({', '.join(EXTENSIONS)}), or of .tar "
+                "files of them, nested or not."
             )
         return idx_splits(root) if idx_files(root) else folder_splits(root)
 

@@ -1,4 +1,4 @@
-"""Tar files of images as webdataset names them: what is found in them, what is refused, and that nothing else changes."""
+"""Tar files of images as webdataset names them: what is found, what is refused, and that nothing else changes."""
 
 import io
 import json
@@ -97,7 +97,9 @@ def test_large_jpegs_are_decoded_small(tmp_path, images, monkeypatch):
     write(tmp_path / "x.tar", [("a.jpg", picture(0, (2048, 2048), "jpeg"))])
     sizes = []
     source = images(size=(64, 64), crop=(0.25, 1.0))
-    monkeypatch.setattr("mim_image.data.convert_mode", lambda image, channels: sizes.append(image.size) or image)
+    monkeypatch.setattr(
+        "mim_image.data.convert_mode", lambda image, channels: sizes.append(image.size) or image.convert("RGB")
+    )
     source.read(0, 1)
     assert sizes == [(256, 256)]
 
@@ -125,11 +127,7 @@ def test_one_tar_file_as_the_root(tmp_path, images):
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_of_every_kind(tmp_path, images, kind):
     long = "d" * 90 + "/" + "n" * 90 if kind == tarfile.USTAR_FORMAT else "é" * 40 + "n" * 150
-    write(
-        tmp_path / "x.tar",
-        [(f"{long}.png", picture(1)), (f"{long}.cls", b"a"), ("2.png", picture(2))][::2],
-        format=kind,
-    )
+    write(tmp_path / "x.tar", [(f"{long}.png", picture(1)), ("2.png", picture(2))], format=kind)
     write(tmp_path / "y.tar", [(f"{long}.png", picture(1))], format=kind)
     source = images(size=(30, 40), crop=(1.0, 1.0))
     assert names(source) == [f"x.tar/{long}.png", "x.tar/2.png", f"y.tar/{long}.png"]  # equal keys both count
@@ -145,6 +143,7 @@ def test_folders_hidden_members_links_and_other_files(tmp_path, images):
         add(file, ".thumbs/1.png", picture(2))
         add(file, "hard.png", type=tarfile.LNKTYPE, linkname="deep/1.png")
         add(file, "soft.png", type=tarfile.SYMTYPE, linkname="deep/1.png")
+        add(file, "holes.png", picture(3), pax_headers={"GNU.sparse.map": "0,512"})
         add(file, "text.txt", type=tarfile.SYMTYPE, linkname="deep/1.png")
         add(file, "deep/1.json", b"{}")
         add(file, "readme.txt", b"none")
@@ -152,7 +151,7 @@ def test_folders_hidden_members_links_and_other_files(tmp_path, images):
     assert names(source) == ["x.tar/deep/1.png"]
     (said,) = source.advice()
     assert said == (
-        f"left out of the shards in {tmp_path}: 2 links and sparse files (the first: x.tar/hard.png), "
+        f"left out of the shards in {tmp_path}: 3 links and sparse files (the first: x.tar/hard.png), "
         "1 sample without an image (the first: x.tar/readme)."
     )
 

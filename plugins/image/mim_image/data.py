@@ -142,8 +142,7 @@ class Images(DataSource):
 
     def advice(self) -> list[str]:
         """Files and members that are there and not used."""
-        splits = self.splits
-        return list(dict.fromkeys((*splits.pretrain.advice, *splits.train.advice, *splits.test.advice)))
+        return list(dict.fromkeys((*self.splits.pretrain.advice, *self.splits.test.advice)))
 
     def _load(self, store: ImageStore, index: int, smallest: float) -> Image.Image:
         """The image in the wanted mode. Large JPEGs are decoded at a reduced size that still covers the smallest

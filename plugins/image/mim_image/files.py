@@ -189,7 +189,7 @@ def _tar_store(root: Path, found: _Found) -> ImageStore:
     if not found.tars:
         there = ", ".join(f"{n} x {ending}" for ending, n in found.others.most_common(5)) or "nothing"
         raise MimError(
-            f"No images in {root}. Looked for {', '.join(EXTENSIONS)} in it and below, and for .tar files of them; "
+            f"No images in {root}. Looked for {', '.join(EXTENSIONS)}, and for .tar files of them, in it and below; "
             f"found {there}."
         )
     index = read_index(root, found.tars, EXTENSIONS)

@@ -258,9 +258,17 @@ def test_names_of_shards_are_splits(tmp_path, images, train, held_out):
 
 
 def test_words_within_words_are_no_splits():
-    tars = ["strain-0.tar", "value.tar", "a_train2017.tar", "pre-train/x.tar", "train-of-val-3.tar", "trainé.tar"]
+    tars = [
+        "strain-0.tar",
+        "value.tar",
+        "a_train2017.tar",
+        "pre-train/x.tar",
+        "train-of-val-3.tar",
+        "trainé.tar",
+        "étrain.tar",
+    ]
     assert by_split(tars) == {
-        "": ["strain-0.tar", "value.tar", "pre-train/x.tar", "trainé.tar"],
+        "": ["strain-0.tar", "value.tar", "pre-train/x.tar", "trainé.tar", "étrain.tar"],
         "train": ["a_train2017.tar"],
         "val": ["train-of-val-3.tar"],
     }
@@ -298,11 +306,13 @@ def test_splits_with_other_classes_are_refused(tmp_path, images):
 
 def test_loose_images_stand_before_shards(tmp_path, photo, images):
     photo("a.png")
-    write(tmp_path / "x.tar", samples(range(4)))
-    write(tmp_path / "y/y.tar", samples(range(4)))
+    write(tmp_path / "train-x.tar", samples(range(4)))
+    write(tmp_path / "y/val-y.tar", samples(range(4)))
     source = images()
     assert names(source) == ["a.png"]
-    assert source.advice() == [f"{tmp_path} holds loose images, which are used, and 2 tar files left out (x.tar)."]
+    assert source.advice() == [
+        f"{tmp_path} holds loose images, which are used, and 2 tar files left out (train-x.tar)."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -348,7 +358,7 @@ def test_shards_without_images_say_what_is_there(tmp_path, images):
 
 def test_a_folder_of_nothing_says_that_tar_files_were_looked_for(tmp_path, images):
     with pytest.raises(
-        MimError, match=r"No images in .*\.tiff in it and below, and for \.tar files of them; found nothing"
+        MimError, match=r"No images in .*\.tiff, and for \.tar files of them, in it and below; found nothing"
     ):
         images()
 

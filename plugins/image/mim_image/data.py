@@ -1,5 +1,5 @@
-"""Images on disk: a folder of files, MNIST's idx files, or the bundled sample. Read with Pillow, cropped with
-torchvision, drawn by key."""
+"""Images on disk: a folder of files or of tar files, MNIST's idx files, or the bundled sample. Read with Pillow,
+cropped with torchvision, drawn by key."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from mim_image.files import EXTENSIONS, ImageStore, Splits, folder_splits, idx_files, idx_splits
+from mim_image.files import EXTENSIONS, ImageStore, Splits, folder_splits, idx_files, idx_splits, tar_splits
 from mim_image.pixels import convert_mode
+from mim_image.shards import packed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = Path(__file__).parent / "sample"
@@ -39,6 +40,11 @@ class Images(DataSource):
     A root with folders ``train`` and ``val`` or ``test`` is read as these splits; any other root is one collection,
     nested as it likes. Classes are the names of the first folder level. Without a held-out split a fifth of each class
     is held out by its position.
+
+    A root without loose images is read from its tar files, named as webdataset names them: a sample is the members of
+    one key, which is the path up to the first dot of its name, and ``KEY.cls`` is its class. Splits are the same
+    folders, or words in the names of the tar files. Of several images of a key that with the shortest ending is read;
+    links are not followed.
     """
 
     @dataclass(frozen=True)
@@ -46,8 +52,8 @@ class Images(DataSource):
         """Options of the image data."""
 
         root: Path | None = None
-        """Folder of images, or of MNIST's idx files; "sample" is the bundled one, 10,000 + 2,000 images of
-        Fashion-MNIST."""
+        """Folder of images, of .tar shards of them (or one such file), or of MNIST's idx files; "sample" is the bundled
+        one, 10,000 + 2,000 images of Fashion-MNIST."""
         crop: tuple[float, float] = (0.2, 1.0)
         """Random resized crop: smallest and largest share of the image's area."""
         flip: float = 0.5
@@ -117,10 +123,13 @@ class Images(DataSource):
             )
         if self.bundled:
             return idx_splits(SAMPLE)
+        if root.is_file() and (packed(root.name) or root.suffix.lower() == ".tar"):
+            return tar_splits(root)
         if not root.is_dir():
             kind = "is not a folder" if root.exists() else "does not exist"
             raise MimError(
-                f"--data.root {root} {kind}. It should be a folder of images ({', '.join(EXTENSIONS)}), nested or not."
+                f"--data.root {root} {kind}. It should be a folder of images ({', '.join(EXTENSIONS)}), or of .tar "
+                "files of them, nested or not."
             )
         return idx_splits(root) if idx_files(root) else folder_splits(root)
 
@@ -128,8 +137,12 @@ class Images(DataSource):
         return len(self.splits.pretrain)
 
     def name_of(self, index: int) -> str:
-        """The file's path."""
+        """The file's path; of an image in a shard, that of the shard and its name there."""
         return self.splits.pretrain.name(index)
+
+    def advice(self) -> list[str]:
+        """Files and members that are there and not used."""
+        return list(dict.fromkeys((*self.splits.pretrain.advice, *self.splits.test.advice)))
 
     def _load(self, store: ImageStore, index: int, smallest: float) -> Image.Image:
         """The image in the wanted mode. Large JPEGs are decoded at a reduced size that still covers the smallest
@@ -171,6 +184,11 @@ class Images(DataSource):
     def labelled(self, split: str) -> Labelled:
         """Images with their class; the classes of both splits are the same."""
         store = self.splits.train if split == "train" else self.splits.test
+        if store.classes is None and store.shards is not None:
+            raise MimError(
+                f"{self.config.root} has no classes to evaluate with: looked in its shards for a .cls beside each "
+                "image, such as 000.jpg and 000.cls, which holds the class as text; at least two classes."
+            )
         if store.classes is None:
             raise MimError(
                 f"{self.config.root} has no classes to evaluate with: images should lie in one folder per class, at "
@@ -204,9 +222,11 @@ class Images(DataSource):
         """Where images come from, how many, their classes, and how they are normalised."""
         root = "the bundled sample (Fashion-MNIST, MIT licence)" if self.bundled else str(self.config.root)
         classes = counted(len(self.splits.train.classes or ()), "class", "classes")
+        shards = self.splits.pretrain.shards
+        where = "" if shards is None else f" in {counted(len(shards.tars), 'shard')}"
         mean, std = (", ".join(f"{v:.3f}" for v in t.flatten().tolist()) for t in (self.mean, self.std))
         return {
-            "data": f"{root}: {len(self):,} images for training, {classes}",
+            "data": f"{root}: {len(self):,} images{where} for training, {classes}",
             "normalised by": f"mean {mean}, deviation {std}",
         }
 

@@ -1,4 +1,4 @@
-"""Which images there are: folders of files, and MNIST's idx files."""
+"""Which images there are: folders of files, tar files of them, and MNIST's idx files."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mim_core import walking
 from mim_core.errors import MimError
+from mim_core.words import counted
 from PIL import Image
+
+from mim_image.shards import Shards, by_split, packed, read_index, refuse_packed
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HELD_OUT = ("test", "val", "validation")
@@ -28,11 +31,13 @@ class ImageStore:
 
     Attributes:
         root: What names are relative to.
-        files: Paths below the root; empty when the images are an array.
+        files: Paths below the root, of members too (shard.tar/1.jpg); empty when the images are an array.
         array: uint8 [n, H, W] or [n, H, W, C].
         labels: Class of each image.
         classes: Their names; None when there are fewer than two.
         note: What a reader of scores should know about the split.
+        shards: The images, where they lie in tar files.
+        advice: What is there and not used.
     """
 
     root: Path
@@ -41,6 +46,8 @@ class ImageStore:
     labels: Sequence[int] = ()
     classes: tuple[str, ...] | None = None
     note: str = ""
+    shards: Shards | None = None
+    advice: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files) if self.array is None else len(self.array)
@@ -53,6 +60,8 @@ class ImageStore:
         """The image, not yet decoded."""
         if self.array is not None:
             return Image.fromarray(self.array[index])
+        if self.shards is not None:
+            return self.shards.open(index)
         path = self.root / self.files[index]
         if not path.is_file():  # opening a pipe would wait for ever
             raise OSError("it is no regular file")
@@ -69,19 +78,44 @@ class Splits:
 
 
 def folder_splits(root: Path) -> Splits:
-    """A folder's own splits if it has them; or one collection, a fifth of each class held out from the probes.
+    """A folder's own splits if it has them, as folders or in the names of its tar files; or one collection, a fifth of
+    each class held out from the probes.
 
     Raises:
         MimError: No images; says what was looked for and what is there.
     """
     held_out = [name for name in HELD_OUT if (root / name).is_dir()]
     if (root / "train").is_dir() and held_out:
-        train, test = _store(root / "train"), _store(root / held_out[0])
-        if train.classes is not None and train.classes != test.classes:
-            different = sorted(set(train.classes) ^ set(test.classes or ()))
-            raise MimError(f"{root}: the classes of train and {held_out[0]} differ, in: {', '.join(different[:10])}.")
-        return Splits(train, train, test)
-    both = _store(root)
+        return _own_splits(root, _store(root / "train"), held_out[0], _store(root / held_out[0]))
+    found = _walk(root)
+    named = {} if found.images else by_split(found.tars)
+    held_out = [name for name in HELD_OUT if name in named]
+    if "train" not in named or not held_out:
+        return _fifths(_store(root, found))
+    train = [tar for tar in found.tars if not any(tar in named[name] for name in held_out)]
+    unused = [tar for name in held_out[1:] for tar in named[name]]
+    store = _store(root, replace(found, tars=train))
+    if unused:
+        text = f"{counted(len(unused), 'shard')} of {root} not used: {held_out[0]} is what is held out ({unused[0]})."
+        store = replace(store, advice=(*store.advice, text))
+    return _own_splits(root, store, held_out[0], _store(root, replace(found, tars=named[held_out[0]])))
+
+
+def tar_splits(path: Path) -> Splits:
+    """One tar file, as a collection."""
+    if packed(path.name):
+        raise refuse_packed(path, [path.name])
+    return _fifths(_store(path.parent, _Found(tars=[path.name])))
+
+
+def _own_splits(root: Path, train: ImageStore, name: str, test: ImageStore) -> Splits:
+    if train.classes is not None and train.classes != test.classes:
+        different = sorted(set(train.classes) ^ set(test.classes or ()))
+        raise MimError(f"{root}: the classes of train and {name} differ, in: {', '.join(different[:10])}.")
+    return Splits(train, train, test)
+
+
+def _fifths(both: ImageStore) -> Splits:
     seen: Counter[int] = Counter()
     parts: dict[bool, list[int]] = {False: [], True: []}
     for index, label in enumerate(both.labels):  # every fifth of each class, in the order of names
@@ -96,38 +130,74 @@ def folder_splits(root: Path) -> Splits:
 
 
 def _subset(store: ImageStore, keep: list[int], note: str) -> ImageStore:
-    return ImageStore(
-        store.root, tuple(store.files[i] for i in keep), None, [store.labels[i] for i in keep], store.classes, note
-    )
+    shards = None if store.shards is None else store.shards.take(keep)
+    files, labels = tuple(store.files[i] for i in keep), [store.labels[i] for i in keep]
+    return replace(store, files=files, labels=labels, note=note, shards=shards)
 
 
-def _walk(root: Path) -> tuple[list[str], Counter[str]]:
-    """Images below the root, sorted, and the endings of other files."""
-    found: list[str] = []
-    others: Counter[str] = Counter()
+@dataclass(frozen=True)
+class _Found:
+    """What lies below a folder, sorted: images, tar files, compressed ones, and the endings of other files."""
+
+    images: list[str] = field(default_factory=list)
+    tars: list[str] = field(default_factory=list)
+    packed: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+
+def _walk(root: Path) -> _Found:
+    found = _Found()
     for folder, names, _ in walking.walk(root):
         for name in names:
             ending = os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 continue
+            path = os.path.relpath(os.path.join(folder, name), root)
             if ending in EXTENSIONS:
-                found.append(os.path.relpath(os.path.join(folder, name), root))
+                found.images.append(path)
+            elif ending == ".tar":
+                found.tars.append(path)
+            elif packed(name):
+                found.packed.append(path)
             else:
-                others[ending or "no ending"] += 1
-    return sorted(found), others
+                found.others[ending or "no ending"] += 1
+    for kind in (found.images, found.tars, found.packed):
+        kind.sort()
+    return found
 
 
-def _store(root: Path) -> ImageStore:
-    files, others = _walk(root)
-    if not files:
-        there = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(5)) or "nothing"
-        raise MimError(f"No images in {root}. Looked for {', '.join(EXTENSIONS)} in it and below; found {there}.")
-    tops = [file.split(os.sep)[0] if os.sep in file else "" for file in files]
+def _store(root: Path, found: _Found | None = None) -> ImageStore:
+    """The images below a folder: loose ones; or, where there are none, those in its tar files."""
+    found = found or _walk(root)
+    if not found.images:
+        return _tar_store(root, found)
+    advice: tuple[str, ...] = ()
+    if found.tars:
+        tars = counted(len(found.tars), "tar file")
+        advice = (f"{root} holds loose images, which are used, and {tars} left out ({found.tars[0]}).",)
+    tops = [file.split(os.sep)[0] if os.sep in file else "" for file in found.images]
     names = sorted(set(tops))
     if "" in names or len(names) < 2:
-        return ImageStore(root, tuple(files))
+        return ImageStore(root, tuple(found.images), advice=advice)
     number = {name: i for i, name in enumerate(names)}
-    return ImageStore(root, tuple(files), None, [number[top] for top in tops], tuple(names))
+    return ImageStore(root, tuple(found.images), None, [number[top] for top in tops], tuple(names), advice=advice)
+
+
+def _tar_store(root: Path, found: _Found) -> ImageStore:
+    if not found.tars and found.packed:
+        raise refuse_packed(root, found.packed)
+    if not found.tars:
+        there = ", ".join(f"{n} x {ending}" for ending, n in found.others.most_common(5)) or "nothing"
+        raise MimError(
+            f"No images in {root}. Looked for {', '.join(EXTENSIONS)}, and for .tar files of them, in it and below; "
+            f"found {there}."
+        )
+    index = read_index(root, found.tars, EXTENSIONS)
+    advice = index.advice
+    if found.packed:
+        files = counted(len(found.packed), "compressed shard")
+        advice = (*advice, f"{files} of {root} left out ({found.packed[0]}): only .tar files can be read.")
+    return ImageStore(root, index.names, None, index.labels, index.classes, shards=index.shards, advice=advice)
 
 
 def idx_files(root: Path) -> dict[str, Path]:

@@ -42,7 +42,8 @@ def mim_register_data(register: Register) -> None:
         name="images",
         load="mim_image.data:Images",
         card=Card(
-            "A folder of jpg, png or webp files, nested or not; MNIST's idx files; or the bundled Fashion-MNIST sample."
+            "A folder of jpg, png or webp files, or of tar files of them, nested or not; MNIST's idx files; or the "
+            "bundled Fashion-MNIST sample."
         ),
     )
 

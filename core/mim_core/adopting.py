@@ -17,7 +17,7 @@ from mim_core.method import Method
 from mim_core.optimizer import make_optimizer
 from mim_core.recipe import ResolvedRun, to_toml
 from mim_core.registry import Registry
-from mim_core.tokenizer import Tokenizer
+from mim_core.tokenizer import Tokenizer, times
 
 
 def with_parts_of(run: ResolvedRun, method: Method, form: str) -> ResolvedRun:
@@ -46,8 +46,13 @@ def with_parts_of(run: ResolvedRun, method: Method, form: str) -> ResolvedRun:
     return replace(run, parts=parts, dropped=tuple(dict.fromkeys((*run.dropped, *gone))))
 
 
-def count_items(run: ResolvedRun, method: Method) -> int | None:
+def count_items(recipe: ResolvedRun, run: ResolvedRun, method: Method) -> int | None:
     """How many items the run's data have; None where the recipe leaves open which data.
+
+    Args:
+        recipe: The recipe as it was, for errors.
+        run: The same with the parts of the weights.
+        method: The weights.
 
     Raises:
         MimError: They cannot be read, or do not fit the method.
@@ -56,7 +61,20 @@ def count_items(run: ResolvedRun, method: Method) -> int | None:
     tokenizer = getattr(method, "tokenizer", None)
     if part is None or getattr(part.options, "root", True) is None or not isinstance(tokenizer, Tokenizer):
         return None
-    return len(make_source(run, method))
+    try:
+        return len(make_source(run, method))
+    except MimError as error:
+        theirs, ours = _shapes(tokenizer), _shapes(Parts(recipe.parts).tokenizer())
+        if theirs == ours:
+            raise
+        raise MimError(
+            f"{error}\nThese weights take {theirs}, and {recipe.recipe} is for {ours}. If that is why: name another "
+            "recipe, or other options of the data."
+        ) from error
+
+
+def _shapes(tokenizer: Tokenizer) -> str:
+    return ", ".join(f"{name} {times(shape)}" for name, shape in tokenizer.shapes.items())
 
 
 def write_run(

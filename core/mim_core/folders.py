@@ -122,7 +122,7 @@ def _same_run(before: str, now: str, folder: Path) -> None:
     if different:
         raise MimError(
             f"{folder} holds a run with other settings: {'; '.join(different[:6])}.\nUse the same settings to "
-            f"resume it, or another folder with --out."
+            f"resume it, or another folder with --out; to start there from its weights, add --init {folder}."
         )
 
 

@@ -41,8 +41,20 @@ def need(state: State, key: str, code: str) -> Tensor:
 
 
 def pair(size: Any) -> tuple[int, int]:
-    """Height and width, from both or from one number."""
-    return (int(size[0]), int(size[1])) if isinstance(size, (list, tuple)) else (int(size), int(size))
+    """Height and width, from both, from one number, or from text such as "96x160".
+
+    Raises:
+        MimError: It is none of these.
+    """
+    parts = size.lower().split("x") if isinstance(size, str) else size
+    numbers = list(parts) if isinstance(parts, (list, tuple)) else [parts]
+    try:
+        found = [int(number) for number in numbers]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) not in (1, 2) or min(found) < 1:
+        raise MimError(f"A size is one number, or height and width such as (96, 160) or 96x160; got {size!r}.")
+    return found[0], found[-1]
 
 
 def agree(given: Any, read: Mapping[str, Any]) -> None:
@@ -56,7 +68,8 @@ def agree(given: Any, read: Mapping[str, Any]) -> None:
 
 def heads_of(name: str, given: Any, width: int, released: Mapping[str, Mapping[int, int]]) -> int:
     """Attention heads: as given, or of the released model of that width."""
-    heads: int | None = getattr(given, name) or released[name].get(width)
+    said: int | None = getattr(given, name)
+    heads = released[name].get(width) if said is None else said
     if heads is None:
         raise MimError(
             f"The weights do not tell how many heads share a width of {width}; give {name}=..., or mim-core import "

@@ -139,7 +139,7 @@ def fill_weights(module: nn.Module, state: State, source: Mapping[str, str], unu
         unused: Their names that are left out on purpose.
 
     Raises:
-        MimError: A key is missing, is left over, or has another shape; all such are named.
+        MimError: A key is missing, is left over, has another shape or values that are not finite; all such are named.
     """
     own = module.state_dict()
     faults = [f"no place is known for our {name}" for name in own if name not in source]
@@ -151,6 +151,8 @@ def fill_weights(module: nn.Module, state: State, source: Mapping[str, str], unu
         if theirs not in state:
             continue
         value = state[theirs]
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            faults.append(f"{theirs} has values that are not finite")
         if ours not in own:
             faults.append(f"{theirs} has no place: this model has no {ours}")
         elif value.numel() != own[ours].numel() or value.squeeze().shape != own[ours].squeeze().shape:

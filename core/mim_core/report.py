@@ -164,7 +164,7 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
             folder=str(folder),
             checkpoint=checkpoint.name,
             curves=curves.draw(metrics, probes),
-            facts={**source.plan(), **curves.facts(metrics)},
+            facts={**source.plan(), **_imported(checkpoint), **curves.facts(metrics)},
             heads=heads,
             table=_scores(folder),
             skipped=_count_lines(folder / "skipped.jsonl"),
@@ -175,6 +175,14 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
     for name in before - _links(path):
         (folder / name).unlink(missing_ok=True)
     return path
+
+
+def _imported(checkpoint: Path) -> dict[str, str]:
+    """Where the weights of a run that was imported are from."""
+    found = json.loads((checkpoint / "state.json").read_text()).get("imported")
+    if found is None:
+        return {}
+    return {"weights": " ".join([f"imported, {found['format']}: {found['file']}", *found["sizes"]])}
 
 
 def _links(report: Path) -> set[str]:

@@ -1,6 +1,7 @@
 """import: weights of other code bases become runs that every other command takes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,8 +60,16 @@ def test_a_file_becomes_a_run_with_the_same_outputs(mim, method, weights, tmp_pa
     with torch.no_grad():
         ours, theirs = (m(m.prepare(sample, mask=mask)).prediction for m in (found.eval(), method))
     assert torch.equal(ours, theirs)
-    assert json.loads((checkpoint / "state.json").read_text())["imported"] == {"file": str(weights), "format": "mae"}
-    assert (tmp_path / "runs/official/report.html").exists()
+    imported = json.loads((checkpoint / "state.json").read_text())["imported"]
+    assert imported == {
+        "file": str(weights),
+        "format": "mae",
+        "sizes": [*HEADS[1:]],
+    }
+    assert (
+        f"imported, mae: {weights} num_heads=4 decoder_num_heads=4"
+        in (tmp_path / "runs/official/report.html").read_text()
+    )
 
 
 def test_the_recipe_gives_data_and_training(mim, weights, tmp_path):
@@ -118,6 +127,7 @@ def test_an_encoder_alone(mim, method, tmp_path):
     assert not (tmp_path / "runs").exists()
     said = mim(*start, "fresh_decoder=true", "decoder_depth=1", "decoder_embed_dim=64", "decoder_num_heads=4")
     assert said.code == 0, said.err
+    assert "the decoder is not of these weights" in said.err
     _, found, _ = load_run(tmp_path / "runs/encoder", installed())
     sample = images()
     assert torch.equal(found.eval().encode(sample).tokens, method.encode(sample).tokens)
@@ -167,6 +177,61 @@ def test_a_folder_with_a_run_stays(mim, weights, tmp_path):
 def test_mistakes(refused, weights, tmp_path, arguments, says):
     assert says in refused("import", *(a.format(file=weights) for a in arguments))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("size", ["28x28", "(28, 28)", "28"])
+def test_sizes_as_people_write_them(mim, weights, tmp_path, size):
+    start = ("import", "image:mae-vit-tiny", weights, "--format", "mae", *HEADS, f"img_size={size}")
+    assert mim(*start).code == 0
+    assert load_run(tmp_path / "runs/official", installed())[0].parts["tokenizer"].options.size == (28, 28)
+
+
+@pytest.mark.parametrize("size", ["wide", "(28, 28, 1)", "28x", "0"])
+def test_sizes_that_are_none(refused, weights, size):
+    said = refused("import", "image:mae-vit-tiny", weights, "--format", "mae", *HEADS, f"img_size={size}")
+    assert "height and width such as (96, 160) or 96x160" in said
+
+
+def test_weights_that_are_not_finite(refused, method, tmp_path):
+    state = official(method)
+    state["norm.weight"][3] = torch.nan
+    torch.save(state, tmp_path / "nan.pth")
+    said = refused("import", "image:mae-vit-tiny", "nan.pth", "--format", "mae", *HEADS)
+    assert "norm.weight has values that are not finite" in said
+
+
+def test_weights_of_other_channels_name_what_the_recipe_takes(refused, tmp_path):
+    run = load_recipe("image:mae-vit-tiny", installed())
+    tokenizer = run.parts["tokenizer"]
+    options = replace(tokenizer.options, channels=3)
+    run = replace(run, parts={**run.parts, "tokenizer": replace(tokenizer, options=options)})
+    torch.save(official(build_method(run)), tmp_path / "rgb.pth")
+    said = refused("import", "image:mae-vit-tiny", "rgb.pth", "--format", "mae", *HEADS)
+    assert "These weights take image 3 x 28 x 28, and image:mae-vit-tiny is for image 1 x 28 x 28" in said
+
+
+def test_a_folder_of_weights_keeps_its_whole_name(mim, tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    config = transformers.ViTMAEConfig(
+        **small, **decoder, decoder_intermediate_size=32, image_size=28, patch_size=7, num_channels=1
+    )
+    transformers.ViTMAEForPreTraining(config).save_pretrained(tmp_path / "vitmae-1.5")
+    monkeypatch.chdir(tmp_path / "vitmae-1.5")
+    assert mim("import", "image:mae-vit-tiny", ".", "--format", "hf-vitmae").code == 0
+    assert load_run(tmp_path / "vitmae-1.5/runs/vitmae-1.5", installed())[0].recipe == "image:mae-vit-tiny"
+
+
+def test_init_names_import_where_the_weights_do_not_tell(refused, weights):
+    said = refused("pretrain", "image:mae-vit-tiny", "--init", weights, "--init-format", "mae")
+    assert "num_heads" in said
+    assert "The command import takes --sizes" in said
+
+
+def test_a_run_in_place_of_its_recipe(mim, refused, weights):
+    assert mim("import", "image:mae-vit-tiny", weights, "--format", "mae", *HEADS, "--out", "run").code == 0
+    assert "Its recipe is run/recipe.toml" in refused("pretrain", "run")
 
 
 def test_a_missing_format_is_asked_for(mim, weights):

@@ -49,11 +49,12 @@ def import_weights(program: str, plugin: str | None, arguments: list[str]) -> in
     changed = apply(kept, options)
     run = replace(changed, parts={**recipe.parts, **changed.parts})
     run = with_parts_of(run, method, options.format)
-    items = count_items(run, method)
-    folder = options.out or Path("runs") / options.weights.stem
-    write_run(run, method, folder, registry, items, {"file": str(options.weights), "format": options.format})
+    items = count_items(recipe, run, method)
+    folder = options.out or Path("runs") / _name(options.weights)
+    source = {"file": str(options.weights), "format": options.format, "sizes": list(options.sizes)}
+    write_run(run, method, folder, registry, items, source)
     count = sum(parameter.numel() for parameter in method.parameters())
-    print(f"{folder}: {options.format} weights of {options.weights}, {count:,} parameters, all in place.")  # noqa: T201
+    print(f"{folder}: {options.format} weights of {options.weights}, a method of {count:,} parameters.")  # noqa: T201
     if items is None:
         print(f"No data are named yet. Next: {program} evaluate {folder} --data.root FOLDER")  # noqa: T201
         return 0
@@ -71,6 +72,12 @@ def _usage(program: str, plugin: str | None, registry: Registry) -> str:
         f"recipes: {recipes or 'none'}\nformats: {formats or 'none'}\n\n"
         f"Options: {program} import RECIPE --help"
     )
+
+
+def _name(weights: Path) -> str:
+    """What a file is called without its ending; a folder may have dots in its name."""
+    path = weights.resolve()
+    return path.name if path.is_dir() else path.stem
 
 
 def _sizes(given: tuple[str, ...]) -> dict[str, Any]:

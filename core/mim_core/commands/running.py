@@ -76,6 +76,8 @@ def load_named(name: str, plugin: str | None, registry: Registry, twin: bool) ->
         if twin:
             raise MimError(f"--twin goes with a recipe's name; {name} is a file.")
         return read_file(Path(name), registry)
+    if (Path(name) / "recipe.toml").is_file():
+        raise MimError(f"{name} is a run, not a recipe. Its recipe is {Path(name) / 'recipe.toml'}.")
     if plugin is not None and ":" not in name:
         own = {entry.name for entry in registry.of_kind("recipes", plugin)}
         if name not in own:
@@ -104,10 +106,14 @@ def _begin(run: loop.Run, options: Any, registry: Registry) -> None:
 def _take_weights(run: loop.Run, path: Path, form: str | None, registry: Registry) -> None:
     """Another method's weights for those of this one, see `mim_core.starting.take_weights`; says what starts fresh and
     what is not used."""
-    other = (
-        features.load_run(path, registry)[1]
-        if form is None
-        else import_checkpoint(path, format=form, registry=registry)
-    )
+    if form is None:
+        other = features.load_run(path, registry)[1]
+    else:
+        try:
+            other = import_checkpoint(path, format=form, registry=registry)
+        except MimError as error:
+            raise MimError(
+                f"{error}\nThe command import takes --sizes and makes these weights a run, which --init takes too."
+            ) from error
     for line in take_weights(run.method, other, path):
         warn(f"--init {path}: {line}")

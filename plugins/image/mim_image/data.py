@@ -225,8 +225,11 @@ class Images(DataSource):
         shards = self.splits.pretrain.shards
         where = "" if shards is None else f" in {counted(len(shards.tars), 'shard')}"
         mean, std = (", ".join(f"{v:.3f}" for v in t.flatten().tolist()) for t in (self.mean, self.std))
+        own = self.splits.train is self.splits.pretrain
         return {
             "data": f"{root}: {len(self):,} images{where} for training, {classes}",
+            "held out": f"{counted(len(self.splits.test), 'image')}, "
+            + ("a split of their own" if own else "a fifth, from the probes alone; training sees them without labels"),
             "normalised by": f"mean {mean}, deviation {std}",
         }
 

@@ -21,7 +21,7 @@ from PIL import Image
 from mim_image.shards import Shards, by_split, packed, read_index, refuse_packed
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-HELD_OUT = ("test", "val", "validation")
+HELD_OUT = ("test", "val", "validation", "valid")
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 
@@ -84,9 +84,11 @@ def folder_splits(root: Path) -> Splits:
     Raises:
         MimError: No images; says what was looked for and what is there.
     """
-    held_out = [name for name in HELD_OUT if (root / name).is_dir()]
-    if (root / "train").is_dir() and held_out:
-        return _own_splits(root, _store(root / "train"), held_out[0], _store(root / held_out[0]))
+    folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
+    held_out = [name for name in HELD_OUT if name in folders]
+    if "train" in folders and held_out:
+        test = folders[held_out[0]]
+        return _own_splits(root, _store(folders["train"]), test.name, _store(test))
     found = _walk(root)
     named = {} if found.images else by_split(found.tars)
     held_out = [name for name in HELD_OUT if name in named]
@@ -110,7 +112,12 @@ def tar_splits(path: Path) -> Splits:
 
 def _own_splits(root: Path, train: ImageStore, name: str, test: ImageStore) -> Splits:
     if train.classes is not None and train.classes != test.classes:
-        different = sorted(set(train.classes) ^ set(test.classes or ()))
+        if test.classes is None:
+            raise MimError(
+                f"{root}: the classes of train and {name} differ: train has {len(train.classes)}, and {name} none. "
+                "Give both their classes; or, to train without them, name the folder or the shards of train alone."
+            )
+        different = sorted(set(train.classes) ^ set(test.classes))
         raise MimError(f"{root}: the classes of train and {name} differ, in: {', '.join(different[:10])}.")
     return Splits(train, train, test)
 

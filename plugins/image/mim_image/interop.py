@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mim_core.errors import MimError
+from mim_core.errors import MimError, warn
 from mim_core.foreign import HEAD, agree, build, depth_of, heads_of, mlp_ratio_of, need, pair
 from mim_core.interop import State, fill_weights
 from mim_core.method import Method
@@ -106,6 +106,7 @@ def import_mae(state: State, **sizes: Any) -> Method:
     )
     moved = _fold_class_position(state, "cls_token", "pos_embed")
     if given.fresh_decoder:
+        warn("the decoder is not of these weights, it is drawn: its reconstructions mean nothing yet.")
         moved |= {_mae_name(name): value for name, value in method.state_dict().items() if name.startswith(HEAD)}
     else:
         moved["decoder_pos_embed"] = _decoder_table(state)
@@ -237,7 +238,7 @@ def import_hf_vitmae(state: State, **config: Any) -> Method:
     if lacking:
         raise MimError(
             f"ViTMAE weights alone do not tell {' and '.join(lacking)}; give the folder that save_pretrained wrote, "
-            f"or the values."
+            f"or the values (mim-core import: --sizes {' '.join(f'{name}=NUMBER' for name in lacking)})."
         )
     if config.get("hidden_act", "gelu") != "gelu":
         raise MimError(f"hidden_act is {config['hidden_act']!r}; these transformers have gelu only.")

@@ -4,6 +4,7 @@ place, in any order. A sample is the files of one key, which is a member's path 
 from __future__ import annotations
 
 import io
+import os
 import re
 import shlex
 import tarfile
@@ -30,7 +31,7 @@ UNPACK = {
 """Ending of a compressed shard -> the command that leaves a .tar in its place."""
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """How compressed files start."""
-SPLIT = re.compile(r"(?<![^\W\d_])(train|test|validation|val)(?![^\W\d_])", re.IGNORECASE)
+SPLIT = re.compile(r"(?<![^\W\d_])(train|test|validation|valid|val)(?![^\W\d_])", re.IGNORECASE)
 LONGEST_CLASS = 1000
 
 
@@ -92,8 +93,8 @@ def refuse_packed(root: Path, names: Sequence[str]) -> MimError:
 
 
 def by_split(tars: Sequence[str]) -> dict[str, list[str]]:
-    """Tar files by the split that their names say: "train", "test", "val" or "validation" between what is no letter,
-    the last of several; "" where there is none."""
+    """Tar files by the split that their names say: "train", "test", "val", "valid" or "validation" between what is no
+    letter, the last of several; "" where there is none."""
     found: dict[str, list[str]] = {}
     for tar in tars:
         words = SPLIT.findall(Path(tar).name)
@@ -154,19 +155,28 @@ class _Reader:
     def read(self, number: int, tar: str) -> None:
         """One shard."""
         path, samples = self.root / tar, dict[str, _Sample]()
+        if not path.is_file():  # opening a pipe would wait for ever
+            link = f"a link to {os.readlink(path)}, where nothing is" if path.is_symlink() else "no regular file"
+            raise MimError(f"The shard {path} cannot be read: it is {link}.")
+        if not os.access(path, os.R_OK):
+            raise MimError(f"The shard {path} cannot be read: this user may not. See: ls -l {shlex.quote(str(path))}")
         try:
-            if not path.is_file():  # opening a pipe would wait for ever
-                raise OSError("it is no regular file")
             with tarfile.open(path, "r:") as file:
                 for member, name in _members(file, path.stat().st_size):
                     self._sort(samples, file, member, name, tar)
                 if not _ended(path, file.offset):
                     self.endless.append(tar)
         except (tarfile.TarError, OSError, ValueError, IndexError, OverflowError) as error:
+            kind = _compression(path) if isinstance(error, tarfile.ReadError) else None
+            if kind is not None:
+                raise MimError(
+                    f"The shard {path} is compressed by {kind}, whatever its name says, so an image within it cannot "
+                    "be read alone. Unpack it to a .tar file of the same name."
+                ) from error
             images = counted(sum(bool(sample.image) for sample in samples.values()), "image")
             raise MimError(
-                f"The shard {path} cannot be read to its end: {_reason(path, error)}. Before that place it has "
-                f"{images}. Copy or download it again; or, to go on without it, move it to another folder."
+                f"The shard {path} cannot be read to its end: {str(error) or type(error).__name__}. Before that place "
+                f"it has {images}. Copy or download it again; or, to go on without it, move it to another folder."
             ) from error
         for key, sample in samples.items():
             if not sample.image:
@@ -284,11 +294,8 @@ def _ended(path: Path, offset: int) -> bool:
     return len(mark) == tarfile.BLOCKSIZE
 
 
-def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, tarfile.ReadError):
-        with open(path, "rb") as file:
-            start = file.read(8)
-        for magic, kind in PACKED.items():
-            if start.startswith(magic):
-                return f"it is compressed by {kind}"
-    return str(error) or type(error).__name__
+def _compression(path: Path) -> str | None:
+    """What a file is compressed by, from how it starts."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    return next((kind for magic, kind in PACKED.items() if start.startswith(magic)), None)

@@ -180,3 +180,29 @@ def test_a_folder_called_sample_stands_before_the_bundled_one(photo, images, mon
     photo("sample/a.png")
     monkeypatch.chdir(tmp_path)
     assert len(images(root=Path("sample"))) == 1
+
+
+@pytest.mark.parametrize(("train", "held_out"), [("Train", "Val"), ("TRAIN", "TEST"), ("train", "valid")])
+def test_splits_in_other_words(photo, images, held_out, train):
+    for label in ("cat", "dog"):
+        photo(f"{train}/{label}/0.png")
+        photo(f"{train}/{label}/1.png")
+        photo(f"{held_out}/{label}/0.png")
+    source = images()
+    assert (len(source), len(source.labelled("test").labels)) == (4, 2)
+    assert source.labelled("train").classes == ("cat", "dog")
+    assert source.plan()["held out"] == "2 images, a split of their own"
+
+
+def test_the_plan_says_what_is_held_out(photo, images):
+    for i in range(10):
+        photo(f"{'cat' if i % 2 else 'dog'}/{i}.png")
+    assert images().plan()["held out"].startswith("2 images, a fifth")
+
+
+def test_a_held_out_split_without_classes_is_said(photo, images):
+    photo("train/cat/0.png")
+    photo("train/dog/0.png")
+    photo("val/0.png")
+    with pytest.raises(MimError, match="train has 2, and val none"):
+        images()

@@ -106,7 +106,7 @@ def write_run(
         extra = {
             **({} if items is None else {"items": items}),
             "samples": 0,
-            "plugins": {record.distribution: record.version for record in registry.plugins if record.used},
+            "plugins": registry.versions(),
             "torch": torch.__version__,
             "imported": dict(source),
         }

@@ -44,8 +44,8 @@ def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Pat
     if folder.is_file():
         formats = ", ".join(sorted(entry.full_name for entry in registry.of_kind("importers")))
         raise MimError(
-            f"{folder} is a weights file, not a run. To make it one: mim-core import RECIPE {folder} --format NAME. "
-            f"Formats: {formats or 'none'}."
+            f"{folder} is a weights file, not a run. To make it one: mim-core import RECIPE {folder} --format NAME; "
+            f"or start one from it: pretrain RECIPE --init {folder} --init-format NAME. Formats: {formats or 'none'}."
         )
     path = folder if (folder / "state.json").exists() else checkpoint.newest(folder)
     if path is None:

@@ -335,13 +335,12 @@ class _Session:
         """Writes a checkpoint; returns its step."""
         run = self.run
         self.world.phase(run.step, "writing a checkpoint")
-        versions = {record.distribution: record.version for record in run.registry.plugins if record.used}
         extra = {
             "items": len(run.source),
             "samples": run.step * run.train.batch_size,
             "ranks": self.world.size,
             "strategy": self.engine.strategy,
-            "plugins": versions,
+            "plugins": run.registry.versions(),
             "torch": torch.__version__,
         }
         contents = checkpoint.gather(run.method, self.optimizer, self.average, self.world.first)

@@ -370,7 +370,7 @@ def _origins(plugins: Any, registry: Registry) -> Iterator[None]:
         raise MimError(
             f"{error}\nThis run was written with {named}, not installed here. Run: pip install {' '.join(lost)}"
         ) from error
-    told_of_changes(plugins, {record.distribution: record.version for record in registry.plugins if record.used})
+    told_of_changes(plugins, registry.versions())
 
 
 def to_toml(run: ResolvedRun, registry: Registry) -> str:

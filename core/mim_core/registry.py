@@ -224,6 +224,10 @@ class Registry:
         """The plugin that is used under that name; one that failed or is switched off is not."""
         return next((r for r in self.plugins if r.name == name and r.used), None)
 
+    def versions(self) -> dict[str, str]:
+        """Distribution -> version of every plugin that is used."""
+        return {record.distribution: record.version for record in self.plugins if record.used}
+
     def none_of(self, kind: str) -> str:
         """What to say where no part of a kind is there: which plugins are lacking."""
         many = {"data": "data sources", "importers": "import formats"}.get(kind, kind)

@@ -226,7 +226,7 @@ def test_a_folder_of_weights_keeps_its_whole_name(mim, tmp_path, monkeypatch):
 def test_init_names_import_where_the_weights_do_not_tell(refused, weights):
     said = refused("pretrain", "image:mae-vit-tiny", "--init", weights, "--init-format", "mae")
     assert "num_heads" in said
-    assert "The command import takes --sizes" in said
+    assert "mim-core import --sizes num_heads=NUMBER, which makes a run that --init takes" in said
 
 
 def test_a_run_in_place_of_its_recipe(mim, refused, weights):

@@ -106,14 +106,10 @@ def _begin(run: loop.Run, options: Any, registry: Registry) -> None:
 def _take_weights(run: loop.Run, path: Path, form: str | None, registry: Registry) -> None:
     """Another method's weights for those of this one, see `mim_core.starting.take_weights`; says what starts fresh and
     what is not used."""
-    if form is None:
-        other = features.load_run(path, registry)[1]
-    else:
-        try:
-            other = import_checkpoint(path, format=form, registry=registry)
-        except MimError as error:
-            raise MimError(
-                f"{error}\nThe command import takes --sizes and makes these weights a run, which --init takes too."
-            ) from error
+    other = (
+        features.load_run(path, registry)[1]
+        if form is None
+        else import_checkpoint(path, format=form, registry=registry)
+    )
     for line in take_weights(run.method, other, path):
         warn(f"--init {path}: {line}")

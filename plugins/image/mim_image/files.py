@@ -90,7 +90,7 @@ def folder_splits(root: Path) -> Splits:
         test = folders[held_out[0]]
         return _own_splits(root, _store(folders["train"]), test.name, _store(test))
     found = _walk(root)
-    named = {} if found.images else by_split(found.tars)
+    named = {} if found.images else by_split(found.tars, ("train", *HELD_OUT))
     held_out = [name for name in HELD_OUT if name in named]
     if "train" not in named or not held_out:
         return _fifths(_store(root, found))

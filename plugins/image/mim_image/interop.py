@@ -128,7 +128,8 @@ def _decoder_size(state: State, given: MaeSizes) -> tuple[int, int]:
     if not there and "cls_token" in state and "blocks.0.attn.qkv.weight" in state:
         raise MimError(
             "These weights are an encoder alone: there is no 'decoder_embed.weight'. Features need no more: give "
-            "fresh_decoder=True, or mim-core import --sizes fresh_decoder=true, and a decoder is drawn beside it."
+            "fresh_decoder=True, or mim-core import --sizes fresh_decoder=true, which makes a run that --init takes; "
+            "a decoder is drawn beside it."
         )
     return need(state, "decoder_embed.weight", "MAE with its decoder").shape[0], depth_of(state, "decoder_blocks.")
 

@@ -31,7 +31,6 @@ UNPACK = {
 """Ending of a compressed shard -> the command that leaves a .tar in its place."""
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """How compressed files start."""
-SPLIT = re.compile(r"(?<![^\W\d_])(train|test|validation|valid|val)(?![^\W\d_])", re.IGNORECASE)
 LONGEST_CLASS = 1000
 
 
@@ -92,12 +91,13 @@ def refuse_packed(root: Path, names: Sequence[str]) -> MimError:
     )
 
 
-def by_split(tars: Sequence[str]) -> dict[str, list[str]]:
-    """Tar files by the split that their names say: "train", "test", "val", "valid" or "validation" between what is no
-    letter, the last of several; "" where there is none."""
+def by_split(tars: Sequence[str], splits: Sequence[str]) -> dict[str, list[str]]:
+    """Tar files by the split that their names say: one of ``splits`` between what is no letter, the last of several; ""
+    where there is none."""
+    said = re.compile(rf"(?<![^\W\d_])({'|'.join(splits)})(?![^\W\d_])", re.IGNORECASE)
     found: dict[str, list[str]] = {}
     for tar in tars:
-        words = SPLIT.findall(Path(tar).name)
+        words = said.findall(Path(tar).name)
         found.setdefault(words[-1].lower() if words else "", []).append(tar)
     return found
 

@@ -18,6 +18,7 @@ from mim_core.plugins import installed
 from mim_core.recipe import load_recipe, override
 from mim_core.testing import DataContract
 from mim_image.data import Images
+from mim_image.files import HELD_OUT
 from mim_image.shards import by_split
 from PIL import Image
 
@@ -268,7 +269,7 @@ def test_words_within_words_are_no_splits():
         "trainé.tar",
         "étrain.tar",
     ]
-    assert by_split(tars) == {
+    assert by_split(tars, ("train", *HELD_OUT)) == {
         "": ["strain-0.tar", "value.tar", "pre-train/x.tar", "trainé.tar", "étrain.tar"],
         "train": ["a_train2017.tar"],
         "val": ["train-of-val-3.tar"],

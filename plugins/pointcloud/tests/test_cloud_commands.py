@@ -54,7 +54,7 @@ def test_a_weights_file_needs_a_format(here, capsys, command):
     assert main([*command, "weights.pth", *out]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "weights.pth is a weights file, not a run" in said
-    assert "mim-core import RECIPE weights.pth --format NAME. Formats: " in said
+    assert "--init weights.pth --init-format NAME. Formats: " in said
     assert "pointcloud:point-mae" in said
 
 

@@ -124,6 +124,12 @@ class DataSource:
         """What is allowed and rarely meant in these data; said once when a run starts."""
         return []
 
+    def contents(self) -> dict[str, str]:
+        """What the files hold, said when a run starts and in the plan: label -> text. Which folders were taken for
+        splits ("splits"), the classes ("classes"), files that were left out ("left out"), and what the others hold
+        ("files hold"): bits, channels, pages, range, sizes, as far as a look at a few of them tells."""
+        return {}
+
     def finish(self, sample: Sample) -> Sample:
         """The rest of the work on a whole batch, on the device: conversion and normalisation. Pure."""
         return sample
@@ -206,6 +212,10 @@ class LabelledSource(DataSource):
     def advice(self) -> list[str]:
         """The source's."""
         return self.source.advice()
+
+    def contents(self) -> dict[str, str]:
+        """The source's."""
+        return self.source.contents()
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented item with its ``label``."""

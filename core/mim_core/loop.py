@@ -209,6 +209,9 @@ class _Session:
                     f"{run.folder} --out ANOTHER"
                 )
                 return True
+            if run.world.first:
+                for label, text in run.source.contents().items():
+                    reporter.say(f"{label}: {text}")
             if resumed:
                 reporter.say(f"Resuming {run.folder} at step {run.step} of {run.steps}.")
             self._count_operations()

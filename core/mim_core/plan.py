@@ -58,7 +58,7 @@ def plan_rows(run: Run) -> dict[str, str]:
     parameters = count_parameters(method)
     rows = {"recipe": run.config.recipe}
     rows.update({role: part.name for role, part in run.config.parts.items() if role != "data"})
-    rows.update(run.source.plan())
+    rows.update({**run.source.plan(), **run.source.contents()})
     rows["input"] = "; ".join(f"{name} {times(shape)}" for name, shape in run.source.shapes.items())
     tokenizer = getattr(method, "tokenizer", None)
     if mask is not None and tokenizer is not None:

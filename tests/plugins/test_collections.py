@@ -1,0 +1,111 @@
+"""Which folders are splits, and what a class is: one rule for every plugin."""
+
+from pathlib import PurePath
+
+import pytest
+from mim_core.collections import arrange, every_fifth, left_out, split_in, split_of
+from mim_core.errors import MimError
+
+ROOT = PurePath("ROOT")
+CLASSES = ("cat", "dog")
+
+
+def two(*folders):
+    """A file of each class in each folder; CLASS stands for the class."""
+    return [f"{folder.replace('CLASS', name)}/1.x" for folder in folders for name in CLASSES]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train/CLASS", "test/CLASS"),
+        ("training/CLASS", "testing/CLASS"),
+        ("Train/CLASS", "Test/CLASS"),
+        ("TRAIN/CLASS", "valid/CLASS"),
+        ("train/CLASS", "Val/CLASS"),
+        ("train/CLASS", "validation/CLASS"),
+        ("training_set/training_set/CLASS", "test_set/test_set/CLASS"),
+        ("train2017/CLASS", "val2017/CLASS"),
+        ("data/train/CLASS", "data/test/CLASS"),
+        ("CLASS/train", "CLASS/test"),
+        ("CLASS/Training/more", "CLASS/Validation"),
+    ],
+)
+def test_the_split_is_the_first_folder_named_like_one_and_the_class_the_first_that_is_not(train, test):
+    found = arrange(two(train, test), ROOT)
+    assert found.pretrain == found.train == (0, 1)
+    assert found.test == (2, 3)
+    assert found.classes == CLASSES
+    assert found.labels == (0, 1, 0, 1)
+    assert found.splits.count("(2)") == 2
+    assert not found.advice
+
+
+def test_of_two_held_out_splits_the_test_split_counts_and_the_other_is_trained_on_by_nobody():
+    found = arrange(two("train/CLASS", "valid/CLASS", "test/CLASS"), ROOT)
+    assert (found.pretrain, found.test) == ((0, 1), (4, 5))
+    assert "valid/ not used (2)" in found.splits
+
+
+def test_what_has_no_labels_is_for_pretraining_alone():
+    found = arrange([*two("train/CLASS"), "unlabeled/2.x"], ROOT)
+    assert (found.pretrain, found.train, found.test) == ((0, 1, 2), (0, 1), None)
+    assert found.classes == CLASSES
+
+
+def test_class_folders_without_splits_stay_classes():
+    found = arrange(two("CLASS"), ROOT)
+    assert (found.pretrain, found.test, found.classes, found.splits) == ((0, 1), None, CLASSES, "")
+
+
+def test_loose_files_beside_splits_are_left_out_and_told():
+    found = arrange([*two("train/CLASS", "test/CLASS"), "logo.x"], ROOT, "image")
+    assert found.pretrain == (0, 1)
+    assert "1 image" in found.advice[0]
+    assert "logo.x" in found.advice[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (two("test/CLASS"), "only held-out files"),
+        (two("val/CLASS", "test/CLASS"), "only held-out files"),
+        (["train/1.x", "run/1.x"], "If it is the training split"),
+        (["train/cat/1.x", "train/dog/1.x", "test/cat/1.x", "test/cow/1.x"], "differ, in: cow, dog"),
+        (["train/cat/1.x", "train/dog/1.x", "test/1.x"], "and test none"),
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_refused(files, words):
+    with pytest.raises(MimError, match=words):
+        arrange(files, ROOT)
+
+
+def test_classes_that_look_like_splits_are_told():
+    (advice,) = arrange(["seg_train/1.x", "seg_test/1.x"], ROOT).advice
+    assert "If these are splits" in advice
+
+
+def test_words_in_names():
+    assert [
+        split_of(name) for name in ("Train", "VALID", "test-set", "tests", "trainer", "contrast", "Unlabelled")
+    ] == [
+        "train",
+        "val",
+        "test",
+        None,
+        None,
+        None,
+        "unlabelled",
+    ]
+    assert [split_in(name) for name in ("cats-train-0.tar", "testing_3.tar", "latest.tar")] == ["train", "test", None]
+
+
+def test_every_fifth_of_each_class_is_held_out():
+    assert every_fifth([0] * 5 + [1] * 6, range(11)) == ([0, 1, 2, 3, 5, 6, 7, 8, 10], [4, 9])
+
+
+def test_endings_that_are_not_read_are_counted_and_data_among_them_is_a_warning():
+    everything, data = left_out({".heic": 30, ".txt": 2}, "image")
+    assert everything == "32 images with endings that are not read: 30 x .heic, 2 x .txt"
+    assert data == "30 images with endings that are not read: 30 x .heic"
+    assert left_out({".csv": 1})[1] == ""

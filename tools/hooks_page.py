@@ -9,7 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from mim_core import hookspecs, registry
+from mim_core import hookspecs, kinds, registry
 from mim_core.version import PLUGIN_API
 
 PAGE = Path(__file__).parents[1] / "docs/hooks.md"
@@ -67,7 +67,7 @@ def hook(name: str) -> str:
     function = getattr(hookspecs, name)
     lines = [f"### {name}", "", signature(function, name), "", text_of(function)]
     kind = name.removeprefix("mim_register_")
-    if kind in registry.KINDS:
+    if kind in kinds.KINDS:
         lines += ["", f"Listed by `mim-core list {kind}`."]
     return "\n".join(lines)
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from mim_core.data import DataSource, LabelledSource
+from mim_core.data import DataSource
 from mim_core.decoder import Decoder
 from mim_core.encoder import Encoder
 from mim_core.errors import MimError, warn
-from mim_core.finetune import Supervised
 from mim_core.masker import Masker
 from mim_core.method import Method
 from mim_core.plugins import installed
@@ -179,10 +178,7 @@ def make_source(config: ResolvedRun, method: Method) -> DataSource:
             target.check(source)
         except ValueError as error:
             raise MimError(f"A target does not fit the data ({config.parts['data'].name}): {error}.") from error
-    if not isinstance(method, Supervised):
-        return source
-    method.check(source)
-    return LabelledSource(source)
+    return method.training_source(source)
 
 
 def check_data(config: ResolvedRun, method: Method, source: DataSource) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from mim_core.hookspecs import hookimpl
 from mim_core.registry import Card, Register
+from mim_core.trackers import mim_features_judged, mim_metrics_read, mim_run_finished, mim_run_left, mim_run_started
+
+__all__ = ["mim_features_judged", "mim_metrics_read", "mim_run_finished", "mim_run_left", "mim_run_started"]
 
 
 @hookimpl

@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.distributed import _functional_collectives as functional
 
 from mim_core.errors import MimError, RankError
-from mim_core.recipe import TrainConfig
 
 T = TypeVar("T")
 BEAT = 2.0
@@ -207,14 +206,14 @@ def alone(device: torch.device) -> World:
     return World(Launch(), device)
 
 
-def choose_device(train: TrainConfig, launch: Launch | None = None) -> torch.device:
+def choose_device(name: str, launch: Launch | None = None) -> torch.device:
     """The device that was asked for, or this rank's GPU if there is one.
 
     Raises:
         MimError: It cannot be used, or more ranks were started on this machine than it has GPUs.
     """
     launch = launch or Launch.from_environment()
-    name = train.device
+    asked = name
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda:") and launch.size > 1:
@@ -237,22 +236,26 @@ def choose_device(train: TrainConfig, launch: Launch | None = None) -> torch.dev
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise MimError(f"--train.device {train.device} cannot be used: {str(error).splitlines()[0]}") from error
+        raise MimError(f"--train.device {asked} cannot be used: {str(error).splitlines()[0]}") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
 
 
 @contextmanager
-def world(train: TrainConfig) -> Iterator[World]:
+def world(device_name: str, timeout: float) -> Iterator[World]:
     """Joins the other ranks, and leaves them at the end.
+
+    Args:
+        device_name: Such as "auto", see `choose_device`.
+        timeout: Seconds after which a rank that does not answer is lost.
 
     Raises:
         MimError: They cannot be reached.
-        RankError: A rank died or hung, within ``train.timeout`` seconds.
+        RankError: A rank died or hung, within ``timeout`` seconds.
     """
     launch = Launch.from_environment()
-    device = choose_device(train, launch)
+    device = choose_device(device_name, launch)
     if launch.size == 1:
         before = dist.is_initialized()
         try:
@@ -261,7 +264,7 @@ def world(train: TrainConfig) -> Iterator[World]:
             if dist.is_initialized() and not before:  # FSDP2's group of one
                 dist.destroy_process_group()
         return
-    wait = timedelta(seconds=train.timeout)
+    wait = timedelta(seconds=timeout)
     os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.size), LOCAL_RANK=str(launch.local_rank))
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=wait))
@@ -285,7 +288,7 @@ def world(train: TrainConfig) -> Iterator[World]:
     except (dist.DistBackendError, dist.DistNetworkError, RuntimeError) as error:
         if not _lost_contact(error):
             raise
-        raise RankError(launch.rank, heart.story(error, train.timeout)) from error
+        raise RankError(launch.rank, heart.story(error, timeout)) from error
     else:
         dist.barrier(group=control)
         dist.destroy_process_group()

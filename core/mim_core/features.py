@@ -286,7 +286,7 @@ def prepare_study(
         run = replace(run, parts={**run.parts, "data": replace(run.parts["data"], options=data)})
     source, sized = _source(run, method, size)
     check_inputs(config.inputs, source.shapes)
-    device = choose_device(run.train)
+    device = choose_device(run.train.device)
     sized += ["The encoder has the average of the run's weights (--train.ema)."] if checkpoint.has_average(path) else []
     store = folder / "features" if path.parent != folder else path / "features"
     methods = {UNTRAINED: lambda: build_method(run, registry), PRETRAINED: lambda: method}

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mim_core.data import DataSource, Labelled, Readable, loader
+from mim_core.data import DataSource, Labelled, LabelledSource, Readable, loader
 from mim_core.encoder import Encoded, Encoder, init_transformer
 from mim_core.errors import MimError
 from mim_core.evaluation import MAJORITY, Score
@@ -81,6 +81,11 @@ class Supervised(Method):
             MimError: The data has no labels.
         """
         raise NotImplementedError
+
+    def training_source(self, source: DataSource) -> DataSource:
+        """The labelled training split, once `check` has passed."""
+        self.check(source)
+        return LabelledSource(source)
 
     def check(self, source: DataSource) -> None:
         """Refuses data that this method cannot answer.

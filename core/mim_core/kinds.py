@@ -1,56 +1,77 @@
-"""What a part of each kind must be, looked at when it is first needed: what is missing is said of the part, by name,
-and not of the line where it would be missed."""
+"""The kinds of parts: how hooks and the command line spell them, the role that one of them plays in a recipe, and what
+a class of that kind must be. Base classes are named by reference, so that this imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from dataclasses import dataclass
 from typing import Any
 
-from mim_core.data import DataSource
-from mim_core.decoder import Decoder
-from mim_core.encoder import Encoder
-from mim_core.masker import Masker
-from mim_core.method import Method
-from mim_core.target import Target
-from mim_core.tokenizer import Tokenizer
 
-BASES: dict[str, type] = {
-    "tokenizers": Tokenizer,
-    "maskers": Masker,
-    "targets": Target,
-    "encoders": Encoder,
-    "decoders": Decoder,
-    "methods": Method,
-    "data": DataSource,
-}
-"""Kinds whose parts are classes, and what they inherit."""
-GIVEN: dict[str, tuple[str, ...]] = {
-    "tokenizers": ("split", "embed"),
-    "maskers": ("count", "hide"),
-    "targets": ("make", "loss"),
-    "encoders": ("forward",),
-    "decoders": ("forward",),
-    "methods": ("build", "prepare", "forward", "encode"),
-    "data": ("__len__", "read"),
-}
-"""What a class of each kind must give itself."""
+@dataclass(frozen=True)
+class Kind:
+    """One kind of parts.
+
+    Attributes:
+        plural: As hooks and ``mim-core list`` spell it.
+        one: What one of them is called.
+        role: What it is in a recipe; empty where a recipe holds none.
+        base: Reference to the class that its parts inherit; empty where a part is a function.
+        required: Methods that a class must define itself.
+    """
+
+    plural: str
+    one: str
+    role: str = ""
+    base: str = ""
+    required: tuple[str, ...] = ()
+
+
+TABLE = (
+    Kind("tokenizers", "tokenizer", "tokenizer", "mim_core.tokenizer:Tokenizer", ("split", "embed")),
+    Kind("maskers", "masker", "masker", "mim_core.masker:Masker", ("count", "hide")),
+    Kind("targets", "target", "target", "mim_core.target:Target", ("make", "loss")),
+    Kind("encoders", "encoder", "encoder", "mim_core.encoder:Encoder", ("forward",)),
+    Kind("decoders", "decoder", "decoder", "mim_core.decoder:Decoder", ("forward",)),
+    Kind("methods", "method", "method", "mim_core.method:Method", ("build", "prepare", "forward", "encode")),
+    Kind("recipes", "recipe"),
+    Kind("data", "data source", "data", "mim_core.data:DataSource", ("__len__", "read")),
+    Kind("evaluations", "evaluation"),
+    Kind("importers", "import format"),
+)
+KINDS = {kind.plural: kind.one for kind in TABLE}
+"""Kinds of parts, as hooks and ``mim-core list`` spell them, and what one of them is called."""
+_OF_ROLE = {kind.role: kind.plural for kind in TABLE}
+ROLES = {role: _OF_ROLE[role] for role in ("method", "tokenizer", "masker", "encoder", "decoder", "target", "data")}
+"""Role of a part in a recipe -> kind of part. A role may have a scope in front: ``depth.tokenizer``."""
 INSTEAD = {("maskers", "hide"): "forward"}
-"""What else may be given for one of these."""
+"""What else may be defined for one of the required methods."""
+
+
+def base_of(kind: str) -> type | None:
+    """The class that parts of a kind inherit; None where a part is a function. Imports torch."""
+    reference = next(known.base for known in TABLE if known.plural == kind)
+    if not reference:
+        return None
+    module, _, name = reference.partition(":")
+    base: type = getattr(importlib.import_module(module), name)
+    return base
 
 
 def fault_of(kind: str, part: Any) -> str | None:
     """Why this is no part of that kind, as the end of a sentence that begins with its reference; None where it is
     one."""
-    if kind not in BASES:
+    base = base_of(kind)
+    if base is None:
         return None if callable(part) else f"is a {type(part).__name__}, nothing to call"
-    base = BASES[kind]
     if not isinstance(part, type):
         return f"is a {type(part).__name__}, no class"
     if not issubclass(part, base):
         return f"is no {base.__name__}: it must inherit mim_core.{base.__module__.rpartition('.')[2]}.{base.__name__}"
     lacking = [
         name
-        for name in GIVEN[kind]
+        for name in next(known.required for known in TABLE if known.plural == kind)
         if _inherited(part, base, name) and _inherited(part, base, INSTEAD.get((kind, name), name))
     ]
     if lacking:

@@ -27,7 +27,7 @@ import torch
 from mim_core import checkpoint, distributed, folders, observers, trackers
 from mim_core.average import WeightAverage
 from mim_core.build import build_method, check_data, make_source
-from mim_core.cost import peak_flops, step_cost
+from mim_core.cost import step_cost
 from mim_core.data import DataSource
 from mim_core.distributed import World
 from mim_core.errors import MimError, RankError, warn
@@ -102,26 +102,13 @@ class Run:
         if self.world.first:
             observers.tell(self.registry, hook, self.failures, run=self, **facts)
 
-    def power(self, samples_per_second: float) -> dict[str, float]:
-        """Floating-point operations per second over all devices, their share of the devices' peak (MFU), and the most
-        memory that this rank's GPU held, for the metrics; what is not known is left out."""
-        found: dict[str, float] = {}
-        if self.cost is not None:
-            found["flops_per_second"] = self.cost * samples_per_second
-            peak = peak_flops(self.device)
-            if peak is not None:
-                found["mfu"] = found["flops_per_second"] / (peak * self.world.size)
-        if self.device.type == "cuda":
-            found["memory"] = torch.cuda.max_memory_allocated(self.device)
-        return found
-
 
 def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | None = None) -> Run:
     """Builds all that a run needs; writes nothing. ``world`` is this process alone where none is given."""
     train = config.train
     if train.schedule == "steps" and not train.milestones:
         raise MimError("--train.schedule steps needs --train.milestones, in epochs.")
-    world = world or distributed.alone(distributed.choose_device(train))
+    world = world or distributed.alone(distributed.choose_device(train.device))
     micro, accumulation = share(train, world.size)
     if train.deterministic:
         # read by cuBLAS when its first handle is made

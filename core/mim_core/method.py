@@ -28,6 +28,7 @@ from mim_core.tokenizer import JoinedTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from mim_core.build import Parts
+    from mim_core.data import DataSource
     from mim_core.recipe import ResolvedPart
 
 
@@ -120,6 +121,14 @@ class Method(nn.Module):
     def encode(self, sample: Sample) -> Features:
         """Features with nothing hidden, for evaluation and export."""
         raise NotImplementedError
+
+    def training_source(self, source: DataSource) -> DataSource:
+        """What the loop trains on: the source itself, or one made of it, such as its labelled training split.
+
+        Raises:
+            MimError: The method cannot be trained on it.
+        """
+        return source
 
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step: teachers, schedules."""

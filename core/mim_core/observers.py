@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mim_core import trackers
 from mim_core.errors import MimError, one_line, warn
 from mim_core.registry import Registry
+
+OWN = "core"
+"""The plugin of the core's own parts, whose observers are the trackers."""
 
 
 def begin(registry: Registry, run: Any) -> None:
@@ -71,11 +73,11 @@ def _observers(registry: Registry, hook: str) -> Iterator[tuple[str, Callable[..
 
 def _told(registry: Registry, name: str) -> str:
     """An observer in a sentence."""
-    if name == trackers.__name__:
+    if name == OWN:
         return "one of mim-core's trackers (--train.track)"
     record = registry.plugin(name)
     return f"the plugin {name!r} ({record.distribution} {record.version})" if record else "an observer"
 
 
 def _without(name: str) -> str:
-    return "" if name in ("", trackers.__name__) else f". To do without it: MIM_CORE_DISABLE={name}"
+    return "" if name in ("", OWN) else f". To do without it: MIM_CORE_DISABLE={name}"

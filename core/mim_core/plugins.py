@@ -25,9 +25,10 @@ import pluggy
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from mim_core import hookspecs, process_state, trackers
+from mim_core import hookspecs, process_state
 from mim_core.errors import MimError, nearest, one_line, strict, warn
-from mim_core.registry import EXTRAS, KINDS, LETTERS, Entry, PluginRecord, RecipeRegister, Register, Registry
+from mim_core.kinds import KINDS
+from mim_core.registry import EXTRAS, LETTERS, Entry, PluginRecord, RecipeRegister, Register, Registry
 from mim_core.version import PLUGIN_API, __version__
 
 GROUP = "mim_core"
@@ -77,7 +78,6 @@ def load(candidates: Iterable[Candidate], environ: Mapping[str, str] = os.enviro
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    manager.register(trackers, name=trackers.__name__)  # observers only: it brings no parts
     own = Candidate("core", "mim-core", __version__, "mim_core.builtin")
     candidates = sorted(candidates, key=lambda candidate: not _is_ours(candidate))
     wanted = _selection(candidates, environ)

@@ -25,20 +25,10 @@ import tomli_w
 
 from mim_core.dropping import drop
 from mim_core.errors import MimError, nearest, one_line
+from mim_core.kinds import ROLES
 from mim_core.options import NONE, fill, plain
 from mim_core.origins import told_of_changes
 from mim_core.registry import Registry
-
-ROLES = {
-    "method": "methods",
-    "tokenizer": "tokenizers",
-    "masker": "maskers",
-    "encoder": "encoders",
-    "decoder": "decoders",
-    "target": "targets",
-    "data": "data",
-}
-"""Role of a part in a run -> kind of part. A role may have a scope in front: ``depth.tokenizer``."""
 
 
 @dataclass(frozen=True)

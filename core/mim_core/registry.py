@@ -10,20 +10,7 @@ from typing import Any
 
 from mim_core import process_state
 from mim_core.errors import MimError, nearest, one_line, strict, unknown, warn
-
-KINDS = {
-    "tokenizers": "tokenizer",
-    "maskers": "masker",
-    "targets": "target",
-    "encoders": "encoder",
-    "decoders": "decoder",
-    "methods": "method",
-    "recipes": "recipe",
-    "data": "data source",
-    "evaluations": "evaluation",
-    "importers": "import format",
-}
-"""Kinds of parts, as hooks and ``mim-core list`` spell them, and what one of them is called."""
+from mim_core.kinds import KINDS, fault_of
 
 EXTRAS = ("image", "video", "pointcloud", "multimodal")
 """Plugins of the project's own distributions, which mim-core has extras for."""
@@ -83,8 +70,6 @@ class Entry:
         return self._resolve(self.twin)
 
     def _resolve(self, reference: str) -> Any:
-        from mim_core.kinds import fault_of  # imports torch, as parts do
-
         value = self._import(reference)
         fault = fault_of(self.kind, value)
         if fault is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mim_core import randomness
 from mim_core.average import WeightAverage
+from mim_core.cost import power
 from mim_core.data import Batch, KeyedBatches, KeyedDataset, collate, loader
 from mim_core.distributed import batch_mean
 from mim_core.faults import BadFiles, not_finite
@@ -157,7 +158,7 @@ class Trainer:
             "samples_per_second": rate,
             "seconds_per_step": seconds / steps,
             **{f"time/{name}": round(value / seconds, 4) for name, value in phases.items()},
-            **run.power(rate),
+            **power(run, rate),
         }
         self.pending = []
         if run.world.first:

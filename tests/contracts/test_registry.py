@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from mim_core import kinds
 from mim_core.data import DataSource
 from mim_core.decoder import Decoder
 from mim_core.encoder import Encoder
@@ -67,3 +68,10 @@ def test_shape_annotations_are_checked():
         take(torch.zeros(2, 3, 4), torch.zeros(2, dtype=torch.int64))  # ids are [R, K]
     with pytest.raises(jaxtyping.TypeCheckError):
         Layout(count=2, valid=torch.ones(1, 2))  # valid is bool
+
+
+def test_the_table_of_kinds_names_the_base_class_of_each():
+    assert {kind.plural: kinds.base_of(kind.plural) for kind in kinds.TABLE if kind.base} == BASES
+    for kind in kinds.TABLE:
+        base = kinds.base_of(kind.plural)
+        assert all(callable(getattr(base, name)) for name in kind.required)

@@ -45,7 +45,7 @@ def main(argv, plugin=None) -> int:
         config.train, epochs=0.064, checkpoint_every=2, log_every=1, workers=0, timeout=TIMEOUT, warmup_epochs=0.0
     )
     config = replace(config, train=options)
-    with distributed.world(options) as world:
+    with distributed.world(options.device, options.timeout) as world:
         run = start(config, Path(folder), installed(), world)
         if world.rank == 1:
             lose(run.source, how)

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import mim_core
 import pytest
-from mim_core import cli, hookspecs, registry, testing
+from mim_core import cli, hookspecs, kinds, registry, testing
 from mim_core.commands import measuring
 from mim_core.commands.arguments import option_rows, type_text
+from mim_core.kinds import ROLES
 from mim_core.plugins import installed
-from mim_core.recipe import ROLES, EvaluateConfig, TrainConfig, load_recipe
+from mim_core.recipe import EvaluateConfig, TrainConfig, load_recipe
 from mim_core.testing.checks import Contract
 
 FILE = Path(__file__).parent / "surface.txt"
@@ -83,7 +84,7 @@ def hooks():
     for cls in (registry.Register, registry.RecipeRegister):
         yield f"{cls.__name__}.__call__{signature(cls.__call__)}"
     yield from (f"Card.{line}" for line in members(registry.Card))
-    yield from (f"kind {kind}: {one}" for kind, one in registry.KINDS.items())
+    yield from (f"kind {kind}: {one}" for kind, one in kinds.KINDS.items())
     yield from (f"role {role}: {kind}" for role, kind in ROLES.items())
 
 
@@ -134,7 +135,7 @@ def commands():
 
 def parts():
     """Every part with its options; recipes by name."""
-    for kind in registry.KINDS:
+    for kind in kinds.KINDS:
         for entry in installed().of_kind(kind):
             if entry.plugin not in PLUGINS:
                 continue

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from mim_core.commands.arguments import option_rows, parse, take_name
 from mim_core.errors import MimError, nearest, unknown
+from mim_core.kinds import KINDS
 from mim_core.plugins import installed
-from mim_core.registry import KINDS, Entry, PluginRecord, Registry
+from mim_core.registry import Entry, PluginRecord, Registry
 
 
 def _console() -> Console:

@@ -43,7 +43,7 @@ def bench(program: str, plugin: str | None, arguments: list[str]) -> int:
     if options.seconds <= 0:
         raise MimError(f"--seconds must be positive, got {options.seconds:g}.")
     run = apply(run, options)
-    with distributed.world(run.train) as world:
+    with distributed.world(run.train.device, run.train.timeout) as world:
         if options.dry_run:
             started = loop.start(run, options.out or Path("runs") / name, registry, world)
             if world.first:

@@ -36,7 +36,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     options = parse(command_class(run), f"{program} pretrain {name}", rest)
     run = apply(run, options)
     folder = options.out or Path("runs") / (_run_name(name) + ("-twin" if options.twin else ""))
-    with distributed.world(run.train) as world:
+    with distributed.world(run.train.device, run.train.timeout) as world:
         started = world.together(lambda: loop.start(run, folder, registry, world))
         world.together(lambda: check_steps(run.train, len(started.source)))
         if world.on_first(lambda: checkpoint.newest(folder) is None):

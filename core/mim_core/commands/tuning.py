@@ -72,7 +72,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
     options = parse(command_class(run, FinetuneOptions, "Train on labels:"), f"{program} finetune {name}", rest)
     folder = options.out or _home(Path(name)) / (FOLDERS[options.scratch] + _task(run))
     run = _completed(apply(run, options), None if options.scratch else _recorded(folder, weights))
-    with distributed.world(run.train) as world:
+    with distributed.world(run.train.device, run.train.timeout) as world:
         started = world.together(lambda: loop.start(run, folder, registry, world))
         if not options.scratch and world.on_first(lambda: checkpoint.newest(folder) is None):
             left = world.together(lambda: _take(started, method, weights))
@@ -192,7 +192,7 @@ def judge(
         run = replace(run, parts={**run.parts, "data": replace(run.parts["data"], options=data)})
     row, notes = FINE_TUNED if _start(run) else SCRATCH, list[str]()
     size = (config or run.evaluate).batch_size
-    found = method.test(make_source(run, method), distributed.choose_device(run.train), size, notes)
+    found = method.test(make_source(run, method), distributed.choose_device(run.train.device), size, notes)
     scores = [replace(score, row=row) if score.row == FINE_TUNED else score for score in found]
     scores = sorted([*scores, *_beside(folder, run, registry, notes)], key=lambda s: (s.row == FINE_TUNED, s.row))
     lines = notes + _compared(scores)

@@ -16,10 +16,11 @@ from torch.utils import _pytree as pytree
 
 from mim_core import randomness
 from mim_core.errors import one_line, unknown
+from mim_core.kinds import KINDS
 from mim_core.layout import Sample
 from mim_core.plugins import installed
 from mim_core.recipe import Part, load_recipe, resolve_part
-from mim_core.registry import KINDS, Registry
+from mim_core.registry import Registry
 
 
 def keys(rows: int, seed: int = 0) -> Tensor:

@@ -22,12 +22,12 @@ from typing import Any, ClassVar
 import torch
 
 from mim_core.build import build_method
-from mim_core.kinds import BASES
+from mim_core.kinds import KINDS, base_of
 from mim_core.loop import start, train
 from mim_core.method import Method
 from mim_core.plugins import discover, installed
 from mim_core.recipe import ResolvedRun, RunConfig, from_toml, load_recipe, to_toml
-from mim_core.registry import KINDS, LETTERS, Entry, PluginRecord, Registry
+from mim_core.registry import LETTERS, Entry, PluginRecord, Registry
 from mim_core.testing.checks import saying
 
 HEAVY = ("torch", "timm", "torchvision", "transformers")
@@ -104,7 +104,7 @@ class PluginContract:
         for entry in self.entries():
             with saying(f"{entry.full_name} cannot be used"):
                 part: Any = entry.resolve()
-            if entry.kind in BASES:
+            if base_of(entry.kind) is not None:
                 assert part.Config.__dataclass_params__.frozen, f"the Config of {entry.full_name} is not frozen"
                 with saying(f"the options of {entry.full_name} cannot be their defaults"):
                     part.Config()

@@ -86,8 +86,6 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD, text_of(hookspecs)]
     parts += ["\n## What `register` takes", register(registry.Register), register(registry.RecipeRegister)]
-    card = [f"- `{name}`: `{field.type}`" for name, field in registry.Card.__dataclass_fields__.items()]
-    parts += [f"`Card`: {inspect.getdoc(registry.Card)}\n\n" + "\n".join(card)]
     for title, names in sections():
         parts += [f"\n## {title[0].upper()}{title[1:]}", *map(hook, names)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"

@@ -10,7 +10,6 @@ from typing import Any
 
 from mim_core.errors import MimError
 from mim_core.hookspecs import hookimpl
-from mim_core.registry import Card
 from mim_core.version import PLUGIN_API, __version__
 
 _LAZY = {
@@ -44,7 +43,7 @@ _LAZY = {
     "installed": "plugins",
 }
 
-__all__ = ["PLUGIN_API", "Card", "MimError", "__version__", "hookimpl", *sorted(_LAZY)]
+__all__ = ["PLUGIN_API", "MimError", "__version__", "hookimpl", *sorted(_LAZY)]
 
 
 def __getattr__(name: str) -> Any:

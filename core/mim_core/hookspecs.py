@@ -13,7 +13,7 @@ plugin, so every entry knows its origin:
 
     @hookimpl
     def mim_register_maskers(register):
-        register(name="checker", load="mim_checker.masker:CheckerMasker", card=Card(summary="Every other unit."))
+        register(name="checker", load="mim_checker.masker:CheckerMasker", summary="Every other unit.")
 """
 
 from __future__ import annotations

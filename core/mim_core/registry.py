@@ -20,11 +20,10 @@ LETTERS = frozenset(string.ascii_lowercase + string.digits + "-.")
 
 @dataclass(frozen=True)
 class Card:
-    """What people read about a part: one sentence, the paper it comes from, tags."""
+    """What people read about a part: one sentence, and the paper it comes from."""
 
     summary: str
     paper: str = ""
-    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,17 +141,18 @@ class Register:
         self.kind, self.plugin, self.origin = kind, plugin, origin
         self.entries: list[Entry] = []
 
-    def __call__(self, *, name: str, load: str, card: Card) -> None:
+    def __call__(self, *, name: str, load: str, summary: str, paper: str = "") -> None:
         """Registers a part.
 
         Args:
             name: Its name within the plugin: lower-case letters, digits, ``-`` and ``.``.
             load: ``"package.module:Attribute"``, imported on first use.
-            card: What people read about it.
+            summary: One sentence about it.
+            paper: Where it comes from.
         """
-        self._add(name, load, card)
+        self._add(name, load, summary, paper)
 
-    def _add(self, name: Any, load: Any, card: Any, twin: Any = None) -> None:
+    def _add(self, name: Any, load: Any, summary: Any, paper: Any, twin: Any = None) -> None:
         one = KINDS[self.kind]
         if not isinstance(name, str) or not name or set(name) - LETTERS:
             raise ValueError(
@@ -163,14 +163,11 @@ class Register:
         for what, reference in (("load", load), ("twin", twin)):
             if (what == "load" or reference is not None) and not _refers(reference):
                 raise ValueError(f"{what} of {named} must read 'package.module:Attribute', got {reference!r}")
-        if not isinstance(card, Card):
-            raise ValueError(f'card of {named} must be a mim_core.Card, such as Card("What it does."), got {card!r}')
-        tags = (*card.tags,) if isinstance(card.tags, list | tuple) else (None,)
-        if not all(isinstance(text, str) for text in (card.summary, card.paper, *tags)):
-            raise ValueError(f"card of {named} must hold text: a summary, a paper and a tuple of tags; got {card!r}")
+        if not isinstance(summary, str) or not isinstance(paper, str):
+            raise ValueError(f"summary and paper of {named} must be text, got {summary!r} and {paper!r}")
         if any(other.name == name for other in self.entries):
             raise ValueError(f"{named} is registered twice")
-        self.entries.append(Entry(self.kind, name, self.plugin, load, card, twin, self.origin))
+        self.entries.append(Entry(self.kind, name, self.plugin, load, Card(summary, paper), twin, self.origin))
 
 
 def _refers(reference: Any) -> bool:
@@ -182,16 +179,17 @@ def _refers(reference: Any) -> bool:
 class RecipeRegister(Register):
     """Registers recipes, which name a small twin for tests."""
 
-    def __call__(self, *, name: str, load: str, card: Card, twin: str | None = None) -> None:
+    def __call__(self, *, name: str, load: str, summary: str, paper: str = "", twin: str | None = None) -> None:
         """Registers a recipe.
 
         Args:
             name: Its name within the plugin.
             load: ``"package.module:function"``, a function without arguments that returns a `RunConfig`.
-            card: What people read about it.
+            summary: One sentence about it.
+            paper: Where it comes from.
             twin: Reference to a function that returns the same recipe made small.
         """
-        self._add(name, load, card, twin)
+        self._add(name, load, summary, paper, twin)
 
 
 class Registry:

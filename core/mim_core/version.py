@@ -7,5 +7,5 @@ try:
 except metadata.PackageNotFoundError:  # imported from a checkout that is not installed
     __version__ = "0+unknown"
 
-PLUGIN_API = 1
+PLUGIN_API = 2
 """Rises only when a hook or a protocol breaks."""

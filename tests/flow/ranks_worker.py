@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from mim_core import distributed
 from mim_core.errors import BadSample
-from mim_core.loop import Run, start
+from mim_core.loop import Run, start, train
 from mim_core.mask import Mask
 from mim_core.masker import RandomMasker
 from mim_core.method import Head, MaskedAutoencoder
@@ -166,8 +166,8 @@ def main() -> None:
     nn.Module.compile = lambda self, **given: eager(self, backend="eager", **given)
     folder, cases = Path(sys.argv[1]), sys.argv[2:]
     for some in (cases[:1], cases[1:]):  # a process may join the others more than once
-        train = load_recipe("image:mae-vit-tiny", installed(), twin=True).train
-        with distributed.world(train.device, train.timeout) as world:
+        options = load_recipe("image:mae-vit-tiny", installed(), twin=True).train
+        with distributed.world(options.device, options.timeout) as world:
             for case in some:
                 torch._dynamo.reset()
                 torch._dynamo.utils.counters.clear()

@@ -24,7 +24,7 @@ from mim_core.registry import Card
 
 @hookimpl
 def mim_register_maskers(register):
-    register(name="mine", load="mim_core.masker:RandomMasker", card=Card("Works."))
+    register(name="mine", load="mim_core.masker:RandomMasker", summary="Works.")
 """
 
 

@@ -11,7 +11,7 @@ from mim_core.errors import MimError
 from mim_core.hookspecs import hookimpl
 from mim_core.masker import Masker, RandomMasker
 from mim_core.plugins import Candidate, load
-from mim_core.registry import Card, Registry
+from mim_core.registry import Registry
 from mim_core.testing import unchecked
 from mim_core.version import PLUGIN_API, __version__
 
@@ -20,7 +20,7 @@ def masker_hook(*names, load="somewhere:Thing"):
     @hookimpl
     def mim_register_maskers(register):
         for name in names:
-            register(name=name, load=load, card=Card("A masker."))
+            register(name=name, load=load, summary="A masker.")
 
     return mim_register_maskers
 
@@ -130,7 +130,7 @@ def test_a_hook_that_cannot_be_called(plugin, title):
 def test_hooks_that_take_less_or_have_defaults(plugin):
     @hookimpl
     def mim_register_maskers(register, colour="red"):
-        register(name=colour, load="a:B", card=Card("Named by its default."))
+        register(name=colour, load="a:B", summary="Named by its default.")
 
     @hookimpl
     def mim_run_started():
@@ -204,7 +204,7 @@ def test_no_hook_at_all(plugin):
 def test_raising_inside_a_hook_takes_back_what_was_registered(plugin):
     @hookimpl
     def mim_register_targets(register):
-        register(name="half", load="a:B", card=Card("Registered before the fault."))
+        register(name="half", load="a:B", summary="Registered before the fault.")
         raise KeyError("half-way")
 
     bad = plugin("bad", mim_register_maskers=masker_hook("m"), mim_register_targets=mim_register_targets)
@@ -231,21 +231,12 @@ def test_bad_registrations_are_refused(plugin, hook, said):
     assert said in failure_of(load_with_a_good_one(plugin, bad), bad)
 
 
-def card_with(**wrong):
-    """A card as one is made where types are not checked, as they are in these tests."""
-    card = Card("A masker.")
-    for name, value in wrong.items():
-        object.__setattr__(card, name, value)
-    return card
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ({"name": 3}, "masker name 3 may hold"),
-        ({"card": "A masker."}, "card of masker 'bad:m' must be a mim_core.Card"),
-        ({"card": card_with(summary=None)}, "card of masker 'bad:m' must hold text"),
-        ({"card": card_with(tags="one")}, "card of masker 'bad:m' must hold text"),
+        ({"summary": None}, "summary and paper of masker 'bad:m' must be text"),
+        ({"paper": 3}, "summary and paper of masker 'bad:m' must be text"),
         ({"load": RandomMasker}, "load of masker 'bad:m' must read 'package.module:Attribute'"),
         ({"load": "my-package.masker:Thing"}, "load of masker 'bad:m' must read"),
     ],
@@ -254,7 +245,7 @@ def test_registrations_with_wrong_values(plugin, arguments, said):
     @hookimpl
     def mim_register_maskers(register):
         with unchecked():
-            register(**{"name": "m", "load": "a:B", "card": Card("A masker."), **arguments})
+            register(**{"name": "m", "load": "a:B", "summary": "A masker.", **arguments})
 
     bad = plugin("bad", mim_register_maskers=mim_register_maskers)
     assert said in failure_of(load_with_a_good_one(plugin, bad), bad)
@@ -263,7 +254,7 @@ def test_registrations_with_wrong_values(plugin, arguments, said):
 def test_a_twin_that_is_no_reference(plugin):
     @hookimpl
     def mim_register_recipes(register):
-        register(name="r", load="a:b", card=Card("A recipe."), twin="r_twin")
+        register(name="r", load="a:b", summary="A recipe.", twin="r_twin")
 
     bad = plugin("bad", mim_register_recipes=mim_register_recipes)
     assert "twin of recipe 'bad:r' must read" in failure_of(load_with_a_good_one(plugin, bad), bad)

@@ -10,12 +10,11 @@ from mim_core.hookspecs import hookimpl
 from mim_core.loop import start, train
 from mim_core.plugins import discover, load
 from mim_core.recipe import Part, from_toml, load_recipe, read_file, resolve_part, to_toml
-from mim_core.registry import Card
 
 
 @hookimpl
 def mim_register_maskers(register):
-    register(name="hum", load="mim_core.masker:RandomMasker", card=Card("Hides at random."))
+    register(name="hum", load="mim_core.masker:RandomMasker", summary="Hides at random.")
 
 
 @pytest.fixture

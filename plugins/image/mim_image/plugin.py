@@ -7,7 +7,7 @@ from importlib import metadata
 
 from mim_core.doctor import Finding, first_line, library
 from mim_core.hookspecs import hookimpl
-from mim_core.registry import Card, RecipeRegister, Register
+from mim_core.registry import RecipeRegister, Register
 from packaging.requirements import Requirement
 
 MAE = "MAE, arXiv 2111.06377"
@@ -21,7 +21,8 @@ def mim_register_tokenizers(register: Register) -> None:
     register(
         name="patch",
         load="mim_image.tokenizer:ImagePatchTokenizer",
-        card=Card("Patches of an image, any size and number of channels.", "ViT, arXiv 2010.11929"),
+        summary="Patches of an image, any size and number of channels.",
+        paper="ViT, arXiv 2010.11929",
     )
 
 
@@ -31,7 +32,8 @@ def mim_register_targets(register: Register) -> None:
     register(
         name="clip",
         load="mim_image.clip:ClipTarget",
-        card=Card("Features of a frozen CLIP image encoder at the hidden patches, by the cosine.", MVP),
+        summary="Features of a frozen CLIP image encoder at the hidden patches, by the cosine.",
+        paper=MVP,
     )
 
 
@@ -41,10 +43,8 @@ def mim_register_data(register: Register) -> None:
     register(
         name="images",
         load="mim_image.data:Images",
-        card=Card(
-            "A folder of jpg, png or webp files, or of tar files of them, nested or not; MNIST's idx files; or the "
-            "bundled Fashion-MNIST sample."
-        ),
+        summary="A folder of jpg, png or webp files, or of tar files of them, nested or not; MNIST's idx files; or the "
+        "bundled Fashion-MNIST sample.",
     )
 
 
@@ -63,19 +63,22 @@ def mim_register_recipes(register: RecipeRegister) -> None:
             name=f"mae-vit-{size}",
             load=f"mim_image.recipes:mae_vit_{size}",
             twin=f"mim_image.recipes:mae_vit_{size}_twin",
-            card=Card(summary, MAE, ("reconstruction",)),
+            summary=summary,
+            paper=MAE,
         )
     register(
         name="simmim-vit-base",
         load="mim_image.recipes:simmim_vit_base",
         twin="mim_image.recipes:simmim_vit_base_twin",
-        card=Card("SimMIM with ViT-B/16 at 224 pixels, the paper's 800-epoch settings.", SIMMIM, ("reconstruction",)),
+        summary="SimMIM with ViT-B/16 at 224 pixels, the paper's 800-epoch settings.",
+        paper=SIMMIM,
     )
     register(
         name="mvp-vit-base",
         load="mim_image.recipes:mvp_vit_base",
         twin="mim_image.recipes:mvp_vit_base_twin",
-        card=Card("MVP with ViT-B/16: CLIP's features are predicted, the paper's 300 epochs.", MVP, ("distillation",)),
+        summary="MVP with ViT-B/16: CLIP's features are predicted, the paper's 300 epochs.",
+        paper=MVP,
     )
 
 
@@ -83,15 +86,19 @@ def mim_register_recipes(register: RecipeRegister) -> None:
 def mim_register_importers(register: Register) -> None:
     """Weights of the official code and of transformers."""
     register(
-        name="mae", load="mim_image.interop:import_mae", card=Card("Official MAE pre-training weights (.pth).", MAE)
+        name="mae", load="mim_image.interop:import_mae", summary="Official MAE pre-training weights (.pth).", paper=MAE
     )
     register(
-        name="simmim", load="mim_image.interop:import_simmim", card=Card("Official SimMIM ViT weights (.pth).", SIMMIM)
+        name="simmim",
+        load="mim_image.interop:import_simmim",
+        summary="Official SimMIM ViT weights (.pth).",
+        paper=SIMMIM,
     )
     register(
         name="hf-vitmae",
         load="mim_image.interop:import_hf_vitmae",
-        card=Card("ViTMAEForPreTraining of transformers (folder).", MAE),
+        summary="ViTMAEForPreTraining of transformers (folder).",
+        paper=MAE,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mim_core.hookspecs import hookimpl
-from mim_core.registry import Card, RecipeRegister, Register
+from mim_core.registry import RecipeRegister, Register
 
 MULTIMAE = "MultiMAE, arXiv 2204.01678"
 
@@ -14,12 +14,14 @@ def mim_register_tokenizers(register: Register) -> None:
     register(
         name="class-map",
         load="mim_multimodal.tokenizer:ClassMapTokenizer",
-        card=Card("Patches of a map of class ids, each class embedded first.", MULTIMAE),
+        summary="Patches of a map of class ids, each class embedded first.",
+        paper=MULTIMAE,
     )
     register(
         name="text",
         load="mim_multimodal.text:TextTokenizer",
-        card=Card("Tokens of a caption, padded to a fixed length.", "4M, arXiv 2312.06647"),
+        summary="Tokens of a caption, padded to a fixed length.",
+        paper="4M, arXiv 2312.06647",
     )
 
 
@@ -29,7 +31,8 @@ def mim_register_maskers(register: Register) -> None:
     register(
         name="dirichlet",
         load="mim_multimodal.masker:DirichletMasker",
-        card=Card("A fixed budget of visible units, spread over modalities by Dirichlet draws.", MULTIMAE),
+        summary="A fixed budget of visible units, spread over modalities by Dirichlet draws.",
+        paper=MULTIMAE,
     )
 
 
@@ -39,7 +42,8 @@ def mim_register_decoders(register: Register) -> None:
     register(
         name="cross-attention",
         load="mim_multimodal.decoder:CrossAttentionDecoder",
-        card=Card("Queries of one modality attend to all visible units, then to each other.", MULTIMAE),
+        summary="Queries of one modality attend to all visible units, then to each other.",
+        paper=MULTIMAE,
     )
 
 
@@ -49,12 +53,14 @@ def mim_register_targets(register: Register) -> None:
     register(
         name="class-map",
         load="mim_multimodal.target:ClassMapTarget",
-        card=Card("The class of every position of a unit, by cross-entropy.", MULTIMAE),
+        summary="The class of every position of a unit, by cross-entropy.",
+        paper=MULTIMAE,
     )
     register(
         name="text",
         load="mim_multimodal.text:TextTarget",
-        card=Card("The hidden token of a caption, by cross-entropy.", "BERT, arXiv 1810.04805"),
+        summary="The hidden token of a caption, by cross-entropy.",
+        paper="BERT, arXiv 1810.04805",
     )
 
 
@@ -64,17 +70,17 @@ def mim_register_data(register: Register) -> None:
     register(
         name="aligned",
         load="mim_multimodal.data:Aligned",
-        card=Card("Folders of aligned RGB, depth, class maps and captions, a file of the same name in each."),
+        summary="Folders of aligned RGB, depth, class maps and captions, a file of the same name in each.",
     )
     register(
         name="paired",
         load="mim_multimodal.paired:Paired",
-        card=Card("Several sources of any plugins, item by item, cut alike."),
+        summary="Several sources of any plugins, item by item, cut alike.",
     )
     register(
         name="rendered",
         load="mim_multimodal.rendered:Rendered",
-        card=Card("Another source's shapes, with the depth of a view rendered from them."),
+        summary="Another source's shapes, with the depth of a view rendered from them.",
     )
 
 
@@ -84,12 +90,14 @@ def mim_register_evaluations(register: Register) -> None:
     register(
         name="segmentation",
         load="mim_multimodal.evaluations:segmentation",
-        card=Card("Linear probe of every unit for the classes of its positions: mIoU.", MULTIMAE),
+        summary="Linear probe of every unit for the classes of its positions: mIoU.",
+        paper=MULTIMAE,
     )
     register(
         name="depth",
         load="mim_multimodal.evaluations:depth",
-        card=Card("Linear probe of every unit for the depth of its positions: RMSE, delta 1.", MULTIMAE),
+        summary="Linear probe of every unit for the depth of its positions: RMSE, delta 1.",
+        paper=MULTIMAE,
     )
 
 
@@ -108,7 +116,7 @@ def mim_register_recipes(register: RecipeRegister) -> None:
     """MultiMAE, and modalities of several plugins together."""
     for name, (summary, paper) in RECIPES.items():
         function = f"mim_multimodal.recipes:{name.replace('-', '_')}"
-        register(name=name, load=function, twin=f"{function}_twin", card=Card(summary, paper, ("reconstruction",)))
+        register(name=name, load=function, twin=f"{function}_twin", summary=summary, paper=paper)
 
 
 @hookimpl
@@ -117,7 +125,8 @@ def mim_register_importers(register: Register) -> None:
     register(
         name="multimae",
         load="mim_multimodal.interop:import_multimae",
-        card=Card("Official MultiMAE pre-training weights (.pth).", MULTIMAE),
+        summary="Official MultiMAE pre-training weights (.pth).",
+        paper=MULTIMAE,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mim_core.doctor import Finding, library
 from mim_core.hookspecs import hookimpl
-from mim_core.registry import Card, RecipeRegister, Register
+from mim_core.registry import RecipeRegister, Register
 
 POINT_MAE = "Point-MAE, arXiv 2203.06604"
 
@@ -23,7 +23,8 @@ def mim_register_tokenizers(register: Register) -> None:
     register(
         name="groups",
         load="mim_pointcloud.tokenizer:GroupTokenizer",
-        card=Card("Nearest neighbours of farthest-point centres, embedded by a small PointNet.", POINT_MAE),
+        summary="Nearest neighbours of farthest-point centres, embedded by a small PointNet.",
+        paper=POINT_MAE,
     )
 
 
@@ -33,7 +34,8 @@ def mim_register_maskers(register: Register) -> None:
     register(
         name="centre-block",
         load="mim_pointcloud.masker:CentreBlockMasker",
-        card=Card("The units nearest to a random one.", POINT_MAE, ("any layout with positions",)),
+        summary="The units nearest to a random one.",
+        paper=POINT_MAE,
     )
 
 
@@ -43,7 +45,8 @@ def mim_register_targets(register: Register) -> None:
     register(
         name="chamfer",
         load="mim_pointcloud.target:ChamferTarget",
-        card=Card("A group's points, under the Chamfer distance.", POINT_MAE),
+        summary="A group's points, under the Chamfer distance.",
+        paper=POINT_MAE,
     )
 
 
@@ -53,10 +56,8 @@ def mim_register_data(register: Register) -> None:
     register(
         name="clouds",
         load="mim_pointcloud.data:Clouds",
-        card=Card(
-            "A folder of meshes or clouds; ShapeNet, ModelNet40, ScanObjectNN or ShapeNetPart as unpacked; or the "
-            "sample."
-        ),
+        summary="A folder of meshes or clouds; ShapeNet, ModelNet40, ScanObjectNN or ShapeNetPart as unpacked; or the "
+        "sample.",
     )
 
 
@@ -66,17 +67,19 @@ def mim_register_evaluations(register: Register) -> None:
     register(
         name="svm",
         load="mim_pointcloud.evaluations:svm",
-        card=Card("Linear support vector machine on frozen features (the ModelNet40 protocol).", POINT_MAE),
+        summary="Linear support vector machine on frozen features (the ModelNet40 protocol).",
+        paper=POINT_MAE,
     )
     register(
         name="folds",
         load="mim_pointcloud.evaluations:folds",
-        card=Card("Linear support vector machine, five folds over all labelled shapes: mean and spread."),
+        summary="Linear support vector machine, five folds over all labelled shapes: mean and spread.",
     )
     register(
         name="few-shot",
         load="mim_pointcloud.evaluations:few_shot",
-        card=Card("5 and 10 classes, 10 and 20 shapes of each, ten runs: mean and spread.", POINT_MAE),
+        summary="5 and 10 classes, 10 and 20 shapes of each, ten runs: mean and spread.",
+        paper=POINT_MAE,
     )
 
 
@@ -86,7 +89,8 @@ def mim_register_methods(register: Register) -> None:
     register(
         name="part-segmenter",
         load="mim_pointcloud.segmentation:PartSegmenter",
-        card=Card("A class for every point: part segmentation from three levels of the encoder.", POINT_MAE),
+        summary="A class for every point: part segmentation from three levels of the encoder.",
+        paper=POINT_MAE,
     )
 
 
@@ -101,7 +105,7 @@ def mim_register_recipes(register: RecipeRegister) -> None:
     """Point-MAE."""
     for name, (summary, paper) in RECIPES.items():
         function = f"mim_pointcloud.recipes:{name.replace('-', '_')}"
-        register(name=name, load=function, twin=f"{function}_twin", card=Card(summary, paper, ("reconstruction",)))
+        register(name=name, load=function, twin=f"{function}_twin", summary=summary, paper=paper)
 
 
 @hookimpl
@@ -110,7 +114,8 @@ def mim_register_importers(register: Register) -> None:
     register(
         name="point-mae",
         load="mim_pointcloud.interop:import_point_mae",
-        card=Card("Official Point-MAE pre-training weights (.pth).", POINT_MAE),
+        summary="Official Point-MAE pre-training weights (.pth).",
+        paper=POINT_MAE,
     )
 
 

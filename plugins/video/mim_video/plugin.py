@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mim_core.doctor import Finding, library
 from mim_core.hookspecs import hookimpl
-from mim_core.registry import Card, RecipeRegister, Register
+from mim_core.registry import RecipeRegister, Register
 
 VIDEOMAE = "VideoMAE, arXiv 2203.12602"
 VIDEOMAE_V2 = "VideoMAE V2, arXiv 2303.16727"
@@ -25,7 +25,8 @@ def mim_register_tokenizers(register: Register) -> None:
     register(
         name="tubelet",
         load="mim_video.tokenizer:TubeletTokenizer",
-        card=Card("Tubelets of a clip: some frames of a square patch; any size and number of channels.", VIDEOMAE),
+        summary="Tubelets of a clip: some frames of a square patch; any size and number of channels.",
+        paper=VIDEOMAE,
     )
 
 
@@ -39,7 +40,7 @@ def mim_register_maskers(register: Register) -> None:
         "dual": ("DualMasker", "Tubes for the encoder; the decoder answers where a running cell asks.", VIDEOMAE_V2),
     }
     for name, (attribute, summary, paper) in maskers.items():
-        register(name=name, load=f"mim_video.masker:{attribute}", card=Card(summary, paper))
+        register(name=name, load=f"mim_video.masker:{attribute}", summary=summary, paper=paper)
 
 
 @hookimpl
@@ -48,12 +49,14 @@ def mim_register_targets(register: Register) -> None:
     register(
         name="cubes",
         load="mim_video.target:CubeTarget",
-        card=Card("A tubelet's pixels, standardised per channel with the small number outside the root.", VIDEOMAE),
+        summary="A tubelet's pixels, standardised per channel with the small number outside the root.",
+        paper=VIDEOMAE,
     )
     register(
         name="frame-of-tubelet",
         load="mim_video.target:FrameTarget",
-        card=Card("One frame of each tubelet, standardised over all its values together.", MAE_ST),
+        summary="One frame of each tubelet, standardised over all its values together.",
+        paper=MAE_ST,
     )
 
 
@@ -63,7 +66,7 @@ def mim_register_data(register: Register) -> None:
     register(
         name="clips",
         load="mim_video.data:Clips",
-        card=Card("A folder of video files; UCF101, Kinetics or Something-Something v2 as unpacked; or the sample."),
+        summary="A folder of video files; UCF101, Kinetics or Something-Something v2 as unpacked; or the sample.",
     )
 
 
@@ -102,7 +105,7 @@ def mim_register_recipes(register: RecipeRegister) -> None:
     """VideoMAE, VideoMAE V2 and MAE-ST."""
     for name, (summary, paper) in RECIPES.items():
         function = f"mim_video.recipes:{name.replace('-', '_')}"
-        register(name=name, load=function, twin=f"{function}_twin", card=Card(summary, paper, ("reconstruction",)))
+        register(name=name, load=function, twin=f"{function}_twin", summary=summary, paper=paper)
 
 
 @hookimpl
@@ -115,7 +118,7 @@ def mim_register_importers(register: Register) -> None:
         "hf-videomae": ("interop:import_hf_videomae", "VideoMAEForPreTraining of transformers (folder).", VIDEOMAE),
     }
     for name, (attribute, summary, paper) in formats.items():
-        register(name=name, load=f"mim_video.{attribute}", card=Card(summary, paper))
+        register(name=name, load=f"mim_video.{attribute}", summary=summary, paper=paper)
 
 
 @hookimpl

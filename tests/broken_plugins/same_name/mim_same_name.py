@@ -1,10 +1,10 @@
 """A plugin with the name of another."""
 
 from mim_core.hookspecs import hookimpl
-from mim_core.registry import Card, Register
+from mim_core.registry import Register
 
 
 @hookimpl
 def mim_register_maskers(register: Register) -> None:
     """Would take the other's place."""
-    register(name="checker", load="mim_same_name:Other", card=Card("Another checker."))
+    register(name="checker", load="mim_same_name:Other", summary="Another checker.")

@@ -3,7 +3,7 @@
 import time
 
 from mim_core.hookspecs import hookimpl
-from mim_core.registry import Card, Register
+from mim_core.registry import Register
 
 time.sleep(2.2)
 
@@ -11,4 +11,4 @@ time.sleep(2.2)
 @hookimpl
 def mim_register_maskers(register: Register) -> None:
     """Works, once it is there."""
-    register(name="late", load="mim_core.masker:RandomMasker", card=Card("Comes late."))
+    register(name="late", load="mim_core.masker:RandomMasker", summary="Comes late.")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,12 +23,13 @@ from typing import Any, Literal
 
 import tomli_w
 
+from mim_core.described import NotPlain, as_float, describe
 from mim_core.dropping import drop
 from mim_core.errors import MimError, nearest, one_line
 from mim_core.kinds import ROLES
 from mim_core.options import NONE, fill, plain
 from mim_core.origins import told_of_changes
-from mim_core.registry import Registry
+from mim_core.registry import Entry, Registry
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,10 @@ class RunConfig:
     """Full name of the recipe that it came from."""
 
 
+DEFAULTS = {"method": Part("core:masked-autoencoder")}
+"""Parts of a recipe that names none in their role."""
+
+
 @dataclass(frozen=True)
 class ResolvedPart:
     """A part found in the registry, with all its options; ``origin`` is its distribution and version."""
@@ -239,7 +244,7 @@ def resolve_part(role: str, part: Part, registry: Registry) -> ResolvedPart:
 
 def resolve(config: RunConfig, registry: Registry) -> ResolvedRun:
     """Finds every part of a run. Parts not named take core's: the method is a masked autoencoder."""
-    parts = {"method": Part.of("core:masked-autoencoder"), **config.parts}
+    parts = {**DEFAULTS, **config.parts}
     found = {role: resolve_part(role, part, registry) for role, part in parts.items()}
     where = config.recipe or "run"  # filling makes whole numbers floats where floats are wanted, as TOML will have it
     train = fill(TrainConfig, vars(config.train), f"{where}: train")
@@ -249,7 +254,11 @@ def resolve(config: RunConfig, registry: Registry) -> ResolvedRun:
 
 def load_recipe(name: str, registry: Registry, twin: bool = False) -> ResolvedRun:
     """The recipe of that name; with ``twin``, its small version for tests."""
-    entry = registry.get("recipes", name)
+    return resolve(made(registry.get("recipes", name), twin), registry)
+
+
+def made(entry: Entry, twin: bool = False) -> RunConfig:
+    """What a recipe's function returns, with the recipe's name."""
     make = entry.resolve_twin() if twin else entry.resolve()
     try:
         config = make()
@@ -263,7 +272,7 @@ def load_recipe(name: str, registry: Registry, twin: bool = False) -> ResolvedRu
         ) from error
     if not isinstance(config, RunConfig):
         raise MimError(f"The {entry.told} returned {type(config).__name__}, not a RunConfig.")
-    return resolve(replace(config, recipe=entry.full_name), registry)
+    return replace(config, recipe=entry.full_name)
 
 
 def swap(run: ResolvedRun, role: str, name: str, registry: Registry) -> ResolvedRun:
@@ -366,14 +375,42 @@ def _origins(plugins: Any, registry: Registry) -> Iterator[None]:
 def to_toml(run: ResolvedRun, registry: Registry) -> str:
     """The resolved recipe: every option of every part, with full names and the versions of the plugins they come
     from."""
-    tables: dict[str, Any] = {"recipe": run.recipe, **({"dropped": list(run.dropped)} if run.dropped else {})}
-    used = {part.name.partition(":")[0] for part in run.parts.values()} | {run.recipe.partition(":")[0]}
+    parts = {role: (part.name, plain(part.options)) for role, part in run.parts.items()}
+    return _toml(run.recipe, run.dropped, parts, (run.train, run.evaluate), registry)
+
+
+def toml_of_parts(entry: Entry, registry: Registry, twin: bool = False) -> str:
+    """The same of a recipe, with the options that the sources of its parts say, so that no part is imported.
+
+    Raises:
+        NotPlain: A source does not say its options plainly.
+    """
+    config = made(entry, twin)
+    parts = {}
+    for role, part in {**DEFAULTS, **config.parts}.items():
+        found = registry.get(role_kind(role), part.name)
+        known = {option.name: option for option in describe(found.load).options or ()}
+        given = {name.replace("-", "_"): value for name, value in part.options.items()}
+        if not set(given) <= set(known):
+            raise NotPlain(f"{found.full_name} has options that its source does not show")
+        options = {name: as_float(given.get(name, option.default), option.type) for name, option in known.items()}
+        parts[role] = (found.full_name, plain(options))
+    train = fill(TrainConfig, vars(config.train), "train")
+    evaluate = fill(EvaluateConfig, vars(config.evaluate), "evaluate")
+    return _toml(config.recipe, (), parts, (train, evaluate), registry)
+
+
+def _toml(
+    recipe: str, dropped: Sequence[str], parts: Mapping[str, tuple[str, Any]], sections: Any, registry: Registry
+) -> str:
+    tables: dict[str, Any] = {"recipe": recipe, **({"dropped": list(dropped)} if dropped else {})}
+    used = {name.partition(":")[0] for name, _ in parts.values()} | {recipe.partition(":")[0]}
     tables["plugins"] = {r.distribution: r.version for r in registry.plugins if r.name in used and r.used}
-    for role, part in run.parts.items():
+    for role, (name, options) in parts.items():
         scope, _, last = role.rpartition(".")
         target = tables.setdefault(scope, {}) if scope else tables
-        target[last] = {"use": part.name, **{key: value for key, value in plain(part.options).items() if value != {}}}
-    tables["train"], tables["evaluate"] = plain(run.train), plain(run.evaluate)
+        target[last] = {"use": name, **{key: value for key, value in options.items() if value != {}}}
+    tables["train"], tables["evaluate"] = map(plain, sections)
     return tomli_w.dumps(tables)
 
 

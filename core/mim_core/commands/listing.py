@@ -1,10 +1,11 @@
-"""plugins, list, describe, recipes: what is installed. None of them imports torch, but for describe."""
+"""plugins, list, describe, recipes: what is installed. None of them imports torch."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -12,10 +13,24 @@ from rich.markup import escape
 from rich.table import Table
 
 from mim_core.commands.arguments import option_rows, parse, take_name
+from mim_core.described import Described, NotPlain, Option
+from mim_core.described import describe as describe_source
 from mim_core.errors import MimError, nearest, unknown
 from mim_core.kinds import KINDS
+from mim_core.options import plain
 from mim_core.plugins import installed
 from mim_core.registry import Entry, PluginRecord, Registry
+
+
+def recipe_text(entry: Entry, registry: Registry) -> str:
+    """The resolved recipe as `to_toml` writes it, from the sources of its parts where these say their options
+    plainly."""
+    from mim_core.recipe import load_recipe, to_toml, toml_of_parts
+
+    try:
+        return toml_of_parts(entry, registry)
+    except NotPlain:
+        return to_toml(load_recipe(entry.full_name, registry), registry)
 
 
 def _console() -> Console:
@@ -153,32 +168,38 @@ def _describe_one(entry: Entry, registry: Registry) -> None:
     console = _console()
     console.print(f"[bold]{entry.full_name}[/]  {KINDS[entry.kind]}, from {escape(entry.origin)}")
     console.print(entry.card.summary + (f"  ({entry.card.paper})" if entry.card.paper else ""), markup=False)
-    value = entry.resolve()
-    text = inspect.getdoc(value)
-    if text:
-        console.print(f"\n{text}", markup=False)
+    described = _described(entry)
+    if described.doc:
+        console.print(f"\n{described.doc}", markup=False)
     if entry.kind == "recipes":
         _describe_recipe(entry, registry, console)
-    elif hasattr(value, "Config"):
-        _describe_options(value, console)
+    elif described.options is not None:
+        _describe_options(described.options, console)
     console.print()
 
 
-def _describe_recipe(entry: Entry, registry: Registry, console: Console) -> None:
-    from mim_core.recipe import load_recipe, to_toml
+def _described(entry: Entry) -> Described:
+    """What the part's source says of it; where it does not say it plainly, what the part says when it is imported."""
+    try:
+        return describe_source(entry.load)
+    except NotPlain:
+        value = entry.resolve()
+        rows = option_rows(value.Config) if hasattr(value, "Config") else None
+        return Described(inspect.getdoc(value) or "", None if rows is None else tuple(Option(*row) for row in rows))
 
-    run = load_recipe(entry.full_name, registry)
-    console.print(f"\n{to_toml(run, registry)}", markup=False)
+
+def _describe_recipe(entry: Entry, registry: Registry, console: Console) -> None:
+    console.print(f"\n{recipe_text(entry, registry)}", markup=False)
     console.print(
         f"Train it: mim-{entry.plugin} pretrain {entry.name} --data.root FOLDER        Its plan: add --dry-run",
         markup=False,
     )
 
 
-def _describe_options(value: Any, console: Console) -> None:
+def _describe_options(options: Sequence[Option], console: Console) -> None:
     table = _table("option", "type", "default", "")
-    rows = option_rows(value.Config)
-    for row in rows:
+    for option in options:
+        row = (option.name.replace("_", "-"), option.type, str(plain(option.default)), option.help)
         table.add_row(*map(escape, row))  # tuple[float, float] would read as a style
     console.print()
-    console.print(table if rows else "It has no options.")
+    console.print(table if options else "It has no options.")

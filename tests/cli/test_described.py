@@ -1,11 +1,13 @@
 """What describe reads from the sources is what the imported parts say, for everything that is installed."""
 
+import importlib
 import inspect
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from mim_core import described
 from mim_core.commands.arguments import option_rows
 from mim_core.described import NotPlain, as_float, describe
 from mim_core.options import plain
@@ -38,7 +40,8 @@ def module(tmp_path, monkeypatch, text):
     (tmp_path / "a_described_part.py").write_text(textwrap.dedent(text))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "a_described_part", raising=False)
-    describe.__globals__["_module"].cache_clear()
+    importlib.invalidate_caches()
+    described._module.cache_clear()
 
 
 def test_options_of_base_classes_and_names_for_types_and_defaults(tmp_path, monkeypatch):

@@ -62,21 +62,21 @@ def mim_register_recipes(register: RecipeRegister) -> None:
         register(
             name=f"mae-vit-{size}",
             load=f"mim_image.recipes:mae_vit_{size}",
-            twin=f"mim_image.recipes:mae_vit_{size}_twin",
+            twin=f"mim_image.recipes:mae_vit_{size}.twin",
             summary=summary,
             paper=MAE,
         )
     register(
         name="simmim-vit-base",
         load="mim_image.recipes:simmim_vit_base",
-        twin="mim_image.recipes:simmim_vit_base_twin",
+        twin="mim_image.recipes:simmim_vit_base.twin",
         summary="SimMIM with ViT-B/16 at 224 pixels, the paper's 800-epoch settings.",
         paper=SIMMIM,
     )
     register(
         name="mvp-vit-base",
         load="mim_image.recipes:mvp_vit_base",
-        twin="mim_image.recipes:mvp_vit_base_twin",
+        twin="mim_image.recipes:mvp_vit_base.twin",
         summary="MVP with ViT-B/16: CLIP's features are predicted, the paper's 300 epochs.",
         paper=MVP,
     )

@@ -7,10 +7,19 @@ official 800-epoch ViT-B configuration; MVP, arXiv 2203.05175, and the settings 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-
 from mim_core.recipe import Part, RunConfig, TrainConfig
+from mim_core.twins import Twins
+
+DECODER = {"width": 16, "depth": 1, "heads": 2}
+TWINS = Twins(
+    items=10_000,
+    batch=16,
+    changes={
+        "data": {"root": "sample", "mean": (0.286,), "std": (0.353,)},
+        "tokenizer": {"size": (28, 28), "patch": (7, 7), "channels": 1},
+        "encoder": {"width": 32, "depth": 2, "heads": 2},
+    },
+)
 
 
 def _mae(width: int, depth: int, heads: int, patch: int = 16, micro_batch: int = 128) -> RunConfig:
@@ -38,26 +47,31 @@ def _mae(width: int, depth: int, heads: int, patch: int = 16, micro_batch: int =
     )
 
 
+@TWINS({"decoder": DECODER})
 def mae_vit_small() -> RunConfig:
     """ViT-S/16: 384 wide, 12 blocks, 6 heads. Not in the paper; its other settings."""
     return _mae(384, 12, 6)
 
 
+@TWINS({"decoder": DECODER, "encoder": {"width": 48, "depth": 2, "heads": 3}})
 def mae_vit_base() -> RunConfig:
     """ViT-B/16: 768 wide, 12 blocks, 12 heads."""
     return _mae(768, 12, 12)
 
 
+@TWINS({"decoder": DECODER, "encoder": {"width": 64, "depth": 3, "heads": 4}})
 def mae_vit_large() -> RunConfig:
     """ViT-L/16: 1024 wide, 24 blocks, 16 heads."""
     return _mae(1024, 24, 16, micro_batch=64)
 
 
+@TWINS({"decoder": DECODER, "tokenizer": {"size": (28, 28), "patch": (14, 14), "channels": 1}})
 def mae_vit_huge() -> RunConfig:
     """ViT-H/14: 1280 wide, 32 blocks, 16 heads."""
     return _mae(1280, 32, 16, patch=14, micro_batch=32)
 
 
+@TWINS({"decoder": DECODER})
 def mae_vit_tiny() -> RunConfig:
     """For the bundled 28-pixel grey sample: minutes on a CPU. The numbers that it reaches are in the README.
 
@@ -77,6 +91,7 @@ def mae_vit_tiny() -> RunConfig:
     )
 
 
+@TWINS({"masker": {"block": (1, 1)}})
 def simmim_vit_base() -> RunConfig:
     """ViT-B/16 under 32-pixel blocks at 0.6, L1 on pixels, a linear decoder."""
     return RunConfig(
@@ -106,6 +121,11 @@ def simmim_vit_base() -> RunConfig:
     )
 
 
+# the first block of a CLIP with random weights, on grey images of another grid
+CLIP = {"model": "ViT-S-32", "weights": "random", "layer": 0, "mean": (0.286,), "std": (0.353,)}
+
+
+@TWINS({"masker": {"smallest": 2}, "target": CLIP}, min_lr=1e-5)
 def mvp_vit_base() -> RunConfig:
     """ViT-B/16 that predicts CLIP ViT-B/16's features at 75 of 196 patches; 300 epochs with BEiT's settings, save its
     colour jitter. OpenAI's weights, the paper's, go with the model ViT-B-16-quickgelu."""
@@ -133,69 +153,3 @@ def mvp_vit_base() -> RunConfig:
             clip_grad=3.0,
         ),
     )
-
-
-def _small(config: RunConfig, **changes: Mapping[str, object]) -> RunConfig:
-    """The recipe on the bundled sample with narrow, shallow parts: the same code at a thousandth of the work."""
-    shrink: dict[str, Mapping[str, object]] = {
-        "data": {"root": "sample", "mean": (0.286,), "std": (0.353,)},
-        "tokenizer": {"size": (28, 28), "patch": (7, 7), "channels": 1},
-        "encoder": {"width": 32, "depth": 2, "heads": 2},
-        **changes,
-    }
-    parts = {role: Part(part.name, {**part.options, **shrink.get(role, {})}) for role, part in config.parts.items()}
-    train = replace(
-        config.train,
-        epochs=20 * 16 / 10_000,
-        batch_size=16,
-        micro_batch=None,
-        warmup_epochs=4 * 16 / 10_000,
-        lr_batch=16,
-        base_lr=1e-3,
-        warmup_lr=0.0,
-        milestones=tuple(16 * 16 / 10_000 for _ in config.train.milestones),
-        log_every=1,
-        workers=0,
-        precision="fp32",
-        device="cpu",
-    )
-    return replace(config, parts=parts, train=train)
-
-
-DECODER = {"width": 16, "depth": 1, "heads": 2}
-
-
-def mae_vit_tiny_twin() -> RunConfig:
-    """Small twin of mae-vit-tiny."""
-    return _small(mae_vit_tiny(), decoder=DECODER)
-
-
-def mae_vit_small_twin() -> RunConfig:
-    """Small twin of mae-vit-small."""
-    return _small(mae_vit_small(), decoder=DECODER)
-
-
-def mae_vit_base_twin() -> RunConfig:
-    """Small twin of mae-vit-base."""
-    return _small(mae_vit_base(), decoder=DECODER, encoder={"width": 48, "depth": 2, "heads": 3})
-
-
-def mae_vit_large_twin() -> RunConfig:
-    """Small twin of mae-vit-large."""
-    return _small(mae_vit_large(), decoder=DECODER, encoder={"width": 64, "depth": 3, "heads": 4})
-
-
-def mae_vit_huge_twin() -> RunConfig:
-    """Small twin of mae-vit-huge, which has another patch than the others."""
-    return _small(mae_vit_huge(), decoder=DECODER, tokenizer={"size": (28, 28), "patch": (14, 14), "channels": 1})
-
-
-def simmim_vit_base_twin() -> RunConfig:
-    """Small twin of simmim-vit-base."""
-    return _small(simmim_vit_base(), masker={"block": (1, 1)})
-
-
-def mvp_vit_base_twin() -> RunConfig:
-    """Small twin of mvp-vit-base: the first block of a CLIP with random weights, on grey images of another grid."""
-    small = {"model": "ViT-S-32", "weights": "random", "layer": 0, "mean": (0.286,), "std": (0.353,)}
-    return _small(mvp_vit_base(), masker={"smallest": 2}, target=small)

@@ -116,7 +116,7 @@ def mim_register_recipes(register: RecipeRegister) -> None:
     """MultiMAE, and modalities of several plugins together."""
     for name, (summary, paper) in RECIPES.items():
         function = f"mim_multimodal.recipes:{name.replace('-', '_')}"
-        register(name=name, load=function, twin=f"{function}_twin", summary=summary, paper=paper)
+        register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
 
 
 @hookimpl

@@ -5,13 +5,30 @@ Source: MultiMAE, arXiv 2204.01678, and its official settings. The tiny ones are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from mim_core.recipe import EvaluateConfig, Part, RunConfig, TrainConfig
+from mim_core.twins import Twins
 
 SEGMENTS = {"norm_rgb": "rgb"}
 """The head that predicts normalised colours asks for the colours' units."""
+
+
+TWINS = Twins(
+    items=960,
+    batch=8,
+    changes={
+        "data": {"root": "sample"},
+        "encoder": {"width": 32, "depth": 2, "heads": 2},
+        "decoder": {"width": 16, "depth": 1, "heads": 2},
+        "rgb.tokenizer": {"size": (32, 32), "patch": (8, 8)},
+        "depth.tokenizer": {"size": (32, 32), "patch": (8, 8)},
+        "semseg.tokenizer": {"size": (8, 8), "patch": (2, 2), "classes": 14},
+        "masker": {"visible": 8},
+    },
+)
+POINTS = {"points": 128, "groups": 8, "size": 8, "hidden": (16, 16, 32)}
+CUBES = {"size": (4, 16, 16), "patch": (2, 8, 8)}
 
 
 def _pictures(size: int, patch: int, classes: int, stride: int = 4) -> dict[str, Part]:
@@ -41,6 +58,7 @@ def _multimae(width: int, depth: int, heads: int) -> dict[str, Part]:
     }
 
 
+@TWINS()
 def multimae_vit_base() -> RunConfig:
     """ViT-B/16 on RGB, depth and COCO's 133 classes at 224 pixels: 98 of 588 units are seen; 1600 epochs."""
     return RunConfig(
@@ -87,6 +105,7 @@ def _minutes(epochs: float, **options: object) -> TrainConfig:
     return replace(config, **options)  # type: ignore[arg-type]
 
 
+@TWINS()
 def multimae_vit_tiny() -> RunConfig:
     """4 blocks of 128 on the bundled game frames: RGB, depth and 14 classes at 64 pixels, 32 of 192 units seen."""
     parts = {
@@ -100,6 +119,7 @@ def multimae_vit_tiny() -> RunConfig:
     return RunConfig(parts, _minutes(50), evaluate)
 
 
+@TWINS()
 def rgb_vit_tiny() -> RunConfig:
     """multimae-vit-tiny on RGB alone: the same encoder, epochs and number of units seen, and no other modality."""
     config = multimae_vit_tiny()
@@ -107,6 +127,7 @@ def rgb_vit_tiny() -> RunConfig:
     return replace(config, parts={role: part for role, part in config.parts.items() if role not in others})
 
 
+@TWINS()
 def multimae_captions_vit_tiny() -> RunConfig:
     """RGB and captions: each is seen in part, and what is hidden of either is predicted from both. Crops are large and
     not mirrored, because captions say left and right."""
@@ -122,6 +143,14 @@ def multimae_captions_vit_tiny() -> RunConfig:
     return replace(config, parts=parts, train=_minutes(10, batch_size=32, lr_batch=32))
 
 
+@TWINS(
+    {
+        "depth.tokenizer": {"size": (16, 16), "patch": (8, 8)},
+        "points.tokenizer": POINTS,
+        "masker": {"visible": 5},
+    },
+    items=720,
+)
 def points_depth_vit_tiny() -> RunConfig:
     """Shapes as point clouds and as the depth of a view, with mim-pointcloud's groups and its bundled furniture."""
     parts = {
@@ -138,6 +167,7 @@ def points_depth_vit_tiny() -> RunConfig:
     return RunConfig(parts, _minutes(60), EvaluateConfig(on=("knn", "linear"), few_labels=()))
 
 
+@TWINS({"video.tokenizer": CUBES, "depth.tokenizer": CUBES, "masker": {"visible": 6}}, items=60)
 def video_depth_vit_tiny() -> RunConfig:
     """Clips and their depth, in tubelets of mim-video: bundled clips of the same game, which have no classes."""
     tubelets = {"size": (8, 48, 48), "patch": (2, 8, 8)}
@@ -153,87 +183,3 @@ def video_depth_vit_tiny() -> RunConfig:
         "decoder": Part.of("multimodal:cross-attention", **DECODER),
     }
     return RunConfig(parts, _minutes(200, batch_size=16, lr_batch=16), EvaluateConfig(few_labels=()))
-
-
-# ---- twins -----------------------------------------------------------------------------------------------------------
-
-SAMPLE = 960
-"""Bundled frames for training; a twin takes 20 steps of 8."""
-
-
-def _small(config: RunConfig, changes: Mapping[str, Mapping[str, object]], sample: int = SAMPLE) -> RunConfig:
-    """The recipe on bundled data with narrow, shallow parts: the same code at a thousandth of the work."""
-    shrink: dict[str, Mapping[str, object]] = {
-        "data": {"root": "sample"},
-        "encoder": {"width": 32, "depth": 2, "heads": 2},
-        "decoder": {"width": 16, "depth": 1, "heads": 2},
-        **changes,
-    }
-    parts = {role: Part(part.name, {**part.options, **shrink.get(role, {})}) for role, part in config.parts.items()}
-    train = replace(
-        config.train,
-        epochs=20 * 8 / sample,
-        batch_size=8,
-        micro_batch=None,
-        warmup_epochs=4 * 8 / sample,
-        lr_batch=8,
-        base_lr=1e-3,
-        warmup_lr=0.0,
-        min_lr=0.0,
-        log_every=1,
-        workers=0,
-        precision="fp32",
-        device="cpu",
-    )
-    return replace(config, parts=parts, train=train)
-
-
-SMALL_PICTURES: dict[str, Mapping[str, object]] = {
-    "rgb.tokenizer": {"size": (32, 32), "patch": (8, 8)},
-    "depth.tokenizer": {"size": (32, 32), "patch": (8, 8)},
-    "semseg.tokenizer": {"size": (8, 8), "patch": (2, 2), "classes": CLASSES},
-    "masker": {"visible": 8},
-}
-
-
-def multimae_vit_base_twin() -> RunConfig:
-    """Small twin of multimae-vit-base."""
-    return _small(multimae_vit_base(), SMALL_PICTURES)
-
-
-def multimae_vit_tiny_twin() -> RunConfig:
-    """Small twin of multimae-vit-tiny."""
-    return _small(multimae_vit_tiny(), SMALL_PICTURES)
-
-
-def rgb_vit_tiny_twin() -> RunConfig:
-    """Small twin of rgb-vit-tiny."""
-    return _small(rgb_vit_tiny(), SMALL_PICTURES)
-
-
-def multimae_captions_vit_tiny_twin() -> RunConfig:
-    """Small twin of multimae-captions-vit-tiny."""
-    return _small(multimae_captions_vit_tiny(), SMALL_PICTURES)
-
-
-def points_depth_vit_tiny_twin() -> RunConfig:
-    """Small twin of points-depth-vit-tiny."""
-    cut: Mapping[str, object] = {"size": (16, 16), "patch": (8, 8)}
-    groups: Mapping[str, object] = {"points": 128, "groups": 8, "size": 8, "hidden": (16, 16, 32)}
-    changes: dict[str, Mapping[str, object]] = {
-        "depth.tokenizer": cut,
-        "points.tokenizer": groups,
-        "masker": {"visible": 5},
-    }
-    return _small(points_depth_vit_tiny(), changes, 720)
-
-
-def video_depth_vit_tiny_twin() -> RunConfig:
-    """Small twin of video-depth-vit-tiny."""
-    cut: Mapping[str, object] = {"size": (4, 16, 16), "patch": (2, 8, 8)}
-    changes: dict[str, Mapping[str, object]] = {
-        "video.tokenizer": cut,
-        "depth.tokenizer": cut,
-        "masker": {"visible": 6},
-    }
-    return _small(video_depth_vit_tiny(), changes, 60)

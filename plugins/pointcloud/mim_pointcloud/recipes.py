@@ -9,11 +9,25 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mim_core.recipe import EvaluateConfig, Part, RunConfig, TrainConfig
+from mim_core.twins import Twins, with_options
 
 BLOCKS = {"norm_eps": 1e-5, "qkv_bias": False, "position": "coordinates", "position_at": "blocks", "init": "truncated"}
 """Point-MAE's transformer blocks, in the encoder and in the decoder."""
 
 
+TWINS = Twins(
+    items=730,
+    batch=8,
+    changes={
+        "data": {"root": "sample"},
+        "tokenizer": {"points": 128, "groups": 16, "size": 8, "hidden": (16, 16, 32)},
+        "encoder": {"width": 32, "depth": 2, "heads": 2},
+        "decoder": {"width": 32, "depth": 1, "heads": 2},
+    },
+)
+
+
+@TWINS()
 def point_mae_vit_small() -> RunConfig:
     """12 blocks of 384 with 6 heads on 64 groups of 32 points; ShapeNet55, 300 epochs."""
     return RunConfig(
@@ -41,6 +55,7 @@ def point_mae_vit_small() -> RunConfig:
     )
 
 
+@TWINS()
 def point_mae_vit_tiny() -> RunConfig:
     """4 blocks of 96 on 32 groups of 16 points: the bundled furniture, minutes on two CPU cores."""
     config = point_mae_vit_small()
@@ -63,52 +78,4 @@ def point_mae_vit_tiny() -> RunConfig:
     evaluate = EvaluateConfig(
         on=("knn", "linear", "pointcloud:folds"), pool="mean-max", few_labels=(160,), standardize=True
     )
-    return RunConfig(_with(config.parts, changes), train, evaluate)
-
-
-# ---- twins -----------------------------------------------------------------------------------------------------------
-
-
-def _with(parts: Mapping[str, Part], changes: Mapping[str, Mapping[str, object]]) -> dict[str, Part]:
-    """The parts, with other options in some roles."""
-    return {role: Part(part.name, {**part.options, **changes.get(role, {})}) for role, part in parts.items()}
-
-
-SAMPLE = 730
-"""Bundled shapes for training; a twin takes 20 steps of 8."""
-
-
-def _small(config: RunConfig) -> RunConfig:
-    """The recipe on the bundled shapes with narrow, shallow parts: the same code at a thousandth of the work."""
-    changes: dict[str, Mapping[str, object]] = {
-        "data": {"root": "sample"},
-        "tokenizer": {"points": 128, "groups": 16, "size": 8, "hidden": (16, 16, 32)},
-        "encoder": {"width": 32, "depth": 2, "heads": 2},
-        "decoder": {"width": 32, "depth": 1, "heads": 2},
-    }
-    train = replace(
-        config.train,
-        epochs=20 * 8 / SAMPLE,
-        batch_size=8,
-        micro_batch=None,
-        warmup_epochs=4 * 8 / SAMPLE,
-        lr_batch=8,
-        base_lr=1e-3,
-        warmup_lr=0.0,
-        min_lr=0.0,
-        log_every=1,
-        workers=0,
-        precision="fp32",
-        device="cpu",
-    )
-    return replace(config, parts=_with(config.parts, changes), train=train)
-
-
-def point_mae_vit_tiny_twin() -> RunConfig:
-    """Small twin of point-mae-vit-tiny."""
-    return _small(point_mae_vit_tiny())
-
-
-def point_mae_vit_small_twin() -> RunConfig:
-    """Small twin of point-mae-vit-small."""
-    return _small(point_mae_vit_small())
+    return RunConfig(with_options(config.parts, changes), train, evaluate)

@@ -105,7 +105,7 @@ def mim_register_recipes(register: RecipeRegister) -> None:
     """VideoMAE, VideoMAE V2 and MAE-ST."""
     for name, (summary, paper) in RECIPES.items():
         function = f"mim_video.recipes:{name.replace('-', '_')}"
-        register(name=name, load=function, twin=f"{function}_twin", summary=summary, paper=paper)
+        register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
 
 
 @hookimpl

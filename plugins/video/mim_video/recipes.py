@@ -7,10 +7,10 @@ arXiv 2205.09113, and its code. Where data are repeated a batch counts files, as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from mim_core.recipe import Part, RunConfig, TrainConfig
+from mim_core.twins import Twins
 
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
 """Width, blocks and heads of the encoder."""
@@ -18,6 +18,19 @@ DECODERS = {"small": (192, 3), "base": (384, 6), "large": (512, 8), "huge": (640
 """Width and heads of VideoMAE's decoder."""
 MICRO = {"small": 64, "base": 32, "large": 16, "huge": 8}
 """Clips at once that fit a GPU of 32 GB; no effect on results."""
+
+
+TWINS = Twins(
+    items=360,
+    batch=8,
+    changes={
+        "data": {"root": "sample"},
+        "tokenizer": {"size": (8, 32, 32), "patch": (2, 8, 8)},
+        "encoder": {"width": 32, "depth": 2, "heads": 2},
+        "decoder": {"width": 16, "depth": 1, "heads": 2},
+    },
+)
+REPEATED = {"root": "sample", "repeat": 2}
 
 
 def _videomae(size: str, stride: int = 4, ratio: float = 0.9) -> RunConfig:
@@ -57,38 +70,45 @@ def _videomae(size: str, stride: int = 4, ratio: float = 0.9) -> RunConfig:
     )
 
 
+@TWINS()
 def videomae_vit_small() -> RunConfig:
     """ViT-S/16: 384 wide, 12 blocks, 6 heads; Kinetics-400."""
     return _videomae("small")
 
 
+@TWINS({"encoder": {"width": 48, "depth": 2, "heads": 3}})
 def videomae_vit_base() -> RunConfig:
     """ViT-B/16: 768 wide, 12 blocks, 12 heads; Kinetics-400."""
     return _videomae("base")
 
 
+@TWINS({"encoder": {"width": 64, "depth": 3, "heads": 4}})
 def videomae_vit_large() -> RunConfig:
     """ViT-L/16: 1024 wide, 24 blocks, 16 heads; Kinetics-400."""
     return _videomae("large")
 
 
+@TWINS({"tokenizer": {"size": (8, 32, 48), "patch": (2, 8, 8)}})
 def videomae_vit_huge() -> RunConfig:
     """ViT-H/16: 1280 wide, 32 blocks, 16 heads; Kinetics-400."""
     return _videomae("huge")
 
 
+@TWINS({"tokenizer": {"size": (6, 32, 32), "patch": (3, 8, 8)}})
 def videomae_vit_base_ssv2() -> RunConfig:
     """ViT-B/16 on Something-Something v2: every second frame, 2400 epochs."""
     config = _videomae("base", stride=2)
     return replace(config, train=replace(config.train, epochs=2400))
 
 
+@TWINS({"tokenizer": {"size": (4, 32, 32), "patch": (2, 8, 8)}})
 def videomae_vit_base_ucf101() -> RunConfig:
     """ViT-B/16 on UCF101 alone: three quarters hidden, batches of 192, 3200 epochs."""
     config = _videomae("base", ratio=0.75)
     return replace(config, train=replace(config.train, epochs=3200, batch_size=192, base_lr=3e-4, micro_batch=24))
 
 
+@TWINS({"data": REPEATED})
 def videomae_vit_tiny() -> RunConfig:
     """For the bundled clips of simulated robot tasks: minutes on two CPU cores. Raw pixels, four clips of each decoded
     file and small batches; so short a run learns nothing that the probes see with normalised targets and 64 pixels, or
@@ -125,11 +145,13 @@ def _dual(config: RunConfig, **train: object) -> RunConfig:
     return replace(config, parts=parts, train=replace(config.train, **train))  # type: ignore[arg-type]
 
 
+@TWINS({"data": REPEATED})
 def videomae_v2_vit_base() -> RunConfig:
     """ViT-B/16, 200 epochs of four clips per file. The learning rate is that of the scripts for ViT-L and ViT-H."""
     return _dual(_videomae("base"), epochs=200, base_lr=1e-3, warmup_epochs=30, micro_batch=8)
 
 
+@TWINS({"data": REPEATED, "tokenizer": {"size": (8, 24, 24), "patch": (2, 6, 6)}})
 def videomae_v2_vit_giant() -> RunConfig:
     """ViT-g/14: 1408 wide, 40 blocks, 16 heads, 6144 wide in the MLP; 300 epochs of four clips per file."""
     config = _dual(_videomae("large"), epochs=300, base_lr=6e-4, warmup_epochs=30, clip_grad=0.02, micro_batch=1)
@@ -179,101 +201,16 @@ def _mae_st(size: str, micro_batch: int) -> RunConfig:
     )
 
 
+@TWINS({"data": REPEATED})
 def mae_st_vit_base() -> RunConfig:
     """ViT-B/16: 768 wide, 12 blocks, 12 heads."""
     return _mae_st("base", micro_batch=8)
 
 
+@TWINS({"data": REPEATED, "encoder": {"width": 64, "depth": 3, "heads": 4}})
 def mae_st_vit_large() -> RunConfig:
     """ViT-L/16: 1024 wide, 24 blocks, 16 heads."""
     return _mae_st("large", micro_batch=4)
 
 
 # ---- twins -----------------------------------------------------------------------------------------------------------
-
-SAMPLE = 360
-"""Bundled clips for training; a twin takes 20 steps of 8."""
-DECODER = {"width": 16, "depth": 1, "heads": 2}
-
-
-def _small(config: RunConfig, **changes: Mapping[str, object]) -> RunConfig:
-    """The recipe on the bundled clips with narrow, shallow parts: the same code at a thousandth of the work."""
-    shrink: dict[str, Mapping[str, object]] = {
-        "data": {"root": "sample", **({"repeat": 2} if "repeat" in config.parts["data"].options else {})},
-        "tokenizer": {"size": (8, 32, 32), "patch": (2, 8, 8)},
-        "encoder": {"width": 32, "depth": 2, "heads": 2},
-        "decoder": DECODER,
-        **changes,
-    }
-    parts = {role: Part(part.name, {**part.options, **shrink.get(role, {})}) for role, part in config.parts.items()}
-    train = replace(
-        config.train,
-        epochs=20 * 8 / SAMPLE,
-        batch_size=8,
-        micro_batch=None,
-        warmup_epochs=4 * 8 / SAMPLE,
-        lr_batch=8,
-        base_lr=1e-3,
-        warmup_lr=0.0,
-        min_lr=0.0,
-        log_every=1,
-        workers=0,
-        precision="fp32",
-        device="cpu",
-    )
-    return replace(config, parts=parts, train=train)
-
-
-def videomae_vit_tiny_twin() -> RunConfig:
-    """Small twin of videomae-vit-tiny."""
-    return _small(videomae_vit_tiny())
-
-
-def videomae_vit_small_twin() -> RunConfig:
-    """Small twin of videomae-vit-small."""
-    return _small(videomae_vit_small())
-
-
-def videomae_vit_base_twin() -> RunConfig:
-    """Small twin of videomae-vit-base."""
-    return _small(videomae_vit_base(), encoder={"width": 48, "depth": 2, "heads": 3})
-
-
-def videomae_vit_large_twin() -> RunConfig:
-    """Small twin of videomae-vit-large."""
-    return _small(videomae_vit_large(), encoder={"width": 64, "depth": 3, "heads": 4})
-
-
-def videomae_vit_huge_twin() -> RunConfig:
-    """Small twin of videomae-vit-huge, on clips that are not square."""
-    return _small(videomae_vit_huge(), tokenizer={"size": (8, 32, 48), "patch": (2, 8, 8)})
-
-
-def videomae_vit_base_ssv2_twin() -> RunConfig:
-    """Small twin of videomae-vit-base-ssv2."""
-    return _small(videomae_vit_base_ssv2(), tokenizer={"size": (6, 32, 32), "patch": (3, 8, 8)})
-
-
-def videomae_vit_base_ucf101_twin() -> RunConfig:
-    """Small twin of videomae-vit-base-ucf101."""
-    return _small(videomae_vit_base_ucf101(), tokenizer={"size": (4, 32, 32), "patch": (2, 8, 8)})
-
-
-def videomae_v2_vit_base_twin() -> RunConfig:
-    """Small twin of videomae-v2-vit-base."""
-    return _small(videomae_v2_vit_base())
-
-
-def videomae_v2_vit_giant_twin() -> RunConfig:
-    """Small twin of videomae-v2-vit-giant, which has another patch and MLP than the others."""
-    return _small(videomae_v2_vit_giant(), tokenizer={"size": (8, 24, 24), "patch": (2, 6, 6)})
-
-
-def mae_st_vit_base_twin() -> RunConfig:
-    """Small twin of mae-st-vit-base."""
-    return _small(mae_st_vit_base())
-
-
-def mae_st_vit_large_twin() -> RunConfig:
-    """Small twin of mae-st-vit-large."""
-    return _small(mae_st_vit_large(), encoder={"width": 64, "depth": 3, "heads": 4})

@@ -10,9 +10,9 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from mim_core.commands.arguments import option_rows, parse, take_name
+from mim_core import terminal
+from mim_core.commands.arguments import option_rows, parse
 from mim_core.described import Described, NotPlain, Option
 from mim_core.described import describe as describe_source
 from mim_core.errors import MimError, nearest, unknown
@@ -33,18 +33,6 @@ def recipe_text(entry: Entry, registry: Registry) -> str:
         return to_toml(load_recipe(entry.full_name, registry), registry)
 
 
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
 @dataclass(frozen=True)
 class PluginsOptions:
     """List the plugins that are installed, with version and what each brings."""
@@ -57,7 +45,7 @@ def plugins(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``mim-core plugins``."""
     options = parse(PluginsOptions, f"{program} plugins", arguments)
     records = installed().plugins
-    console = _console()
+    console = terminal.console()
     if options.errors:
         failed = [record for record in records if record.failure]
         for record in failed:
@@ -74,7 +62,7 @@ def plugins(program: str, plugin: str | None, arguments: list[str]) -> int:
         if not failed:
             console.print("No plugin failed to load.")
         return 0
-    table = _table("plugin", "distribution", "version", "brings")
+    table = terminal.table("plugin", "distribution", "version", "brings")
     for record in records:
         table.add_row(record.name, record.distribution, record.version, _brings(record))
     console.print(table)
@@ -95,29 +83,45 @@ def _plural(kind: str) -> str:
 
 
 def list_parts(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``mim-core list KIND``."""
-    kind, rest = take_name(arguments, "kind", f"One of: {', '.join(KINDS)}.")
-    if kind in ("-h", "--help"):
-        _console().print(f"usage: {program} list KIND\n\nLists the parts of a kind: {', '.join(KINDS)}.")
+    """``mim-core list [KIND]``."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        terminal.say(f"usage: {program} list [KIND]\n\nLists the parts of a kind, or all kinds: {', '.join(KINDS)}.")
         return 0
+    if not arguments:
+        _print_kinds(installed(), program)
+        return 0
+    kind, rest = arguments[0], arguments[1:]
     known = {**{name: name for name in KINDS}, **{one: name for name, one in KINDS.items()}}
     if kind not in known:
         raise unknown("kind", kind, KINDS)
     if rest:
-        raise MimError(f"{program} list takes one kind; {' '.join(rest)!r} is too much.")
+        raise MimError(f"{program} list takes one kind; unexpected argument {' '.join(rest)!r}.")
     _print_entries(installed(), known[kind])
     return 0
+
+
+def _print_kinds(registry: Registry, program: str) -> None:
+    """All kinds, how many parts there are of each, and the first names."""
+    table = terminal.table("kind", "parts", "names")
+    for kind in KINDS:
+        entries = registry.of_kind(kind)
+        names = [entry.full_name for entry in entries]
+        table.add_row(kind, str(len(names)), ", ".join([*names[:2], *(["..."] if len(names) > 2 else [])]))
+    terminal.console().print(table)
+    terminal.say(f"\nOne kind with summaries: {program} list KIND. One part: {program} describe NAME.")
 
 
 def _print_entries(registry: Registry, kind: str, plugin: str | None = None) -> None:
     entries = registry.of_kind(kind, plugin)
     if not entries:
-        print(registry.none_of(kind) if plugin is None else f"The plugin {plugin!r} brings none.")  # noqa: T201
+        terminal.say(registry.none_of(kind) if plugin is None else f"The plugin {plugin!r} brings none.")
         return
-    table = _table("name", "summary", "paper")
+    table = terminal.table("name", "summary")
+    table.columns[0].no_wrap = True
     for entry in entries:
-        table.add_row(entry.full_name, escape(entry.card.summary), escape(entry.card.paper))
-    _console().print(table)
+        paper = f" [dim]({escape(entry.card.paper)})[/]" if entry.card.paper else ""
+        table.add_row(entry.full_name, escape(entry.card.summary) + paper)
+    terminal.console().print(table)
 
 
 @dataclass(frozen=True)
@@ -165,17 +169,24 @@ def describe(program: str, plugin: str | None, arguments: list[str]) -> int:
 
 
 def _describe_one(entry: Entry, registry: Registry) -> None:
-    console = _console()
+    console = terminal.console()
     console.print(f"[bold]{entry.full_name}[/]  {KINDS[entry.kind]}, from {escape(entry.origin)}")
     console.print(entry.card.summary + (f"  ({entry.card.paper})" if entry.card.paper else ""), markup=False)
     described = _described(entry)
     if described.doc:
-        console.print(f"\n{described.doc}", markup=False)
+        console.print(f"\n{_unwrapped(described.doc)}", markup=False)
     if entry.kind == "recipes":
         _describe_recipe(entry, registry, console)
     elif described.options is not None:
         _describe_options(described.options, console)
     console.print()
+
+
+def _unwrapped(doc: str) -> str:
+    """A docstring whose paragraphs are single lines, which the terminal wraps; indented text stays as it is."""
+    paragraphs = doc.split("\n\n")
+    plain_text = [text if any(line.startswith(" ") for line in text.splitlines()) else None for text in paragraphs]
+    return "\n\n".join(kept or " ".join(text.split()) for kept, text in zip(plain_text, paragraphs, strict=True))
 
 
 def _described(entry: Entry) -> Described:
@@ -197,7 +208,7 @@ def _describe_recipe(entry: Entry, registry: Registry, console: Console) -> None
 
 
 def _describe_options(options: Sequence[Option], console: Console) -> None:
-    table = _table("option", "type", "default", "")
+    table = terminal.table("option", "type", "default", "")
     for option in options:
         row = (option.name.replace("_", "-"), option.type, str(plain(option.default)), option.help)
         table.add_row(*map(escape, row))  # tuple[float, float] would read as a style

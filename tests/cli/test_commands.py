@@ -291,3 +291,15 @@ def test_init_starts_from_a_run(mim, trained):
     assert wide.code == 2
     assert "its encoder does not fit this recipe's" in wide.err
     assert not Path("wide").exists()
+
+
+def test_list_without_a_kind_counts_all(mim):
+    said = mim("list").out.splitlines()
+    assert [line.split()[0] for line in said[1 : 1 + len(KINDS)]] == list(KINDS)
+    for kind, line in zip(KINDS, said[1:], strict=False):
+        assert int(line.split()[1]) == len(installed().of_kind(kind))
+
+
+def test_what_is_listed_fits_80_columns(mim):
+    for command in (["list"], ["plugins"], ["recipes"], ["list", "recipes"], ["describe", "core:block"]):
+        assert max(map(len, mim(*command).out.splitlines())) <= 80, command

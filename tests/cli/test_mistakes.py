@@ -56,7 +56,6 @@ ASKED = {
     "pretrain mae-vit-base --data.root empty": "in it and below; found nothing",
     "pretrain nowhere.toml": "Cannot read nowhere.toml",
     "pretrain file.toml --twin": "--twin goes with a recipe's name",
-    "list": "Which kind? One of: tokenizers, maskers",
     "list maskres": "Unknown kind 'maskres'. Did you mean 'maskers'?",
     "list maskers random": "list takes one kind; 'random' is too much",
     "describe core:randm": "Nothing is named 'core:randm'. Did you mean 'core:random'?",

@@ -98,7 +98,7 @@ def _module(name: str) -> _Module:
     except (ImportError, OSError, SyntaxError, UnicodeDecodeError, ValueError) as error:
         raise NotPlain(f"{name}: {error}") from error
     found = _Module(name)
-    for node in tree.body:
+    for node in _statements(tree):
         if isinstance(node, ast.ClassDef):
             found.classes[node.name] = node
         elif isinstance(node, ast.FunctionDef):
@@ -108,6 +108,15 @@ def _module(name: str) -> _Module:
         elif isinstance(node, ast.Assign):
             found.values.update(_assigned(node))
     return found
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
+    """The statements of a module, those for type checkers too: there a lazy package says where its names are from."""
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            yield from node.body
+        else:
+            yield node
 
 
 def _assigned(node: ast.Assign) -> Iterator[tuple[str, ast.expr]]:

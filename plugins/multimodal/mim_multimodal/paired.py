@@ -127,13 +127,16 @@ class Paired(DataSource):
         """Raises MimError where nothing is matched, or something lacks and may not."""
         absent = {m: names for m, names in lacking.items() if names}
         text = "; ".join(f"{self.folders[m]} lacks {len(names):,}, such as {names[0]}" for m, names in absent.items())
+        if absent and not len(next(iter(items.values()))):
+            raise MimError(
+                f"No item for {what} has a file of each of {', '.join(self.shapes)}: {text}.\nFiles belong together "
+                "when their names below their folders are equal but for the ending; rename them so."
+            )
         if absent and self.config.missing == "refuse":
             raise MimError(
                 f"Not every item for {what} has a file of each modality: {text}.\nLeave such items out with "
                 "--data.missing skip."
             )
-        if absent and not len(next(iter(items.values()))):
-            raise MimError(f"No item for {what} has a file of each of {', '.join(self.shapes)}: {text}.")
 
     def __len__(self) -> int:
         return len(next(iter(self.items.values())))
@@ -271,6 +274,15 @@ class Paired(DataSource):
                 own.pop("data", None)
             rows.update({f"{m}: {label}": text for label, text in own.items()})
         return rows
+
+    def advice(self) -> list[str]:
+        """Each source's, with its modality."""
+        return [f"{m}: {line}" for m, source in self.inner.items() for line in source.advice()]
+
+    def contents(self) -> dict[str, str]:
+        """Each source's, with its modality; where items of the sources are left out, of all their files."""
+        rows = {m: source.contents() for m, source in self.inner.items()}
+        return {f"{m}: {label}": text for m, found in rows.items() for label, text in found.items()}
 
 
 class Pairs(Dataset[Any]):

@@ -146,6 +146,14 @@ class Rendered(DataSource):
         view = f"{height} x {width}, {way}, from {config.elevation:g} degrees above, {side} x {side} pixels a point"
         return {**self.inner.plan(), "depth": view}
 
+    def advice(self) -> list[str]:
+        """The source's."""
+        return self.inner.advice()
+
+    def contents(self) -> dict[str, str]:
+        """The source's."""
+        return self.inner.contents()
+
 
 def turn(
     points: Float[Tensor, "B P 3"], angle: Float[Tensor, " B"], elevation: float, up: str

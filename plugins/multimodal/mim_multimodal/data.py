@@ -214,14 +214,18 @@ class Aligned(DataSource):
         if not sizes:
             return self.size
         first, frame = next(iter(sizes.items()))
-        for name, size in sizes.items():
-            if not crops.whole_factor(frame, size):
-                turned = " after its EXIF turn" if first == "rgb" and opened["rgb"].turned else ""
-                raise BadSample(
-                    items.file(name, index),
-                    f"it is {size[1]} x {size[0]} pixels, and {items.file(first, index)} is {frame[1]} x {frame[0]}"
-                    f"{turned}; they must be equal, or smaller or larger by a whole factor",
-                )
+        odd = [name for name, size in sizes.items() if not crops.whole_factor(frame, size)]
+        if odd:
+            against = first
+            if len(odd) > 1 and len({sizes[name] for name in odd}) == 1:  # two agree: the first is the odd one
+                odd, against = [first], odd[0]
+            turned = " after its EXIF turn" if "rgb" in (odd[0], against) and opened["rgb"].turned else ""
+            (height, width), (high, wide) = sizes[odd[0]], sizes[against]
+            raise BadSample(
+                items.file(odd[0], index),
+                f"it is {width} x {height} pixels, and {items.file(against, index)} is {wide} x {high}{turned}; they "
+                "must be equal, or smaller or larger by a whole factor",
+            )
         return frame
 
     def _cut(self, frame: tuple[int, int], key: int | None) -> crops.Cut:

@@ -63,8 +63,12 @@ def open_picture(path: Path, whole: bool = True) -> ImageFile.ImageFile:
     try:
         image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
-        raise ValueError(f"it is no picture that can be read; known by their first bytes are {known}") from error
+        with open(path, "rb") as file:
+            tiff = file.read(3) in (b"II*", b"II+", b"MM\0")
+        known = (
+            "its bands are none that can be read" if tiff else f"known by their first bytes are {', '.join(FORMATS)}"
+        )
+        raise ValueError(f"it is no picture that can be read; {known}") from error
     try:
         if image.format in ("TIFF", "GIF", "WEBP") and getattr(image, "is_animated", False):
             raise ValueError("it has several pages, and an item is one picture; write each page to a file of its own")

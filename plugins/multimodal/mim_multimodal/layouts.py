@@ -137,7 +137,6 @@ def find_items(
     """
     named = {name: (folders or {}).get(name, name) for name in MODALITIES}
     both = _splits(root, named, wanted, missing, suffixes or {})
-    advice = [*both.advice, *_together((both.train, both.test), wanted, missing)]
     absent: dict[str, list[str]] = {}
     kept = []
     for items in (both.train, both.test):
@@ -159,20 +158,16 @@ def find_items(
         test=both.test.subset(kept[1]),
         missing={name: tuple(absent[name]) for name in MODALITIES if name in absent},
         left_out=len(both.train) + len(both.test) - sum(map(len, kept)),
-        advice=tuple(advice),
     )
 
 
-def _together(splits: Sequence[Items], wanted: Sequence[str], missing: Missing) -> list[str]:
-    """Refuses a modality whose files hardly ever have the name of another's, or says so where some have and masking is
-    asked for."""
-    for items in splits:
-        few = naming.apart(items, wanted)
-        if few and (missing == "refuse" or not all(few.values())):
-            raise MimError(naming.do_not_match(items, wanted, few))
-        if few:
-            return naming.do_not_match(items, wanted, few).split("\n")
-    return []
+def _together(items: Items, wanted: Sequence[str], missing: Missing) -> tuple[str, ...]:
+    """Refuses a modality whose files hardly ever have the name of another's, or says so where some have and what lacks
+    may be left out or hidden."""
+    few = naming.apart(items, wanted)
+    if few and (missing == "refuse" or not all(few.values())):
+        raise MimError(naming.do_not_match(items, wanted, few))
+    return tuple(naming.do_not_match(items, wanted, few).split("\n")) if few else ()
 
 
 def _splits(
@@ -185,16 +180,20 @@ def _splits(
     if held and whole not in tops:
         raise MimError(f"{root} has {tops[held]}/ but no train/. {EXPECTED}")
     train = _scan(root, tops.get(whole, ""), named, wanted, suffixes, missing)
+    advice = _together(train, wanted, missing)
     if not tops:
-        return _inner_splits(train)
+        found = _inner_splits(train)
+        return replace(found, advice=(*found.advice, *advice))
     uses = {whole: "for training", held: "held out"}
     said = [f"{tops[kind]}/ {use}" for kind, use in uses.items() if kind is not None]
     unused = [f"{folder}/" for kind, folder in tops.items() if kind not in uses]
     said += [f"{', '.join(unused)} not used"] if unused else []
     if held is None:
-        return replace(_drawn(train), splits="; ".join(said))
+        return replace(_drawn(train), splits="; ".join(said), advice=advice)
     test = _scan(root, tops[held], named, wanted, suffixes, missing, held_out=True)
-    return Found(train, test, splits="; ".join(said))
+    if missing == "refuse":
+        _together(test, wanted, missing)
+    return Found(train, test, splits="; ".join(said), advice=advice)
 
 
 def _top_splits(root: Path, named: Mapping[str, str]) -> dict[str, str]:

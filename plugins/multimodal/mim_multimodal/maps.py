@@ -60,9 +60,8 @@ def measured(
         raise ValueError(f"it has {f'{found} bits' if found else 'floats'}, and depth_bits wants {bits} bits")
     with np.errstate(over="ignore"):  # a float of 64 bits that is none of 32
         depth = values.astype(np.float32)
-    lacking = ~(np.abs(depth) < FARTHEST)
-    if not signed:
-        lacking |= depth < 0
+    lacking = ~(depth < FARTHEST)
+    lacking |= depth <= (-FARTHEST if signed else -np.finfo(np.float32).tiny)
     for none in _sentinels(values) if invalid is None else (invalid,):
         lacking |= depth == np.float32(none)
     if lacking.all():
@@ -166,7 +165,10 @@ def _head(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"it is an npy file of version {version[0]}.{version[1]}, and 1.0 and 2.0 are read")
-    shape, _, dtype = readers[version](file)
+    try:
+        shape, _, dtype = readers[version](file)
+    except Exception as error:  # the head is parsed as Python, which fails in many ways
+        raise ValueError("its head cannot be read: the file is damaged or cut short") from error
     if dtype.kind not in "uif" or min(shape, default=0) < 0:
         kind = "Python objects, which would have to be run" if dtype.hasobject else str(dtype.name)
         raise ValueError(f"a depth map has whole numbers or floats, and this has {kind}")

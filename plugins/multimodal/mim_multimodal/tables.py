@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from mim_core.errors import MimError
+from mim_core.words import counted
 
 
 def rows_of(table: Path, column: str) -> list[tuple[str, str]]:
@@ -26,13 +27,15 @@ def rows_of(table: Path, column: str) -> list[tuple[str, str]]:
             path = head.index("path")
             value = head.index(column) if column in head else 1 - min(path, 1)
             for row in filter(None, reader):
+                if len(row) <= max(path, value):
+                    raise ValueError(f"a row has {counted(len(row), 'column')}")
                 if "\n" in row[path]:
                     raise ValueError("a path of several lines: a quote is left open")
                 found.append((_cell(row[path]), _cell(row[value])))
                 number = reader.line_num
     except UnicodeDecodeError as error:
         raise MimError(f"{table} cannot be read: it is not UTF-8; save it as UTF-8.") from error
-    except (IndexError, ValueError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise MimError(f"{table}, after line {number:,}, cannot be read ({error}): {wanted}.") from error
     return found
 
@@ -57,6 +60,8 @@ def class_names(root: Path) -> tuple[str, ...]:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
     except UnicodeDecodeError as error:
         raise MimError(f"{path} cannot be read: it is not UTF-8.") from error
+    if any("\0" in name for name in names):
+        raise MimError(f"{path} cannot be read: it has NUL characters; save it as UTF-8.")
     if not names:
         raise MimError(f"{path} is empty; it should hold the name of a class in each line.")
     return names

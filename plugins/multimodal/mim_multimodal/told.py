@@ -278,7 +278,7 @@ def _one_class(looker: _Looker, known: list[int], ignored: bool, advice: list[st
     if ignored and known:
         advice.append(
             f"{text} besides 255, which means no class: are they masks of 0 and 255? To make two classes of them: "
-            f"--data.values {known[0]} 255"
+            f"--data.values {known[0]} 255 --semseg.tokenizer.classes 2"
         )
     elif ignored:
         advice.append(f"{text}: all is 255, which means no class.")

@@ -219,12 +219,12 @@ class Aligned(DataSource):
             against = first
             if len(odd) > 1 and len({sizes[name] for name in odd}) == 1:  # two agree: the first is the odd one
                 odd, against = [first], odd[0]
-            turned = " after its EXIF turn" if "rgb" in (odd[0], against) and opened["rgb"].turned else ""
-            (height, width), (high, wide) = sizes[odd[0]], sizes[against]
+            turned = {"rgb": " after its EXIF turn"} if "rgb" in opened and opened["rgb"].turned else {}
+            own, other = (f"{sizes[n][1]} x {sizes[n][0]} pixels{turned.get(n, '')}" for n in (odd[0], against))
             raise BadSample(
                 items.file(odd[0], index),
-                f"it is {width} x {height} pixels, and {items.file(against, index)} is {wide} x {high}{turned}; they "
-                "must be equal, or smaller or larger by a whole factor",
+                f"it is {own}, and {items.file(against, index)} is {other}; they must be equal, or smaller or larger by "
+                "a whole factor",
             )
         return frame
 

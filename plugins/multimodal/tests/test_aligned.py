@@ -143,7 +143,7 @@ def test_exif_turns_colour_upright_before_sizes_are_compared(root):
     where = item["depth"][0].long() - 1
     assert (item["rgb"][1].float() - 4 * (where // SIDE)).abs()[2:-2, 2:-2].max() <= 8
     save(root, "a/1", rgb=None)
-    with pytest.raises(BadSample, match="32 x 64 after its EXIF turn"):
+    with pytest.raises(BadSample, match="32 x 64 pixels after its EXIF turn"):
         source(root).read(0, 0)
 
 

@@ -223,8 +223,8 @@ class Aligned(DataSource):
             own, other = (f"{sizes[n][1]} x {sizes[n][0]} pixels{turned.get(n, '')}" for n in (odd[0], against))
             raise BadSample(
                 items.file(odd[0], index),
-                f"it is {own}, and {items.file(against, index)} is {other}; they must be equal, or smaller or larger by "
-                "a whole factor",
+                f"it is {own}, and {items.file(against, index)} is {other}; they must be equal, or smaller or larger "
+                "by a whole factor",
             )
         return frame
 

@@ -55,6 +55,8 @@ class Paired(DataSource):
         folders: dict[str, str] = field(default_factory=dict)
         """Modality -> its folder: --data.folders video clips depth clips_depth. By default of the modality's name; rgb
         for video where there is no folder video."""
+        suffixes: dict[str, str] = field(default_factory=dict)
+        """Modality -> what the names of its files end in before the ending: --data.suffixes video _rgb depth _depth."""
         sources: dict[str, str] = field(default_factory=dict)
         """Modality -> data source that reads it. By default video:clips."""
         entries: dict[str, str] = field(default_factory=dict)
@@ -86,13 +88,13 @@ class Paired(DataSource):
             raise ValueError("all sources must make equally many samples of an item: give them the same repeat")
         self.samples_per_item = counts.pop()
         names_of = {m: [source.name_of(i) for i in range(len(source))] for m, source in self.inner.items()}
-        self.items, self.lacking = match(names_of)
+        self.items, self.lacking = match(names_of, config.suffixes)
         self._known: dict[str, tuple[dict[str, Labelled], dict[str, list[int]]]] = {}
         self._complain(self.items, self.lacking, "training")
 
     def _check(self, names: Mapping[str, str]) -> None:
         """Raises ValueError for options that make no sense."""
-        for option in ("folders", "sources", "entries"):
+        for option in ("folders", "suffixes", "sources", "entries"):
             strange = sorted(set(getattr(self.config, option)) - set(self.shapes))
             if strange:
                 raise ValueError(f"{option} names {', '.join(strange)}; the modalities are {', '.join(self.shapes)}")
@@ -130,7 +132,8 @@ class Paired(DataSource):
         if absent and not len(next(iter(items.values()))):
             raise MimError(
                 f"No item for {what} has a file of each of {', '.join(self.shapes)}: {text}.\nFiles belong together "
-                "when their names below their folders are equal but for the ending; rename them so."
+                "when their names below their folders are equal but for the ending. Rename them; or, where they end "
+                "in a word of their own, say it: --data.suffixes video _rgb depth _depth"
             )
         if absent and self.config.missing == "refuse":
             raise MimError(
@@ -218,7 +221,7 @@ class Paired(DataSource):
         for m, found in splits.items():
             if len(found.names) != len(found.labels):
                 raise MimError(f"The source of {m} does not name its labelled items, so they cannot be paired.")
-        items, lacking = match({m: found.names for m, found in splits.items()})
+        items, lacking = match({m: found.names for m, found in splits.items()}, self.config.suffixes)
         self._complain(items, lacking, f"the labelled {split} split")
         self._known[split] = splits, items
         return splits, items
@@ -306,8 +309,20 @@ def stem_of(name: str) -> str:
     return re.sub(r"\.\w+(?=( \([^()]*\))?$)", "", name).replace(os.sep, "/")
 
 
-def match(names: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
+def _without(stem: str, suffix: str) -> str:
+    """A stem without what its name ends in, before the part of the file that counts."""
+    name, space, part = stem.partition(" (")
+    return name.removesuffix(suffix) + space + part
+
+
+def match(
+    names: Mapping[str, Sequence[str]], suffixes: Mapping[str, str] | None = None
+) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
     """Numbers of the items that every modality has, in the order of the first; and what each lacks of the others'.
+
+    Args:
+        names: Modality -> names of its files.
+        suffixes: Modality -> what they end in before the ending.
 
     Raises:
         MimError: Two files of one modality have the same name but for the ending.
@@ -316,7 +331,7 @@ def match(names: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[int]], dic
     for m, found in names.items():
         where[m] = {}
         for number, name in enumerate(found):
-            other = where[m].setdefault(stem_of(name), number)
+            other = where[m].setdefault(_without(stem_of(name), (suffixes or {}).get(m, "")), number)
             if other != number:
                 raise MimError(f"Two files of {m} are for one item: {found[other]} and {name}; remove one of them.")
     every = dict.fromkeys(stem for found in where.values() for stem in found)

@@ -1,5 +1,6 @@
 """Folders as users have them: names with suffixes, splits of every name and place, endings that are not read."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,17 @@ def test_tables_may_name_files_by_their_suffix(tmp_path):
     assert found.train.captions["7"] == "text 7"
     assert not found.missing
     assert source(tmp_path, suffixes=SUFFIXES).labels.classes == ("a", "b")
+
+
+def test_names_that_are_no_utf_8_are_items_as_others_are(tmp_path):
+    frames(tmp_path, stems=range(6))
+    try:
+        for modality in VALUES:
+            (tmp_path / modality / "1.png").rename(tmp_path / modality / os.fsdecode(b"caf\xe9.png"))
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    found = source(tmp_path).found
+    assert len(found.train) + len(found.test) == 6
 
 
 # ---- endings ---------------------------------------------------------------------------------------------------------

@@ -80,6 +80,19 @@ def _sentinels(values: np.ndarray) -> tuple[int, ...]:
     return (0, SATURATED) if full and not ((values > SATURATED // 2) & (values < SATURATED)).any() else (0,)
 
 
+def unmeasured(values: np.ndarray, invalid: float | None = None, signed: bool = False) -> list[str]:
+    """What stands for no measurement in a map, for people; as `read_depth` has it."""
+    found = []
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        found.append("NaN or infinite")
+    if (np.isfinite(values) & ((values >= FARTHEST) | (values <= -FARTHEST))).any():
+        found.append("1e10 and beyond")
+    if not signed and ((values < 0) & (values > -FARTHEST)).any():
+        found.append("negative")
+    stated = _sentinels(values) if invalid is None else (invalid,)
+    return found + [f"{none:,.9g}" for none in stated if none >= 0 and (values == none).any()]
+
+
 def _extent(values: np.ndarray) -> str:
     there = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     if not there.size:

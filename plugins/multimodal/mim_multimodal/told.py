@@ -213,7 +213,7 @@ def _look_at_rgb(looker: _Looker, source: Any, advice: list[str]) -> str:
 
 def _look_at_depth(looker: _Looker, source: Any, advice: list[str]) -> str:
     config = source.config
-    negative, lone = [], []
+    negative, lone, stands = [], [], dict[str, None]()
 
     def read(path: Path, _: int) -> tuple[str, tuple[int, int], Any]:
         values = maps.depth_values(path)
@@ -221,6 +221,7 @@ def _look_at_depth(looker: _Looker, source: Any, advice: list[str]) -> str:
         negative.append(float((below & (values < 0)).mean()))
         depth = maps.measured(values, config.depth_bits, config.depth_invalid, config.depth_signed)
         lone.extend(_lone(depth))
+        stands.update(dict.fromkeys(maps.unmeasured(values, config.depth_invalid, config.depth_signed)))
         kind = "floats" if values.dtype.kind == "f" else f"{8 * values.dtype.itemsize} bits"
         return kind, depth.shape, (np.nanmin(depth), np.nanmax(depth), np.isnan(depth).mean())
 
@@ -242,7 +243,8 @@ def _look_at_depth(looker: _Looker, source: Any, advice: list[str]) -> str:
         )
     if lacking > 0.5:
         advice.append(f"of the depth maps looked at, {lacking:.0%} of the pixels are not measured.")
-    return f"{low:.6g} to {high:.6g}, {lacking:.1%} not measured"
+    why = f" ({', '.join(stands)})" if stands else ""
+    return f"{low:.6g} to {high:.6g}, {lacking:.1%} not measured{why}"
 
 
 def _lone(depth: np.ndarray) -> list[float]:

@@ -68,7 +68,8 @@ def test_floats_that_measure_nothing_are_missing(root, none):
     assert (sample["depth"][0, 0, :16] == 0).all()
     assert sample["depth"].isfinite().all()
     assert 0.8 < sample["depth"][0, 0, 16:].std() < 1.5
-    assert "50.0% not measured" in data.contents()["files hold"]
+    why = "NaN or infinite" if not np.isfinite(none) else "negative" if -1e10 < none < 0 else "1e10 and beyond"
+    assert f"50.0% not measured ({why})" in data.contents()["files hold"]
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "<f8", ">f4", "u2", ">u2", "i2", "i4", "u4", "i8", "u8"])
@@ -97,6 +98,8 @@ def test_a_lone_65535_is_no_measurement_and_a_stretched_map_keeps_it(tmp_path):
     depth[:4] = 65535
     Image.fromarray(depth).save(path)
     assert np.isnan(maps.read_depth(path)[:4]).all()
+    assert maps.unmeasured(depth) == ["65,535"]
+    assert maps.unmeasured(depth, invalid=1500) == ["1,500"]
     assert not np.isnan(maps.read_depth(path)[4:]).any()
     assert np.nanmax(maps.read_depth(path, invalid=-1)) == 65535
     Image.fromarray(np.linspace(1, 65535, SIDE * SIDE).reshape(SIDE, SIDE).astype(np.uint16)).save(path)
@@ -378,9 +381,8 @@ def damaged(raw, draws):
 def test_damaged_files_are_named(root, modality, ending, values):
     folder = root / "train" / modality
     content = io.BytesIO()
-    np.save(content, values) if ending == "npy" else Image.fromarray(values).save(
-        content, Image.EXTENSION[f".{ending}"]
-    )
+    kind = {"jpg": "jpeg", "tif": "tiff"}.get(ending, ending)
+    np.save(content, values) if ending == "npy" else Image.fromarray(values).save(content, kind)
     data = source(root, missing="mask")
     item = data.found.train
     [file] = [path for path in folder.iterdir() if path.stem == item.stems[0]]

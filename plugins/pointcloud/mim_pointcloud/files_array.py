@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -43,8 +43,11 @@ class Header:
     needs: int
 
 
-def header_of(raw: IO[bytes]) -> Header:
+def header_of(raw: Any) -> Header:
     """The header of a .npy; the stream is left behind it.
+
+    Args:
+        raw: A stream of bytes.
 
     Raises:
         ValueError: It is none, is damaged, or holds Python objects.

@@ -82,7 +82,7 @@ def from_table(table: NDArray[Any], columns: Sequence[str] = ()) -> Shape:
             raise ValueError(f"it has {table.shape[1]} columns; --data.columns names {len(columns)}")
         return from_fields(dict(zip(map(same, columns), table.T, strict=True)))
     table = table.astype(np.float64)
-    starts = range(3, table.shape[1] - 2)
+    starts = range(3, min(table.shape[1], WIDEST) - 2)  # of more columns, the others are not looked at
     normals = [start for start in starts if _are_normals(table[:, start : start + 3])]
     free = [start for start in starts if not normals or abs(start - normals[0]) >= 3]
     colours = [start for start in free if _are_colours(table[:, start : start + 3])]

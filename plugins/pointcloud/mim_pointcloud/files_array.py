@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def header_of(raw: Any) -> Header:
     try:
         read = npy.read_array_header_1_0 if version == b"\1\0" else npy.read_array_header_2_0
         shape, fortran, dtype = read(whole, max_header_size=1 << 16)
-    except (ValueError, TypeError, SyntaxError, KeyError) as error:
+    except (ValueError, TypeError, SyntaxError, KeyError, TokenError) as error:
         raise ValueError("it is cut off, or its header is damaged") from error
     if dtype.hasobject:
         raise ValueError("it holds Python objects, not numbers; store an array [points, 3]")
@@ -117,6 +118,8 @@ def read_npz(path: Path, columns: Sequence[str] = ()) -> Shape:
     try:
         with zipfile.ZipFile(path) as packed:
             return _packed(packed, columns)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"it is no .npz, or it is damaged: {error}") from error
     except (zlib.error, NotImplementedError, EOFError, RuntimeError) as error:
         raise ValueError(f"its packed data is broken: {error}") from error
 

@@ -24,8 +24,6 @@ WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "M
 MOST_NODES = 100_000
 DEEPEST = 256
 """Levels of nodes within nodes."""
-PADDING = 3
-"""Bytes of zeros that may follow a buffer."""
 
 
 def read_gltf(path: Path) -> Shape:
@@ -124,8 +122,7 @@ def _check(tree: dict[str, Any], folder: Path, chunk: int | None) -> dict[str, b
             got = _buffer(uri, folder)
             if not str(uri).startswith("data:"):
                 files[str(uri)] = got
-            padded = len(got) - said <= PADDING and not any(got[said:])
-            has = min(len(got), said) if padded else len(got)
+            has = len(got)
             check_end(has, said, f"bytes in {str(uri)[:60]}")
         if has < said:
             raise ValueError(f"it is cut off: its buffer says {said} bytes and has {has}")

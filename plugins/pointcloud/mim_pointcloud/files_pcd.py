@@ -30,6 +30,9 @@ def read_pcd(path: Path) -> Shape:
         words = line.split()
         if words and not words[0].startswith("#"):
             said[words[0].upper()] = words[1:]
+    missing = [name for name in ("FIELDS", "TYPE", "SIZE") if name not in said]
+    if missing or not ({"POINTS"} <= set(said) or {"WIDTH", "HEIGHT"} <= set(said)):
+        raise ValueError(f"its header has no {missing[0] if missing else 'POINTS'}")
     names, kinds = said["FIELDS"], [kind.lower() for kind in said["TYPE"]]
     counts = [int(count) for count in said.get("COUNT", ["1"] * len(names))]
     if any(not 0 < count < LARGEST_POINT for count in counts) or sum(counts) > LARGEST_POINT:

@@ -85,7 +85,8 @@ def _look(shape: Shape, points: int) -> Look:
 
 def evenly(count: int, most: int) -> list[int]:
     """Numbers below ``count``, at most so many, the first and the last among them."""
-    return sorted({round(at * (count - 1) / max(1, most - 1)) for at in range(min(count, most))})
+    taken = min(count, most)
+    return sorted({round(at * (count - 1) / max(1, taken - 1)) for at in range(taken)})
 
 
 def files_hold(store: ShapeStore, columns: Sequence[str] = ()) -> str:

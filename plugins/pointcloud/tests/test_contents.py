@@ -99,7 +99,7 @@ def test_contents(put, tmp_path):
     assert "2 x .las" in told
     assert "1 x .bin" in told
     assert ".png" not in told
-    assert ".txt" not in told
+    assert "x .txt" not in told
     assert "none; of each class a fifth is held out" in said["splits"]
 
 

@@ -216,4 +216,5 @@ def open_source(config: ResolvedRun, tokenizer: Tokenizer) -> DataSource:
         _check_call("data", part, (tokenizer.shapes,))
         source: DataSource = part.cls(part.options, tokenizer.shapes)
     source.ids = tokenizer.ids
+    source.item_seconds = config.train.item_timeout
     return source

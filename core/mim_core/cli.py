@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from mim_core.errors import MimError, RankError, of_the_disk, unknown
+from mim_core.signals import before_the_first_step
 from mim_core.version import __version__
 
 Command = Callable[[str, str | None, list[str]], int]
@@ -41,6 +42,9 @@ COMMANDS = {
     ),
 }
 OF_A_PLUGIN = ("pretrain", "finetune", "evaluate", "show", "export", "import", "bench", "recipes", "doctor")
+
+TRAIN = ("pretrain", "finetune")
+"""Commands that train, and end with `signals.STOPPED` when a signal comes."""
 
 
 def main(
@@ -96,7 +100,10 @@ def _run(program: str, plugin: str | None, arguments: list[str], known: Mapping[
     if arguments[0] in ("-V", "--version"):
         _say(f"{program} {__version__}" if plugin is None else f"{program} (mim-core {__version__})")
         return 0
-    return _command(program, arguments[0], known)(program, plugin, arguments[1:])
+    if arguments[0] not in TRAIN:
+        return _command(program, arguments[0], known)(program, plugin, arguments[1:])
+    with before_the_first_step(program):  # from here on: importing torch takes seconds
+        return _command(program, arguments[0], known)(program, plugin, arguments[1:])
 
 
 def _first_rank() -> bool:

@@ -55,6 +55,10 @@ class BadSample(Exception):
         self.reason = reason
 
 
+class ReadersGone(RuntimeError):
+    """A process that reads data died, hung, or was ended because it did not answer."""
+
+
 def nearest(asked: str, known: Iterable[str]) -> str | None:
     """The known name closest to ``asked``, or None when nothing is close."""
     known = sorted(known)

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from mim_core import checkpoint
 from mim_core.build import Parts, build_method, make_source, open_source
-from mim_core.data import DataSource, Labelled, Readable, loader
+from mim_core.data import DataSource, Labelled
 from mim_core.distributed import choose_device
 from mim_core.errors import MimError, unknown
 from mim_core.evaluation import PRETRAINED, RAW, UNTRAINED, Features, Study
 from mim_core.layout import Sample
+from mim_core.loading import Readable, loader
 from mim_core.method import Features as Encoded
 from mim_core.method import Method
 from mim_core.options import plain
@@ -78,7 +79,7 @@ def extract(
     if method is not None:
         method.eval().to(device)
     rows, seen = torch.empty(0), torch.zeros(len(wanted))
-    for batch in loader(Readable(split.items), sampler, 0, Readable.collate):
+    for batch in loader(Readable(split.items, source.item_seconds), sampler, 0, Readable.collate):
         item = batch.pop("index", torch.empty(0))
         ready = source.finish({name: value.to(device) for name, value in batch.items()}) if batch else {}
         if change is not None and batch:

@@ -16,11 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mim_core.data import DataSource, Labelled, Readable, loader
+from mim_core.data import DataSource, Labelled
 from mim_core.encoder import Encoded, Encoder, init_transformer
 from mim_core.errors import MimError
 from mim_core.evaluation import MAJORITY, Score
 from mim_core.layout import Layout, Sample, tensor_tree
+from mim_core.loading import Readable, loader
 from mim_core.mask import Mask
 from mim_core.method import Features, Method, Outcome, encode_all
 from mim_core.norm import BatchNorm
@@ -144,7 +145,9 @@ class Supervised(Method):
         has the items' ``index`` [b], and the ``sample`` [b] that each is a view of, with its ``label`` [b]."""
         self.eval().to(device)
         places = split.items_of(torch.arange(len(split.labels))).split(batch_size)
-        for batch in loader(Readable(split.items), [part.tolist() for part in places], 0, Readable.collate):
+        for batch in loader(
+            Readable(split.items, source.item_seconds), [part.tolist() for part in places], 0, Readable.collate
+        ):
             if not batch:
                 continue
             batch["sample"] = batch["index"] // split.views

@@ -12,12 +12,11 @@ RUN/
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,15 @@ from mim_core.build import build_method, check_data, make_source
 from mim_core.cost import peak_flops, step_cost
 from mim_core.data import DataSource
 from mim_core.distributed import World
-from mim_core.errors import MimError, RankError, warn
+from mim_core.errors import MimError, RankError, ReadersGone, warn
+from mim_core.loading import end_readers
 from mim_core.method import Method
 from mim_core.online import OnlineProbe
 from mim_core.optimizer import make_optimizer
 from mim_core.progress import Reporter, duration
 from mim_core.recipe import ResolvedRun, TrainConfig, to_toml
 from mim_core.registry import Registry
+from mim_core.signals import TIME_LIMIT, stop_signals
 from mim_core.strategy import Engine, share
 from mim_core.trainer import Trainer
 from mim_core.words import counted
@@ -234,16 +235,11 @@ class _Session:
         run = self.run
         if isinstance(error, MimError):
             return self.world.error(str(error))
-        if "DataLoader" in str(error):  # the loader raises plain ones, anywhere: a signal tells it of its children
-            for child in multiprocessing.active_children():
-                with suppress(RuntimeError):
-                    child.kill()  # one that hangs would be waited for at the end
-            for _ in range(3):
-                with suppress(RuntimeError):  # it tells of each
-                    time.sleep(0.1)
+        if isinstance(error, ReadersGone) or "DataLoader" in str(error):
+            end_readers()
             return self.world.error(
                 f"a process that reads data is gone, or gave nothing for {run.train.timeout:g} s (--train.timeout): "
-                f"{str(error).splitlines()[0]}. The last checkpoint stays. --train.workers 0 shows where it happens."
+                f"{str(error).splitlines()[0]} The last checkpoint stays. --train.workers 0 shows where it happens."
             )
         if not isinstance(error, OSError):
             return None
@@ -296,11 +292,11 @@ class _Session:
         """The steps of a run, its checkpoints, and the reasons to stop."""
         run, train, world = self.run, self.run.train, self.world
         began, saved, reason = time.monotonic(), run.step, 0
-        with reporter, _stop_signals() as stop:
-            trainer = Trainer(run, self.engine, self.optimizer, self.average, reporter)
+        with reporter, stop_signals() as stop:
+            trainer = Trainer(run, self.engine, self.optimizer, self.average, reporter, stop)
             if run.step == 0:
                 self._judge(trainer, reporter)
-            for _ in trainer:
+            for _ in self._until_stopped(trainer, stop):
                 reporter.advance(run.step)
                 if train.max_hours is not None and time.monotonic() - began >= train.max_hours * 3600:
                     stop.append(TIME_LIMIT)
@@ -322,6 +318,15 @@ class _Session:
             why = f"the time limit of {train.max_hours} h" if reason == TIME_LIMIT else signal.Signals(reason).name
             reporter.say(f"Stopped by {why} at step {saved} of {run.steps}. The same command goes on from there.")
         return done
+
+    def _until_stopped(self, trainer: Trainer, stop: list[int]) -> Iterator[None]:
+        """The steps. A run of one process that was told to stop while no batch came ends with what it has."""
+        try:
+            yield from trainer
+        except ReadersGone:
+            if not stop or self.world.size > 1:
+                raise
+            yield
 
     def _judge(self, trainer: Trainer, reporter: Reporter) -> None:
         """Judges the features where it is time to."""
@@ -351,36 +356,3 @@ class _Session:
         path = self.world.on_first(lambda: checkpoint.save(run.folder, contents, run.step, self.recipe, extra, keep))
         run.observe("mim_checkpoint_saved", path=path)
         return run.step
-
-
-TIME_LIMIT = 1000
-"""Stands among the numbers of signals for the end of ``--train.max-hours``."""
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Signals that save and stop a run: Ctrl-C, a launcher's or scheduler's, and SLURM's warning (docs/cluster.md)."""
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that holds the signal's number once one came. A second Ctrl-C, a second later or more, stops at once; a
-    launcher may pass the first on."""
-    stop: list[int] = []
-    before: dict[signal.Signals, Any] = {}
-    came = 0.0
-
-    def note(number: int, frame: object) -> None:
-        nonlocal came
-        if number == signal.SIGINT and stop and time.monotonic() - came > 1:
-            raise KeyboardInterrupt
-        came = came or time.monotonic()
-        stop.append(number)
-
-    try:
-        for number in STOPS:
-            before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread, as in some notebooks: signals stay as they were
-        pass
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

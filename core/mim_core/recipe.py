@@ -104,6 +104,9 @@ class TrainConfig:
     """Only operations that give the same bits every time, on a GPU too; slower."""
     timeout: float = 600.0
     """Seconds without an answer from another device, or from a process that reads data, after which the run ends."""
+    item_timeout: float = 60.0
+    """Seconds that reading an item may take; one that takes longer counts as bad: named in skipped.jsonl and replaced.
+    0: no limit."""
     track: tuple[str, ...] = ()
     """Trackers that are told the metrics: tensorboard, wandb, mlflow, trackio."""
     seed: int = 0
@@ -123,8 +126,17 @@ class TrainConfig:
         for name in ("batch_size", "lr_batch", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise MimError(f"train: option {name!r} must be at least 1, got {getattr(self, name)}")
-        numbers = ("epochs", "base_lr", "warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "timeout")
-        for name in numbers:
+        numbers = (
+            "epochs",
+            "base_lr",
+            "warmup_epochs",
+            "warmup_lr",
+            "min_lr",
+            "weight_decay",
+            "timeout",
+            "item_timeout",
+        )
+        for name in (*numbers, "item_timeout"):
             if not math.isfinite(getattr(self, name)):
                 raise MimError(f"train: option {name!r} must be a finite number, got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -141,7 +153,7 @@ class TrainConfig:
             raise MimError(f"train: option 'timeout' must be at least 1 second, got {self.timeout}")
         if self.workers < 0:
             raise MimError(f"train: option 'workers' must be 0 or more, got {self.workers}")
-        for name in ("base_lr", "warmup_epochs", "warmup_lr", "min_lr", "weight_decay"):
+        for name in ("base_lr", "warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "item_timeout"):
             if getattr(self, name) < 0:
                 raise MimError(f"train: option {name!r} must not be negative, got {getattr(self, name)}")
         if self.clip_grad is not None and self.clip_grad <= 0:

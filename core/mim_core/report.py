@@ -19,12 +19,13 @@ from torch.utils.data import Dataset
 
 from mim_core import curves
 from mim_core.build import make_source
-from mim_core.data import DataSource, Picture, Readable
+from mim_core.data import DataSource, Picture
 from mim_core.errors import MimError
 from mim_core.evaluation import Score, cell, columns_of
 from mim_core.features import load_run
 from mim_core.folders import write_whole
 from mim_core.layout import Layout, Patches
+from mim_core.loading import Readable
 from mim_core.method import Head, MaskedAutoencoder, Method
 from mim_core.recipe import to_toml
 from mim_core.registry import Registry
@@ -216,7 +217,7 @@ def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor],
             raise MimError("There are no held-out samples.")
         chosen = torch.linspace(0, len(split.labels) - 1, min(count, len(split.labels))).long().unique().tolist()
         chosen = [split.middle(index) for index in chosen]
-        items, where = Readable(split.items), "held-out samples"
+        items, where = Readable(split.items, source.item_seconds), "held-out samples"
     except MimError:
         held: Any = source.held_out()
         where = "samples of the training data" if held is None else "held-out samples"
@@ -224,7 +225,7 @@ def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor],
         chosen = list(range(min(count, size)))
         if held is not None:
             chosen = torch.linspace(0, size - 1, len(chosen)).long().unique().tolist()
-        items = Readable(_Augmented(source) if held is None else held)
+        items = Readable(_Augmented(source) if held is None else held, source.item_seconds)
     sample = Readable.collate([items[index] for index in chosen])
     if not sample:
         return {}, where

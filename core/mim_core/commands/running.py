@@ -17,11 +17,8 @@ from mim_core.plugins import installed
 from mim_core.recipe import ResolvedRun, load_recipe, read_file, to_toml
 from mim_core.registry import Registry
 from mim_core.report import write_report
+from mim_core.signals import STOPPED
 from mim_core.starting import take_weights
-
-STOPPED = 3
-"""Exit code of a run that was told to stop and can go on, so that `pretrain && evaluate` does not go on with half a
-run."""
 
 
 def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:

@@ -13,7 +13,6 @@ import tyro
 from mim_core import checkpoint, distributed, loop
 from mim_core.build import Parts, make_source, open_source
 from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
-from mim_core.commands.running import STOPPED
 from mim_core.commands.tables import print_table
 from mim_core.errors import MimError
 from mim_core.evaluation import Score, columns_of
@@ -26,6 +25,7 @@ from mim_core.plugins import installed
 from mim_core.recipe import EvaluateConfig, Part, ResolvedRun, TrainConfig, from_toml, resolve_part, to_toml
 from mim_core.registry import Registry
 from mim_core.report import write_report
+from mim_core.signals import STOPPED
 
 FOLDERS = {False: "finetune", True: "scratch"}
 """Where in RUN the run goes, by whether it starts from untrained weights; another method's name follows."""

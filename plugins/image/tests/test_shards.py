@@ -12,8 +12,8 @@ import pytest
 import torch
 from mim_core import loop
 from mim_core.cli import main
-from mim_core.data import KeyedBatches, KeyedDataset, collate, loader
 from mim_core.errors import BadSample, MimError
+from mim_core.loading import KeyedBatches, KeyedDataset, collate, loader
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe, override
 from mim_core.testing import DataContract

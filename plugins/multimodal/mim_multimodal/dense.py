@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from mim_core.data import DataSource, Readable, loader
+from mim_core.data import DataSource
 from mim_core.errors import MimError
 from mim_core.evaluation import PRETRAINED, RAW, UNTRAINED, Study
 from mim_core.layout import Sample
+from mim_core.loading import Readable, loader
 from mim_core.method import Method
 from mim_core.tokenizer import Tokenizer, times
 from torch import Tensor

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from mim_core.build import build_method, make_source
-from mim_core.data import KeyedBatches, KeyedDataset, Readable, collate, loader
 from mim_core.errors import BadSample, MimError
+from mim_core.loading import KeyedBatches, KeyedDataset, Readable, collate, loader
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe, override
 from mim_multimodal import captions, files, maps, pictures

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from mim_core.build import build_method
-from mim_core.data import KeyedBatches, KeyedDataset, collate
 from mim_core.errors import BadSample, MimError
 from mim_core.features import extract
+from mim_core.loading import KeyedBatches, KeyedDataset, collate
 from mim_core.plugins import installed
 from mim_core.recipe import EvaluateConfig, load_recipe
 from mim_video import crops

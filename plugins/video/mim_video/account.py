@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 LONG = 30
 """Times the length of a clip; of longer files an epoch sees little."""
 
+COARSE = 8
+"""Times the input's size; larger frames lose most of what they show."""
+
 
 def contents(source: Clips) -> dict[str, str]:
     """Splits, classes, what was left out, what the files hold, and what an epoch sees of them, label by label."""
@@ -40,6 +43,7 @@ def advice(source: Clips) -> list[str]:
     said = list(found.advice)
     if data := collections.left_out(found.others)[1]:
         said.append(f"{config.root}: {data} (videos end in {', '.join(EXTENSIONS)})")
+    said += _reduced(source)
     if share is None or share[1] <= LONG * share[0]:
         return said
     shown = f"a clip shows about {length(share[0])} of files of {length(share[1])}"
@@ -54,6 +58,24 @@ def advice(source: Clips) -> list[str]:
     more = 2 ** min(6, int(math.log2(share[1] / share[0])))
     clips = counted(config.repeat, "clip")
     return [*said, f"{shown}: an epoch sees {clips} of each file. For more of them: --data.repeat {more}"]
+
+
+def _reduced(source: Clips) -> list[str]:
+    """What the recipe's input leaves of the files: colour read as grey, and large frames read small."""
+    facts = source.look.seen[0]
+    if not facts or source.bundled:
+        return []
+    said, small = [], min(source.size)
+    if source.channels == 1 and sum(found.colour for found in facts) > len(facts) / 2:
+        said.append("the files are in colour and are read as grey. In colour: --tokenizer.channels 3")
+    middle = sorted(min(found.size) for found in facts)[len(facts) // 2]
+    if middle >= COARSE * small:
+        height, width = source.size
+        said.append(
+            f"frames whose shorter side has {middle} pixels are read at {width} x {height}, which is coarse. Larger: "
+            f"--tokenizer.size {source.frames} {4 * height} {4 * width}, at 16 times the work or more"
+        )
+    return said
 
 
 def _span(source: Clips) -> int:

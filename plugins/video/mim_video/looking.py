@@ -37,6 +37,7 @@ class Facts:
         seconds: How long it says that it is.
         frames: Frames, counted or by rate and length.
         bits: Bits of a channel.
+        colour: Whether it is stored in colour.
         more: What is there and not read: "sound", "an alpha channel", "more video streams", "HDR (PQ)".
     """
 
@@ -46,6 +47,7 @@ class Facts:
     seconds: float | None
     frames: int | None
     bits: int
+    colour: bool
     more: tuple[str, ...]
 
 
@@ -71,15 +73,18 @@ def _facts(container: Any, stream: Any) -> Facts:
     frames = stream.frames or (round(seconds * rate) if seconds and rate else None)
     shown = context.format
     bits = max((part.bits for part in shown.components), default=8) if shown else 8
+    colour = not (context.pix_fmt or "").startswith(("gray", "mono"))
     videos = [other for other in container.streams.video if not int(other.disposition) & COVER_PICTURE]
     more = {
         "sound": bool(container.streams.audio),
-        "an alpha channel": bool(shown) and shown.has_palette is False and any(part.is_alpha for part in shown.components),
+        "an alpha channel": bool(shown)
+        and shown.has_palette is False
+        and any(part.is_alpha for part in shown.components),
         "more video streams": len(videos) > 1,
         TRANSFERS.get(int(context.color_trc or 0), ""): int(context.color_trc or 0) in TRANSFERS,
     }
     kind = f"{container.format.name.split(',')[0]} ({context.name})"
-    return Facts(kind, (context.height, context.width), rate, seconds, frames, bits,
+    return Facts(kind, (context.height, context.width), rate, seconds, frames, bits, colour,
                  tuple(name for name, there in more.items() if there))  # fmt: skip
 
 

@@ -6,10 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from mim_core import collections
+from mim_core.progress import lasting
 from mim_core.words import counted
-
-from mim_video.layouts import EXTENSIONS
-from mim_video.looking import length
 
 if TYPE_CHECKING:
     from mim_video.data import Clips
@@ -42,11 +40,11 @@ def advice(source: Clips) -> list[str]:
     found, config, share = source.clips, source.config, _share(source)
     said = list(found.advice)
     if data := collections.left_out(found.others)[1]:
-        said.append(f"{config.root}: {data} (videos end in {', '.join(EXTENSIONS)})")
+        said.append(f"{config.root}: {data}. They are left out; convert them to .mp4 to use them.")
     said += _reduced(source)
     if share is None or share[1] <= LONG * share[0]:
         return said
-    shown = f"a clip shows about {length(share[0])} of files of {length(share[1])}"
+    shown = f"a clip shows about {lasting(share[0])} of files of {lasting(share[1])}"
     if config.repeat > 1 and config.repeat_start == "same":
         return [
             *said,
@@ -102,7 +100,7 @@ def _epoch(source: Clips) -> str:
     if repeat > 1:
         own = source.config.repeat_start == "own"
         where = "each from its own place" if own else "all of the same frames (--data.repeat-start same)"
-        text += f": {files} give {repeat} each, {where}"
+        text += f": {repeat} of each of {files}, {where}" if len(source) > 1 else f" of {files}, {where}"
     else:
-        text += f": {files} give{'s' if len(source) == 1 else ''} one each"
-    return text + (f"; a clip shows about {length(share[0])} of {length(share[1])}" if share else "")
+        text += f" of {files}" if len(source) == 1 else f": one of each of {files}"
+    return text + (f"; a clip shows about {lasting(share[0])} of {lasting(share[1])}" if share else "")

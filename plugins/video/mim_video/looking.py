@@ -11,11 +11,11 @@ from typing import Any
 
 import av
 from mim_core.errors import BadSample
-from mim_core.progress import duration
+from mim_core.progress import lasting
 from mim_core.words import counted
 
 from mim_video.layouts import ClipStore
-from mim_video.reader_pyav import COVER_PICTURE, error_text, main_stream
+from mim_video.reader_pyav import COVER_PICTURE, error_text, main_stream, open_container
 from mim_video.readers import check_file
 
 MOST = 16
@@ -59,7 +59,7 @@ def header(path: Path) -> Facts:
     """
     check_file(path)
     try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        with open_container(path) as container:
             return _facts(container, main_stream(container, path))
     except (av.FFmpegError, ValueError) as error:
         raise BadSample(str(path), f"it cannot be read as a video: {error_text(error)}") from error
@@ -140,7 +140,7 @@ def _parts(facts: Sequence[Facts], needed: int) -> list[str]:
     if rates := sorted(found.rate for found in facts if found.rate):
         parts.append(_range([f"{rate:.4g}" for rate in rates]) + " frames/s")
     if lengths := sorted(found.seconds for found in facts if found.seconds):
-        parts.append(_range([length(seconds) for seconds in lengths]))
+        parts.append(_range([lasting(seconds) for seconds in lengths]))
     else:
         parts.append("no lengths in the headers")
     bits = Counter(found.bits for found in facts)
@@ -156,8 +156,3 @@ def _parts(facts: Sequence[Facts], needed: int) -> list[str]:
 
 def _range(values: Sequence[str]) -> str:
     return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
-
-
-def length(seconds: float) -> str:
-    """Seconds for people: "1.2 s", "42 s", "10 min 0 s"."""
-    return f"{seconds:.2g} s" if seconds < 9.95 else duration(seconds)

@@ -26,6 +26,9 @@ COVER_PICTURE = 0x400
 """The bit of a stream's disposition that says: a still picture, such as an album's cover."""
 MOST_PIXELS = 8192 * 4352
 """Pixels of a frame, at most: 8K. Decoders hold several frames, so that larger ones take gigabytes."""
+PATIENCE = 30.0
+"""Seconds in which a packet must be found: in gigabytes of zeros there is none."""
+TOO_LONG = "looking for its frames takes too long: it is damaged, or padded with what is no video"
 
 SKIPPABLE = frozenset({"h264", "hevc"})
 """Codecs whose decoder leaves out, when told to, frames that no other frame refers to."""
@@ -77,7 +80,7 @@ class PyavReader(OpenFile):
     def _open(self) -> None:
         """(Re)open the file, at its start."""
         self.close()
-        self._container = av.open(f"file:{self.path}", metadata_errors="replace")
+        self._container = open_container(self.path)
         self._stream: Any = main_stream(self._container, self.path)
         self._stream.codec_context.thread_count = 1
 
@@ -101,6 +104,8 @@ class PyavReader(OpenFile):
                     failures = 0
                     yield packet
                 return
+            except av.ExitError as error:
+                raise BadSample(str(self.path), TOO_LONG) from error
             except av.FFmpegError:
                 failures += 1
         last = av.Packet()
@@ -256,6 +261,19 @@ class PyavReader(OpenFile):
         if self._container is not None:
             self._container.close()
         self._container = None
+
+
+def open_container(path: Path) -> Any:
+    """An open file, of which no packet may take longer than `PATIENCE`.
+
+    Raises:
+        BadSample: It took longer.
+        av.FFmpegError: It cannot be opened.
+    """
+    try:
+        return av.open(f"file:{path}", metadata_errors="replace", timeout=(PATIENCE, PATIENCE))
+    except av.ExitError as error:
+        raise BadSample(str(path), TOO_LONG) from error
 
 
 def main_stream(container: Any, path: Path) -> Any:

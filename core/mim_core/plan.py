@@ -45,6 +45,14 @@ def _unit_rows(layout: Layout, mask: Mask, samples: int) -> dict[str, str]:
     }
 
 
+def _parameters(method: Method, parameters: int) -> str:
+    encoder = count_parameters(getattr(method, "encoder", None)) + count_parameters(getattr(method, "tokenizer", None))
+    return (
+        f"{amount(parameters, '')}: encoder with tokenizer {amount(encoder, '')}, the rest "
+        f"{amount(parameters - encoder, '')}"
+    )
+
+
 def plan_rows(run: Run, timed: bool = False) -> dict[str, str]:
     """The plan, label by label.
 
@@ -64,11 +72,7 @@ def plan_rows(run: Run, timed: bool = False) -> dict[str, str]:
     tokenizer = getattr(method, "tokenizer", None)
     if mask is not None and tokenizer is not None:
         rows.update(_unit_rows(tokenizer.layout, mask, run.samples_per_step * run.steps))
-    encoder = count_parameters(getattr(method, "encoder", None)) + count_parameters(tokenizer)
-    rows["parameters"] = (
-        f"{amount(parameters, '')}: encoder with tokenizer {amount(encoder, '')}, the rest "
-        f"{amount(parameters - encoder, '')}"
-    )
+    rows["parameters"] = _parameters(method, parameters)
     each = run.source.samples_per_item
     made = f" ({train.batch_size:,} items, {each} samples of each)" if each > 1 else ""
     rows["steps"] = (

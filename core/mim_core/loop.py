@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from mim_core import checkpoint, distributed, folders, observers, trackers
+from mim_core.advice import advise
 from mim_core.average import WeightAverage
 from mim_core.build import build_method, check_data, make_source
 from mim_core.cost import peak_flops, step_cost
@@ -40,7 +41,6 @@ from mim_core.registry import Registry
 from mim_core.signals import TIME_LIMIT, stop_signals
 from mim_core.strategy import Engine, share
 from mim_core.trainer import Trainer
-from mim_core.words import counted
 
 
 @dataclass
@@ -140,7 +140,7 @@ def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | 
     trackers.check(train.track)
     check_data(config, method, source)
     if world.first:
-        _advise(train, len(source))
+        advise(train, len(source))
     return Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps)
 
 
@@ -151,26 +151,6 @@ def _facts(run: Run) -> dict[str, str]:
     parts = [(role, part.name) for role, part in run.config.parts.items()]
     texts = {"settings": repr((run.train, run.config.evaluate, parts)), "files": "\n".join(names)}
     return {"items": str(count), **{k: hashlib.sha256(v.encode()).hexdigest()[:12] for k, v in texts.items()}}
-
-
-def _advise(train: TrainConfig, items: int) -> None:
-    """Warns of settings that are allowed and rarely meant."""
-    if 0 < train.epochs <= train.warmup_epochs:
-        warn(
-            f"the warm-up of {counted(train.warmup_epochs, 'epoch')} is as long as the run of {train.epochs:g}: the "
-            f"learning rate never reaches its peak. Shorten it: --train.warmup-epochs {train.epochs / 20:g}"
-        )
-    if round(train.epochs * items / train.batch_size) <= 1:
-        warn(
-            f"the whole run is 1 step: {counted(train.epochs, 'epoch')} of {counted(items, 'item')}. For 20 steps: "
-            f"--train.epochs {20 * train.batch_size / items:.3g}"
-        )
-    if train.batch_size > items:
-        smaller = 2 ** min(6, items.bit_length() - 1) if items else 1
-        warn(
-            f"one step takes {counted(train.batch_size, 'sample')} and there {'is' if items == 1 else 'are'} {items}: "
-            f"an epoch is less than a step. For a small collection try --train.batch-size {smaller}."
-        )
 
 
 def train(run: Run, quiet: bool = False) -> bool:
@@ -298,6 +278,8 @@ class _Session:
                 self._judge(trainer, reporter)
             for _ in self._until_stopped(trainer, stop):
                 reporter.advance(run.step)
+                if run.device.type == "cpu":  # a GPU works on while the host asks: its first metrics tell
+                    reporter.estimate(run.step)
                 if train.max_hours is not None and time.monotonic() - began >= train.max_hours * 3600:
                     stop.append(TIME_LIMIT)
                 world.phase(run.step, "between steps")

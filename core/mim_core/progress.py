@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mim_core.words import speed
+from mim_core.words import counted, speed
 
 
 def duration(seconds: float) -> str:
@@ -21,6 +21,20 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def lasting(seconds: float) -> str:
+    """How long a run takes, roughly: 42 s, 3 min, 9.6 h, 10 days."""
+    for unit, name, until in ((1, "s", 90), (60, "min", 5400), (3600, "h", 48 * 3600)):
+        if seconds < until:
+            value = seconds / unit
+            return f"{value:.2g} {name}" if value < 9.95 else f"{value:.0f} {name}"
+    days = seconds / 86400
+    return f"{days:.2g} days" if days < 9.95 else f"{days:,.0f} days"
+
+
+LONG = 600
+"""Seconds from which on a run's time is told after its second step."""
 
 
 class Reporter:
@@ -40,6 +54,7 @@ class Reporter:
         self.bar: Progress | None = None
         self.task: Any = None
         self.started = self.spoken = time.monotonic()
+        self.second: float | None = None
 
     def __enter__(self) -> Reporter:
         if self.console.is_terminal and not self.quiet:
@@ -66,6 +81,21 @@ class Reporter:
         """A step is done."""
         if self.bar is not None:
             self.bar.update(self.task, completed=step)
+
+    def estimate(self, step: int) -> None:
+        """Says how long a long run will take, once, by the step after the first, which warms up."""
+        if self.quiet or step - self.first > 2:
+            return
+        now = time.monotonic()
+        if self.second is None or step - self.first < 2:
+            self.second = now
+            return
+        each = now - self.second
+        if each * (self.steps - step) >= LONG:
+            self.say(
+                f"{self.name}: a step takes {lasting(each)}, so {counted(self.steps - step, 'step')} take about "
+                f"{lasting(each * (self.steps - step))}."
+            )
 
     def metrics(self, step: int, epoch: float, loss: float, rate: float) -> None:
         """New metrics are known; ``rate`` is in samples per second."""

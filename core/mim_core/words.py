@@ -20,3 +20,8 @@ def counted(number: float, one: str, many: str = "") -> str:
 def speed(rate: float) -> str:
     """Samples per second: "1,234", and "0.38" where a whole number would say 0."""
     return f"{rate:,.0f}" if rate >= 9.5 else f"{rate:.2g}"
+
+
+def rounded(number: float) -> float:
+    """Three digits, and whole numbers from a thousand on: for numbers that say about how many."""
+    return number if number == round(number) else float(round(number)) if number >= 1000 else float(f"{number:.3g}")

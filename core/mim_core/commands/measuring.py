@@ -23,8 +23,10 @@ from mim_core.distributed import World
 from mim_core.errors import MimError, RankError
 from mim_core.plan import amount, print_plan
 from mim_core.plugins import installed
+from mim_core.progress import lasting
 from mim_core.recipe import ResolvedRun
 from mim_core.registry import Registry
+from mim_core.words import counted
 
 LABELS = {"data": "data wait", "forward_backward": "forward and backward"}
 """Names of phases that read better otherwise."""
@@ -57,7 +59,7 @@ def bench(program: str, plugin: str | None, arguments: list[str]) -> int:
 
 def _options(run: ResolvedRun) -> type[Any]:
     """Those of ``pretrain`` and two more."""
-    seconds, as_json = "Time to measure, after the steps that warm up.", "Print the result as JSON."
+    seconds, as_json = "How long it may take, about, with the steps that warm up.", "Print the result as JSON."
     cls = dataclasses.make_dataclass(
         "Bench",
         [
@@ -129,18 +131,21 @@ def _rows(result: benching.Result) -> dict[str, str]:
     modes = [s["precision"], s["strategy"], "compiled" if s["compile"] else "not compiled"]
     modes += ["activation checkpointing"] if s["activation_checkpointing"] else []
     each = f"; each gives {s['samples_per_item']} samples, which the speed counts" if s["samples_per_item"] > 1 else ""
+    steps = counted(result.steps, "step")
     found = {
         "recipe": f"{result.recipe}, data {s['data']}",
         "device": f"{s['device_name']} ({s['device']}); threads of torch on the host: {s['threads']}",
         "batch": f"{s['batch_size']:,} samples: {ranks} of {s['micro_batch']}" + each,
         "mode": f"{', '.join(modes)}, {s['workers']} workers",
-        "measured": f"{result.steps:,} steps in {result.seconds:.1f} s, after {result.warmup_steps} to warm up",
+        "measured": f"{steps} in {result.seconds:.1f} s, after {result.warmup_steps} to warm up",
         "speed": f"{result.samples_per_second:,.1f} samples/s",
         "step": f"{step['median']:.4g} s (median; 10th to 90th percentile {step['p10']:.4g} to {step['p90']:.4g})",
         "time": ", ".join(f"{LABELS.get(name, name)} {share:.1%}" for name, share in result.shares.items()),
         "memory": f"{amount(result.memory, 'B')}, most that "
         + ("torch held on a GPU" if s["device"].startswith("cuda") else "a process held, without those that read data"),
     }
+    if result.run_seconds is not None:
+        found["whole run"] = f"about {lasting(result.run_seconds)} at this speed: {counted(result.run_steps, 'step')}"
     if result.flop_per_sample is not None and result.flop_per_second is not None:
         found["operations"] = (
             f"{amount(result.flop_per_sample, 'FLOP')} per sample (counted), {amount(result.flop_per_second, 'FLOP/s')}"

@@ -115,12 +115,30 @@ def _print_probe(path: Path, seen: dict[str, dict[str, Any]]) -> None:
         table.add_column(name, overflow="fold")
     rows = list(dict.fromkeys(row for facts in seen.values() for row in facts))
     for row in [row for row in rows if row != "error"] + ["error"] * ("error" in rows):
-        table.add_row(row.replace("_", " "), *(_cell(facts.get(row)) for facts in seen.values()))
+        table.add_row(row.replace("_", " "), *(_named(row, facts.get(row)) for facts in seen.values()))
     console = Console(highlight=False, markup=False)
     console = console if console.is_terminal else Console(highlight=False, markup=False, width=160)
     console.print(table)
     for name, why in missing.items():
         console.print(f"{name} is {why}")
+
+
+UNITS = {
+    "start": "s",
+    "duration": "s",
+    "first_times": "s",
+    "rate": "frames/s",
+    "key_frame_distance": "frames at most",
+}
+"""What numbers of a row count."""
+
+
+def _named(row: str, value: Any) -> str:
+    """A cell with what its numbers are."""
+    if row in ("size", "stored_size") and value:
+        return f"{value[1]} x {value[0]} pixels (width x height)"
+    text = _cell(value)
+    return f"{text} {UNITS[row]}" if text and row in UNITS else text
 
 
 def _cell(value: Any) -> str:

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from mim_video import crops, pictures, sampling
+from mim_video import account, crops, pictures, sampling
 from mim_video.layouts import EXTENSIONS, Clipping, ClipStore, find_clips
+from mim_video.looking import Look
 from mim_video.readers import Reader, chosen, known_readers, load_reader, open_reader
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -82,9 +83,9 @@ class Clips(DataSource):
         repeat: int = 1
         """Clips per file that is read, decoded once. A batch counts files and holds this many clips of each; so do
         memory and operations."""
-        repeat_start: Literal["same", "own"] = "same"
-        """Whether the repeated clips show the same frames under other crops, or each draws its own; that costs more
-        decoding."""
+        repeat_start: Literal["own", "same"] = "own"
+        """Whether each of the repeated clips draws its own place in the file, or all show the same frames under other
+        crops, which costs less decoding."""
         views: tuple[int, int] = (1, 1)
         """Evaluation: places in time x places along the longer side, over which a clip's features are averaged.
         Kinetics' habit is 5 3, Something-Something's 2 3."""
@@ -113,6 +114,7 @@ class Clips(DataSource):
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.clips = self._find()
+        self.look = Look(self.clips.pretrain)
 
     def _find(self) -> Clipping:
         root = self.config.root
@@ -300,6 +302,14 @@ class Clips(DataSource):
             shown = ", ".join(found.missing[:5]) + (", ..." if len(found.missing) > 5 else "")
             rows["missing clips"] = f"{len(found.missing):,} that the lists name: {shown}"
         return rows
+
+    def contents(self) -> dict[str, str]:
+        """Splits, classes, what was left out, what the files hold, and what an epoch sees of them."""
+        return account.contents(self)
+
+    def advice(self) -> list[str]:
+        """What was left out and looks like data, and long files of which an epoch sees little."""
+        return account.advice(self)
 
 
 class Views(Dataset[Any]):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-import sys
 from collections.abc import Iterable, Mapping
+
+from mim_core.terminal import tell
 
 LONGEST = 300
 """Characters of another's error that a line of ours repeats."""
@@ -113,7 +114,15 @@ def strict(environ: Mapping[str, str] = os.environ) -> bool:
     return environ.get("MIM_CORE_STRICT", "") not in ("", "0")
 
 
+def first_rank(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher calls this process its first, which speaks for all; torchrun or srun (see
+    `mim_core.distributed.Launch`). A process that none started is the first."""
+    if "RANK" in environ:
+        return environ["RANK"] == "0"
+    return environ.get("SLURM_STEP_NUM_TASKS", "1") == "1" or environ.get("SLURM_PROCID", "0") == "0"
+
+
 def warn(text: str) -> None:
     """One line on standard error, from the first rank only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"mim-core: warning: {text}", file=sys.stderr)  # noqa: T201
+    if first_rank():
+        tell(f"mim-core: warning: {text}", error=True)

@@ -316,7 +316,7 @@ def _pooled_study(
         raise MimError("There are no labelled samples to train or to test the probes on.")
     store, name, about = kept
     text = json.dumps([*about, len(train.labels), len(test.labels)], sort_keys=True)
-    code = hashlib.sha256(text.encode()).hexdigest()[:12]
+    code = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
 
     def both(row: str, change: Callable[[Sample], Sample] | None = None) -> Features:
         network = methods[row]() if row in methods else None

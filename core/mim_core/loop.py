@@ -149,7 +149,10 @@ def _facts(run: Run) -> dict[str, str]:
     names = [Path(run.source.name_of(i * count // 64)).name for i in range(64)] if count else []
     parts = [(role, part.name) for role, part in run.config.parts.items()]
     texts = {"settings": repr((run.train, run.config.evaluate, parts)), "files": "\n".join(names)}
-    return {"items": str(count), **{k: hashlib.sha256(v.encode()).hexdigest()[:12] for k, v in texts.items()}}
+    return {
+        "items": str(count),
+        **{k: hashlib.sha256(v.encode(errors="surrogateescape")).hexdigest()[:12] for k, v in texts.items()},
+    }
 
 
 def _advise(train: TrainConfig, items: int) -> None:

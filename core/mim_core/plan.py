@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
@@ -17,6 +16,7 @@ from mim_core.mask import Mask
 from mim_core.method import Method
 from mim_core.optimizer import learning_rate
 from mim_core.strategy import chosen
+from mim_core.terminal import console, tell
 from mim_core.tokenizer import times
 from mim_core.words import counted
 
@@ -103,6 +103,5 @@ def print_plan(run: Run) -> None:
     table.add_column(overflow="fold")
     for label, text in plan_rows(run).items():
         table.add_row(label, escape(text))
-    console = Console(highlight=False)
-    (console if console.is_terminal else Console(highlight=False, width=160)).print(table)
-    console.print("Nothing was written. Leave --dry-run out to start.")
+    console().print(table)
+    tell("Nothing was written. Leave --dry-run out to start.")

@@ -25,7 +25,7 @@ import tomli_w
 
 from mim_core.dropping import drop
 from mim_core.errors import MimError, nearest, one_line
-from mim_core.options import NONE, fill, plain
+from mim_core.options import NONE, check_text, fill, plain
 from mim_core.origins import told_of_changes
 from mim_core.registry import Registry
 
@@ -384,6 +384,8 @@ def to_toml(run: ResolvedRun, registry: Registry) -> str:
         target = tables.setdefault(scope, {}) if scope else tables
         target[last] = {"use": part.name, **{key: value for key, value in plain(part.options).items() if value != {}}}
     tables["train"], tables["evaluate"] = plain(run.train), plain(run.evaluate)
+    for role, options in {**{role: part.options for role, part in run.parts.items()}, "train": run.train}.items():
+        check_text(role, plain(options))
     return tomli_w.dumps(tables)
 
 

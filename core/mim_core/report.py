@@ -156,7 +156,7 @@ def _place(values: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
 
 
 def try_report(folder: Path, registry: Registry) -> bool:
-    """`write_report` after work that is done and kept: what goes wrong in it is a warning. Says whether there is one."""
+    """`write_report` after work that is done: what goes wrong in it is a warning. Says whether it was written."""
     try:
         write_report(folder, registry)
     except Exception as error:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from mim_core.errors import MimError, RankError, first_rank, of_the_disk, unknown
+from mim_core.errors import MimError, RankError, first_rank, of_the_disk, too_much, unknown
 from mim_core.terminal import tell
 from mim_core.version import __version__
 
@@ -83,7 +83,7 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        text = of_the_disk(error)
+        text = of_the_disk(error) or too_much(error)
         if text is None:
             raise
         tell(f"{program}: error: {text}", error=True)

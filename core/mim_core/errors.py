@@ -90,6 +90,7 @@ DISK = {
     errno.EDQUOT: "the quota is used up",
     errno.EROFS: "the disk is read-only",
     errno.EACCES: "you may not read or write there",
+    errno.ENAMETOOLONG: "the name is too long",
 }
 """What is no bug of a program that meets it: error number -> in plain words."""
 IN_WORDS = {os.strerror(number): number for number in DISK}
@@ -107,6 +108,28 @@ def of_the_disk(error: BaseException) -> str | None:
     if number not in DISK:
         return None
     return f"{what}: {DISK[number]}. Files that were whole are kept; once this is mended, give the same command again."
+
+
+MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "unable to allocate")
+NUMBERS = ("overflow", "too large to convert", "too big to convert", "exceeds the limit", "maximum supported dimension")
+"""What errors of torch, numpy and Python say, in small letters, where memory is lacking or a number is beyond them."""
+
+
+def too_much(error: BaseException) -> str | None:
+    """What an error says to a user who asked for more than the machine holds or counts; None for every other error."""
+    if not isinstance(error, (MemoryError, OverflowError, RuntimeError, ValueError, TypeError)):
+        return None
+    what = one_line(error)
+    if isinstance(error, MemoryError) or any(sign in what.lower() for sign in MEMORY):
+        return (
+            f"more memory is asked for than there is ({what}). Take smaller sizes, such as --train.micro-batch or the "
+            "encoder's width; --dry-run tells what a run needs."
+        )
+    if "negative dimension" in what:
+        return f"a size would be negative ({what}). Take a larger one."
+    if isinstance(error, OverflowError) or any(sign in what.lower() for sign in NUMBERS):
+        return f"a number is larger than can be computed with ({what}). Take a smaller one."
+    return None
 
 
 def strict(environ: Mapping[str, str] = os.environ) -> bool:

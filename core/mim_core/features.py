@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mim_core import checkpoint
-from mim_core.build import Parts, build_method, make_source, open_source
+from mim_core.build import Parts, build_method, make_source, open_source, working
 from mim_core.data import DataSource, Labelled, Readable, loader
 from mim_core.distributed import choose_device
 from mim_core.errors import MimError, unknown
@@ -88,11 +88,11 @@ def extract(
             if method is not None and dist.is_initialized():  # a sharded method needs all ranks for each call
                 method.encode(zeros(source.shapes, source.ids, 1, device))
             continue
-        vectors = (
-            source.raw(ready)
-            if method is None
-            else _pooled(method.encode(known_entries(ready, source.shapes)), config.pool)
-        )
+        if method is None:
+            vectors = source.raw(ready)
+        else:
+            with working(method):
+                vectors = _pooled(method.encode(known_entries(ready, source.shapes)), config.pool)
         rows = rows if len(rows) else torch.zeros(len(wanted), vectors.shape[1])
         place = torch.searchsorted(wanted, item // split.views)
         rows.index_add_(0, place, vectors.float().cpu())

@@ -104,7 +104,8 @@ def across(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, di
     """Of several joined modalities, each predicted from each other one alone: head -> modality that is seen -> what is
     made of it. Heads whose pictures need the truth are left out, and so are modalities that a sample lacks."""
     with _evaluating(method):
-        layout = method.prepare(sample).layout
+        prepared = method.prepare(sample)
+    layout = prepared.layout
     if len(layout.segments) < 2:
         return {}
     found: dict[str, dict[str, Tensor]] = {}

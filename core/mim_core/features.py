@@ -23,6 +23,7 @@ from mim_core.data import DataSource, Labelled, Readable, loader
 from mim_core.distributed import choose_device
 from mim_core.errors import MimError, unknown
 from mim_core.evaluation import PRETRAINED, RAW, UNTRAINED, Features, Study
+from mim_core.folders import check_name
 from mim_core.layout import Sample
 from mim_core.method import Features as Encoded
 from mim_core.method import Method
@@ -47,6 +48,7 @@ def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Pat
             f"{folder} is a weights file, not a run. To make it one: mim-core import RECIPE {folder} --format NAME; "
             f"or start one from it: pretrain RECIPE --init {folder} --init-format NAME. Formats: {formats or 'none'}."
         )
+    check_name(folder)
     path = folder if (folder / "state.json").exists() else checkpoint.newest(folder)
     if path is None:
         near = sorted(p.parent.name for p in folder.parent.glob("*/recipe.toml")) if folder.parent.is_dir() else []

@@ -41,6 +41,21 @@ def open_folder(folder: Path, recipe: str) -> dict[str, str]:
         raise MimError(f"The output folder {folder} cannot be written: {error}. Choose another with --out.") from error
 
 
+def check_name(folder: Path) -> None:
+    """Refuses a run's folder whose name is no UTF-8: files of tensors (safetensors) cannot be read there.
+
+    Raises:
+        MimError: It is such a name.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise MimError(
+            f"The name of the run's folder {folder} is not UTF-8, and files of tensors cannot be read there. "
+            "Choose another with --out, or rename it."
+        ) from None
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps a second run out of a folder; the system lets go when this process ends, however it ends.

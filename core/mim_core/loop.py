@@ -119,6 +119,7 @@ class Run:
 def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | None = None) -> Run:
     """Builds all that a run needs; writes nothing. ``world`` is this process alone where none is given."""
     train = config.train
+    folders.check_name(folder)
     if train.schedule == "steps" and not train.milestones:
         raise MimError("--train.schedule steps needs --train.milestones, in epochs.")
     world = world or distributed.alone(distributed.choose_device(train))

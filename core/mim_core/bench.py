@@ -27,6 +27,7 @@ from mim_core.recipe import ResolvedRun, TrainConfig
 from mim_core.registry import Registry
 from mim_core.strategy import Engine
 from mim_core.trainer import Trainer
+from mim_core.words import counted
 
 WARMUP, COMPILING, LEAST = 3, 8, 5
 """Steps that are not counted, the same while a compiler works, and steps that are measured at least."""
@@ -166,7 +167,9 @@ def _steps(trainer: Trainer) -> Generator[None]:
 def _warm_up(steps: Iterator[None], run: loop.Run, seconds: float, say: Callable[[str], None]) -> int:
     """The steps that are not measured; fewer where one takes longer than what is to be measured. Returns how many."""
     count, judged = (COMPILING, 2) if run.train.compile else (WARMUP, 1)  # a compiler works during the first step
-    say(f"Warming up: {count} steps of {run.samples_per_step:,} samples; then measuring for {seconds:g} s.")
+    say(
+        f"Warming up: {counted(count, 'step')} of {counted(run.samples_per_step, 'sample')}; then measuring for {seconds:g} s."
+    )
     for _ in range(judged):
         began = time.perf_counter()
         next(steps)
@@ -227,7 +230,7 @@ def _result(trainer: Trainer, timing: Timing, memory: int) -> Result:
     rate = steps * run.samples_per_step / timing.seconds
     notes = [] if timing.finite else ["A loss was not finite; the speed is measured all the same."]
     if run.skipped:
-        notes.append(f"{len(run.skipped)} files could not be used and were replaced.")
+        notes.append(f"{counted(len(run.skipped), 'file')} could not be used and replaced by others.")
     shares = {name: value / timing.seconds for name, value in timing.phases.items()}
     if shares["data"] > WAITING:
         notes.append(

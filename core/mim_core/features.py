@@ -345,5 +345,6 @@ def _notes(splits: tuple[Labelled, Labelled], kept: tuple[Tensor, Tensor], input
     notes = [f"{len(a):,} labelled training samples, {len(b):,} test samples, {classes}."]
     lost = len(train.labels) + len(test.labels) - len(a) - len(b)
     lacking = f", or lack {' and '.join(inputs)}," if inputs else ""
-    notes += [f"{lost:,} files cannot be used{lacking} and are left out."] if lost else []
+    verb = "is" if lost == 1 else "are"
+    notes += [f"{counted(lost, 'file')} cannot be used{lacking} and {verb} left out."] if lost else []
     return notes + [note for note in {train.note, test.note} if note]

@@ -14,6 +14,7 @@ from typing import Any
 from mim_core import checkpoint
 from mim_core.errors import MimError
 from mim_core.origins import with_earlier
+from mim_core.words import counted
 
 
 def open_folder(folder: Path, recipe: str) -> dict[str, str]:
@@ -146,8 +147,8 @@ def check_items(folder: Path, state: dict[str, Any], items: int) -> None:
     before = state.get("items", items)
     if before != items:
         raise MimError(
-            f"The data has {items} items, and had {before} when the run in {folder} began; the order of samples would "
-            "not go on. Use the same data, or start a new run from these weights: --init and another --out."
+            f"The data has {counted(items, 'item')}, and had {before} when the run in {folder} began; the order of "
+            "samples would not go on. Use the same data, or start a new run from these weights: --init and another --out."
         )
 
 

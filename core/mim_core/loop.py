@@ -209,7 +209,7 @@ class _Session:
             reporter = Reporter(run.config.recipe or run.folder.name, run.step, run.steps, quiet=self.quiet)
             if run.step >= run.steps:
                 reporter.say(
-                    f"{run.folder} is complete: {run.step} steps. To go on with its weights in a new run: --init "
+                    f"{run.folder} is complete: {counted(run.step, 'step')}. To go on with its weights in a new run: --init "
                     f"{run.folder} --out ANOTHER"
                 )
                 return True
@@ -320,7 +320,7 @@ class _Session:
         world.settle()
         done = run.step >= run.steps
         if done:
-            reporter.say(f"Done: {run.steps} steps in {duration(time.monotonic() - began)}; {run.folder}")
+            reporter.say(f"Done: {counted(run.steps, 'step')} in {duration(time.monotonic() - began)}; {run.folder}")
             run.observe("mim_run_finished")
         else:
             why = f"the time limit of {train.max_hours} h" if reason == TIME_LIMIT else signal.Signals(reason).name

@@ -15,6 +15,8 @@ def counted(number: float, one: str, many: str = "") -> str:
     """
     if number == 1:
         return f"1 {one}"
+    if isinstance(number, float) and abs(number) < 1e15:  # four digits where they matter
+        number = float(f"{number:.4g}") if abs(number) < 1000 else round(number)
     told = "no" if number == 0 else f"{number:,}" if isinstance(number, int) else f"{number:,g}"
     return f"{told} {many or one + 's'}"
 

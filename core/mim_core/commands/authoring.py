@@ -22,6 +22,7 @@ from mim_core.plugins import installed
 from mim_core.registry import EXTRAS, Registry
 from mim_core.terminal import tell
 from mim_core.version import __version__
+from mim_core.words import counted
 
 TEMPLATES = Path(__file__).parents[1] / "templates" / "plugin"
 FILES = {
@@ -75,7 +76,9 @@ def new_plugin(program: str, plugin: str | None, arguments: list[str]) -> int:
     names = names_of(options.name, installed())
     folder = options.into / names.distribution
     written = write_project(folder, names)
-    tell(f"Wrote {folder}: {len(written)} files. The plugin is {names.plugin!r}, its package {names.package}.")
+    tell(
+        f"Wrote {folder}: {counted(len(written), 'file')}. The plugin is {names.plugin!r}, its package {names.package}."
+    )
     tell("The licence is yours to choose: nothing was written in your name.")
     tell(
         f'Next: cd {shlex.quote(str(folder))} && pip install -e ".[dev]" && mim-core plugins && pytest && '

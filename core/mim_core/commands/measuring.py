@@ -24,6 +24,7 @@ from mim_core.plugins import installed
 from mim_core.recipe import ResolvedRun
 from mim_core.registry import Registry
 from mim_core.terminal import console, tell
+from mim_core.words import counted
 
 LABELS = {"data": "data wait", "forward_backward": "forward and backward"}
 """Names of phases that read better otherwise."""
@@ -122,17 +123,17 @@ def _print(result: benching.Result, as_json: bool) -> None:
 def _rows(result: benching.Result) -> dict[str, str]:
     """The result for people, label by label."""
     s, step = result.settings, result.seconds_per_step
-    ranks = f"{s['ranks']} rank{'s' if s['ranks'] > 1 else ''} x {s['accumulation']} micro-batch"
-    ranks += "es" if s["accumulation"] > 1 else ""
+    ranks = f"{counted(s['ranks'], 'rank')} x {counted(s['accumulation'], 'micro-batch', 'micro-batches')}"
     modes = [s["precision"], s["strategy"], "compiled" if s["compile"] else "not compiled"]
     modes += ["activation checkpointing"] if s["activation_checkpointing"] else []
     each = f"; each gives {s['samples_per_item']} samples, which the speed counts" if s["samples_per_item"] > 1 else ""
     found = {
         "recipe": f"{result.recipe}, data {s['data']}",
         "device": f"{s['device_name']} ({s['device']}); threads of torch on the host: {s['threads']}",
-        "batch": f"{s['batch_size']:,} samples: {ranks} of {s['micro_batch']}" + each,
-        "mode": f"{', '.join(modes)}, {s['workers']} workers",
-        "measured": f"{result.steps:,} steps in {result.seconds:.1f} s, after {result.warmup_steps} to warm up",
+        "batch": f"{counted(s['batch_size'], 'sample')}: {ranks} of {s['micro_batch']}" + each,
+        "mode": f"{', '.join(modes)}, {counted(s['workers'], 'worker')}",
+        "measured": f"{counted(result.steps, 'step')} in {result.seconds:.1f} s, "
+        f"after {result.warmup_steps} to warm up",
         "speed": f"{result.samples_per_second:,.1f} samples/s",
         "step": f"{step['median']:.4g} s (median; 10th to 90th percentile {step['p10']:.4g} to {step['p90']:.4g})",
         "time": ", ".join(f"{LABELS.get(name, name)} {share:.1%}" for name, share in result.shares.items()),

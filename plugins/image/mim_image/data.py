@@ -227,7 +227,7 @@ class Images(DataSource):
         mean, std = (", ".join(f"{v:.3f}" for v in t.flatten().tolist()) for t in (self.mean, self.std))
         own = self.splits.train is self.splits.pretrain
         return {
-            "data": f"{root}: {len(self):,} images{where} for training, {classes}",
+            "data": f"{root}: {counted(len(self), 'image')}{where} for training, {classes}",
             "held out": f"{counted(len(self.splits.test), 'image')}, "
             + ("a split of their own" if own else "a fifth, from the probes alone; training sees them without labels"),
             "normalised by": f"mean {mean}, deviation {std}",

@@ -13,6 +13,7 @@ from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
 from mim_core.errors import BadSample, MimError, unknown
 from mim_core.layout import Sample
+from mim_core.words import counted
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -328,7 +329,7 @@ class Aligned(DataSource):
         sizes = (f"{name} {' x '.join(map(str, shape))}" for name, shape in self.shapes.items())
         labels = f"{len(self.labels.classes)} classes of items" if self.labels.classes else "no classes of items"
         rows = {
-            "data": f"{root}: {len(self):,} items for training, {len(found.test):,} held out, {labels}",
+            "data": f"{root}: {counted(len(self), 'item')} for training, {len(found.test):,} held out, {labels}",
             "modalities": ", ".join(sizes),
         }
         if found.note:

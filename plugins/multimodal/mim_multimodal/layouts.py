@@ -19,6 +19,7 @@ from typing import Literal
 from mim_core import walking
 from mim_core.errors import MimError, nearest
 from mim_core.randomness import name_code
+from mim_core.words import counted
 
 MODALITIES = ("rgb", "depth", "semseg", "caption")
 ENDINGS: Mapping[str, tuple[str, ...]] = {
@@ -151,7 +152,8 @@ def _incomplete(root: Path, absent: Mapping[str, Sequence[str]]) -> MimError:
     count = sum(map(len, absent.values()))
     shown = "\n  ".join([file for files in absent.values() for file in files][:5])
     return MimError(
-        f"{count:,} file(s) are missing in {root}, of items with a file of another modality:\n  {shown}\n"
+        f"{counted(count, 'file')} {'is' if count == 1 else 'are'} missing in {root}, "
+        f"of items with a file of another modality:\n  {shown}\n"
         "Leave these items out with --data.missing skip, or keep them with --data.missing mask, which hides the "
         "modality that an item lacks."
     )

@@ -14,6 +14,7 @@ import tyro
 from mim_core.commands.arguments import parse
 from mim_core.errors import BadSample, MimError
 from mim_core.terminal import console, tell
+from mim_core.words import counted
 from rich.table import Table
 
 from mim_video.prepare import MANIFEST, Encoding, prepare_collection
@@ -186,7 +187,7 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
             notes += [f"{line['lost']} more do not decode"] if "lost" in line else []
             notes += [f"from {line['file']}: {line['renamed']}"] if "renamed" in line else []
             told = f" ({'; '.join(notes)})" if notes else ""
-            tell(f"{line['out']}: {line['frames']} frames, {line['bytes'] / 2**20:.1f} MiB{told}")
+            tell(f"{line['out']}: {counted(line['frames'], 'frame')}, {line['bytes'] / 2**20:.1f} MiB{told}")
     told = ", ".join(f"{counts[status]} {status}" for status in ("done", "copied", "skipped", "failed"))
     told += f", {counts['aside']} left out" if counts["aside"] else ""
     tell(f"{told}; see {options.out / MANIFEST}")

@@ -289,7 +289,7 @@ class Clips(DataSource):
         classes = counted(len(found.train.classes or ()), "class", "classes")
         how = f"one of every {config.stride} frames" if config.fps is None else f"{config.fps:g} frames per second"
         how = "one from each equal part" if config.segments else how
-        times = f"; {config.repeat} clips per file, so that a batch is that many times as large"
+        times = f"; {counted(config.repeat, 'clip')} per file, so that a batch is that many times as large"
         reader = chosen(config.reader)
         rows = {
             "data": f"{root}: {counted(len(self), 'clip')} for training, {classes}",

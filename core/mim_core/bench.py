@@ -167,9 +167,8 @@ def _steps(trainer: Trainer) -> Generator[None]:
 def _warm_up(steps: Iterator[None], run: loop.Run, seconds: float, say: Callable[[str], None]) -> int:
     """The steps that are not measured; fewer where one takes longer than what is to be measured. Returns how many."""
     count, judged = (COMPILING, 2) if run.train.compile else (WARMUP, 1)  # a compiler works during the first step
-    say(
-        f"Warming up: {counted(count, 'step')} of {counted(run.samples_per_step, 'sample')}; then measuring for {seconds:g} s."
-    )
+    each = counted(run.samples_per_step, "sample")
+    say(f"Warming up: {counted(count, 'step')} of {each}; then measuring for {seconds:g} s.")
     for _ in range(judged):
         began = time.perf_counter()
         next(steps)

@@ -148,7 +148,8 @@ def check_items(folder: Path, state: dict[str, Any], items: int) -> None:
     if before != items:
         raise MimError(
             f"The data has {counted(items, 'item')}, and had {before} when the run in {folder} began; the order of "
-            "samples would not go on. Use the same data, or start a new run from these weights: --init and another --out."
+            "samples would not go on. Use the same data, or start a new run from these weights: --init and another "
+            "--out."
         )
 
 

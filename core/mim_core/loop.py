@@ -209,8 +209,8 @@ class _Session:
             reporter = Reporter(run.config.recipe or run.folder.name, run.step, run.steps, quiet=self.quiet)
             if run.step >= run.steps:
                 reporter.say(
-                    f"{run.folder} is complete: {counted(run.step, 'step')}. To go on with its weights in a new run: --init "
-                    f"{run.folder} --out ANOTHER"
+                    f"{run.folder} is complete: {counted(run.step, 'step')}. To go on with its weights in a new run: "
+                    f"--init {run.folder} --out ANOTHER"
                 )
                 return True
             if run.world.first:

@@ -119,6 +119,8 @@ class Engine:
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         for module in (*blocks, self.method):
             fully_shard(module, mesh=mesh, mp_policy=policy)
+        # torch's advice on changing such a view in place; parts change nothing of a block's result in place
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         for name in ("prepare", "encode"):
             register_fsdp_forward_method(self.method, name)
 

@@ -101,7 +101,8 @@ class ClipTarget(Target):
             if isinstance(theirs, Tensor) and theirs.numel() not in (1, own.numel()):
                 raise ValueError(
                     f"the {name} of the data has {theirs.numel()} values and {self.modality} "
-                    f"{counted(own.numel(), 'channel')}, so it is another modality's: CLIP's features are of the pictures that the data normalise"
+                    f"{counted(own.numel(), 'channel')}, so it is another modality's: CLIP's features are of the "
+                    "pictures that the data normalise"
                 )
             if isinstance(theirs, Tensor) and not torch.equal(theirs.flatten().to(own), own):
                 asked = " ".join(f"{value:.6g}" for value in theirs.flatten().tolist())

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
-from mim_core.errors import BadSample, MimError, unknown
+from mim_core.errors import BadSample, MimError, one_line, unknown
 from mim_core.layout import Sample
 from mim_core.words import counted
 from torch import Tensor
@@ -189,7 +189,7 @@ class Aligned(DataSource):
             except ValueError as error:
                 raise BadSample(items.file(name, index), str(error)) from error
             except Exception as error:  # libraries raise many kinds; whatever it is, the file is named and replaced
-                raise BadSample(items.file(name, index), f"{type(error).__name__}: {error}") from error
+                raise BadSample(items.file(name, index), one_line(error)) from error
         return opened
 
     def _frame(self, items: Items, index: int, opened: Mapping[str, Any]) -> tuple[int, int]:

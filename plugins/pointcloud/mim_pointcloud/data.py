@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
-from mim_core.errors import BadSample, MimError, nearest
+from mim_core.errors import BadSample, MimError, nearest, one_line
 from mim_core.layout import Sample
 from mim_core.words import counted
 from torch import Tensor
@@ -167,7 +167,7 @@ class Clouds(DataSource):
         except BadSample as error:
             raise BadSample(store.name(index), error.reason) from error
         except Exception as error:  # libraries raise many kinds; whatever it is, the file is named and replaced
-            raise BadSample(store.name(index), f"{type(error).__name__}: {error}") from error
+            raise BadSample(store.name(index), one_line(error)) from error
 
     def _values(self, store: ShapeStore, index: int, key: int) -> Tensor:
         """[candidates or P, C], and one more channel for parts."""

@@ -149,5 +149,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    if isinstance(error, FileNotFoundError):  # not the file itself, which was looked at before
+        return f"it needs {error.filename or text or 'another file'}, which is not there"
     named = text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}".strip(": ")
     return named if len(named) <= 160 else named[:157] + "..."

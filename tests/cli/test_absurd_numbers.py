@@ -23,7 +23,7 @@ ABSURD = {
     "--decoder.width 1000000000000": "decoder (core:transformer): ",
     "--tokenizer.size 1000000000 1000000001": "does not divide",
     "--tokenizer.channels 1000000000000": "tokenizer (image:patch): more memory is asked for than there is",
-    "--masker.masks 100000000000000000000": "a number is larger than can be computed with",
+    "--masker.masks 1000000000": "masks must be at most 10,000",
     f"--out {'x' * 300}": "the name is too long",
     f"--use data=image:images --data.root {'x' * 300}": "the name is too long",
 }

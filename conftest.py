@@ -38,7 +38,8 @@ def pytest_collection_modifyitems(items):
 # ---- nothing left behind ---------------------------------------------------------------------------------------------
 
 LIBRARIES = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "DISABLE_CUPTI_LAZY_REINIT",
-             "TEARDOWN_CUPTI", "TOKENIZERS_PARALLELISM", "KINETO_LOG_LEVEL", "TORCHELASTIC_USE_AGENT_STORE")  # fmt: skip
+             "TEARDOWN_CUPTI", "TOKENIZERS_PARALLELISM", "KINETO_LOG_LEVEL",
+             "TORCHELASTIC_USE_AGENT_STORE")  # fmt: skip
 """Environment variables that pytest, and torch when a part of it is first used, set for good."""
 HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "compile_worker")
 """Processes that Python and torch start once and keep: part of a command line."""
@@ -54,9 +55,7 @@ def children():
             continue
         for number in numbers:
             try:
-                found[number] = (
-                    Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                )
+                line = Path(f"/proc/{number}/cmdline").read_bytes()
             except OSError:
                 continue
             found[number] = line.replace(b"\0", b" ").decode(errors="replace")

@@ -96,6 +96,7 @@ def write_run(
     Raises:
         MimError: The folder holds a run, or cannot be written.
     """
+    folders.check_name(folder)
     recipe = to_toml(run, registry)
     with folders.locked(folder):
         if checkpoint.newest(folder) is not None:

@@ -116,10 +116,16 @@ def token(count: int, width: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(1, count, width) * 0.02)
 
 
+DEEPEST = 10_000
+"""Blocks; the deepest encoders have about 50."""
+
+
 def check_sizes(width: int, depth: int, heads: int) -> None:
     """Raises ValueError for sizes that make no transformer."""
     if min(width, heads) < 1 or depth < 0:
         raise ValueError(f"width {width}, depth {depth} and heads {heads} must be positive")
+    if depth > DEEPEST:
+        raise ValueError(f"depth {depth:,} is beyond the {DEEPEST:,} blocks that can be built")
     if width % heads:
         raise ValueError(f"width {width} is not a multiple of {heads} heads")
 

@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mim_core import checkpoint
-from mim_core.build import Parts, build_method, make_source, open_source
+from mim_core.build import Parts, build_method, make_source, open_source, working
 from mim_core.data import DataSource, Labelled
 from mim_core.distributed import choose_device
 from mim_core.errors import MimError, unknown
 from mim_core.evaluation import PRETRAINED, RAW, UNTRAINED, Features, Study
+from mim_core.folders import check_name
 from mim_core.layout import Sample
 from mim_core.loading import Readable, loader
 from mim_core.method import Features as Encoded
@@ -48,6 +49,7 @@ def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Pat
             f"{folder} is a weights file, not a run. To make it one: mim-core import RECIPE {folder} --format NAME; "
             f"or start one from it: pretrain RECIPE --init {folder} --init-format NAME. Formats: {formats or 'none'}."
         )
+    check_name(folder)
     path = folder if (folder / "state.json").exists() else checkpoint.newest(folder)
     if path is None:
         near = sorted(p.parent.name for p in folder.parent.glob("*/recipe.toml")) if folder.parent.is_dir() else []
@@ -89,11 +91,11 @@ def extract(
             if method is not None and dist.is_initialized():  # a sharded method needs all ranks for each call
                 method.encode(zeros(source.shapes, source.ids, 1, device))
             continue
-        vectors = (
-            source.raw(ready)
-            if method is None
-            else _pooled(method.encode(known_entries(ready, source.shapes)), config.pool)
-        )
+        if method is None:
+            vectors = source.raw(ready)
+        else:
+            with working(method):
+                vectors = _pooled(method.encode(known_entries(ready, source.shapes)), config.pool)
         rows = rows if len(rows) else torch.zeros(len(wanted), vectors.shape[1])
         place = torch.searchsorted(wanted, item // split.views)
         rows.index_add_(0, place, vectors.float().cpu())
@@ -317,7 +319,7 @@ def _pooled_study(
         raise MimError("There are no labelled samples to train or to test the probes on.")
     store, name, about = kept
     text = json.dumps([*about, len(train.labels), len(test.labels)], sort_keys=True)
-    code = hashlib.sha256(text.encode()).hexdigest()[:12]
+    code = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
 
     def both(row: str, change: Callable[[Sample], Sample] | None = None) -> Features:
         network = methods[row]() if row in methods else None
@@ -344,5 +346,6 @@ def _notes(splits: tuple[Labelled, Labelled], kept: tuple[Tensor, Tensor], input
     notes = [f"{len(a):,} labelled training samples, {len(b):,} test samples, {classes}."]
     lost = len(train.labels) + len(test.labels) - len(a) - len(b)
     lacking = f", or lack {' and '.join(inputs)}," if inputs else ""
-    notes += [f"{lost:,} files cannot be used{lacking} and are left out."] if lost else []
+    verb = "is" if lost == 1 else "are"
+    notes += [f"{counted(lost, 'file')} cannot be used{lacking} and {verb} left out."] if lost else []
     return notes + [note for note in {train.note, test.note} if note]

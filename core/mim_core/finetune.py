@@ -143,6 +143,8 @@ class Supervised(Method):
     ) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
         """(batch, predictions), both on the host, over the items of a split that can be read, in their order. A batch
         has the items' ``index`` [b], and the ``sample`` [b] that each is a view of, with its ``label`` [b]."""
+        from mim_core.build import working
+
         self.eval().to(device)
         places = split.items_of(torch.arange(len(split.labels))).split(batch_size)
         for batch in loader(
@@ -153,7 +155,8 @@ class Supervised(Method):
             batch["sample"] = batch["index"] // split.views
             batch["label"] = split.labels[batch["sample"]]
             ready = source.finish({name: value.to(device) for name, value in batch.items()})
-            found = self(self.prepare(ready)).predictions
+            with working(self):
+                found = self(self.prepare(ready)).predictions
             yield batch, {name: value.float().cpu() for name, value in found.items()}
 
     def test(

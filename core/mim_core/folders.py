@@ -14,6 +14,7 @@ from typing import Any
 from mim_core import checkpoint
 from mim_core.errors import MimError
 from mim_core.origins import with_earlier
+from mim_core.words import counted
 
 
 def open_folder(folder: Path, recipe: str) -> dict[str, str]:
@@ -39,6 +40,21 @@ def open_folder(folder: Path, recipe: str) -> dict[str, str]:
         raise MimError(f"{path} is damaged: {error}. Restore it, or choose another folder with --out.") from error
     except OSError as error:
         raise MimError(f"The output folder {folder} cannot be written: {error}. Choose another with --out.") from error
+
+
+def check_name(folder: Path) -> None:
+    """Refuses a run's folder whose name is no UTF-8: files of tensors (safetensors) cannot be read there.
+
+    Raises:
+        MimError: It is such a name.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise MimError(
+            f"The name of the run's folder {folder} is not UTF-8, and files of tensors cannot be read there. "
+            "Choose another with --out, or rename it."
+        ) from None
 
 
 @contextmanager
@@ -131,8 +147,9 @@ def check_items(folder: Path, state: dict[str, Any], items: int) -> None:
     before = state.get("items", items)
     if before != items:
         raise MimError(
-            f"The data has {items} items, and had {before} when the run in {folder} began; the order of samples would "
-            "not go on. Use the same data, or start a new run from these weights: --init and another --out."
+            f"The data has {counted(items, 'item')}, and had {before} when the run in {folder} began; the order of "
+            "samples would not go on. Use the same data, or start a new run from these weights: --init and another "
+            "--out."
         )
 
 

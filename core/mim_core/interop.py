@@ -18,6 +18,7 @@ from mim_core.errors import MimError
 from mim_core.method import Method
 from mim_core.plugins import installed
 from mim_core.registry import Registry
+from mim_core.words import counted
 
 State = Mapping[str, Tensor]
 
@@ -160,7 +161,9 @@ def fill_weights(module: nn.Module, state: State, source: Mapping[str, str], unu
         else:
             moved[ours] = value.reshape(own[ours].shape)
     if faults:
-        raise MimError(f"These weights do not fit ({len(faults)} differences):\n  " + "\n  ".join(faults[:20]))
+        raise MimError(
+            f"These weights do not fit ({counted(len(faults), 'difference')}):\n  " + "\n  ".join(faults[:20])
+        )
     module.load_state_dict(moved, strict=True)
 
 

@@ -41,6 +41,7 @@ from mim_core.registry import Registry
 from mim_core.signals import TIME_LIMIT, stop_signals
 from mim_core.strategy import Engine, share
 from mim_core.trainer import Trainer
+from mim_core.words import counted
 
 
 @dataclass
@@ -120,6 +121,7 @@ class Run:
 def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | None = None) -> Run:
     """Builds all that a run needs; writes nothing. ``world`` is this process alone where none is given."""
     train = config.train
+    folders.check_name(folder)
     if train.schedule == "steps" and not train.milestones:
         raise MimError("--train.schedule steps needs --train.milestones, in epochs.")
     world = world or distributed.alone(distributed.choose_device(train))
@@ -150,7 +152,10 @@ def _facts(run: Run) -> dict[str, str]:
     names = [Path(run.source.name_of(i * count // 64)).name for i in range(64)] if count else []
     parts = [(role, part.name) for role, part in run.config.parts.items()]
     texts = {"settings": repr((run.train, run.config.evaluate, parts)), "files": "\n".join(names)}
-    return {"items": str(count), **{k: hashlib.sha256(v.encode()).hexdigest()[:12] for k, v in texts.items()}}
+    return {
+        "items": str(count),
+        **{k: hashlib.sha256(v.encode(errors="surrogateescape")).hexdigest()[:12] for k, v in texts.items()},
+    }
 
 
 def train(run: Run, quiet: bool = False) -> bool:
@@ -186,8 +191,8 @@ class _Session:
             reporter = Reporter(run.config.recipe or run.folder.name, run.step, run.steps, quiet=self.quiet)
             if run.step >= run.steps:
                 reporter.say(
-                    f"{run.folder} is complete: {run.step} steps. To go on with its weights in a new run: --init "
-                    f"{run.folder} --out ANOTHER"
+                    f"{run.folder} is complete: {counted(run.step, 'step')}. To go on with its weights in a new run: "
+                    f"--init {run.folder} --out ANOTHER"
                 )
                 return True
             if run.world.first:
@@ -294,7 +299,7 @@ class _Session:
         world.settle()
         done = run.step >= run.steps
         if done:
-            reporter.say(f"Done: {run.steps} steps in {duration(time.monotonic() - began)}; {run.folder}")
+            reporter.say(f"Done: {counted(run.steps, 'step')} in {duration(time.monotonic() - began)}; {run.folder}")
             run.observe("mim_run_finished")
         else:
             why = f"the time limit of {train.max_hours} h" if reason == TIME_LIMIT else signal.Signals(reason).name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
@@ -18,6 +17,7 @@ from mim_core.mask import Mask
 from mim_core.method import Method
 from mim_core.pace import SMALL, time_of
 from mim_core.strategy import chosen
+from mim_core.terminal import console, tell
 from mim_core.tokenizer import times
 from mim_core.words import counted, rounded
 
@@ -111,6 +111,5 @@ def print_plan(run: Run) -> None:
     table.add_column(overflow="fold")
     for label, text in plan_rows(run, timed=True).items():
         table.add_row(label, escape(text))
-    console = Console(highlight=False)
-    (console if console.is_terminal else Console(highlight=False, width=160)).print(table)
-    console.print("Nothing was written. Leave --dry-run out to start.")
+    console().print(table)
+    tell("Nothing was written. Leave --dry-run out to start.")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mim_core.terminal import console, tell
 from mim_core.words import counted, speed
 
 
@@ -50,7 +49,7 @@ class Reporter:
 
     def __init__(self, name: str, first: int, steps: int, every: float = 10.0, quiet: bool = False) -> None:
         self.name, self.first, self.steps, self.every, self.quiet = name, first, steps, every, quiet
-        self.console = Console(stderr=True)
+        self.console = console(error=True, wide=False)
         self.bar: Progress | None = None
         self.task: Any = None
         self.started = self.spoken = time.monotonic()
@@ -123,4 +122,4 @@ class Reporter:
         if self.bar is not None:
             self.bar.console.print(text, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            tell(text, error=True)

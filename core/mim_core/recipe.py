@@ -25,7 +25,7 @@ import tomli_w
 
 from mim_core.dropping import drop
 from mim_core.errors import MimError, nearest, one_line
-from mim_core.options import NONE, fill, plain
+from mim_core.options import NONE, check_text, fill, plain
 from mim_core.origins import told_of_changes
 from mim_core.registry import Registry
 
@@ -149,8 +149,10 @@ class TrainConfig:
             raise MimError(f"train: option 'micro_batch' must be at least 1, got {self.micro_batch}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise MimError(f"train: option 'ema' must lie between 0 and 1, got {self.ema}")
-        if self.timeout < 1:
-            raise MimError(f"train: option 'timeout' must be at least 1 second, got {self.timeout}")
+        if not 1 <= self.timeout <= 2e6:  # the system counts milliseconds in 32 bits
+            raise MimError(f"train: option 'timeout' must be 1 to 2,000,000 seconds, got {self.timeout:g}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise MimError(f"train: option 'seed' must fit into 64 bits, got {self.seed}")
         if self.workers < 0:
             raise MimError(f"train: option 'workers' must be 0 or more, got {self.workers}")
         for name in ("base_lr", "warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "item_timeout"):
@@ -396,6 +398,8 @@ def to_toml(run: ResolvedRun, registry: Registry) -> str:
         target = tables.setdefault(scope, {}) if scope else tables
         target[last] = {"use": part.name, **{key: value for key, value in plain(part.options).items() if value != {}}}
     tables["train"], tables["evaluate"] = plain(run.train), plain(run.evaluate)
+    for role, options in {**{role: part.options for role, part in run.parts.items()}, "train": run.train}.items():
+        check_text(role, plain(options))
     return tomli_w.dumps(tables)
 
 

@@ -7,20 +7,21 @@ import base64
 import json
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mim_core import curves
 from mim_core.build import make_source
 from mim_core.data import DataSource, Picture
-from mim_core.errors import MimError
+from mim_core.errors import MimError, one_line, warn
 from mim_core.evaluation import Score, cell, columns_of
 from mim_core.features import load_run
 from mim_core.folders import write_whole
@@ -30,6 +31,7 @@ from mim_core.method import Head, MaskedAutoencoder, Method
 from mim_core.recipe import to_toml
 from mim_core.registry import Registry
 from mim_core.tokenizer import JoinedTokenizer, Tokenizer
+from mim_core.words import counted, shown
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,9 @@ def reconstruct(
 ) -> dict[str, Rebuilt]:
     """Hides, predicts and joins, for every head whose target has a way back to the input space. The first mask of each
     sample is shown; ``mask`` is drawn, or given as `Method.prepare` takes it."""
-    was_training = method.training
-    method.eval()
-    prepared = method.prepare(sample, mask)
-    outcome = method(prepared)
-    method.train(was_training)
+    with _evaluating(method):
+        prepared = method.prepare(sample, mask)
+        outcome = method(prepared)
     patches = method.tokenizer.split(sample)
     found = {}
     for name, head in method.heads.items():
@@ -84,6 +84,17 @@ def reconstruct(
     return found
 
 
+@contextmanager
+def _evaluating(method: Method) -> Iterator[None]:
+    """In evaluation mode, where nothing is reduced over ranks and no statistics change."""
+    was_training = method.training
+    method.eval()
+    try:
+        yield
+    finally:
+        method.train(was_training)
+
+
 def _spread(tokenizer: Tokenizer, hidden: Tensor, own: Patches) -> Tensor:
     """Hidden units [B, N, 1, ...] in the modality's own shape, bool."""
     assert isinstance(own.values, Tensor)
@@ -93,7 +104,8 @@ def _spread(tokenizer: Tokenizer, hidden: Tensor, own: Patches) -> Tensor:
 def across(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Of several joined modalities, each predicted from each other one alone: head -> modality that is seen -> what is
     made of it. Heads whose pictures need the truth are left out, and so are modalities that a sample lacks."""
-    prepared = method.prepare(sample)
+    with _evaluating(method):
+        prepared = method.prepare(sample)
     layout = prepared.layout
     if len(layout.segments) < 2:
         return {}
@@ -145,6 +157,20 @@ def _place(values: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
     return values.flatten(2).scatter(1, index, flat).reshape(values.shape)
 
 
+def try_report(folder: Path, registry: Registry) -> bool:
+    """`write_report` after work that is done: what goes wrong in it is a warning. Says whether it was written."""
+    try:
+        write_report(folder, registry)
+    except Exception as error:
+        what = " ".join(str(error).split()) if isinstance(error, MimError) else one_line(error)
+        warn(
+            f"{folder / 'report.html'} could not be written; all else is done and kept. The reason: {what} Once that "
+            f"is mended: mim-core show {folder}"
+        )
+        return False
+    return True
+
+
 def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
     """Writes ``folder/report.html`` from what the run has left on disk, and the pages that it links to. Those that an
     earlier report linked to and this one does not are removed."""
@@ -168,11 +194,11 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
             facts={**source.plan(), **_imported(checkpoint), **curves.facts(metrics)},
             heads=heads,
             table=_scores(folder),
-            skipped=_count_lines(folder / "skipped.jsonl"),
+            skipped=_skipped(folder / "skipped.jsonl"),
             recipe=_in_rows(to_toml(run, registry)),
         )
     )
-    write_whole(path, report)
+    write_whole(path, shown(report))
     for name in before - _links(path):
         (folder / name).unlink(missing_ok=True)
     return path
@@ -198,14 +224,16 @@ def _links(report: Path) -> set[str]:
 def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("mim_core", "templates"),
-        autoescape=select_autoescape(),
+        autoescape=True,  # names of files and of classes, notes and recipes are others' text
         trim_blocks=True,
         lstrip_blocks=True,
     )
 
 
-def _count_lines(path: Path) -> int:
-    return len(path.read_text().splitlines()) if path.exists() else 0
+def _skipped(path: Path) -> str:
+    """How many files were replaced, where any was."""
+    count = len(path.read_text().splitlines()) if path.exists() else 0
+    return f"{counted(count, 'file')} that cannot be used, named in {path.name}" if count else ""
 
 
 def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor], str]:

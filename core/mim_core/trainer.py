@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mim_core import randomness
 from mim_core.average import WeightAverage
+from mim_core.build import working
 from mim_core.distributed import batch_mean
 from mim_core.errors import ReadersGone, one_line
 from mim_core.faults import BadFiles, not_finite
@@ -123,10 +124,11 @@ class Trainer:
         self._phase("prepare")
         sample = run.source.finish(sample)
         torch.manual_seed(randomness.torch_seed(run.train.seed, f"step {run.step} {number}"))  # dropout and drop path
-        prepared = run.method.prepare(sample, step=run.step, progress=run.step / run.steps)
+        with working(run.method):
+            prepared = run.method.prepare(sample, step=run.step, progress=run.step / run.steps)
         self._phase("forward_backward")
         try:
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=self.bf16):
+            with working(run.method), torch.autocast(run.device.type, torch.bfloat16, enabled=self.bf16):
                 outcome = self.engine.forward(prepared)
             (outcome.loss / run.accumulation).backward()
         except RuntimeError as error:

@@ -22,7 +22,8 @@ from mim_core.folders import write_whole
 from mim_core.interop import export_timm
 from mim_core.plugins import installed
 from mim_core.recipe import EvaluateConfig
-from mim_core.report import write_report
+from mim_core.report import try_report, write_report
+from mim_core.terminal import tell
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,13 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     name = name.replace("scores", "probes") if isinstance(method, Supervised) else name
     gone = _replaced(folder / name, scores)
     if gone:
-        print(  # noqa: T201
+        tell(
             f"{folder / name} also had {', '.join(gone)}. A table is of one judgement: it is replaced. To have all, "
             "name them at once, with commas: --on knn,linear."
         )
     write_whole(folder / name, json.dumps(content, indent=1))
     if (folder / "checkpoints").exists() and name == "scores.json":
-        write_report(folder, registry)
+        try_report(folder, registry)
     return 0
 
 
@@ -127,7 +128,7 @@ def show(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``show RUN``."""
     options = parse(ShowOptions, f"{program} show", arguments)
     path = write_report(options.run, installed(), options.samples)
-    print(path)  # noqa: T201
+    tell(path)
     return 0
 
 
@@ -149,5 +150,5 @@ def export(program: str, plugin: str | None, arguments: list[str]) -> int:
     run, method, source = load_run(options.run, installed())
     path = options.out or options.run / f"encoder-{options.to}.safetensors"
     line = export_timm(method, path, {"recipe": run.recipe, "checkpoint": source.name})
-    print(f"{path}\n{line}")  # noqa: T201
+    tell(f"{path}\n{line}")
     return 0

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,11 +14,7 @@ from mim_core.commands.arguments import option_rows, parse, take_name
 from mim_core.errors import MimError, nearest, unknown
 from mim_core.plugins import installed
 from mim_core.registry import KINDS, Entry, PluginRecord, Registry
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+from mim_core.terminal import console, tell
 
 
 def _table(*columns: str) -> Table:
@@ -41,27 +36,27 @@ def plugins(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``mim-core plugins``."""
     options = parse(PluginsOptions, f"{program} plugins", arguments)
     records = installed().plugins
-    console = _console()
+    screen = console()
     if options.errors:
         failed = [record for record in records if record.failure]
         for record in failed:
-            console.print(
+            screen.print(
                 f"{record.distribution} {record.version} ({record.module}): {record.failure}",
                 markup=False,
                 style="bold",
             )
-            console.print(record.traceback, markup=False)
+            screen.print(record.traceback, markup=False)
         for record in (record for record in records if record.faults):
-            console.print(f"{record.distribution} {record.version} ({record.module})", markup=False, style="bold")
+            screen.print(f"{record.distribution} {record.version} ({record.module})", markup=False, style="bold")
             for fault in record.faults:
-                console.print(f"  It {fault}", markup=False)
+                screen.print(f"  It {fault}", markup=False)
         if not failed:
-            console.print("No plugin failed to load.")
+            screen.print("No plugin failed to load.")
         return 0
     table = _table("plugin", "distribution", "version", "brings")
     for record in records:
         table.add_row(record.name, record.distribution, record.version, _brings(record))
-    console.print(table)
+    screen.print(table)
     return 0
 
 
@@ -82,7 +77,7 @@ def list_parts(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``mim-core list KIND``."""
     kind, rest = take_name(arguments, "kind", f"One of: {', '.join(KINDS)}.")
     if kind in ("-h", "--help"):
-        _console().print(f"usage: {program} list KIND\n\nLists the parts of a kind: {', '.join(KINDS)}.")
+        console().print(f"usage: {program} list KIND\n\nLists the parts of a kind: {', '.join(KINDS)}.")
         return 0
     known = {**{name: name for name in KINDS}, **{one: name for name, one in KINDS.items()}}
     if kind not in known:
@@ -96,12 +91,12 @@ def list_parts(program: str, plugin: str | None, arguments: list[str]) -> int:
 def _print_entries(registry: Registry, kind: str, plugin: str | None = None) -> None:
     entries = registry.of_kind(kind, plugin)
     if not entries:
-        print(registry.none_of(kind) if plugin is None else f"The plugin {plugin!r} brings none.")  # noqa: T201
+        tell(registry.none_of(kind) if plugin is None else f"The plugin {plugin!r} brings none.")
         return
     table = _table("name", "summary", "paper")
     for entry in entries:
         table.add_row(entry.full_name, escape(entry.card.summary), escape(entry.card.paper))
-    _console().print(table)
+    console().print(table)
 
 
 @dataclass(frozen=True)
@@ -149,35 +144,35 @@ def describe(program: str, plugin: str | None, arguments: list[str]) -> int:
 
 
 def _describe_one(entry: Entry, registry: Registry) -> None:
-    console = _console()
-    console.print(f"[bold]{entry.full_name}[/]  {KINDS[entry.kind]}, from {escape(entry.origin)}")
-    console.print(entry.card.summary + (f"  ({entry.card.paper})" if entry.card.paper else ""), markup=False)
+    screen = console()
+    screen.print(f"[bold]{entry.full_name}[/]  {KINDS[entry.kind]}, from {escape(entry.origin)}")
+    screen.print(entry.card.summary + (f"  ({entry.card.paper})" if entry.card.paper else ""), markup=False)
     value = entry.resolve()
     text = inspect.getdoc(value)
     if text:
-        console.print(f"\n{text}", markup=False)
+        screen.print(f"\n{text}", markup=False)
     if entry.kind == "recipes":
-        _describe_recipe(entry, registry, console)
+        _describe_recipe(entry, registry, screen)
     elif hasattr(value, "Config"):
-        _describe_options(value, console)
-    console.print()
+        _describe_options(value, screen)
+    screen.print()
 
 
-def _describe_recipe(entry: Entry, registry: Registry, console: Console) -> None:
+def _describe_recipe(entry: Entry, registry: Registry, screen: Any) -> None:
     from mim_core.recipe import load_recipe, to_toml
 
     run = load_recipe(entry.full_name, registry)
-    console.print(f"\n{to_toml(run, registry)}", markup=False)
-    console.print(
+    screen.print(f"\n{to_toml(run, registry)}", markup=False)
+    screen.print(
         f"Train it: mim-{entry.plugin} pretrain {entry.name} --data.root FOLDER        Its plan: add --dry-run",
         markup=False,
     )
 
 
-def _describe_options(value: Any, console: Console) -> None:
+def _describe_options(value: Any, screen: Any) -> None:
     table = _table("option", "type", "default", "")
     rows = option_rows(value.Config)
     for row in rows:
         table.add_row(*map(escape, row))  # tuple[float, float] would read as a style
-    console.print()
-    console.print(table if rows else "It has no options.")
+    screen.print()
+    screen.print(table if rows else "It has no options.")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -26,6 +24,7 @@ from mim_core.plugins import installed
 from mim_core.progress import lasting
 from mim_core.recipe import ResolvedRun
 from mim_core.registry import Registry
+from mim_core.terminal import console, tell
 from mim_core.words import counted
 
 LABELS = {"data": "data wait", "forward_backward": "forward and backward"}
@@ -38,7 +37,7 @@ def bench(program: str, plugin: str | None, arguments: list[str]) -> int:
     known = ", ".join(entry.name for entry in registry.of_kind("recipes", plugin)) or "none"
     name, rest = take_name(arguments, "recipe", f"Recipes: {known}. Usage: {program} bench RECIPE [OPTIONS]")
     if name in ("-h", "--help"):
-        print(_usage(program, known))  # noqa: T201
+        tell(_usage(program, known))
         return 0
     run = swap_all(load_named(name, plugin, registry, "--twin" in rest), rest, registry)
     options = parse(_options(run), f"{program} bench {name}", rest)
@@ -81,7 +80,7 @@ def _measured(run: ResolvedRun, registry: Registry, world: World, options: Any) 
 
     def say(text: str) -> None:
         if world.first and not options.quiet:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            tell(text, error=True)
 
     try:
         return benching.measure(run, registry, world, options.seconds, say)
@@ -109,25 +108,23 @@ def _data_is_at_fault(error: MimError, run: ResolvedRun, registry: Registry) -> 
 
 def _print(result: benching.Result, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(dataclasses.asdict(result), indent=1))  # noqa: T201
+        tell(json.dumps(dataclasses.asdict(result), indent=1))
         return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in _rows(result).items():
         table.add_row(label, escape(text))
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=160)
-    console.print(table)
+    screen = console()
+    screen.print(table)
     for note in result.notes:
-        console.print(note, markup=False)
+        screen.print(note, markup=False)
 
 
 def _rows(result: benching.Result) -> dict[str, str]:
     """The result for people, label by label."""
     s, step = result.settings, result.seconds_per_step
-    ranks = f"{s['ranks']} rank{'s' if s['ranks'] > 1 else ''} x {s['accumulation']} micro-batch"
-    ranks += "es" if s["accumulation"] > 1 else ""
+    ranks = f"{counted(s['ranks'], 'rank')} x {counted(s['accumulation'], 'micro-batch', 'micro-batches')}"
     modes = [s["precision"], s["strategy"], "compiled" if s["compile"] else "not compiled"]
     modes += ["activation checkpointing"] if s["activation_checkpointing"] else []
     each = f"; each gives {s['samples_per_item']} samples, which the speed counts" if s["samples_per_item"] > 1 else ""

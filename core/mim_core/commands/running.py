@@ -16,9 +16,10 @@ from mim_core.plan import print_plan
 from mim_core.plugins import installed
 from mim_core.recipe import ResolvedRun, load_recipe, read_file, to_toml
 from mim_core.registry import Registry
-from mim_core.report import write_report
+from mim_core.report import try_report
 from mim_core.signals import STOPPED
 from mim_core.starting import take_weights
+from mim_core.terminal import tell
 
 
 def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
@@ -27,7 +28,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     known = ", ".join(entry.name for entry in registry.of_kind("recipes", plugin)) or "none"
     name, rest = take_name(arguments, "recipe", f"Recipes: {known}. Usage: {program} pretrain RECIPE [OPTIONS]")
     if name in ("-h", "--help"):
-        print(_usage(program, known))  # noqa: T201
+        tell(_usage(program, known))
         return 0
     run = swap_all(load_named(name, plugin, registry, "--twin" in rest), rest, registry)
     options = parse(command_class(run), f"{program} pretrain {name}", rest)
@@ -44,10 +45,8 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
                 print_plan(started)
             return 0
         done = loop.train(started, quiet=options.quiet)
-    if world.first:
-        write_report(folder, registry)
-        if done and not options.quiet:
-            print(f"Report: {folder / 'report.html'}    Next: {program} evaluate {folder}")  # noqa: T201
+    if world.first and try_report(folder, registry) and done and not options.quiet:
+        tell(f"Report: {folder / 'report.html'}    Next: {program} evaluate {folder}")
     return 0 if done else STOPPED
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
-from mim_core.errors import BadSample, MimError
+from mim_core.errors import BadSample, MimError, one_line
 from mim_core.layout import Sample
 from mim_core.words import counted
 from PIL import Image, UnidentifiedImageError
@@ -157,7 +157,7 @@ class Images(DataSource):
         except UnidentifiedImageError as error:
             raise BadSample(store.name(index), "not an image of a kind that Pillow knows") from error
         except Exception as error:  # Pillow raises many kinds; whatever it is, the file is named and replaced
-            raise BadSample(store.name(index), f"{type(error).__name__}: {error}") from error
+            raise BadSample(store.name(index), one_line(error)) from error
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """A random crop, perhaps flipped, as uint8 [C, H, W]."""
@@ -227,7 +227,7 @@ class Images(DataSource):
         mean, std = (", ".join(f"{v:.3f}" for v in t.flatten().tolist()) for t in (self.mean, self.std))
         own = self.splits.train is self.splits.pretrain
         return {
-            "data": f"{root}: {len(self):,} images{where} for training, {classes}",
+            "data": f"{root}: {counted(len(self), 'image')}{where} for training, {classes}",
             "held out": f"{counted(len(self.splits.test), 'image')}, "
             + ("a split of their own" if own else "a fifth, from the probes alone; training sees them without labels"),
             "normalised by": f"mean {mean}, deviation {std}",

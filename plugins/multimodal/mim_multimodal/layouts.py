@@ -251,7 +251,8 @@ def _incomplete(root: Path, absent: Mapping[str, Sequence[str]], items: Items) -
     _, other = naming.endings_of({items.folders[name]: items.others.get(items.folders[name], {}) for name in absent})
     more = "".join(f"\n{text[0].upper()}{text[1:]}; convert these, if they are what is missing." for text in other)
     return MimError(
-        f"{count:,} file(s) are missing in {root}, of items with a file of another modality:\n  {shown}{more}\n"
+        f"{counted(count, 'file')} {'is' if count == 1 else 'are'} missing in {root}, "
+        f"of items with a file of another modality:\n  {shown}{more}\n"
         "Leave these items out with --data.missing skip, or keep them with --data.missing mask, which hides the "
         "modality that an item lacks."
     )

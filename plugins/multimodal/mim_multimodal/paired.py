@@ -14,6 +14,7 @@ import torch
 from mim_core.data import DataSource, Labelled, Picture
 from mim_core.errors import BadSample, MimError
 from mim_core.layout import Sample
+from mim_core.words import counted
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -265,7 +266,7 @@ class Paired(DataSource):
     def plan(self) -> dict[str, str]:
         """Each source's plan, how many items all have, and what is left out."""
         root = "the bundled sample (Freedoom, BSD licence)" if self.bundled else str(self.config.root)
-        text = f"{root}: {len(self):,} items with {', '.join(self.shapes)}, read under the same key"
+        text = f"{root}: {counted(len(self), 'item')} with {', '.join(self.shapes)}, read under the same key"
         rows = {"data": text + ("; no classes" if self.bundled else "")}
         for m, names in self.lacking.items():
             if names:

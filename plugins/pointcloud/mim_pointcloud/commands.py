@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from mim_core.commands.arguments import parse
 from mim_core.errors import MimError
+from mim_core.terminal import tell
 
 from mim_pointcloud.columns import check_names
 from mim_pointcloud.layouts_store import shown
@@ -76,12 +77,12 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
         counts["known"] += "known" in line
         said = _told(line, counts["done"])
         if said:
-            print(shown(said))  # noqa: T201
+            tell(shown(said))
     told = ", ".join(f"{counts[status]} {word}" for status, word in STATUSES.items())
     told += f", {counts['removed']} removed" if counts["removed"] else ""
-    print(f"{told}; see {options.out / MANIFEST}")  # noqa: T201
+    tell(f"{told}; see {options.out / MANIFEST}")
     if counts["failed"] and counts["failed"] == counts["known"]:
-        print(f"What failed ({counts['failed']}) failed in the same way before: exit code 0.")  # noqa: T201
+        tell(f"What failed ({counts['failed']}) failed in the same way before: exit code 0.")
     return 1 if counts["failed"] > counts["known"] else 0
 
 

@@ -260,7 +260,7 @@ class Clouds(DataSource):
         scale = f"scaled by {config.scale[0]:.3g} to {config.scale[1]:.3g} per axis, shifted by up to {config.shift:g}"
         changed = scale + (f", turned about {self.up}" if config.rotate else "") if config.augment else "none"
         rows = {
-            "data": f"{root}: {len(self):,} shapes for training, {classes}{probes}",
+            "data": f"{root}: {counted(len(self), 'shape')} for training, {classes}{probes}",
             "points": f"{self.count:,} per cloud, {how}; {' '.join(config.channels)}; {self.up} is up",
             "augmentation": changed,
         }

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
-from mim_core.errors import BadSample, MimError
+from mim_core.errors import BadSample, MimError, one_line
 from mim_core.layout import Sample
 from mim_core.words import counted
 from torch import Tensor
@@ -227,7 +227,7 @@ class Clips(DataSource):
         except BadSample as error:
             raise BadSample(store.name(index), error.reason) from error
         except Exception as error:  # libraries raise many kinds; whatever it is, the file is named and replaced
-            raise BadSample(store.name(index), f"{type(error).__name__}: {error}") from error
+            raise BadSample(store.name(index), one_line(error)) from error
 
     def finish(self, sample: Sample) -> Sample:
         """uint8 to float32, with mean 0 and deviation 1 over the data. Repeated clips become samples, each with its
@@ -291,7 +291,7 @@ class Clips(DataSource):
         classes = counted(len(found.train.classes or ()), "class", "classes")
         how = f"one of every {config.stride} frames" if config.fps is None else f"{config.fps:g} frames per second"
         how = "one from each equal part" if config.segments else how
-        times = f"; {config.repeat} clips per file, so that a batch is that many times as large"
+        times = f"; {counted(config.repeat, 'clip')} per file, so that a batch is that many times as large"
         reader = chosen(config.reader)
         rows = {
             "data": f"{root}: {counted(len(self), 'clip')} for training, {classes}",

@@ -1,0 +1,35 @@
+"""What is printed: plain lines, and rich's tables. The names of files are others' text, so nothing in it may steer the
+terminal; see `mim_core.words.shown`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from mim_core.words import shown
+
+
+def tell(text: object, error: bool = False) -> None:
+    """One print to standard output, or to standard error, at once."""
+    print(shown(str(text)), file=sys.stderr if error else sys.stdout, flush=error)
+
+
+def console(error: bool = False, wide: bool = True, **options: Any) -> Any:
+    """rich's console, on which text of others is shown and not obeyed.
+
+    Args:
+        error: On standard error.
+        wide: Where it is no terminal, lines are 160 characters long.
+        options: Of `rich.console.Console`.
+    """
+    from rich.console import Console as Base
+    from rich.segment import Segment
+
+    class Console(Base):
+        def render(self, *arguments: Any, **named: Any) -> Iterable[Segment]:
+            for text, style, control in super().render(*arguments, **named):
+                yield Segment(text if control else shown(text), style, control)
+
+    made = Console(highlight=False, stderr=error, **options)
+    return made if made.is_terminal or not wide else Console(highlight=False, stderr=error, width=160, **options)

@@ -257,7 +257,7 @@ def identity_of(path: Path) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> MimError:
-    return MimError(f"{path} cannot be read: {error}. Restore it, or remove it to start from an earlier one.")
+    return MimError(f"{path} cannot be read: {error}. Remove it to start from an earlier one, or restore it.")
 
 
 def check(

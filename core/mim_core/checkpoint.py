@@ -207,12 +207,15 @@ def to_resume(run: Path, tell: Callable[[str], None] = lambda text: None) -> Pat
     Raises:
         MimError: There are checkpoints and none is whole, so that the run would start again from 0.
     """
-    path, there = newest(run, tell), steps_of(run)
+    passed: list[str] = []
+    path, there = newest(run, passed.append), steps_of(run)
     if path is None and there:
         raise MimError(
             f"{run} holds no whole checkpoint to go on from: {there[-1]} is damaged: {fault_of(there[-1])}. Restore "
             f"it; or, to start again from step 0, remove {folder_of(run)}, or choose another folder with --out."
         )
+    for text in passed:
+        tell(text)
     return path
 
 

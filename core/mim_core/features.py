@@ -47,9 +47,8 @@ def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Pat
             f"{folder} is a weights file, not a run. To make it one: mim-core import RECIPE {folder} --format NAME; "
             f"or start one from it: pretrain RECIPE --init {folder} --init-format NAME. Formats: {formats or 'none'}."
         )
-    path = folder if os.path.lexists(folder / "state.json") else checkpoint.newest(folder, warn)
+    path = folder if os.path.lexists(folder / "state.json") else checkpoint.to_resume(folder, warn)
     if path is None:
-        checkpoint.to_resume(folder)  # says why none is whole
         near = sorted(p.parent.name for p in folder.parent.glob("*/recipe.toml")) if folder.parent.is_dir() else []
         there = f" Runs beside it: {', '.join(near)}." if near else ""
         raise MimError(

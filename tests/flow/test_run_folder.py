@@ -325,7 +325,7 @@ def test_features_know_their_weights(place):
     before = kept(run)
     (path,) = checkpoint.steps_of(run)
     shutil.rmtree(run / "checkpoints")
-    assert pretrain("pics", "run", "--train.max-hours", "0", "--train.ema", "0.9", "--train.base-lr", "1e-3") == 3
+    assert pretrain("pics", "run", "--train.max-hours", "0", "--train.ema", "0.9", "--train.base-lr", "2e-3") == 3
     assert main(["evaluate", "run"]) == 0
     assert path.name.startswith("step-")
     after = kept(run)

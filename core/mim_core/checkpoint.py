@@ -66,11 +66,6 @@ class Loaded:
     weights: dict[str, Tensor]
 
 
-def folder_of(run: Path) -> Path:
-    """Where a run keeps its checkpoints."""
-    return run / "checkpoints"
-
-
 @dataclass(frozen=True)
 class Contents:
     """What a checkpoint holds, as whole tensors on the host, by file; empty on all ranks but the first. ``untouched``
@@ -166,6 +161,11 @@ def is_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
+def folder_of(run: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return run / "checkpoints"
+
+
 def steps_of(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, whole or not, by step. Other names are the user's."""
     try:
@@ -181,9 +181,9 @@ def fault_of(path: Path) -> str | None:
     """Why a checkpoint is not whole, as far as can be told without reading all of it; None where it is."""
     try:
         read_state(path)
-        return None
     except StateError as error:
         return str(error)
+    return None
 
 
 def whole(path: Path) -> bool:
@@ -278,9 +278,9 @@ def check(
     if average is not None:
         faults += average_faults(loaded.path, loaded.state, method)
     if faults:
-        more = f" and {len(faults) - 6} more" if len(faults) > 6 else ""
+        told = "; ".join(faults[:6]) + (f" and {len(faults) - 6} more" if len(faults) > 6 else "")
         raise MimError(
-            f"{loaded.path} cannot be gone on from: {'; '.join(faults[:6])}{more}. Restore it, or remove it to start "
+            f"{loaded.path} cannot be gone on from: {told}. Restore it, or remove it to start "
             f"from an earlier one; to start anew from its weights: --init {loaded.path} and another --out."
         )
 
@@ -367,10 +367,7 @@ def load_weights(method: Method, loaded: Loaded, averaged: bool = False) -> None
 
 def has_average(path: Path) -> bool:
     """Whether a whole checkpoint holds an average of the weights."""
-    try:
-        return AVERAGE in read_state(path).get("sizes", {})
-    except StateError:
-        return False
+    return whole(path) and AVERAGE in read_state(path).get("sizes", {})
 
 
 def _trained(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

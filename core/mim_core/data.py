@@ -6,7 +6,8 @@ batches may straddle epochs, nothing is dropped, and a run can go on from any sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -107,6 +108,14 @@ class DataSource:
         of the item. Names that no item has are left out."""
         return {name: index for index in range(len(self)) if (name := self.name_of(index)) in names}
 
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The files that each item is read from, as paths, in the order of the items: those for pre-training, or of the
+        labelled split "train" or "test". Their sizes and times tell whether kept features, and a run that goes on, are
+        still of these files. As it stands here, an item's name is taken for its path below ``config.root``."""
+        root = getattr(self.config, "root", None)
+        names = map(self.name_of, range(len(self))) if split == "pretrain" else iter(self.labelled(split).names)
+        return ((os.path.join(root, name),) if root else () for name in names)
+
     def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
         """Which modalities items have, where some lack one (``MODALITY.present``): each set of modalities that occurs
         among the items for pre-training -> how many have it, and the name of one. Empty where every item has all."""
@@ -201,6 +210,10 @@ class LabelledSource(DataSource):
 
     def __len__(self) -> int:
         return len(self.split.labels)
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The source's; what is trained on is its split "train"."""
+        return self.source.files("train" if split == "pretrain" else split)
 
     def advice(self) -> list[str]:
         """The source's."""

@@ -6,11 +6,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mim_core.errors import MimError, warn
 from mim_core.loading import Batch, KeyedBatches, KeyedDataset, collate
+from mim_core.tensors import write_tensors
 
 if TYPE_CHECKING:
     from mim_core.loop import Run
@@ -140,7 +140,7 @@ def not_finite(run: Run, step: int) -> MimError:
         "not_finite": [names[i] for i in bad],
     }
     path.write_text(json.dumps(about))
-    save_file({name: value.contiguous() for name, value in sample.items()}, path.with_suffix(".safetensors"))
+    write_tensors(path.with_suffix(".safetensors"), {name: value.contiguous() for name, value in sample.items()})
     shown = ", ".join((about["not_finite"] or names)[:8])
     what = "Samples that are themselves not finite" if bad else "All samples are finite; the first"
     return MimError(

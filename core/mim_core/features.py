@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -13,17 +12,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mim_core import checkpoint
+from mim_core import checkpoint, inventory
 from mim_core.build import Parts, build_method, make_source, open_source, working
 from mim_core.data import DataSource, Labelled
 from mim_core.distributed import choose_device
-from mim_core.errors import MimError, unknown
+from mim_core.errors import MimError, unknown, warn
 from mim_core.evaluation import PRETRAINED, RAW, UNTRAINED, Features, Study
-from mim_core.folders import check_name
+from mim_core.folders import check_name, read_recipe
+from mim_core.kept import Store
 from mim_core.layout import Sample
 from mim_core.loading import Readable, loader
 from mim_core.method import Features as Encoded
@@ -33,6 +31,7 @@ from mim_core.recipe import EvaluateConfig, ResolvedRun, from_toml
 from mim_core.registry import Registry
 from mim_core.samples import finite_rows, known_entries
 from mim_core.tokenizer import Tokenizer, times, zeros
+from mim_core.version import __version__
 from mim_core.words import counted
 
 
@@ -50,16 +49,17 @@ def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Pat
             f"or start one from it: pretrain RECIPE --init {folder} --init-format NAME. Formats: {formats or 'none'}."
         )
     check_name(folder)
-    path = folder if (folder / "state.json").exists() else checkpoint.newest(folder)
+    path = folder if os.path.lexists(folder / "state.json") else checkpoint.to_resume(folder, warn)
     if path is None:
         near = sorted(p.parent.name for p in folder.parent.glob("*/recipe.toml")) if folder.parent.is_dir() else []
         there = f" Runs beside it: {', '.join(near)}." if near else ""
         raise MimError(
             f"{folder} holds no whole checkpoint.{there} Train first: mim-core pretrain RECIPE --out {folder}"
         )
-    config = from_toml((path / "recipe.toml").read_text(), registry)
+    loaded = checkpoint.load(path)
+    config = from_toml(read_recipe(path / "recipe.toml"), registry)
     method = build_method(config, registry)
-    checkpoint.load_weights(method, checkpoint.load(path), averaged=checkpoint.has_average(path))
+    checkpoint.load_weights(method, loaded, averaged=checkpoint.has_average(path))
     return config, method, path
 
 
@@ -155,22 +155,6 @@ def _readable(
     a, b = (~values.isnan().any(dim=1) for values in (rows[RAW].train, rows[RAW].test))
     kept = {row: Features(features.train[a], features.test[b]) for row, features in rows.items()}
     return kept, (train[a], test[b])
-
-
-def _cached(path: Path, make: Any) -> Features:
-    """Features from disk, or made and written there."""
-    if path.exists():
-        return Features(**load_file(path))
-    made: Features = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    try:
-        save_file({name: value.contiguous() for name, value in vars(made).items()}, part)
-        part.rename(path)
-    except (OSError, SafetensorError):
-        part.unlink(missing_ok=True)  # it would fill what room is left
-        raise
-    return made
 
 
 def tokenizer_at(run: ResolvedRun, size: tuple[int, ...]) -> Tokenizer:
@@ -296,9 +280,31 @@ def prepare_study(
 
     def pooled() -> Study:
         about = [plain(run.parts["data"].options), source.shapes, config.pool, *config.inputs]
-        return _pooled_study(source, config, methods, device, (store, path.name, about))
+        return _pooled_study(source, config, methods, device, partial(_store, store, path, run, registry, about))
 
     return RunStudy(config, pooled, sized, source=source, methods=methods, device=device)
+
+
+def _store(
+    folder: Path,
+    path: Path,
+    run: ResolvedRun,
+    registry: Registry,
+    about: list[Any],
+    source: DataSource,
+    splits: tuple[Labelled, Labelled],
+) -> Store:
+    """What keeps features of a checkpoint, for these data as they are now."""
+    versions = {**registry.versions(), "mim-core": __version__}
+    parts = {role: [part.name, plain(part.options)] for role, part in run.parts.items() if role != "data"}
+    return Store(
+        folder,
+        options=about,
+        data=[inventory.digest_of(source, splits), versions],
+        untrained=[parts, run.train.seed],
+        trained=checkpoint.identity_of(path),
+        step=path.name if path != folder.parent else "step",
+    )
 
 
 def _pooled_study(
@@ -306,10 +312,9 @@ def _pooled_study(
     config: EvaluateConfig,
     methods: Mapping[str, Callable[[], Method]],
     device: torch.device,
-    kept: tuple[Path, str, list[Any]],
+    keep: Callable[[DataSource, tuple[Labelled, Labelled]], Store],
 ) -> Study:
-    """Features of whole samples for every row. ``kept`` is the folder that keeps them, the checkpoint's name in it,
-    and what they depend on.
+    """Features of whole samples for every row. ``keep`` gives what keeps them.
 
     Raises:
         MimError: There are no labels.
@@ -317,20 +322,17 @@ def _pooled_study(
     train, test = source.labelled("train"), source.labelled("test")
     if min(len(train.labels), len(test.labels)) == 0:
         raise MimError("There are no labelled samples to train or to test the probes on.")
-    store, name, about = kept
-    text = json.dumps([*about, len(train.labels), len(test.labels)], sort_keys=True)
-    code = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
+    store, sizes = keep(source, (train, test)), (len(train.labels), len(test.labels))
 
     def both(row: str, change: Callable[[Sample], Sample] | None = None) -> Features:
         network = methods[row]() if row in methods else None
         splits = (extract(network, source, split, config, device, change=change) for split in (train, test))
         return Features(*splits)
 
-    files = {RAW: "raw", UNTRAINED: "untrained", PRETRAINED: name}
-    rows = {row: _cached(store / f"{file}-{code}.safetensors", partial(both, row)) for row, file in files.items()}
+    get = {RAW: store.raw, UNTRAINED: store.fresh, PRETRAINED: store.own}
+    rows = {row: keep_row(partial(both, row), sizes) for row, keep_row in get.items()}
     for label, change in source.controls().items():
-        file = store / f"{name}-{label.replace(' ', '-')}-{code}.safetensors"
-        rows[f"{PRETRAINED}, {label}"] = _cached(file, partial(both, PRETRAINED, change))
+        rows[f"{PRETRAINED}, {label}"] = store.own(partial(both, PRETRAINED, change), sizes, label)
     rows, labels = _readable(rows, train.labels, test.labels)
     notes = _notes((train, test), labels, config.inputs)
     if len(source.shapes) > 1:

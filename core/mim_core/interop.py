@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mim_core.errors import MimError
 from mim_core.method import Method
 from mim_core.plugins import installed
 from mim_core.registry import Registry
+from mim_core.tensors import write_tensors
+from mim_core.weights_files import read_sizes, read_weights, said_of
 from mim_core.words import counted
 
 State = Mapping[str, Tensor]
@@ -42,7 +42,17 @@ def import_checkpoint(
     if isinstance(state, (str, Path)):
         state, found = read_state(Path(state))
         sizes = {**found, **sizes}
-    return importer(clean(state), **sizes)
+    weights = clean(state)
+    try:
+        return importer(weights, **sizes)
+    except MimError:
+        raise
+    except Exception as error:
+        if not isinstance(path_or_state, (str, Path)):
+            raise
+        raise MimError(
+            f"{path_or_state} does not make a method of the format {format!r}, with these sizes: {said_of(error)}"
+        ) from error
 
 
 def read_state(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -52,35 +62,18 @@ def read_state(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
         raise MimError(f"No weights at {path}.")
     sizes: dict[str, Any] = {}
     if path.is_dir():
-        config = path / "config.json"
-        sizes = json.loads(config.read_text()) if config.exists() else {}
+        sizes = read_sizes(path)
         files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()]
         if not files:
-            raise MimError(f"{path} holds neither model.safetensors nor pytorch_model.bin.")
+            several = sorted(each.name for each in path.glob("*.index.json"))
+            why = (
+                f" Its weights are in several files ({several[0]}), which are not read: save it as one."
+                if several
+                else ""
+            )
+            raise MimError(f"{path} holds neither model.safetensors nor pytorch_model.bin.{why}")
         path = files[0]
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path), sizes
-        # MAE, SimMIM and others keep settings beside the weights, as objects of their own classes: inert ones take
-        # their place
-        known: list[Any] = [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)]
-        with torch.serialization.safe_globals(known):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise MimError(
-            f"{path} cannot be read as weights: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise MimError(f"{path} holds a {type(content).__name__}, not weights by name.")
-    return content, sizes
-
-
-class _Inert:
-    """Stands for every class that a file names: whatever it is given, it becomes an empty dict. So no code of the
-    file's runs."""
-
-    def __new__(cls, *given: Any, **named: Any) -> Any:
-        return OrderedDict()
+    return read_weights(path), sizes
 
 
 def clean(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -93,7 +86,7 @@ def clean(state: Mapping[str, Any]) -> dict[str, Tensor]:
     for name in ("model", "model_state", "base_model", "state_dict", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not state:
         raise MimError(
             f"There are no weights in it; its entries are: {', '.join(map(str, list(content)[:8])) or 'none'}."
@@ -206,5 +199,5 @@ def export_timm(method: Method, path: Path, extra: Mapping[str, str] | None = No
     line = f'timm.create_model("{name}", {shown}, checkpoint_path="{path.name}")'
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"timm_model": name, "timm_arguments": json.dumps(arguments), "load": line, **(extra or {})}
-    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, path, metadata=metadata)
+    write_tensors(path, {key: value.detach().cpu().contiguous() for key, value in weights.items()}, metadata)
     return line

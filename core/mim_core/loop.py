@@ -6,6 +6,7 @@ RUN/
     metrics.jsonl      one line per reading of the metrics
     probes.jsonl       one line per judgement of the features during training
     skipped.jsonl      one line per bad file, once each
+    files.jsonl.gz     the items that it began with, see inventory.py
     checkpoints/       see checkpoint.py
 """
 
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from mim_core import checkpoint, distributed, folders, observers, trackers
+from mim_core import checkpoint, distributed, folders, inventory, observers, trackers
 from mim_core.advice import advise
 from mim_core.average import WeightAverage
 from mim_core.build import build_method, check_data, make_source
@@ -243,14 +244,16 @@ class _Session:
             self.stack.enter_context(folders.locked(run.folder))
             skipped = folders.open_folder(run.folder, self.recipe)
             self.recipe = (run.folder / "recipe.toml").read_text()  # with the versions that it was trained with before
-            latest = checkpoint.newest(run.folder, warn)
+            latest = checkpoint.to_resume(run.folder, warn)
             if latest is None:
                 folders.forget_after(run.folder, 0)
+                inventory.record(run.folder, run.source)
                 return skipped, None, {}
             loaded = checkpoint.load(latest)
-            folders.check_items(run.folder, loaded.state, len(run.source))
-            checkpoint.check_weights(run.method, loaded)
+            inventory.check_items(run.folder, loaded.state, run.source)
+            checkpoint.check(loaded, run.method, self.optimizer, self.average)
             folders.forget_after(run.folder, loaded.step)
+            inventory.record(run.folder, run.source)
             return skipped, latest, {"step": loaded.step}
 
         skipped, latest, state = self.world.on_first(look)

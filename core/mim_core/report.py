@@ -4,7 +4,6 @@ where the data source makes one, a page per head on which samples can be turned.
 from __future__ import annotations
 
 import base64
-import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -18,11 +17,11 @@ from jinja2 import Environment, PackageLoader
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mim_core import curves
+from mim_core import curves, logs
 from mim_core.build import make_source
 from mim_core.data import DataSource, Picture
 from mim_core.errors import MimError, one_line, warn
-from mim_core.evaluation import Score, cell, columns_of
+from mim_core.evaluation import cell, columns_of
 from mim_core.features import load_run
 from mim_core.folders import write_whole
 from mim_core.layout import Layout, Patches
@@ -30,6 +29,7 @@ from mim_core.loading import Readable
 from mim_core.method import Head, MaskedAutoencoder, Method
 from mim_core.recipe import to_toml
 from mim_core.registry import Registry
+from mim_core.state import read_state
 from mim_core.tokenizer import JoinedTokenizer, Tokenizer
 from mim_core.words import counted, shown
 
@@ -194,7 +194,7 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
             facts={**source.plan(), **_imported(checkpoint), **curves.facts(metrics)},
             heads=heads,
             table=_scores(folder),
-            skipped=_skipped(folder / "skipped.jsonl"),
+            skipped=_skipped(folder / logs.SKIPPED),
             recipe=_in_rows(to_toml(run, registry)),
         )
     )
@@ -206,7 +206,7 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
 
 def _imported(checkpoint: Path) -> dict[str, str]:
     """Where the weights of a run that was imported are from."""
-    found = json.loads((checkpoint / "state.json").read_text()).get("imported")
+    found = read_state(checkpoint).get("imported")
     if found is None:
         return {}
     return {"weights": " ".join([f"imported, {found['format']}: {found['file']}", *found["sizes"]])}
@@ -215,8 +215,8 @@ def _imported(checkpoint: Path) -> dict[str, str]:
 def _links(report: Path) -> set[str]:
     """Names of the pages that a report links to."""
     return (
-        set(re.findall(r'href="(report-[\w.-]+\.html)"', report.read_text(encoding="utf-8")))
-        if report.exists()
+        set(re.findall(r'href="(report-[\w.-]+\.html)"', report.read_text(encoding="utf-8", errors="replace")))
+        if report.is_file()
         else set()
     )
 
@@ -232,7 +232,7 @@ def _environment() -> Environment:
 
 def _skipped(path: Path) -> str:
     """How many files were replaced, where any was."""
-    count = len(path.read_text().splitlines()) if path.exists() else 0
+    count = len(logs.read(path))
     return f"{counted(count, 'file')} that cannot be used, named in {path.name}" if count else ""
 
 
@@ -332,11 +332,10 @@ def _address(picture: Picture) -> str:
 
 
 def _scores(folder: Path) -> dict[str, Any] | None:
-    path = folder / "scores.json"
-    if not path.exists():
+    content = logs.read_scores(folder / "scores.json")
+    if content is None:
         return None
-    content = json.loads(path.read_text())
-    scores = [Score(**score) for score in content["scores"]]
+    scores = content["scores"]
     rows, columns = columns_of(scores)
     return {
         "title": content.get("title", "Probes of frozen features"),

@@ -20,6 +20,7 @@ from mim_core.features import load_run, prepare_study
 from mim_core.finetune import Supervised
 from mim_core.folders import write_whole
 from mim_core.interop import export_timm
+from mim_core.logs import read_scores
 from mim_core.plugins import installed
 from mim_core.recipe import EvaluateConfig
 from mim_core.report import try_report, write_report
@@ -105,12 +106,10 @@ def _changes(own: Any, data: Any) -> dict[str, str]:
 
 def _replaced(path: Path, scores: list[Score]) -> list[str]:
     """Columns of the scores in a file that the new ones do not have."""
-    if not path.is_file():
+    content = read_scores(path)
+    if content is None:
         return []
-    try:
-        before = [score["column"] for score in json.loads(path.read_text())["scores"]]
-    except (ValueError, KeyError, TypeError):  # cut off when a run was killed
-        return []
+    before = [score.column for score in content["scores"]]
     return [column for column in dict.fromkeys(before) if column not in {score.column for score in scores}]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from mim_core import checkpoint, distributed, loop
+from mim_core import checkpoint, distributed, logs, loop
 from mim_core.build import Parts, make_source, open_source
 from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
 from mim_core.commands.tables import print_table
@@ -18,7 +18,7 @@ from mim_core.errors import MimError
 from mim_core.evaluation import Score, columns_of
 from mim_core.features import load_run
 from mim_core.finetune import FINE_TUNED, SCRATCH, Supervised, take_encoder
-from mim_core.folders import FREE, check_folder, write_whole
+from mim_core.folders import FREE, check_folder, read_recipe, write_whole
 from mim_core.method import Method
 from mim_core.plan import print_plan
 from mim_core.plugins import installed
@@ -143,7 +143,7 @@ def _recorded(folder: Path, weights: Path) -> Path:
     path = checkpoint.newest(folder)
     if path is None:
         return weights.resolve()
-    named = _start(from_toml((path / "recipe.toml").read_text(), installed()))
+    named = _start(from_toml(read_recipe(path / "recipe.toml"), installed()))
     return weights.resolve() if named is None or named.exists() else named
 
 
@@ -221,7 +221,7 @@ def _beside(folder: Path, run: ResolvedRun, registry: Registry, notes: list[str]
     other = folder.parent / (pairs.get(start, "") + dash + task)
     if start not in pairs or not (other / "scores.json").exists():
         return []
-    there = from_toml((other / "recipe.toml").read_text(), registry)
+    there = from_toml(read_recipe(other / "recipe.toml"), registry)
     if there.parts["data"] != run.parts["data"]:
         notes.append(f"{other} was trained on other data, or read in another way, and is left out.")
         return []
@@ -230,8 +230,8 @@ def _beside(folder: Path, run: ResolvedRun, registry: Registry, notes: list[str]
     if differ:
         notes.append(f"{other} was trained with other options: {', '.join(differ)}.")
     own = SCRATCH if _start(there) is None else FINE_TUNED
-    content = json.loads((other / "scores.json").read_text())
-    return [score for each in content["scores"] if (score := Score(**each)).row == own]
+    content = logs.read_scores(other / "scores.json")
+    return [] if content is None else [score for score in content["scores"] if score.row == own]
 
 
 def _different(one: Any, other: Any, *free: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,11 @@ class Images(DataSource):
     def name_of(self, index: int) -> str:
         """The file's path; of an image in a shard, that of the shard and its name there."""
         return self.splits.pretrain.name(index)
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The file of each image of a split."""
+        stores = {"pretrain": self.splits.pretrain, "train": self.splits.train, "test": self.splits.test}
+        return stores[split].paths()
 
     def advice(self) -> list[str]:
         """Files and members that are there and not used."""

@@ -7,7 +7,7 @@ import os
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,15 @@ class ImageStore:
     def name(self, index: int) -> str:
         """The file below the root, or the number within an idx file."""
         return self.files[index] if self.array is None else f"{self.root.name}[{index}]"
+
+    def paths(self) -> Iterator[tuple[str, ...]]:
+        """The file that each image is read from: its own, its tar file, or the array's."""
+        if self.array is not None:
+            return iter([(str(self.root),)] * len(self.array))
+        if self.shards is not None:
+            tars = [(os.path.join(self.shards.root, tar),) for tar in self.shards.tars]
+            return (tars[number] for number in self.shards.places[:, 0].tolist())
+        return ((os.path.join(self.root, file),) for file in self.files)
 
     def open(self, index: int) -> Image.Image:
         """The image, not yet decoded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -138,6 +138,11 @@ class Aligned(DataSource):
     def name_of(self, index: int) -> str:
         """The path of the item's first file, below the root."""
         return self.found.train.name(index)
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The files of each item of a split, whether it has labels or not."""
+        items = self.found.test if split == "test" else self.found.train
+        return map(items.paths, range(len(items)))
 
     def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
         """Where some items lack a modality and are kept: which have which."""

@@ -81,6 +81,12 @@ class Items:
         parts = (self.split, self.folders[modality], self.stems[index] + ending)
         return "/".join(part for part in parts if part)
 
+    def paths(self, index: int) -> tuple[str, ...]:
+        """The files of an item in all modalities, and the table where its caption is a row of one."""
+        there = [modality for modality in self.folders if self.has(modality, index)]
+        table = {"caption": CAPTIONS} if self.captions else {}
+        return tuple(os.path.join(self.root, table.get(name) or self.file(name, index)) for name in there)
+
     def name(self, index: int) -> str:
         """The item as the user knows it: its first file."""
         there = [modality for modality in self.folders if self.has(modality, index)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -149,6 +149,14 @@ class Paired(DataSource):
         """The path of the item's first file, below the root."""
         first = next(iter(self.inner))
         return f"{self.folders[first].name}/{self.inner[first].name_of(self.items[first][index])}"
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The files of each item in all sources."""
+        rows = self.items if split == "pretrain" else self._splits(split)[1]
+        every = {m: list(source.files(split)) for m, source in self.inner.items()}
+        known = {m: files for m, files in every.items() if files}  # a source may not tell
+        for i in range(len(next(iter(rows.values())))):
+            yield tuple(path for m, files in known.items() for path in files[rows[m][i]])
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """Each source's item, read under the same key, by modality.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -86,6 +86,10 @@ class Rendered(DataSource):
     def name_of(self, index: int) -> str:
         """As the source has it."""
         return self.inner.name_of(index)
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """As the source has it."""
+        return self.inner.files(split)
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented shape of the source; the view is rendered in `finish`."""

@@ -4,7 +4,8 @@ key."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -138,6 +139,11 @@ class Clouds(DataSource):
     def name_of(self, index: int) -> str:
         """The shape's file, and its row where a file holds many."""
         return self.found.pretrain.name(index)
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The file of each shape of a split, which may hold many."""
+        stores = {"pretrain": self.found.pretrain, "train": self.found.train, "test": self.found.test}
+        return ((os.path.join(stores[split].root, file),) for file in stores[split].files)
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented cloud, float32 [P, C]."""

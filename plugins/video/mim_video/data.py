@@ -4,7 +4,8 @@ chosen by the file's timestamps, decoded at the size needed, and cut; all draws 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -152,6 +153,11 @@ class Clips(DataSource):
     def name_of(self, index: int) -> str:
         """The file's path, and its part if only one counts."""
         return self.clips.pretrain.name(index)
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The file of each clip of a split."""
+        stores = {"pretrain": self.clips.pretrain, "train": self.clips.train, "test": self.clips.test}
+        return ((os.path.join(stores[split].root, file),) for file in stores[split].files)
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """A clip at a drawn place, uint8 [C, T, H, W]; with ``repeat`` several, [R, C, T, H, W]."""

@@ -135,7 +135,7 @@ def _tar_folder_splits(root: Path, found: _Found) -> Splits:
     if about.test is None:
         return _fifths(train) if train is pretrain else replace(_fifths(train), pretrain=pretrain)
     test = stores[about.test]
-    _same_classes(root, train, test)
+    _same_classes(root, train, _said(found.tars[about.test[0]]), test)
     return Splits(pretrain, train, test)
 
 
@@ -145,20 +145,25 @@ def _unused(root: Path, tars: Sequence[str], about: collections.Arrangement) -> 
     unused = [tar for i, tar in enumerate(tars) if i not in used]
     if not unused or about.advice or about.test is None:
         return ()
-    held = collections.split_in(Path(tars[about.test[0]]).name) or "test"
+    held = _said(tars[about.test[0]])
     return (f"{counted(len(unused), 'shard')} of {root} not used: {held} is what is held out ({unused[0]}).",)
 
 
-def _same_classes(root: Path, train: ImageStore, test: ImageStore) -> None:
+def _said(tar: str) -> str:
+    """The split that the path of a tar file says."""
+    folders = (split for name in Path(tar).parts[:-1] if (split := collections.split_of(name)))
+    return next(folders, collections.split_in(Path(tar).name) or "test")
+
+
+def _same_classes(root: Path, train: ImageStore, name: str, test: ImageStore) -> None:
     if train.classes is not None and train.classes != test.classes:
         if test.classes is None:
             raise MimError(
-                f"{root}: the classes of the shards for training and of those that are held out differ: train has "
-                f"{len(train.classes)}, and the others none. Give both their classes; or, to train without them, name "
-                "the folder or the shards of train alone."
+                f"{root}: the classes of train and {name} differ: train has {len(train.classes)}, and {name} none. "
+                "Give both their classes; or, to train without them, name the folder or the shards of train alone."
             )
         different = sorted(set(train.classes) ^ set(test.classes))
-        raise MimError(f"{root}: the classes of train and of what is held out differ, in: {', '.join(different[:10])}.")
+        raise MimError(f"{root}: the classes of train and {name} differ, in: {', '.join(different[:10])}.")
 
 
 def _fifths(both: ImageStore, train: Sequence[int] | None = None) -> Splits:

@@ -76,7 +76,7 @@ def unreadable(page: Page) -> str:
 
 
 def refuse_large(image: Image.Image, full: int) -> None:
-    """Raises OSError for an image that would take more memory than one may, before it is decoded.
+    """Raises UnsupportedKind for an image that would take more memory than one may, before it is decoded.
 
     Args:
         image: Not yet decoded; a JPEG may have been drafted to a smaller size.
@@ -91,7 +91,7 @@ def refuse_large(image: Image.Image, full: int) -> None:
     if image.info.get("progressive"):
         taken += full * 6  # its coefficients are all held
     if taken > MEMORY:
-        raise OSError(
-            f"{image.width:,} x {image.height:,} pixels would take {taken / 1e9:.1f} GB when unpacked, more than the "
-            f"{MEMORY / 1e9:.0f} GB that one image may take. Cut or reduce it"
+        raise UnsupportedKind(
+            f"too large: {image.width:,} x {image.height:,} pixels would take {taken / 1e9:.1f} GB when unpacked, more "
+            f"than the {MEMORY / 1e9:.0f} GB that one image may take; cut or reduce it"
         )

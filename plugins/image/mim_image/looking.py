@@ -103,13 +103,13 @@ class Look:
             for what, number in self.found.items()
         ]
         lines += [
-            f"{number} of {counted(self.looked, 'image')} looked at cannot be read: {self.examples[why]} is {why}."
+            f"{number} of {counted(self.looked, 'image')} looked at cannot be read, {self.examples[why]}: {why}."
             for why, number in self.refused.items()
         ]
         if limits is not None and not any(
             kind in " ".join(self.kinds) for kind in ("more", "16", "12", "32", "signed")
         ):
-            lines.append("no image looked at has more than 8 bits, so --data.range does nothing.")
+            lines.append("no grey image looked at has more than 8 bits, so --data.range does nothing.")
         if self.high is None or self.low is None:
             return lines
         seen = f"{counted(self.decoded, 'image')} looked at"
@@ -156,10 +156,13 @@ def look(store: ImageStore, channels: int, limits: Range | None) -> Look:
 
 
 def _look_at(result: Look, image: Image.Image, name: str, channels: int, limits: Range | None) -> None:
-    pages = read_pages(image.fp) if image.format == "TIFF" and image.fp is not None else []  # type: ignore[arg-type]
+    file = getattr(image, "fp", None)
+    pages = read_pages(file) if image.format == "TIFF" and file is not None else []
     _refuse_stack(pages)
     check_kind(image, channels, limits)
-    result.note(result.kinds, describe(image), name)
+    if image.format not in ("JPEG", "MPO"):  # these are decoded at a reduced size
+        refuse_large(image, image.width * image.height)
+    result.note(result.kinds, describe(image, channels), name)
     result.sizes.append(image.size)
     if len(pages) > 1:
         what = f"have {len(pages)} pages; only the first is used"
@@ -175,7 +178,6 @@ def _look_at(result: Look, image: Image.Image, name: str, channels: int, limits:
     if is_deep_colour(image):
         result.note(result.found, "have colour of 16 bits, of which the upper 8 are used", name)
     if (image.mode in DEEP or full_range(image) is None) and result.decoded < DECODED:
-        refuse_large(image, image.width * image.height)
         full = full_range(image)
         values = deep_values(image)
         low, high = float(values.min()), float(values.max())
@@ -197,7 +199,7 @@ def _refuse_stack(pages: list[Page]) -> None:
         )
 
 
-def describe(image: Image.Image) -> str:
+def describe(image: Image.Image, channels: int) -> str:
     """The colours and bits of an image that is not yet decoded, such as "grey of 16 bits"."""
     if image.mode in DEEP or full_range(image) is None:
         bits = tag(image, 258, 32 if image.mode == "F" else 16)
@@ -206,6 +208,7 @@ def describe(image: Image.Image) -> str:
     if is_deep_colour(image):
         return "colour of 16 bits"
     if image.mode in OPACITY and not raw_mode(image).startswith("LX"):
-        return "grey with opacity" if image.mode in ("LA", "La") else "colour with opacity"
+        what = "grey" if image.mode in ("LA", "La") else "colour"
+        return f"{what} with opacity{'' if channels == 4 else ', laid on white'}"
     what = "grey" if image.mode in ("L", "LA") else "colour"
     return _WORDS.get(image.mode, f"{what} of 8 bits")

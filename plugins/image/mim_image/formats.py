@@ -6,6 +6,7 @@ another program. So every image is opened here.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from pathlib import Path
@@ -27,6 +28,9 @@ MEMORY = 10**9
 _BESIDE = {"WEBP": 8, "AVIF": 8, "JPEG2000": 16, "GIF": 4}
 """Bytes per pixel that the decoder of a format takes beside the image."""
 _BAND = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
+
+
+logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())  # it prints at each file of many bands
 
 
 class UnsupportedKind(ValueError):

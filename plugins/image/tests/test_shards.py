@@ -535,3 +535,68 @@ def test_the_command_line_says_shards_and_what_is_left_out(tmp_path, capsys):
     assert "20 images in 1 shard for training, 2 classes" in " ".join(told.out.split())
     assert "warning: left out of the shards in" in told.err
     assert "1 second image of a sample (the first: x.tar/003.a.png)" in told.err
+
+
+# ---- shards that are made to harm, or came in part -------------------------------------------------------------------
+
+
+def header(kind, size, name=b"x"):
+    """One header of a tar file, whatever it says."""
+    member = tarfile.TarInfo(name.decode())
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def whole(path):
+    """The content of a good shard, without its end."""
+    write(path, samples(range(6)))
+    with tarfile.open(path) as file:
+        file.getmembers()
+        end = file.offset
+    return path.read_bytes()[:end]
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_chains_of_headers_are_refused_by_name(tmp_path, images, kind):
+    good = whole(tmp_path / "s.tar")
+    block = b"11 path=ab\n".ljust(512, b"\0")
+    (tmp_path / "s.tar").write_bytes(good + (header(kind, 11) + block) * 2000 + bytes(10240))
+    with pytest.raises(MimError, match=r"The shard .*s\.tar cannot be read"):
+        images()
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE, tarfile.REGTYPE])
+def test_headers_that_say_gigabytes_are_refused_by_name(tmp_path, images, kind):
+    good = whole(tmp_path / "s.tar")
+    (tmp_path / "s.tar").write_bytes(good + header(kind, 8 << 30) + bytes(10240))
+    with pytest.raises(MimError, match=r"The shard .*s\.tar cannot be read"):
+        images()
+
+
+def test_shards_of_zeros_are_said(tmp_path, images):
+    good = whole(tmp_path / "s-0.tar")
+    (tmp_path / "s-1.tar").write_bytes(bytes(20480))
+    (tmp_path / "s-2.tar").write_bytes(good + bytes(3 << 20))
+    said = images().advice()
+    assert any("1 shard of" in line and "without any file in it" in line and "(s-1.tar)" in line for line in said)
+    assert any("MiB of zeros behind the last file (s-2.tar)" in line for line in said)
+
+
+def test_members_with_other_endings_are_said(tmp_path, images):
+    content = picture()
+    write(tmp_path / "s.tar", [("1.png", content), ("1.json", b"{}"), ("2.png", content), ("3.heic", b"x")])
+    source = images()
+    assert "1 x .heic" in source.advice()[-1] or "1 x .heic" in source.advice()[0]
+    assert "1 x .json" in source.contents()["left out"]
+    with pytest.raises(MimError, match=r"A \.json beside an image was seen and is not read"):
+        source.labelled("train")
+
+
+def test_unlabelled_shards_are_trained_on(tmp_path, images):
+    write(tmp_path / "train/0.tar", samples(range(6)))
+    write(tmp_path / "val/0.tar", samples(range(6, 10)))
+    write(tmp_path / "unlabeled/0.tar", [(f"{i}.png", picture()) for i in range(3)])
+    source = images()
+    assert len(source) == 9
+    assert len(source.labelled("train").labels) == 6
+    assert len(source.labelled("test").labels) == 4

@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError, features
 
@@ -37,8 +37,8 @@ class UnsupportedKind(ValueError):
     """The file is whole, and is of a kind that cannot be read as it is; says what it is and what to do."""
 
 
-def open_image(file: str | Path | BinaryIO) -> Image.Image:
-    """The image in a file, not yet decoded.
+def open_image(file: Any) -> Image.Image:
+    """The image in a file, not yet decoded. The file is a path, or open for reading.
 
     Raises:
         OSError: It is no regular file, or none of an image of these formats.

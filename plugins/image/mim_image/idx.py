@@ -7,7 +7,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 from mim_core.errors import MimError
@@ -49,13 +49,13 @@ def read_idx(path: Path, axes: tuple[int, ...]) -> Any:
         MimError: The file is cut short, holds more than its header says, or is none.
     """
     try:
-        with open(path, "rb") if path.suffix != ".gz" else cast(BinaryIO, gzip.open(path, "rb")) as file:
+        with open(path, "rb") if path.suffix != ".gz" else gzip.open(path, "rb") as file:
             return _array(file, axes, path.stat().st_size * (RATIO if path.suffix == ".gz" else 1))
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise MimError(f"{path} cannot be read: {error}. Copy or download it again.") from error
 
 
-def _array(file: BinaryIO, axes: tuple[int, ...], longest: int) -> Any:
+def _array(file: Any, axes: tuple[int, ...], longest: int) -> Any:
     zero, kind, count = struct.unpack(">HBB", file.read(4))
     if zero or kind != 8:
         raise ValueError("it does not start as an idx file of bytes")

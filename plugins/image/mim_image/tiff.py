@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any
 
 PAGES = 1000
 """Pages that are counted; a file with more is said to have this many."""
@@ -28,7 +28,7 @@ class Page:
     format: int = 1
 
 
-def read_pages(file: BinaryIO) -> list[Page]:
+def read_pages(file: Any) -> list[Page]:
     """The pages of a TIFF file, reduced copies of others left out; empty for any other file. The place in the file is
     kept."""
     place = file.tell()
@@ -40,7 +40,7 @@ def read_pages(file: BinaryIO) -> list[Page]:
         file.seek(place)
 
 
-def _pages(file: BinaryIO) -> list[Page]:
+def _pages(file: Any) -> list[Page]:
     file.seek(0)
     start = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(start[:2])
@@ -63,7 +63,7 @@ def _pages(file: BinaryIO) -> list[Page]:
     return pages
 
 
-def _page(file: BinaryIO, order: str, big: bool, offset: int) -> tuple[Page, int]:
+def _page(file: Any, order: str, big: bool, offset: int) -> tuple[Page, int]:
     """The page whose directory starts there, and where the next one does."""
     file.seek(offset)
     count_code, entry_size, link = ("Q", 20, "Q") if big else ("H", 12, "I")

@@ -13,6 +13,7 @@ from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
 from mim_core.errors import BadSample, MimError, one_line, unknown
 from mim_core.layout import Sample
+from mim_core.normalising import check_statistics
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -96,6 +97,7 @@ class Aligned(DataSource):
         if "caption" in shapes:
             captions.check_installed()
             captions.load_tokenizer()  # here, so that workers need not
+        check_statistics(config.mean, config.std, 3)
         self.mean, self.std = (torch.tensor(v).reshape(3, 1, 1) for v in (config.mean, config.std))
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.bundled = config.root == Path("sample") and not Path("sample").exists()

@@ -15,6 +15,7 @@ from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
 from mim_core.errors import BadSample, MimError, one_line
 from mim_core.layout import Sample
+from mim_core.normalising import check_statistics
 from mim_core.words import counted
 from torch import Tensor
 from torch.nn import functional as F
@@ -137,8 +138,7 @@ class Clips(DataSource):
         colour = self.channels == 3
         mean = self.config.mean or (IMAGENET_MEAN if colour else (0.5,))
         std = self.config.std or (IMAGENET_STD if colour else (0.5,))
-        if len(mean) != self.channels or len(std) != self.channels or min(std) <= 0:
-            raise ValueError(f"mean {mean} and std {std} need {self.channels} values each, and std must be positive")
+        check_statistics(mean, std, self.channels)
         return torch.tensor(mean).reshape(-1, 1, 1, 1), torch.tensor(std).reshape(-1, 1, 1, 1)
 
     def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor]:

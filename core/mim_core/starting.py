@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mim_core.errors import MimError
 from mim_core.method import Method
-from mim_core.position import FlatPosition, SinCosPosition
+from mim_core.position import FlatPosition, LearnedPosition, SinCosPosition, resampled
 
 PARTS = "tokenizer.parts."
 """Names of the weights of joined tokenizers begin so; the name of a segment follows."""
@@ -35,7 +35,14 @@ def take_weights(method: Method, other: Method, path: Path) -> list[str]:
         MimError: A weight of the encoder, or of a tokenizer that both have, is missing or has another shape.
     """
     own, theirs = method.state_dict(), other.state_dict()
-    fixed = _computed(method) | _computed(other)
+    fixed = _computed(method)
+    trained = [name for name in fixed if name in theirs and name not in _computed(other)]
+    if trained:
+        raise MimError(
+            f"--init {path}: its positions are trained, and this recipe computes its own, in: {', '.join(trained)}. "
+            "To take them: --encoder.position learned (for a decoder's, --decoder.position learned)."
+        )
+    fixed |= _computed(other) - set(own)
     kept = {name for name in fixed if name in own}
     shared = _segments(own) & _segments(theirs)
     taken: dict[str, Tensor] = {}
@@ -48,6 +55,9 @@ def take_weights(method: Method, other: Method, path: Path) -> list[str]:
         given = theirs.get(name)
         if given is not None and given.shape == value.shape:
             taken[name] = given
+        elif given is not None and (table := _on_our_grid(method, other, name, given)) is not None:
+            taken[name] = table
+            said.append(f"{name}: interpolated to this recipe's grid")
         elif given is not None and _has_more_rows(method, name, given):
             taken[name] = value.clone()
             taken[name][: len(given)] = given.to(value)
@@ -66,6 +76,20 @@ def _computed(method: nn.Module) -> set[str]:
     """Names of tables of positions that follow from the units, and are no weights."""
     kinds = (SinCosPosition, FlatPosition)
     return {f"{name}.table" for name, module in method.named_modules() if isinstance(module, kinds)}
+
+
+def _on_our_grid(method: nn.Module, other: nn.Module, name: str, given: Tensor) -> Tensor | None:
+    """The other's table of positions, interpolated to the grid of this method's trained one; None where that cannot
+    be."""
+    place, _, last = name.rpartition(".")
+    here, there = method.get_submodule(place), other.get_submodule(place)
+    if last != "table" or not isinstance(here, LearnedPosition):
+        return None
+    grids = getattr(there, "grids", ())
+    own = grids[0] if len(grids) == 1 else getattr(there, "grid", None)
+    if own is None or here.grid is None or len(own) != len(here.grid) or given.shape[-1] != here.table.shape[-1]:
+        return None
+    return resampled(given, own, here.grid)
 
 
 def _segments(names: Iterable[str]) -> set[str]:

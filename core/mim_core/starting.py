@@ -15,11 +15,11 @@ PARTS = "tokenizer.parts."
 """Names of the weights of joined tokenizers begin so; the name of a segment follows."""
 
 
-def take_weights(method: Method, other: Method, path: Path) -> list[str]:
+def take_weights(method: Method, other: nn.Module, path: Path) -> list[str]:
     """Copies another method's weights for those of this one with the same name and shape; at least the encoder's must
     all be there.
 
-    Positions that are computed and not learned follow this method's own units. Of joined tokenizers, segments that the
+    Positions on another grid are interpolated. Of joined tokenizers, segments that the
     other lacks start from their drawn values, as heads do. A table of vectors, one per id, may have more rows here:
     the further ones stay as drawn.
 
@@ -44,6 +44,7 @@ def take_weights(method: Method, other: Method, path: Path) -> list[str]:
         )
     fixed |= _computed(other) - set(own)
     kept = {name for name in fixed if name in own}
+    moved = positions_at(method, other, own, theirs)
     shared = _segments(own) & _segments(theirs)
     taken: dict[str, Tensor] = {}
     said: list[str] = []
@@ -51,12 +52,15 @@ def take_weights(method: Method, other: Method, path: Path) -> list[str]:
     faults: list[str] = []
     for name, value in own.items():
         if name in kept:
+            if name in moved:
+                taken[name] = moved[name]
+                said.append(f"{name}: interpolated to this recipe's grid")
             continue
         given = theirs.get(name)
         if given is not None and given.shape == value.shape:
             taken[name] = given
-        elif given is not None and (table := _on_our_grid(method, other, name, given)) is not None:
-            taken[name] = table
+        elif name in moved:
+            taken[name] = moved[name]
             said.append(f"{name}: interpolated to this recipe's grid")
         elif given is not None and _has_more_rows(method, name, given):
             taken[name] = value.clone()
@@ -78,18 +82,36 @@ def _computed(method: nn.Module) -> set[str]:
     return {f"{name}.table" for name, module in method.named_modules() if isinstance(module, kinds)}
 
 
+def positions_at(
+    method: nn.Module, other: nn.Module, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Tables of positions that both methods have on different grids: the other's, interpolated to this one's."""
+    found = {}
+    for name, value in own.items():
+        if name in theirs and theirs[name].shape != value.shape:
+            table = _on_our_grid(method, other, name, theirs[name])
+            found |= {} if table is None else {name: table}
+    return found
+
+
 def _on_our_grid(method: nn.Module, other: nn.Module, name: str, given: Tensor) -> Tensor | None:
-    """The other's table of positions, interpolated to the grid of this method's trained one; None where that cannot
-    be."""
+    """The other's table of positions, interpolated to the grid of this method's; None where that cannot be."""
     place, _, last = name.rpartition(".")
     here, there = method.get_submodule(place), other.get_submodule(place)
-    if last != "table" or not isinstance(here, LearnedPosition):
+    kinds = (SinCosPosition, LearnedPosition)
+    if last != "table" or not isinstance(here, kinds) or not isinstance(there, kinds):
         return None
-    grids = getattr(there, "grids", ())
-    own = grids[0] if len(grids) == 1 else getattr(there, "grid", None)
-    if own is None or here.grid is None or len(own) != len(here.grid) or given.shape[-1] != here.table.shape[-1]:
+    own, new = _grid(there), _grid(here)
+    if own is None or new is None or len(own) != len(new) or given.shape[-1] != here.table.shape[-1]:
         return None
-    return resampled(given, own, here.grid)
+    return resampled(given, own, new)
+
+
+def _grid(position: SinCosPosition | LearnedPosition) -> tuple[int, ...] | None:
+    """The only grid of a table; None where units of several, or of none, share it."""
+    if isinstance(position, LearnedPosition):
+        return position.grid
+    return position.grids[0] if len(position.grids) == 1 else None
 
 
 def _segments(names: Iterable[str]) -> set[str]:

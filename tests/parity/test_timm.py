@@ -130,7 +130,8 @@ def test_another_size_and_the_mean_are_as_in_timm(position, tmp_path, monkeypatc
     with torch.no_grad():
         torch.testing.assert_close(method.encode({"image": image}).pooled, model(image), rtol=1e-4, atol=1e-5)
     found = timm.data.resolve_model_data_config(model)
-    assert found["mean"] == inputs["mean"] and found["crop_pct"] == 1.0
+    assert found["mean"] == inputs["mean"]
+    assert found["crop_pct"] == 1.0
     assert found["input_size"][1:] == method.tokenizer.config.size
 
 

@@ -312,7 +312,7 @@ class ViTEncoder(Encoder):
             )
         position = {"pos_embed": "none"} if config.position == "none" else {}
         if config.name is not None:
-            return config.name, {"no_embed_class": False, "global_pool": "", **position}
+            return config.name, {"no_embed_class": False, "global_pool": "avg", "fc_norm": False, **position}
         return "vit_base_patch16_224", {
             **position,
             "embed_dim": config.width,
@@ -322,7 +322,7 @@ class ViTEncoder(Encoder):
             "class_token": config.class_token,
             "qkv_bias": config.qkv_bias,
             "init_values": config.layer_scale,
-            "global_pool": "token" if config.class_token else "avg",
+            "global_pool": "avg",  # of the units, as evaluate pools
             **({} if config.final_norm else {"final_norm": False}),
             "fc_norm": False,  # the final norm is on every token, with either pooling
         }

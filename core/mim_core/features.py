@@ -217,7 +217,8 @@ def _source(run: ResolvedRun, method: Method, size: tuple[int, ...] | None) -> t
         method.eval().encode(zeros(tokenizer.shapes, tokenizer.ids, 1))
     except ValueError as error:
         raise MimError(f"--size {times(size)}: {error}.") from error
-    note = f"Inputs of {times(size)}; the encoder was trained at {times(own)}, its positions follow the grid."
+    note = f"Inputs of {times(size)}; the encoder was trained at {times(own)}, its positions are interpolated to that "
+    note += "grid, as in an exported encoder."
     return open_source(run, tokenizer), [note]
 
 
@@ -280,6 +281,7 @@ def prepare_study(
 
     def pooled() -> Study:
         about = [plain(run.parts["data"].options), source.shapes, config.pool, *config.inputs]
+        about += ["interpolated positions"] if size is not None else []
         return _pooled_study(source, config, methods, device, partial(_store, store, path, run, registry, about))
 
     return RunStudy(config, pooled, sized, source=source, methods=methods, device=device)

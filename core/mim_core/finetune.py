@@ -25,6 +25,7 @@ from mim_core.loading import Readable, loader
 from mim_core.mask import Mask
 from mim_core.method import Features, Method, Outcome, encode_all
 from mim_core.norm import BatchNorm
+from mim_core.starting import positions_at
 from mim_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -336,6 +337,8 @@ def take_encoder(method: Supervised, other: Method, path: Path) -> list[str]:
         MimError: A weight is missing, not wanted, or of another shape; names it.
     """
     own, theirs = ({n: v for n, v in m.state_dict().items() if _is_kept(n)} for m in (method, other))
+    resized = positions_at(method, other, own, theirs)
+    theirs.update(resized)
     faults = [
         f"{name} is {tuple(theirs[name].shape)} there and {tuple(value.shape)} here"
         for name, value in own.items()
@@ -353,6 +356,7 @@ def take_encoder(method: Supervised, other: Method, path: Path) -> list[str]:
         )
     method.load_state_dict({name: value for name, value in theirs.items() if name in own}, strict=False)
     said = [f"new, and trained from its drawn values: {', '.join(added)}"] if added else []
+    said += [f"interpolated to the grid of this input size: {', '.join(resized)}"] if resized else []
     return said + ([f"in {path} and not used: {', '.join(dropped)}"] if dropped else [])
 
 

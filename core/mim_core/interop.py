@@ -10,9 +10,11 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mim_core.errors import MimError
+from mim_core.errors import MimError, warn
 from mim_core.method import Method
 from mim_core.plugins import installed
 from mim_core.registry import Registry
@@ -160,9 +162,22 @@ def fill_weights(module: nn.Module, state: State, source: Mapping[str, str], unu
     module.load_state_dict(moved, strict=True)
 
 
-def export_timm(method: Method, path: Path, extra: Mapping[str, str] | None = None) -> str:
+def export_timm(
+    method: Method,
+    path: Path,
+    extra: Mapping[str, str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    classes: tuple[str, ...] = (),
+) -> str:
     """Writes the encoder as safetensors under timm's names, with how to load it in the metadata. Returns that line of
-    Python.
+    Python. A classifier with one linear layer keeps it, where timm pools as it does.
+
+    Args:
+        method: Has the encoder.
+        path: The file.
+        extra: More metadata.
+        inputs: What timm should know of the inputs, under timm's names: ``mean``, ``std``, ``interpolation``, ...
+        classes: Names of a classifier's classes.
 
     Raises:
         MimError: The method has no single patch tokenizer in front of an encoder that timm knows.
@@ -191,13 +206,79 @@ def export_timm(method: Method, path: Path, extra: Mapping[str, str] | None = No
     }
     weights = {f"patch_embed.{key}": value for key, value in tokenizer.state_dict().items()}
     weights.update(encoder.timm_weights())
+    head, pool = _timm_head(method, arguments)
+    if head:
+        weights.update(head)
+        arguments = {**arguments, "num_classes": len(head["head.bias"]), "global_pool": pool}
     weights = _as_timm_has_it(name, arguments, weights)
     shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     eps = getattr(encoder.config, "norm_eps", 1e-6)
     if eps != 1e-6 and getattr(encoder.config, "name", None) is None:  # timm's own is 1e-6
         shown += f", norm_layer=functools.partial(torch.nn.LayerNorm, eps={eps!r})"
+    known = {"input_size": (config.channels, *config.size), "num_classes": arguments["num_classes"], **(inputs or {})}
+    shown += f", pretrained_cfg_overlay={known!r}"
     line = f'timm.create_model("{name}", {shown}, checkpoint_path="{path.name}")'
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"timm_model": name, "timm_arguments": json.dumps(arguments), "load": line, **(extra or {})}
+    metadata["timm_config"] = json.dumps(known)
+    if head and classes:
+        metadata["classes"] = json.dumps(list(classes))
     write_tensors(path, {key: value.detach().cpu().contiguous() for key, value in weights.items()}, metadata)
     return line
+
+
+def _timm_head(method: Method, arguments: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """A classifier's linear layer under timm's names, and how timm pools for it; empty, with a warning, where timm has
+    no such head."""
+    from mim_core.finetune import Classifier, Supervised
+
+    if not isinstance(method, Supervised):
+        return {}, ""
+    pools = {"mean": "avg", "prefix": "token", "max": "max"} if "fc_norm" in arguments else {"prefix": "token"}
+    pool = pools.get(method.config.pool) if isinstance(method, Classifier) else None
+    if pool is None or not isinstance(method, Classifier) or method.config.head != "linear":
+        warn("timm has no head like this run's, so the file has the encoder alone: num_classes is 0.")
+        return {}, ""
+    return {f"head.{name}": value for name, value in method.head[-1].state_dict().items()}, pool  # type: ignore
+
+
+def read_export(path: Path, registry: Registry) -> nn.Module | None:
+    """Tokenizer and encoder of a file that ``export`` wrote, as ``tokenizer`` and ``encoder`` of a module; None for
+    other files.
+
+    Raises:
+        MimError: The file was written before exports held their recipe, or its weights do not fit it.
+    """
+    from mim_core.build import build_method
+    from mim_core.recipe import from_toml
+
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+    except SafetensorError as error:
+        raise MimError(f"{path} cannot be read as weights: {error}") from error
+    if "timm_model" not in about:
+        return None
+    if "run" not in about:
+        raise MimError(f"{path} is an export of an earlier version, without its recipe. Export the run again.")
+    method = build_method(from_toml(about["run"], registry), registry)
+    found = nn.Module()
+    found.tokenizer, found.encoder = method.tokenizer, method.encoder
+    state = load_file(path)
+    names = {name: _exported_name(name) for name in found.state_dict() if name != "encoder.mask_token"}
+    if "pos_embed" in state:
+        state["pos_embed"] = state["pos_embed"][:, -found.encoder.position.table.shape[1] :]  # type: ignore
+    faults = [theirs for theirs in names.values() if theirs not in state]
+    if faults:
+        raise MimError(f"{path} lacks weights of its run's encoder: {', '.join(faults[:8])}. Use the run: --init RUN")
+    found.load_state_dict({ours: state[theirs] for ours, theirs in names.items()}, strict=False)
+    return found
+
+
+def _exported_name(ours: str) -> str:
+    """Our name of a weight -> that in an export."""
+    if ours == "encoder.position.table":
+        return "pos_embed"
+    return ours.replace("tokenizer.", "patch_embed.", 1) if ours.startswith("tokenizer.") else ours[len("encoder.") :]

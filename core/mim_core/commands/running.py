@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from mim_core import checkpoint, distributed, features, loop
 from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
 from mim_core.errors import MimError, unknown, warn
 from mim_core.finetune import Supervised, take_encoder
 from mim_core.folders import check_folder
-from mim_core.interop import import_checkpoint
+from mim_core.interop import import_checkpoint, read_export
 from mim_core.optimizer import check_steps
 from mim_core.plan import print_plan
 from mim_core.plugins import installed
@@ -102,10 +104,10 @@ def _begin(run: loop.Run, options: Any, registry: Registry) -> None:
 def _take_weights(run: loop.Run, path: Path, form: str | None, registry: Registry) -> None:
     """Another method's weights for those of this one, see `mim_core.starting.take_weights`; says what starts fresh and
     what is not used."""
-    other = (
-        features.load_run(path, registry)[1]
-        if form is None
-        else import_checkpoint(path, format=form, registry=registry)
-    )
+    other: nn.Module | None
+    if form is not None:
+        other = import_checkpoint(path, format=form, registry=registry)
+    else:
+        other = read_export(path, registry) or features.load_run(path, registry)[1]
     for line in take_weights(run.method, other, path):
         warn(f"--init {path}: {line}")

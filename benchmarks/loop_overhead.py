@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from mim_core import strategy
-from mim_core.data import KeyedBatches, KeyedDataset, collate
+from mim_core.loading import KeyedBatches, KeyedDataset, collate
 from mim_core.loop import Run, start
 from mim_core.optimizer import make_optimizer
 from mim_core.plugins import installed

@@ -1,4 +1,4 @@
-"""House rules that a machine can check: small functions and files, names that hide nothing, no modality in the core."""
+"""House rules that a machine can check: small functions, names that hide nothing, no modality in the core."""
 
 import ast
 from pathlib import Path
@@ -10,9 +10,8 @@ SOURCES = sorted([*ROOT.glob("core/**/*.py"), *ROOT.glob("plugins/*/mim_*/**/*.p
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_functions_and_files_stay_small(path):
+def test_functions_stay_small(path):
     text = path.read_text()
-    assert text.count("\n") <= 400
     long = [
         node.name
         for node in ast.walk(ast.parse(text))

@@ -96,9 +96,10 @@ def write_run(
     Raises:
         MimError: The folder holds a run, or cannot be written.
     """
+    folders.check_name(folder)
     recipe = to_toml(run, registry)
     with folders.locked(folder):
-        if checkpoint.newest(folder) is not None:
+        if checkpoint.to_resume(folder) is not None:
             raise MimError(f"{folder} holds a run already. Choose another folder with --out.")
         folders.open_folder(folder, recipe)
         optimizer = make_optimizer(method, run.train, torch.device("cpu"))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,18 @@ from mim_core.cost import measured_flops, peak_flops, step_cost
 from mim_core.distributed import World
 from mim_core.metrics import PHASES
 from mim_core.optimizer import make_optimizer
-from mim_core.progress import Reporter, duration
+from mim_core.pace import FOREVER, PassedOver, pace, wait, with_batch
+from mim_core.progress import Reporter, lasting
 from mim_core.recipe import ResolvedRun, TrainConfig
 from mim_core.registry import Registry
 from mim_core.strategy import Engine
 from mim_core.trainer import Trainer
+from mim_core.words import counted
 
 WARMUP, COMPILING, LEAST = 3, 8, 5
-"""Steps that are not counted, the same while a compiler works, and steps that are measured at least."""
-FOREVER = 10**9
-"""Steps of the run that bench cuts short; it never reads the metrics of one."""
+"""Steps that are not counted, the same while a compiler works, and steps that should be measured at least."""
+SHORT = 2.0
+"""Seconds of a step that is never made shorter."""
 WAITING = 0.2
 """Share of the time spent waiting for data that is worth a word."""
 
@@ -66,6 +69,8 @@ class Result:
         steps: Steps measured.
         seconds: Time that these took.
         samples_per_second: Over all ranks.
+        run_steps: Steps of the whole recipe on these data.
+        run_seconds: How long these would take at this speed; None for data that say nothing of it (noise).
         seconds_per_step: "median", "p10" and "p90".
         shares: Of the time, by phase; "data" is time in which the device waited for it.
         memory: Bytes: most that torch held on a GPU, or that the process held.
@@ -84,6 +89,8 @@ class Result:
     steps: int
     seconds: float
     samples_per_second: float
+    run_steps: int
+    run_seconds: float | None
     seconds_per_step: dict[str, float]
     shares: dict[str, float]
     memory: int
@@ -99,14 +106,15 @@ class Result:
 def measure(
     config: ResolvedRun, registry: Registry, world: World, seconds: float, say: Callable[[str], None]
 ) -> Result:
-    """Runs real steps for so many seconds, at least `LEAST`. All ranks call it. Files that a run would leave go to a
+    """Runs real steps for so many seconds, with those that warm up; at least one is measured. Where a step takes more
+    than a part of that time, smaller batches are measured. All ranks call it. Files that a run would leave go to a
     folder that is removed; observers and probes are not called.
 
     Args:
         config: What to train.
         registry: Where its parts were found.
         world: The ranks that share it.
-        seconds: How long to measure, after the steps that warm up.
+        seconds: How long it may take, about.
         say: Told what happens, line by line.
 
     Raises:
@@ -115,20 +123,47 @@ def measure(
     every = config.train.log_every
     config = replace(config, train=replace(config.train, log_every=FOREVER))
     with tempfile.TemporaryDirectory(prefix="mim-bench-") as folder, _memory_errors(world, config.train):
-        run = loop.start(config, Path(folder), registry, world)
-        run.steps = FOREVER
-        engine = Engine(run.method, run.train, world)
-        optimizer = make_optimizer(run.method, run.train, run.device)
+        whole = loop.start(config, Path(folder), registry, world)
+        until = time.perf_counter() + seconds
+        engine = Engine(whole.method, whole.train, world)
+        optimizer = make_optimizer(whole.method, whole.train, whole.device)
+        run, notes = _fitting(whole, engine, optimizer, seconds, say)
         average = None if run.train.ema is None else WeightAverage(run.method, run.train.ema)
         trainer = Trainer(run, engine, optimizer, average, Reporter("bench", 0, FOREVER, quiet=True))
-        timing = _time(trainer, seconds, every, say)
+        trainer.bad = PassedOver(run)
+        timing = _time(trainer, until, every, say)
         memory = max(world.gather(_memory(run.device)))
         say("Counting operations, and what the device could do.")
-        return _result(trainer, timing, memory)
+        return _result(trainer, timing, memory, whole, notes)
 
 
-def _time(trainer: Trainer, seconds: float, every: int, say: Callable[[str], None]) -> Timing:
-    """Steps until the time is over on any rank. The clock is read as often as a run reads its metrics."""
+def _fitting(
+    run: loop.Run, engine: Engine, optimizer: torch.optim.Optimizer, seconds: float, say: Callable[[str], None]
+) -> tuple[loop.Run, list[str]]:
+    """The run without an end; with smaller batches where a step takes more than a quarter of the time. GPUs and
+    compilers, for which another size is other work, are measured as they are."""
+    endless = replace(run, steps=FOREVER)
+    if run.device.type == "cuda" or run.train.compile:
+        return endless, []
+    found = pace(run, engine, optimizer, seconds / 4)
+    step, limit = found.seconds * run.samples_per_step, max(SHORT, seconds / 4)
+    if step <= limit:
+        return endless, []
+    each = run.source.samples_per_item * run.world.size
+    fits = int(limit / 2 / found.seconds / each)
+    items = max(found.items, 2 ** max(0, fits.bit_length() - 1) * run.world.size)
+    if items >= run.micro * run.world.size:
+        items = run.micro * run.world.size
+    told = (
+        f"A step of {counted(run.samples_per_step, 'sample')} takes about {lasting(step)}: measured on batches of "
+        f"{items:,} instead."
+    )
+    say(told)
+    return with_batch(run, items, run.folder), [told]
+
+
+def _time(trainer: Trainer, until: float, every: int, say: Callable[[str], None]) -> Timing:
+    """Steps until the time is over on any rank, one at least. The clock is read as often as a run reads its metrics."""
     run, clock = trainer.run, trainer.clock
     laps, total, phases, finite = _Laps(run.device), 0.0, dict.fromkeys(PHASES, 0.0), True
 
@@ -142,16 +177,15 @@ def _time(trainer: Trainer, seconds: float, every: int, say: Callable[[str], Non
             phases[name] += value
 
     with closing(_steps(trainer)) as steps:
-        warmup = _warm_up(steps, run, seconds, say)
+        warmup = _warm_up(steps, run, until, say)
         trainer.pending = []
         clock.read()
         laps.start()
-        began = time.perf_counter()
         for count, _ in enumerate(steps, 1):
             laps.add()
             if count % every == 0:
                 read()
-            if run.world.poll(int(count >= LEAST and time.perf_counter() - began >= seconds)):
+            if run.world.poll(int(time.perf_counter() >= until)):
                 break
         if trainer.pending:
             read()
@@ -163,30 +197,22 @@ def _steps(trainer: Trainer) -> Generator[None]:
     yield from trainer
 
 
-def _warm_up(steps: Iterator[None], run: loop.Run, seconds: float, say: Callable[[str], None]) -> int:
-    """The steps that are not measured; fewer where one takes longer than what is to be measured. Returns how many."""
-    count, judged = (COMPILING, 2) if run.train.compile else (WARMUP, 1)  # a compiler works during the first step
-    say(f"Warming up: {count} steps of {run.samples_per_step:,} samples; then measuring for {seconds:g} s.")
-    for _ in range(judged):
+def _warm_up(steps: Iterator[None], run: loop.Run, until: float, say: Callable[[str], None]) -> int:
+    """The steps that are not measured; fewer where they would leave too little time for `LEAST` others. Returns how
+    many."""
+    count = COMPILING if run.train.compile else WARMUP
+    left = max(0.0, until - time.perf_counter())
+    say(f"Warming up: {count} steps of {run.samples_per_step:,} samples; then measuring, {left:.3g} s in all.")
+    for done in range(1, count + 1):
         began = time.perf_counter()
         next(steps)
-        _wait(run.device)
-    took = time.perf_counter() - began
-    if run.world.on_first(lambda: took > seconds):
-        count = judged
-        say(
-            f"A step took {duration(took)}. {LEAST} are measured, however long they take; a smaller "
-            "--train.batch-size makes them shorter."
-        )
-    for _ in range(count - judged):
-        next(steps)
-    _wait(run.device)
+        wait(run.device)
+        now = time.perf_counter()
+        enough = not run.train.compile or done > 1  # a compiler works during the first step
+        late = enough and now + LEAST * (now - began) > until
+        if run.world.on_first(partial(bool, late)):
+            return done
     return count
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class _Laps:
@@ -221,13 +247,16 @@ class _Laps:
 # ---- what follows from the times -------------------------------------------------------------------------------------
 
 
-def _result(trainer: Trainer, timing: Timing, memory: int) -> Result:
+def _result(trainer: Trainer, timing: Timing, memory: int, whole: loop.Run, notes: list[str]) -> Result:
     """All ranks call it."""
     run, steps = trainer.run, len(timing.steps)
     rate = steps * run.samples_per_step / timing.seconds
-    notes = [] if timing.finite else ["A loss was not finite; the speed is measured all the same."]
+    notes = notes if timing.finite else [*notes, "A loss was not finite; the speed is measured all the same."]
+    if steps < LEAST:
+        notes.append(f"Only {counted(steps, 'step')} measured: for more, a longer --seconds.")
     if run.skipped:
-        notes.append(f"{len(run.skipped)} files could not be used and were replaced.")
+        were = "was" if len(run.skipped) == 1 else "were"
+        notes.append(f"{counted(len(run.skipped), 'file')} could not be used and {were} replaced.")
     shares = {name: value / timing.seconds for name, value in timing.phases.items()}
     if shares["data"] > WAITING:
         notes.append(
@@ -244,6 +273,8 @@ def _result(trainer: Trainer, timing: Timing, memory: int) -> Result:
         steps=steps,
         seconds=timing.seconds,
         samples_per_second=rate,
+        run_steps=whole.steps,
+        run_seconds=None if _is_noise(run) else whole.steps * whole.samples_per_step / rate,
         seconds_per_step=_spread(timing.steps),
         shares=shares,
         memory=memory,
@@ -257,7 +288,13 @@ def _result(trainer: Trainer, timing: Timing, memory: int) -> Result:
     )
 
 
+def _is_noise(run: loop.Run) -> bool:
+    return run.config.parts["data"].name == "core:noise"
+
+
 def _spread(values: list[float]) -> dict[str, float]:
+    if len(values) == 1:
+        values = values * 2
     tenths = statistics.quantiles(values, n=10, method="inclusive")
     return {"median": statistics.median(values), "p10": tenths[0], "p90": tenths[-1]}
 

@@ -12,7 +12,7 @@ import torch
 from mim_core.data import DataSource
 from mim_core.decoder import Decoder
 from mim_core.encoder import Encoder
-from mim_core.errors import MimError, warn
+from mim_core.errors import MimError, too_much, warn
 from mim_core.masker import Masker
 from mim_core.method import Method
 from mim_core.plugins import installed
@@ -112,13 +112,45 @@ def building(role: str, part: ResolvedPart) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise MimError(f"{role} ({part.name}): {error}.") from error
+        raise MimError(f"{role} ({part.name}): {too_much(error) or f'{error}.'}") from error
     except MimError:
         raise
     except Exception as error:
+        if text := too_much(error):
+            raise MimError(f"{role} ({part.name}): {text}") from error
         if not getattr(error, "__notes__", None):  # else the part that this one was building is named already
             error.add_note(f"This happened while the {_named(role, part)} was built; the fault is probably there.")
         raise
+
+
+@contextmanager
+def working(method: Method) -> Iterator[None]:
+    """Names the part in what it refuses while a method works, in `prepare`, `forward` or `encode`.
+
+    Raises:
+        MimError: Instead of a ValueError of a part. Other errors are bugs and stay as they are.
+    """
+    try:
+        yield
+    except ValueError as error:
+        role = _role_of(error, method)
+        if role is None:
+            raise
+        raise MimError(f"{role} ({method.built_from[role].name}): {error}.") from error
+
+
+def _role_of(error: ValueError, method: Method) -> str | None:
+    """The role of the part that raised an error: the innermost that was at work."""
+    found, trace = None, error.__traceback__
+    names = {id(module): name.split(".") for name, module in method.named_modules()}
+    while trace is not None:
+        at_work = trace.tb_frame.f_locals.get("self")
+        alike = [role for role, part in method.built_from.items() if type(at_work) is part.cls]
+        own = names.get(id(at_work), [])
+        scoped = [role for role in alike if role.rpartition(".")[0] in own]
+        found = next(iter(scoped or alike), found)
+        trace = trace.tb_next
+    return found
 
 
 def _check_call(role: str, part: ResolvedPart, context: tuple[Any, ...]) -> None:
@@ -212,4 +244,5 @@ def open_source(config: ResolvedRun, tokenizer: Tokenizer) -> DataSource:
         _check_call("data", part, (tokenizer.shapes,))
         source: DataSource = part.cls(part.options, tokenizer.shapes)
     source.ids = tokenizer.ids
+    source.item_seconds = config.train.item_timeout
     return source

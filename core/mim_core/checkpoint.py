@@ -4,11 +4,12 @@
         weights.safetensors      the whole method: encoder and decoder
         optimizer.safetensors    AdamW's moments, by parameter name
     average.safetensors      the moving average of the weights, with --train.ema
-        state.json               step, versions, sizes and SHA-256 of the others; written last
+        state.json               step, versions, sizes and SHA-256 of the others and of itself; written last
         recipe.toml              the resolved recipe, so that the folder describes itself
 
 Written under a temporary name, synced, and renamed. A folder of the final name whose files have the sizes in
-state.json is whole; the newest whole one wins, and a torn one is passed over with a warning.
+state.json is whole; the newest whole one wins, by its number. One that is not whole is passed over with a warning, and
+moved aside when a checkpoint is written next. Folders of other names are the user's, and left alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +32,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mim_core.average import WeightAverage
-from mim_core.errors import MimError
+from mim_core.errors import MimError, warn
 from mim_core.method import Method
+from mim_core.state import (
+    AVERAGE,
+    DIGEST,
+    FORMAT,
+    MOMENTS,
+    RECIPE,
+    STATE,
+    WEIGHTS,
+    StateError,
+    TornError,
+    digest_of,
+    number_of,
+    read_state,
+    read_text,
+    regular,
+)
 from mim_core.strategy import fill_from_first
 from mim_core.strategy import whole as whole_tensor
-
-FORMAT = 1
-WEIGHTS, MOMENTS, AVERAGE = "weights.safetensors", "optimizer.safetensors", "average.safetensors"
+from mim_core.strictness import average_faults, moment_faults
+from mim_core.tensors import usual_mode
 
 
 @dataclass(frozen=True)
@@ -49,16 +66,13 @@ class Loaded:
     weights: dict[str, Tensor]
 
 
-def folder_of(run: Path) -> Path:
-    """Where a run keeps its checkpoints."""
-    return run / "checkpoints"
-
-
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds, as whole tensors on the host, by file; empty on all ranks but the first."""
+    """What a checkpoint holds, as whole tensors on the host, by file; empty on all ranks but the first. ``untouched``
+    are the parameters that no step has touched, which have no moments."""
 
     files: dict[str, dict[str, Tensor]]
+    untouched: tuple[str, ...] = ()
 
 
 def gather(method: Method, optimizer: torch.optim.Optimizer, average: WeightAverage | None, first: bool) -> Contents:
@@ -76,7 +90,7 @@ def gather(method: Method, optimizer: torch.optim.Optimizer, average: WeightAver
             full = whole_tensor(tensor.detach())
             if first:
                 found[file][name] = full.cpu().contiguous()
-    return Contents(found)
+    return Contents(found, tuple(name for name, p in _trained(method, optimizer).items() if not optimizer.state.get(p)))
 
 
 def save(run: Path, contents: Contents, step: int, recipe: str, extra: dict[str, Any], keep: int) -> Path:
@@ -92,17 +106,19 @@ def save(run: Path, contents: Contents, step: int, recipe: str, extra: dict[str,
             shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
         for name, tensors in contents.files.items():
-            save_file(tensors, part / name, metadata={"format": "pt"})
-        (part / "recipe.toml").write_text(recipe)
+            with usual_mode(part / name):
+                save_file(tensors, part / name, metadata={"format": "pt"})
+        (part / RECIPE).write_text(recipe, encoding="utf-8")
         sizes = {path.name: path.stat().st_size for path in part.iterdir()}
         digests = {path.name: _digest(path) for path in part.iterdir()}
-        state = {"format": FORMAT, "step": step, **extra, "sizes": sizes, "sha256": digests}
-        (part / "state.json").write_text(json.dumps(state, indent=1))
+        untouched = {"untouched": list(contents.untouched)}
+        state = {"format": FORMAT, "step": step, **extra, **untouched, "sizes": sizes, "sha256": digests}
+        (part / STATE).write_text(json.dumps({**state, DIGEST: digest_of(state)}, indent=1))
         for path in part.iterdir():
             _sync(path)
         _sync(part)
         if final.exists():  # not whole, or the run would have gone on from it
-            shutil.rmtree(final)
+            _clear(final)
         part.rename(final)
         _sync(folder_of(run))
     except (OSError, SafetensorError) as error:
@@ -114,11 +130,30 @@ def save(run: Path, contents: Contents, step: int, recipe: str, extra: dict[str,
         raise MimError(
             f"Checkpoint {final} cannot be written: {error}. {kept} {room}, and give the same command again: {again}."
         ) from error
-    found = sorted(folder_of(run).glob("step-*"))
-    sound = [path for path in found if whole(path)]
-    for old in {*found} - {*sound[-keep:], final}:  # torn ones too: a newer one would be in the way of every start
+    sound = []
+    for path in steps_of(run):
+        if whole(path):
+            sound.append(path)
+        else:  # a newer one would be in the way of every start
+            _clear(path)
+    for old in {*sound} - {*sound[-keep:], final}:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _clear(path: Path) -> None:
+    """Removes a checkpoint that its own state says is torn. One without a whole state gets another name, and is the
+    user's to look at or to remove."""
+    try:
+        read_state(path)
+    except TornError:
+        shutil.rmtree(path, ignore_errors=True)
+    except StateError as error:
+        for number in range(1000):
+            with suppress(OSError):  # that name is taken
+                moved = path.rename(path.with_name(f"{path.name}.damaged" + (f"-{number}" if number else "")))
+                warn(f"{path} is no whole checkpoint: {error}. It is now {moved}.")
+                return
 
 
 def is_full(error: Exception) -> bool:
@@ -126,22 +161,62 @@ def is_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
+def folder_of(run: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return run / "checkpoints"
+
+
+def steps_of(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, whole or not, by step. Other names are the user's."""
+    try:
+        found = [
+            (number, path.name, path) for path in folder_of(run).iterdir() if (number := number_of(path)) is not None
+        ]
+        return [path for _, _, path in sorted(found) if path.is_dir()]
+    except OSError:  # there is none, or it cannot be listed
+        return []
+
+
+def fault_of(path: Path) -> str | None:
+    """Why a checkpoint is not whole, as far as can be told without reading all of it; None where it is."""
+    try:
+        read_state(path)
+    except StateError as error:
+        return str(error)
+    return None
+
+
 def whole(path: Path) -> bool:
     """Whether all files of a checkpoint are there in the sizes that were written."""
-    try:
-        sizes = json.loads((path / "state.json").read_text())["sizes"]
-        return all((path / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return fault_of(path) is None
 
 
-def newest(run: Path, warn: Callable[[str], None] = lambda text: None) -> Path | None:
+def newest(run: Path, tell: Callable[[str], None] = lambda text: None) -> Path | None:
     """The newest whole checkpoint of a run, if there is one."""
-    for path in sorted(folder_of(run).glob("step-*"), reverse=True):
-        if whole(path):
+    for path in reversed(steps_of(run)):
+        fault = fault_of(path)
+        if fault is None:
             return path
-        warn(f"{path} is not whole and is passed over.")
+        tell(f"{path} is not whole and is passed over: {fault}.")
     return None
+
+
+def to_resume(run: Path, tell: Callable[[str], None] = lambda text: None) -> Path | None:
+    """The newest whole checkpoint, or None where the run has none yet.
+
+    Raises:
+        MimError: There are checkpoints and none is whole, so that the run would start again from 0.
+    """
+    passed: list[str] = []
+    path, there = newest(run, passed.append), steps_of(run)
+    if path is None and there:
+        raise MimError(
+            f"{run} holds no whole checkpoint to go on from: {there[-1]} is damaged: {fault_of(there[-1])}. Restore "
+            f"it; or, to start again from step 0, remove {folder_of(run)}, or choose another folder with --out."
+        )
+    for text in passed:
+        tell(text)
+    return path
 
 
 def load(path: Path) -> Loaded:
@@ -151,21 +226,63 @@ def load(path: Path) -> Loaded:
         MimError: A file is damaged, or was written by a newer mim-core.
     """
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = read_state(path)
         if state["format"] > FORMAT:
             raise MimError(
                 f"{path} has checkpoint format {state['format']}; this mim-core reads up to {FORMAT}. Update mim-core."
             )
         for name, digest in state.get("sha256", {}).items():
-            if _digest(path / name) != digest:
-                raise ValueError(f"{name} is not what was written")
+            if _digest(regular(path, name)) != digest:
+                raise StateError(f"{name} is not what was written")
         return Loaded(path, state["step"], state, load_file(path / WEIGHTS))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _unreadable(path, error) from error
 
 
+def recipe_of(path: Path) -> str:
+    """The recipe in a checkpoint's folder.
+
+    Raises:
+        MimError: It is missing or no text.
+    """
+    try:
+        return read_text(regular(path, RECIPE))
+    except StateError as error:
+        raise _unreadable(path, error) from error
+
+
+def identity_of(path: Path) -> str:
+    """What tells a checkpoint's content from that of any other: a digest of its state, which has those of its files."""
+    try:
+        return digest_of(read_state(path))
+    except StateError as error:
+        raise _unreadable(path, error) from error
+
+
 def _unreadable(path: Path, error: Exception) -> MimError:
-    return MimError(f"{path} cannot be read: {error}. Remove it to start from an earlier one.")
+    return MimError(f"{path} cannot be read: {error}. Remove it to start from an earlier one, or restore it.")
+
+
+def check(
+    loaded: Loaded, method: Method, optimizer: torch.optim.Optimizer | None = None, average: WeightAverage | None = None
+) -> None:
+    """Refuses a checkpoint that lacks anything of what a run goes on from.
+
+    Raises:
+        MimError: Names the weights, moments or averages that are missing, unexpected or of another shape.
+    """
+    check_weights(method, loaded)
+    faults: list[str] = []
+    if optimizer is not None:
+        faults += moment_faults(loaded.path, loaded.state, _trained(method, optimizer))
+    if average is not None:
+        faults += average_faults(loaded.path, loaded.state, method)
+    if faults:
+        told = "; ".join(faults[:6]) + (f" and {len(faults) - 6} more" if len(faults) > 6 else "")
+        raise MimError(
+            f"{loaded.path} cannot be gone on from: {told}. Restore it, or remove it to start "
+            f"from an earlier one; to start anew from its weights: --init {loaded.path} and another --out."
+        )
 
 
 def restore(
@@ -175,7 +292,7 @@ def restore(
     others None."""
     files: dict[str, dict[str, Tensor]] = {WEIGHTS: {}, MOMENTS: {}, AVERAGE: {}}
     if loaded is not None:
-        check_weights(method, loaded)
+        check(loaded, method, optimizer, average)
         files[WEIGHTS] = loaded.weights
         try:
             files[MOMENTS] = load_file(loaded.path / MOMENTS)
@@ -221,11 +338,7 @@ def _tell_all(names: list[str]) -> set[str]:
 
 
 def check_weights(method: Method, loaded: Loaded) -> None:
-    """Refuses weights that do not fit a method.
-
-    Raises:
-        MimError: Names what is missing, unexpected or of another shape.
-    """
+    """Raises MimError for weights that do not fit a method; names what is missing, unexpected or of another shape."""
     own = method.state_dict()
     faults = [f"missing: {name}" for name in own if name not in loaded.weights]
     faults += [f"unexpected: {name}" for name in loaded.weights if name not in own]
@@ -246,12 +359,21 @@ def load_weights(method: Method, loaded: Loaded, averaged: bool = False) -> None
     check_weights(method, loaded)
     method.load_state_dict(loaded.weights)
     if averaged:
+        faults = average_faults(loaded.path, loaded.state, method)
+        if faults:
+            raise _unreadable(loaded.path, StateError("; ".join(faults[:6])))
         method.load_state_dict(load_file(loaded.path / AVERAGE), strict=False)
 
 
 def has_average(path: Path) -> bool:
-    """Whether a checkpoint holds an average of the weights."""
-    return (path / AVERAGE).exists()
+    """Whether a whole checkpoint holds an average of the weights."""
+    return whole(path) and AVERAGE in read_state(path).get("sizes", {})
+
+
+def _trained(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The parameters that an optimizer has, by name."""
+    mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in method.named_parameters() if id(parameter) in mine}
 
 
 def _moments(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

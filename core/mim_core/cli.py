@@ -8,7 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from mim_core.errors import MimError, RankError, of_the_disk, unknown
+from mim_core.errors import MimError, RankError, first_rank, of_the_disk, too_much, unknown
+from mim_core.signals import before_the_first_step
+from mim_core.terminal import tell
 from mim_core.version import __version__
 
 Command = Callable[[str, str | None, list[str]], int]
@@ -42,6 +44,9 @@ COMMANDS = {
 }
 OF_A_PLUGIN = ("pretrain", "finetune", "evaluate", "show", "export", "import", "bench", "recipes", "doctor")
 
+TRAIN = ("pretrain", "finetune")
+"""Commands that train, and end with `signals.STOPPED` when a signal comes."""
+
 
 def main(
     argv: Sequence[str] | None = None,
@@ -70,40 +75,36 @@ def main(
         sys.stdout.flush()  # here, where a reader that is gone is no error
         return code
     except MimError as error:
-        if isinstance(error, RankError) or _first_rank():  # what all ranks meet, one says
-            print(f"{program}: error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        if isinstance(error, RankError) or first_rank():  # what all ranks meet, one says
+            tell(f"{program}: error: {error}", error=True)
         return 2
     except SystemExit as end:  # tyro, after --help or a wrong option
         return end.code if isinstance(end.code, int) else 2
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)  # noqa: T201
+        tell(f"{program}: interrupted", error=True)
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        text = of_the_disk(error)
+        text = of_the_disk(error) or too_much(error)
         if text is None:
             raise
-        print(f"{program}: error: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        tell(f"{program}: error: {text}", error=True)
         return 2
 
 
 def _run(program: str, plugin: str | None, arguments: list[str], known: Mapping[str, tuple[str, str]]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        _say(_help(program, known))
+        tell(_help(program, known))
         return 0
     if arguments[0] in ("-V", "--version"):
-        _say(f"{program} {__version__}" if plugin is None else f"{program} (mim-core {__version__})")
+        tell(f"{program} {__version__}" if plugin is None else f"{program} (mim-core {__version__})")
         return 0
-    return _command(program, arguments[0], known)(program, plugin, arguments[1:])
-
-
-def _first_rank() -> bool:
-    """Whether a launcher calls this process its first; torchrun or srun (see `mim_core.distributed.Launch`)."""
-    if "RANK" in os.environ:
-        return os.environ["RANK"] == "0"
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1 or os.environ.get("SLURM_PROCID") == "0"
+    if arguments[0] not in TRAIN:
+        return _command(program, arguments[0], known)(program, plugin, arguments[1:])
+    with before_the_first_step(program):  # from here on: importing torch takes seconds
+        return _command(program, arguments[0], known)(program, plugin, arguments[1:])
 
 
 def _command(program: str, name: str, known: Mapping[str, tuple[str, str]]) -> Command:
@@ -134,7 +135,3 @@ def _first_run(program: str) -> str:
     if there:
         return f"What can be trained: {program} recipes"
     return f'No plugin is installed, and so no recipe. Try: pip install "mim-core[{EXTRAS[0]}]"'
-
-
-def _say(text: str) -> None:
-    print(text)  # noqa: T201

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mim_core.build import build_method
+from mim_core.build import build_method, working
 from mim_core.tokenizer import zeros
 
 if TYPE_CHECKING:
@@ -87,8 +87,10 @@ def step_cost(run: Run, samples: int = 2) -> tuple[int, int, Any]:
 
         counter = FlopCounterMode(display=False)
         with counter, torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            prepared = method.prepare(sample)
-            method(prepared).loss.backward()
+            with working(method):
+                prepared = method.prepare(sample)
+                loss = method(prepared).loss
+            loss.backward()
     return counter.get_total_flops() // samples, sum(kept.values()) // samples, getattr(prepared, "mask", None)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mim_core.folders import json_lines
+from mim_core import logs
 from mim_core.metrics import PHASES
 from mim_core.online import MAJORITY, NOW, RAW
 from mim_core.progress import duration
@@ -18,9 +19,7 @@ Lines = list[dict[str, Any]]
 
 def read(folder: Path) -> tuple[Lines, Lines]:
     """(lines of metrics.jsonl, lines of probes.jsonl) of a run."""
-    found = [folder / "metrics.jsonl", folder / "probes.jsonl"]
-    metrics, probes = (list(json_lines(path)) if path.exists() else [] for path in found)
-    return metrics, probes
+    return logs.read(folder / logs.METRICS), logs.read(folder / logs.PROBES)
 
 
 def facts(metrics: Lines) -> dict[str, str]:
@@ -62,7 +61,9 @@ def draw(metrics: Lines, probes: Lines) -> str:
     axes = figure.subplots(1, len(panels) + bool(probes))
     for axis, (title, names) in zip(axes, panels, strict=False):
         for name in names:
-            axis.plot([m["epoch"] for m in metrics], [m[name] for m in metrics], linewidth=1.2, label=name)
+            axis.plot(
+                [m["epoch"] for m in metrics], [m.get(name, math.nan) for m in metrics], linewidth=1.2, label=name
+            )
         _dress(axis, title, names)
     if probes:
         _draw_scores(axes[-1], probes)
@@ -79,7 +80,8 @@ def _draw_scores(axis: Any, probes: Lines) -> None:
         scores = [
             (p["epoch"], s["value"]) for p in probes for s in p["scores"] if (s["row"], s["column"]) == (NOW, column)
         ]
-        axis.plot(*zip(*scores, strict=True), linewidth=1.2, marker=".", label=column)
+        if scores:
+            axis.plot(*zip(*scores, strict=True), linewidth=1.2, marker=".", label=column)
     for score in probes[0]["scores"]:
         if score["row"] in (RAW, MAJORITY) and score["column"] == columns[0]:
             axis.axhline(score["value"], linewidth=0.8, linestyle="--", color="gray")

@@ -7,31 +7,17 @@ batches may straddle epochs, nothing is dropped, and a run can go on from any sa
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from mim_core import randomness
-from mim_core.errors import BadSample
 from mim_core.layout import Sample
+from mim_core.patience import ITEM_SECONDS
 from mim_core.words import counted
-
-TRIES = 20
-"""Files tried for one sample before the run stops."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a worker is asked for: which item, and the key of its draws."""
-
-    index: int
-    key: int
 
 
 @dataclass(frozen=True)
@@ -90,9 +76,11 @@ class DataSource:
     Attributes:
         samples_per_item: How many samples `finish` makes of each item that was read, such as several cuts of a file.
             A batch size counts items; speed and operations count samples.
+        item_seconds: The longest that reading an item may take; 0 is no limit.
     """
 
     samples_per_item: int = 1
+    item_seconds: float = ITEM_SECONDS
     Config: ClassVar[type[Any]]
     ids: Mapping[str, int] = {}
 
@@ -114,6 +102,19 @@ class DataSource:
     def name_of(self, index: int) -> str:
         """The item as the user knows it, such as its path."""
         return str(index)
+
+    def items_named(self, names: Collection[str]) -> dict[str, int]:
+        """Where the items are whose files have these names, such as those that ``skipped.jsonl`` lists: name -> number
+        of the item. Names that no item has are left out."""
+        return {name: index for index in range(len(self)) if (name := self.name_of(index)) in names}
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The files that each item is read from, as paths, in the order of the items: those for pre-training, or of the
+        labelled split "train" or "test". Their sizes and times tell whether kept features, and a run that goes on, are
+        still of these files. As it stands here, an item's name is taken for its path below ``config.root``."""
+        root = getattr(self.config, "root", None)
+        names = map(self.name_of, range(len(self))) if split == "pretrain" else iter(self.labelled(split).names)
+        return ((os.path.join(root, name),) if root else () for name in names)
 
     def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
         """Which modalities items have, where some lack one (``MODALITY.present``): each set of modalities that occurs
@@ -204,10 +205,15 @@ class LabelledSource(DataSource):
 
     def __init__(self, source: DataSource) -> None:
         super().__init__(source.config, source.shapes)
+        self.item_seconds = source.item_seconds
         self.source, self.split = source, source.labelled("train")
 
     def __len__(self) -> int:
         return len(self.split.labels)
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The source's; what is trained on is its split "train"."""
+        return self.source.files("train" if split == "pretrain" else split)
 
     def advice(self) -> list[str]:
         """The source's."""
@@ -265,143 +271,3 @@ class LabelledSource(DataSource):
         if type(self.source).read_labelled is DataSource.read_labelled:
             rows["augmentation"] = "none: this data source reads its labelled samples as they are"
         return {**self.source.plan(), **rows}
-
-
-class KeyedDataset(Dataset[Any]):
-    """Reads what is requested; a bad file is replaced by another item that follows from the same key, and reported."""
-
-    def __init__(self, source: DataSource) -> None:
-        self.source = source
-
-    def __getitem__(self, request: Request) -> tuple[dict[str, Tensor] | None, list[tuple[str, str]]]:
-        """(sample, bad files met). The sample is None when no replacement could be read."""
-        skipped: list[tuple[str, str]] = []
-        index = request.index
-        for attempt in range(TRIES):
-            try:
-                sample = self.source.read(index, request.key)
-            except BadSample as error:
-                skipped.append((error.path, error.reason))
-                index = randomness.torch_seed(request.key, f"replace {attempt}") % len(self.source)
-                continue
-            sample["index"] = torch.tensor(index, dtype=torch.int64)
-            sample["key"] = torch.tensor(request.key, dtype=torch.int64)
-            return sample, skipped
-        return None, skipped
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch, and the bad files met on the way. ``sample`` is None when some item could not be replaced."""
-
-    sample: Sample | None
-    skipped: tuple[tuple[str, str], ...]
-
-    def pin_memory(self) -> Batch:
-        """Called by the loader when a GPU will take the batch."""
-        if self.sample is None:
-            return self
-        return Batch({name: value.pin_memory() for name, value in self.sample.items()}, self.skipped)
-
-
-def collate(items: Sequence[tuple[dict[str, Tensor] | None, list[tuple[str, str]]]]) -> Batch:
-    """Stacks the entries of the samples."""
-    skipped = tuple(entry for _, found in items for entry in found)
-    samples = [sample for sample, _ in items if sample is not None]
-    if len(samples) < len(items):
-        return Batch(None, skipped)
-    return Batch({name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}, skipped)
-
-
-class Readable(Dataset[Any]):
-    """The items of a split, each with its ``index``; None for one whose file cannot be read."""
-
-    def __init__(self, items: Dataset[Any]) -> None:
-        self.items = items
-
-    def __getitem__(self, index: int) -> dict[str, Tensor] | None:
-        try:
-            return {**self.items[index], "index": torch.tensor(index, dtype=torch.int64)}
-        except BadSample:
-            return None
-
-    @staticmethod
-    def collate(items: Sequence[dict[str, Tensor] | None]) -> Sample:
-        """Stacks those that could be read; empty when none could."""
-        found = [item for item in items if item is not None]
-        return {name: torch.stack([item[name] for item in found]) for name in found[0]} if found else {}
-
-
-class KeyedBatches(Sampler[list[Request]]):
-    """Requests in micro-batches, from any sample of the run onwards.
-
-    Args:
-        count: Items in the data set.
-        micro_batch: Requests per list.
-        seed: Decides order and keys.
-        first: Number of the first sample.
-        last: Number after the last sample.
-        rank: Of the lists, this rank takes number rank, rank + ranks, ...
-        ranks: How many share the run.
-    """
-
-    def __init__(
-        self, count: int, micro_batch: int, seed: int, first: int, last: int, rank: int = 0, ranks: int = 1
-    ) -> None:
-        self.count, self.micro_batch, self.seed, self.first, self.last = count, micro_batch, seed, first, last
-        self.rank, self.ranks = rank, ranks
-
-    def __len__(self) -> int:
-        return (self.last - self.first) // self.micro_batch // self.ranks
-
-    def __iter__(self) -> Iterator[list[Request]]:
-        return islice(self._all(), self.rank, None, self.ranks)
-
-    def _all(self) -> Iterator[list[Request]]:
-        waiting: list[Request] = []
-        for epoch in range(self.first // self.count, -(-self.last // self.count)):
-            start = max(0, self.first - epoch * self.count)
-            stop = min(self.count, self.last - epoch * self.count)
-            order = epoch_order(self.seed, epoch, self.count)[start:stop]
-            keys = randomness.make_key(self.seed, epoch, order)
-            for index, key in zip(order.tolist(), keys.tolist(), strict=True):
-                waiting.append(Request(index, key))
-                if len(waiting) == self.micro_batch:
-                    yield waiting
-                    waiting = []
-
-
-def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    """The order of an epoch, int64 [count]."""
-    key = randomness.make_key(seed, epoch, torch.zeros(1, dtype=torch.int64))
-    return randomness.permutation(key, "order", count)[0]
-
-
-def _apart(worker: int) -> None:
-    """Signals are for the main process, which needs its workers for the last steps. Ctrl-C and launchers signal whole
-    process groups, and schedulers every process: the first SIGTERM is passed over, and a second ends the worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *told: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()
-
-
-def loader(
-    dataset: Dataset[Any], sampler: Any, workers: int, collate_fn: Any, pin: bool = False, wait: float = 0
-) -> DataLoader[Any]:
-    """A loader over lists of requests. Results do not depend on ``workers``; one that gives nothing for ``wait``
-    seconds is an error, unless that is 0."""
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=collate_fn,
-        pin_memory=pin,
-        timeout=wait if workers else 0,
-        worker_init_fn=_apart if workers else None,
-        generator=torch.Generator().manual_seed(
-            0
-        ),  # the loader would otherwise draw its base seed from the global generator
-    )

@@ -234,6 +234,8 @@ def choose_device(name: str, launch: Launch | None = None) -> torch.device:
             name = f"cuda:{launch.local_rank}"
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no values")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise MimError(f"--train.device {asked} cannot be used: {str(error).splitlines()[0]}") from error

@@ -116,10 +116,16 @@ def token(count: int, width: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(1, count, width) * 0.02)
 
 
+DEEPEST = 10_000
+"""Blocks; the deepest encoders have about 50."""
+
+
 def check_sizes(width: int, depth: int, heads: int) -> None:
     """Raises ValueError for sizes that make no transformer."""
     if min(width, heads) < 1 or depth < 0:
         raise ValueError(f"width {width}, depth {depth} and heads {heads} must be positive")
+    if depth > DEEPEST:
+        raise ValueError(f"depth {depth:,} is beyond the {DEEPEST:,} blocks that can be built")
     if width % heads:
         raise ValueError(f"width {width} is not a multiple of {heads} heads")
 
@@ -306,7 +312,7 @@ class ViTEncoder(Encoder):
             )
         position = {"pos_embed": "none"} if config.position == "none" else {}
         if config.name is not None:
-            return config.name, {"no_embed_class": False, "global_pool": "", **position}
+            return config.name, {"no_embed_class": False, "global_pool": "avg", "fc_norm": False, **position}
         return "vit_base_patch16_224", {
             **position,
             "embed_dim": config.width,
@@ -316,7 +322,7 @@ class ViTEncoder(Encoder):
             "class_token": config.class_token,
             "qkv_bias": config.qkv_bias,
             "init_values": config.layer_scale,
-            "global_pool": "token" if config.class_token else "avg",
+            "global_pool": "avg",  # of the units, as evaluate pools
             **({} if config.final_norm else {"final_norm": False}),
             "fc_norm": False,  # the final norm is on every token, with either pooling
         }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-import sys
 from collections.abc import Iterable, Mapping
+
+from mim_core.terminal import tell
 
 LONGEST = 300
 """Characters of another's error that a line of ours repeats."""
@@ -55,6 +56,10 @@ class BadSample(Exception):
         self.reason = reason
 
 
+class ReadersGone(RuntimeError):
+    """A process that reads data died, hung, or was ended because it did not answer."""
+
+
 def nearest(asked: str, known: Iterable[str]) -> str | None:
     """The known name closest to ``asked``, or None when nothing is close."""
     known = sorted(known)
@@ -89,6 +94,7 @@ DISK = {
     errno.EDQUOT: "the quota is used up",
     errno.EROFS: "the disk is read-only",
     errno.EACCES: "you may not read or write there",
+    errno.ENAMETOOLONG: "the name is too long",
 }
 """What is no bug of a program that meets it: error number -> in plain words."""
 IN_WORDS = {os.strerror(number): number for number in DISK}
@@ -108,12 +114,42 @@ def of_the_disk(error: BaseException) -> str | None:
     return f"{what}: {DISK[number]}. Files that were whole are kept; once this is mended, give the same command again."
 
 
+MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "unable to allocate")
+NUMBERS = ("overflow", "too large to convert", "too big to convert", "exceeds the limit", "maximum supported dimension")
+"""What errors of torch, numpy and Python say, in small letters, where memory is lacking or a number is beyond them."""
+
+
+def too_much(error: BaseException) -> str | None:
+    """What an error says to a user who asked for more than the machine holds or counts; None for every other error."""
+    if not isinstance(error, (MemoryError, OverflowError, RuntimeError, ValueError, TypeError)):
+        return None
+    what = one_line(error)
+    if isinstance(error, MemoryError) or any(sign in what.lower() for sign in MEMORY):
+        return (
+            f"more memory is asked for than there is ({what}). Take smaller sizes, such as --train.micro-batch or the "
+            "encoder's width; --dry-run tells what a run needs."
+        )
+    if "negative dimension" in what:
+        return f"a size would be negative ({what}). Take a larger one."
+    if isinstance(error, OverflowError) or any(sign in what.lower() for sign in NUMBERS):
+        return f"a number is larger than can be computed with ({what}). Take a smaller one."
+    return None
+
+
 def strict(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether MIM_CORE_STRICT=1 makes an error of what a plugin does wrong."""
     return environ.get("MIM_CORE_STRICT", "") not in ("", "0")
 
 
+def first_rank(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher calls this process its first, which speaks for all; torchrun or srun (see
+    `mim_core.distributed.Launch`). A process that none started is the first."""
+    if "RANK" in environ:
+        return environ["RANK"] == "0"
+    return environ.get("SLURM_STEP_NUM_TASKS", "1") == "1" or environ.get("SLURM_PROCID", "0") == "0"
+
+
 def warn(text: str) -> None:
     """One line on standard error, from the first rank only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"mim-core: warning: {text}", file=sys.stderr)  # noqa: T201
+    if first_rank():
+        tell(f"mim-core: warning: {text}", error=True)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 MAJORITY, RAW, UNTRAINED, PRETRAINED = "majority class", "raw input", "untrained encoder", "pre-trained encoder"
 
+MEAN_CLASS = "mean class accuracy"
+UNEVEN = 1.5
+"""Classes are uneven where the largest has more than this times an even share of the test split."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -77,10 +81,12 @@ def knn(study: Study) -> list[Score]:
     arXiv 2104.14294)."""
     (train, test), config = study.labels, study.config
     scores = [Score(MAJORITY, "k-NN", _majority(train, test))]
+    even = [Score(MAJORITY, f"k-NN, {MEAN_CLASS}", _class_accuracy(_most(train, test), test))]
     for row, features in study.rows.items():
         found = vote(features.train, train, features.test, len(study.classes), config.k, config.temperature)
         scores.append(Score(row, "k-NN", _accuracy(found, test)))
-    return scores
+        even.append(Score(row, f"k-NN, {MEAN_CLASS}", _class_accuracy(found, test)))
+    return scores + _where_uneven(study, even)
 
 
 def vote(
@@ -115,16 +121,21 @@ def linear(study: Study) -> list[Score]:
             )
             continue
         columns.append((f"linear, {count:,} labels", few_labels(train, count, classes, config.draws)))
-    scores = []
+    scores: list[Score] = []
+    even: list[Score] = []
     for column, draws in columns:
         scores.append(Score(MAJORITY, column, _majority(train, test)))
+        even.append(Score(MAJORITY, f"{column}, {MEAN_CLASS}", _class_accuracy(_most(train, test), test)))
         for row, features in study.rows.items():
             chosen = torch.stack(draws)
             found = probe(features.train, train, chosen, features.test, classes, config.l2, config.standardize)
             each = (found == test).float().mean(dim=1)
             spread = float(each.std()) if len(each) > 1 else None
             scores.append(Score(row, column, float(each.mean()), spread))
-    return scores
+            alike = torch.tensor([_class_accuracy(one, test) for one in found])
+            spread = float(alike.std()) if len(alike) > 1 else None
+            even.append(Score(row, f"{column}, {MEAN_CLASS}", float(alike.mean()), spread))
+    return scores + _where_uneven(study, even)
 
 
 def few_labels(labels: Int[Tensor, " n"], count: int, classes: int, draws: int) -> list[Tensor]:
@@ -191,6 +202,32 @@ def probe(
 
 def _accuracy(found: Tensor, labels: Tensor) -> float:
     return float((found == labels).float().mean())
+
+
+def _most(train: Tensor, test: Tensor) -> Tensor:
+    """The most frequent training class, as the answer for every test sample."""
+    return train.bincount().argmax().expand_as(test)
+
+
+def _class_accuracy(found: Tensor, labels: Tensor) -> float:
+    """The share of right answers per class that the test split has, averaged over these classes."""
+    right = (found == labels).double()
+    return float(torch.stack([right[labels == one].mean() for one in labels.unique()]).mean())
+
+
+def _where_uneven(study: Study, scores: list[Score]) -> list[Score]:
+    """The scores that weigh classes alike, with a note, where the classes of the test split are uneven; else none."""
+    test = study.labels[1]
+    share = float(test.bincount().max()) / len(test)
+    if share <= UNEVEN / len(test.unique()):
+        return []
+    note = (
+        f"The classes are uneven: {share:.0%} of the test samples are of one class. The columns of mean class accuracy "
+        "weigh every class alike."
+    )
+    if note not in study.notes:
+        study.notes.append(note)
+    return scores
 
 
 def _majority(train: Tensor, test: Tensor) -> float:

@@ -6,11 +6,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from mim_core.data import Batch, KeyedBatches, KeyedDataset, collate
 from mim_core.errors import MimError, warn
+from mim_core.loading import Batch, KeyedBatches, KeyedDataset, collate
+from mim_core.tensors import write_tensors
 
 if TYPE_CHECKING:
     from mim_core.loop import Run
@@ -27,6 +27,41 @@ class BadFiles:
         self.run = run
         self.fresh: dict[str, str] = {}
 
+    def recheck(self) -> None:
+        """Before a run begins or goes on: where the bad files that are known are too many, looks at them again. Those
+        that can be read now, or are no longer among the data, are forgotten. All ranks must call it.
+
+        Raises:
+            MimError: They are still too many; a run cannot pass the limit by being started again.
+        """
+        run, world = self.run, self.run.world
+        if len(run.skipped) <= self._most():
+            return
+        still: dict[str, str] = world.on_first(self._still_bad)
+        run.skipped = still
+        if len(still) > self._most():
+            raise self._error(self._too_many(), alone=False)
+
+    def _still_bad(self) -> dict[str, str]:
+        run = self.run
+        warn(f"{len(run.skipped):,} files could not be used before; looking at them again")
+        dataset, still = KeyedDataset(run.source), dict[str, str]()
+        for index in run.source.items_named(run.skipped.keys()).values():
+            if dataset.is_bad(index):
+                path, reason = dataset.bad[index]
+                still[path] = reason
+            if len(still) > self._most():
+                break
+        return still
+
+    def _most(self) -> float:
+        """How many bad files a run may have."""
+        return float(getattr(self.run.source.config, "max_bad", 1.0)) * len(self.run.source)
+
+    def _too_many(self) -> str:
+        limit = getattr(self.run.source.config, "max_bad", 1.0)
+        return f"more than the share of {limit:g} that --data.max-bad allows"
+
     def note(self, batch: Batch) -> None:
         """Takes up the bad files of a micro-batch of this rank.
 
@@ -40,7 +75,7 @@ class BadFiles:
             if self.run.world.first:
                 self._write(self.fresh)
             self.run.skipped.update(self.fresh)
-            raise self._error("and nothing replaces them")
+            raise self._error("and no replacement could be read")
 
     def share(self) -> None:
         """Tells the other ranks; rank 0 writes. All ranks must call it.
@@ -62,9 +97,8 @@ class BadFiles:
                 path, reason = next(iter(found.items()))
                 warn(f"{path} cannot be used ({reason}) and is replaced; all such files are listed in {log}")
         run.skipped.update(found)
-        limit = getattr(run.source.config, "max_bad", 1.0)
-        if len(run.skipped) > limit * len(run.source):
-            raise self._error(f"more than the share of {limit:g} that --data.max-bad allows", alone=False)
+        if len(run.skipped) > self._most():
+            raise self._error(self._too_many(), alone=False)
 
     def _write(self, found: dict[str, str]) -> None:
         with open(self.run.folder / "skipped.jsonl", "a") as log:
@@ -106,7 +140,7 @@ def not_finite(run: Run, step: int) -> MimError:
         "not_finite": [names[i] for i in bad],
     }
     path.write_text(json.dumps(about))
-    save_file({name: value.contiguous() for name, value in sample.items()}, path.with_suffix(".safetensors"))
+    write_tensors(path.with_suffix(".safetensors"), {name: value.contiguous() for name, value in sample.items()})
     shown = ", ".join((about["not_finite"] or names)[:8])
     what = "Samples that are themselves not finite" if bad else "All samples are finite; the first"
     return MimError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -13,17 +12,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mim_core import checkpoint
-from mim_core.build import Parts, build_method, make_source, open_source
-from mim_core.data import DataSource, Labelled, Readable, loader
+from mim_core import checkpoint, inventory
+from mim_core.build import Parts, build_method, make_source, open_source, working
+from mim_core.data import DataSource, Labelled
 from mim_core.distributed import choose_device
-from mim_core.errors import MimError, unknown
+from mim_core.errors import MimError, unknown, warn
 from mim_core.evaluation import PRETRAINED, RAW, UNTRAINED, Features, Study
+from mim_core.folders import check_name, read_recipe
+from mim_core.kept import Store
 from mim_core.layout import Sample
+from mim_core.loading import Readable, loader
 from mim_core.method import Features as Encoded
 from mim_core.method import Method
 from mim_core.options import plain
@@ -31,6 +31,7 @@ from mim_core.recipe import EvaluateConfig, ResolvedRun, from_toml
 from mim_core.registry import Registry
 from mim_core.samples import finite_rows, known_entries
 from mim_core.tokenizer import Tokenizer, times, zeros
+from mim_core.version import __version__
 from mim_core.words import counted
 
 
@@ -47,16 +48,18 @@ def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Pat
             f"{folder} is a weights file, not a run. To make it one: mim-core import RECIPE {folder} --format NAME; "
             f"or start one from it: pretrain RECIPE --init {folder} --init-format NAME. Formats: {formats or 'none'}."
         )
-    path = folder if (folder / "state.json").exists() else checkpoint.newest(folder)
+    check_name(folder)
+    path = folder if os.path.lexists(folder / "state.json") else checkpoint.to_resume(folder, warn)
     if path is None:
         near = sorted(p.parent.name for p in folder.parent.glob("*/recipe.toml")) if folder.parent.is_dir() else []
         there = f" Runs beside it: {', '.join(near)}." if near else ""
         raise MimError(
             f"{folder} holds no whole checkpoint.{there} Train first: mim-core pretrain RECIPE --out {folder}"
         )
-    config = from_toml((path / "recipe.toml").read_text(), registry)
+    loaded = checkpoint.load(path)
+    config = from_toml(read_recipe(path / "recipe.toml"), registry)
     method = build_method(config, registry)
-    checkpoint.load_weights(method, checkpoint.load(path), averaged=checkpoint.has_average(path))
+    checkpoint.load_weights(method, loaded, averaged=checkpoint.has_average(path))
     return config, method, path
 
 
@@ -78,7 +81,7 @@ def extract(
     if method is not None:
         method.eval().to(device)
     rows, seen = torch.empty(0), torch.zeros(len(wanted))
-    for batch in loader(Readable(split.items), sampler, 0, Readable.collate):
+    for batch in loader(Readable(split.items, source.item_seconds), sampler, 0, Readable.collate):
         item = batch.pop("index", torch.empty(0))
         ready = source.finish({name: value.to(device) for name, value in batch.items()}) if batch else {}
         if change is not None and batch:
@@ -88,11 +91,11 @@ def extract(
             if method is not None and dist.is_initialized():  # a sharded method needs all ranks for each call
                 method.encode(zeros(source.shapes, source.ids, 1, device))
             continue
-        vectors = (
-            source.raw(ready)
-            if method is None
-            else _pooled(method.encode(known_entries(ready, source.shapes)), config.pool)
-        )
+        if method is None:
+            vectors = source.raw(ready)
+        else:
+            with working(method):
+                vectors = _pooled(method.encode(known_entries(ready, source.shapes)), config.pool)
         rows = rows if len(rows) else torch.zeros(len(wanted), vectors.shape[1])
         place = torch.searchsorted(wanted, item // split.views)
         rows.index_add_(0, place, vectors.float().cpu())
@@ -152,22 +155,6 @@ def _readable(
     a, b = (~values.isnan().any(dim=1) for values in (rows[RAW].train, rows[RAW].test))
     kept = {row: Features(features.train[a], features.test[b]) for row, features in rows.items()}
     return kept, (train[a], test[b])
-
-
-def _cached(path: Path, make: Any) -> Features:
-    """Features from disk, or made and written there."""
-    if path.exists():
-        return Features(**load_file(path))
-    made: Features = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    try:
-        save_file({name: value.contiguous() for name, value in vars(made).items()}, part)
-        part.rename(path)
-    except (OSError, SafetensorError):
-        part.unlink(missing_ok=True)  # it would fill what room is left
-        raise
-    return made
 
 
 def tokenizer_at(run: ResolvedRun, size: tuple[int, ...]) -> Tokenizer:
@@ -230,7 +217,8 @@ def _source(run: ResolvedRun, method: Method, size: tuple[int, ...] | None) -> t
         method.eval().encode(zeros(tokenizer.shapes, tokenizer.ids, 1))
     except ValueError as error:
         raise MimError(f"--size {times(size)}: {error}.") from error
-    note = f"Inputs of {times(size)}; the encoder was trained at {times(own)}, its positions follow the grid."
+    note = f"Inputs of {times(size)}; the encoder was trained at {times(own)}, its positions are interpolated to that "
+    note += "grid, as in an exported encoder."
     return open_source(run, tokenizer), [note]
 
 
@@ -293,9 +281,32 @@ def prepare_study(
 
     def pooled() -> Study:
         about = [plain(run.parts["data"].options), source.shapes, config.pool, *config.inputs]
-        return _pooled_study(source, config, methods, device, (store, path.name, about))
+        about += ["interpolated positions"] if size is not None else []
+        return _pooled_study(source, config, methods, device, partial(_store, store, path, run, registry, about))
 
     return RunStudy(config, pooled, sized, source=source, methods=methods, device=device)
+
+
+def _store(
+    folder: Path,
+    path: Path,
+    run: ResolvedRun,
+    registry: Registry,
+    about: list[Any],
+    source: DataSource,
+    splits: tuple[Labelled, Labelled],
+) -> Store:
+    """What keeps features of a checkpoint, for these data as they are now."""
+    versions = {**registry.versions(), "mim-core": __version__}
+    parts = {role: [part.name, plain(part.options)] for role, part in run.parts.items() if role != "data"}
+    return Store(
+        folder,
+        options=about,
+        data=[inventory.digest_of(source, splits), versions],
+        untrained=[parts, run.train.seed],
+        trained=checkpoint.identity_of(path),
+        step=path.name if path != folder.parent else "step",
+    )
 
 
 def _pooled_study(
@@ -303,10 +314,9 @@ def _pooled_study(
     config: EvaluateConfig,
     methods: Mapping[str, Callable[[], Method]],
     device: torch.device,
-    kept: tuple[Path, str, list[Any]],
+    keep: Callable[[DataSource, tuple[Labelled, Labelled]], Store],
 ) -> Study:
-    """Features of whole samples for every row. ``kept`` is the folder that keeps them, the checkpoint's name in it,
-    and what they depend on.
+    """Features of whole samples for every row. ``keep`` gives what keeps them.
 
     Raises:
         MimError: There are no labels.
@@ -314,20 +324,17 @@ def _pooled_study(
     train, test = source.labelled("train"), source.labelled("test")
     if min(len(train.labels), len(test.labels)) == 0:
         raise MimError("There are no labelled samples to train or to test the probes on.")
-    store, name, about = kept
-    text = json.dumps([*about, len(train.labels), len(test.labels)], sort_keys=True)
-    code = hashlib.sha256(text.encode()).hexdigest()[:12]
+    store, sizes = keep(source, (train, test)), (len(train.labels), len(test.labels))
 
     def both(row: str, change: Callable[[Sample], Sample] | None = None) -> Features:
         network = methods[row]() if row in methods else None
         splits = (extract(network, source, split, config, device, change=change) for split in (train, test))
         return Features(*splits)
 
-    files = {RAW: "raw", UNTRAINED: "untrained", PRETRAINED: name}
-    rows = {row: _cached(store / f"{file}-{code}.safetensors", partial(both, row)) for row, file in files.items()}
+    get = {RAW: store.raw, UNTRAINED: store.fresh, PRETRAINED: store.own}
+    rows = {row: keep_row(partial(both, row), sizes) for row, keep_row in get.items()}
     for label, change in source.controls().items():
-        file = store / f"{name}-{label.replace(' ', '-')}-{code}.safetensors"
-        rows[f"{PRETRAINED}, {label}"] = _cached(file, partial(both, PRETRAINED, change))
+        rows[f"{PRETRAINED}, {label}"] = store.own(partial(both, PRETRAINED, change), sizes, label)
     rows, labels = _readable(rows, train.labels, test.labels)
     notes = _notes((train, test), labels, config.inputs)
     if len(source.shapes) > 1:
@@ -343,5 +350,6 @@ def _notes(splits: tuple[Labelled, Labelled], kept: tuple[Tensor, Tensor], input
     notes = [f"{len(a):,} labelled training samples, {len(b):,} test samples, {classes}."]
     lost = len(train.labels) + len(test.labels) - len(a) - len(b)
     lacking = f", or lack {' and '.join(inputs)}," if inputs else ""
-    notes += [f"{lost:,} files cannot be used{lacking} and are left out."] if lost else []
+    verb = "is" if lost == 1 else "are"
+    notes += [f"{counted(lost, 'file')} cannot be used{lacking} and {verb} left out."] if lost else []
     return notes + [note for note in {train.note, test.note} if note]

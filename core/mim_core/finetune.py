@@ -16,14 +16,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mim_core.data import DataSource, Labelled, LabelledSource, Readable, loader
+from mim_core.data import DataSource, Labelled, LabelledSource
 from mim_core.encoder import Encoded, Encoder, init_transformer
 from mim_core.errors import MimError
 from mim_core.evaluation import MAJORITY, Score
 from mim_core.layout import Layout, Sample, tensor_tree
+from mim_core.loading import Readable, loader
 from mim_core.mask import Mask
 from mim_core.method import Features, Method, Outcome, encode_all
 from mim_core.norm import BatchNorm
+from mim_core.starting import positions_at
 from mim_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -147,15 +149,20 @@ class Supervised(Method):
     ) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
         """(batch, predictions), both on the host, over the items of a split that can be read, in their order. A batch
         has the items' ``index`` [b], and the ``sample`` [b] that each is a view of, with its ``label`` [b]."""
+        from mim_core.build import working
+
         self.eval().to(device)
         places = split.items_of(torch.arange(len(split.labels))).split(batch_size)
-        for batch in loader(Readable(split.items), [part.tolist() for part in places], 0, Readable.collate):
+        for batch in loader(
+            Readable(split.items, source.item_seconds), [part.tolist() for part in places], 0, Readable.collate
+        ):
             if not batch:
                 continue
             batch["sample"] = batch["index"] // split.views
             batch["label"] = split.labels[batch["sample"]]
             ready = source.finish({name: value.to(device) for name, value in batch.items()})
-            found = self(self.prepare(ready)).predictions
+            with working(self):
+                found = self(self.prepare(ready)).predictions
             yield batch, {name: value.float().cpu() for name, value in found.items()}
 
     def test(
@@ -335,6 +342,8 @@ def take_encoder(method: Supervised, other: Method, path: Path) -> list[str]:
         MimError: A weight is missing, not wanted, or of another shape; names it.
     """
     own, theirs = ({n: v for n, v in m.state_dict().items() if _is_kept(n)} for m in (method, other))
+    resized = positions_at(method, other, own, theirs)
+    theirs.update(resized)
     faults = [
         f"{name} is {tuple(theirs[name].shape)} there and {tuple(value.shape)} here"
         for name, value in own.items()
@@ -352,6 +361,7 @@ def take_encoder(method: Supervised, other: Method, path: Path) -> list[str]:
         )
     method.load_state_dict({name: value for name, value in theirs.items() if name in own}, strict=False)
     said = [f"new, and trained from its drawn values: {', '.join(added)}"] if added else []
+    said += [f"interpolated to the grid of this input size: {', '.join(resized)}"] if resized else []
     return said + ([f"in {path} and not used: {', '.join(dropped)}"] if dropped else [])
 
 

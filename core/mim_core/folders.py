@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from mim_core import checkpoint
+from mim_core import checkpoint, logs
 from mim_core.errors import MimError
 from mim_core.origins import with_earlier
+from mim_core.state import StateError, read_text
 
 
 def open_folder(folder: Path, recipe: str) -> dict[str, str]:
@@ -26,19 +25,30 @@ def open_folder(folder: Path, recipe: str) -> dict[str, str]:
     path = folder / "recipe.toml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        before = path.read_text() if path.exists() else None
-        if before is not None and checkpoint.newest(folder) is not None:
+        latest = checkpoint.to_resume(folder)
+        before = read_recipe(path, latest) if latest is not None and path.exists() else None
+        if before is not None:
             _same_run(before, recipe, folder)
             recipe = with_earlier(recipe, before)
         write_whole(path, recipe)
-        log = folder / "skipped.jsonl"
-        if log.exists():
-            return {entry["file"]: entry["reason"] for entry in json_lines(log)}
-        return {}
-    except tomllib.TOMLDecodeError as error:
-        raise MimError(f"{path} is damaged: {error}. Restore it, or choose another folder with --out.") from error
+        return {entry["file"]: entry["reason"] for entry in logs.mend(folder / logs.SKIPPED)}
     except OSError as error:
         raise MimError(f"The output folder {folder} cannot be written: {error}. Choose another with --out.") from error
+
+
+def check_name(folder: Path) -> None:
+    """Refuses a run's folder whose name is no UTF-8: files of tensors (safetensors) cannot be read there.
+
+    Raises:
+        MimError: It is such a name.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise MimError(
+            f"The name of the run's folder {folder} is not UTF-8, and files of tensors cannot be read there. "
+            "Choose another with --out, or rename it."
+        ) from None
 
 
 @contextmanager
@@ -100,12 +110,30 @@ def check_folder(folder: Path, recipe: str) -> None:
     Raises:
         MimError: The folder holds a run with other settings.
     """
-    path = folder / "recipe.toml"
+    path, latest = folder / "recipe.toml", checkpoint.to_resume(folder)
+    if latest is not None and path.exists():
+        _same_run(read_recipe(path, latest), recipe, folder)
+
+
+def read_recipe(path: Path, latest: Path | None = None) -> str:
+    """The text of a run's ``recipe.toml``, which is TOML.
+
+    Args:
+        path: The file.
+        latest: A whole checkpoint of the run, which has a copy.
+
+    Raises:
+        MimError: It is damaged.
+    """
     try:
-        if path.exists() and checkpoint.newest(folder) is not None:
-            _same_run(path.read_text(), recipe, folder)
-    except tomllib.TOMLDecodeError as error:
-        raise MimError(f"{path} is damaged: {error}. Restore it, or choose another folder with --out.") from error
+        text = read_text(path)
+        tomllib.loads(text)
+        return text
+    except (StateError, tomllib.TOMLDecodeError, RecursionError) as error:
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        copy = "" if latest is None else f" A copy is in its checkpoint: cp {latest / path.name} {path}"
+        remedy = copy or " Restore it, or choose another folder with --out."
+        raise MimError(f"{path} is damaged: {said}.{remedy}") from error
 
 
 def _same_run(before: str, now: str, folder: Path) -> None:
@@ -126,16 +154,6 @@ def _same_run(before: str, now: str, folder: Path) -> None:
         )
 
 
-def check_items(folder: Path, state: dict[str, Any], items: int) -> None:
-    """Refuses data of another size than a checkpoint's: samples would come in another order."""
-    before = state.get("items", items)
-    if before != items:
-        raise MimError(
-            f"The data has {items} items, and had {before} when the run in {folder} began; the order of samples would "
-            "not go on. Use the same data, or start a new run from these weights: --init and another --out."
-        )
-
-
 def write_whole(path: Path, text: str) -> None:
     """Writes a file under another name and renames it, so that on a full disk the one before it stays.
 
@@ -152,20 +170,11 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file whose last one may be torn."""
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
-
-
 def forget_after(folder: Path, step: int) -> None:
-    """Drops metrics and scores of steps that will be done again."""
-    for path in (folder / "metrics.jsonl", folder / "probes.jsonl"):
-        if path.exists():
-            kept = [line for line in json_lines(path) if line["step"] <= step]
-            part = path.with_suffix(".part")
-            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(part, path)
+    """Drops metrics and scores of steps that will be done again, and what is damaged of the others.
+
+    Raises:
+        MimError: A log is no regular file, or cannot be read.
+    """
+    for name in (logs.METRICS, logs.PROBES):
+        logs.mend(folder / name, lambda line: bool(line["step"] <= step))

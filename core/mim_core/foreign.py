@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mim_core.build import build_method
@@ -12,6 +14,7 @@ from mim_core.errors import MimError
 from mim_core.interop import State
 from mim_core.method import Method
 from mim_core.plugins import installed
+from mim_core.position import sincos_table
 from mim_core.recipe import Part, RunConfig, resolve
 
 HEAD = "heads.main.decoder."
@@ -81,3 +84,12 @@ def heads_of(name: str, given: Any, width: int, released: Mapping[str, Mapping[i
 def build(**parts: Part) -> Method:
     """The method of these parts; what they leave open has its default."""
     return build_method(resolve(RunConfig(parts=parts), installed()))
+
+
+def position_of(table: Tensor, grid: tuple[int, ...]) -> str:
+    """The kind of a table of positions [1, N, width] on a grid: "sincos" where it is the computed one, within 1e-3,
+    else "learned"."""
+    width = table.shape[-1]
+    if width < 2 * len(grid) or table.shape[1] != math.prod(grid):
+        return "learned"
+    return "sincos" if torch.allclose(table[0].float().cpu(), sincos_table(grid, width), atol=1e-3) else "learned"

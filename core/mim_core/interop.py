@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mim_core.errors import MimError
+from mim_core.errors import MimError, warn
 from mim_core.method import Method
 from mim_core.plugins import installed
 from mim_core.registry import Registry
+from mim_core.tensors import write_tensors
+from mim_core.weights_files import read_sizes, read_weights, said_of
+from mim_core.words import counted
 
 State = Mapping[str, Tensor]
 
@@ -41,7 +44,17 @@ def import_checkpoint(
     if isinstance(state, (str, Path)):
         state, found = read_state(Path(state))
         sizes = {**found, **sizes}
-    return importer(clean(state), **sizes)
+    weights = clean(state)
+    try:
+        return importer(weights, **sizes)
+    except MimError:
+        raise
+    except Exception as error:
+        if not isinstance(path_or_state, (str, Path)):
+            raise
+        raise MimError(
+            f"{path_or_state} does not make a method of the format {format!r}, with these sizes: {said_of(error)}"
+        ) from error
 
 
 def read_state(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -51,35 +64,18 @@ def read_state(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
         raise MimError(f"No weights at {path}.")
     sizes: dict[str, Any] = {}
     if path.is_dir():
-        config = path / "config.json"
-        sizes = json.loads(config.read_text()) if config.exists() else {}
+        sizes = read_sizes(path)
         files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()]
         if not files:
-            raise MimError(f"{path} holds neither model.safetensors nor pytorch_model.bin.")
+            several = sorted(each.name for each in path.glob("*.index.json"))
+            why = (
+                f" Its weights are in several files ({several[0]}), which are not read: save it as one."
+                if several
+                else ""
+            )
+            raise MimError(f"{path} holds neither model.safetensors nor pytorch_model.bin.{why}")
         path = files[0]
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path), sizes
-        # MAE, SimMIM and others keep settings beside the weights, as objects of their own classes: inert ones take
-        # their place
-        known: list[Any] = [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)]
-        with torch.serialization.safe_globals(known):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise MimError(
-            f"{path} cannot be read as weights: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise MimError(f"{path} holds a {type(content).__name__}, not weights by name.")
-    return content, sizes
-
-
-class _Inert:
-    """Stands for every class that a file names: whatever it is given, it becomes an empty dict. So no code of the
-    file's runs."""
-
-    def __new__(cls, *given: Any, **named: Any) -> Any:
-        return OrderedDict()
+    return read_weights(path), sizes
 
 
 def clean(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -92,7 +88,7 @@ def clean(state: Mapping[str, Any]) -> dict[str, Tensor]:
     for name in ("model", "model_state", "base_model", "state_dict", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not state:
         raise MimError(
             f"There are no weights in it; its entries are: {', '.join(map(str, list(content)[:8])) or 'none'}."
@@ -160,13 +156,28 @@ def fill_weights(module: nn.Module, state: State, source: Mapping[str, str], unu
         else:
             moved[ours] = value.reshape(own[ours].shape)
     if faults:
-        raise MimError(f"These weights do not fit ({len(faults)} differences):\n  " + "\n  ".join(faults[:20]))
+        raise MimError(
+            f"These weights do not fit ({counted(len(faults), 'difference')}):\n  " + "\n  ".join(faults[:20])
+        )
     module.load_state_dict(moved, strict=True)
 
 
-def export_timm(method: Method, path: Path, extra: Mapping[str, str] | None = None) -> str:
+def export_timm(
+    method: Method,
+    path: Path,
+    extra: Mapping[str, str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    classes: tuple[str, ...] = (),
+) -> str:
     """Writes the encoder as safetensors under timm's names, with how to load it in the metadata. Returns that line of
-    Python.
+    Python. A classifier with one linear layer keeps it, where timm pools as it does.
+
+    Args:
+        method: Has the encoder.
+        path: The file.
+        extra: More metadata.
+        inputs: What timm should know of the inputs, under timm's names: ``mean``, ``std``, ``interpolation``, ...
+        classes: Names of a classifier's classes.
 
     Raises:
         MimError: The method has no single patch tokenizer in front of an encoder that timm knows.
@@ -195,13 +206,79 @@ def export_timm(method: Method, path: Path, extra: Mapping[str, str] | None = No
     }
     weights = {f"patch_embed.{key}": value for key, value in tokenizer.state_dict().items()}
     weights.update(encoder.timm_weights())
+    head, pool = _timm_head(method, arguments)
+    if head:
+        weights.update(head)
+        arguments = {**arguments, "num_classes": len(head["head.bias"]), "global_pool": pool}
     weights = _as_timm_has_it(name, arguments, weights)
     shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     eps = getattr(encoder.config, "norm_eps", 1e-6)
     if eps != 1e-6 and getattr(encoder.config, "name", None) is None:  # timm's own is 1e-6
         shown += f", norm_layer=functools.partial(torch.nn.LayerNorm, eps={eps!r})"
+    known = {"input_size": (config.channels, *config.size), "num_classes": arguments["num_classes"], **(inputs or {})}
+    shown += f", pretrained_cfg_overlay={known!r}"
     line = f'timm.create_model("{name}", {shown}, checkpoint_path="{path.name}")'
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"timm_model": name, "timm_arguments": json.dumps(arguments), "load": line, **(extra or {})}
-    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, path, metadata=metadata)
+    metadata["timm_config"] = json.dumps(known)
+    if head and classes:
+        metadata["classes"] = json.dumps(list(classes))
+    write_tensors(path, {key: value.detach().cpu().contiguous() for key, value in weights.items()}, metadata)
     return line
+
+
+def _timm_head(method: Method, arguments: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """A classifier's linear layer under timm's names, and how timm pools for it; empty, with a warning, where timm has
+    no such head."""
+    from mim_core.finetune import Classifier, Supervised
+
+    if not isinstance(method, Supervised):
+        return {}, ""
+    pools = {"mean": "avg", "prefix": "token", "max": "max"} if "fc_norm" in arguments else {"prefix": "token"}
+    pool = pools.get(method.config.pool) if isinstance(method, Classifier) else None
+    if pool is None or not isinstance(method, Classifier) or method.config.head != "linear":
+        warn("timm has no head like this run's, so the file has the encoder alone: num_classes is 0.")
+        return {}, ""
+    return {f"head.{name}": value for name, value in method.head[-1].state_dict().items()}, pool  # type: ignore
+
+
+def read_export(path: Path, registry: Registry) -> nn.Module | None:
+    """Tokenizer and encoder of a file that ``export`` wrote, as ``tokenizer`` and ``encoder`` of a module; None for
+    other files.
+
+    Raises:
+        MimError: The file was written before exports held their recipe, or its weights do not fit it.
+    """
+    from mim_core.build import build_method
+    from mim_core.recipe import from_toml
+
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+    except SafetensorError as error:
+        raise MimError(f"{path} cannot be read as weights: {error}") from error
+    if "timm_model" not in about:
+        return None
+    if "run" not in about:
+        raise MimError(f"{path} is an export of an earlier version, without its recipe. Export the run again.")
+    method = build_method(from_toml(about["run"], registry), registry)
+    found = nn.Module()
+    found.tokenizer, found.encoder = method.tokenizer, method.encoder
+    state = load_file(path)
+    names = {name: _exported_name(name) for name in found.state_dict() if name != "encoder.mask_token"}
+    if "pos_embed" in state:
+        state["pos_embed"] = state["pos_embed"][:, -found.encoder.position.table.shape[1] :]  # type: ignore
+    faults = [theirs for theirs in names.values() if theirs not in state]
+    if faults:
+        raise MimError(f"{path} lacks weights of its run's encoder: {', '.join(faults[:8])}. Use the run: --init RUN")
+    found.load_state_dict({ours: state[theirs] for ours, theirs in names.items()}, strict=False)
+    return found
+
+
+def _exported_name(ours: str) -> str:
+    """Our name of a weight -> that in an export."""
+    if ours == "encoder.position.table":
+        return "pos_embed"
+    return ours.replace("tokenizer.", "patch_embed.", 1) if ours.startswith("tokenizer.") else ours[len("encoder.") :]

@@ -6,37 +6,40 @@ RUN/
     metrics.jsonl      one line per reading of the metrics
     probes.jsonl       one line per judgement of the features during training
     skipped.jsonl      one line per bad file, once each
+    files.jsonl.gz     the items that it began with, see inventory.py
     checkpoints/       see checkpoint.py
 """
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mim_core import checkpoint, distributed, folders, observers, trackers
+from mim_core import checkpoint, distributed, folders, inventory, observers, trackers
+from mim_core.advice import advise
 from mim_core.average import WeightAverage
 from mim_core.build import build_method, check_data, make_source
 from mim_core.cost import step_cost
 from mim_core.data import DataSource
 from mim_core.distributed import World
-from mim_core.errors import MimError, RankError, warn
+from mim_core.errors import MimError, RankError, ReadersGone, warn
+from mim_core.loading import end_readers
 from mim_core.method import Method
 from mim_core.online import OnlineProbe
 from mim_core.optimizer import make_optimizer
 from mim_core.progress import Reporter, duration
 from mim_core.recipe import ResolvedRun, TrainConfig, to_toml
 from mim_core.registry import Registry
+from mim_core.signals import TIME_LIMIT, stop_signals
 from mim_core.strategy import Engine, share
 from mim_core.trainer import Trainer
 from mim_core.words import counted
@@ -106,6 +109,7 @@ class Run:
 def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | None = None) -> Run:
     """Builds all that a run needs; writes nothing. ``world`` is this process alone where none is given."""
     train = config.train
+    folders.check_name(folder)
     if train.schedule == "steps" and not train.milestones:
         raise MimError("--train.schedule steps needs --train.milestones, in epochs.")
     world = world or distributed.alone(distributed.choose_device(train.device))
@@ -126,7 +130,7 @@ def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | 
     trackers.check(train.track)
     check_data(config, method, source)
     if world.first:
-        _advise(train, len(source))
+        advise(train, len(source))
     return Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps)
 
 
@@ -136,27 +140,10 @@ def _facts(run: Run) -> dict[str, str]:
     names = [Path(run.source.name_of(i * count // 64)).name for i in range(64)] if count else []
     parts = [(role, part.name) for role, part in run.config.parts.items()]
     texts = {"settings": repr((run.train, run.config.evaluate, parts)), "files": "\n".join(names)}
-    return {"items": str(count), **{k: hashlib.sha256(v.encode()).hexdigest()[:12] for k, v in texts.items()}}
-
-
-def _advise(train: TrainConfig, items: int) -> None:
-    """Warns of settings that are allowed and rarely meant."""
-    if 0 < train.epochs <= train.warmup_epochs:
-        warn(
-            f"the warm-up of {counted(train.warmup_epochs, 'epoch')} is as long as the run of {train.epochs:g}: the "
-            f"learning rate never reaches its peak. Shorten it: --train.warmup-epochs {train.epochs / 20:g}"
-        )
-    if round(train.epochs * items / train.batch_size) <= 1:
-        warn(
-            f"the whole run is 1 step: {counted(train.epochs, 'epoch')} of {counted(items, 'item')}. For 20 steps: "
-            f"--train.epochs {20 * train.batch_size / items:.3g}"
-        )
-    if train.batch_size > items:
-        smaller = 2 ** min(6, items.bit_length() - 1) if items else 1
-        warn(
-            f"one step takes {counted(train.batch_size, 'sample')} and there {'is' if items == 1 else 'are'} {items}: "
-            f"an epoch is less than a step. For a small collection try --train.batch-size {smaller}."
-        )
+    return {
+        "items": str(count),
+        **{k: hashlib.sha256(v.encode(errors="surrogateescape")).hexdigest()[:12] for k, v in texts.items()},
+    }
 
 
 def train(run: Run, quiet: bool = False) -> bool:
@@ -192,8 +179,8 @@ class _Session:
             reporter = Reporter(run.config.recipe or run.folder.name, run.step, run.steps, quiet=self.quiet)
             if run.step >= run.steps:
                 reporter.say(
-                    f"{run.folder} is complete: {run.step} steps. To go on with its weights in a new run: --init "
-                    f"{run.folder} --out ANOTHER"
+                    f"{run.folder} is complete: {counted(run.step, 'step')}. To go on with its weights in a new run: "
+                    f"--init {run.folder} --out ANOTHER"
                 )
                 return True
             if run.world.first:
@@ -221,16 +208,11 @@ class _Session:
         run = self.run
         if isinstance(error, MimError):
             return self.world.error(str(error))
-        if "DataLoader" in str(error):  # the loader raises plain ones, anywhere: a signal tells it of its children
-            for child in multiprocessing.active_children():
-                with suppress(RuntimeError):
-                    child.kill()  # one that hangs would be waited for at the end
-            for _ in range(3):
-                with suppress(RuntimeError):  # it tells of each
-                    time.sleep(0.1)
+        if isinstance(error, ReadersGone) or "DataLoader" in str(error):
+            end_readers()
             return self.world.error(
                 f"a process that reads data is gone, or gave nothing for {run.train.timeout:g} s (--train.timeout): "
-                f"{str(error).splitlines()[0]}. The last checkpoint stays. --train.workers 0 shows where it happens."
+                f"{str(error).splitlines()[0]} The last checkpoint stays. --train.workers 0 shows where it happens."
             )
         if not isinstance(error, OSError):
             return None
@@ -249,14 +231,16 @@ class _Session:
             self.stack.enter_context(folders.locked(run.folder))
             skipped = folders.open_folder(run.folder, self.recipe)
             self.recipe = (run.folder / "recipe.toml").read_text()  # with the versions that it was trained with before
-            latest = checkpoint.newest(run.folder, warn)
+            latest = checkpoint.to_resume(run.folder, warn)
             if latest is None:
                 folders.forget_after(run.folder, 0)
+                inventory.record(run.folder, run.source)
                 return skipped, None, {}
             loaded = checkpoint.load(latest)
-            folders.check_items(run.folder, loaded.state, len(run.source))
-            checkpoint.check_weights(run.method, loaded)
+            inventory.check_items(run.folder, loaded.state, run.source)
+            checkpoint.check(loaded, run.method, self.optimizer, self.average)
             folders.forget_after(run.folder, loaded.step)
+            inventory.record(run.folder, run.source)
             return skipped, latest, {"step": loaded.step}
 
         skipped, latest, state = self.world.on_first(look)
@@ -283,12 +267,14 @@ class _Session:
         """The steps of a run, its checkpoints, and the reasons to stop."""
         run, train, world = self.run, self.run.train, self.world
         began, saved, reason = time.monotonic(), run.step, 0
-        with reporter, _stop_signals() as stop:
-            trainer = Trainer(run, self.engine, self.optimizer, self.average, reporter)
+        with reporter, stop_signals() as stop:
+            trainer = Trainer(run, self.engine, self.optimizer, self.average, reporter, stop)
             if run.step == 0:
                 self._judge(trainer, reporter)
-            for _ in trainer:
+            for _ in self._until_stopped(trainer, stop):
                 reporter.advance(run.step)
+                if run.device.type == "cpu":  # a GPU works on while the host asks: its first metrics tell
+                    reporter.estimate(run.step)
                 if train.max_hours is not None and time.monotonic() - began >= train.max_hours * 3600:
                     stop.append(TIME_LIMIT)
                 world.phase(run.step, "between steps")
@@ -303,12 +289,21 @@ class _Session:
         world.settle()
         done = run.step >= run.steps
         if done:
-            reporter.say(f"Done: {run.steps} steps in {duration(time.monotonic() - began)}; {run.folder}")
+            reporter.say(f"Done: {counted(run.steps, 'step')} in {duration(time.monotonic() - began)}; {run.folder}")
             run.observe("mim_run_finished")
         else:
             why = f"the time limit of {train.max_hours} h" if reason == TIME_LIMIT else signal.Signals(reason).name
             reporter.say(f"Stopped by {why} at step {saved} of {run.steps}. The same command goes on from there.")
         return done
+
+    def _until_stopped(self, trainer: Trainer, stop: list[int]) -> Iterator[None]:
+        """The steps. A run of one process that was told to stop while no batch came ends with what it has."""
+        try:
+            yield from trainer
+        except ReadersGone:
+            if not stop or self.world.size > 1:
+                raise
+            yield
 
     def _judge(self, trainer: Trainer, reporter: Reporter) -> None:
         """Judges the features where it is time to."""
@@ -338,36 +333,3 @@ class _Session:
         path = self.world.on_first(lambda: checkpoint.save(run.folder, contents, run.step, self.recipe, extra, keep))
         run.observe("mim_checkpoint_saved", path=path)
         return run.step
-
-
-TIME_LIMIT = 1000
-"""Stands among the numbers of signals for the end of ``--train.max-hours``."""
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Signals that save and stop a run: Ctrl-C, a launcher's or scheduler's, and SLURM's warning (docs/cluster.md)."""
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that holds the signal's number once one came. A second Ctrl-C, a second later or more, stops at once; a
-    launcher may pass the first on."""
-    stop: list[int] = []
-    before: dict[signal.Signals, Any] = {}
-    came = 0.0
-
-    def note(number: int, frame: object) -> None:
-        nonlocal came
-        if number == signal.SIGINT and stop and time.monotonic() - came > 1:
-            raise KeyboardInterrupt
-        came = came or time.monotonic()
-        stop.append(number)
-
-    try:
-        for number in STOPS:
-            before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread, as in some notebooks: signals stay as they were
-        pass
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -166,6 +166,8 @@ class RandomMasker(Masker):
         check_ratio(config.ratio)
         if config.masks < 1:
             raise ValueError(f"masks must be at least 1, got {config.masks}")
+        if config.masks > 10_000:
+            raise ValueError(f"masks must be at most 10,000 of each sample, got {config.masks:,}")
         self.per_sample = config.masks
 
     def count(self, layout: Layout) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
 from mim_core.errors import MimError
+from mim_core.words import counted
 
 
 class Noise(DataSource):
@@ -59,4 +60,4 @@ class Noise(DataSource):
 
     def plan(self) -> dict[str, str]:
         """That nothing will be learned."""
-        return {"data": f"noise, {len(self):,} items: for measuring speed and trying things out"}
+        return {"data": f"noise, {counted(len(self), 'item')}: for measuring speed and trying things out"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mim_core import folders, randomness
+from mim_core import logs, randomness
 from mim_core.average import WeightAverage
 from mim_core.data import Labelled
 from mim_core.errors import MimError
@@ -87,7 +87,7 @@ class OnlineProbe:
         """The scores of the line of step 0: these, where it is being written."""
         if self.run.step == 0:
             return scores
-        before = folders.json_lines(self.path) if self.path.exists() else ()
+        before = logs.read(self.path)
         return next(([Score(**s) for s in line["scores"]] for line in before if line["step"] == 0), [])
 
     def _both(self, method: Method | None) -> Features:

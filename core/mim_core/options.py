@@ -105,3 +105,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def check_text(role: str, options: Mapping[str, Any]) -> None:
+    """Refuses a part's options, as `plain` has them, whose text TOML cannot hold.
+
+    Raises:
+        MimError: The bytes of a name are no UTF-8.
+    """
+    for name, value in options.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise MimError(
+                    f"--{role}.{name.replace('_', '-')} {text}: this name is not UTF-8, and a recipe (TOML) can hold "
+                    "no other. Rename it, or give a link to it: ln -s NAME OTHER"
+                )

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
 from mim_core import checkpoint
+from mim_core.advice import peak_rate
 from mim_core.cost import step_cost
 from mim_core.layout import Layout
 from mim_core.loop import Run
 from mim_core.mask import Mask
 from mim_core.method import Method
-from mim_core.optimizer import learning_rate
+from mim_core.pace import SMALL, time_of
 from mim_core.strategy import chosen
+from mim_core.terminal import console, tell
 from mim_core.tokenizer import times
-from mim_core.words import counted
+from mim_core.words import counted, rounded
 
 
 def count_parameters(module: nn.Module | None) -> int:
@@ -44,13 +45,21 @@ def _unit_rows(layout: Layout, mask: Mask, samples: int) -> dict[str, str]:
     }
 
 
-def _each(steps: float) -> str:
-    """ "1,200 steps", "2.5 steps", "0.031 steps": three digits where they matter."""
-    return counted(round(steps) if steps >= 1000 else float(f"{steps:.3g}"), "step")
+def _parameters(method: Method, parameters: int) -> str:
+    encoder = count_parameters(getattr(method, "encoder", None)) + count_parameters(getattr(method, "tokenizer", None))
+    return (
+        f"{amount(parameters, '')}: encoder with tokenizer {amount(encoder, '')}, the rest "
+        f"{amount(parameters - encoder, '')}"
+    )
 
 
-def plan_rows(run: Run) -> dict[str, str]:
-    """The plan, label by label."""
+def plan_rows(run: Run, timed: bool = False) -> dict[str, str]:
+    """The plan, label by label.
+
+    Args:
+        run: What is planned.
+        timed: Whether to say how long it takes, by a few steps; the run's weights are no longer its own afterwards.
+    """
     method: Method = run.method
     train = run.train
     micro = run.micro
@@ -63,24 +72,21 @@ def plan_rows(run: Run) -> dict[str, str]:
     tokenizer = getattr(method, "tokenizer", None)
     if mask is not None and tokenizer is not None:
         rows.update(_unit_rows(tokenizer.layout, mask, run.samples_per_step * run.steps))
-    encoder = count_parameters(getattr(method, "encoder", None)) + count_parameters(tokenizer)
-    rows["parameters"] = (
-        f"{amount(parameters, '')}: encoder with tokenizer {amount(encoder, '')}, the rest "
-        f"{amount(parameters - encoder, '')}"
-    )
+    rows["parameters"] = _parameters(method, parameters)
     each = run.source.samples_per_item
     made = f" ({train.batch_size:,} items, {each} samples of each)" if each > 1 else ""
     rows["steps"] = (
         f"{counted(run.steps, 'step')}, each of {counted(run.samples_per_step, 'sample')}{made}; "
-        f"{counted(train.epochs, 'epoch')}, each of {_each(run.steps_per_epoch)}"
+        f"{counted(rounded(train.epochs), 'epoch')}, each of {counted(rounded(run.steps_per_epoch), 'step')}"
     )
     if run.world.size > 1:
         rows["ranks"] = f"{run.world.size}, {chosen(train, run.world.size)}"
     if micro != train.batch_size:
         several = counted(run.accumulation, "micro-batch", "micro-batches")
         rows["batch"] = f"{counted(run.world.size, 'rank')} x {several} of {micro}"
-    peak = max(learning_rate(s, run.steps_per_epoch, train) for s in range(0, run.steps, max(1, run.steps // 200)))
-    rows["learning rate"] = f"up to {peak:.3g}, {train.schedule}; {counted(train.warmup_epochs, 'epoch')} of warm-up"
+    peak = peak_rate(train, len(run.source), run.steps)
+    warmup = counted(rounded(train.warmup_epochs), "epoch")
+    rows["learning rate"] = f"up to {peak:.3g}, {train.schedule}; {warmup} of warm-up"
     rows["operations"] = (
         f"{amount(operations, 'FLOP')} per sample, {amount(operations * run.samples_per_step, 'FLOP')} per step, "
         f"{amount(operations * run.samples_per_step * run.steps, 'FLOP')} in all"
@@ -90,6 +96,8 @@ def plan_rows(run: Run) -> dict[str, str]:
         f"about {amount(parameters * 16 + held, 'B')} in fp32: {amount(parameters * 16, 'B')} weights, gradients and "
         f"moments, {amount(held, 'B')} activations"
     )
+    if timed:
+        rows["time"] = time_of(run, operations, parameters * 16 + activations * SMALL * each)
     rows["device"] = f"{run.device}, {train.precision}"
     newest = checkpoint.newest(run.folder)
     rows["output"] = f"{run.folder}" + (f", resuming {newest.name}" if newest else "")
@@ -101,8 +109,7 @@ def print_plan(run: Run) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, text in plan_rows(run).items():
+    for label, text in plan_rows(run, timed=True).items():
         table.add_row(label, escape(text))
-    console = Console(highlight=False)
-    (console if console.is_terminal else Console(highlight=False, width=160)).print(table)
-    console.print("Nothing was written. Leave --dry-run out to start.")
+    console().print(table)
+    tell("Nothing was written. Leave --dry-run out to start.")

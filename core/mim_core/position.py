@@ -41,7 +41,8 @@ def sincos_table(grid: tuple[int, ...], width: int, last: bool = True) -> Float[
 
 
 class SinCosPosition(nn.Module):
-    """Fixed positions on a grid, see `sincos_table`. Another grid than the one built for is computed when it comes."""
+    """Fixed positions on a grid, see `sincos_table`. For another grid than the one built for, the table is interpolated
+    as trained positions are, see `resampled`."""
 
     table: Tensor
 
@@ -49,17 +50,34 @@ class SinCosPosition(nn.Module):
         super().__init__()
         self.width, self.last = width, last
         self.grids = _grids(layout)
-        self.register_buffer("table", self._make(self.grids)[None])
-
-    def _make(self, grids: tuple[tuple[int, ...], ...]) -> Tensor:
-        return torch.cat([sincos_table(grid, self.width, self.last) for grid in grids])
+        self.names = tuple(name for name, _ in layout.segments)
+        self.register_buffer("table", torch.cat([sincos_table(grid, width, last) for grid in self.grids])[None])
 
     def forward(self, layout: Layout) -> Float[Tensor, "1 N width"]:
         """The positions of every unit, shared by all rows."""
-        grids = _grids(layout)
-        if grids == self.grids:
+        grids, names = _grids(layout), tuple(name for name, _ in layout.segments)
+        if grids == self.grids and names == self.names:
             return self.table
-        return self._make(grids)[None].to(self.table)
+        shares = self.table.split([math.prod(grid) for grid in self.grids], dim=1)
+        known = dict(zip(self.names or ("",), zip(self.grids, shares, strict=True), strict=True))
+        found = []
+        for name, grid in zip(names or ("",), grids, strict=True):
+            own, table = known.get(name, (None, self.table))
+            if own is None or len(own) != len(grid):
+                found.append(sincos_table(grid, self.width, self.last)[None].to(self.table))
+            else:
+                found.append(resampled(table, own, grid))
+        return torch.cat(found, dim=1)
+
+
+def resampled(table: Float[Tensor, "B N width"], own: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+    """Positions on the grid ``own``, interpolated to the grid ``new``: [B, N', width]. On two axes bicubic with
+    antialiasing, as timm does for another input size; on one or three linear."""
+    if own == new or len(own) != 2:
+        return _resized(table, own, new)
+    spread = table.float().transpose(1, 2).unflatten(2, own)
+    found = F.interpolate(spread, size=new, mode="bicubic", antialias=True)
+    return found.flatten(2).transpose(1, 2).to(table.dtype)
 
 
 def flat_table(count: int, width: int) -> Float[Tensor, "count width"]:
@@ -134,15 +152,20 @@ def _resized(table: Float[Tensor, "B N width"], own: tuple[int, ...], new: tuple
 
 
 class LearnedPosition(nn.Module):
-    """One trained vector per unit; another number of units is an error."""
+    """One trained vector per unit. For another grid the table is interpolated, see `resampled`; another number of units
+    that lie on no grid is an error."""
 
     def __init__(self, layout: Layout, width: int) -> None:
         super().__init__()
+        self.grid = layout.grid
         self.table = nn.Parameter(torch.empty(1, layout.count, width))
         trunc_normal_(self.table, std=0.02)
 
     def forward(self, layout: Layout) -> Float[Tensor, "1 N width"]:
         """The positions of every unit, shared by all rows."""
+        own, new = self.grid, layout.grid
+        if own is not None and new is not None and len(own) == len(new) and math.prod(own) == self.table.shape[1]:
+            return resampled(self.table, own, new)
         if layout.count != self.table.shape[1]:
             raise ValueError(
                 f"learned positions are for {self.table.shape[1]} units; this input has {layout.count} (grid "

@@ -117,7 +117,7 @@ def _drawn_from(before: Any, after: Any) -> bool:
     numbers are those of before, or follow from them."""
     generator = random.Random()
     generator.setstate(before)
-    for _ in range(4):
+    for _ in range(64):  # other threads may draw meanwhile
         if generator.getstate()[1][:-1] == after[1][:-1]:
             return True
         generator.getrandbits(32 * 624)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mim_core.words import speed
+from mim_core.terminal import console, tell
+from mim_core.words import counted, speed
 
 
 def duration(seconds: float) -> str:
@@ -21,6 +20,20 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def lasting(seconds: float) -> str:
+    """How long a run takes, roughly: 42 s, 3 min, 9.6 h, 10 days."""
+    for unit, name, until in ((1, "s", 90), (60, "min", 5400), (3600, "h", 48 * 3600)):
+        if seconds < until:
+            value = seconds / unit
+            return f"{value:.2g} {name}" if value < 9.95 else f"{value:.0f} {name}"
+    days = seconds / 86400
+    return f"{days:.2g} days" if days < 9.95 else f"{days:,.0f} days"
+
+
+LONG = 600
+"""Seconds from which on a run's time is told after its second step."""
 
 
 class Reporter:
@@ -36,10 +49,11 @@ class Reporter:
 
     def __init__(self, name: str, first: int, steps: int, every: float = 10.0, quiet: bool = False) -> None:
         self.name, self.first, self.steps, self.every, self.quiet = name, first, steps, every, quiet
-        self.console = Console(stderr=True)
+        self.console = console(error=True, wide=False)
         self.bar: Progress | None = None
         self.task: Any = None
         self.started = self.spoken = time.monotonic()
+        self.second: float | None = None
 
     def __enter__(self) -> Reporter:
         if self.console.is_terminal and not self.quiet:
@@ -67,6 +81,21 @@ class Reporter:
         if self.bar is not None:
             self.bar.update(self.task, completed=step)
 
+    def estimate(self, step: int) -> None:
+        """Says how long a long run will take, once, by the step after the first, which warms up."""
+        if self.quiet or step - self.first > 2:
+            return
+        now = time.monotonic()
+        if self.second is None or step - self.first < 2:
+            self.second = now
+            return
+        each = now - self.second
+        if each * (self.steps - step) >= LONG:
+            self.say(
+                f"{self.name}: a step takes {lasting(each)}, so {counted(self.steps - step, 'step')} take about "
+                f"{lasting(each * (self.steps - step))}."
+            )
+
     def metrics(self, step: int, epoch: float, loss: float, rate: float) -> None:
         """New metrics are known; ``rate`` is in samples per second."""
         if self.quiet:
@@ -93,4 +122,4 @@ class Reporter:
         if self.bar is not None:
             self.bar.console.print(text, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            tell(text, error=True)

@@ -54,7 +54,9 @@ def make_key(
 @functools.cache
 def name_code(name: str) -> int:
     """A stream's name as a signed 64-bit integer, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "little", signed=True
+    )
 
 
 def bits(key: Int[Tensor, " B"], stream: str, count: int) -> Int[Tensor, "B count"]:

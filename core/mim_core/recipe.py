@@ -27,7 +27,7 @@ from mim_core.described import NotPlain, as_float, describe
 from mim_core.dropping import drop
 from mim_core.errors import MimError, nearest, one_line
 from mim_core.kinds import ROLES
-from mim_core.options import NONE, fill, plain
+from mim_core.options import NONE, check_text, fill, plain
 from mim_core.origins import told_of_changes
 from mim_core.registry import Entry, Registry
 
@@ -95,6 +95,9 @@ class TrainConfig:
     """Only operations that give the same bits every time, on a GPU too; slower."""
     timeout: float = 600.0
     """Seconds without an answer from another device, or from a process that reads data, after which the run ends."""
+    item_timeout: float = 60.0
+    """Seconds that reading an item may take; one that takes longer counts as bad: named in skipped.jsonl and replaced.
+    0: no limit."""
     track: tuple[str, ...] = ()
     """Trackers that are told the metrics: tensorboard, wandb, mlflow, trackio."""
     seed: int = 0
@@ -114,8 +117,17 @@ class TrainConfig:
         for name in ("batch_size", "lr_batch", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise MimError(f"train: option {name!r} must be at least 1, got {getattr(self, name)}")
-        numbers = ("epochs", "base_lr", "warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "timeout")
-        for name in numbers:
+        numbers = (
+            "epochs",
+            "base_lr",
+            "warmup_epochs",
+            "warmup_lr",
+            "min_lr",
+            "weight_decay",
+            "timeout",
+            "item_timeout",
+        )
+        for name in (*numbers, "item_timeout"):
             if not math.isfinite(getattr(self, name)):
                 raise MimError(f"train: option {name!r} must be a finite number, got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -128,11 +140,13 @@ class TrainConfig:
             raise MimError(f"train: option 'micro_batch' must be at least 1, got {self.micro_batch}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise MimError(f"train: option 'ema' must lie between 0 and 1, got {self.ema}")
-        if self.timeout < 1:
-            raise MimError(f"train: option 'timeout' must be at least 1 second, got {self.timeout}")
+        if not 1 <= self.timeout <= 2e6:  # the system counts milliseconds in 32 bits
+            raise MimError(f"train: option 'timeout' must be 1 to 2,000,000 seconds, got {self.timeout:g}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise MimError(f"train: option 'seed' must fit into 64 bits, got {self.seed}")
         if self.workers < 0:
             raise MimError(f"train: option 'workers' must be 0 or more, got {self.workers}")
-        for name in ("base_lr", "warmup_epochs", "warmup_lr", "min_lr", "weight_decay"):
+        for name in ("base_lr", "warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "item_timeout"):
             if getattr(self, name) < 0:
                 raise MimError(f"train: option {name!r} must not be negative, got {getattr(self, name)}")
         if self.clip_grad is not None and self.clip_grad <= 0:
@@ -411,6 +425,8 @@ def _toml(
         target = tables.setdefault(scope, {}) if scope else tables
         target[last] = {"use": name, **{key: value for key, value in options.items() if value != {}}}
     tables["train"], tables["evaluate"] = map(plain, sections)
+    for role, (_, options) in {**parts, "train": ("", plain(sections[0]))}.items():
+        check_text(role, options)
     return tomli_w.dumps(tables)
 
 

@@ -4,31 +4,34 @@ where the data source makes one, a page per head on which samples can be turned.
 from __future__ import annotations
 
 import base64
-import json
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mim_core import curves
+from mim_core import curves, logs
 from mim_core.build import make_source
-from mim_core.data import DataSource, Picture, Readable
-from mim_core.errors import MimError
-from mim_core.evaluation import Score, cell, columns_of
+from mim_core.data import DataSource, Picture
+from mim_core.errors import MimError, one_line, warn
+from mim_core.evaluation import cell, columns_of
 from mim_core.features import load_run
 from mim_core.folders import write_whole
 from mim_core.layout import Layout, Patches
+from mim_core.loading import Readable
 from mim_core.method import Head, MaskedAutoencoder, Method
 from mim_core.recipe import to_toml
 from mim_core.registry import Registry
+from mim_core.state import read_state
 from mim_core.tokenizer import JoinedTokenizer, Tokenizer
+from mim_core.words import counted, shown
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,9 @@ def reconstruct(
 ) -> dict[str, Rebuilt]:
     """Hides, predicts and joins, for every head whose target has a way back to the input space. The first mask of each
     sample is shown; ``mask`` is drawn, or given as `Method.prepare` takes it."""
-    was_training = method.training
-    method.eval()
-    prepared = method.prepare(sample, mask)
-    outcome = method(prepared)
-    method.train(was_training)
+    with _evaluating(method):
+        prepared = method.prepare(sample, mask)
+        outcome = method(prepared)
     patches = method.tokenizer.split(sample)
     found = {}
     for name, head in method.heads.items():
@@ -83,6 +84,17 @@ def reconstruct(
     return found
 
 
+@contextmanager
+def _evaluating(method: Method) -> Iterator[None]:
+    """In evaluation mode, where nothing is reduced over ranks and no statistics change."""
+    was_training = method.training
+    method.eval()
+    try:
+        yield
+    finally:
+        method.train(was_training)
+
+
 def _spread(tokenizer: Tokenizer, hidden: Tensor, own: Patches) -> Tensor:
     """Hidden units [B, N, 1, ...] in the modality's own shape, bool."""
     assert isinstance(own.values, Tensor)
@@ -92,7 +104,8 @@ def _spread(tokenizer: Tokenizer, hidden: Tensor, own: Patches) -> Tensor:
 def across(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Of several joined modalities, each predicted from each other one alone: head -> modality that is seen -> what is
     made of it. Heads whose pictures need the truth are left out, and so are modalities that a sample lacks."""
-    prepared = method.prepare(sample)
+    with _evaluating(method):
+        prepared = method.prepare(sample)
     layout = prepared.layout
     if len(layout.segments) < 2:
         return {}
@@ -144,6 +157,20 @@ def _place(values: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
     return values.flatten(2).scatter(1, index, flat).reshape(values.shape)
 
 
+def try_report(folder: Path, registry: Registry) -> bool:
+    """`write_report` after work that is done: what goes wrong in it is a warning. Says whether it was written."""
+    try:
+        write_report(folder, registry)
+    except Exception as error:
+        what = " ".join(str(error).split()) if isinstance(error, MimError) else one_line(error)
+        warn(
+            f"{folder / 'report.html'} could not be written; all else is done and kept. The reason: {what} Once that "
+            f"is mended: mim-core show {folder}"
+        )
+        return False
+    return True
+
+
 def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
     """Writes ``folder/report.html`` from what the run has left on disk, and the pages that it links to. Those that an
     earlier report linked to and this one does not are removed."""
@@ -167,11 +194,11 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
             facts={**source.plan(), **_imported(checkpoint), **curves.facts(metrics)},
             heads=heads,
             table=_scores(folder),
-            skipped=_count_lines(folder / "skipped.jsonl"),
+            skipped=_skipped(folder / logs.SKIPPED),
             recipe=_in_rows(to_toml(run, registry)),
         )
     )
-    write_whole(path, report)
+    write_whole(path, shown(report))
     for name in before - _links(path):
         (folder / name).unlink(missing_ok=True)
     return path
@@ -179,7 +206,7 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
 
 def _imported(checkpoint: Path) -> dict[str, str]:
     """Where the weights of a run that was imported are from."""
-    found = json.loads((checkpoint / "state.json").read_text()).get("imported")
+    found = read_state(checkpoint).get("imported")
     if found is None:
         return {}
     return {"weights": " ".join([f"imported, {found['format']}: {found['file']}", *found["sizes"]])}
@@ -188,8 +215,8 @@ def _imported(checkpoint: Path) -> dict[str, str]:
 def _links(report: Path) -> set[str]:
     """Names of the pages that a report links to."""
     return (
-        set(re.findall(r'href="(report-[\w.-]+\.html)"', report.read_text(encoding="utf-8")))
-        if report.exists()
+        set(re.findall(r'href="(report-[\w.-]+\.html)"', report.read_text(encoding="utf-8", errors="replace")))
+        if report.is_file()
         else set()
     )
 
@@ -197,14 +224,16 @@ def _links(report: Path) -> set[str]:
 def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("mim_core", "templates"),
-        autoescape=select_autoescape(),
+        autoescape=True,  # names of files and of classes, notes and recipes are others' text
         trim_blocks=True,
         lstrip_blocks=True,
     )
 
 
-def _count_lines(path: Path) -> int:
-    return len(path.read_text().splitlines()) if path.exists() else 0
+def _skipped(path: Path) -> str:
+    """How many files were replaced, where any was."""
+    count = len(logs.read(path))
+    return f"{counted(count, 'file')} that cannot be used, named in {path.name}" if count else ""
 
 
 def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor], str]:
@@ -216,7 +245,7 @@ def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor],
             raise MimError("There are no held-out samples.")
         chosen = torch.linspace(0, len(split.labels) - 1, min(count, len(split.labels))).long().unique().tolist()
         chosen = [split.middle(index) for index in chosen]
-        items, where = Readable(split.items), "held-out samples"
+        items, where = Readable(split.items, source.item_seconds), "held-out samples"
     except MimError:
         held: Any = source.held_out()
         where = "samples of the training data" if held is None else "held-out samples"
@@ -224,7 +253,7 @@ def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor],
         chosen = list(range(min(count, size)))
         if held is not None:
             chosen = torch.linspace(0, size - 1, len(chosen)).long().unique().tolist()
-        items = Readable(_Augmented(source) if held is None else held)
+        items = Readable(_Augmented(source) if held is None else held, source.item_seconds)
     sample = Readable.collate([items[index] for index in chosen])
     if not sample:
         return {}, where
@@ -303,11 +332,10 @@ def _address(picture: Picture) -> str:
 
 
 def _scores(folder: Path) -> dict[str, Any] | None:
-    path = folder / "scores.json"
-    if not path.exists():
+    content = logs.read_scores(folder / "scores.json")
+    if content is None:
         return None
-    content = json.loads(path.read_text())
-    scores = [Score(**score) for score in content["scores"]]
+    scores = content["scores"]
     rows, columns = columns_of(scores)
     return {
         "title": content.get("title", "Probes of frozen features"),

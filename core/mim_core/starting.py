@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from mim_core.errors import MimError
 from mim_core.method import Method
-from mim_core.position import FlatPosition, SinCosPosition
+from mim_core.position import FlatPosition, LearnedPosition, SinCosPosition, resampled
 
 PARTS = "tokenizer.parts."
 """Names of the weights of joined tokenizers begin so; the name of a segment follows."""
 
 
-def take_weights(method: Method, other: Method, path: Path) -> list[str]:
+def take_weights(method: Method, other: nn.Module, path: Path) -> list[str]:
     """Copies another method's weights for those of this one with the same name and shape; at least the encoder's must
     all be there.
 
-    Positions that are computed and not learned follow this method's own units. Of joined tokenizers, segments that the
+    Positions on another grid are interpolated. Of joined tokenizers, segments that the
     other lacks start from their drawn values, as heads do. A table of vectors, one per id, may have more rows here:
     the further ones stay as drawn.
 
@@ -35,8 +35,16 @@ def take_weights(method: Method, other: Method, path: Path) -> list[str]:
         MimError: A weight of the encoder, or of a tokenizer that both have, is missing or has another shape.
     """
     own, theirs = method.state_dict(), other.state_dict()
-    fixed = _computed(method) | _computed(other)
+    fixed = _computed(method)
+    trained = [name for name in fixed if name in theirs and name not in _computed(other)]
+    if trained:
+        raise MimError(
+            f"--init {path}: its positions are trained, and this recipe computes its own, in: {', '.join(trained)}. "
+            "To take them: --encoder.position learned (for a decoder's, --decoder.position learned)."
+        )
+    fixed |= _computed(other) - set(own)
     kept = {name for name in fixed if name in own}
+    moved = positions_at(method, other, own, theirs)
     shared = _segments(own) & _segments(theirs)
     taken: dict[str, Tensor] = {}
     said: list[str] = []
@@ -44,10 +52,16 @@ def take_weights(method: Method, other: Method, path: Path) -> list[str]:
     faults: list[str] = []
     for name, value in own.items():
         if name in kept:
+            if name in moved:
+                taken[name] = moved[name]
+                said.append(f"{name}: interpolated to this recipe's grid")
             continue
         given = theirs.get(name)
         if given is not None and given.shape == value.shape:
             taken[name] = given
+        elif name in moved:
+            taken[name] = moved[name]
+            said.append(f"{name}: interpolated to this recipe's grid")
         elif given is not None and _has_more_rows(method, name, given):
             taken[name] = value.clone()
             taken[name][: len(given)] = given.to(value)
@@ -66,6 +80,38 @@ def _computed(method: nn.Module) -> set[str]:
     """Names of tables of positions that follow from the units, and are no weights."""
     kinds = (SinCosPosition, FlatPosition)
     return {f"{name}.table" for name, module in method.named_modules() if isinstance(module, kinds)}
+
+
+def positions_at(
+    method: nn.Module, other: nn.Module, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Tables of positions that both methods have on different grids: the other's, interpolated to this one's."""
+    found: dict[str, Tensor] = {}
+    for name, value in own.items():
+        if name in theirs and theirs[name].shape != value.shape:
+            table = _on_our_grid(method, other, name, theirs[name])
+            found |= {} if table is None else {name: table}
+    return found
+
+
+def _on_our_grid(method: nn.Module, other: nn.Module, name: str, given: Tensor) -> Tensor | None:
+    """The other's table of positions, interpolated to the grid of this method's; None where that cannot be."""
+    place, _, last = name.rpartition(".")
+    here, there = method.get_submodule(place), other.get_submodule(place)
+    kinds = (SinCosPosition, LearnedPosition)
+    if last != "table" or not isinstance(here, kinds) or not isinstance(there, kinds):
+        return None
+    own, new = _grid(there), _grid(here)
+    if own is None or new is None or len(own) != len(new) or given.shape[-1] != here.table.shape[-1]:
+        return None
+    return resampled(given, own, new)
+
+
+def _grid(position: SinCosPosition | LearnedPosition) -> tuple[int, ...] | None:
+    """The only grid of a table; None where units of several, or of none, share it."""
+    if isinstance(position, LearnedPosition):
+        return position.grid
+    return position.grids[0] if len(position.grids) == 1 else None
 
 
 def _segments(names: Iterable[str]) -> set[str]:

@@ -6,6 +6,7 @@ three work in place, so weights keep their names and a checkpoint fits any strat
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -52,7 +53,8 @@ def share(train: TrainConfig, ranks: int) -> tuple[int, int]:
     each = batch // ranks
     micro = min(train.micro_batch or each, each)
     if each % micro:
-        fitting = [str(number) for number in range(1, each + 1) if each % number == 0][-8:]
+        small = [number for number in range(1, min(math.isqrt(each), 10**6) + 1) if each % number == 0]
+        fitting = [str(number) for number in sorted({*small, *(each // number for number in small)})[-8:]]
         share_of = f" gives each of {ranks} ranks {each} samples, which" if ranks > 1 else ""
         raise MimError(
             f"A batch of {batch}{share_of} cannot be cut into micro-batches of {micro}. --train.micro-batch values "
@@ -117,6 +119,8 @@ class Engine:
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         for module in (*blocks, self.method):
             fully_shard(module, mesh=mesh, mp_policy=policy)
+        # torch's advice on changing such a view in place; parts change nothing of a block's result in place
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         for name in ("prepare", "encode"):
             register_fsdp_forward_method(self.method, name)
 

@@ -1,34 +1,47 @@
-"""What commands print: plain lines, tables, and what goes to standard error. Imports no torch."""
+"""What is printed: plain lines, and rich's tables. The names of files are others' text, so nothing in it may steer the
+terminal; see `mim_core.words.shown`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from mim_core.words import shown
 
 WIDTH = 80
-"""Columns where standard output is no terminal, such as a file or a pipe."""
+"""Columns of a table where the output is no terminal, such as a file or a pipe."""
 
 
-def say(text: str) -> None:
-    """A line on standard output, at once."""
-    print(text, flush=True)  # noqa: T201
+def tell(text: object, error: bool = False) -> None:
+    """One print to standard output, or to standard error, at once."""
+    print(shown(str(text)), file=sys.stderr if error else sys.stdout, flush=error)
 
 
-def complain(text: str) -> None:
-    """A line on standard error, at once."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+def console(error: bool = False, wide: bool = True, **options: Any) -> Any:
+    """rich's console, on which text of others is shown and not obeyed.
+
+    Args:
+        error: On standard error.
+        wide: Where it is no terminal, lines are `WIDTH` characters long.
+        options: Of `rich.console.Console`.
+    """
+    from rich.console import Console as Base
+    from rich.segment import Segment
+
+    class Console(Base):
+        def render(self, *arguments: Any, **named: Any) -> Iterable[Segment]:
+            for text, style, control in super().render(*arguments, **named):
+                yield Segment(text if control else shown(text), style, control)
+
+    made = Console(highlight=False, stderr=error, **options)
+    return made if made.is_terminal or not wide else Console(highlight=False, stderr=error, width=WIDTH, **options)
 
 
-def console(markup: bool = True) -> Console:
-    """Standard output with tables: as wide as the terminal, or 80 columns."""
-    found = Console(highlight=False, markup=markup)
-    return found if found.is_terminal else Console(highlight=False, markup=markup, width=WIDTH)
-
-
-def table(*columns: str) -> Table:
+def table(*columns: str) -> Any:
     """A table without lines, whose cells are folded rather than cut off."""
+    from rich.table import Table
+
     found = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         found.add_column(column, overflow="fold")

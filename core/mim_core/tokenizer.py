@@ -118,7 +118,7 @@ class PatchTokenizer(Tokenizer):
         if len(size) != len(patch):
             raise ValueError(f"size {times(size)} has {len(size)} axes and patch {times(patch)} has {len(patch)}")
         if any(p < 1 or n < p or n % p for n, p in zip(size, patch, strict=True)):
-            fitting = [p for p in range(2, min(size) + 1) if all(n % p == 0 for n in size)]
+            fitting = [p for p in range(2, min(*size, 1000) + 1) if all(n % p == 0 for n in size)]
             advice = f"; patches that do: {', '.join(map(str, fitting[:12]))}" if fitting else ""
             raise ValueError(f"a patch of {times(patch)} does not divide the input of {times(size)}{advice}")
         return tuple(n // p for n, p in zip(size, patch, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +13,15 @@ from torch import Tensor
 
 from mim_core import randomness
 from mim_core.average import WeightAverage
+from mim_core.build import working
 from mim_core.cost import power
-from mim_core.data import Batch, KeyedBatches, KeyedDataset, collate, loader
 from mim_core.distributed import batch_mean
+from mim_core.errors import ReadersGone, one_line
 from mim_core.faults import BadFiles, not_finite
+from mim_core.loading import Batch, KeyedBatches, KeyedDataset, collate, end_readers, loader
 from mim_core.metrics import Stopwatch
 from mim_core.optimizer import learning_rate, set_rate
+from mim_core.patience import Places, Watch, of_reading
 from mim_core.progress import Reporter
 from mim_core.strategy import Engine, whole
 
@@ -35,7 +38,12 @@ class Trainer:
         optimizer: Over the engine's parameters.
         average: The moving average of the weights, if one is kept.
         reporter: Told the metrics.
+        stop: Holds the number of a signal once one came.
     """
+
+    batches: Any = None
+    """The micro-batches, while the run steps."""
+    watch: Watch
 
     def __init__(
         self,
@@ -44,7 +52,9 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         average: WeightAverage | None,
         reporter: Reporter,
+        stop: Sequence[int] = (),
     ) -> None:
+        self.stop = stop
         self.run, self.engine, self.optimizer, self.average, self.reporter = run, engine, optimizer, average, reporter
         self.pending: list[Tensor] = []
         self.names: tuple[str, ...] = ()
@@ -54,20 +64,29 @@ class Trainer:
 
     def __iter__(self) -> Iterator[None]:
         run, train = self.run, self.run.train
+        self.bad.recheck()
         run.method.train()
         first, last = run.step * train.batch_size, run.steps * train.batch_size
         sampler = KeyedBatches(
             len(run.source), run.micro, train.seed, first, last, rank=run.world.rank, ranks=run.world.size
         )
-        pin = run.device.type == "cuda"
-        batches = iter(loader(KeyedDataset(run.source), sampler, train.workers, collate, pin=pin, wait=train.timeout))
+        pin, places = run.device.type == "cuda", Places(train.workers)
+        dataset = KeyedDataset(run.source, places)
+        self.batches = iter(loader(dataset, sampler, train.workers, collate, pin=pin, wait=train.timeout))
+        self.watch = Watch(places, train.timeout, lambda: end_readers(self.batches), lambda: bool(self.stop))
+        if train.workers:
+            self.watch.start()
         self.clock.read()
-        while run.step < run.steps:
-            self._step(batches)
-            run.step += 1
-            if run.step % train.log_every == 0 or run.step == run.steps:
-                self.read_metrics()
-            yield
+        try:
+            while run.step < run.steps:
+                self._step(self.batches)
+                run.step += 1
+                if run.step % train.log_every == 0 or run.step == run.steps:
+                    self.read_metrics()
+                yield
+        finally:
+            self.watch.stop()
+            end_readers(self.batches)
 
     def _phase(self, name: str) -> None:
         self.clock.start(name)
@@ -106,10 +125,11 @@ class Trainer:
         self._phase("prepare")
         sample = run.source.finish(sample)
         torch.manual_seed(randomness.torch_seed(run.train.seed, f"step {run.step} {number}"))  # dropout and drop path
-        prepared = run.method.prepare(sample, step=run.step, progress=run.step / run.steps)
+        with working(run.method):
+            prepared = run.method.prepare(sample, step=run.step, progress=run.step / run.steps)
         self._phase("forward_backward")
         try:
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=self.bf16):
+            with working(run.method), torch.autocast(run.device.type, torch.bfloat16, enabled=self.bf16):
                 outcome = self.engine.forward(prepared)
             (outcome.loss / run.accumulation).backward()
         except RuntimeError as error:
@@ -120,9 +140,13 @@ class Trainer:
     def _fetch(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """The next micro-batch, on the device; bad files are noted."""
         try:
-            batch = next(batches)
-        except (ConnectionError, EOFError) as error:  # it died while it handed a batch over
-            raise RuntimeError(f"DataLoader worker is gone: {error!r}") from error
+            with self.watch.over():
+                batch = next(batches)
+        except (OSError, EOFError, RuntimeError) as error:  # the watch ended it, or it died while it handed one over
+            if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
+                raise
+            found = self.watch.found or self.watch.places.longest()
+            raise ReadersGone(f"{one_line(error)}.{of_reading(found)}") from error
         self.bad.note(batch)
         assert batch.sample is not None
         return {name: value.to(self.run.device, non_blocking=True) for name, value in batch.sample.items()}

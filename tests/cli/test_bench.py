@@ -2,21 +2,24 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from types import ModuleType
 
 import pytest
 import torch
 from mim_core import plugins
-from mim_core.bench import LEAST, _spread
+from mim_core.bench import _spread
 from mim_core.commands import measuring
 from mim_core.errors import MimError
 from mim_core.hookspecs import hookimpl
 from mim_core.metrics import idle
 from mim_core.noise import Noise
 from mim_core.strategy import Engine
+from mim_core.trainer import Trainer
 
 TINY = ("bench", "image:mae-vit-tiny", "--twin")
 NOISE = ("bench", "image:mae-vit-base", "--twin", "--use", "data=core:noise", "--seconds", "0.2")
@@ -28,7 +31,8 @@ def test_a_table_for_people(mim, tmp_path):
     labels = [line.split()[0] for line in said.out.splitlines() if line.strip()]
     for label in ("device", "batch", "mode", "speed", "step", "time", "memory", "operations", "MFU", "versions"):
         assert label in labels
-    assert "after 3 to warm up" in said.all
+    assert "to warm up" in said.all
+    assert "whole run about" in " ".join(said.out.split())
     assert "16 samples: 1 rank x 1 micro-batch of 16" in said.all
     assert list(tmp_path.iterdir()) == []
 
@@ -38,8 +42,10 @@ def test_json(mim, tmp_path):
     assert said.code == 0, said
     found = json.loads(said.out)
     assert list(tmp_path.iterdir()) == []
-    assert found["steps"] >= LEAST
-    assert 1.9 < found["seconds"] < 10
+    assert found["steps"] >= 1
+    assert 0 < found["seconds"] < 10
+    assert found["run_steps"] == 20
+    assert found["run_seconds"] == pytest.approx(20 * 16 / found["samples_per_second"])
     assert found["samples_per_second"] == pytest.approx(found["steps"] * 16 / found["seconds"])
     step = found["seconds_per_step"]
     assert 0 < step["p10"] <= step["median"] <= step["p90"]
@@ -57,10 +63,31 @@ def test_json(mim, tmp_path):
     assert found["versions"]["torch"] == torch.__version__
 
 
-def test_at_least_five_steps_however_short_the_time(mim):
+def test_one_step_however_short_the_time(mim):
     found = json.loads(mim(*NOISE, "--json", "--seconds", "1e-9").out)
-    assert found["steps"] == LEAST
-    assert found["warmup_steps"] == 1, "no warm-up that takes longer than what is measured"
+    assert (found["steps"], found["warmup_steps"]) == (1, 1)
+    assert found["settings"]["batch_size"] == 16, "short steps are left as they are"
+    assert found["run_seconds"] is None, "noise says nothing of a run's length"
+    assert "Only 1 step measured: for more, a longer --seconds." in found["notes"]
+
+
+def test_steps_longer_than_the_time_are_measured_on_smaller_batches(mim, monkeypatch):
+    """A batch of 4,096 that would take a minute."""
+    real = Trainer._micro_batch
+
+    def slow(trainer, batches, part):
+        time.sleep(0.015 * trainer.run.micro)
+        return real(trainer, batches, part)
+
+    monkeypatch.setattr(Trainer, "_micro_batch", slow)
+    began = time.perf_counter()
+    said = mim(*TINY, "--seconds", "2", "--json", "--train.batch-size", "4096", "--train.micro-batch", "256")
+    assert time.perf_counter() - began < 20
+    found = json.loads(said.out)
+    assert 2 <= found["settings"]["batch_size"] <= 64
+    assert "A step of 4,096 samples takes about" in said.err
+    assert found["steps"] >= 1
+    assert found["run_seconds"] > 30
 
 
 def test_observers_and_probes_are_left_alone(mim, monkeypatch):
@@ -87,7 +114,7 @@ def test_more_steps_than_the_recipe_has(mim):
     short = ("--train.epochs", "0.0001")
     assert "steps 1 step, each of 16 samples" in mim(*NOISE, *short, "--dry-run").all
     found = json.loads(mim(*NOISE, *short, "--json").out)
-    assert found["steps"] >= LEAST
+    assert found["steps"] >= 1
 
 
 def test_several_ranks(tmp_path):
@@ -109,6 +136,7 @@ def test_several_ranks(tmp_path):
 
 def test_spread():
     assert _spread([float(n) for n in range(11)]) == {"median": 5.0, "p10": 1.0, "p90": 9.0}
+    assert _spread([2.0]) == {"median": 2.0, "p10": 2.0, "p90": 2.0}
 
 
 def test_a_gpu_waits_only_for_what_the_other_phases_leave():
@@ -184,6 +212,7 @@ def test_dry_run_prints_the_plan(mim, tmp_path):
     said = mim(*TINY, "--dry-run")
     assert said.code == 0
     assert "20 steps, each of 16 samples" in said.all
+    assert re.search(r"time +about [\d.]+ (s|min) on this machine, measured on a step of \d+ samples", said.all)
     assert list(tmp_path.iterdir()) == []
 
 

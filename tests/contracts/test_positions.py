@@ -47,13 +47,6 @@ def test_too_narrow():
         sincos_table((2, 2), 3)
 
 
-def test_another_grid_is_computed_when_it_comes():
-    position = SinCosPosition(Layout.on_grid(2, 3), 8)
-    assert torch.equal(position(Layout.on_grid(2, 3))[0], sincos_table((2, 3), 8))
-    assert torch.equal(position(Layout.on_grid(4, 5))[0], sincos_table((4, 5), 8))
-    assert torch.equal(position(Layout.on_grid(3, 2))[0], sincos_table((3, 2), 8))  # as many units, other grid
-
-
 def test_segments_stand_one_after_another():
     layout = Layout.join({"a": Layout.on_grid(2, 3), "b": Layout.on_grid(4)})
     wanted = torch.cat([sincos_table((2, 3), 8), sincos_table((4,), 8)])
@@ -63,13 +56,6 @@ def test_segments_stand_one_after_another():
 def test_free_units_have_no_sincos():
     with pytest.raises(ValueError, match="use coordinates"):
         SinCosPosition(Layout(count=4, positions=torch.zeros(4, 3)), 8)
-
-
-def test_learned_positions_refuse_another_size():
-    position = LearnedPosition(Layout.on_grid(2, 3), 8)
-    assert position(Layout.on_grid(2, 3)).shape == (1, 6, 8)
-    with pytest.raises(ValueError, match=r"for 6 units; this input has 12 \(grid \(3, 4\)\)"):
-        position(Layout.on_grid(3, 4))
 
 
 def test_coordinates_are_per_sample_where_positions_are():

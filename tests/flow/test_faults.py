@@ -149,7 +149,7 @@ def poison(run, index):
 
 
 def index_of(run, step, place):
-    from mim_core.data import KeyedBatches
+    from mim_core.loading import KeyedBatches
 
     batch = run.train.batch_size
     requests = KeyedBatches(len(run.source), batch, run.train.seed, step * batch, (step + 1) * batch)

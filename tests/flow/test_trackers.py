@@ -1,6 +1,7 @@
 """What a run tells its trackers, read back by each tracker's own reader. No network, nothing outside the folder."""
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -19,6 +20,18 @@ STEPS = 4
 NOW = "features/encoder now/k-NN"
 PER_ITEM = 16 / 10_000
 """Epochs in a step: the bundled images in batches of 16."""
+
+
+@pytest.fixture(autouse=True)
+def no_service_is_left():
+    """wandb keeps a process for the next run until its own process ends; `mim_core.trackers` sets what mlflow reads."""
+    before = dict(os.environ)
+    yield
+    for name in [name for name in os.environ if name.startswith("MLFLOW_") and name not in before]:
+        del os.environ[name]
+    wandb = sys.modules.get("wandb")
+    if hasattr(wandb, "teardown"):
+        wandb.teardown()
 
 
 @pytest.fixture(autouse=True)

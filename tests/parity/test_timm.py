@@ -7,6 +7,7 @@ import timm
 import torch
 from mim_core.build import build_method
 from mim_core.errors import MimError
+from mim_core.finetune import Classifier
 from mim_core.interop import export_timm
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe, override
@@ -115,3 +116,32 @@ def test_export_needs_a_patch_tokenizer(tmp_path):
     with pytest.raises(MimError, match="two-dimensional patches"):
         export_timm(method, tmp_path / "encoder.safetensors")
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("position", ["sincos", "learned"])
+def test_another_size_and_the_mean_are_as_in_timm(position, tmp_path, monkeypatch):
+    method = method_of("image:mae-vit-tiny", encoder={"position": position})
+    inputs = {"mean": (0.1,) * method.tokenizer.config.channels, "crop_pct": 1.0}
+    line = export_timm(method, tmp_path / "encoder.safetensors", inputs=inputs)
+    monkeypatch.chdir(tmp_path)
+    model = eval(line[:-1] + ", dynamic_img_size=True)", {"timm": timm}).eval()
+    size = tuple(2 * n for n in method.tokenizer.config.size)
+    image = torch.randn(2, method.tokenizer.config.channels, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(method.encode({"image": image}).pooled, model(image), rtol=1e-4, atol=1e-5)
+    found = timm.data.resolve_model_data_config(model)
+    assert found["mean"] == inputs["mean"]
+    assert found["crop_pct"] == 1.0
+    assert found["input_size"][1:] == method.tokenizer.config.size
+
+
+def test_a_classifier_keeps_its_head(tmp_path, monkeypatch):
+    encoder = method_of("image:mae-vit-tiny")
+    method = Classifier(encoder.tokenizer, encoder.encoder, Classifier.Config(classes=3)).eval()
+    line = export_timm(method, tmp_path / "encoder.safetensors", classes=("a", "b", "c"))
+    monkeypatch.chdir(tmp_path)
+    model = eval(line, {"timm": timm}).eval()
+    sample = {**noise(method.tokenizer.shapes, 2), "label": torch.zeros(2, dtype=torch.int64)}
+    with torch.no_grad():
+        wanted = method(method.prepare(sample)).predictions["class"]
+        torch.testing.assert_close(model(sample["image"]), wanted, rtol=1e-4, atol=1e-5)

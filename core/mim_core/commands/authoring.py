@@ -20,7 +20,9 @@ from mim_core.commands.arguments import parse
 from mim_core.errors import MimError
 from mim_core.plugins import installed
 from mim_core.registry import EXTRAS, Registry
+from mim_core.terminal import tell
 from mim_core.version import __version__
+from mim_core.words import counted
 
 TEMPLATES = Path(__file__).parents[1] / "templates" / "plugin"
 FILES = {
@@ -74,9 +76,11 @@ def new_plugin(program: str, plugin: str | None, arguments: list[str]) -> int:
     names = names_of(options.name, installed())
     folder = options.into / names.distribution
     written = write_project(folder, names)
-    print(f"Wrote {folder}: {len(written)} files. The plugin is {names.plugin!r}, its package {names.package}.")  # noqa: T201
-    print("The licence is yours to choose: nothing was written in your name.")  # noqa: T201
-    print(  # noqa: T201
+    tell(
+        f"Wrote {folder}: {counted(len(written), 'file')}. The plugin is {names.plugin!r}, its package {names.package}."
+    )
+    tell("The licence is yours to choose: nothing was written in your name.")
+    tell(
         f'Next: cd {shlex.quote(str(folder))} && pip install -e ".[dev]" && mim-core plugins && pytest && '
         f"{names.distribution} pretrain mae-tiny --twin"
     )

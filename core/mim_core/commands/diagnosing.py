@@ -7,13 +7,13 @@ import json
 import os
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mim_core.commands.arguments import parse
 from mim_core.doctor import Finding, diagnose
 from mim_core.plugins import installed
+from mim_core.terminal import console, tell
 
 COLOURS = {"ok": "green", "missing": "yellow", "warning": "red"}
 
@@ -37,7 +37,7 @@ def doctor(program: str, plugin: str | None, arguments: list[str]) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one answer per machine
         if options.json:
             content = {"ok": not stopped, "findings": [dataclasses.asdict(finding) for finding in findings]}
-            print(json.dumps(content, indent=1))  # noqa: T201
+            tell(json.dumps(content, indent=1))
         else:
             _print(findings)
     return 1 if stopped else 0
@@ -51,9 +51,8 @@ def _print(findings: list[Finding]) -> None:
         colour = "red" if finding.stops else COLOURS[finding.state]
         state = f"[{colour}]{finding.state}[/]"
         table.add_row(escape(finding.topic), state, escape(finding.text), escape(finding.means))
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=160)
-    console.print(table)
+    screen = console()
+    screen.print(table)
     stopped = [finding.topic for finding in findings if finding.stops]
     if stopped:
-        console.print(f"No run can start before this is mended: {', '.join(stopped)}.", markup=False)
+        screen.print(f"No run can start before this is mended: {', '.join(stopped)}.", markup=False)

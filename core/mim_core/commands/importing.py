@@ -16,7 +16,8 @@ from mim_core.errors import MimError
 from mim_core.interop import import_checkpoint
 from mim_core.plugins import installed
 from mim_core.registry import Registry
-from mim_core.report import write_report
+from mim_core.report import try_report
+from mim_core.terminal import tell
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def import_weights(program: str, plugin: str | None, arguments: list[str]) -> in
     usage = f"Usage: {program} import RECIPE WEIGHTS --format NAME [OPTIONS]"
     name, rest = take_name(arguments, "recipe", usage)
     if name in ("-h", "--help"):
-        print(_usage(program, plugin, registry))  # noqa: T201
+        tell(_usage(program, plugin, registry))
         return 0
     recipe = load_named(name, plugin, registry, twin=False)
     kept = replace(recipe, parts={role: part for role, part in recipe.parts.items() if role == "data"})
@@ -54,11 +55,12 @@ def import_weights(program: str, plugin: str | None, arguments: list[str]) -> in
     source = {"file": str(options.weights), "format": options.format, "sizes": list(options.sizes)}
     write_run(run, method, folder, registry, items, source)
     count = sum(parameter.numel() for parameter in method.parameters())
-    print(f"{folder}: {options.format} weights of {options.weights}, a method of {count:,} parameters.")  # noqa: T201
+    tell(f"{folder}: {options.format} weights of {options.weights}, a method of {count:,} parameters.")
     if items is None:
-        print(f"No data are named yet. Next: {program} evaluate {folder} --data.root FOLDER")  # noqa: T201
+        tell(f"No data are named yet. Next: {program} evaluate {folder} --data.root FOLDER")
         return 0
-    print(f"Report: {write_report(folder, registry)}    Next: {program} evaluate {folder}")  # noqa: T201
+    report = f"Report: {folder / 'report.html'}    " if try_report(folder, registry) else ""
+    tell(f"{report}Next: {program} evaluate {folder}")
     return 0
 
 

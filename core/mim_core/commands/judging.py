@@ -8,21 +8,26 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 
 from mim_core import evaluation
+from mim_core.build import make_source
 from mim_core.commands.arguments import parse, take_name, with_data
 from mim_core.commands.tables import print_table
 from mim_core.commands.tuning import judge
-from mim_core.errors import MimError
+from mim_core.errors import MimError, warn
 from mim_core.evaluation import Score, verdict
 from mim_core.features import load_run, prepare_study
 from mim_core.finetune import Supervised
 from mim_core.folders import write_whole
 from mim_core.interop import export_timm
+from mim_core.logs import read_scores
+from mim_core.method import Method
 from mim_core.plugins import installed
-from mim_core.recipe import EvaluateConfig
-from mim_core.report import write_report
+from mim_core.recipe import EvaluateConfig, ResolvedRun, to_toml
+from mim_core.report import try_report, write_report
+from mim_core.terminal import tell
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,13 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     name = name.replace("scores", "probes") if isinstance(method, Supervised) else name
     gone = _replaced(folder / name, scores)
     if gone:
-        print(  # noqa: T201
+        tell(
             f"{folder / name} also had {', '.join(gone)}. A table is of one judgement: it is replaced. To have all, "
             "name them at once, with commas: --on knn,linear."
         )
     write_whole(folder / name, json.dumps(content, indent=1))
     if (folder / "checkpoints").exists() and name == "scores.json":
-        write_report(folder, registry)
+        try_report(folder, registry)
     return 0
 
 
@@ -104,12 +109,10 @@ def _changes(own: Any, data: Any) -> dict[str, str]:
 
 def _replaced(path: Path, scores: list[Score]) -> list[str]:
     """Columns of the scores in a file that the new ones do not have."""
-    if not path.is_file():
+    content = read_scores(path)
+    if content is None:
         return []
-    try:
-        before = [score["column"] for score in json.loads(path.read_text())["scores"]]
-    except (ValueError, KeyError, TypeError):  # cut off when a run was killed
-        return []
+    before = [score.column for score in content["scores"]]
     return [column for column in dict.fromkeys(before) if column not in {score.column for score in scores}]
 
 
@@ -127,7 +130,7 @@ def show(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``show RUN``."""
     options = parse(ShowOptions, f"{program} show", arguments)
     path = write_report(options.run, installed(), options.samples)
-    print(path)  # noqa: T201
+    tell(path)
     return 0
 
 
@@ -148,6 +151,30 @@ def export(program: str, plugin: str | None, arguments: list[str]) -> int:
     options = parse(ExportOptions, f"{program} export", arguments)
     run, method, source = load_run(options.run, installed())
     path = options.out or options.run / f"encoder-{options.to}.safetensors"
-    line = export_timm(method, path, {"recipe": run.recipe, "checkpoint": source.name})
-    print(f"{path}\n{line}")  # noqa: T201
+    about = {"recipe": run.recipe, "checkpoint": source.name, "run": to_toml(run, installed())}
+    inputs, classes = _of_data(run, method)
+    line = export_timm(method, path, about, inputs, classes)
+    tell(f"{path}\n{line}")
     return 0
+
+
+def _of_data(run: ResolvedRun, method: Method) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the run's data tell of the encoder's inputs, under timm's names, and the names of a classifier's classes.
+    Data that are gone leave it open, with a warning."""
+    try:
+        source = make_source(run, method)
+        classes = source.labelled("train").classes if isinstance(method, Supervised) else ()
+    except MimError as error:
+        warn(f"the file does not say how inputs are normalised, as the run's data cannot be read: {error}")
+        return {}, ()
+    found = {name: getattr(source, name, None) for name in ("mean", "std")}
+    known = {
+        name: tuple(round(float(n), 6) for n in torch.as_tensor(value).flatten())
+        for name, value in found.items()
+        if value is not None
+    }
+    return {
+        **known,
+        "crop_pct": float(getattr(run.parts["data"].options, "evaluate_crop", 1.0)),
+        "interpolation": "bicubic",
+    }, tuple(classes)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 
 from mim_core import terminal
@@ -45,27 +44,27 @@ def plugins(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``mim-core plugins``."""
     options = parse(PluginsOptions, f"{program} plugins", arguments)
     records = installed().plugins
-    console = terminal.console()
+    screen = terminal.console()
     if options.errors:
         failed = [record for record in records if record.failure]
         for record in failed:
-            console.print(
+            screen.print(
                 f"{record.distribution} {record.version} ({record.module}): {record.failure}",
                 markup=False,
                 style="bold",
             )
-            console.print(record.traceback, markup=False)
+            screen.print(record.traceback, markup=False)
         for record in (record for record in records if record.faults):
-            console.print(f"{record.distribution} {record.version} ({record.module})", markup=False, style="bold")
+            screen.print(f"{record.distribution} {record.version} ({record.module})", markup=False, style="bold")
             for fault in record.faults:
-                console.print(f"  It {fault}", markup=False)
+                screen.print(f"  It {fault}", markup=False)
         if not failed:
-            console.print("No plugin failed to load.")
+            screen.print("No plugin failed to load.")
         return 0
     table = terminal.table("plugin", "distribution", "version", "brings")
     for record in records:
         table.add_row(record.name, record.distribution, record.version, _brings(record))
-    console.print(table)
+    screen.print(table)
     return 0
 
 
@@ -85,7 +84,7 @@ def _plural(kind: str) -> str:
 def list_parts(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``mim-core list [KIND]``."""
     if arguments and arguments[0] in ("-h", "--help"):
-        terminal.say(f"usage: {program} list [KIND]\n\nLists the parts of a kind, or all kinds: {', '.join(KINDS)}.")
+        terminal.tell(f"usage: {program} list [KIND]\n\nLists the parts of a kind, or all kinds: {', '.join(KINDS)}.")
         return 0
     if not arguments:
         _print_kinds(installed(), program)
@@ -108,13 +107,13 @@ def _print_kinds(registry: Registry, program: str) -> None:
         names = [entry.full_name for entry in entries]
         table.add_row(kind, str(len(names)), ", ".join([*names[:2], *(["..."] if len(names) > 2 else [])]))
     terminal.console().print(table)
-    terminal.say(f"\nOne kind with summaries: {program} list KIND. One part: {program} describe NAME.")
+    terminal.tell(f"\nOne kind with summaries: {program} list KIND. One part: {program} describe NAME.")
 
 
 def _print_entries(registry: Registry, kind: str, plugin: str | None = None) -> None:
     entries = registry.of_kind(kind, plugin)
     if not entries:
-        terminal.say(registry.none_of(kind) if plugin is None else f"The plugin {plugin!r} brings none.")
+        terminal.tell(registry.none_of(kind) if plugin is None else f"The plugin {plugin!r} brings none.")
         return
     table = terminal.table("name", "summary")
     table.columns[0].no_wrap = True
@@ -169,17 +168,17 @@ def describe(program: str, plugin: str | None, arguments: list[str]) -> int:
 
 
 def _describe_one(entry: Entry, registry: Registry) -> None:
-    console = terminal.console()
-    console.print(f"[bold]{entry.full_name}[/]  {KINDS[entry.kind]}, from {escape(entry.origin)}")
-    console.print(entry.card.summary + (f"  ({entry.card.paper})" if entry.card.paper else ""), markup=False)
+    screen = terminal.console()
+    screen.print(f"[bold]{entry.full_name}[/]  {KINDS[entry.kind]}, from {escape(entry.origin)}")
+    screen.print(entry.card.summary + (f"  ({entry.card.paper})" if entry.card.paper else ""), markup=False)
     described = _described(entry)
     if described.doc:
-        console.print(f"\n{_unwrapped(described.doc)}", markup=False)
+        screen.print(f"\n{_unwrapped(described.doc)}", markup=False)
     if entry.kind == "recipes":
-        _describe_recipe(entry, registry, console)
+        _describe_recipe(entry, registry, screen)
     elif described.options is not None:
-        _describe_options(described.options, console)
-    console.print()
+        _describe_options(described.options, screen)
+    screen.print()
 
 
 def _unwrapped(doc: str) -> str:
@@ -199,18 +198,18 @@ def _described(entry: Entry) -> Described:
         return Described(inspect.getdoc(value) or "", None if rows is None else tuple(Option(*row) for row in rows))
 
 
-def _describe_recipe(entry: Entry, registry: Registry, console: Console) -> None:
-    console.print(f"\n{recipe_text(entry, registry)}", markup=False)
-    console.print(
+def _describe_recipe(entry: Entry, registry: Registry, screen: Any) -> None:
+    screen.print(f"\n{recipe_text(entry, registry)}", markup=False)
+    screen.print(
         f"Train it: mim-{entry.plugin} pretrain {entry.name} --data.root FOLDER        Its plan: add --dry-run",
         markup=False,
     )
 
 
-def _describe_options(options: Sequence[Option], console: Console) -> None:
+def _describe_options(options: Sequence[Option], screen: Any) -> None:
     table = terminal.table("option", "type", "default", "")
     for option in options:
         row = (option.name.replace("_", "-"), option.type, str(plain(option.default)), option.help)
         table.add_row(*map(escape, row))  # tuple[float, float] would read as a style
-    console.print()
-    console.print(table if options else "It has no options.")
+    screen.print()
+    screen.print(table if options else "It has no options.")

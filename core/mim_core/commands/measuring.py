@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,8 +21,11 @@ from mim_core.distributed import World
 from mim_core.errors import MimError, RankError
 from mim_core.plan import amount, print_plan
 from mim_core.plugins import installed
+from mim_core.progress import lasting
 from mim_core.recipe import ResolvedRun
 from mim_core.registry import Registry
+from mim_core.terminal import console, tell
+from mim_core.words import counted
 
 LABELS = {"data": "data wait", "forward_backward": "forward and backward"}
 """Names of phases that read better otherwise."""
@@ -36,7 +37,7 @@ def bench(program: str, plugin: str | None, arguments: list[str]) -> int:
     known = ", ".join(entry.name for entry in registry.of_kind("recipes", plugin)) or "none"
     name, rest = take_name(arguments, "recipe", f"Recipes: {known}. Usage: {program} bench RECIPE [OPTIONS]")
     if name in ("-h", "--help"):
-        print(_usage(program, known))  # noqa: T201
+        tell(_usage(program, known))
         return 0
     run = swap_all(load_named(name, plugin, registry, "--twin" in rest), rest, registry)
     options = parse(_options(run), f"{program} bench {name}", rest)
@@ -57,7 +58,7 @@ def bench(program: str, plugin: str | None, arguments: list[str]) -> int:
 
 def _options(run: ResolvedRun) -> type[Any]:
     """Those of ``pretrain`` and two more."""
-    seconds, as_json = "Time to measure, after the steps that warm up.", "Print the result as JSON."
+    seconds, as_json = "How long it may take, about, with the steps that warm up.", "Print the result as JSON."
     cls = dataclasses.make_dataclass(
         "Bench",
         [
@@ -79,7 +80,7 @@ def _measured(run: ResolvedRun, registry: Registry, world: World, options: Any) 
 
     def say(text: str) -> None:
         if world.first and not options.quiet:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            tell(text, error=True)
 
     try:
         return benching.measure(run, registry, world, options.seconds, say)
@@ -107,40 +108,41 @@ def _data_is_at_fault(error: MimError, run: ResolvedRun, registry: Registry) -> 
 
 def _print(result: benching.Result, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(dataclasses.asdict(result), indent=1))  # noqa: T201
+        tell(json.dumps(dataclasses.asdict(result), indent=1))
         return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in _rows(result).items():
         table.add_row(label, escape(text))
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=160)
-    console.print(table)
+    screen = console()
+    screen.print(table)
     for note in result.notes:
-        console.print(note, markup=False)
+        screen.print(note, markup=False)
 
 
 def _rows(result: benching.Result) -> dict[str, str]:
     """The result for people, label by label."""
     s, step = result.settings, result.seconds_per_step
-    ranks = f"{s['ranks']} rank{'s' if s['ranks'] > 1 else ''} x {s['accumulation']} micro-batch"
-    ranks += "es" if s["accumulation"] > 1 else ""
+    ranks = f"{counted(s['ranks'], 'rank')} x {counted(s['accumulation'], 'micro-batch', 'micro-batches')}"
     modes = [s["precision"], s["strategy"], "compiled" if s["compile"] else "not compiled"]
     modes += ["activation checkpointing"] if s["activation_checkpointing"] else []
     each = f"; each gives {s['samples_per_item']} samples, which the speed counts" if s["samples_per_item"] > 1 else ""
+    steps = counted(result.steps, "step")
     found = {
         "recipe": f"{result.recipe}, data {s['data']}",
         "device": f"{s['device_name']} ({s['device']}); threads of torch on the host: {s['threads']}",
         "batch": f"{s['batch_size']:,} samples: {ranks} of {s['micro_batch']}" + each,
         "mode": f"{', '.join(modes)}, {s['workers']} workers",
-        "measured": f"{result.steps:,} steps in {result.seconds:.1f} s, after {result.warmup_steps} to warm up",
+        "measured": f"{steps} in {result.seconds:.1f} s, after {result.warmup_steps} to warm up",
         "speed": f"{result.samples_per_second:,.1f} samples/s",
         "step": f"{step['median']:.4g} s (median; 10th to 90th percentile {step['p10']:.4g} to {step['p90']:.4g})",
         "time": ", ".join(f"{LABELS.get(name, name)} {share:.1%}" for name, share in result.shares.items()),
         "memory": f"{amount(result.memory, 'B')}, most that "
         + ("torch held on a GPU" if s["device"].startswith("cuda") else "a process held, without those that read data"),
     }
+    if result.run_seconds is not None:
+        found["whole run"] = f"about {lasting(result.run_seconds)} at this speed: {counted(result.run_steps, 'step')}"
     if result.flop_per_sample is not None and result.flop_per_second is not None:
         found["operations"] = (
             f"{amount(result.flop_per_sample, 'FLOP')} per sample (counted), {amount(result.flop_per_second, 'FLOP/s')}"

@@ -5,23 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from mim_core import checkpoint, distributed, features, loop
 from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
 from mim_core.errors import MimError, unknown, warn
 from mim_core.finetune import Supervised, take_encoder
 from mim_core.folders import check_folder
-from mim_core.interop import import_checkpoint
+from mim_core.interop import import_checkpoint, read_export
 from mim_core.optimizer import check_steps
 from mim_core.plan import print_plan
 from mim_core.plugins import installed
 from mim_core.recipe import ResolvedRun, load_recipe, read_file, to_toml
 from mim_core.registry import Registry
-from mim_core.report import write_report
+from mim_core.report import try_report
+from mim_core.signals import STOPPED
 from mim_core.starting import take_weights
-
-STOPPED = 3
-"""Exit code of a run that was told to stop and can go on, so that `pretrain && evaluate` does not go on with half a
-run."""
+from mim_core.terminal import tell
 
 
 def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
@@ -30,7 +30,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     known = ", ".join(entry.name for entry in registry.of_kind("recipes", plugin)) or "none"
     name, rest = take_name(arguments, "recipe", f"Recipes: {known}. Usage: {program} pretrain RECIPE [OPTIONS]")
     if name in ("-h", "--help"):
-        print(_usage(program, known))  # noqa: T201
+        tell(_usage(program, known))
         return 0
     run = swap_all(load_named(name, plugin, registry, "--twin" in rest), rest, registry)
     options = parse(command_class(run), f"{program} pretrain {name}", rest)
@@ -47,10 +47,8 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
                 print_plan(started)
             return 0
         done = loop.train(started, quiet=options.quiet)
-    if world.first:
-        write_report(folder, registry)
-        if done and not options.quiet:
-            print(f"Report: {folder / 'report.html'}    Next: {program} evaluate {folder}")  # noqa: T201
+    if world.first and try_report(folder, registry) and done and not options.quiet:
+        tell(f"Report: {folder / 'report.html'}    Next: {program} evaluate {folder}")
     return 0 if done else STOPPED
 
 
@@ -106,10 +104,10 @@ def _begin(run: loop.Run, options: Any, registry: Registry) -> None:
 def _take_weights(run: loop.Run, path: Path, form: str | None, registry: Registry) -> None:
     """Another method's weights for those of this one, see `mim_core.starting.take_weights`; says what starts fresh and
     what is not used."""
-    other = (
-        features.load_run(path, registry)[1]
-        if form is None
-        else import_checkpoint(path, format=form, registry=registry)
-    )
+    other: nn.Module | None
+    if form is not None:
+        other = import_checkpoint(path, format=form, registry=registry)
+    else:
+        other = read_export(path, registry) or features.load_run(path, registry)[1]
     for line in take_weights(run.method, other, path):
         warn(f"--init {path}: {line}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from mim_core.evaluation import Score, cell, columns_of
+from mim_core.terminal import console
 
 
 def print_table(scores: Sequence[Score], lines: Iterable[str], corner: str) -> None:
@@ -15,15 +15,14 @@ def print_table(scores: Sequence[Score], lines: Iterable[str], corner: str) -> N
     would be wider than the terminal is turned."""
     rows, columns = columns_of(scores)
     cells = [[cell(scores, row, column) for column in columns] for row in rows]
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=160)
+    screen = console()
     table, width = _table(corner, rows, columns, cells)
-    if width > console.width:
+    if width > screen.width:
         turned, narrower = _table(corner, columns, rows, [list(column) for column in zip(*cells, strict=True)])
         table = turned if narrower < width else table
-    console.print(table)
+    screen.print(table)
     for line in lines:
-        console.print(line, markup=False)
+        screen.print(line, markup=False)
 
 
 def _table(

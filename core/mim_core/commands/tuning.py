@@ -10,22 +10,23 @@ from typing import Any
 
 import tyro
 
-from mim_core import checkpoint, distributed, loop
+from mim_core import checkpoint, distributed, logs, loop
 from mim_core.build import Parts, make_source, open_source
 from mim_core.commands.arguments import apply, command_class, parse, swap_all, take_name
-from mim_core.commands.running import STOPPED
 from mim_core.commands.tables import print_table
 from mim_core.errors import MimError
 from mim_core.evaluation import Score, columns_of
 from mim_core.features import load_run
 from mim_core.finetune import FINE_TUNED, SCRATCH, Supervised, take_encoder
-from mim_core.folders import FREE, check_folder, write_whole
+from mim_core.folders import FREE, check_folder, read_recipe, write_whole
 from mim_core.method import Method
 from mim_core.plan import print_plan
 from mim_core.plugins import installed
 from mim_core.recipe import EvaluateConfig, Part, ResolvedRun, TrainConfig, from_toml, resolve_part, to_toml
 from mim_core.registry import Registry
-from mim_core.report import write_report
+from mim_core.report import try_report
+from mim_core.signals import STOPPED
+from mim_core.terminal import tell
 
 FOLDERS = {False: "finetune", True: "scratch"}
 """Where in RUN the run goes, by whether it starts from untrained weights; another method's name follows."""
@@ -55,7 +56,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
     registry = installed()
     name, rest = take_name(arguments, "run", f"Usage: {program} finetune RUN [OPTIONS]")
     if name in ("-h", "--help"):
-        print(_usage(program))  # noqa: T201
+        tell(_usage(program))
         return 0
     base, method, weights = load_run(Path(name), registry)
     if isinstance(method, Supervised):
@@ -77,7 +78,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
         if not options.scratch and world.on_first(lambda: checkpoint.newest(folder) is None):
             left = world.together(lambda: _take(started, method, weights))
             if world.first and not options.quiet:
-                print("\n".join([f"Weights of tokenizer and encoder: {weights}", *left]))  # noqa: T201
+                tell("\n".join([f"Weights of tokenizer and encoder: {weights}", *left]))
         if options.dry_run:
             world.on_first(lambda: check_folder(folder, to_toml(started.config, registry)))
             if world.first:
@@ -85,11 +86,10 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
             return 0
         done = loop.train(started, quiet=options.quiet)
     if world.first and done:
-        judge(folder, registry, quiet=options.quiet)
-        if not options.quiet:
-            print(f"Report: {folder / 'report.html'}")  # noqa: T201
+        if judge(folder, registry, quiet=options.quiet) and not options.quiet:
+            tell(f"Report: {folder / 'report.html'}")
     elif world.first:
-        write_report(folder, registry)
+        try_report(folder, registry)
     return 0 if done else STOPPED
 
 
@@ -143,7 +143,7 @@ def _recorded(folder: Path, weights: Path) -> Path:
     path = checkpoint.newest(folder)
     if path is None:
         return weights.resolve()
-    named = _start(from_toml((path / "recipe.toml").read_text(), installed()))
+    named = _start(from_toml(read_recipe(path / "recipe.toml"), installed()))
     return weights.resolve() if named is None or named.exists() else named
 
 
@@ -171,7 +171,7 @@ def judge(
     data: Any = None,
     other: Sequence[str] = (),
     quiet: bool = False,
-) -> None:
+) -> bool:
     """Tests a run that was trained on labels; writes its scores and its report, and shows the table. Beside it stand
     the majority and, where it exists, the run from scratch (or, for that one, the fine-tuned run).
 
@@ -182,6 +182,9 @@ def judge(
         data: Options of other data, or of the same read otherwise; the run's own by default.
         other: How those differ, for the scores go to a file of their own; empty for the run's own.
         quiet: Show nothing.
+
+    Returns:
+        Whether its report was written too.
 
     Raises:
         MimError: The folder holds no such run, or the data no test samples.
@@ -201,8 +204,7 @@ def judge(
     write_whole(path, json.dumps(content, indent=1))
     if not quiet:
         print_table(scores, lines, "test")
-    if (folder / "checkpoints").exists() and not other:
-        write_report(folder, registry)
+    return bool((folder / "checkpoints").exists() and not other) and try_report(folder, registry)
 
 
 def _start(run: ResolvedRun) -> Path | None:
@@ -219,7 +221,7 @@ def _beside(folder: Path, run: ResolvedRun, registry: Registry, notes: list[str]
     other = folder.parent / (pairs.get(start, "") + dash + task)
     if start not in pairs or not (other / "scores.json").exists():
         return []
-    there = from_toml((other / "recipe.toml").read_text(), registry)
+    there = from_toml(read_recipe(other / "recipe.toml"), registry)
     if there.parts["data"] != run.parts["data"]:
         notes.append(f"{other} was trained on other data, or read in another way, and is left out.")
         return []
@@ -228,8 +230,8 @@ def _beside(folder: Path, run: ResolvedRun, registry: Registry, notes: list[str]
     if differ:
         notes.append(f"{other} was trained with other options: {', '.join(differ)}.")
     own = SCRATCH if _start(there) is None else FINE_TUNED
-    content = json.loads((other / "scores.json").read_text())
-    return [score for each in content["scores"] if (score := Score(**each)).row == own]
+    content = logs.read_scores(other / "scores.json")
+    return [] if content is None else [score for score in content["scores"] if score.row == own]
 
 
 def _different(one: Any, other: Any, *free: str) -> list[str]:

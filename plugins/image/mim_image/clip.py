@@ -14,6 +14,7 @@ from mim_core.layout import Patches, Sample
 from mim_core.mask import Mask
 from mim_core.target import Target
 from mim_core.tokenizer import Tokenizer
+from mim_core.words import counted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -99,8 +100,9 @@ class ClipTarget(Target):
             theirs, own = getattr(source, name, None), getattr(self, name).flatten()
             if isinstance(theirs, Tensor) and theirs.numel() not in (1, own.numel()):
                 raise ValueError(
-                    f"the {name} of the data has {theirs.numel()} values and {self.modality} {own.numel()} channel(s), "
-                    "so it is another modality's: CLIP's features are of the pictures that the data normalise"
+                    f"the {name} of the data has {theirs.numel()} values and {self.modality} "
+                    f"{counted(own.numel(), 'channel')}, so it is another modality's: CLIP's features are of the "
+                    "pictures that the data normalise"
                 )
             if isinstance(theirs, Tensor) and not torch.equal(theirs.flatten().to(own), own):
                 asked = " ".join(f"{value:.6g}" for value in theirs.flatten().tolist())

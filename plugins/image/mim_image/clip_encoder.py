@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import zipfile
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from mim_core.errors import MimError, unknown
+from mim_core.weights_files import is_program, said_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -195,13 +196,18 @@ def normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     """A file's state dict; nothing in it is run."""
+    if not path.exists():
+        raise FileNotFoundError(path)
+    if not path.is_file():
+        raise ValueError("it is no regular file")
     if path.suffix == ".safetensors":
         return load_file(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                raise ValueError("it is a TorchScript program, and only weights are read.")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    if is_program(path):
+        raise ValueError("it is a TorchScript program, and only weights are read.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RecursionError, MemoryError) as error:
+        raise ValueError(said_of(error)) from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping):
         raise ValueError(f"it holds a {type(state).__name__}, no weights by name.")

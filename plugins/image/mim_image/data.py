@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,20 @@ from typing import Any
 import torch
 from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
-from mim_core.errors import BadSample, MimError
+from mim_core.errors import BadSample, MimError, one_line
 from mim_core.layout import Sample
+from mim_core.normalising import check_statistics
 from mim_core.words import counted
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from mim_image.files import EXTENSIONS, ImageStore, Splits, folder_splits, idx_files, idx_splits, tar_splits
-from mim_image.pixels import convert_mode
+from mim_image.files import ImageStore, Splits, folder_splits, tar_splits
+from mim_image.formats import EXTENSIONS, UnsupportedKind, refuse_large
+from mim_image.idx import idx_files, idx_splits
+from mim_image.looking import Look, look
+from mim_image.pixels import bands_of, convert_mode
 from mim_image.shards import packed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,9 +41,12 @@ class Images(DataSource):
     """Images for pre-training, and with their classes for evaluation. Any size will do, one pixel or very wide ones
     too; what cannot be decoded is bad.
 
-    A root with folders ``train`` and ``val`` or ``test`` is read as these splits; any other root is one collection,
-    nested as it likes. Classes are the names of the first folder level. Without a held-out split a fifth of each class
-    is held out by its position.
+    Folders that are named like splits (``train``, ``val``, ``test`` and their like, see `mim_core.collections`) are
+    read as these; any other root is one collection, nested as it likes. Classes are the names of the first folder level
+    that is no split. Without a held-out split a fifth of each class is held out by its position.
+
+    Grey of more than 8 bits keeps its levels. Of four channels each is resized on its own. Of a file of several pages
+    the first is read. What the files hold is looked at before a run, and what is left out of them is said.
 
     A root without loose images is read from its tar files, named as webdataset names them: a sample is the members of
     one key, which is the path up to the first dot of its name, and ``KEY.cls`` is its class. Splits are the same
@@ -64,6 +71,9 @@ class Images(DataSource):
         """Per channel, of values in [0, 1]. None: ImageNet's for colour, 0.5 otherwise."""
         std: tuple[float, ...] | None = None
         """The same for the standard deviation."""
+        range: tuple[float, float] | None = None
+        """Values of grey files with more than 8 bits that become 0 and 1, such as 0 4095 for a camera of 12 bits; what
+        lies beyond is cut. None: the whole range of 16 bits; floats and 32-bit files need it."""
         max_bad: float = 0.5
         """Largest share of unreadable files; beyond it the run stops. Each is named in skipped.jsonl."""
 
@@ -78,7 +88,8 @@ class Images(DataSource):
         self.size = (size[0], size[1])
         if self.channels not in (1, 3, 4):
             raise ValueError(
-                f"image files have 1 (grey), 3 (colour) or 4 (colour and opacity) channels, not {self.channels}"
+                f"image files have 1 (grey), 3 (colour) or 4 (colour and opacity, or four bands) channels, not "
+                f"{self.channels}; for files of other numbers of bands, write a data source (docs/plugins.md)"
             )
         low, high = config.crop
         if not 0 < low <= high <= 1:
@@ -88,25 +99,28 @@ class Images(DataSource):
                 raise ValueError(f"{name} must lie in [0, 1], got {value}")
         if not 0 < config.evaluate_crop <= 1:
             raise ValueError(f"evaluate_crop must lie in (0, 1], got {config.evaluate_crop}")
+        if config.range is not None and not config.range[0] < config.range[1] < float("inf"):
+            raise ValueError(f"range must be two rising numbers, got {config.range}")
         self.mean, self.std = self._statistics()
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.splits = self._open()
-        self.augment = v2.Compose(
-            [
-                v2.RandomResizedCrop(
-                    self.size, scale=config.crop, interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-                ),
-                v2.RandomHorizontalFlip(config.flip),
-            ]
+        self._look: Look | None = None
+        shape = self.size[1] / self.size[0]  # a crop is about as wide as the input is, so that nothing is stretched
+        crop = v2.RandomResizedCrop(
+            self.size,
+            scale=config.crop,
+            ratio=(3 / 4 * shape, 4 / 3 * shape),
+            interpolation=v2.InterpolationMode.BICUBIC,
+            antialias=True,
         )
+        self.augment = v2.Compose([crop, v2.RandomHorizontalFlip(config.flip)])
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         colour = self.channels == 3
         mean = self.config.mean or (IMAGENET_MEAN if colour else (0.5,) * self.channels)
         std = self.config.std or (IMAGENET_STD if colour else (0.5,) * self.channels)
-        if len(mean) != self.channels or len(std) != self.channels or min(std) <= 0:
-            raise ValueError(f"mean {mean} and std {std} need {self.channels} values each, and std must be positive")
+        check_statistics(mean, std, self.channels)
         return torch.tensor(mean).reshape(-1, 1, 1), torch.tensor(std).reshape(-1, 1, 1)
 
     def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -140,9 +154,37 @@ class Images(DataSource):
         """The file's path; of an image in a shard, that of the shard and its name there."""
         return self.splits.pretrain.name(index)
 
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The file of each image of a split."""
+        stores = {"pretrain": self.splits.pretrain, "train": self.splits.train, "test": self.splits.test}
+        return stores[split].paths()
+
     def advice(self) -> list[str]:
-        """Files and members that are there and not used."""
-        return list(dict.fromkeys((*self.splits.pretrain.advice, *self.splits.test.advice)))
+        """Files and members that are there and not used, and what the others hold that is not.
+
+        Raises:
+            MimError: Most of the files are of a kind that cannot be read.
+        """
+        lines = (*self.splits.pretrain.advice, *self.splits.test.advice, *self._seen().advice(self.config.range))
+        return [_shown(line) for line in dict.fromkeys(lines)]
+
+    def _seen(self) -> Look:
+        if self._look is None:
+            self._look = look(self.splits.pretrain, self.channels, self.config.range)
+        self._look.refuse(self.config.max_bad)
+        return self._look
+
+    def contents(self) -> dict[str, str]:
+        """Splits, classes, what was left out, and what some of the files hold."""
+        store, classes = self.splits.pretrain, self.splits.train.classes or ()
+        named = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+        told = {
+            "splits": store.splits,
+            "classes": f"{len(classes):,}: {named}" if classes else "",
+            "left out": store.left_out,
+            "files hold": self._seen().holds(),
+        }
+        return {label: _shown(text) for label, text in told.items() if text}
 
     def _load(self, store: ImageStore, index: int, smallest: float) -> Image.Image:
         """The image in the wanted mode. Large JPEGs are decoded at a reduced size that still covers the smallest
@@ -152,15 +194,20 @@ class Images(DataSource):
             large = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
             with large, store.open(index) as image:
                 side = max(self.size) / smallest**0.5
+                full = image.width * image.height
                 image.draft(None, (int(side) + 1, int(side) + 1))
-                return convert_mode(image, self.channels)
+                refuse_large(image, full)
+                return convert_mode(image, self.channels, self.config.range)
         except UnidentifiedImageError as error:
-            raise BadSample(store.name(index), "not an image of a kind that Pillow knows") from error
+            raise BadSample(store.name(index), "not an image of a kind that is read") from error
+        except UnsupportedKind as error:
+            raise BadSample(store.name(index), str(error)) from error
         except Exception as error:  # Pillow raises many kinds; whatever it is, the file is named and replaced
-            raise BadSample(store.name(index), f"{type(error).__name__}: {error}") from error
+            raise BadSample(store.name(index), one_line(error)) from error
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
-        """A random crop, perhaps flipped, as uint8 [C, H, W]."""
+        """A random crop, perhaps flipped, as uint8 [C, H, W]; as float32 in the same units, where the file has more
+        bits."""
         return {"image": self._cropped(self.splits.pretrain, index, key)}
 
     def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
@@ -173,10 +220,10 @@ class Images(DataSource):
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.default_generator.manual_seed(randomness.torch_seed(key, "augment"))
             image = self.augment(image)
-        return v2.functional.pil_to_tensor(image)
+        return torch.from_numpy(bands_of(image, self.channels))
 
     def finish(self, sample: Sample) -> Sample:
-        """uint8 to float32, with mean 0 and deviation 1 over the data."""
+        """Values from 0 to 255 to float32, with mean 0 and deviation 1 over the data."""
         x = sample["image"]
         mean, std = self._statistics_on(x.device)
         return {**sample, "image": (x.float() / 255 - mean) / std}
@@ -188,12 +235,14 @@ class Images(DataSource):
             raise MimError(
                 f"{self.config.root} has no classes to evaluate with: looked in its shards for a .cls beside each "
                 "image, such as 000.jpg and 000.cls, which holds the class as text; at least two classes."
+                + (" A .json beside an image was seen and is not read." if ".json" in store.left_out else "")
             )
         if store.classes is None:
             raise MimError(
                 f"{self.config.root} has no classes to evaluate with: images should lie in one folder per class, at "
                 f"least two, such as "
                 f"{self.config.root}/cat/1.jpg and {self.config.root}/dog/1.jpg; or in train/CLASS and test/CLASS."
+                + _tables(store.root)
             )
         labels = torch.tensor(store.labels, dtype=torch.int64)
         note = STRONG_PIXELS if self.bundled else store.note
@@ -209,8 +258,9 @@ class Images(DataSource):
         return x.flatten(1)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
-        """[C, H, W] as PNG, at least 112 pixels wide so that small images can be seen."""
+        """[C, H, W] as PNG, without a fourth channel, at least 112 pixels wide so that small images can be seen."""
         pixels = ((values.float().cpu() * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        pixels = pixels[:3] if len(pixels) == 4 else pixels  # where the fourth is 0, it would hide the others
         image = v2.functional.to_pil_image(pixels)
         factor = max(1, -(-112 // image.width))
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
@@ -227,11 +277,25 @@ class Images(DataSource):
         mean, std = (", ".join(f"{v:.3f}" for v in t.flatten().tolist()) for t in (self.mean, self.std))
         own = self.splits.train is self.splits.pretrain
         return {
-            "data": f"{root}: {len(self):,} images{where} for training, {classes}",
+            "data": f"{root}: {counted(len(self), 'image')}{where} for training, {classes}",
             "held out": f"{counted(len(self.splits.test), 'image')}, "
             + ("a split of their own" if own else "a fifth, from the probes alone; training sees them without labels"),
             "normalised by": f"mean {mean}, deviation {std}",
         }
+
+
+def _shown(text: str) -> str:
+    """Text with names of files, in characters that can be printed."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _tables(root: Path) -> str:
+    """Says that a table was seen, which may hold the classes."""
+    found = sorted(path.name for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl"))
+    if not found:
+        return ""
+    return f" {', '.join(found[:3])} {'was' if len(found) == 1 else 'were'} seen; tables of classes are not read yet."
 
 
 class CenterCrops(Dataset[Any]):
@@ -251,4 +315,4 @@ class CenterCrops(Dataset[Any]):
             covered = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
             image = v2.functional.resize(image, covered, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
             image = v2.functional.center_crop(image, [height, width])
-        return {"image": v2.functional.pil_to_tensor(image)}
+        return {"image": torch.from_numpy(bands_of(image, self.source.channels))}

@@ -1,28 +1,21 @@
-"""Which images there are: folders of files, tar files of them, and MNIST's idx files."""
+"""Which images there are: folders of files, and tar files of them."""
 
 from __future__ import annotations
 
-import gzip
 import os
-import struct
-import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from mim_core import walking
+from mim_core import collections, walking
 from mim_core.errors import MimError
 from mim_core.words import counted
 from PIL import Image
 
-from mim_image.shards import Shards, by_split, packed, read_index, refuse_packed
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-HELD_OUT = ("test", "val", "validation", "valid")
-FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+from mim_image.formats import EXTENSIONS, open_image
+from mim_image.shards import Shards, packed, read_index, refuse_packed
 
 
 @dataclass(frozen=True)
@@ -38,6 +31,8 @@ class ImageStore:
         note: What a reader of scores should know about the split.
         shards: The images, where they lie in tar files.
         advice: What is there and not used.
+        splits: Which folders were taken for splits.
+        left_out: Files with other endings.
     """
 
     root: Path
@@ -48,6 +43,8 @@ class ImageStore:
     note: str = ""
     shards: Shards | None = None
     advice: tuple[str, ...] = ()
+    splits: str = ""
+    left_out: str = ""
 
     def __len__(self) -> int:
         return len(self.files) if self.array is None else len(self.array)
@@ -56,16 +53,22 @@ class ImageStore:
         """The file below the root, or the number within an idx file."""
         return self.files[index] if self.array is None else f"{self.root.name}[{index}]"
 
+    def paths(self) -> Iterator[tuple[str, ...]]:
+        """The file that each image is read from: its own, its tar file, or the array's."""
+        if self.array is not None:
+            return iter([(str(self.root),)] * len(self.array))
+        if self.shards is not None:
+            tars = [(os.path.join(self.shards.root, tar),) for tar in self.shards.tars]
+            return (tars[number] for number in self.shards.places[:, 0].tolist())
+        return ((os.path.join(self.root, file),) for file in self.files)
+
     def open(self, index: int) -> Image.Image:
         """The image, not yet decoded."""
         if self.array is not None:
             return Image.fromarray(self.array[index])
         if self.shards is not None:
             return self.shards.open(index)
-        path = self.root / self.files[index]
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise OSError("it is no regular file")
-        return Image.open(path)
+        return open_image(self.root / self.files[index])
 
 
 @dataclass(frozen=True)
@@ -84,33 +87,84 @@ def folder_splits(root: Path) -> Splits:
     Raises:
         MimError: No images; says what was looked for and what is there.
     """
-    folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
-    held_out = [name for name in HELD_OUT if name in folders]
-    if "train" in folders and held_out:
-        test = folders[held_out[0]]
-        return _own_splits(root, _store(folders["train"]), test.name, _store(test))
     found = _walk(root)
-    named = {} if found.images else by_split(found.tars, ("train", *HELD_OUT))
-    held_out = [name for name in HELD_OUT if name in named]
-    if "train" not in named or not held_out:
-        return _fifths(_store(root, found))
-    train = [tar for tar in found.tars if not any(tar in named[name] for name in held_out)]
-    unused = [tar for name in held_out[1:] for tar in named[name]]
-    store = _store(root, replace(found, tars=train))
-    if unused:
-        text = f"{counted(len(unused), 'shard')} of {root} not used: {held_out[0]} is what is held out ({unused[0]})."
-        store = replace(store, advice=(*store.advice, text))
-    return _own_splits(root, store, held_out[0], _store(root, replace(found, tars=named[held_out[0]])))
+    if not found.images:
+        return _tar_folder_splits(root, found)
+    advice, (other, data) = list[str](), collections.left_out(found.others)
+    if found.tars or found.packed:
+        tars = counted(len(found.tars) + len(found.packed), "tar file")
+        first = (*found.tars, *found.packed)[0]
+        advice.append(f"{root} holds loose images, which are used, and {tars} left out ({first}).")
+    if data:
+        advice.append(f"{root}: left out are {data}.")
+    about = collections.arrange(found.images, root, "image")
+    store = ImageStore(root, tuple(found.images), None, about.labels, about.classes, left_out=other)
+    store = replace(store, advice=(*about.advice, *advice), splits=about.splits)
+    if about.test is None:
+        return _fifths(_subset(store, about.pretrain), about.train)
+    pretrain, train, test = (_subset(store, keep) for keep in (about.pretrain, about.train, about.test))
+    return Splits(pretrain, pretrain if about.train == about.pretrain else train, test)
 
 
 def tar_splits(path: Path) -> Splits:
     """One tar file, as a collection."""
     if packed(path.name):
         raise refuse_packed(path, [path.name])
-    return _fifths(_store(path.parent, _Found(tars=[path.name])))
+    return _fifths(_tar_store(path.parent, _Found(tars=[path.name])))
 
 
-def _own_splits(root: Path, train: ImageStore, name: str, test: ImageStore) -> Splits:
+def _tar_folder_splits(root: Path, found: _Found) -> Splits:
+    """Splits of tar files, by their folders or else by words in their names."""
+    if not found.tars:
+        _tar_store(root, found)  # raises
+    parts = [[name for name in Path(tar).parts[:-1] if collections.split_of(name)] for tar in found.tars]
+    if any(parts):
+        said = [str(Path(*folders[:1], Path(tar).name)) for folders, tar in zip(parts, found.tars, strict=True)]
+    else:
+        words = [collections.split_in(Path(tar).name) for tar in found.tars]
+        held = next((word for word in collections.HELD_OUT if word in words), None)
+        if held is None or all(word in collections.HELD_OUT for word in words):
+            words = [None] * len(words)
+        elif "train" in words:  # what says nothing is for training too
+            words = [word or "train" for word in words]
+        said = [
+            f"{word}/{Path(tar).name}" if word else Path(tar).name for word, tar in zip(words, found.tars, strict=True)
+        ]
+    about = collections.arrange(said, root, "shard")
+    stores: dict[tuple[int, ...], ImageStore] = {}
+    for keep in (about.train, about.test, about.pretrain):
+        if keep is not None and keep not in stores:
+            some = replace(found, tars=[found.tars[i] for i in keep])
+            stores[keep] = replace(
+                _tar_store(root, some, keep == about.train or keep == about.test), splits=about.splits
+            )
+    pretrain, train = stores[about.pretrain], stores[about.train]
+    pretrain = replace(pretrain, advice=(*pretrain.advice, *about.advice, *_unused(root, found.tars, about)))
+    train = pretrain if about.train == about.pretrain else train
+    if about.test is None:
+        return _fifths(train) if train is pretrain else replace(_fifths(train), pretrain=pretrain)
+    test = stores[about.test]
+    _same_classes(root, train, _said(found.tars[about.test[0]]), test)
+    return Splits(pretrain, train, test)
+
+
+def _unused(root: Path, tars: Sequence[str], about: collections.Arrangement) -> tuple[str, ...]:
+    """A warning where there are two splits that are held out, of which one is used."""
+    used = {*about.pretrain, *about.train, *(about.test or ())}
+    unused = [tar for i, tar in enumerate(tars) if i not in used]
+    if not unused or about.advice or about.test is None:
+        return ()
+    held = _said(tars[about.test[0]])
+    return (f"{counted(len(unused), 'shard')} of {root} not used: {held} is what is held out ({unused[0]}).",)
+
+
+def _said(tar: str) -> str:
+    """The split that the path of a tar file says."""
+    folders = (split for name in Path(tar).parts[:-1] if (split := collections.split_of(name)))
+    return next(folders, collections.split_in(Path(tar).name) or "test")
+
+
+def _same_classes(root: Path, train: ImageStore, name: str, test: ImageStore) -> None:
     if train.classes is not None and train.classes != test.classes:
         if test.classes is None:
             raise MimError(
@@ -119,26 +173,24 @@ def _own_splits(root: Path, train: ImageStore, name: str, test: ImageStore) -> S
             )
         different = sorted(set(train.classes) ^ set(test.classes))
         raise MimError(f"{root}: the classes of train and {name} differ, in: {', '.join(different[:10])}.")
-    return Splits(train, train, test)
 
 
-def _fifths(both: ImageStore) -> Splits:
-    seen: Counter[int] = Counter()
-    parts: dict[bool, list[int]] = {False: [], True: []}
-    for index, label in enumerate(both.labels):  # every fifth of each class, in the order of names
-        parts[seen[label] % 5 == 4].append(index)
-        seen[label] += 1
+def _fifths(both: ImageStore, train: Sequence[int] | None = None) -> Splits:
+    labels = both.labels or (-1,) * len(both)
+    kept, held = collections.every_fifth(labels, range(len(both)) if train is None else train)
     note = (
         "Every fifth image of a class is held out from the probes; a run that was pre-trained on this folder has seen "
         "them, without "
         "labels."
     )
-    return Splits(both, _subset(both, parts[False], note), _subset(both, parts[True], note))
+    return Splits(both, _subset(both, kept, note), _subset(both, held, note))
 
 
-def _subset(store: ImageStore, keep: list[int], note: str) -> ImageStore:
+def _subset(store: ImageStore, keep: Sequence[int], note: str = "") -> ImageStore:
+    if note == "" and len(keep) == len(store):
+        return store
     shards = None if store.shards is None else store.shards.take(keep)
-    files, labels = tuple(store.files[i] for i in keep), [store.labels[i] for i in keep]
+    files, labels = tuple(store.files[i] for i in keep), [store.labels[i] for i in keep] if store.labels else []
     return replace(store, files=files, labels=labels, note=note, shards=shards)
 
 
@@ -173,24 +225,7 @@ def _walk(root: Path) -> _Found:
     return found
 
 
-def _store(root: Path, found: _Found | None = None) -> ImageStore:
-    """The images below a folder: loose ones; or, where there are none, those in its tar files."""
-    found = found or _walk(root)
-    if not found.images:
-        return _tar_store(root, found)
-    advice: tuple[str, ...] = ()
-    if found.tars:
-        tars = counted(len(found.tars), "tar file")
-        advice = (f"{root} holds loose images, which are used, and {tars} left out ({found.tars[0]}).",)
-    tops = [file.split(os.sep)[0] if os.sep in file else "" for file in found.images]
-    names = sorted(set(tops))
-    if "" in names or len(names) < 2:
-        return ImageStore(root, tuple(found.images), advice=advice)
-    number = {name: i for i, name in enumerate(names)}
-    return ImageStore(root, tuple(found.images), None, [number[top] for top in tops], tuple(names), advice=advice)
-
-
-def _tar_store(root: Path, found: _Found) -> ImageStore:
+def _tar_store(root: Path, found: _Found, with_classes: bool = True) -> ImageStore:
     if not found.tars and found.packed:
         raise refuse_packed(root, found.packed)
     if not found.tars:
@@ -199,59 +234,12 @@ def _tar_store(root: Path, found: _Found) -> ImageStore:
             f"No images in {root}. Looked for {', '.join(EXTENSIONS)}, and for .tar files of them, in it and below; "
             f"found {there}."
         )
-    index = read_index(root, found.tars, EXTENSIONS)
-    advice = index.advice
+    index = read_index(root, found.tars, EXTENSIONS, with_classes)
+    advice, (other, data) = index.advice, collections.left_out(found.others + index.others)
+    if data:
+        advice = (*advice, f"{root}: left out are {data}.")
     if found.packed:
         files = counted(len(found.packed), "compressed shard")
         advice = (*advice, f"{files} of {root} left out ({found.packed[0]}): only .tar files can be read.")
-    return ImageStore(root, index.names, None, index.labels, index.classes, shards=index.shards, advice=advice)
-
-
-def idx_files(root: Path) -> dict[str, Path]:
-    """The four files of MNIST and its kin that a folder holds, zipped or not; empty unless all are there."""
-    names = {
-        "train": "train-images-idx3-ubyte",
-        "train labels": "train-labels-idx1-ubyte",
-        "test": "t10k-images-idx3-ubyte",
-        "test labels": "t10k-labels-idx1-ubyte",
-    }
-    found = {}
-    for what, name in names.items():
-        for path in (root / f"{name}.gz", root / name):
-            if path.exists():
-                found[what] = path
-                break
-    return found if len(found) == len(names) else {}
-
-
-def read_idx(path: Path) -> Any:
-    """An idx file of unsigned bytes as an array.
-
-    Raises:
-        MimError: The file is cut short or is none.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zero, kind, axes = struct.unpack(">HBB", content[:4])
-        if zero or kind != 8:
-            raise ValueError("it does not start as an idx file of bytes")
-        shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise MimError(f"{path} cannot be read: {error}") from error
-
-
-def idx_splits(root: Path) -> Splits:
-    """MNIST's own splits."""
-    files = idx_files(root)
-    if not files:
-        raise MimError(f"{root} lacks some of MNIST's four idx files.")
-    stores = []
-    for split in ("train", "test"):
-        array, labels = read_idx(files[split]), read_idx(files[f"{split} labels"]).tolist()
-        if len(array) != len(labels):
-            raise MimError(f"{files[split]} holds {len(array)} images and its labels are {len(labels)}.")
-        classes = tuple(str(i) for i in range(max(labels) + 1))
-        named = FASHION if "fashion" in str(root).lower() or root.name == "sample" else classes
-        stores.append(ImageStore(files[split], (), array, labels, named if len(classes) == 10 else classes))
-    return Splits(stores[0], stores[0], stores[1])
+    store = ImageStore(root, index.names, None, index.labels, index.classes, shards=index.shards, left_out=other)
+    return replace(store, advice=advice)

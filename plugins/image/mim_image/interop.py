@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mim_core.errors import MimError, warn
-from mim_core.foreign import HEAD, agree, build, depth_of, heads_of, mlp_ratio_of, need, pair
+from mim_core.foreign import HEAD, agree, build, depth_of, heads_of, mlp_ratio_of, need, pair, position_of
 from mim_core.interop import State, fill_weights
 from mim_core.method import Method
 from mim_core.options import fill
@@ -87,13 +87,18 @@ def import_mae(state: State, **sizes: Any) -> Method:
     }
     agree(given, read)
     size = _image_size(given.img_size, (patch[0], patch[1]), need(state, "pos_embed", "MAE").shape[1] - 1)
+    grid = (size[0] // patch[0], size[1] // patch[1])
     encoder = {"width": width, "depth": read["depth"], "mlp_ratio": read["mlp_ratio"]}
     decoder = {"width": decoder_width, "depth": decoder_depth}
     method = build(
         tokenizer=Part.of("image:patch", size=size, patch=tuple(patch), channels=channels),
         masker=Part.of("core:random", ratio=given.mask_ratio),
         encoder=Part.of(
-            "core:vit", **encoder, heads=heads_of("num_heads", given, width, RELEASED_HEADS), norm_eps=given.norm_eps
+            "core:vit",
+            **encoder,
+            heads=heads_of("num_heads", given, width, RELEASED_HEADS),
+            norm_eps=given.norm_eps,
+            position=position_of(state["pos_embed"][:, 1:], grid),
         ),
         decoder=Part.of(
             "core:transformer",
@@ -101,6 +106,7 @@ def import_mae(state: State, **sizes: Any) -> Method:
             mlp_ratio=mlp_ratio_of(state, "decoder_blocks.", decoder_width),
             heads=heads_of("decoder_num_heads", given, decoder_width, RELEASED_HEADS),
             norm_eps=given.norm_eps,
+            position=position_of(_decoder_table(state), grid) if "decoder_pos_embed" in state else "sincos",
         ),
         target=Part.of("core:values", normalize=given.norm_pix_loss, loss="l2"),
     )

@@ -20,6 +20,8 @@ from mim_core.errors import MimError
 from mim_core.words import counted
 from PIL import Image
 
+from mim_image.formats import open_image, refuse_bytes
+
 UNPACK = {
     ".tar.gz": "gunzip",
     ".tgz": "gunzip",
@@ -32,6 +34,10 @@ UNPACK = {
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """How compressed files start."""
 LONGEST_CLASS = 1000
+LONGEST_HEADER = 1 << 20
+"""Bytes of an extended header, such as of a long name; tarfile would read what is said, gigabytes too."""
+LONGEST_MARK = 1 << 20
+"""Zeros that end a tar file, in bytes; nearly all have 10 KiB or less."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,13 @@ class Shards:
     def open(self, index: int) -> Image.Image:
         """The image, not yet decoded. Its file is opened for it alone, so that processes share nothing."""
         tar, offset, size = self.places[index].tolist()
+        refuse_bytes(size)
         with open(self.root / self.tars[tar], "rb") as file:
             file.seek(offset)
             content = file.read(size)
         if len(content) < size:
             raise OSError("its shard has become shorter since the run started")
-        return Image.open(io.BytesIO(content))
+        return open_image(io.BytesIO(content))
 
     def take(self, keep: Sequence[int]) -> Shards:
         """Some of the images."""
@@ -66,13 +73,14 @@ class Shards:
 @dataclass(frozen=True)
 class Index:
     """What the headers of shards say: the images and their names, and their classes if there are two or more.
-    ``advice`` tells what was left out."""
+    ``advice`` tells what was left out, ``others`` has the endings of members that are neither."""
 
     shards: Shards
     names: tuple[str, ...]
     labels: Sequence[int]
     classes: tuple[str, ...] | None
     advice: tuple[str, ...]
+    others: Counter[str]
 
 
 def packed(name: str) -> str | None:
@@ -91,24 +99,14 @@ def refuse_packed(root: Path, names: Sequence[str]) -> MimError:
     )
 
 
-def by_split(tars: Sequence[str], splits: Sequence[str]) -> dict[str, list[str]]:
-    """Tar files by the split that their names say: one of ``splits`` between what is no letter, the last of several; ""
-    where there is none."""
-    said = re.compile(rf"(?<![^\W\d_])({'|'.join(splits)})(?![^\W\d_])", re.IGNORECASE)
-    found: dict[str, list[str]] = {}
-    for tar in tars:
-        words = said.findall(Path(tar).name)
-        found.setdefault(words[-1].lower() if words else "", []).append(tar)
-    return found
-
-
-def read_index(root: Path, tars: Sequence[str], endings: Sequence[str]) -> Index:
+def read_index(root: Path, tars: Sequence[str], endings: Sequence[str], with_classes: bool = True) -> Index:
     """Reads the headers of all members, and the classes.
 
     Args:
         root: What the names of the tar files are relative to.
         tars: The tar files, in the order that images are numbered in.
         endings: What the name of an image ends with, in lower case.
+        with_classes: False where images without a class may lie beside others, as no class is used.
 
     Raises:
         MimError: A shard is damaged or cut, there are no images, or some have a class and others have none.
@@ -122,9 +120,11 @@ def read_index(root: Path, tars: Sequence[str], endings: Sequence[str]) -> Index
             f"No images in the {counted(len(tars), 'shard')} of {root}. Looked for members that end with "
             f"{', '.join(endings)}; found {there}."
         )
-    labels, classes = reader.labels()
+    labels, classes = reader.labels() if with_classes else ((), None)
     places = np.array(reader.places, np.int64).reshape(-1, 3)
-    return Index(Shards(root, tuple(tars), places), tuple(reader.names), labels, classes, reader.advice())
+    return Index(
+        Shards(root, tuple(tars), places), tuple(reader.names), labels, classes, reader.advice(), reader.others
+    )
 
 
 @dataclass(slots=True)
@@ -151,6 +151,8 @@ class _Reader:
         self.left_out: Counter[str] = Counter()
         self.first: dict[str, str] = {}
         self.endless: list[str] = []
+        self.empty: list[str] = []
+        self.zeros: list[str] = []
 
     def read(self, number: int, tar: str) -> None:
         """One shard."""
@@ -161,12 +163,16 @@ class _Reader:
         if not os.access(path, os.R_OK):
             raise MimError(f"The shard {path} cannot be read: this user may not. See: ls -l {shlex.quote(str(path))}")
         try:
-            with tarfile.open(path, "r:") as file:
+            with tarfile.open(path, "r:", tarinfo=_Member) as file:
                 for member, name in _members(file, path.stat().st_size):
                     self._sort(samples, file, member, name, tar)
-                if not _ended(path, file.offset):
-                    self.endless.append(tar)
-        except (tarfile.TarError, OSError, ValueError, IndexError, OverflowError) as error:
+                self._end(path, file.offset, tar)
+        except RecursionError:
+            raise MimError(
+                f"The shard {path} cannot be read: hundreds of headers follow one another without a file. It is "
+                "damaged or made to harm; move it to another folder."
+            ) from None
+        except (tarfile.TarError, OSError, ValueError, IndexError, OverflowError, MemoryError) as error:
             kind = _compression(path) if isinstance(error, tarfile.ReadError) else None
             if kind is not None:
                 raise MimError(
@@ -185,6 +191,15 @@ class _Reader:
             self.names.append(sample.image)
             self.places.extend((number, sample.offset, sample.size))
             self.texts.append(sample.label)
+
+    def _end(self, path: Path, offset: int, tar: str) -> None:
+        """Notes a shard that has no member, no mark of the end, or far more zeros behind it than tar writes."""
+        if not _ended(path, offset):
+            self.endless.append(tar)
+        elif offset == 0:
+            self.empty.append(tar)
+        elif path.stat().st_size - offset > LONGEST_MARK:
+            self.zeros.append(tar)
 
     def _sort(
         self, samples: dict[str, _Sample], file: tarfile.TarFile, member: tarfile.TarInfo, name: str, tar: str
@@ -239,6 +254,13 @@ class _Reader:
         if self.endless:
             shards = counted(len(self.endless), "shard")
             lines.append(f"{shards} of {self.root} without a mark of the end, perhaps cut short ({self.endless[0]}).")
+        for found, what in (
+            (self.empty, "without any file in it, though perhaps of the right size"),
+            (self.zeros, f"with more than {LONGEST_MARK >> 20} MiB of zeros behind the last file"),
+        ):
+            if found:
+                shards, names = counted(len(found), "shard"), ", ".join(found[:3]) + (", ..." if found[3:] else "")
+                lines.append(f"{shards} of {self.root} {what} ({names}): perhaps not downloaded whole.")
         return tuple(lines)
 
     def labels(self) -> tuple[Sequence[int], tuple[str, ...] | None]:
@@ -261,6 +283,16 @@ class _Reader:
             return (), None
         position = {value: i for i, value in enumerate(order)}
         return [position[meant[text]] for text in texts], tuple(str(value) for value in order)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose extended headers have a bounded length."""
+
+    def _proc_member(self, file: tarfile.TarFile) -> Any:
+        extended = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *tarfile.GNU_TYPES)
+        if self.type in extended and self.type != tarfile.GNUTYPE_SPARSE and not 0 <= self.size <= LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header says that it has {self.size:,} bytes")
+        return super()._proc_member(file)  # type: ignore[misc]
 
 
 def _members(file: tarfile.TarFile, size: int) -> Iterator[tuple[tarfile.TarInfo, str]]:

@@ -50,7 +50,7 @@ def test_bad_files_are_named_and_the_run_goes_on(trouble, pretrain, workers):
     assert {entry["file"] for entry in skipped(folder)} == BAD
     assert len(skipped(folder)) == 3  # each once, though all were met several times
     reasons = {entry["file"]: entry["reason"] for entry in skipped(folder)}
-    assert reasons["cat/empty.jpg"] == reasons["dog/text.png"] == "not an image of a kind that Pillow knows"
+    assert reasons["cat/empty.jpg"] == reasons["dog/text.png"] == "not an image of a kind that is read"
     assert "truncated" in reasons["dog/truncated.jpg"]
     assert said.count("cannot be used") == 1  # one warning, and where the list is
     assert str(folder / "skipped.jsonl") in said

@@ -12,14 +12,13 @@ import pytest
 import torch
 from mim_core import loop
 from mim_core.cli import main
-from mim_core.data import KeyedBatches, KeyedDataset, collate, loader
+from mim_core.collections import split_in
 from mim_core.errors import BadSample, MimError
+from mim_core.loading import KeyedBatches, KeyedDataset, collate, loader
 from mim_core.plugins import installed
 from mim_core.recipe import load_recipe, override
 from mim_core.testing import DataContract
 from mim_image.data import Images
-from mim_image.files import HELD_OUT
-from mim_image.shards import by_split
 from PIL import Image
 
 
@@ -100,7 +99,7 @@ def test_large_jpegs_are_decoded_small(tmp_path, images, monkeypatch):
     sizes = []
     source = images(size=(64, 64), crop=(0.25, 1.0))
     monkeypatch.setattr(
-        "mim_image.data.convert_mode", lambda image, channels: sizes.append(image.size) or image.convert("RGB")
+        "mim_image.data.convert_mode", lambda image, *rest: sizes.append(image.size) or image.convert("RGB")
     )
     source.read(0, 1)
     assert sizes == [(256, 256)]
@@ -114,7 +113,8 @@ def test_nested_shards_in_the_order_of_names_and_members(tmp_path, images):
     source = images()
     assert names(source) == ["a/z.TAR/x/1.png", "a/z.TAR/1.v2/2.png", "b.tar/2.png", "b.tar/1.png"]
     assert source.plan()["data"] == f"{tmp_path}: 4 images in 3 shards for training, no classes"
-    assert source.advice() == []
+    (said,) = source.advice()
+    assert "without any file in it, though perhaps of the right size (empty.tar)" in said
 
 
 def test_one_tar_file_as_the_root(tmp_path, images):
@@ -239,7 +239,7 @@ def test_folders_of_shards_are_splits(tmp_path, images, held_out):
     write(tmp_path / "train/0.tar", samples(range(6)))
     write(tmp_path / held_out / "0.tar", samples(range(6, 10)))
     source = images()
-    assert names(source) == [f"0.tar/{i:03}.png" for i in range(6)]
+    assert names(source) == [f"train/0.tar/{i:03}.png" for i in range(6)]
     assert source.labelled("test").labels.tolist() == [0, 1, 0, 1]
     assert source.labelled("test").note == ""
 
@@ -269,11 +269,8 @@ def test_words_within_words_are_no_splits():
         "trainé.tar",
         "étrain.tar",
     ]
-    assert by_split(tars, ("train", *HELD_OUT)) == {
-        "": ["strain-0.tar", "value.tar", "pre-train/x.tar", "trainé.tar", "étrain.tar"],
-        "train": ["a_train2017.tar"],
-        "val": ["train-of-val-3.tar"],
-    }
+    said = [split_in(tar.rpartition("/")[2]) for tar in tars]
+    assert said == [None, None, "train", None, "val", None, None]
 
 
 def test_shards_of_a_third_split_are_said(tmp_path, images):
@@ -360,7 +357,7 @@ def test_shards_without_images_say_what_is_there(tmp_path, images):
 
 def test_a_folder_of_nothing_says_that_tar_files_were_looked_for(tmp_path, images):
     with pytest.raises(
-        MimError, match=r"No images in .*\.tiff, and for \.tar files of them, in it and below; found nothing"
+        MimError, match=r"No images in .*\.tiff, .*, and for \.tar files of them, in it and below; found nothing"
     ):
         images()
 
@@ -538,3 +535,68 @@ def test_the_command_line_says_shards_and_what_is_left_out(tmp_path, capsys):
     assert "20 images in 1 shard for training, 2 classes" in " ".join(told.out.split())
     assert "warning: left out of the shards in" in told.err
     assert "1 second image of a sample (the first: x.tar/003.a.png)" in told.err
+
+
+# ---- shards that are made to harm, or came in part -------------------------------------------------------------------
+
+
+def header(kind, size, name=b"x"):
+    """One header of a tar file, whatever it says."""
+    member = tarfile.TarInfo(name.decode())
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def whole(path):
+    """The content of a good shard, without its end."""
+    write(path, samples(range(6)))
+    with tarfile.open(path) as file:
+        file.getmembers()
+        end = file.offset
+    return path.read_bytes()[:end]
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_chains_of_headers_are_refused_by_name(tmp_path, images, kind):
+    good = whole(tmp_path / "s.tar")
+    block = b"11 path=ab\n".ljust(512, b"\0")
+    (tmp_path / "s.tar").write_bytes(good + (header(kind, 11) + block) * 2000 + bytes(10240))
+    with pytest.raises(MimError, match=r"The shard .*s\.tar cannot be read"):
+        images()
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE, tarfile.REGTYPE])
+def test_headers_that_say_gigabytes_are_refused_by_name(tmp_path, images, kind):
+    good = whole(tmp_path / "s.tar")
+    (tmp_path / "s.tar").write_bytes(good + header(kind, 8 << 30) + bytes(10240))
+    with pytest.raises(MimError, match=r"The shard .*s\.tar cannot be read"):
+        images()
+
+
+def test_shards_of_zeros_are_said(tmp_path, images):
+    good = whole(tmp_path / "s-0.tar")
+    (tmp_path / "s-1.tar").write_bytes(bytes(20480))
+    (tmp_path / "s-2.tar").write_bytes(good + bytes(3 << 20))
+    said = images().advice()
+    assert any("1 shard of" in line and "without any file in it" in line and "(s-1.tar)" in line for line in said)
+    assert any("MiB of zeros behind the last file (s-2.tar)" in line for line in said)
+
+
+def test_members_with_other_endings_are_said(tmp_path, images):
+    content = picture()
+    write(tmp_path / "s.tar", [("1.png", content), ("1.json", b"{}"), ("2.png", content), ("3.heic", b"x")])
+    source = images()
+    assert "1 x .heic" in source.advice()[-1] or "1 x .heic" in source.advice()[0]
+    assert "1 x .json" in source.contents()["left out"]
+    with pytest.raises(MimError, match=r"A \.json beside an image was seen and is not read"):
+        source.labelled("train")
+
+
+def test_unlabelled_shards_are_trained_on(tmp_path, images):
+    write(tmp_path / "train/0.tar", samples(range(6)))
+    write(tmp_path / "val/0.tar", samples(range(6, 10)))
+    write(tmp_path / "unlabeled/0.tar", [(f"{i}.png", picture()) for i in range(3)])
+    source = images()
+    assert len(source) == 9
+    assert len(source.labelled("train").labels) == 6
+    assert len(source.labelled("test").labels) == 4

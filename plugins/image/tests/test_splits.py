@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from mim_core.errors import MimError
 from mim_image.data import SAMPLE
-from mim_image.files import FASHION, folder_splits, idx_splits
+from mim_image.files import folder_splits
+from mim_image.formats import open_image
+from mim_image.idx import FASHION, idx_splits
 
 
 def test_a_fifth_of_each_class_is_held_out(photo, images):
@@ -38,7 +40,7 @@ def test_own_splits_are_kept(photo, images, held_out):
     assert source.labelled("train").labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert source.labelled("test").labels.tolist() == [0, 1]
     assert source.labelled("test").note == ""
-    assert all("train" not in source.name_of(i) for i in range(6))
+    assert all(source.name_of(i).startswith("train/") for i in range(6))
 
 
 def test_test_stands_before_val(photo, images):
@@ -69,7 +71,7 @@ def test_without_classes_there_is_nothing_to_evaluate(photo, images, names):
 def test_empty_train_folder(tmp_path, photo):
     photo("test/cat/0.png")
     (tmp_path / "train").mkdir()
-    with pytest.raises(MimError, match=r"No images in .*train"):
+    with pytest.raises(MimError, match=r"has only held-out images \(test/\)"):
         folder_splits(tmp_path)
 
 
@@ -206,3 +208,63 @@ def test_a_held_out_split_without_classes_is_said(photo, images):
     photo("val/0.png")
     with pytest.raises(MimError, match="train has 2, and val none"):
         images()
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "unlabelled"),
+    [("training", "testing", None), ("Training_Set", "valid", None), ("train2017", "val2017", "unlabeled2017")],
+)
+def test_words_for_splits_are_no_classes(photo, images, train, held_out, unlabelled):
+    for label in ("cat", "dog"):
+        for i in range(3):
+            photo(f"{train}/{label}/{i}.png")
+        photo(f"{held_out}/{label}/0.png")
+    if unlabelled:
+        photo(f"{unlabelled}/0.png")
+    source = images()
+    assert len(source) == 6 + bool(unlabelled)
+    assert source.labelled("train").labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert source.labelled("test").labels.tolist() == [0, 1]
+    assert source.read_labelled(5, 1)["label"] == 1
+    assert f"{train}/ for training (6)" in source.contents()["splits"]
+    assert source.contents()["classes"] == "2: cat, dog"
+
+
+DAMAGED = {
+    "no images": ("train-images-idx3-ubyte.gz", np.zeros((0, 6, 5)), "0 x 6 x 5"),
+    "no height": ("train-images-idx3-ubyte.gz", np.zeros((20, 0, 5)), "20 x 0 x 5"),
+    "rows": ("train-images-idx3-ubyte.gz", np.zeros((20, 6)), "20 x 6"),
+    "one label": ("train-labels-idx1-ubyte.gz", np.zeros(()), "a single value"),
+    "table": ("t10k-labels-idx1-ubyte.gz", np.zeros((10, 2)), "10 x 2"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_idx_files_of_other_shapes_are_named(idx, images, case):
+    name, array, said = DAMAGED[case]
+    write_idx(idx() / name, array)
+    with pytest.raises(MimError, match=f"{name} cannot be read: its header says {said}"):
+        images(channels=1)
+
+
+def test_idx_files_unpack_no_more_than_they_say(idx, images):
+    path = idx() / "train-images-idx3-ubyte.gz"
+    header = struct.pack(">HBBIII", 0, 8, 3, 20, 6, 5)
+    path.write_bytes(gzip.compress(header + bytes(1 << 24)))
+    with pytest.raises(MimError, match="and it has more bytes"):
+        images(channels=1)
+    for shape, said in (((4000, 1000, 1000), "fewer bytes"), ((2**32 - 1,) * 3, "GB are read")):
+        path.write_bytes(gzip.compress(struct.pack(">HBBIII", 0, 8, 3, *shape)))
+        with pytest.raises(MimError, match=said):
+            images(channels=1)
+
+
+def test_only_some_files_are_opened(photo, images, monkeypatch):
+    for i in range(80):
+        photo(f"{i}.png")
+    opened = []
+    source = images()
+    monkeypatch.setattr("mim_image.files.open_image", lambda path: opened.append(path) or open_image(path))
+    source.advice()
+    source.contents()
+    assert len(opened) == 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mim_multimodal import files
+from mim_multimodal import maps
 from mim_multimodal.layouts import MODALITIES, Items
 
 LOOKS = 200
@@ -19,7 +19,7 @@ def depth_kinds(items: Items) -> dict[str, str]:
     for i in there[:: max(1, len(there) // LOOKS)]:
         file = items.file("depth", i)
         try:
-            found.setdefault(files.depth_kind(items.root / file), file)
+            found.setdefault(maps.depth_kind(items.root / file), file)
         except Exception:
             continue
     return found
@@ -30,6 +30,13 @@ def check_options(config: Any) -> None:
     strange = sorted(set(config.folders) - set(MODALITIES))
     if strange:
         raise ValueError(f"folders are for {', '.join(MODALITIES)}, not for {', '.join(strange)}")
+    strange = sorted(set(config.suffixes) - set(MODALITIES))
+    if strange or any("/" in suffix for suffix in config.suffixes.values()):
+        raise ValueError(f"suffixes are ends of names, for {', '.join(MODALITIES)}; got {config.suffixes}")
+    if len(set(config.values)) < len(config.values) or any(not 0 <= value <= 65535 for value in config.values):
+        raise ValueError(f"values must be different whole numbers from 0 to 65535, got {config.values}")
+    if len(config.values) == 1:
+        raise ValueError("values must list one for each class, at least 2")
     if config.depth_limit is not None and config.depth_limit <= 0:
         raise ValueError(f"depth_limit must be positive, got {config.depth_limit}")
     low, high = config.area
@@ -48,3 +55,9 @@ def check_options(config: Any) -> None:
         raise ValueError(f"classes must be at least 2, got {config.classes}")
     if len(config.mean) != 3 or len(config.std) != 3 or min(config.std) <= 0:
         raise ValueError(f"mean {config.mean} and std {config.std} need 3 values each, and std must be positive")
+    if max(config.mean) > 1 or max(config.std) > 1:
+        listed = {name: " ".join(f"{v / 255:.3f}" for v in getattr(config, name)) for name in ("mean", "std")}
+        raise ValueError(
+            f"mean and std are of colours in [0, 1]; these look like 0 to 255: --data.mean {listed['mean']} --data.std "
+            f"{listed['std']}"
+        )

@@ -95,6 +95,13 @@ def _places(start: float, length: float, count: int, frame: int, pixels: int) ->
     return np.clip(np.floor(middles * pixels / frame), 0, pixels - 1).astype(np.int64)
 
 
+def whole_factor(frame: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether one of two sizes is the other times a whole number, the same on both axes."""
+    small, large = sorted((frame, size))
+    factor = large[0] // max(1, small[0])
+    return (small[0] * factor, small[1] * factor) == large
+
+
 def largest_size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     """Height and width of the finest pictures of those that are wanted.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +11,19 @@ import numpy as np
 import torch
 from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
-from mim_core.errors import BadSample, MimError, unknown
+from mim_core.errors import BadSample, MimError, one_line, unknown
 from mim_core.layout import Sample
+from mim_core.normalising import check_statistics
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mim_multimodal import captions, checks, crops, files, pictures
+from mim_multimodal import captions, checks, crops, files, maps, pictures, told
 from mim_multimodal.depth import standardise
 from mim_multimodal.fixed import Fixed
-from mim_multimodal.layouts import EXPECTED, MODALITIES, Found, Items, Labels, class_names, find_items, find_labels
+from mim_multimodal.labels import Labels, find_labels
+from mim_multimodal.layouts import EXPECTED, MODALITIES, Found, Items, find_items
 from mim_multimodal.raw import side_by_side
+from mim_multimodal.tables import class_names
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = Path(__file__).parent / "sample"
@@ -33,10 +36,10 @@ class Aligned(DataSource):
     tokenizers; all pictures of an item show the same part of it.
 
     ``ROOT/{train,test}/MODALITY/CLASS/NAME``, a file of the same name in every modality. Colour is turned upright by
-    its EXIF entry; other pictures are taken as they are. Depth: 8 or 16 bits or floats. Class ids: 8 or 16 bits, or
-    the entries of a palette, 255 for none; their map may be smaller by a whole factor. Names of the classes:
-    ``ROOT/classes.txt``. Labels of whole items: ``ROOT/labels.csv``, or CLASS. Captions may be the rows of
-    ``ROOT/captions.csv`` (path, caption) in place of files.
+    its EXIF entry; other pictures are taken as they are. Depth: whole numbers or floats. Class ids: 1, 8 or 16 bits, or
+    the entries of a palette, 255 for none. Depth and class ids may be smaller or larger than colour by a whole factor.
+    Names of the classes: ``ROOT/classes.txt``. Labels of whole items: ``ROOT/labels.csv``, or CLASS.
+    Captions may be the rows of ``ROOT/captions.csv`` (path, caption) in place of files.
 
     `read` gives rgb as uint8, depth as float32 in the file's unit with NaN where nothing was measured, class ids as
     uint8; `finish` makes of them what the method sees.
@@ -50,6 +53,9 @@ class Aligned(DataSource):
         """Folder of aligned files; "sample" is the bundled one, frames of a game."""
         folders: dict[str, str] = field(default_factory=dict)
         """Modality -> folder, where it is named otherwise: --data.folders semseg semseg_coco depth depth_dpt."""
+        suffixes: dict[str, str] = field(default_factory=dict)
+        """Modality -> what the names of its files end in before the ending, and those of others do not:
+        --data.suffixes rgb _rgb depth _depth. Files without it are left out."""
         missing: Literal["refuse", "skip", "mask"] = "refuse"
         """An item without a file in a wanted modality is an error, left out, or kept with that modality hidden."""
         area: tuple[float, float] = (0.2, 1.0)
@@ -63,14 +69,20 @@ class Aligned(DataSource):
         classes: int | None = None
         """Number of classes; larger ids are errors. None: as many as classes.txt names, or else as the tokenizer
         has."""
+        values: tuple[int, ...] = ()
+        """What class maps hold for each class, in the order of classes: --data.values 0 255 for masks of 0 and 255.
+        Other values are errors, but for 255. Without it maps hold the ids."""
         depth_bits: int | None = None
         """8 or 16: a depth map of another bit depth is bad. None: as the file says."""
         depth_limit: float | None = None
         """Standardised depth is cut off at this absolute value. None as in MultiMAE; where most of a picture is one
         flat surface, the rest then has values in the tens, which rule the loss."""
         depth_invalid: float | None = None
-        """Value in depth maps that means no measurement. None: 0 in files of 16 bits, no value in others; -1 for no
-        value in any."""
+        """Value in depth maps that means no measurement. None: in files of whole numbers of 16 bits or more 0, and
+        65,535 where no other value is above 32,767; no value in others; -1 for no value in any. NaN, infinity, and
+        1e10 and beyond mean it always."""
+        depth_signed: bool = False
+        """Negative depths are measured, as in maps of height. Without it they mean no measurement."""
         mean: tuple[float, ...] = IMAGENET_MEAN
         """Of colours in [0, 1], per channel."""
         std: tuple[float, ...] = IMAGENET_STD
@@ -85,22 +97,28 @@ class Aligned(DataSource):
         if "caption" in shapes:
             captions.check_installed()
             captions.load_tokenizer()  # here, so that workers need not
+        check_statistics(config.mean, config.std, 3)
         self.mean, self.std = (torch.tensor(v).reshape(3, 1, 1) for v in (config.mean, config.std))
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.root = self._root()
         wanted = [name for name in MODALITIES if name in shapes]
-        self.found: Found = find_items(self.root, wanted, config.folders, config.missing)
+        self.found: Found = find_items(self.root, wanted, config.folders, config.missing, config.suffixes)
         self.masked = tuple(self.found.missing) if config.missing == "mask" else ()
         self.classes = class_names(self.root)
         if self.classes and config.classes not in (None, len(self.classes)):
             raise MimError(
                 f"--data.classes is {config.classes}, but {self.root / 'classes.txt'} names {len(self.classes)} classes"
             )
-        self.class_count = config.classes or len(self.classes) or None
-        if (self.class_count or 0) > files.IGNORE:
+        self.class_count = config.classes or len(self.classes) or len(config.values) or None
+        if config.values and self.class_count != len(config.values):
+            raise MimError(
+                f"--data.values lists {len(config.values)} values, and there are {self.class_count} classes."
+            )
+        if (self.class_count or 0) > maps.IGNORE:
             raise MimError(f"{self.class_count} classes: ids above 254 cannot be used, because 255 means no class.")
         self.labels: Labels = find_labels(self.found)
+        self._looked: told.Looked | None = None
 
     def _root(self) -> Path:
         root = self.config.root
@@ -122,6 +140,11 @@ class Aligned(DataSource):
     def name_of(self, index: int) -> str:
         """The path of the item's first file, below the root."""
         return self.found.train.name(index)
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The files of each item of a split, whether it has labels or not."""
+        items = self.found.test if split == "test" else self.found.train
+        return map(items.paths, range(len(items)))
 
     def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
         """Where some items lack a modality and are kept: which have which."""
@@ -177,37 +200,39 @@ class Aligned(DataSource):
                 if name == "rgb":
                     opened[name] = files.read_rgb(path, int(max(self.size) / share) + 1)
                 elif name == "depth":
-                    opened[name] = files.read_depth(path, config.depth_bits, config.depth_invalid)
+                    opened[name] = maps.read_depth(path, config.depth_bits, config.depth_invalid, config.depth_signed)
                 elif name == "semseg":
-                    opened[name] = files.read_ids(path, self.class_count or self.ids.get("semseg"))
+                    opened[name] = maps.read_ids(path, self.class_count or self.ids.get("semseg"), config.values)
                 else:
-                    text = items.captions.get(items.stems[index]) or files.read_text(path)
+                    listed = items.captions.get(items.stems[index])
+                    text = files.check_caption(listed) if listed else files.read_text(path)
                     opened[name] = captions.encode_caption(text, shapes[name][0])
             except MimError:
                 raise
             except ValueError as error:
                 raise BadSample(items.file(name, index), str(error)) from error
             except Exception as error:  # libraries raise many kinds; whatever it is, the file is named and replaced
-                raise BadSample(items.file(name, index), f"{type(error).__name__}: {error}") from error
+                raise BadSample(items.file(name, index), one_line(error)) from error
         return opened
 
     def _frame(self, items: Items, index: int, opened: Mapping[str, Any]) -> tuple[int, int]:
-        """Height and width that all pictures of an item share; class ids may be coarser by a whole factor."""
+        """Height and width that all pictures of an item share; maps may be coarser or finer by a whole factor."""
         sizes = {name: _shape(opened[name]) for name in crops.PICTURES if name in opened}
         if not sizes:
             return self.size
         first, frame = next(iter(sizes.items()))
-        for name, size in sizes.items():
-            factor = frame[0] // size[0]
-            coarser = name == "semseg" and factor > 0 and (size[0] * factor, size[1] * factor) == frame
-            if size != frame and not coarser:
-                turned = " after its EXIF turn" if first == "rgb" and opened["rgb"].turned else ""
-                more = " or smaller by a whole factor" if name == "semseg" else ""
-                raise BadSample(
-                    items.file(name, index),
-                    f"it is {size[1]} x {size[0]} pixels, and {items.file(first, index)} is {frame[1]} x {frame[0]}"
-                    f"{turned}; they must be equal{more}",
-                )
+        odd = [name for name, size in sizes.items() if not crops.whole_factor(frame, size)]
+        if odd:
+            against = first
+            if len(odd) > 1 and len({sizes[name] for name in odd}) == 1:  # two agree: the first is the odd one
+                odd, against = [first], odd[0]
+            turned = {"rgb": " after its EXIF turn"} if "rgb" in opened and opened["rgb"].turned else {}
+            own, other = (f"{sizes[n][1]} x {sizes[n][0]} pixels{turned.get(n, '')}" for n in (odd[0], against))
+            raise BadSample(
+                items.file(odd[0], index),
+                f"it is {own}, and {items.file(against, index)} is {other}; they must be equal, or smaller or larger "
+                "by a whole factor",
+            )
         return frame
 
     def _cut(self, frame: tuple[int, int], key: int | None) -> crops.Cut:
@@ -302,7 +327,7 @@ class Aligned(DataSource):
         if "rgb" in done:
             mean, std = self._statistics_on(done["rgb"].device)
             done["rgb"] = done["rgb"] * std + mean
-        return side_by_side(done, self.class_count or self.ids.get("semseg") or files.IGNORE)
+        return side_by_side(done, self.class_count or self.ids.get("semseg") or maps.IGNORE)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
         """An item as PNG: rgb; depth with near bright; class ids by a fixed palette; the text of a caption."""
@@ -323,50 +348,21 @@ class Aligned(DataSource):
 
     def plan(self) -> dict[str, str]:
         """Where items come from, how many, which modalities, what is missing, classes and bit depth."""
-        found = self.found
-        root = "the bundled sample (Freedoom, BSD licence)" if self.bundled else str(self.config.root)
-        sizes = (f"{name} {' x '.join(map(str, shape))}" for name, shape in self.shapes.items())
-        labels = f"{len(self.labels.classes)} classes of items" if self.labels.classes else "no classes of items"
-        rows = {
-            "data": f"{root}: {len(self):,} items for training, {len(found.test):,} held out, {labels}",
-            "modalities": ", ".join(sizes),
-        }
-        if found.note:
-            rows["split"] = found.note
-        if found.missing:
-            rows["missing files"] = self._missing()
-        if "semseg" in self.shapes:
-            own = f"{self.ids['semseg']}, as the tokenizer has; there is no classes.txt" if "semseg" in self.ids else ""
-            unchecked = own or "not stated, so ids are not checked: write classes.txt, or give --data.classes"
-            rows["classes"] = f"{self.class_count}" if self.class_count else unchecked
-        if "depth" in self.shapes:
-            rows["depth maps"] = self._bits()
-        return rows
-
-    def _missing(self) -> str:
-        """How many files are missing, and what becomes of their items."""
-        counts = ", ".join(f"{name} of {len(names):,}" for name, names in self.found.missing.items())
-        kept = "kept, and what they lack is hidden" if self.config.missing == "mask" else "left out"
-        left_out = self.found.left_out
-        return f"{counts}; {f'{left_out:,} items are' if left_out else 'these items are'} {kept}"
-
-    def _bits(self) -> str:
-        """Bit depth of depth maps, as the option or a look at some of the files says."""
-        if self.config.depth_bits is not None:
-            return f"{self.config.depth_bits} bits"
-        kinds = checks.depth_kinds(self.found.train)
-        return "; ".join(f"{kind} in {file}" for kind, file in kinds.items()) + "; each file's own" if kinds else "none"
+        return told.plan(self)
 
     def advice(self) -> list[str]:
-        """Missing files, and depth maps of several kinds in one folder."""
-        lines = [f"missing files: {self._missing()}"] if self.found.missing else []
-        found = checks.depth_kinds(self.found.train) if "depth" in self.shapes and not self.config.depth_bits else {}
-        if len(found) > 1:
-            kinds = ", ".join(f"{file} has {kind}" for kind, file in found.items())
-            lines.append(
-                f"depth maps are of different kinds: {kinds}. To refuse all but one: --data.depth-bits 8 (or 16)."
-            )
-        return lines
+        """What is missing or left out, and what in the files is rarely meant."""
+        return told.advice(self)
+
+    def contents(self) -> dict[str, str]:
+        """Splits, classes, what is left out, and what some of the files hold."""
+        return told.contents(self)
+
+    def looked(self) -> told.Looked:
+        """What some of the files for training hold; they are looked at once."""
+        if self._looked is None:
+            self._looked = told.look(self)
+        return self._looked
 
 
 def _shape(opened: Any) -> tuple[int, int]:
@@ -382,7 +378,7 @@ def _output(name: str, opened: Any, cut: crops.Cut, shape: tuple[int, ...]) -> T
     if name == "rgb":
         return torch.zeros(shape, dtype=torch.uint8) if opened is None else crops.smooth(opened.image, cut, size)
     if opened is None:
-        fill, kind = (np.nan, torch.float32) if name == "depth" else (files.IGNORE, torch.uint8)
+        fill, kind = (np.nan, torch.float32) if name == "depth" else (maps.IGNORE, torch.uint8)
         return torch.full(shape, fill, dtype=kind)
     part = crops.nearest(opened, cut, size)
     return part[None] if name == "depth" else part

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from mim_core.data import DataSource, Readable, loader
+from mim_core.data import DataSource
 from mim_core.errors import MimError
 from mim_core.evaluation import PRETRAINED, RAW, UNTRAINED, Study
 from mim_core.layout import Sample
+from mim_core.loading import Readable, loader
 from mim_core.method import Method
 from mim_core.tokenizer import Tokenizer, times
+from mim_core.words import counted
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -115,7 +117,7 @@ class Dense:
         lost = [f"{count - len(numbers):,} cannot be read."] if len(numbers) < count else []
         of = f" of {len(items):,}, evenly spaced" if count < len(items) else ""
         left_out = [items.note] if getattr(items, "note", "") else []
-        text = [f"{self.name.capitalize()}: {len(numbers):,} {split} items{of}.", *lost, *left_out]
+        text = [f"{self.name.capitalize()}: {counted(len(numbers), f'{split} item')}{of}.", *lost, *left_out]
         self.study.notes.append(" ".join(text))
         return Split(items, tuple(numbers), torch.cat(labels))
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from mim_core.errors import MimError
 from mim_core.foreign import agree, build, depth_of, heads_of, mlp_ratio_of, need, pair
 from mim_core.interop import State, fill_weights
 from mim_core.method import Method
 from mim_core.options import fill
+from mim_core.position import sincos_table
 from mim_core.recipe import Part
 
 RELEASED_HEADS = {"heads": {768: 12, 1024: 16}, "decoder_heads": {256: 8}}
@@ -68,8 +70,23 @@ def import_multimae(state: State, **sizes: Any) -> Method:
     own = method.state_dict()
     tables = {name: own[name] for name in own if name.endswith("position.table")}  # fixed, and checked by outputs
     unused = [name for name in state if name.endswith("pos_emb")]
+    _check_positions(state, unused)
     fill_weights(method, {**state, **tables}, {name: _theirs(name) for name in own}, unused)
     return method
+
+
+def _check_positions(state: State, names: list[str]) -> None:
+    """Raises MimError for tables that are trained: MultiMAE's are computed, and ours take their place."""
+    for name in names:
+        table = state[name]
+        if table.ndim != 4:
+            continue
+        own = sincos_table((table.shape[2], table.shape[3]), table.shape[1], last=False)
+        if not torch.allclose(table[0].flatten(1).T.float().cpu(), own, atol=1e-3):
+            raise MimError(
+                f"{name} is not MultiMAE's sine-cosine table: these positions are trained (learnable_pos_emb), and "
+                "this importer takes computed ones only."
+            )
 
 
 def _names(state: State, prefix: str) -> list[str]:

@@ -1,34 +1,37 @@
 """Which aligned items there are: folders of modalities, with a file of the same name in each.
 
-``ROOT/{train,test}/MODALITY/CLASS/.../name.ext``; val and validation stand for test. Without these folders it is
-``ROOT/MODALITY/...``, and a fifth of the items, drawn by their names, is held out. Captions may also be the rows of one
-table, ``ROOT/captions.csv``.
+``ROOT/{train,test}/MODALITY/CLASS/.../name.ext``, or ``ROOT/MODALITY/{train,test}/...``; what splits are called is
+`mim_core.collections`' rule. Without these folders it is ``ROOT/MODALITY/...``, and a fifth of the items, drawn by
+their names, is held out. Captions may also be the rows of one table, ``ROOT/captions.csv``.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from mim_core import walking
+from mim_core.collections import HELD_OUT, split_of
 from mim_core.errors import MimError, nearest
 from mim_core.randomness import name_code
+from mim_core.words import counted
+
+from mim_multimodal import naming
+from mim_multimodal.tables import rows_of
 
 MODALITIES = ("rgb", "depth", "semseg", "caption")
 ENDINGS: Mapping[str, tuple[str, ...]] = {
-    "rgb": (".jpg", ".jpeg", ".png", ".webp"),
+    "rgb": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     "depth": (".png", ".npy", ".tif", ".tiff"),
     "semseg": (".png",),
     "caption": (".txt",),
 }
 CAPTIONS = "captions.csv"
-HELD_OUT = ("test", "val", "validation")
 EXPECTED = (
     "It should hold train/MODALITY/CLASS/NAME and test/MODALITY/CLASS/NAME, or MODALITY/CLASS/NAME; modalities are "
     + ", ".join(f"{name} ({' '.join(endings)})" for name, endings in ENDINGS.items())
@@ -48,6 +51,9 @@ class Items:
         stems: Each item's path below a modality's folder, without the ending; with "/" on every system.
         endings: Modality -> the ending of each item's file; empty where the item has none.
         captions: Stem -> caption, where captions are the rows of a table.
+        suffixes: Modality -> what its names end in before the ending; the stems are without it.
+        others: Folder -> ending -> how many files there are not read.
+        beside: Folders beside those of the modalities.
     """
 
     root: Path
@@ -56,6 +62,9 @@ class Items:
     stems: tuple[str, ...]
     endings: Mapping[str, tuple[str, ...]]
     captions: Mapping[str, str] = field(default_factory=dict)
+    suffixes: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -68,9 +77,15 @@ class Items:
         """An item's file below the root, with the first usual ending where it is missing."""
         if modality == "caption" and self.captions:
             return f"{CAPTIONS}: {self.stems[index]}"
-        ending = self.endings[modality][index] or ENDINGS[modality][0]
+        ending = self.endings[modality][index] or self.suffixes.get(modality, "") + ENDINGS[modality][0]
         parts = (self.split, self.folders[modality], self.stems[index] + ending)
         return "/".join(part for part in parts if part)
+
+    def paths(self, index: int) -> tuple[str, ...]:
+        """The files of an item in all modalities, and the table where its caption is a row of one."""
+        there = [modality for modality in self.folders if self.has(modality, index)]
+        table = {"caption": CAPTIONS} if self.captions else {}
+        return tuple(os.path.join(self.root, table.get(name) or self.file(name, index)) for name in there)
 
     def name(self, index: int) -> str:
         """The item as the user knows it: its first file."""
@@ -93,6 +108,8 @@ class Found:
         note: What a reader of scores should know about the split.
         missing: Modality -> the missing files, of items with a file of another wanted modality.
         left_out: How many items were left out because of that.
+        splits: The folders that were taken for splits, for people; empty where there are none.
+        advice: What was left out, and why.
     """
 
     train: Items
@@ -100,10 +117,16 @@ class Found:
     note: str = ""
     missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     left_out: int = 0
+    splits: str = ""
+    advice: tuple[str, ...] = ()
 
 
 def find_items(
-    root: Path, wanted: Sequence[str], folders: Mapping[str, str] | None = None, missing: Missing = "refuse"
+    root: Path,
+    wanted: Sequence[str],
+    folders: Mapping[str, str] | None = None,
+    missing: Missing = "refuse",
+    suffixes: Mapping[str, str] | None = None,
 ) -> Found:
     """The items below a folder. Files of modalities that are not wanted are found too, where their folder exists.
 
@@ -112,52 +135,136 @@ def find_items(
         wanted: Modalities that every item should have.
         folders: Modality -> folder, where it is named otherwise.
         missing: What becomes of an item that lacks a wanted modality.
+        suffixes: Modality -> what the names of its files end in, before the ending, and those of others do not.
 
     Raises:
-        MimError: No such folders, no items, two files for one item, or a missing file that is refused.
+        MimError: No such folders, no items, two files for one item, a missing file that is refused, or names that do
+            not bring the modalities together.
     """
     named = {name: (folders or {}).get(name, name) for name in MODALITIES}
-    held_out = [name for name in HELD_OUT if (root / name).is_dir()]
-    whole = (root / "train").is_dir()
-    if held_out and not whole:
-        raise MimError(f"{root} has {held_out[0]}/ but no train/. {EXPECTED}")
-    note = ""
-    if whole and held_out:
-        train = _scan(root, "train", named, wanted)
-        test = _scan(root, held_out[0], named, wanted, may_lack=missing == "mask")
-    else:
-        train, test, note = _drawn(_scan(root, "train" if whole else "", named, wanted))
+    both = _splits(root, named, wanted, missing, suffixes or {})
     absent: dict[str, list[str]] = {}
     kept = []
-    for items in (train, test):
+    for items in (both.train, both.test):
         lacking = {i: [name for name in wanted if not items.has(name, i)] for i in range(len(items))}
         for i, names in lacking.items():
             for name in names:
                 absent.setdefault(name, []).append(items.file(name, i))
         kept.append([i for i, names in lacking.items() if missing == "mask" or not names])
     if absent and missing == "refuse":
-        raise _incomplete(root, absent)
-    left_out = len(train) + len(test) - sum(map(len, kept))
+        raise _incomplete(root, absent, both.train)
     if not kept[0]:
         raise MimError(
-            f"None of the {len(train):,} items of {root} has a file of each of {', '.join(wanted)}: "
+            f"None of the {len(both.train):,} items of {root} has a file of each of {', '.join(wanted)}: "
             f"{'; '.join(f'{len(files):,} lack {name}' for name, files in absent.items())}."
         )
-    found = {name: tuple(absent[name]) for name in MODALITIES if name in absent}
-    return Found(train.subset(kept[0]), test.subset(kept[1]), note, found, left_out)
+    return replace(
+        both,
+        train=both.train.subset(kept[0]),
+        test=both.test.subset(kept[1]),
+        missing={name: tuple(absent[name]) for name in MODALITIES if name in absent},
+        left_out=len(both.train) + len(both.test) - sum(map(len, kept)),
+    )
 
 
-def _incomplete(root: Path, absent: Mapping[str, Sequence[str]]) -> MimError:
+def _together(items: Items, wanted: Sequence[str], missing: Missing) -> tuple[str, ...]:
+    """Refuses a modality whose files hardly ever have the name of another's, or says so where some have and what lacks
+    may be left out or hidden."""
+    few = naming.apart(items, wanted)
+    if few and (missing == "refuse" or not all(few.values())):
+        raise MimError(naming.do_not_match(items, wanted, few))
+    return tuple(naming.do_not_match(items, wanted, few).split("\n")) if few else ()
+
+
+def _splits(
+    root: Path, named: Mapping[str, str], wanted: Sequence[str], missing: Missing, suffixes: Mapping[str, str]
+) -> Found:
+    """The splits as the folders have them, with all their items."""
+    tops = _top_splits(root, named)
+    held = next((name for name in HELD_OUT if name in tops), None)
+    whole = "train" if "train" in tops else "unlabelled"
+    if held and whole not in tops:
+        raise MimError(f"{root} has {tops[held]}/ but no train/. {EXPECTED}")
+    train = _scan(root, tops.get(whole, ""), named, wanted, suffixes, missing)
+    advice = _together(train, wanted, missing)
+    if not tops:
+        found = _inner_splits(train)
+        return replace(found, advice=(*found.advice, *advice))
+    uses = {whole: "for training", held: "held out"}
+    said = [f"{tops[kind]}/ {use}" for kind, use in uses.items() if kind is not None]
+    unused = [f"{folder}/" for kind, folder in tops.items() if kind not in uses]
+    said += [f"{', '.join(unused)} not used"] if unused else []
+    if held is None:
+        return replace(_drawn(train), splits="; ".join(said), advice=advice)
+    test = _scan(root, tops[held], named, wanted, suffixes, missing, held_out=True)
+    if missing == "refuse":
+        _together(test, wanted, missing)
+    return Found(train, test, splits="; ".join(said), advice=advice)
+
+
+def _top_splits(root: Path, named: Mapping[str, str]) -> dict[str, str]:
+    """Split -> the folder of the root that is named like it."""
+    found: dict[str, str] = {}
+    for path in sorted(root.iterdir()):
+        kind = split_of(path.name)
+        if kind is None or path.name in named.values() or not path.is_dir():
+            continue
+        if kind in found:
+            raise MimError(
+                f"{root} has two folders that are named like one split, {found[kind]}/ and {path.name}/. Put their "
+                "files into one of them, or move one away."
+            )
+        found[kind] = path.name
+    return found
+
+
+def _inner_splits(items: Items) -> Found:
+    """Splits inside the modalities' folders, rgb/train/1.png; without any, a fifth is drawn."""
+    parts = [stem.split("/")[:-1] for stem in items.stems]
+    names = [next((name for name in each if split_of(name)), "") for each in parts]
+    kinds = [split_of(name) if name else None for name in names]
+    if not any(kinds):
+        return _drawn(items)
+    held = next((name for name in HELD_OUT if name in kinds), None)
+    own = {"train", "unlabelled"} if "train" in kinds else {None, "unlabelled"}
+    train = [i for i, kind in enumerate(kinds) if kind in own]
+    test = [i for i, kind in enumerate(kinds) if kind == held and held]
+    rest = [i for i, kind in enumerate(kinds) if kind is None] if "train" in kinds else []
+    if not train:
+        raise MimError(f"{items.root} has held-out items only ({items.name(0)}), and no train/ beside them. {EXPECTED}")
+    if rest and held is None:
+        raise MimError(
+            f"{items.root} has {items.name(train[0])} in a folder named like a split, and {items.name(rest[0])} in "
+            "none. Give all of them splits, such as rgb/train/ and rgb/test/; if it is a class, give it another name."
+        )
+    uses = {"for training": train, "held out": test}
+    unused = sorted(set(range(len(kinds))) - {*train, *test, *rest})
+    said = [
+        f"{', '.join(sorted({f'{names[i]}/' if names[i] else 'others' for i in some}))} {use} ({len(some):,})"
+        for use, some in {**uses, "not used": unused}.items()
+        if some
+    ]
+    left_out = f"{counted(len(rest), 'item')} of {items.root} left out: in no split" if rest else ""
+    advice = (f"{left_out} ({items.name(rest[0])}).",) if rest else ()
+    whole = items.subset(train)
+    found = Found(whole, items.subset(test)) if held else _drawn(whole)
+    return replace(found, splits="; ".join(said), advice=advice)
+
+
+def _incomplete(root: Path, absent: Mapping[str, Sequence[str]], items: Items) -> MimError:
     count = sum(map(len, absent.values()))
     shown = "\n  ".join([file for files in absent.values() for file in files][:5])
+    _, other = naming.endings_of({items.folders[name]: items.others.get(items.folders[name], {}) for name in absent})
+    more = "".join(f"\n{text[0].upper()}{text[1:]}; convert these, if they are what is missing." for text in other)
     return MimError(
-        f"{count:,} file(s) are missing in {root}, of items with a file of another modality:\n  {shown}\n"
+        f"{counted(count, 'file')} {'is' if count == 1 else 'are'} missing in {root}, "
+        f"of items with a file of another modality:\n  {shown}{more}\n"
         "Leave these items out with --data.missing skip, or keep them with --data.missing mask, which hides the "
         "modality that an item lacks."
     )
 
 
-def _drawn(items: Items) -> tuple[Items, Items, str]:
+def _drawn(items: Items) -> Found:
     """A split by the names of the items, so that further items move none of the others."""
     codes = [name_code(stem) for stem in items.stems]
     test = [i for i, code in enumerate(codes) if code % 5 == 0]
@@ -170,64 +277,72 @@ def _drawn(items: Items) -> tuple[Items, Items, str]:
         f"{where} has no held-out split: {len(test):,} of its {len(codes):,} items, drawn by their names, are held out "
         "from pre-training and from the probes' training."
     )
-    return items.subset(train), items.subset(test), note
+    return Found(items.subset(train), items.subset(test), note)
 
 
-def _scan(root: Path, split: str, named: Mapping[str, str], wanted: Sequence[str], may_lack: bool = False) -> Items:
+def _scan(
+    root: Path,
+    split: str,
+    named: Mapping[str, str],
+    wanted: Sequence[str],
+    suffixes: Mapping[str, str],
+    missing: Missing,
+    held_out: bool = False,
+) -> Items:
     """All items with a file in a wanted modality, in the order of their names."""
     base = root / split
     files: dict[str, dict[str, str]] = {}
-    others: Counter[str] = Counter()
+    others: dict[str, Mapping[str, int]] = {}
     captions: dict[str, str] = {}
     for name in MODALITIES:
         folder = base / named[name]
         if name == "caption" and not folder.is_dir() and (root / CAPTIONS).is_file():
-            captions = _captions(root / CAPTIONS, split, named)
+            captions = _captions(root / CAPTIONS, split, named, suffixes)
             files[name] = dict.fromkeys(captions, ".csv")
         elif folder.is_dir():
-            files[name], strange = _walk(folder, name)
-            others.update(strange if name in wanted else {})
-        elif name in wanted and not may_lack:
+            files[name], others[named[name]] = _walk(folder, name, suffixes.get(name, ""))
+            of_data = naming.endings_of({named[name]: others[named[name]]})[1]
+            if name in wanted and not files[name] and (of_data or missing != "mask"):
+                raise naming.nothing_read(folder, name, ENDINGS[name], others[named[name]], suffixes.get(name, ""))
+        elif name in wanted and not (held_out and missing == "mask"):
             raise _no_folder(base, name, named[name])
     stems = sorted({stem for name in wanted for stem in files.get(name, ())})
     if not stems:
-        there = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(5)) or "nothing"
         looked = "; ".join(f"{named[name]}: {' '.join(ENDINGS[name])}" for name in wanted)
-        raise MimError(f"No items in {base}. Looked for {looked}; found {there}.")
+        raise MimError(f"No items in {base}. Looked for {looked}.")
     endings = {name: tuple(files.get(name, {}).get(stem, "") for stem in stems) for name in {*files, *wanted}}
-    return Items(root, split, {n: f for n, f in named.items() if n in endings}, tuple(stems), endings, captions)
+    there = {n: f for n, f in named.items() if n in endings}
+    beside = tuple(name for name in _folders(base) if name not in named.values())
+    return Items(root, split, there, tuple(stems), endings, captions, suffixes, others, beside)
 
 
-def _captions(table: Path, split: str, named: Mapping[str, str]) -> dict[str, str]:
+def _folders(base: Path) -> list[str]:
+    there = base.iterdir() if base.is_dir() else ()
+    return sorted(path.name for path in there if path.is_dir() and not path.name.startswith("."))
+
+
+def _captions(table: Path, split: str, named: Mapping[str, str], suffixes: Mapping[str, str]) -> dict[str, str]:
     """Stem -> caption of a split, from a table (columns path and caption; an empty caption is none). Its paths may name
     the split, the modality and the ending, or leave them out; without a split they hold for every one."""
     found: dict[str, str] = {}
-    splits, folders = ("train", *HELD_OUT), set(named.values())
-    for path, text in _rows(table, "caption"):
+    folders = set(named.values())
+    for path, text in rows_of(table, "caption"):
         parts = path.split("/")
-        if split and parts[0] in splits:
-            if parts[0] != split:
+        if split and split_of(parts[0]):
+            if split_of(parts[0]) != split_of(split):
                 continue
             parts = parts[1:]
-        parts = parts[1:] if parts[0] in folders and len(parts) > 1 else parts
+        parts = parts[1:] if parts and parts[0] in folders and len(parts) > 1 else parts
         stem, ending = os.path.splitext("/".join(parts))
-        known = any(ending.lower() in endings for endings in ENDINGS.values())
+        stem = stem if any(ending.lower() in endings for endings in ENDINGS.values()) else stem + ending
+        stem = stem.removesuffix(next((end for end in suffixes.values() if end and stem.endswith(end)), ""))
         if text:
-            found[stem if known else stem + ending] = " ".join(text.split())
+            found[stem] = " ".join(text.split())
     return found
 
 
-def _rows(table: Path, column: str) -> list[tuple[str, str]]:
-    """The rows of a table with the columns path and another, without the first line."""
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            return [(row[0].strip(), row[1].strip()) for row in [row for row in csv.reader(file) if row][1:]]
-    except (IndexError, UnicodeDecodeError, csv.Error) as error:
-        raise MimError(f"{table} cannot be read: it needs a first line 'path,{column}' and two columns.") from error
-
-
 def _no_folder(base: Path, modality: str, folder: str) -> MimError:
-    there = sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+    there = _folders(base)
     near = nearest(folder, there)
     guess = f" Is it {near!r}? Say so: --data.folders {modality} {near}." if near else ""
     return MimError(
@@ -236,8 +351,8 @@ def _no_folder(base: Path, modality: str, folder: str) -> MimError:
     )
 
 
-def _walk(folder: Path, modality: str) -> tuple[dict[str, str], Counter[str]]:
-    """Stem -> ending of a modality's files, and the endings of other files."""
+def _walk(folder: Path, modality: str, suffix: str) -> tuple[dict[str, str], Counter[str]]:
+    """Stem -> what its file's name ends in, of a modality's files; and the endings of other files."""
     found: dict[str, str] = {}
     others: Counter[str] = Counter()
     for parent, names, _ in walking.walk(folder):
@@ -249,90 +364,15 @@ def _walk(folder: Path, modality: str) -> tuple[dict[str, str], Counter[str]]:
             if ending.lower() not in ENDINGS[modality]:
                 others[ending.lower() or "no ending"] += 1
                 continue
+            if not stem.endswith(suffix):
+                others[f"{ending.lower()} without {suffix}"] += 1
+                continue
+            stem = stem.removesuffix(suffix)
             stem = stem if inside == "." else f"{inside}/{stem}"
             if stem in found:
                 raise MimError(
-                    f"{folder} has two files for the item {stem!r}, {stem}{found[stem]} and {stem}{ending}; "
+                    f"{folder} has two files for the item {stem!r}, {stem}{found[stem]} and {stem}{suffix}{ending}; "
                     "remove one of them."
                 )
-            found[stem] = sys.intern(ending)
+            found[stem] = sys.intern(suffix + ending)
     return found, others
-
-
-# ---- labels of whole items -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels of whole items.
-
-    Attributes:
-        classes: Names of the classes that occur in both splits, at least two; empty where there are fewer.
-        train: (item, class) of each labelled item of the training split.
-        test: The same of the test split.
-        note: How many items have none of these classes.
-    """
-
-    classes: tuple[str, ...] = ()
-    train: tuple[tuple[int, int], ...] = ()
-    test: tuple[tuple[int, int], ...] = ()
-    note: str = ""
-
-
-def find_labels(found: Found) -> Labels:
-    """Labels by ``ROOT/labels.csv`` (columns path and label; an empty label is none), or else by CLASS folders.
-
-    Raises:
-        MimError: labels.csv cannot be read, or names none of the items.
-    """
-    table = found.train.root / "labels.csv"
-    both = (found.train, found.test)
-    texts = _listed(table, both) if table.is_file() else [[_folder_of(stem) for stem in i.stems] for i in both]
-    common = sorted({text for text in texts[0] if text} & {text for text in texts[1] if text})
-    if len(common) < 2:
-        return Labels()
-    number = {name: i for i, name in enumerate(common)}
-    splits = [tuple((i, number[text]) for i, text in enumerate(part) if text in number) for part in texts]
-    without = sum(map(len, texts)) - sum(map(len, splits))
-    note = f"{without:,} items have no label that occurs in both splits; they are left out." if without else ""
-    return Labels(tuple(common), splits[0], splits[1], note)
-
-
-def _folder_of(stem: str) -> str:
-    return stem.split("/")[0] if "/" in stem else ""
-
-
-def _listed(table: Path, both: Iterable[Items]) -> list[list[str]]:
-    """The label of every item, empty where the table has none. Its paths may name the split, the modality and the
-    ending, or leave them out."""
-    labels: dict[str, str] = {}
-    for path, label in _rows(table, "label"):
-        labels[path] = labels[os.path.splitext(path)[0]] = label
-    found = []
-    for items in both:
-        folders = ["", *(f"{folder}/" for folder in items.folders.values())]
-        splits = ["", f"{items.split}/"] if items.split else [""]
-        heads = [split + folder for split in splits for folder in folders]
-        found.append([next((labels[h + stem] for h in heads if h + stem in labels), "") for stem in items.stems])
-    if not any(map(any, found)):
-        raise MimError(f"{table} labels none of the items. Its paths should be such as {next(iter(both)).name(0)}.")
-    return found
-
-
-def class_names(root: Path) -> tuple[str, ...]:
-    """Names of the classes of maps, from ``ROOT/classes.txt``: one a line, the id is the number of the line, from 0.
-    Empty without that file.
-
-    Raises:
-        MimError: The file is empty or not UTF-8.
-    """
-    path = root / "classes.txt"
-    if not path.is_file():
-        return ()
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
-    except UnicodeDecodeError as error:
-        raise MimError(f"{path} cannot be read: it is not UTF-8.") from error
-    if not names:
-        raise MimError(f"{path} is empty; it should hold the name of a class in each line.")
-    return names

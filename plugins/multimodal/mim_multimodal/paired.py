@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from mim_core.data import DataSource, Labelled, Picture
 from mim_core.errors import BadSample, MimError
 from mim_core.layout import Sample
+from mim_core.words import counted
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -55,6 +56,8 @@ class Paired(DataSource):
         folders: dict[str, str] = field(default_factory=dict)
         """Modality -> its folder: --data.folders video clips depth clips_depth. By default of the modality's name; rgb
         for video where there is no folder video."""
+        suffixes: dict[str, str] = field(default_factory=dict)
+        """Modality -> what the names of its files end in before the ending: --data.suffixes video _rgb depth _depth."""
         sources: dict[str, str] = field(default_factory=dict)
         """Modality -> data source that reads it. By default video:clips."""
         entries: dict[str, str] = field(default_factory=dict)
@@ -86,13 +89,13 @@ class Paired(DataSource):
             raise ValueError("all sources must make equally many samples of an item: give them the same repeat")
         self.samples_per_item = counts.pop()
         names_of = {m: [source.name_of(i) for i in range(len(source))] for m, source in self.inner.items()}
-        self.items, self.lacking = match(names_of)
+        self.items, self.lacking = match(names_of, config.suffixes)
         self._known: dict[str, tuple[dict[str, Labelled], dict[str, list[int]]]] = {}
         self._complain(self.items, self.lacking, "training")
 
     def _check(self, names: Mapping[str, str]) -> None:
         """Raises ValueError for options that make no sense."""
-        for option in ("folders", "sources", "entries"):
+        for option in ("folders", "suffixes", "sources", "entries"):
             strange = sorted(set(getattr(self.config, option)) - set(self.shapes))
             if strange:
                 raise ValueError(f"{option} names {', '.join(strange)}; the modalities are {', '.join(self.shapes)}")
@@ -127,13 +130,17 @@ class Paired(DataSource):
         """Raises MimError where nothing is matched, or something lacks and may not."""
         absent = {m: names for m, names in lacking.items() if names}
         text = "; ".join(f"{self.folders[m]} lacks {len(names):,}, such as {names[0]}" for m, names in absent.items())
+        if absent and not len(next(iter(items.values()))):
+            raise MimError(
+                f"No item for {what} has a file of each of {', '.join(self.shapes)}: {text}.\nFiles belong together "
+                "when their names below their folders are equal but for the ending. Rename them; or, where they end "
+                "in a word of their own, say it: --data.suffixes video _rgb depth _depth"
+            )
         if absent and self.config.missing == "refuse":
             raise MimError(
                 f"Not every item for {what} has a file of each modality: {text}.\nLeave such items out with "
                 "--data.missing skip."
             )
-        if absent and not len(next(iter(items.values()))):
-            raise MimError(f"No item for {what} has a file of each of {', '.join(self.shapes)}: {text}.")
 
     def __len__(self) -> int:
         return len(next(iter(self.items.values())))
@@ -142,6 +149,14 @@ class Paired(DataSource):
         """The path of the item's first file, below the root."""
         first = next(iter(self.inner))
         return f"{self.folders[first].name}/{self.inner[first].name_of(self.items[first][index])}"
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The files of each item in all sources."""
+        rows = self.items if split == "pretrain" else self._splits(split)[1]
+        every = {m: list(source.files(split)) for m, source in self.inner.items()}
+        known = {m: files for m, files in every.items() if files}  # a source may not tell
+        for i in range(len(next(iter(rows.values())))):
+            yield tuple(path for m, files in known.items() for path in files[rows[m][i]])
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """Each source's item, read under the same key, by modality.
@@ -215,7 +230,7 @@ class Paired(DataSource):
         for m, found in splits.items():
             if len(found.names) != len(found.labels):
                 raise MimError(f"The source of {m} does not name its labelled items, so they cannot be paired.")
-        items, lacking = match({m: found.names for m, found in splits.items()})
+        items, lacking = match({m: found.names for m, found in splits.items()}, self.config.suffixes)
         self._complain(items, lacking, f"the labelled {split} split")
         self._known[split] = splits, items
         return splits, items
@@ -259,7 +274,7 @@ class Paired(DataSource):
     def plan(self) -> dict[str, str]:
         """Each source's plan, how many items all have, and what is left out."""
         root = "the bundled sample (Freedoom, BSD licence)" if self.bundled else str(self.config.root)
-        text = f"{root}: {len(self):,} items with {', '.join(self.shapes)}, read under the same key"
+        text = f"{root}: {counted(len(self), 'item')} with {', '.join(self.shapes)}, read under the same key"
         rows = {"data": text + ("; no classes" if self.bundled else "")}
         for m, names in self.lacking.items():
             if names:
@@ -271,6 +286,15 @@ class Paired(DataSource):
                 own.pop("data", None)
             rows.update({f"{m}: {label}": text for label, text in own.items()})
         return rows
+
+    def advice(self) -> list[str]:
+        """Each source's, with its modality."""
+        return [f"{m}: {line}" for m, source in self.inner.items() for line in source.advice()]
+
+    def contents(self) -> dict[str, str]:
+        """Each source's, with its modality; where items of the sources are left out, of all their files."""
+        rows = {m: source.contents() for m, source in self.inner.items()}
+        return {f"{m}: {label}": text for m, found in rows.items() for label, text in found.items()}
 
 
 class Pairs(Dataset[Any]):
@@ -294,8 +318,20 @@ def stem_of(name: str) -> str:
     return re.sub(r"\.\w+(?=( \([^()]*\))?$)", "", name).replace(os.sep, "/")
 
 
-def match(names: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
+def _without(stem: str, suffix: str) -> str:
+    """A stem without what its name ends in, before the part of the file that counts."""
+    name, space, part = stem.partition(" (")
+    return name.removesuffix(suffix) + space + part
+
+
+def match(
+    names: Mapping[str, Sequence[str]], suffixes: Mapping[str, str] | None = None
+) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
     """Numbers of the items that every modality has, in the order of the first; and what each lacks of the others'.
+
+    Args:
+        names: Modality -> names of its files.
+        suffixes: Modality -> what they end in before the ending.
 
     Raises:
         MimError: Two files of one modality have the same name but for the ending.
@@ -304,7 +340,7 @@ def match(names: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[int]], dic
     for m, found in names.items():
         where[m] = {}
         for number, name in enumerate(found):
-            other = where[m].setdefault(stem_of(name), number)
+            other = where[m].setdefault(_without(stem_of(name), (suffixes or {}).get(m, "")), number)
             if other != number:
                 raise MimError(f"Two files of {m} are for one item: {found[other]} and {name}; remove one of them.")
     every = dict.fromkeys(stem for found in where.values() for stem in found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -87,6 +87,10 @@ class Rendered(DataSource):
         """As the source has it."""
         return self.inner.name_of(index)
 
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """As the source has it."""
+        return self.inner.files(split)
+
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented shape of the source; the view is rendered in `finish`."""
         return self.inner.read(index, key)
@@ -145,6 +149,14 @@ class Rendered(DataSource):
         way = f"any angle about {self.up}" if config.turn else f"{config.angle:g} degrees about {self.up}"
         view = f"{height} x {width}, {way}, from {config.elevation:g} degrees above, {side} x {side} pixels a point"
         return {**self.inner.plan(), "depth": view}
+
+    def advice(self) -> list[str]:
+        """The source's."""
+        return self.inner.advice()
+
+    def contents(self) -> dict[str, str]:
+        """The source's."""
+        return self.inner.contents()
 
 
 def turn(

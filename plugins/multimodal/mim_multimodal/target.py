@@ -32,6 +32,8 @@ class ClassMapTarget(Target):
 
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         super().__init__()
+        if not 0 <= config.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1], got {config.label_smoothing:g}")
         self.config = config
         classes = getattr(tokenizer.config, "classes", None)
         if not isinstance(classes, int) or tokenizer.unit_shape[-1:] != (1,):

@@ -149,6 +149,25 @@ def test_labels_and_controls(clips):
 
 
 @needs_video
+def test_what_the_sources_say_is_passed_on(clips, monkeypatch):
+    source = pair(clips)
+    monkeypatch.setattr(type(source.inner["depth"]), "contents", lambda _: {"splits": "train/ for training"})
+    monkeypatch.setattr(type(source.inner["depth"]), "advice", lambda _: ["left out: 3 files"])
+    assert source.contents()["depth: splits"] == source.contents()["video: splits"] == "train/ for training"
+    assert source.advice() == ["video: left out: 3 files", "depth: left out: 3 files"]
+
+
+@needs_video
+def test_clips_of_other_names_are_never_put_together(tmp_path):
+    film(tmp_path / "video" / "1_rgb.mp4")
+    film(tmp_path / "depth" / "1_d.mkv")
+    for missing in ("refuse", "skip"):
+        with pytest.raises(MimError, match=r"--data\.suffixes video _rgb depth _depth"):
+            pair(tmp_path, missing=missing)
+    assert len(pair(tmp_path, suffixes={"video": "_rgb", "depth": "_d"})) == 1
+
+
+@needs_video
 def test_items_that_one_lacks(clips, tmp_path):
     for path in clips.rglob("*.m*"):
         other = tmp_path / path.relative_to(clips)
@@ -212,6 +231,12 @@ def test_names_without_endings():
 
 
 @needs_video
+def test_names_that_end_in_a_word_of_their_own():
+    names = {"video": ["a/1_rgb.mp4 (0 to 2 s)", "2_rgb.mp4"], "depth": ["2_d.avi", "a/1_d.avi (0 to 2 s)"]}
+    assert match(names)[0] == {"video": [], "depth": []}
+    assert match(names, {"video": "_rgb", "depth": "_d"})[0] == {"video": [0, 1], "depth": [1, 0]}
+
+
 def test_options_of_inner_sources():
     names = {"video": "video:clips", "depth": "video:clips"}
     found = options_of(names, {"depth.stride": 3, "stride": 2, "repeat-start": "own"})

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from mim_core.commands.arguments import parse
 from mim_core.errors import MimError
+from mim_core.terminal import tell
 
+from mim_pointcloud.columns import check_names
 from mim_pointcloud.layouts_store import shown
 from mim_pointcloud.prepare import MANIFEST, Sampling, prepare_collection
 
@@ -46,6 +48,8 @@ class PrepareOptions:
     """Points of each shape: four to eight times what a run takes, so that it draws others at each epoch."""
     channels: tuple[Literal["xyz", "normals", "rgb"], ...] = ("xyz",)
     """Columns to write, three each."""
+    columns: tuple[str, ...] = ()
+    """What the columns of text and arrays are, where the files do not say it, such as x y z intensity r g b."""
     dtype: Literal["float32", "float16"] = "float32"
     """float16 halves the size and keeps three digits."""
     workers: int = 0
@@ -62,7 +66,10 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
     if not channels or channels[0] != "xyz" or len(set(channels)) < len(channels):
         told = " ".join(channels) or "empty"
         raise MimError(f"--channels is {told}; xyz comes first, then normals and rgb, each once at most.")
-    sampling = Sampling(options.points, options.channels, options.dtype)
+    wrong = check_names(options.columns) if options.columns else ""
+    if wrong:
+        raise MimError(f"--columns is {' '.join(options.columns)}: {wrong}.")
+    sampling = Sampling(options.points, options.channels, options.dtype, options.columns)
     workers = options.workers or len(os.sched_getaffinity(0))
     counts: Counter[str] = Counter()
     for line in prepare_collection(options.root, options.out, sampling, workers):
@@ -70,12 +77,12 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
         counts["known"] += "known" in line
         said = _told(line, counts["done"])
         if said:
-            print(shown(said))  # noqa: T201
+            tell(shown(said))
     told = ", ".join(f"{counts[status]} {word}" for status, word in STATUSES.items())
     told += f", {counts['removed']} removed" if counts["removed"] else ""
-    print(f"{told}; see {options.out / MANIFEST}")  # noqa: T201
+    tell(f"{told}; see {options.out / MANIFEST}")
     if counts["failed"] and counts["failed"] == counts["known"]:
-        print(f"What failed ({counts['failed']}) failed in the same way before: exit code 0.")  # noqa: T201
+        tell(f"What failed ({counts['failed']}) failed in the same way before: exit code 0.")
     return 1 if counts["failed"] > counts["known"] else 0
 
 

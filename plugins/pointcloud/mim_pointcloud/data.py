@@ -4,7 +4,8 @@ key."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from mim_core import randomness
+from mim_core.collections import left_out
 from mim_core.data import DataSource, Labelled, Picture
 from mim_core.errors import BadSample, MimError, nearest
 from mim_core.layout import Sample
@@ -22,9 +24,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mim_pointcloud.augmentation import Axis, choose_points, rotate, scale_and_shift, to_unit_sphere
+from mim_pointcloud.columns import check_names
 from mim_pointcloud.description import describe
-from mim_pointcloud.files import EXTENSIONS, read_cloud
+from mim_pointcloud.files import EXTENSIONS, LARGEST, read_cloud, reason_of
+from mim_pointcloud.files_array import mapped
 from mim_pointcloud.layouts import Shapes, ShapeStore, find_shapes
+from mim_pointcloud.layouts_store import DRAWN, shown
+from mim_pointcloud.limits import TREE_LIMIT, check_file
+from mim_pointcloud.looking import TEXTURES, check_columns, files_hold
 
 SAMPLE = Path(__file__).parent / "sample"
 RAW_NOTE = "The raw input is 45 histogram features of a cloud, because its points have no order."
@@ -66,6 +73,10 @@ class Clouds(DataSource):
         once."""
         channels: tuple[Literal["xyz", "normals", "rgb"], ...] = ("xyz",)
         """What a point holds, in this order; xyz is first. The tokenizer states how many values that makes."""
+        columns: tuple[str, ...] = ()
+        """What the columns of text and arrays are, where the files do not say it, such as x y z intensity r g b: of the
+        names x y z, nx ny nz and r g b, and any other for a column that is not looked at. Where it is empty, values
+        decide, if they are certain."""
         normalise: bool = True
         """Centre each cloud and scale it into the unit sphere, after its points are chosen."""
         augment: bool = True
@@ -99,6 +110,8 @@ class Clouds(DataSource):
                 f"--data.channels asks for {', '.join(lacking)}; files of the layout {self.found.kind} have "
                 f"{', '.join(self.found.channels or ())} only."
             )
+        if len(config.channels) > 1 and self.found.kind == "folder":
+            check_columns(self.found.pretrain, config.channels, config.columns)
         self.parts = self.found.parts
         self.up = cast(Axis, self.found.up if config.up == "auto" else config.up)
 
@@ -126,6 +139,11 @@ class Clouds(DataSource):
     def name_of(self, index: int) -> str:
         """The shape's file, and its row where a file holds many."""
         return self.found.pretrain.name(index)
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The file of each shape of a split, which may hold many."""
+        stores = {"pretrain": self.found.pretrain, "train": self.found.train, "test": self.found.test}
+        return ((os.path.join(stores[split].root, file),) for file in stores[split].files)
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented cloud, float32 [P, C]."""
@@ -155,8 +173,7 @@ class Clouds(DataSource):
         try:
             values = self._chosen(self._values(store, index, key), key)
             width = self.shapes["points"][1]
-            if not values.isfinite().all():
-                raise BadSample("", "it has coordinates or values that are not finite")
+            _check_values(values)
             points = to_unit_sphere(values[:, :width]) if self.config.normalise else values[:, :width]
             item = {"points": points.float()}
             if self.parts:
@@ -167,21 +184,22 @@ class Clouds(DataSource):
         except BadSample as error:
             raise BadSample(store.name(index), error.reason) from error
         except Exception as error:  # libraries raise many kinds; whatever it is, the file is named and replaced
-            raise BadSample(store.name(index), f"{type(error).__name__}: {error}") from error
+            raise BadSample(store.name(index), reason_of(error)) from error
 
     def _values(self, store: ShapeStore, index: int, key: int) -> Tensor:
         """[candidates or P, C], and one more channel for parts."""
         path, row, config = store.root / store.files[index], store.row(index), self.config
         count = self.count if config.choose == "random" else max(self.count, config.candidates)
         if row is None and not self.parts:
-            return read_cloud(path, count, key, config.channels)
+            return read_cloud(path, count, key, config.channels, config.columns)
+        check_file(path)
         if self.parts:
             values = _part_rows(path)[:, [*range(3 if self.normals is None else 6), 6]]
         elif path.suffix == ".h5":
             with h5py.File(path, "r") as file:  # opened here, in the worker: it would not survive a fork
                 values = file["data"][row]
         else:
-            values = np.load(path, mmap_mode="r")[row]
+            values = mapped(path)[row]
         points = torch.from_numpy(np.array(values, np.float32))
         return points[choose_points(len(points), count, key)]
 
@@ -248,7 +266,7 @@ class Clouds(DataSource):
         scale = f"scaled by {config.scale[0]:.3g} to {config.scale[1]:.3g} per axis, shifted by up to {config.shift:g}"
         changed = scale + (f", turned about {self.up}" if config.rotate else "") if config.augment else "none"
         rows = {
-            "data": f"{root}: {len(self):,} shapes for training, {classes}{probes}",
+            "data": f"{root}: {counted(len(self), 'shape')} for training, {classes}{probes}",
             "points": f"{self.count:,} per cloud, {how}; {' '.join(config.channels)}; {self.up} is up",
             "augmentation": changed,
         }
@@ -256,6 +274,36 @@ class Clouds(DataSource):
             shown = ", ".join(found.missing[:5]) + (", ..." if len(found.missing) > 5 else "")
             rows["missing shapes"] = f"{len(found.missing):,} that the lists name: {shown}"
         return rows
+
+    def contents(self) -> dict[str, str]:
+        """Splits and classes that were found, files that were left out, and what some of the others hold."""
+        found = self.found
+        rows = {"splits": found.splits or self._splits()}
+        classes = found.train.classes or ()
+        if classes:
+            shown_classes = ", ".join(map(shown, classes[:8])) + (", ..." if len(classes) > 8 else "")
+            rows["classes"] = f"{len(classes)}: {shown_classes}"
+        left, _ = left_out(found.others)
+        if left:
+            rows["left out"] = left
+        return {**rows, "files hold": files_hold(found.pretrain, self.config.columns)}
+
+    def _splits(self) -> str:
+        found = self.found
+        if not found.test:
+            return "none: all shapes are for pre-training"
+        if found.test.note.startswith(DRAWN):
+            return f"none; of each class a fifth is held out, drawn by a hash of the name ({len(found.test):,})"
+        return f"as {found.kind} has them: {len(found.train):,} for training, {len(found.test):,} held out"
+
+    def advice(self) -> list[str]:
+        """Files that look like data and are not read, and what the splits left out."""
+        beside = {ending: many for ending, many in self.found.others.items() if ending not in TEXTURES}
+        if any(file.lower().endswith(".gltf") for file in self.found.pretrain.files):
+            beside.pop(".bin", None)
+        _, data = left_out(beside)
+        told = [f"{self.config.root}: {data}. Read are {' '.join(EXTENSIONS)}."] if data else []
+        return [*self.found.advice, *told]
 
 
 class Plain(Dataset[Any]):
@@ -271,8 +319,20 @@ class Plain(Dataset[Any]):
         return self.source.take(self.store, index, randomness.torch_seed(index, DRAWS))
 
 
+def _check_values(values: Tensor) -> None:
+    """Raises BadSample for what is no shape."""
+    if not values.isfinite().all():
+        raise BadSample("", "it has coordinates or values that are not finite")
+    places = values[:, :3]
+    if float(places.abs().max()) > LARGEST:
+        raise BadSample("", f"its coordinates go up to {float(places.abs().max()):.2g}: it is damaged")
+    if bool((places == places[0]).all()):
+        raise BadSample("", "all its points lie at one place")
+
+
 def _part_rows(path: Path) -> npt.NDArray[np.float32]:
     """Lines of x y z nx ny nz part, [n, 7]."""
+    check_file(path, TREE_LIMIT)
     rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     if not any(rows):
         raise BadSample("", "it has no points")
@@ -292,6 +352,9 @@ def _check(config: Clouds.Config, points: int, width: int) -> None:
             f"the channels {' '.join(config.channels)} make {3 * len(config.channels)} values a point and the "
             f"tokenizer wants {width}: --tokenizer.channels {3 * len(config.channels)}"
         )
+    wrong = check_names(config.columns) if config.columns else ""
+    if wrong:
+        raise ValueError(f"columns are {' '.join(config.columns)}: {wrong}")
     if config.choose == "farthest" and config.candidates < points:
         raise ValueError(f"candidates must be at least the {points} points of a cloud, got {config.candidates}")
     if not 0 < config.scale[0] <= config.scale[1]:

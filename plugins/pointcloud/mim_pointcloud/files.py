@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from mim_core.errors import BadSample, MimError, unknown
+from mim_core.errors import BadSample, MimError, one_line, unknown
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mim_pointcloud import files_cloud, files_mesh, files_ply, files_vrml
+from mim_pointcloud import files_array, files_cloud, files_gltf, files_mesh, files_pcd, files_ply, files_vrml
 from mim_pointcloud.files_shape import Shape, of_cloud, on_surface
+from mim_pointcloud.limits import LIMIT, TEXT_LIMIT, TREE_LIMIT, check_file
 
 READERS: dict[str, Callable[[Path], Shape]] = {
     ".obj": files_mesh.read_obj,
     ".off": files_mesh.read_off,
     ".stl": files_mesh.read_stl,
-    ".glb": files_mesh.read_gltf,
-    ".gltf": files_mesh.read_gltf,
+    ".glb": files_gltf.read_gltf,
+    ".gltf": files_gltf.read_gltf,
     ".ply": files_ply.read_ply,
     ".wrl": files_vrml.read_wrl,
-    ".npy": files_cloud.read_npy,
-    ".npz": files_cloud.read_npz,
+    ".pcd": files_pcd.read_pcd,
+}
+"""Extension in lower case -> what reads it. Readers may raise anything; `read_cloud` says it as a bad file."""
+UNNAMED: dict[str, Callable[[Path, Sequence[str]], Shape]] = {
+    ".npy": files_array.read_npy,
+    ".npz": files_array.read_npz,
     ".xyz": files_cloud.read_text,
     ".txt": files_cloud.read_text,
     ".pts": files_cloud.read_text,
-    ".pcd": files_cloud.read_pcd,
 }
-"""Extension in lower case -> what reads it. Readers may raise anything; `read_cloud` says it as a bad file."""
-EXTENSIONS: tuple[str, ...] = tuple(READERS)
+"""The same, for files whose columns may have no names; these are told to the reader."""
+EXTENSIONS: tuple[str, ...] = (*READERS, *UNNAMED)
 CHANNELS = ("xyz", "normals", "rgb")
 """What may be asked of a file, three numbers each."""
-LIMIT = 2 * 2**30
-"""Bytes of the largest file that is read."""
+LIMITS = {".wrl": TREE_LIMIT} | dict.fromkeys((".obj", ".off", ".xyz", ".txt", ".pts", ".gltf"), TEXT_LIMIT)
+"""Bytes of the largest file that is read, where it is not `LIMIT`."""
+LARGEST = 1e15
+"""Coordinates beyond which a file is damaged or of another kind than it says: in millimetres, the distance of the sun
+is 1.5e14."""
 
 
 FAR = 1024.0
@@ -44,7 +52,9 @@ FAR = 1024.0
 seven digits: of a chair in metres on a map's grid, it would leave none."""
 
 
-def read_cloud(path: Path, points: int, key: int, channels: tuple[str, ...] = ("xyz",)) -> Float[Tensor, "points C"]:
+def read_cloud(
+    path: Path, points: int, key: int, channels: tuple[str, ...] = ("xyz",), columns: Sequence[str] = ()
+) -> Float[Tensor, "points C"]:
     """Points of a file, float32 [points, 3 x channels], in the file's own units and axes; about the middle of its box
     where that is farther from the origin than `FAR` times its extent (`read_centred` tells).
 
@@ -58,50 +68,77 @@ def read_cloud(path: Path, points: int, key: int, channels: tuple[str, ...] = ("
         key: Signed 64-bit integer that all draws come from.
         channels: In this order: "xyz"; "normals", of unit length, from faces or as a cloud's file has them; "rgb",
             from 0 to 1, where the vertices or points have colours.
+        columns: What the columns of text and arrays are that do not say it: x y z, nx ny nz, r g b, and any other
+            name for what is not looked at.
 
     Raises:
-        BadSample: Missing, empty, cut off, not parsable, larger than `LIMIT`, without points, without area, with NaN
-            or infinities, or without a channel.
+        BadSample: Missing, empty, cut off, longer than it says, not parsable, too large, without points, without area,
+            with NaN, infinities or coordinates beyond `LARGEST`, or without a channel.
         MimError: Unknown channel or extension, or fewer than one point asked.
     """
-    return read_centred(path, points, key, channels)[0]
+    return read_centred(path, points, key, channels, columns)[0]
 
 
 def read_centred(
-    path: Path, points: int, key: int, channels: tuple[str, ...] = ("xyz",)
+    path: Path, points: int, key: int, channels: tuple[str, ...] = ("xyz",), columns: Sequence[str] = ()
 ) -> tuple[Float[Tensor, "points C"], tuple[float, float, float]]:
     """As `read_cloud`, and what was subtracted from the coordinates, 0 0 0 for shapes that are near the origin."""
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise unknown("extension of a shape's file", path.suffix, EXTENSIONS)
     for channel in channels:
         if channel not in CHANNELS:
             raise unknown("channel", channel, CHANNELS)
     if points < 1 or not channels:
         raise MimError(f"Asked for {points} points with channels {channels}: at least one of each is needed.")
-    _check_file(path)
-    centre = np.zeros(3)
+    with _named(path):
+        shape = _read(path, columns)
+        centre = _far_centre(shape)
+        unclear = shape.unclear
+        shape = shape._replace(vertices=shape.vertices - centre) if centre.any() else shape
+        taken = _take(shape, points, (key + 2**63) % 2**64 - 2**63)
+    found = {"xyz": taken.vertices, "normals": taken.normals, "rgb": taken.rgb}
+    missing = [channel for channel in channels if found[channel] is None]
+    if missing:
+        has = ", ".join(name for name, values in found.items() if values is not None)
+        none = f"it has no {' and no '.join(missing)}; it has {has}"
+        raise BadSample(str(path), next((unclear[channel] for channel in missing if channel in unclear), none))
+    with np.errstate(all="ignore"):
+        values = np.concatenate([found[channel] for channel in channels], axis=1).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise BadSample(str(path), "its numbers are too large for float32")
+    return torch.from_numpy(values), (float(centre[0]), float(centre[1]), float(centre[2]))
+
+
+def read_shape(path: Path, columns: Sequence[str] = ()) -> Shape:
+    """All that a file holds.
+
+    Raises:
+        BadSample: As `read_cloud`.
+        MimError: Unknown extension.
+    """
+    with _named(path):
+        shape = _read(path, columns)
+        _check_values(shape)
+        return shape
+
+
+def _read(path: Path, columns: Sequence[str]) -> Shape:
+    ending = path.suffix.lower()
+    if ending not in EXTENSIONS:
+        raise unknown("extension of a shape's file", path.suffix, EXTENSIONS)
+    check_file(path, LIMITS.get(ending, LIMIT))
+    return UNNAMED[ending](path, columns) if ending in UNNAMED else READERS[ending](path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever a reader or a library raises on a file that is not what it claims, as a bad file."""
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            shape = reader(path)
-            centre = _far_centre(shape)
-            shape = shape._replace(vertices=shape.vertices - centre) if centre.any() else shape
-            taken = _take(shape, points, (key + 2**63) % 2**64 - 2**63)
-    except BadSample:
+            yield
+    except (BadSample, MimError):
         raise
-    except Exception as error:  # libraries raise anything on files that are not what they claim
-        raise BadSample(str(path), _reason(error)) from error
-    columns = {"xyz": taken.vertices, "normals": taken.normals, "rgb": taken.rgb}
-    missing = [channel for channel in channels if columns[channel] is None]
-    if missing:
-        has = ", ".join(name for name, values in columns.items() if values is not None)
-        raise BadSample(str(path), f"it has no {' and no '.join(missing)}; it has {has}")
-    with np.errstate(all="ignore"):
-        found = np.concatenate([columns[channel] for channel in channels], axis=1).astype(np.float32)
-    if not np.isfinite(found).all():
-        raise BadSample(str(path), "its numbers are too large for float32")
-    return torch.from_numpy(found), (float(centre[0]), float(centre[1]), float(centre[2]))
+    except Exception as error:
+        raise BadSample(str(path), reason_of(error)) from error
 
 
 def _far_centre(shape: Shape) -> NDArray[np.float64]:
@@ -114,40 +151,41 @@ def _far_centre(shape: Shape) -> NDArray[np.float64]:
 
 
 def is_list(path: Path) -> bool:
-    """Whether a .txt is a list of names, as data sets bring along, and no cloud: no first line of three numbers."""
-    return path.suffix.lower() == ".txt" and path.is_file() and path.stat().st_size > 0 and files_cloud.is_words(path)
-
-
-def _check_file(path: Path) -> None:
+    """Whether a .txt is a list of names or a note, as data sets bring along, and no cloud: no first line of three
+    numbers. What cannot be read is no list: it is named when it is read as a shape."""
+    if path.suffix.lower() != ".txt":
+        return False
     try:
-        if not path.is_file():
-            reason = "it is a folder" if path.is_dir() else "no regular file" if path.exists() else "no such file"
-            raise BadSample(str(path), reason)
-        size = path.stat().st_size
-    except OSError as error:
-        raise BadSample(str(path), error.strerror or "cannot be looked at") from error
-    if size == 0:
-        raise BadSample(str(path), "the file is empty")
-    if size > LIMIT:
-        asked = f"{size / 2**30:.1f} GiB is over the limit of {LIMIT / 2**30:g} GiB"
-        raise BadSample(str(path), f"{asked}; thin it out, or cut it into several files")
+        return path.is_file() and path.stat().st_size > 0 and files_cloud.is_words(path)
+    except OSError:
+        return False
 
 
 def _take(shape: Shape, points: int, key: int) -> Shape:
+    _check_values(shape)
+    return on_surface(shape, points, key) if len(shape.faces) else of_cloud(shape, points, key)
+
+
+def _check_values(shape: Shape) -> None:
     if not len(shape.vertices):
         raise ValueError("it has no points and no faces")
     for name, values in (("points", shape.vertices), ("normals", shape.normals), ("colours", shape.rgb)):
         wrong = 0 if values is None else int((~np.isfinite(values)).any(1).sum())
         if wrong:
             raise ValueError(f"{wrong} of {len(shape.vertices)} {name} are NaN or infinite")
-    return on_surface(shape, points, key) if len(shape.faces) else of_cloud(shape, points, key)
+    largest = float(np.abs(shape.vertices).max())
+    if LARGEST < largest < np.finfo(np.float32).max:
+        raise ValueError(
+            f"its coordinates go up to {largest:.2g}: it is damaged, or of another kind than its ending says"
+        )
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read, in at most 160 characters of one line."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
-    named = text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}".strip(": ")
+    named = text if isinstance(error, (ValueError, OSError)) and text else f"it is damaged ({one_line(error)})"
     return named if len(named) <= 160 else named[:157] + "..."

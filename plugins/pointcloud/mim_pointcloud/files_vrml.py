@@ -10,13 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from mim_pointcloud.files_shape import Floats, Shape, cloud, joined, moved, triangulate
+from mim_pointcloud.files_shape import Floats, Shape, cloud, joined, moved
+from mim_pointcloud.polygons import Work, triangulate
 
 GROUPS = ("Group", "Transform", "Anchor", "Billboard", "Collision")
 SOLIDS = ("Box", "Sphere", "Cone", "Cylinder", "Extrusion", "ElevationGrid")
-LARGEST_SCENE = 50_000_000
-"""Corners of all faces; a small file that uses a part of a part of a part many times may go over."""
-_ASIDE = re.compile(r'"(?:\\.|[^"\\])*"|#[^\n]*')
+LARGEST_SCENE = 20_000_000
+"""Corners of all faces, each counted when it is read and when it is put in its place; a small file that uses a part of
+a part of a part many times may go over."""
+LARGEST_TREE = 1_000_000
+"""Nodes that are visited."""
+_ASIDE = re.compile(r'"(?:[^"\\]|\\.?)*+("?)|#[^\n]*', re.DOTALL)
+"""Strings and comments. A string that has begun is never tried again, so that many of them take no longer than one."""
 
 
 @dataclass(eq=False)
@@ -52,19 +57,26 @@ def read_wrl(path: Path) -> Shape:
         first = data[:16].decode("latin-1").splitlines()[:1]
         raise ValueError(f"it does not begin with #VRML V2.0, but {first[0] if first else ''!r}")
     roots = _Parser(data.decode("latin-1")).statements()
-    meshes: list[Shape] = []
-    points: list[Shape] = []
-    _walk(roots, np.eye(4), meshes, points, [0, 0])
-    if not meshes and not points:
+    scene = _Scene()
+    scene.walk(roots, np.eye(4))
+    if not scene.meshes and not scene.points:
         raise ValueError("it has no points and no faces")
-    return joined(meshes or points)
+    return joined(scene.meshes or scene.points)
+
+
+def _plain(found: re.Match[str]) -> str:
+    if found[0][0] == "#":
+        return " "
+    if not found[1]:
+        raise ValueError("it is cut off, or damaged: a string is not closed")
+    return ' "" '
 
 
 class _Parser:
     """Words into nodes. Fields are told from values by how they begin: the grammar needs no list of node types."""
 
     def __init__(self, text: str) -> None:
-        plain = _ASIDE.sub(lambda found: ' "" ' if found[0][0] == '"' else " ", text)
+        plain = _ASIDE.sub(_plain, text)
         for mark, apart in ((",", " "), *((bracket, f" {bracket} ") for bracket in "[]{}")):
             plain = plain.replace(mark, apart)
         self.words = plain.split()
@@ -123,11 +135,13 @@ class _Parser:
         return values
 
     def _list(self) -> list[Any]:
-        try:
-            end = self.words.index("]", self.at)
-        except ValueError:
-            raise ValueError("it is cut off: a bracket is not closed") from None
-        if not any(word in ("{", "DEF", "USE") for word in self.words[self.at : min(end, self.at + 4)]):
+        first = self.words[self.at : self.at + 4]
+        first = first[: first.index("]")] if "]" in first else first
+        if not any(word in ("{", "DEF", "USE") for word in first):
+            try:
+                end = self.words.index("]", self.at)
+            except ValueError:
+                raise ValueError("it is cut off: a bracket is not closed") from None
             values: list[Any] = self.words[self.at : end]
             self.at = end + 1
             return values
@@ -137,50 +151,74 @@ class _Parser:
         return found
 
 
-def _walk(nodes: list[Node], matrix: Floats, meshes: list[Shape], points: list[Shape], spent: list[int]) -> None:
-    """Collect shapes; ``spent`` counts nodes and corners, so that shared parts cannot multiply without end."""
-    for node in nodes:
-        spent[0] += 1
-        if spent[0] > 1_000_000 or spent[1] > LARGEST_SCENE:
-            raise ValueError(f"its parts are used too often: over {LARGEST_SCENE} corners or a million nodes")
-        if node.kind == "Inline":
-            raise ValueError("it includes another file (Inline), which is not read")
-        if node.kind == "Shape":
-            for geometry in node.nodes("geometry"):
-                _collect(geometry, matrix, meshes, points, spent)
-        elif node.kind in GROUPS:
-            here = matrix @ _transform(node) if node.kind == "Transform" else matrix
-            _walk(node.nodes("children"), here, meshes, points, spent)
-        elif node.kind == "Switch":
-            which = int(node.numbers("whichChoice", (-1,))[0])
-            choices = node.nodes("choice", "children")
-            _walk(choices[which : which + 1] if which >= 0 else [], matrix, meshes, points, spent)
-        elif node.kind == "LOD":
-            _walk(node.nodes("level", "children")[:1], matrix, meshes, points, spent)
+@dataclass(eq=False)
+class _Scene:
+    """Shapes where the transforms put them; nodes and corners are counted, so that shared parts cannot multiply
+    without end."""
 
+    meshes: list[Shape] = field(default_factory=list)
+    points: list[Shape] = field(default_factory=list)
+    visited: int = 0
+    corners: int = 0
+    work: Work = field(default_factory=Work)
+    known: dict[int, tuple[Shape, int] | None] = field(default_factory=dict)
 
-def _collect(node: Node, matrix: Floats, meshes: list[Shape], points: list[Shape], spent: list[int]) -> None:
-    if node.kind in SOLIDS:
-        raise ValueError(f"it has a {node.kind}; of surfaces only IndexedFaceSet is read")
-    if node.kind not in ("IndexedFaceSet", "PointSet"):
-        return
-    words = [word for coord in node.nodes("coord") for word in coord.fields.get("point", ())]
-    if len(words) % 3:
-        raise ValueError(f"its {len(words)} coordinates are no points of three")
-    vertices = np.array([float(word) for word in words]).reshape(-1, 3)
-    spent[1] += len(vertices) + len(node.fields.get("coordIndex", ()))
-    if node.kind == "PointSet":
-        points.append(moved(cloud(vertices), matrix))
-        return
-    listed = np.array([int(word) for word in node.fields.get("coordIndex", ())], np.int64)
-    if len(listed) and listed[-1] >= 0:
-        listed = np.append(listed, -1)
-    corners, ends = listed[listed != -1], np.concatenate([[-1], np.flatnonzero(listed == -1)])
-    faces = triangulate(vertices, corners, ends[1:] - ends[:-1] - 1)
-    if len(listed) and not len(faces):
-        return  # edges only: no area
-    turned = node.fields.get("ccw", ["TRUE"]) == ["FALSE"]
-    (meshes if len(faces) else points).append(moved(Shape(vertices, faces[:, ::-1] if turned else faces), matrix))
+    def walk(self, nodes: list[Node], matrix: Floats) -> None:
+        for node in nodes:
+            self._count(1, 0)
+            if node.kind == "Inline":
+                raise ValueError("it includes another file (Inline), which is not read")
+            if node.kind == "Shape":
+                for geometry in node.nodes("geometry"):
+                    self._collect(geometry, matrix)
+            elif node.kind in GROUPS:
+                here = matrix @ _transform(node) if node.kind == "Transform" else matrix
+                self.walk(node.nodes("children"), here)
+            elif node.kind == "Switch":
+                which = int(node.numbers("whichChoice", (-1,))[0])
+                choices = node.nodes("choice", "children")
+                self.walk(choices[which : which + 1] if which >= 0 else [], matrix)
+            elif node.kind == "LOD":
+                self.walk(node.nodes("level", "children")[:1], matrix)
+
+    def _count(self, nodes: int, corners: int) -> None:
+        self.visited, self.corners = self.visited + nodes, self.corners + corners
+        if self.visited > LARGEST_TREE or self.corners > LARGEST_SCENE:
+            most = f"over {LARGEST_SCENE:,} corners or {LARGEST_TREE:,} nodes"
+            raise ValueError(f"it is too large, or its parts are used too often: {most}")
+
+    def _collect(self, node: Node, matrix: Floats) -> None:
+        if node.kind in SOLIDS:
+            raise ValueError(f"it has a {node.kind}; of surfaces only IndexedFaceSet is read")
+        if node.kind not in ("IndexedFaceSet", "PointSet"):
+            return
+        if id(node) not in self.known:
+            self.known[id(node)] = self._geometry(node)
+        found = self.known[id(node)]
+        if found is not None and len(found[0].vertices):
+            shape, corners = found
+            self._count(0, corners)
+            (self.meshes if len(shape.faces) else self.points).append(moved(shape, matrix))
+
+    def _geometry(self, node: Node) -> tuple[Shape, int] | None:
+        """A node's shape in its own axes, and its vertices and corners; None for edges only, which have no area."""
+        words = [word for coord in node.nodes("coord") for word in coord.fields.get("point", ())]
+        if len(words) % 3:
+            raise ValueError(f"its {len(words)} coordinates are no points of three")
+        total = len(words) // 3 + len(node.fields.get("coordIndex", ()))
+        self._count(0, total)
+        vertices = np.array([float(word) for word in words]).reshape(-1, 3)
+        if node.kind == "PointSet":
+            return cloud(vertices), total
+        listed = np.array([int(word) for word in node.fields.get("coordIndex", ())], np.int64)
+        if len(listed) and listed[-1] >= 0:
+            listed = np.append(listed, -1)
+        corners, ends = listed[listed != -1], np.concatenate([[-1], np.flatnonzero(listed == -1)])
+        faces = triangulate(vertices, corners, ends[1:] - ends[:-1] - 1, self.work)
+        if len(listed) and not len(faces):
+            return None
+        turned = node.fields.get("ccw", ["TRUE"]) == ["FALSE"]
+        return Shape(vertices, faces[:, ::-1] if turned else faces), total
 
 
 def _transform(node: Node) -> Floats:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -15,7 +18,13 @@ RESIDENT = 4096
 """Clouds of up to this many points stay in registers; larger ones are read tile by tile in every step."""
 
 
-@triton.jit
+def _kernel(function: Callable[..., Any]) -> Any:
+    """`triton.jit` of the function itself: what checks types at run time wraps it, and triton would look for the
+    kernel's names in the module of the wrapper."""
+    return triton.jit(inspect.unwrap(function))
+
+
+@_kernel
 def farthest_kernel(points, first, least, ids, number, count, WIDTH: tl.constexpr, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Indices of the farthest points of one cloud.
 

@@ -8,13 +8,14 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
-import numpy as np
 from mim_core import walking
+from mim_core.collections import arrange
 from mim_core.errors import MimError, unknown
 
 from mim_pointcloud.files import EXTENSIONS, is_list
+from mim_pointcloud.files_array import mapped
 from mim_pointcloud.layouts_modelnet import modelnet, modelnet_clouds, modelnet_meshes, scan_root, scanobjectnn
 from mim_pointcloud.layouts_shapenet import (
     shapenet55,
@@ -26,9 +27,9 @@ from mim_pointcloud.layouts_shapenet import (
 from mim_pointcloud.layouts_store import Shapes, ShapeStore, absent, drawn, place_of
 from mim_pointcloud.prepared import Prepared, read_prepared
 
-HELD_OUT = ("test", "val", "validation", "validate")
 VARIED: dict[str, Callable[[Path, str | None], Shapes]] = {"modelnet40": modelnet, "scanobjectnn": scanobjectnn}
 """Layouts that come in variants."""
+SCANS = (".las", ".laz", ".e57")
 
 
 def find_shapes(root: Path, layout: str = "auto", variant: str | None = None, whole: bool = False) -> Shapes:
@@ -108,38 +109,42 @@ def walk(root: Path) -> tuple[list[str], Counter[str]]:
 
 
 def folder(root: Path) -> Shapes:
-    """A folder's own splits if it has them, else one collection: of each class a fifth is held out, drawn by a hash of
-    the name. Classes are the names of the first folder level; without them all shapes are for pre-training.
+    """A folder's own splits and classes, as `mim_core.collections` has them. Where it has classes and nothing held
+    out, a fifth of each is held out, drawn by a hash of the name; without classes all shapes are for pre-training.
 
     Raises:
-        MimError: No shapes, or the splits' classes differ.
+        MimError: No shapes, or splits that contradict each other.
     """
-    held = [name for name in HELD_OUT if (root / name).is_dir()]
-    if (root / "train").is_dir() and held:
-        train, test = _collection(root / "train"), _collection(root / held[0])
-        if train.classes is not None and train.classes != test.classes:
-            different = sorted(set(train.classes) ^ set(test.classes or ()))
-            raise MimError(f"{root}: the classes of train and {held[0]} differ, in: {', '.join(different[:10])}.")
-        below = [tuple(f"{name}/{file}" for file in store.files) for name, store in (("train", train), (held[0], test))]
-        train, test = replace(train, root=root, files=below[0]), replace(test, root=root, files=below[1])
-        return Shapes("folder", train, train, test)
-    both = _collection(root)
-    if both.classes is None:
-        return Shapes("folder", both, both, both.subset([]))
-    return drawn("folder", both)
-
-
-def _collection(root: Path) -> ShapeStore:
     files, others = walk(root)
     if not files:
-        there = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(5)) or "nothing"
-        raise MimError(f"No shapes in {root}. Looked for {', '.join(EXTENSIONS)} in it and below; found {there}.")
-    tops = [file.split(os.sep)[0] if os.sep in file else "" for file in files]
-    names = sorted(set(tops))
-    if "" in names or len(names) < 2:
-        return ShapeStore(root, tuple(files))
-    number = {name: i for i, name in enumerate(names)}
-    return ShapeStore(root, tuple(files), [number[top] for top in tops], tuple(names))
+        raise _no_shapes(root, others)
+    found = arrange([PurePath(file).as_posix() for file in files], root, "shape")
+    labels = found.labels if found.classes else ()
+    everything = ShapeStore(root, tuple(files), labels, found.classes)
+    said = {"splits": found.splits, "others": others, "advice": found.advice}
+    if found.test is not None:
+        pretrain, train = everything.subset(found.pretrain), everything.subset(found.train)
+        return Shapes("folder", pretrain, train, everything.subset(found.test), **said)  # type: ignore[arg-type]
+    if found.classes is None:
+        pretrain = everything.subset(found.pretrain)
+        return Shapes("folder", pretrain, pretrain, everything.subset([]), **said)  # type: ignore[arg-type]
+    shapes = drawn("folder", everything.subset(found.train), **said)
+    unlabelled = everything.subset(sorted(set(found.pretrain) - set(found.train)))
+    return replace(shapes, pretrain=shapes.pretrain.joined(unlabelled)) if unlabelled else shapes
+
+
+def _no_shapes(root: Path, others: Counter[str]) -> MimError:
+    there = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(5)) or "nothing"
+    more = ""
+    if any(ending in others for ending in (".h5", ".hdf5")):
+        more = (
+            " Of HDF5, ScanObjectNN's files alone are read, with its names. ModelNet40 of 2,048 points in HDF5 "
+            "(ply_data_train0.h5) and others are not read yet: store each cloud as .npy [points, 3], in train/CLASS "
+            "and test/CLASS."
+        )
+    if any(ending in others for ending in SCANS):
+        more += " Laser scans are not read: write them as .ply, .pcd or text, such as with CloudCompare or PDAL."
+    return MimError(f"No shapes in {root}. Looked for {', '.join(EXTENSIONS)} in it and below; found {there}.{more}")
 
 
 # ---- the bundled sample ----------------------------------------------------------------------------------------------
@@ -162,7 +167,10 @@ def sample(root: Path) -> Shapes:
         raise absent("sample", root, SAMPLE_FILES)
     with open(root / "shapes.csv", newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
-    count = len(np.load(root / "points.npy", mmap_mode="r"))
+    try:
+        count = len(mapped(root / "points.npy"))
+    except (ValueError, TypeError, OSError) as error:
+        raise MimError(f"{root / 'points.npy'}: {error}. It should be an array [n, points, 3].") from error
     if not rows or count != len(rows) or not {"name", "class", "split"} <= set(rows[0]):
         raise MimError(f"{root}: {count} clouds and {len(rows)} rows do not fit. It should hold {SAMPLE_FILES}.")
     classes = tuple(sorted({row["class"] for row in rows} - {""}))

@@ -87,6 +87,9 @@ class Shapes:
         up: The axis that points up in these files, as far as is known.
         parts: Class name -> numbers of its parts, where every point has one.
         channels: The channels that the files have; None when that depends on the file.
+        splits: Which folders were taken for splits, for people; empty where there are none.
+        others: Ending -> how many files were left out, because they are not read; those of a folder alone.
+        advice: What was left out of the splits, and why.
     """
 
     kind: str
@@ -97,6 +100,9 @@ class Shapes:
     up: str = "y"
     parts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     channels: tuple[str, ...] | None = None
+    splits: str = ""
+    others: Mapping[str, int] = field(default_factory=dict)
+    advice: tuple[str, ...] = ()
 
 
 def absent(kind: str, root: Path, looked_for: str) -> MimError:

@@ -18,12 +18,12 @@ from mim_core.jobs import in_processes
 
 from mim_pointcloud.files import EXTENSIONS, is_list, read_centred
 from mim_pointcloud.layouts import find_shapes, recognise
+from mim_pointcloud.looking import TEXTURES
 from mim_pointcloud.prepared import PREPARED, WHOLE, Prepared, write_prepared
 
 MANIFEST = "manifest.jsonl"
 PARTIAL = ".partial"
 """What the name of a file that is being written ends in."""
-TEXTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tga", ".tif", ".tiff", ".dds", ".webp")
 ASIDE = (*TEXTURES, ".mtl", ".bin", ".binvox", PARTIAL)
 """Materials, textures, buffers and voxels that meshes bring along: of no use beside points, so they are left out."""
 HALF_OFFSET = 8
@@ -38,11 +38,13 @@ class Sampling:
         points: Points of each, as `read_cloud` takes them.
         channels: "xyz", "normals", "rgb"; three columns each.
         dtype: float16 halves the size and keeps three digits.
+        columns: What the columns of text and arrays are that do not say it.
     """
 
     points: int = 8192
     channels: tuple[str, ...] = ("xyz",)
     dtype: Literal["float32", "float16"] = "float32"
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,8 @@ def run_job(root: Path, out: Path, sampling: Sampling, job: Job) -> dict[str, An
             centre = _write_points(source, partial, sampling, path_key(job.source))
             line |= {"status": "done", "options": _options(sampling)}
             line |= {"centre": centre} if any(centre) else {}
+        elif not source.is_file():  # a pipe or a device may have no end
+            raise BadSample(str(source), "no regular file")
         else:
             shutil.copyfile(source, partial)
             line["status"] = "copied"
@@ -225,7 +229,7 @@ def run_job(root: Path, out: Path, sampling: Sampling, job: Job) -> dict[str, An
 
 def _write_points(source: Path, target: Path, sampling: Sampling, key: int) -> list[float]:
     """Write a shape's points. Returns what was subtracted, because the type would not tell its points apart."""
-    read, centre = read_centred(source, sampling.points, key, sampling.channels)
+    read, centre = read_centred(source, sampling.points, key, sampling.channels, sampling.columns)
     found = read.numpy()
     if sampling.dtype == "float16":
         low, high = found[:, :3].min(0).astype(np.float64), found[:, :3].max(0).astype(np.float64)
@@ -253,7 +257,8 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _options(sampling: Sampling) -> dict[str, Any]:
-    return {**asdict(sampling), "channels": list(sampling.channels)}
+    told = {**asdict(sampling), "channels": list(sampling.channels), "columns": list(sampling.columns)}
+    return told if sampling.columns else {name: value for name, value in told.items() if name != "columns"}
 
 
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:

@@ -29,6 +29,8 @@ class Prepared:
 
 def read_prepared(root: Path) -> Prepared | None:
     """What stands in a folder's `PREPARED`; None without one, or where it is no such file."""
+    if not (root / PREPARED).is_file():
+        return None
     try:
         found = json.loads((root / PREPARED).read_text())
         channels = found["channels"]

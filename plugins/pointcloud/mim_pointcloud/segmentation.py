@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from mim_core.data import DataSource, Labelled, Readable
+from mim_core.data import DataSource, Labelled
 from mim_core.encoder import Encoder, init_transformer
 from mim_core.errors import MimError
 from mim_core.evaluation import Score
 from mim_core.finetune import FINE_TUNED, Supervised, Taught, entry
 from mim_core.layout import Sample
+from mim_core.loading import Readable
 from mim_core.mask import Mask
 from mim_core.method import Outcome
 from mim_core.norm import BatchNorm

@@ -279,7 +279,7 @@ def test_wrong_parts_and_wrong_lines_are_bad(parts_tree, tmp_path):
     (parts_tree / CHAIR / "b.txt").write_text("1 2 3\n4 5 6\n")
     (parts_tree / CHAIR / "c.txt").write_text("")
     clouds = source(tmp_path)
-    for i, reason in enumerate((r"parts \[49\], but a Airplane has", "7 numbers a line", "no points")):
+    for i, reason in enumerate((r"parts \[49\], but a Airplane has", "7 numbers a line", "file is empty")):
         with pytest.raises(BadSample, match=reason) as caught:
             clouds.read_labelled(i, 0)
         assert caught.value.path.endswith(f"{'abc'[i]}.txt")

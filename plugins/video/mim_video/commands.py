@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from mim_core.commands.arguments import parse
 from mim_core.errors import BadSample, MimError
-from rich.console import Console
+from mim_core.terminal import console, tell
+from mim_core.words import counted
 from rich.table import Table
 
 from mim_video.prepare import MANIFEST, Encoding, prepare_collection
@@ -45,7 +46,7 @@ def probe(program: str, plugin: str | None, arguments: list[str]) -> int:
     most = options.frames or sys.maxsize
     seen = {name: look(options.file, name, version, most) for name, version in known_readers().items()}
     if options.json:
-        print(json.dumps({"file": str(options.file), "readers": seen}, indent=1))  # noqa: T201
+        tell(json.dumps({"file": str(options.file), "readers": seen}, indent=1))
     else:
         _print_probe(options.file, seen)
     return 0 if any("error" not in facts for facts in seen.values()) else 1
@@ -115,12 +116,29 @@ def _print_probe(path: Path, seen: dict[str, dict[str, Any]]) -> None:
         table.add_column(name, overflow="fold")
     rows = list(dict.fromkeys(row for facts in seen.values() for row in facts))
     for row in [row for row in rows if row != "error"] + ["error"] * ("error" in rows):
-        table.add_row(row.replace("_", " "), *(_cell(facts.get(row)) for facts in seen.values()))
-    console = Console(highlight=False, markup=False)
-    console = console if console.is_terminal else Console(highlight=False, markup=False, width=160)
-    console.print(table)
+        table.add_row(row.replace("_", " "), *(_named(row, facts.get(row)) for facts in seen.values()))
+    screen = console(markup=False)
+    screen.print(table)
     for name, why in missing.items():
-        console.print(f"{name} is {why}")
+        screen.print(f"{name} is {why}")
+
+
+UNITS = {
+    "start": "s",
+    "duration": "s",
+    "first_times": "s",
+    "rate": "frames/s",
+    "key_frame_distance": "frames at most",
+}
+"""What numbers of a row count."""
+
+
+def _named(row: str, value: Any) -> str:
+    """A cell with what its numbers are."""
+    if row in ("size", "stored_size") and value:
+        return f"{value[1]} x {value[0]} pixels (width x height)"
+    text = _cell(value)
+    return f"{text} {UNITS[row]}" if text and row in UNITS else text
 
 
 def _cell(value: Any) -> str:
@@ -179,16 +197,16 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
     for line in prepare_collection(options.root, options.out, encoding, workers):
         counts[line["status"]] += 1
         if line["status"] == "failed":
-            print(f"failed: {line['file']}: {line['reason']}", flush=True)  # noqa: T201
+            tell(f"failed: {line['file']}: {line['reason']}")
         elif line["status"] == "aside":
-            print(f"left out: {line['file']}: {line['reason']}")  # noqa: T201
+            tell(f"left out: {line['file']}: {line['reason']}")
         elif line["status"] == "done":
             notes = [f"again: {line['again']}"] if "again" in line else []
             notes += [f"{line['lost']} more do not decode"] if "lost" in line else []
             notes += [f"from {line['file']}: {line['renamed']}"] if "renamed" in line else []
             told = f" ({'; '.join(notes)})" if notes else ""
-            print(f"{line['out']}: {line['frames']} frames, {line['bytes'] / 2**20:.1f} MiB{told}", flush=True)  # noqa: T201
+            tell(f"{line['out']}: {counted(line['frames'], 'frame')}, {line['bytes'] / 2**20:.1f} MiB{told}")
     told = ", ".join(f"{counts[status]} {status}" for status in ("done", "copied", "skipped", "failed"))
     told += f", {counts['aside']} left out" if counts["aside"] else ""
-    print(f"{told}; see {options.out / MANIFEST}")  # noqa: T201
+    tell(f"{told}; see {options.out / MANIFEST}")
     return 1 if counts["failed"] else 0

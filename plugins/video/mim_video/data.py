@@ -4,7 +4,8 @@ chosen by the file's timestamps, decoded at the size needed, and cut; all draws 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,15 +13,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 from mim_core import randomness
 from mim_core.data import DataSource, Labelled, Picture
-from mim_core.errors import BadSample, MimError
+from mim_core.errors import BadSample, MimError, one_line
 from mim_core.layout import Sample
+from mim_core.normalising import check_statistics
 from mim_core.words import counted
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from mim_video import crops, pictures, sampling
+from mim_video import account, crops, pictures, sampling
 from mim_video.layouts import EXTENSIONS, Clipping, ClipStore, find_clips
+from mim_video.looking import Look
 from mim_video.readers import Reader, chosen, known_readers, load_reader, open_reader
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -82,9 +85,9 @@ class Clips(DataSource):
         repeat: int = 1
         """Clips per file that is read, decoded once. A batch counts files and holds this many clips of each; so do
         memory and operations."""
-        repeat_start: Literal["same", "own"] = "same"
-        """Whether the repeated clips show the same frames under other crops, or each draws its own; that costs more
-        decoding."""
+        repeat_start: Literal["own", "same"] = "own"
+        """Whether each of the repeated clips draws its own place in the file, or all show the same frames under other
+        crops, which costs less decoding."""
         views: tuple[int, int] = (1, 1)
         """Evaluation: places in time x places along the longer side, over which a clip's features are averaged.
         Kinetics' habit is 5 3, Something-Something's 2 3."""
@@ -113,6 +116,7 @@ class Clips(DataSource):
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.clips = self._find()
+        self.look = Look(self.clips.pretrain)
 
     def _find(self) -> Clipping:
         root = self.config.root
@@ -134,8 +138,7 @@ class Clips(DataSource):
         colour = self.channels == 3
         mean = self.config.mean or (IMAGENET_MEAN if colour else (0.5,))
         std = self.config.std or (IMAGENET_STD if colour else (0.5,))
-        if len(mean) != self.channels or len(std) != self.channels or min(std) <= 0:
-            raise ValueError(f"mean {mean} and std {std} need {self.channels} values each, and std must be positive")
+        check_statistics(mean, std, self.channels)
         return torch.tensor(mean).reshape(-1, 1, 1, 1), torch.tensor(std).reshape(-1, 1, 1, 1)
 
     def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -150,6 +153,11 @@ class Clips(DataSource):
     def name_of(self, index: int) -> str:
         """The file's path, and its part if only one counts."""
         return self.clips.pretrain.name(index)
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The file of each clip of a split."""
+        stores = {"pretrain": self.clips.pretrain, "train": self.clips.train, "test": self.clips.test}
+        return ((os.path.join(stores[split].root, file),) for file in stores[split].files)
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """A clip at a drawn place, uint8 [C, T, H, W]; with ``repeat`` several, [R, C, T, H, W]."""
@@ -225,7 +233,7 @@ class Clips(DataSource):
         except BadSample as error:
             raise BadSample(store.name(index), error.reason) from error
         except Exception as error:  # libraries raise many kinds; whatever it is, the file is named and replaced
-            raise BadSample(store.name(index), f"{type(error).__name__}: {error}") from error
+            raise BadSample(store.name(index), one_line(error)) from error
 
     def finish(self, sample: Sample) -> Sample:
         """uint8 to float32, with mean 0 and deviation 1 over the data. Repeated clips become samples, each with its
@@ -289,7 +297,7 @@ class Clips(DataSource):
         classes = counted(len(found.train.classes or ()), "class", "classes")
         how = f"one of every {config.stride} frames" if config.fps is None else f"{config.fps:g} frames per second"
         how = "one from each equal part" if config.segments else how
-        times = f"; {config.repeat} clips per file, so that a batch is that many times as large"
+        times = f"; {counted(config.repeat, 'clip')} per file, so that a batch is that many times as large"
         reader = chosen(config.reader)
         rows = {
             "data": f"{root}: {counted(len(self), 'clip')} for training, {classes}",
@@ -300,6 +308,14 @@ class Clips(DataSource):
             shown = ", ".join(found.missing[:5]) + (", ..." if len(found.missing) > 5 else "")
             rows["missing clips"] = f"{len(found.missing):,} that the lists name: {shown}"
         return rows
+
+    def contents(self) -> dict[str, str]:
+        """Splits, classes, what was left out, what the files hold, and what an epoch sees of them."""
+        return account.contents(self)
+
+    def advice(self) -> list[str]:
+        """What was left out and looks like data, and long files of which an epoch sees little."""
+        return account.advice(self)
 
 
 class Views(Dataset[Any]):

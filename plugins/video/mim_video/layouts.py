@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mim_core import walking
+from mim_core import collections, walking
 from mim_core.errors import MimError, unknown
 
 from mim_video import listings
 from mim_video.listings import Entry
 
-EXTENSIONS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv")
-HELD_OUT = ("test", "val", "validation", "validate")
+EXTENSIONS = (
+    *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv"),
+    *(".mts", ".m2ts", ".vob", ".3g2", ".asf", ".divx", ".f4v", ".mxf", ".rm", ".rmvb", ".y4m", ".gif", ".qt", ".dv"),
+    *(".mpe", ".m2v", ".ogm", ".ivf", ".mjpeg", ".h264", ".264", ".hevc", ".h265"),
+)
+"""Endings of files that are read as videos, in any case."""
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+"""Endings of frames, where a clip is a folder of them."""
 SSV2_LABELS = ("labels.json", "something-something-v2-labels.json")
 
 
@@ -73,6 +79,10 @@ class Clipping:
         train: For the probes.
         test: Held out; empty when the lists have none.
         missing: What the lists name and the disk lacks.
+        splits: What was taken for splits, for people.
+        others: Endings of files that are not read -> how many.
+        unlisted: Videos that lie there and that the lists do not name.
+        advice: What was left out, and why.
     """
 
     kind: str
@@ -80,6 +90,10 @@ class Clipping:
     train: ClipStore
     test: ClipStore
     missing: tuple[str, ...] = ()
+    splits: str = ""
+    others: Mapping[str, int] = field(default_factory=dict)
+    unlisted: int = 0
+    advice: tuple[str, ...] = ()
 
 
 def find_clips(root: Path, layout: str = "auto", split: int = 1) -> Clipping:
@@ -135,65 +149,81 @@ def walk(root: Path) -> tuple[list[str], Counter[str]]:
     return sorted(found), others
 
 
-def _videos(root: Path, looked_for: str) -> list[str]:
+def _videos(root: Path, looked_for: str) -> tuple[list[str], Counter[str]]:
     files, others = walk(root)
     if files:
-        return files
+        return files, others
+    raise no_videos(root, looked_for, others)
+
+
+def no_videos(root: Path, looked_for: str, others: Counter[str]) -> MimError:
+    """The error for a folder without videos: what is there, and what to do where clips are folders of frames."""
     there = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(5)) or "nothing"
-    raise MimError(f"No videos in {root}. Looked for {looked_for} in it and below; found {there}.")
+    return MimError(
+        f"No videos in {root}. Looked for {looked_for} in it and below; found {there}.{_of_frames(root, others)}"
+    )
+
+
+def _of_frames(root: Path, others: Mapping[str, int]) -> str:
+    """How to make a video of a folder of frames; empty where there is none."""
+    if not set(others) & set(PICTURES):
+        return ""
+    for folder, names, _ in walking.walk(root):
+        frames = [name for name in names if os.path.splitext(name)[1].lower() in PICTURES]
+        if len(frames) > 1:
+            ending = os.path.splitext(frames[0])[1]
+            return (
+                f"\nFolders of frames ({folder}/{frames[0]}, ...) are not read as clips. Make a video of each folder, "
+                f"with the frame rate that they were taken with:\n  ffmpeg -framerate 25 -pattern_type glob -i "
+                f"'{folder}/*{ending}' -pix_fmt yuv420p -vf 'crop=trunc(iw/2)*2:trunc(ih/2)*2' {folder}.mp4"
+            )
+    return " For single pictures there is mim-image."
 
 
 # ---- a folder of clips -----------------------------------------------------------------------------------------------
 
 
 def folder(root: Path) -> Clipping:
-    """A folder's own splits if it has them; or one collection, a fifth of each class held out from the probes. Classes
-    are the names of the first folder level."""
-    held_out = [name for name in HELD_OUT if (root / name).is_dir()]
-    if (root / "train").is_dir() and held_out:
-        train, test = _collection(root / "train"), _collection(root / held_out[0])
-        if train.classes is not None and train.classes != test.classes:
-            different = sorted(set(train.classes) ^ set(test.classes or ()))
-            raise MimError(f"{root}: the classes of train and {held_out[0]} differ, in: {', '.join(different[:10])}.")
-        return Clipping("folder", train, train, test)
-    both = _collection(root)
-    seen: Counter[int] = Counter()
-    parts: dict[bool, list[int]] = {False: [], True: []}
-    for index, label in enumerate(both.labels):  # every fifth of each class, in the order of names
-        parts[seen[label] % 5 == 4].append(index)
-        seen[label] += 1
-    note = (
-        "Every fifth clip of a class is held out from the probes; a run that was pre-trained on this folder has seen "
-        "them, without labels."
-    )
-    return Clipping("folder", both, both.subset(parts[False], note), both.subset(parts[True], note))
-
-
-def _collection(root: Path) -> ClipStore:
-    files = _videos(root, ", ".join(EXTENSIONS))
-    tops = [file.split(os.sep)[0] if os.sep in file else "" for file in files]
-    names = sorted(set(tops))
-    if "" in names or len(names) < 2:
-        return ClipStore(root, tuple(files))
-    number = {name: i for i, name in enumerate(names)}
-    return ClipStore(root, tuple(files), [number[top] for top in tops], tuple(names))
+    """A folder's own splits if it has them (`mim_core.collections`); or one collection, a fifth of each class held out
+    from the probes. Classes are the names of the first folders that are no splits."""
+    files, others = _videos(root, ", ".join(EXTENSIONS))
+    found = collections.arrange(files, root, "clip")
+    every = ClipStore(root, tuple(files), found.labels if found.classes else (), found.classes)
+    pretrain = every.subset(found.pretrain)
+    if found.test is not None:
+        train, test = every.subset(found.train), every.subset(found.test)
+    else:
+        kept, held = collections.every_fifth(found.labels, found.train) if found.classes else ((), ())
+        note = (
+            "Every fifth clip of a class is held out from the probes; a run that was pre-trained on this folder has "
+            "seen them, without labels."
+        )
+        train, test = every.subset(kept, note), every.subset(held, note)
+    return Clipping("folder", pretrain, train, test, splits=found.splits, others=others, advice=found.advice)
 
 
 # ---- official lists --------------------------------------------------------------------------------------------------
 
 
 def _listed(
-    kind: str, root: Path, train: Sequence[Entry], test: Sequence[Entry], classes: tuple[str, ...], looked_for: str
+    kind: str,
+    root: Path,
+    lists: Mapping[str, Sequence[Entry]],
+    classes: tuple[str, ...],
+    looked_for: str,
 ) -> Clipping:
-    """The files that lists name, wherever below the root they lie; what is missing is counted and named."""
+    """The files that lists name, those for training first, then those held out, wherever below the root they lie; what
+    is missing is counted and named."""
     by_stem: dict[str, list[str]] = {}
-    for file in _videos(root, looked_for):
+    videos, others = _videos(root, looked_for)
+    for file in videos:
         by_stem.setdefault(os.path.splitext(os.path.basename(file))[0], []).append(file)
     missing: list[str] = []
     number = {name: i for i, name in enumerate(classes)}
     stores = []
-    for split, entries in (("train", train), ("test", test)):
-        places = [(entry, _place(by_stem, entry, split)) for entry in entries]
+    for split, (name, entries) in zip(("train", "test"), lists.items(), strict=True):
+        word = listings.split_of(Path(name))
+        places = [(entry, _place(by_stem, entry, word)) for entry in entries]
         found = [(entry, place) for entry, place in places if place]
         absent = [entry.stem for entry, place in places if not place]
         missing += absent
@@ -204,8 +234,12 @@ def _listed(
         stores.append(ClipStore(root, files, labels, classes, windows if any(windows) else (), note))
     if not stores[0]:
         names = ", ".join(missing[:3])
-        raise MimError(f"None of the {len(train):,} listed training clips is in {root}: {names}, ... {looked_for}.")
-    return Clipping(kind, stores[0], stores[0], stores[1], tuple(missing))
+        listed = len(next(iter(lists.values())))
+        raise MimError(f"None of the {listed:,} listed training clips is in {root}: {names}, ... {looked_for}.")
+    said = ", ".join(f"{name} {use} ({len(store):,})" for name, use, store in
+                     zip(lists, ("for training", "held out"), stores, strict=True) if store)  # fmt: skip
+    unlisted = len(set(videos) - {file for store in stores for file in store.files})
+    return Clipping(kind, stores[0], stores[0], stores[1], tuple(missing), said, others, unlisted)
 
 
 def _place(by_stem: dict[str, list[str]], entry: Entry, split: str) -> tuple[str, tuple[float, float] | None] | None:
@@ -215,7 +249,7 @@ def _place(by_stem: dict[str, list[str]], entry: Entry, split: str) -> tuple[str
         files = by_stem.get(stem, [])
         if files:  # the same clip may lie in several folders: the one of its class, then of its split
             parts = [set(os.path.dirname(file).replace("_", " ").split(os.sep)) for file in files]
-            ranks = [(entry.label.replace("_", " ") in p, split in p) for p in parts]
+            ranks = [(entry.label.replace("_", " ") in p, split in {*map(collections.split_of, p)}) for p in parts]
             return files[ranks.index(max(ranks))], part
     return None
 
@@ -229,16 +263,16 @@ def ucf101(root: Path, split: int = 1) -> Clipping:
     if names is None:
         raise MimError(f"No lists of UCF101 in {root}. Looked for {looked_for}.")
     classes = listings.ucf101_classes(names)
-    lists = []
+    lists = {}
     for name in (f"trainlist{split:02}.txt", f"testlist{split:02}.txt"):
         path = names.with_name(name)
         if not path.is_file():
             raise MimError(f"{path} is missing. Looked for {looked_for}.")
-        lists.append(listings.ucf101_entries(path))
-        strange = {entry.label for entry in lists[-1]} - set(classes)
+        lists[name] = listings.ucf101_entries(path)
+        strange = {entry.label for entry in lists[name]} - set(classes)
         if strange:
             raise MimError(f"{path} has classes that {names.name} lacks: {', '.join(sorted(strange)[:5])}.")
-    return _listed("ucf101", root, lists[0], lists[1], classes, looked_for)
+    return _listed("ucf101", root, lists, classes, looked_for)
 
 
 def _kinetics_lists(root: Path) -> list[Path]:
@@ -274,12 +308,14 @@ def kinetics(root: Path) -> Clipping:
         for name, entry in listings.kinetics_rows(path):
             named.setdefault(name, {})[entry] = None
     splits = {name: list(entries) for name, entries in named.items()}
-    held_out = next((name for name in ("val", "validate", "validation", "test") if _labelled(splits, name)), "")
+    held_out = next((name for name in ("val", "test") if _labelled(splits, name)), "")
     train, test = splits.get("train", []), splits.get(held_out, [])
     if not train:
         raise MimError(f"{root}: the csv files list no split 'train', only: {', '.join(sorted(splits))}.")
     classes = tuple(sorted({entry.label for entry in (*train, *test)}))
-    return _listed("kinetics", root, train, test, classes, looked_for)
+    found = _listed("kinetics", root, {"train": train, held_out: test}, classes, looked_for)
+    unused = ", ".join(f"{name} ({len(splits[name]):,} listed)" for name in sorted({*splits} - {"train", held_out}))
+    return replace(found, splits=f"{found.splits}; not used: {unused}") if unused else found
 
 
 def _labelled(splits: dict[str, list[Entry]], name: str) -> bool:
@@ -295,13 +331,13 @@ def ssv2(root: Path) -> Clipping:
     prefix = labels.name.removesuffix("labels.json")
     numbers = listings.ssv2_labels(labels)
     classes = tuple(sorted(numbers, key=lambda label: numbers[label]))
-    lists = []
+    lists = {}
     for name in ("train", "validation"):
         path = labels.with_name(f"{prefix}{name}.json")
         if not path.is_file():
             raise MimError(f"{path} is missing. Looked for {looked_for}.")
-        lists.append(listings.ssv2_entries(path, numbers))
-    return _listed("ssv2", root, lists[0], lists[1], classes, looked_for)
+        lists[name] = listings.ssv2_entries(path, numbers)
+    return _listed("ssv2", root, lists, classes, looked_for)
 
 
 LAYOUTS: dict[str, Callable[[Path], Clipping]] = {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mim_core import collections
 from mim_core.errors import MimError
 
 TIMED = ("youtube_id", "time_start", "time_end")
@@ -67,7 +68,8 @@ def kinetics_rows(path: Path) -> Iterator[tuple[str, Entry]]:
         try:
             for row in rows:
                 where = f"{path}, line {rows.line_num}"
-                split, stem = (row.get("split") or split_of(path)).strip().lower(), (row["youtube_id"] or "").strip()
+                said, stem = (row.get("split") or "").strip().lower(), (row["youtube_id"] or "").strip()
+                split = (collections.split_of(said) or said) or split_of(path)
                 label = (row.get("label") or "").strip()
                 if not stem:
                     raise MimError(f"{where}: the column youtube_id is empty.")
@@ -97,7 +99,7 @@ def _part(row: dict[str, str], where: str) -> tuple[float, float]:
 def split_of(path: Path) -> str:
     """The split that a file's name tells; train where it tells none."""
     found = re.search(r"train|val|test", path.stem.lower())
-    return found.group() if found else "train"
+    return collections.split_in(path.stem) or (found.group() if found else "train")
 
 
 def ssv2_labels(path: Path) -> dict[str, int]:

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ from mim_core import walking
 from mim_core.errors import BadSample, MimError
 from mim_core.jobs import in_processes
 
-from mim_video.layouts import EXTENSIONS
+from mim_video.layouts import EXTENSIONS, no_videos
 from mim_video.reader_pyav import PyavReader
 from mim_video.readers import open_reader
 from mim_video.sound import open_sound
@@ -92,7 +93,8 @@ def plan(root: Path, out: Path) -> list[Job]:
             aside = f"OUT/{MANIFEST} is written here" if source == Path(MANIFEST) else aside
             jobs.append(Job(str(source), str(source.with_suffix(".mp4") if video else source), video, aside=aside))
     if not any(job.video and not job.aside for job in jobs):
-        raise MimError(f"There are no videos in {root}. Looked for {', '.join(EXTENSIONS)}.")
+        others = Counter(Path(job.source).suffix.lower() or "no ending" for job in jobs if not job.aside)
+        raise no_videos(root, ", ".join(EXTENSIONS), others)
     return _with_own_names(jobs)
 
 

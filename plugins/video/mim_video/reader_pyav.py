@@ -24,6 +24,11 @@ from mim_video.readers import OpenFile, check_indices, check_process, scale
 
 COVER_PICTURE = 0x400
 """The bit of a stream's disposition that says: a still picture, such as an album's cover."""
+MOST_PIXELS = 8192 * 4352
+"""Pixels of a frame, at most: 8K. Decoders hold several frames, so that larger ones take gigabytes."""
+PATIENCE = 30.0
+"""Seconds in which a packet must be found: in gigabytes of zeros there is none."""
+TOO_LONG = "looking for its frames takes too long: it is damaged, or padded with what is no video"
 
 SKIPPABLE = frozenset({"h264", "hevc"})
 """Codecs whose decoder leaves out, when told to, frames that no other frame refers to."""
@@ -58,7 +63,7 @@ class PyavReader(OpenFile):
             self._index = self._index_of(found)
         except (av.FFmpegError, ValueError) as error:
             self.close()
-            raise BadSample(str(path), f"it cannot be read as a video: {_text(error)}") from error
+            raise BadSample(str(path), f"it cannot be read as a video: {error_text(error)}") from error
         except BaseException:
             self.close()
             raise
@@ -75,13 +80,8 @@ class PyavReader(OpenFile):
     def _open(self) -> None:
         """(Re)open the file, at its start."""
         self.close()
-        self._container = av.open(f"file:{self.path}", metadata_errors="replace")
-        streams = [s for s in self._container.streams.video if not int(s.disposition) & COVER_PICTURE]
-        if not streams:
-            raise BadSample(str(self.path), "there is no video in it")
-        self._stream: Any = streams[0]
-        if self._stream.codec_context is None:
-            raise BadSample(str(self.path), "its video is in a format that this FFmpeg cannot decode")
+        self._container = open_container(self.path)
+        self._stream: Any = main_stream(self._container, self.path)
         self._stream.codec_context.thread_count = 1
 
     def _index_of(self, found: Scan) -> FrameIndex:
@@ -104,6 +104,8 @@ class PyavReader(OpenFile):
                     failures = 0
                     yield packet
                 return
+            except av.ExitError as error:
+                raise BadSample(str(self.path), TOO_LONG) from error
             except av.FFmpegError:
                 failures += 1
         last = av.Packet()
@@ -261,5 +263,42 @@ class PyavReader(OpenFile):
         self._container = None
 
 
-def _text(error: BaseException) -> str:
+def open_container(path: Path) -> Any:
+    """An open file, of which no packet may take longer than `PATIENCE`.
+
+    Raises:
+        BadSample: It took longer.
+        av.FFmpegError: It cannot be opened.
+    """
+    try:
+        return av.open(f"file:{path}", metadata_errors="replace", timeout=(PATIENCE, PATIENCE))
+    except av.ExitError as error:
+        raise BadSample(str(path), TOO_LONG) from error
+
+
+def main_stream(container: Any, path: Path) -> Any:
+    """The video stream of an open file that is read: the first that is no cover picture.
+
+    Raises:
+        BadSample: There is none, it cannot be decoded, or its frames are larger than `MOST_PIXELS`.
+    """
+    streams = [s for s in container.streams.video if not int(s.disposition) & COVER_PICTURE]
+    if not streams:
+        sound = "; there is only sound" if container.streams.audio else ""
+        raise BadSample(str(path), f"there is no video in it{sound}")
+    context = streams[0].codec_context
+    if context is None:
+        raise BadSample(str(path), "its video is in a format that this FFmpeg cannot decode")
+    if context.width * context.height > MOST_PIXELS:
+        raise BadSample(
+            str(path),
+            f"its frames of {context.width:,} x {context.height:,} pixels are larger than 8K "
+            f"({MOST_PIXELS / 1e6:.3g} million pixels), which would fill the memory; scale the video down",
+        )
+    context.options = {**context.options, "max_pixels": str(MOST_PIXELS)}  # the size may change in the file
+    return streams[0]
+
+
+def error_text(error: BaseException) -> str:
+    """What FFmpeg says, without its number."""
     return str(getattr(error, "strerror", None) or error)

@@ -130,12 +130,21 @@ def open_reader(path: Path, name: str = "auto") -> Reader:
         MimError: There is no such reader, or its library is missing; says what to install.
     """
     name = chosen(name)
+    check_file(path)
+    reader: Reader = load_reader(name)(path)
+    return reader
+
+
+def check_file(path: Path) -> None:
+    """Refuses what is no file with something in it: opening a pipe or a device would wait or never end.
+
+    Raises:
+        BadSample: Says what it is.
+    """
     if not path.is_file():
         raise BadSample(str(path), "it is no regular file" if path.exists() else "there is no such file")
     if path.stat().st_size == 0:
         raise BadSample(str(path), "the file is empty")
-    reader: Reader = load_reader(name)(path)
-    return reader
 
 
 def load_reader(name: str) -> Any:

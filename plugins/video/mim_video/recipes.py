@@ -135,11 +135,12 @@ def videomae_vit_tiny() -> RunConfig:
 
 
 def _dual(config: RunConfig, **train: object) -> RunConfig:
-    """A VideoMAE recipe with VideoMAE V2's two masks, four clips per file, and other training options."""
+    """A VideoMAE recipe with VideoMAE V2's two masks, four clips of the same frames per file, as its code has them, and
+    other training options."""
     data = config.parts["data"]
     parts = {
         **config.parts,
-        "data": Part(data.name, {**data.options, "repeat": 4}),
+        "data": Part(data.name, {**data.options, "repeat": 4, "repeat_start": "same"}),
         "masker": Part.of("video:dual", ratio=0.9, decoder_ratio=0.5),
     }
     return replace(config, parts=parts, train=replace(config.train, **train))  # type: ignore[arg-type]

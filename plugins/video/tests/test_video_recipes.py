@@ -57,7 +57,7 @@ def test_videomae_v2_has_the_papers_numbers():
     assert sizes(options["decoder"]) == (512, 4, 8)
     assert options["tokenizer"].patch == (2, 14, 14)
     assert (options["masker"].ratio, options["masker"].decoder_ratio) == (0.9, 0.5)
-    assert options["data"].repeat == 4
+    assert (options["data"].repeat, options["data"].repeat_start) == (4, "same")
     train = run.train
     assert (train.epochs, train.base_lr, train.warmup_epochs, train.clip_grad) == (300, 6e-4, 30, 0.02)
 
@@ -71,6 +71,7 @@ def test_mae_st_has_the_papers_numbers():
     assert run.parts["masker"].name == "core:random"
     assert options["masker"].ratio == 0.9
     assert (options["data"].repeat, options["data"].crop, options["data"].area) == (4, "resized", (0.5, 1.0))
+    assert options["data"].repeat_start == "own"  # as its code has it: each clip of a file draws its place
     train = run.train
     assert (train.epochs, train.base_lr, train.warmup_epochs, train.clip_grad) == (100, 1.6e-3, 5, 0.02)
     assert train.betas == (0.9, 0.95)

@@ -79,7 +79,7 @@ def test_memory_counts_repeated_clips(plan):
 
 def test_advice_for_few_clips_fits_them(plan):
     assert "one step takes 8 samples and there are 6: " in plan()[2]
-    assert "try --train.batch-size 4." in plan()[2]
+    assert "try --train.batch-size 4 --train.epochs 333. That makes 500 steps." in plan()[2]
 
 
 @pytest.mark.parametrize("value", [("8", "32"), ("8",), ("8", "32", "32", "3")])

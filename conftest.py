@@ -1,0 +1,106 @@
+"""For every test of the core and of the plugins: one thread, shape annotations checked at run time, and nothing left
+behind.
+
+MIM_NO_SHAPE_CHECKS=1 leaves the checks of shapes out. Contracts that compile switch them off for that one check
+(`mim_core.testing.unchecked`), because a tracer cannot look into the checker.
+"""
+
+import multiprocessing
+import os
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+# where a float is asked, an int will do, as PEP 484 has it
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+
+if not os.environ.get("MIM_NO_SHAPE_CHECKS"):
+    from jaxtyping import install_import_hook
+
+    # before anything imports these packages; it stays for the whole session
+    install_import_hook(["mim_core", "mim_image", "mim_video", "mim_pointcloud", "mim_multimodal"], CHECKER)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Checks of the contracts that need a GPU get the marker ``gpu``; `mim_core.testing` does without pytest."""
+    for item in items:
+        if getattr(getattr(item, "function", None), "needs_gpu", False):
+            item.add_marker(pytest.mark.gpu)
+
+
+# ---- nothing left behind ---------------------------------------------------------------------------------------------
+
+LIBRARIES = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "DISABLE_CUPTI_LAZY_REINIT",
+             "TEARDOWN_CUPTI", "TOKENIZERS_PARALLELISM", "KINETO_LOG_LEVEL",
+             "TORCHELASTIC_USE_AGENT_STORE")  # fmt: skip
+"""Environment variables that pytest, and torch when a part of it is first used, set for good."""
+HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "compile_worker")
+"""Processes that Python and torch start once and keep: part of a command line."""
+
+
+def children():
+    """Command lines of this process's children, by number; those that have ended and were not waited for too."""
+    found = {}
+    for task in Path("/proc/self/task").glob("*/children"):
+        try:
+            numbers = task.read_text().split()
+        except OSError:  # the thread has ended
+            continue
+        for number in numbers:
+            try:
+                line = Path(f"/proc/{number}/cmdline").read_bytes()
+            except OSError:
+                continue
+            found[number] = line.replace(b"\0", b" ").decode(errors="replace")
+    return {number: line for number, line in found.items() if not any(helper in line for helper in HELPERS)}
+
+
+def state():
+    """What a test must leave as it was, by name."""
+    environ = {name: value for name, value in os.environ.items() if name not in LIBRARIES}
+    return {
+        "os.environ": environ,
+        "the working folder": os.getcwd(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's default device": str(torch.get_default_device()),
+        "torch's threads": torch.get_num_threads(),
+        "torch's gradient mode": torch.is_grad_enabled(),
+        "torch's determinism": torch.are_deterministic_algorithms_enabled(),
+        "a process group": torch.distributed.is_available() and torch.distributed.is_initialized(),
+    }
+
+
+def told(before, after):
+    if not isinstance(before, dict):
+        return f"{before!r} became {after!r}"
+    return ", ".join(sorted(name for name in {*before, *after} if before.get(name) != after.get(name)))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request):
+    """Fails a test that leaves the process otherwise than it found it, or a process of its own. Random states are put
+    back instead: a run seeds them at every step, and no test may lean on what another left."""
+    before, running = state(), children()
+    drawn = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    yield
+    random.setstate(drawn[0])
+    np.random.set_state(drawn[1])
+    torch.random.set_rng_state(drawn[2])
+    after = state()
+    left = [f"{name} ({told(before[name], after[name])})" for name in before if before[name] != after[name]]
+    new = {}
+    for _ in range(100):  # a process that was told to end may take a moment
+        multiprocessing.active_children()  # waits for those that have ended
+        new = {number: line for number, line in children().items() if number not in running}
+        if not new:
+            break
+        time.sleep(0.05)
+    left += [f"process {number}: {line or 'ended, and nobody waited for it'}" for number, line in new.items()]
+    assert not left, f"this test leaves {'; '.join(left)}"

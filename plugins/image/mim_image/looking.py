@@ -1,0 +1,214 @@
+"""A look at some of the files before a run: what they hold, what of it is left out, and what cannot be read."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+
+from mim_core.errors import MimError
+from mim_core.words import counted
+from PIL import Image
+
+from mim_image.files import ImageStore
+from mim_image.formats import UnsupportedKind, refuse_large
+from mim_image.pixels import (
+    DEEP,
+    OPACITY,
+    Range,
+    check_kind,
+    deep_values,
+    full_range,
+    is_deep_colour,
+    raw_mode,
+    tag,
+)
+from mim_image.tiff import Page, read_pages
+
+FILES = 64
+"""Files whose headers are looked at, evenly spaced."""
+DECODED = 8
+"""Of these, files whose values are."""
+_WORDS = {"1": "black and white", "P": "colour by a palette", "PA": "colour by a palette", "CMYK": "CMYK"}
+
+
+@dataclass
+class Look:
+    """What a look at some files found. ``examples`` has the first file of each finding.
+
+    Attributes:
+        looked: How many files were opened.
+        kinds: Modes and bits -> files.
+        sizes: Width and height of each.
+        refused: Why files cannot be read -> files.
+        broken: Files that cannot be opened.
+        found: What is left out of files -> files.
+        low: Smallest value of grey of more than 8 bits.
+        high: The largest.
+        full: The largest that such a file can hold.
+    """
+
+    looked: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    broken: int = 0
+    found: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    low: float | None = None
+    high: float | None = None
+    full: float | None = None
+    decoded: int = 0
+
+    def note(self, counter: Counter[str], what: str, name: str) -> None:
+        """Counts one file."""
+        counter[what] += 1
+        self.examples.setdefault(what, name)
+
+    def refuse(self, limit: float) -> None:
+        """Stops before a run of which more than a share of the files cannot be read.
+
+        Raises:
+            MimError: Names the first file of each kind, and says what it is.
+        """
+        if sum(self.refused.values()) <= limit * self.looked:
+            return
+        listed = "\n".join(f"  {self.examples[why]}: {why}." for why, _ in self.refused.most_common(3))
+        error = MimError(
+            f"{sum(self.refused.values())} of {counted(self.looked, 'image')} looked at cannot be read:\n{listed}"
+        )
+        error.everywhere = True
+        raise error
+
+    def holds(self) -> str:
+        """What the files hold, in one line."""
+        if not self.looked:
+            return ""
+        texts = [f"{number} {kind}" for kind, number in self.kinds.most_common()]
+        if self.sizes:
+            small, large = (choose(self.sizes, key=lambda size: size[0] * size[1]) for choose in (min, max))
+            sizes = f"{small[0]:,} x {small[1]:,}"
+            texts.append(f"{sizes} pixels" if small == large else f"{sizes} to {large[0]:,} x {large[1]:,} pixels")
+        if self.high is not None:
+            texts.append(f"grey values from {self.low:,g} to {self.high:,g}")
+        texts += [f"{number} {what}" for what, number in self.found.items()]
+        if self.broken or self.refused:
+            texts.append(f"{self.broken + sum(self.refused.values())} that cannot be read")
+        return f"of {self.looked:,} looked at: {'; '.join(texts)}"
+
+    def advice(self, limits: Range | None) -> list[str]:
+        """What is left out, and values that use little of their range."""
+        lines = [
+            f"{number} of {counted(self.looked, 'image')} looked at {what} ({self.examples[what]})."
+            for what, number in self.found.items()
+        ]
+        lines += [
+            f"{number} of {counted(self.looked, 'image')} looked at cannot be read, {self.examples[why]}: {why}."
+            for why, number in self.refused.items()
+        ]
+        if limits is not None and not any(
+            kind in " ".join(self.kinds) for kind in ("more", "16", "12", "32", "signed")
+        ):
+            lines.append("no grey image looked at has more than 8 bits, so --data.range does nothing.")
+        if self.high is None or self.low is None:
+            return lines
+        seen = f"{counted(self.decoded, 'image')} looked at"
+        if limits is None and self.full is not None and self.high <= self.full / 4:
+            top = max(1, 2 ** int(self.high).bit_length() - 1)
+            lines.append(
+                f"the values of {seen} reach {self.high:,g} of {self.full:,g}, so that pictures are nearly black and "
+                f"differ little. If white is less: --data.range 0 {top}"
+            )
+        if limits is not None and (self.low < limits[0] or self.high > limits[1]):
+            lines.append(
+                f"the values of {seen} go from {self.low:,g} to {self.high:,g}; what lies beyond --data.range "
+                f"{limits[0]:g} {limits[1]:g} becomes black or white."
+            )
+        return lines
+
+
+def look(store: ImageStore, channels: int, limits: Range | None) -> Look:
+    """Opens some of the images of a store.
+
+    Args:
+        store: Which images.
+        channels: How many are read.
+        limits: The option ``range``.
+    """
+    result = Look()
+    if store.array is not None:
+        height, width = store.array.shape[1:3]
+        kind = "grey of 8 bits" if store.array.ndim == 3 else "colour of 8 bits"
+        return Look(len(store), Counter({kind: len(store)}), [(width, height)])
+    count = min(FILES, len(store))
+    for i in range(count):
+        index = i * (len(store) - 1) // max(1, count - 1)
+        name = store.name(index)
+        result.looked += 1
+        try:
+            with warnings.catch_warnings(action="ignore"), store.open(index) as image:
+                _look_at(result, image, name, channels, limits)
+        except UnsupportedKind as error:
+            result.note(result.refused, str(error), name)
+        except Exception:  # whatever it is, reading meets it again, and names the file
+            result.broken += 1
+    return result
+
+
+def _look_at(result: Look, image: Image.Image, name: str, channels: int, limits: Range | None) -> None:
+    file = getattr(image, "fp", None)
+    pages = read_pages(file) if image.format == "TIFF" and file is not None else []
+    _refuse_stack(pages)
+    check_kind(image, channels, limits)
+    if image.format not in ("JPEG", "MPO"):  # these are decoded at a reduced size
+        refuse_large(image, image.width * image.height)
+    result.note(result.kinds, describe(image, channels), name)
+    result.sizes.append(image.size)
+    if len(pages) > 1:
+        what = f"have {len(pages)} pages; only the first is used"
+        result.note(result.found, what, name)
+    elif image.format not in ("TIFF", "MPO") and getattr(image, "is_animated", False):
+        result.note(result.found, "are animations; only the first picture is used", name)
+    used = 4 if channels == 4 and raw_mode(image) == "RGBX" else len(image.getbands())
+    used = 1 if raw_mode(image).startswith("LX") else used
+    if pages and pages[0].samples > used:
+        how = ": --tokenizer.channels 4 reads it" if raw_mode(image) == "RGBX" else ""
+        left = "the last is" if pages[0].samples == used + 1 else f"the last {pages[0].samples - used} are"
+        result.note(result.found, f"have {pages[0].samples} bands, of which {left} left out{how}", name)
+    if is_deep_colour(image):
+        result.note(result.found, "have colour of 16 bits, of which the upper 8 are used", name)
+    if (image.mode in DEEP or full_range(image) is None) and result.decoded < DECODED:
+        full = full_range(image)
+        values = deep_values(image)
+        low, high = float(values.min()), float(values.max())
+        result.low = low if result.low is None else min(result.low, low)
+        result.high = high if result.high is None else max(result.high, high)
+        result.full = full[1] if full is not None else result.full
+        result.decoded += 1
+
+
+def _refuse_stack(pages: list[Page]) -> None:
+    """Bands as the last axis of an array, of which a program made as many pages as the array has rows."""
+    if len(pages) > 1 and pages[0].width <= 32 and pages[0].height > 2 * pages[0].width:
+        page = pages[0]
+        raise UnsupportedKind(
+            f"a TIFF of {len(pages)} pages of {page.height} x {page.width} values, as where an array [{len(pages)}, "
+            f"{page.height}, {page.width}] of {page.width} bands was saved page by page; images have 1 (grey), 3 "
+            "(colour) or 4 bands. Save the bands that you want as an image; or write a data source for such files "
+            "(docs/plugins.md)"
+        )
+
+
+def describe(image: Image.Image, channels: int) -> str:
+    """The colours and bits of an image that is not yet decoded, such as "grey of 16 bits"."""
+    if image.mode in DEEP or full_range(image) is None:
+        bits = tag(image, 258, 32 if image.mode == "F" else 16)
+        kind = {2: "signed ", 3: "floating-point "}.get(tag(image, 339, 1), "")
+        return f"grey of {bits} {kind}bits"
+    if is_deep_colour(image):
+        return "colour of 16 bits"
+    if image.mode in OPACITY and not raw_mode(image).startswith("LX"):
+        what = "grey" if image.mode in ("LA", "La") else "colour"
+        return f"{what} with opacity{'' if channels == 4 else ', laid on white'}"
+    what = "grey" if image.mode in ("L", "LA") else "colour"
+    return _WORDS.get(image.mode, f"{what} of 8 bits")

@@ -1,0 +1,74 @@
+"""Labels of whole items: a table's, or the names of their folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mim_core.collections import split_of
+from mim_core.errors import MimError
+
+from mim_multimodal.layouts import Found, Items
+from mim_multimodal.tables import rows_of
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of whole items.
+
+    Attributes:
+        classes: Names of the classes that occur in both splits, at least two; empty where there are fewer.
+        train: (item, class) of each labelled item of the training split.
+        test: The same of the test split.
+        note: How many items have none of these classes.
+    """
+
+    classes: tuple[str, ...] = ()
+    train: tuple[tuple[int, int], ...] = ()
+    test: tuple[tuple[int, int], ...] = ()
+    note: str = ""
+
+
+def find_labels(found: Found) -> Labels:
+    """Labels by ``ROOT/labels.csv`` (columns path and label; an empty label is none), or else by CLASS folders.
+
+    Raises:
+        MimError: labels.csv cannot be read, or names none of the items.
+    """
+    table = found.train.root / "labels.csv"
+    both = (found.train, found.test)
+    texts = _listed(table, both) if table.is_file() else [[_folder_of(stem) for stem in i.stems] for i in both]
+    common = sorted({text for text in texts[0] if text} & {text for text in texts[1] if text})
+    if len(common) < 2:
+        return Labels()
+    number = {name: i for i, name in enumerate(common)}
+    splits = [tuple((i, number[text]) for i, text in enumerate(part) if text in number) for part in texts]
+    without = sum(map(len, texts)) - sum(map(len, splits))
+    note = f"{without:,} items have no label that occurs in both splits; they are left out." if without else ""
+    return Labels(tuple(common), splits[0], splits[1], note)
+
+
+def _folder_of(stem: str) -> str:
+    """The first folder that is named like no split."""
+    return next((name for name in stem.split("/")[:-1] if split_of(name) is None), "")
+
+
+def _listed(table: Path, both: Iterable[Items]) -> list[list[str]]:
+    """The label of every item, empty where the table has none. Its paths may name the split, the modality and the
+    ending, or leave them out."""
+    labels: dict[str, str] = {}
+    for path, label in rows_of(table, "label"):
+        labels[path] = labels[os.path.splitext(path)[0]] = label
+    found = []
+    for items in both:
+        folders = ["", *(f"{folder}/" for folder in items.folders.values())]
+        splits = ["", f"{items.split}/"] if items.split else [""]
+        heads = [split + folder for split in splits for folder in folders]
+        tails = ("", *items.suffixes.values())
+        names = [[head + stem + tail for head in heads for tail in tails] for stem in items.stems]
+        found.append([next((labels[name] for name in each if name in labels), "") for each in names])
+    if not any(map(any, found)):
+        raise MimError(f"{table} labels none of the items. Its paths should be such as {next(iter(both)).name(0)}.")
+    return found

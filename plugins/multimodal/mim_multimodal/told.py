@@ -1,0 +1,299 @@
+"""What is said of aligned data before a run: which items there are, and what some of the files hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mim_multimodal import checks, files, maps, naming
+from mim_multimodal.layouts import MODALITIES, Items
+
+LOOKS = 32
+"""Items that are looked at, evenly spaced."""
+BUDGET = 64_000_000
+"""Pixels of a modality that are looked at; at most one file goes beyond."""
+DARK = 64
+"""Colours that stay below this of 255 in all files are rarely meant."""
+DEEP = "16 bits read as 8"
+LISTED = 12
+"""Class ids or names that are listed."""
+LONE = 0.01
+"""Share of a depth map that a value far beyond all others must take to be named."""
+FAR = 4
+
+
+@dataclass
+class Looked:
+    """What some of the files hold.
+
+    Attributes:
+        texts: Modality -> what its files hold.
+        advice: What is rarely meant.
+    """
+
+    texts: dict[str, str] = field(default_factory=dict)
+    advice: list[str] = field(default_factory=list)
+
+
+def plan(source: Any) -> dict[str, str]:
+    """Where items come from, how many, which modalities, what is missing, classes and bit depth."""
+    found = source.found
+    root = "the bundled sample (Freedoom, BSD licence)" if source.bundled else str(source.config.root)
+    sizes = (f"{name} {' x '.join(map(str, shape))}" for name, shape in source.shapes.items())
+    labels = f"{len(source.labels.classes)} classes of items" if source.labels.classes else "no classes of items"
+    rows = {
+        "data": f"{root}: {len(source):,} items for training, {len(found.test):,} held out, {labels}",
+        "modalities": ", ".join(sizes),
+    }
+    if found.note:
+        rows["split"] = found.note
+    if found.missing:
+        rows["missing files"] = _missing(source)
+    if "semseg" in source.shapes:
+        rows["classes"] = _classes_of_maps(source)
+    if "depth" in source.shapes:
+        rows["depth maps"] = _bits(source)
+    return rows
+
+
+def _classes_of_maps(source: Any) -> str:
+    if source.class_count:
+        return f"{source.class_count}"
+    if "semseg" in source.ids:
+        return f"{source.ids['semseg']}, as the tokenizer has; there is no classes.txt"
+    return "not stated, so ids are not checked: write classes.txt, or give --data.classes"
+
+
+def _missing(source: Any) -> str:
+    """How many files are missing, and what becomes of their items."""
+    counts = ", ".join(f"{name} of {len(names):,}" for name, names in source.found.missing.items())
+    kept = "kept, and what they lack is hidden" if source.config.missing == "mask" else "left out"
+    left_out = source.found.left_out
+    return f"{counts}; {f'{left_out:,} items are' if left_out else 'these items are'} {kept}"
+
+
+def _bits(source: Any) -> str:
+    """Bit depth of depth maps, as the option or a look at some of the files says."""
+    if source.config.depth_bits is not None:
+        return f"{source.config.depth_bits} bits"
+    kinds = checks.depth_kinds(source.found.train)
+    return "; ".join(f"{kind} in {file}" for kind, file in kinds.items()) + "; each file's own" if kinds else "none"
+
+
+def advice(source: Any) -> list[str]:
+    """What is missing or left out, depth maps of several kinds in one folder, and what in the files is rarely meant."""
+    lines = [f"missing files: {_missing(source)}"] if source.found.missing else []
+    found = checks.depth_kinds(source.found.train) if "depth" in source.shapes and not source.config.depth_bits else {}
+    if len(found) > 1:
+        kinds = ", ".join(f"{file} has {kind}" for kind, file in found.items())
+        lines.append(f"depth maps are of different kinds: {kinds}. To refuse all but one: --data.depth-bits 8 (or 16).")
+    lines += source.found.advice
+    return [*lines, *_left_out(source)[1], *source.looked().advice]
+
+
+def contents(source: Any) -> dict[str, str]:
+    """Splits, classes, what is left out, and what some of the files hold."""
+    rows = {"splits": source.found.splits} if source.found.splits else {}
+    names = source.labels.classes
+    if names:
+        more = f"; of maps {_classes_of_maps(source)}" if "semseg" in source.shapes else ""
+        rows["classes"] = f"{len(names)} of items ({_some(names)}){more}"
+    left_out = _left_out(source)[0]
+    if left_out:
+        rows["left out"] = left_out
+    texts = source.looked().texts
+    if texts:
+        rows["files hold"] = "; ".join(f"{name} {text}" for name, text in texts.items())
+    return rows
+
+
+def _left_out(source: Any) -> tuple[str, list[str]]:
+    """Files whose endings are not read, and folders of no modality: for people, and those that look like data."""
+    if source.bundled:
+        return "", []
+    others, beside = {}, dict[str, None]()
+    both = [items for items in (source.found.train, source.found.test) if len(items)]
+    for items in both:
+        head = f"{items.split}/" if items.split else ""
+        beside.update(dict.fromkeys(f"{head}{name}/" for name in items.beside))
+        for name, folder in items.folders.items():
+            if name in source.shapes and folder in items.others:
+                others[head + folder] = items.others[folder]
+    text, data = naming.endings_of(others)
+    if beside:
+        folders = _some(list(beside), lambda name: name)
+        text = f"{text}{'; ' if text else ''}folders of no modality: {folders}"
+    return text, data
+
+
+def _some(values: Any, write: Callable[[Any], str] = str) -> str:
+    return ", ".join(write(value) for value in values[:LISTED]) + (", ..." if len(values) > LISTED else "")
+
+
+# ---- looking into files ----------------------------------------------------------------------------------------------
+
+
+def look(source: Any) -> Looked:
+    """Reads some of the files for training, and says what is in them. What is wrong with one is said here too."""
+    done = Looked()
+    lookers = {"rgb": _look_at_rgb, "depth": _look_at_depth, "semseg": _look_at_ids, "caption": _look_at_captions}
+    for name in MODALITIES:
+        if name in source.shapes:
+            looker = _Looker(source.found.train, name)
+            text = lookers[name](looker, source, done.advice)
+            if looker.seen or looker.bad:
+                done.texts[name] = looker.said(text)
+    return done
+
+
+class _Looker:
+    """Goes through files of a modality, and counts those that cannot be read."""
+
+    def __init__(self, items: Items, modality: str) -> None:
+        self.items, self.modality = items, modality
+        self.seen, self.bad, self.why = 0, 0, ""
+        self.sizes: set[tuple[int, int]] = set()
+        self.kinds: dict[str, None] = {}
+
+    def read(self, read: Callable[[Path, int], tuple[str, tuple[int, int], Any]]) -> Iterator[Any]:
+        """What ``read`` makes of each file, which also tells its kind, height and width."""
+        there = [i for i in range(len(self.items)) if self.items.has(self.modality, i)]
+        places = np.linspace(0, len(there) - 1, min(LOOKS, len(there))).round().astype(int)
+        pixels = 0
+        for i in (there[place] for place in places):
+            if pixels >= BUDGET:
+                return
+            file = self.items.file(self.modality, i)
+            try:
+                kind, size, values = read(self.items.root / file, i)
+            except Exception as error:  # as when it is read for training, where it is replaced
+                self.bad, self.why = self.bad + 1, self.why or f"{file}: {error}"
+                continue
+            self.seen += 1
+            pixels += size[0] * size[1]
+            self.sizes.add(size)
+            self.kinds.setdefault(kind)
+            yield values
+
+    def said(self, text: str) -> str:
+        """Kinds, sizes and what was found, of how many files."""
+        sizes = sorted(self.sizes)
+        shown = [f"{width} x {height}" for height, width in ([sizes[0], sizes[-1]] if sizes[1:] else sizes) if width]
+        parts = [" and ".join(kind for kind in self.kinds if kind), " to ".join(shown), text]
+        bad = f"{self.bad} of {self.seen + self.bad} cannot be used ({self.why})" if self.bad else ""
+        return ", ".join(part for part in (*parts, bad) if part)
+
+
+def _look_at_rgb(looker: _Looker, source: Any, advice: list[str]) -> str:
+    side = int(max(source.size) / source.config.area[0] ** 0.5) + 1
+
+    def read(path: Path, _: int) -> tuple[str, tuple[int, int], Any]:
+        with files.open_picture(path, whole=False) as image:
+            packed = str(image.tile[0][3]) if image.tile else ""
+            deep = image.mode in (*files.SIXTEEN, "I") or ";16" in packed
+            kind = DEEP if deep else "8 bits"
+        colour = files.read_rgb(path, side)
+        return kind, colour.size, colour.image.getextrema()
+
+    ends = [end for extrema in looker.read(read) for end in extrema]
+    if not ends:
+        return ""
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    if high < DARK and DEEP in looker.kinds:
+        advice.append(
+            f"colours are nearly black: the largest value of {looker.seen} files looked at is {high} of 255, as 16 "
+            "bits are read by their upper 8. Are they of 10 or 12 bits? Stretch them to the whole range first."
+        )
+    return f"{low} to {high}"
+
+
+def _look_at_depth(looker: _Looker, source: Any, advice: list[str]) -> str:
+    config = source.config
+    negative, lone, stands = [], [], dict[str, None]()
+
+    def read(path: Path, _: int) -> tuple[str, tuple[int, int], Any]:
+        values = maps.depth_values(path)
+        below = values > -maps.FARTHEST
+        negative.append(float((below & (values < 0)).mean()))
+        depth = maps.measured(values, config.depth_bits, config.depth_invalid, config.depth_signed)
+        lone.extend(_lone(depth))
+        stands.update(dict.fromkeys(maps.unmeasured(values, config.depth_invalid, config.depth_signed)))
+        kind = "floats" if values.dtype.kind == "f" else f"{8 * values.dtype.itemsize} bits"
+        return kind, depth.shape, (np.nanmin(depth), np.nanmax(depth), np.isnan(depth).mean())
+
+    found = list(looker.read(read))
+    if not found:
+        return ""
+    low, high = min(low for low, _, _ in found), max(high for _, high, _ in found)
+    lacking = sum(share for _, _, share in found) / len(found)
+    if max(negative) > 0 and not config.depth_signed:
+        advice.append(
+            f"depth is negative in {np.mean(negative):.1%} of the pixels looked at, which means not measured; if these "
+            "are measured: --data.depth-signed"
+        )
+    if lone and len(lone) >= len(found) / 10:
+        value = f"{max(lone):.9g}"
+        advice.append(
+            f"the largest depth is {value} in {len(lone)} of {len(found)} files looked at, far beyond all others: "
+            f"if it means no measurement: --data.depth-invalid {value}"
+        )
+    if lacking > 0.5:
+        advice.append(f"of the depth maps looked at, {lacking:.0%} of the pixels are not measured.")
+    why = f" ({', '.join(stands)})" if stands else ""
+    return f"{low:.6g} to {high:.6g}, {lacking:.1%} not measured{why}"
+
+
+def _lone(depth: np.ndarray) -> list[float]:
+    """The largest value, where it takes many pixels and all others are far below."""
+    top = float(np.nanmax(depth))
+    share = float((depth == top).mean())
+    rest = depth[depth < top]
+    return [top] if share >= LONE and rest.size and top > FAR * max(float(rest.max()), 0.0) else []
+
+
+def _look_at_ids(looker: _Looker, source: Any, advice: list[str]) -> str:
+    seen: set[int] = set()
+    none = []
+    count = source.class_count or source.ids.get("semseg")
+
+    def read(path: Path, _: int) -> tuple[str, tuple[int, int], Any]:
+        values = maps.id_values(path)
+        ids = maps.ids_of(values, count, source.config.values)
+        none.append(float((ids == maps.IGNORE).mean()))
+        return f"{8 * values.dtype.itemsize} bits", ids.shape, set(np.unique(ids).tolist())
+
+    for ids in looker.read(read):
+        seen |= ids
+    known = sorted(seen - {maps.IGNORE})
+    if looker.seen and len(known) < 2:
+        _one_class(looker, known, maps.IGNORE in seen, advice)
+    without = f", {np.mean(none):.1%} without a class" if any(none) else ""
+    return f"ids {_some(known) or 'none'}{without}" if none else ""
+
+
+def _one_class(looker: _Looker, known: list[int], ignored: bool, advice: list[str]) -> None:
+    text = f"the {looker.seen} class maps looked at have {f'the single class {known[0]}' if known else 'no class'}"
+    if ignored and known:
+        advice.append(
+            f"{text} besides 255, which means no class: are they masks of 0 and 255? To make two classes of them: "
+            f"--data.values {known[0]} 255 --semseg.tokenizer.classes 2"
+        )
+    elif ignored:
+        advice.append(f"{text}: all is 255, which means no class.")
+    else:
+        advice.append(f"{text}, so there is nothing to tell apart in them.")
+
+
+def _look_at_captions(looker: _Looker, source: Any, advice: list[str]) -> str:
+    listed = looker.items.captions
+
+    def read(path: Path, i: int) -> tuple[str, tuple[int, int], Any]:
+        text = listed.get(looker.items.stems[i])
+        return "", (0, 0), len(files.check_caption(text) if text else files.read_text(path))
+
+    lengths = list(looker.read(read))
+    return f"of {min(lengths)} to {max(lengths)} characters" if lengths else ""

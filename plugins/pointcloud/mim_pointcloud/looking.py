@@ -1,0 +1,172 @@
+"""What the files of a collection hold, as far as a look at a few of them tells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from mim_core.errors import BadSample, MimError
+from mim_core.words import counted
+
+from mim_pointcloud.columns import from_table
+from mim_pointcloud.files import UNNAMED, read_shape, reason_of
+from mim_pointcloud.files_array import mapped
+from mim_pointcloud.files_shape import Shape
+from mim_pointcloud.layouts_store import ShapeStore
+from mim_pointcloud.limits import check_file
+
+FILES = 32
+"""Files that are looked at."""
+LARGEST_LOOK = 2 * 2**20
+"""Bytes of a file that is read for a look; of larger ones, the size alone counts. Arrays are not read whole."""
+LARGEST_LOOKS = 8 * 2**20
+"""Bytes of all of them."""
+ROWS = 1024
+"""Rows of an array that are looked at."""
+TEXTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tga", ".tif", ".tiff", ".dds", ".webp")
+
+
+@dataclass(frozen=True)
+class Look:
+    """One file.
+
+    Attributes:
+        points: Points of a cloud, or vertices.
+        faces: Triangles of a mesh; 0 for a cloud.
+        channels: What it has.
+        unclear: Channel -> why it is not among them.
+        low: The smallest coordinate.
+        high: The largest.
+        extent: The longest side of its box.
+    """
+
+    points: int
+    faces: int
+    channels: tuple[str, ...]
+    unclear: Mapping[str, str]
+    low: float
+    high: float
+    extent: float
+
+
+def look(path: Path, columns: Sequence[str] = ()) -> Look | None:
+    """What a file holds; None for one that is too large for a look.
+
+    Raises:
+        BadSample: It cannot be read.
+    """
+    check_file(path)
+    if path.suffix.lower() == ".npy":
+        try:
+            array = mapped(path)
+            if not array.dtype.names and array.ndim == 2 and len(array) and array.dtype.kind in "fiu":
+                rows = np.linspace(0, len(array) - 1, min(ROWS, len(array))).astype(np.int64)
+                return _look(from_table(array[rows], columns), len(array))
+        except (ValueError, TypeError) as error:
+            raise BadSample(str(path), reason_of(error)) from error
+    if path.stat().st_size > LARGEST_LOOK:
+        return None
+    shape = read_shape(path, columns)
+    return _look(shape, len(shape.vertices))
+
+
+def _look(shape: Shape, points: int) -> Look:
+    used = shape.vertices[np.unique(shape.faces)] if len(shape.faces) else shape.vertices
+    low, high = used.min(0), used.max(0)
+    normals = shape.normals is not None or len(shape.faces) > 0
+    channels = ("xyz", *(["normals"] if normals else []), *(["rgb"] if shape.rgb is not None else []))
+    ends = float(low.min()), float(high.max())
+    return Look(points, len(shape.faces), channels, shape.unclear, *ends, float((high - low).max()))
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Numbers below ``count``, at most so many, the first and the last among them."""
+    taken = min(count, most)
+    return sorted({round(at * (count - 1) / max(1, taken - 1)) for at in range(taken)})
+
+
+def files_hold(store: ShapeStore, columns: Sequence[str] = ()) -> str:
+    """Formats, points, faces, channels and coordinates of some files."""
+    if store.rows:
+        return _rows(store)
+    looks, endings, wrong, large, left = list[Look](), Counter[str](), list[str](), 0, LARGEST_LOOKS
+    numbers = evenly(len(store), FILES)
+    for number in numbers:
+        path = store.root / store.files[number]
+        endings[path.suffix.lower()] += 1
+        try:
+            whole = 0 if path.suffix.lower() == ".npy" else path.stat().st_size
+            found = look(path, columns) if whole <= left else None
+        except (BadSample, OSError) as error:
+            wrong.append(f"{store.name(number)}: {error.reason if isinstance(error, BadSample) else error.strerror}")
+            continue
+        left -= whole if found else 0
+        looks, large = [*looks, *([found] if found else [])], large + (found is None)
+    listed = ", ".join(f"{count} x {ending}" for ending, count in endings.most_common())
+    told = [f"{len(numbers):,} of {len(store):,} looked at: {listed}", *_told(looks)]
+    told += [f"{large} too large for a look"] if large else []
+    told += [f"{counted(len(wrong), 'file')} cannot be read ({wrong[0]})"] if wrong else []
+    return "; ".join(told)
+
+
+def _told(looks: Sequence[Look]) -> list[str]:
+    if not looks:
+        return []
+    told = []
+    meshes, clouds = [one for one in looks if one.faces], [one for one in looks if not one.faces]
+    if meshes:
+        told.append(f"{counted(len(meshes), 'mesh', 'meshes')} of {_range(one.faces for one in meshes)} triangles")
+    if clouds:
+        told.append(f"{counted(len(clouds), 'cloud')} of {_range(one.points for one in clouds)} points")
+    has = Counter(channel for one in looks for channel in one.channels)
+    told.append(", ".join(name if many == len(looks) else f"{name} in {many}" for name, many in has.items()))
+    told += [f"unclear: {why}" for why in sorted({why for one in looks for why in one.unclear.values()})[:2]]
+    ends = f"{min(one.low for one in looks):.4g} to {max(one.high for one in looks):.4g}"
+    return [*told, f"coordinates from {ends}", f"longest sides {_range(one.extent for one in looks)}"]
+
+
+def _range(values: Iterable[float]) -> str:
+    found = list(values)
+    low, high = (f"{end:,}" if isinstance(end, int) else f"{end:.4g}" for end in (min(found), max(found)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _rows(store: ShapeStore) -> str:
+    """Of files with many shapes, their header."""
+    told = []
+    for file in dict.fromkeys(store.files):
+        path = store.root / file
+        try:
+            if path.suffix == ".h5":
+                with h5py.File(path, "r") as opened:
+                    shape, kind = opened["data"].shape, opened["data"].dtype
+            else:
+                array = mapped(path)
+                shape, kind = array.shape, array.dtype
+        except Exception as error:  # what is wrong with it is said where it is read
+            told.append(f"{file}: {reason_of(error)}")
+            continue
+        told.append(f"{file}: {shape[0]:,} clouds of {shape[1]:,} points, {kind}")
+    return "; ".join(told[:3])
+
+
+def check_columns(store: ShapeStore, channels: Sequence[str], columns: Sequence[str]) -> None:
+    """Whether it is certain where the channels that were asked for lie, in some files whose columns have no names.
+
+    Raises:
+        MimError: It is not; says which option tells.
+    """
+    unnamed = [number for number, file in enumerate(store.files) if Path(file).suffix.lower() in UNNAMED]
+    for at in evenly(len(unnamed), 8) if unnamed and not store.rows else ():
+        path = store.root / store.files[unnamed[at]]
+        try:
+            found = look(path, columns)
+        except BadSample:
+            continue
+        why = next((found.unclear[channel] for channel in channels if channel in found.unclear), "") if found else ""
+        if why:
+            raise MimError(f"--data.channels {' '.join(channels)}: in {path}, {why}.")

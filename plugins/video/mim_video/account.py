@@ -1,0 +1,106 @@
+"""What is said of a collection of clips: when a run starts, in the plan, and as advice."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from mim_core import collections
+from mim_core.progress import lasting
+from mim_core.words import counted
+
+if TYPE_CHECKING:
+    from mim_video.data import Clips
+
+LONG = 30
+"""Times the length of a clip; of longer files an epoch sees little."""
+
+COARSE = 8
+"""Times the input's size; larger frames lose most of what they show."""
+
+
+def contents(source: Clips) -> dict[str, str]:
+    """Splits, classes, what was left out, what the files hold, and what an epoch sees of them, label by label."""
+    found, rows = source.clips, dict[str, str]()
+    if found.splits:
+        rows["splits"] = found.splits
+    if names := found.train.classes or found.pretrain.classes:
+        rows["classes"] = f"{len(names):,}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+    left = [collections.left_out(found.others)[0]] if found.others else []
+    left += [f"{counted(found.unlisted, 'video')} that the lists do not name"] if found.unlisted else []
+    if left:
+        rows["left out"] = "; ".join(left)
+    rows["files hold"] = source.look.text(_span(source) if source.config.fps is None else 0)
+    rows["an epoch"] = _epoch(source)
+    return rows
+
+
+def advice(source: Clips) -> list[str]:
+    """What was left out and looks like data, and long files of which an epoch sees little."""
+    found, config, share = source.clips, source.config, _share(source)
+    said = list(found.advice)
+    if data := collections.left_out(found.others)[1]:
+        said.append(f"{config.root}: {data}. They are left out; convert them to .mp4 to use them.")
+    said += _reduced(source)
+    if share is None or share[1] <= LONG * share[0]:
+        return said
+    shown = f"a clip shows about {lasting(share[0])} of files of {lasting(share[1])}"
+    if config.repeat > 1 and config.repeat_start == "same":
+        return [
+            *said,
+            f"{shown}, and the {config.repeat} clips of a file show the same frames. For clips from different places: "
+            f"--data.repeat-start own",
+        ]
+    if share[1] <= LONG * share[0] * config.repeat:
+        return said
+    more = 2 ** min(6, int(math.log2(share[1] / share[0])))
+    clips = counted(config.repeat, "clip")
+    return [*said, f"{shown}: an epoch sees {clips} of each file. For more of them: --data.repeat {more}"]
+
+
+def _reduced(source: Clips) -> list[str]:
+    """What the recipe's input leaves of the files: colour read as grey, and large frames read small."""
+    facts = source.look.seen[0]
+    if not facts or source.bundled:
+        return []
+    said, small = [], min(source.size)
+    if source.channels == 1 and sum(found.colour for found in facts) > len(facts) / 2:
+        said.append("the files are in colour and are read as grey. In colour: --tokenizer.channels 3")
+    middle = sorted(min(found.size) for found in facts)[len(facts) // 2]
+    if middle >= COARSE * small:
+        height, width = source.size
+        said.append(
+            f"frames whose shorter side has {middle} pixels are read at {width} x {height}, which is coarse. Larger: "
+            f"--tokenizer.size {source.frames} {4 * height} {4 * width}, at 16 times the work or more"
+        )
+    return said
+
+
+def _span(source: Clips) -> int:
+    """Frames of a file that a clip spans."""
+    return source.frames if source.config.segments else (source.frames - 1) * source.config.stride + 1
+
+
+def _share(source: Clips) -> tuple[float, float] | None:
+    """Seconds that a clip shows, and those of the file in the middle of those looked at; None where headers do not
+    tell, or where clips are spread over the file."""
+    config, lengths = source.config, source.look.seconds()
+    rates = sorted(facts.rate for facts in source.look.seen[0] if facts.rate)
+    if config.segments or not lengths or not (rates or config.fps):
+        return None
+    clip = source.frames / config.fps if config.fps else _span(source) / rates[len(rates) // 2]
+    return clip, lengths[len(lengths) // 2]
+
+
+def _epoch(source: Clips) -> str:
+    """How many clips an epoch sees, and how much of a file one shows."""
+    repeat, share = source.config.repeat, _share(source)
+    files = counted(len(source), "file")
+    text = counted(len(source) * repeat, "clip")
+    if repeat > 1:
+        own = source.config.repeat_start == "own"
+        where = "each from its own place" if own else "all of the same frames (--data.repeat-start same)"
+        text += f": {repeat} of each of {files}, {where}" if len(source) > 1 else f" of {files}, {where}"
+    else:
+        text += f" of {files}" if len(source) == 1 else f": one of each of {files}"
+    return text + (f"; a clip shows about {lasting(share[0])} of {lasting(share[1])}" if share else "")

@@ -1,0 +1,275 @@
+"""A run ends within seconds of whatever ends it, and leaves no process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mim_core.data import DataSource
+from mim_core.errors import BadSample
+from mim_core.loading import KeyedDataset, Request, end_readers, loader, replacements
+from mim_core.patience import Places, TooSlow, Watch, time_limit
+from PIL import Image
+
+AT_ONCE = 25
+"""Seconds within which a process must end after its error, on a busy machine too; those that hung never did."""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    draws = np.random.default_rng(0)
+    for number in range(24):
+        Image.fromarray(draws.integers(0, 255, (30, 30), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def start(code, *arguments, **environment):
+    """A command in a group of its own, with code before it."""
+    script = f"import sys\n{code}\nfrom mim_core.cli import main\nsys.exit(main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def left(pid):
+    """Processes of a session that live, but for zombies."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(session) == pid and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def ended(process, within=120):
+    """(exit code, output) of a process, which must leave none."""
+    try:
+        output, _ = process.communicate(timeout=within)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"still running: {process.communicate()[0][-2000:]}")
+    for _ in range(40):
+        if not left(process.pid):
+            break
+        time.sleep(0.1)
+    assert not left(process.pid)
+    return process.returncode, output
+
+
+FAILS = """
+import torch
+import torch.multiprocessing
+{method}
+from mim_core.method import MaskedAutoencoder
+before, steps = MaskedAutoencoder.forward, [0]
+def forward(self, *given):
+    steps[0] += 1
+    if steps[0] > 3:
+        raise {error}
+    return before(self, *given)
+MaskedAutoencoder.forward = forward
+"""
+RUN = ("pretrain", "image:mae-vit-tiny", "--twin", "--train.batch-size", "8", "--train.epochs", "400", "--quiet")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_an_error_of_the_main_process_ends_it(pictures, tmp_path, method):
+    code = FAILS.format(error='torch.OutOfMemoryError("made for the test")', method="")
+    if method == "spawn":
+        code = f"if __name__ != '__main__':\n    raise SystemExit\n{code}"
+        code = code.replace("import torch.multiprocessing", "torch.multiprocessing.set_start_method('spawn')")
+    run = start(code, *RUN, "--data.root", pictures, "--train.workers", 2, "--out", tmp_path / "run")
+    status, output = ended(run)
+    assert status == 1, output
+    assert "made for the test" in output
+
+
+def test_a_full_disk_ends_it(pictures, tmp_path):
+    code = """
+import mim_core.trainer as trainer
+def no_room(*given):
+    raise OSError(28, "No space left on device", "metrics.jsonl")
+trainer.open = no_room
+"""
+    run = start(code, *RUN, "--data.root", pictures, "--train.workers", 2, "--out", tmp_path / "run")
+    status, output = ended(run)
+    assert status == 2, output
+    assert "No space left" in output
+
+
+def test_files_that_are_all_bad_are_refused_every_time(mim_in, tmp_path):
+    for number in range(6):
+        (tmp_path / f"{number}.jpg").write_bytes(b"no")
+    for workers in (2, 2, 0):
+        code, said = mim_in(*RUN, "--data.root", tmp_path, "--train.workers", workers, "--out", tmp_path / "run")
+        assert code == 2
+        assert "6 files cannot be used" in said
+
+
+@pytest.fixture
+def mim_in(capsys):
+    from mim_core.cli import main
+
+    def run(*arguments):
+        code = main(list(map(str, arguments)))
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def wait_for(process, path, lines):
+    """Until a file has so many lines."""
+    until = time.monotonic() + 90
+    while time.monotonic() < until and process.poll() is None:
+        if path.exists() and len(path.read_text().splitlines()) >= lines:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"no {path}: {process.communicate(timeout=10)[0] if process.poll() is not None else ''}")
+
+
+def readers_of(process):
+    """The processes that a run has started."""
+    return [pid for pid in left(process.pid) if pid != process.pid]
+
+
+def test_a_stopped_reader_is_noticed(pictures, tmp_path):
+    out = tmp_path / "run"
+    run = start("", *RUN, "--data.root", pictures, "--train.workers", 1, "--train.timeout", 4, "--out", out)
+    wait_for(run, out / "metrics.jsonl", 3)
+    for pid in readers_of(run):
+        os.kill(pid, signal.SIGSTOP)
+    status, output = ended(run)
+    assert status == 2, output
+    assert "--train.timeout" in output
+
+
+def test_a_run_that_waits_for_a_stopped_reader_hears_a_signal(pictures, tmp_path):
+    out = tmp_path / "run"
+    run = start("", *RUN, "--data.root", pictures, "--train.workers", 1, "--train.timeout", 600, "--out", out)
+    wait_for(run, out / "metrics.jsonl", 3)
+    for pid in readers_of(run):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(1)
+    run.send_signal(signal.SIGTERM)
+    status, output = ended(run)
+    assert status == 3, output
+    assert list((out / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
+def test_signals_save_and_stop(pictures, tmp_path, name):
+    out = tmp_path / "run"
+    run = start("", *RUN, "--data.root", pictures, "--train.workers", 2, "--out", out)
+    wait_for(run, out / "metrics.jsonl", 2)
+    run.send_signal(getattr(signal, name))
+    status, output = ended(run)
+    assert status == 3, output
+    assert list((out / "checkpoints").glob("step-*"))
+
+
+def test_a_signal_before_the_first_step_ends_as_one_after_it(tmp_path):
+    code = "import os, signal, threading\nthreading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()"
+    status, output = ended(start(code, *RUN, "--data.root", tmp_path, "--out", tmp_path / "run"))
+    assert status == 3, output
+    assert "SIGTERM" in output
+
+
+class Slow(DataSource):
+    """Numbers, of which some take for ever and some are bad."""
+
+    class Config:
+        max_bad = 1.0
+
+    def __init__(self, count, slow=(), bad=()):
+        super().__init__(self.Config(), {})
+        self.count, self.slow, self.bad = count, slow, bad
+        self.item_seconds = 0.2
+
+    def __len__(self):
+        return self.count
+
+    def name_of(self, index):
+        return f"{index}.x"
+
+    def read(self, index, key):
+        while index in self.slow:
+            pass
+        if index in self.bad:
+            raise BadSample(f"{index}.x", "bad")
+        return {"x": torch.tensor(index)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_slow_item_is_named_and_replaced(workers):
+    requests = [[Request(index, 1000 + index)] for index in range(4)]
+    dataset = KeyedDataset(Slow(4, slow=(2,)), Places(workers))
+    batches = list(loader(dataset, requests, workers, lambda found: found[0], wait=60))
+    assert [sample is not None for sample, _ in batches] == [True] * 4
+    (path, reason), *_ = batches[2][1]
+    assert path == "2.x"
+    assert "longer than 0.2 s" in reason
+    end_readers()
+
+
+def test_a_readable_item_is_found_however_few_there_are():
+    source = Slow(1000, bad=set(range(1000)) - {617})
+    sample, skipped = KeyedDataset(source)[Request(3, 42)]
+    assert int(sample["index"]) == 617
+    assert 0 < len(skipped) < 1000
+    again, _ = KeyedDataset(source)[Request(3, 42)]
+    assert int(again["index"]) == 617
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 64, 1000])
+def test_replacements_meet_every_item_once(count):
+    for key in range(5):
+        order = list(replacements(Request(key % count, key), count))
+        assert sorted(order) == list(range(count))
+        assert order[0] == key % count
+
+
+def for_ever(seconds):
+    with time_limit(seconds):
+        while True:
+            pass
+
+
+def test_a_limit_ends_a_loop_and_keeps_an_alarm_of_the_programs_own():
+    heard = []
+    before = signal.signal(signal.SIGALRM, lambda *given: heard.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(TooSlow, match=r"longer than 0\.1 s"):
+            for_ever(0.1)
+        until = time.monotonic() + 5
+        while not heard and time.monotonic() < until:
+            time.sleep(0.01)
+        assert heard == [1]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_watch_tells_what_was_read():
+    places, over = Places(2), []
+    places.write(1, "a/slow.x")
+    watch = Watch(places, -1.9, lambda: over.append(1), lambda: False)
+    watch.start()
+    with watch.over():
+        watch.join(5)
+    assert over == [1]
+    assert watch.found[:2] == (1, "a/slow.x")

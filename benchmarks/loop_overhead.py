@@ -21,14 +21,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from mim_core import strategy
-from mim_core.loading import KeyedBatches, KeyedDataset, collate
-from mim_core.loop import Run, start
-from mim_core.optimizer import make_optimizer
-from mim_core.plugins import installed
-from mim_core.progress import Reporter
-from mim_core.recipe import load_recipe, swap
-from mim_core.trainer import Trainer
+from mim_core.data.loading import KeyedBatches, KeyedDataset, collate
+from mim_core.host.loading import installed
+from mim_core.recipes.resolve import load_recipe, swap
+from mim_core.runs.run import Run
+from mim_core.training import engine as engines
+from mim_core.training.loop import start
+from mim_core.training.optimizer import make_optimizer
+from mim_core.training.progress import Reporter
+from mim_core.training.trainer import Trainer
 from torch.utils.data import DataLoader
 
 
@@ -62,7 +63,7 @@ def bare(run: Run) -> Iterator[None]:
 
 def looped(run: Run) -> Iterator[None]:
     """The same steps by the trainer, with what the loop does between them."""
-    engine = strategy.Engine(run.method, run.train, run.world)
+    engine = engines.Engine(run.method, run.train, run.world)
     optimizer = make_optimizer(run.method, run.train, run.device)
     reporter = Reporter("overhead", 0, run.steps, quiet=True)
     for _ in Trainer(run, engine, optimizer, None, reporter):

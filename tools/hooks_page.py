@@ -9,7 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from mim_core import hookspecs, kinds, registry
+from mim_core.host import hookspecs, kinds, registry
 from mim_core.version import PLUGIN_API
 
 PAGE = Path(__file__).parents[1] / "docs/hooks.md"

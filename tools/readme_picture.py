@@ -9,11 +9,11 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
-from mim_core.build import make_source
-from mim_core.features import load_run
-from mim_core.method import MaskedAutoencoder
-from mim_core.plugins import installed
-from mim_core.report import held_out_samples, reconstruct
+from mim_core.evaluation.reconstruction import held_out_samples, reconstruct
+from mim_core.host.loading import installed
+from mim_core.methods.build import make_source
+from mim_core.methods.masked_autoencoder import MaskedAutoencoder
+from mim_core.runs.load import load_run
 from PIL import Image
 
 SIDE, GAP = 56, 4

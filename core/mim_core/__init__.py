@@ -1,52 +1,163 @@
 """mim-core: masked modeling with replaceable parts.
 
-Importing this package imports no torch, so that plugins stay light; everything below is loaded on first use.
+This is the front door: all that a plugin needs is here, and plugins import from here alone. Importing this package
+imports no torch, so that plugins stay light; names are loaded on first use.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mim_core.errors import MimError
-from mim_core.hookspecs import hookimpl
+from mim_core.errors import BadSample, MimError
+from mim_core.host.hookspecs import hookimpl
 from mim_core.version import PLUGIN_API, __version__
 
-_LAZY = {
-    "Draw": "mask",
-    "Mask": "mask",
-    "Layout": "layout",
-    "Patches": "layout",
-    "Sample": "layout",
-    "Tokenizer": "tokenizer",
-    "PatchTokenizer": "tokenizer",
-    "JoinedTokenizer": "tokenizer",
-    "Masker": "masker",
-    "Target": "target",
-    "ValueTarget": "target",
-    "Encoded": "encoder",
-    "Encoder": "encoder",
-    "Decoder": "decoder",
-    "Features": "method",
-    "Head": "method",
-    "MaskedAutoencoder": "method",
-    "Method": "method",
-    "Outcome": "method",
-    "Prepared": "method",
-    "DataSource": "data",
-    "Part": "recipe",
-    "RunConfig": "recipe",
-    "TrainConfig": "recipe",
-    "EvaluateConfig": "recipe",
-    "build_method": "build",
-    "load_recipe": "recipe",
-    "installed": "plugins",
-}
+if TYPE_CHECKING:
+    from mim_core.cli import main as main
+    from mim_core.commands.options import parse as parse
+    from mim_core.data import collections as collections
+    from mim_core.data.collections import HELD_OUT as HELD_OUT
+    from mim_core.data.collections import arrange as arrange
+    from mim_core.data.collections import left_out as left_out
+    from mim_core.data.collections import split_of as split_of
+    from mim_core.data.conversion import in_processes as in_processes
+    from mim_core.data.folders import walk_folders as walk_folders
+    from mim_core.data.loading import Readable as Readable
+    from mim_core.data.loading import loader as loader
+    from mim_core.data.normalise import check_statistics as check_statistics
+    from mim_core.data.source import DataSource as DataSource
+    from mim_core.data.source import Labelled as Labelled
+    from mim_core.data.source import Picture as Picture
+    from mim_core.data.source import Sample as Sample
+    from mim_core.errors import nearest as nearest
+    from mim_core.errors import one_line as one_line
+    from mim_core.errors import unknown as unknown
+    from mim_core.errors import warn as warn
+    from mim_core.evaluation.study import Study as Study
+    from mim_core.host.findings import Finding as Finding
+    from mim_core.host.findings import first_line as first_line
+    from mim_core.host.findings import library as library
+    from mim_core.host.loading import installed as installed
+    from mim_core.host.registry import RecipeRegister as RecipeRegister
+    from mim_core.host.registry import Register as Register
+    from mim_core.interop import importers as importers
+    from mim_core.interop.weight_files import is_program as is_program
+    from mim_core.interop.weight_files import said_of as said_of
+    from mim_core.interop.weights import State as State
+    from mim_core.interop.weights import fill_weights as fill_weights
+    from mim_core.methods.assembly import Parts as Parts
+    from mim_core.methods.build import build_method as build_method
+    from mim_core.methods.masked_autoencoder import Head as Head
+    from mim_core.methods.masked_autoencoder import MaskedAutoencoder as MaskedAutoencoder
+    from mim_core.methods.masked_autoencoder import Prepared as Prepared
+    from mim_core.methods.method import Features as Features
+    from mim_core.methods.method import Method as Method
+    from mim_core.methods.method import Outcome as Outcome
+    from mim_core.methods.method import encode_all as encode_all
+    from mim_core.methods.supervised import Supervised as Supervised
+    from mim_core.methods.supervised import Taught as Taught
+    from mim_core.methods.supervised import entry as entry
+    from mim_core.parts.decoder import Decoder as Decoder
+    from mim_core.parts.encoder import Encoded as Encoded
+    from mim_core.parts.encoder import Encoder as Encoder
+    from mim_core.parts.encoder import check_sizes as check_sizes
+    from mim_core.parts.encoder import init_transformer as init_transformer
+    from mim_core.parts.encoder import token as token
+    from mim_core.parts.layout import Layout as Layout
+    from mim_core.parts.layout import Patches as Patches
+    from mim_core.parts.layout import take as take
+    from mim_core.parts.mask import Draw as Draw
+    from mim_core.parts.mask import Mask as Mask
+    from mim_core.parts.masker import Masker as Masker
+    from mim_core.parts.masker import Rounding as Rounding
+    from mim_core.parts.masker import check_ratio as check_ratio
+    from mim_core.parts.masker import hide_first as hide_first
+    from mim_core.parts.masker import rounded as rounded
+    from mim_core.parts.norm import BatchNorm as BatchNorm
+    from mim_core.parts.position import PositionKind as PositionKind
+    from mim_core.parts.position import make_position as make_position
+    from mim_core.parts.position import sincos_table as sincos_table
+    from mim_core.parts.target import Target as Target
+    from mim_core.parts.target import ValueTarget as ValueTarget
+    from mim_core.parts.tokenizer import JoinedTokenizer as JoinedTokenizer
+    from mim_core.parts.tokenizer import PatchTokenizer as PatchTokenizer
+    from mim_core.parts.tokenizer import Tokenizer as Tokenizer
+    from mim_core.randomness import bits as bits
+    from mim_core.randomness import make_key as make_key
+    from mim_core.randomness import name_code as name_code
+    from mim_core.randomness import torch_seed as torch_seed
+    from mim_core.recipes.config import EvaluateConfig as EvaluateConfig
+    from mim_core.recipes.config import Part as Part
+    from mim_core.recipes.config import RunConfig as RunConfig
+    from mim_core.recipes.config import TrainConfig as TrainConfig
+    from mim_core.recipes.options import fill as fill
+    from mim_core.recipes.resolve import load_recipe as load_recipe
+    from mim_core.recipes.twins import Twins as Twins
+    from mim_core.recipes.twins import with_options as with_options
+    from mim_core.runs.load import load_run as load_run
+    from mim_core.scores import FINE_TUNED as FINE_TUNED
+    from mim_core.scores import MAJORITY as MAJORITY
+    from mim_core.scores import PRETRAINED as PRETRAINED
+    from mim_core.scores import RAW as RAW
+    from mim_core.scores import UNTRAINED as UNTRAINED
+    from mim_core.scores import Score as Score
+    from mim_core.terminal import console as console
+    from mim_core.terminal import tell as tell
+    from mim_core.text import counted as counted
+    from mim_core.text import times as times
+    from mim_core.training.progress import lasting as lasting
 
-__all__ = ["PLUGIN_API", "MimError", "__version__", "hookimpl", *sorted(_LAZY)]
+_ROOMS = {
+    "cli": ("main",),
+    "commands.options": ("parse",),
+    "data.collections": ("HELD_OUT", "arrange", "left_out", "split_of"),
+    "data.conversion": ("in_processes",),
+    "data.folders": ("walk_folders",),
+    "data.loading": ("Readable", "loader"),
+    "data.normalise": ("check_statistics",),
+    "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
+    "errors": ("nearest", "one_line", "unknown", "warn"),
+    "evaluation.study": ("Study",),
+    "host.findings": ("Finding", "first_line", "library"),
+    "host.loading": ("installed",),
+    "host.registry": ("RecipeRegister", "Register"),
+    "interop.weight_files": ("is_program", "said_of"),
+    "interop.weights": ("State", "fill_weights"),
+    "methods.assembly": ("Parts",),
+    "methods.build": ("build_method",),
+    "methods.masked_autoencoder": ("Head", "MaskedAutoencoder", "Prepared"),
+    "methods.method": ("Features", "Method", "Outcome", "encode_all"),
+    "methods.supervised": ("Supervised", "Taught", "entry"),
+    "parts.decoder": ("Decoder",),
+    "parts.encoder": ("Encoded", "Encoder", "check_sizes", "init_transformer", "token"),
+    "parts.layout": ("Layout", "Patches", "take"),
+    "parts.mask": ("Draw", "Mask"),
+    "parts.masker": ("Masker", "Rounding", "check_ratio", "hide_first", "rounded"),
+    "parts.norm": ("BatchNorm",),
+    "parts.position": ("PositionKind", "make_position", "sincos_table"),
+    "parts.target": ("Target", "ValueTarget"),
+    "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "Tokenizer"),
+    "randomness": ("bits", "make_key", "name_code", "torch_seed"),
+    "recipes.config": ("EvaluateConfig", "Part", "RunConfig", "TrainConfig"),
+    "recipes.options": ("fill",),
+    "recipes.resolve": ("load_recipe",),
+    "recipes.twins": ("Twins", "with_options"),
+    "runs.load": ("load_run",),
+    "scores": ("FINE_TUNED", "MAJORITY", "PRETRAINED", "RAW", "Score", "UNTRAINED"),
+    "terminal": ("console", "tell"),
+    "text": ("counted", "times"),
+    "training.progress": ("lasting",),
+}
+_MODULES = {"importers": "interop.importers", "collections": "data.collections"}
+_LAZY = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = ["PLUGIN_API", "BadSample", "MimError", "__version__", "hookimpl", *sorted({*_LAZY, *_MODULES})]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"mim_core.{_MODULES[name]}")
     if name not in _LAZY:
         raise AttributeError(f"module 'mim_core' has no attribute {name!r}")
     return getattr(importlib.import_module(f"mim_core.{_LAZY[name]}"), name)

@@ -8,41 +8,47 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from mim_core.errors import MimError, RankError, first_rank, of_the_disk, too_much, unknown
-from mim_core.signals import before_the_first_step
+from mim_core.disk import of_the_disk
+from mim_core.errors import MimError, RankError, first_rank, too_much, unknown
 from mim_core.terminal import tell
+from mim_core.training.signals import before_the_first_step
 from mim_core.version import __version__
 
 Command = Callable[[str, str | None, list[str]], int]
 """(program, plugin, arguments) -> exit code."""
+
+
 COMMANDS = {
-    "pretrain": ("mim_core.commands.running:pretrain", "Pre-train an encoder: pretrain RECIPE --data.root FOLDER"),
-    "finetune": ("mim_core.commands.tuning:finetune", "Train a run's encoder on labels, all of it: finetune RUN"),
-    "evaluate": ("mim_core.commands.judging:evaluate", "Judge a run's features by k-NN and linear probes"),
-    "show": ("mim_core.commands.judging:show", "Write a run's report.html: curves, reconstructions, scores"),
-    "export": ("mim_core.commands.judging:export", "Write a run's encoder for timm"),
+    "pretrain": ("mim_core.commands.pretrain:pretrain", "Pre-train an encoder: pretrain RECIPE --data.root FOLDER"),
+    "finetune": ("mim_core.commands.finetune:finetune", "Train a run's encoder on labels, all of it: finetune RUN"),
+    "evaluate": ("mim_core.commands.evaluate:evaluate", "Judge a run's features by k-NN and linear probes"),
+    "show": ("mim_core.commands.show:show", "Write a run's report.html: curves, reconstructions, scores"),
+    "export": ("mim_core.commands.export:export", "Write a run's encoder for timm"),
     "import": (
-        "mim_core.commands.importing:import_weights",
+        "mim_core.commands.import_weights:import_weights",
         "Make weights of another code base a run: import RECIPE WEIGHTS --format NAME",
     ),
-    "bench": ("mim_core.commands.measuring:bench", "Measure a recipe's training speed on this machine: bench RECIPE"),
-    "recipes": ("mim_core.commands.listing:recipes", "List the recipes"),
-    "plugins": ("mim_core.commands.listing:plugins", "List the plugins that are installed, and why one failed"),
-    "list": ("mim_core.commands.listing:list_parts", "List parts of a kind: list maskers"),
+    "bench": ("mim_core.commands.bench:bench", "Measure a recipe's training speed on this machine: bench RECIPE"),
+    "recipes": ("mim_core.commands.installed:recipes", "List the recipes"),
+    "plugins": ("mim_core.commands.installed:plugins", "List the plugins that are installed, and why one failed"),
+    "list": ("mim_core.commands.installed:list_parts", "List parts of a kind: list maskers"),
     "describe": (
-        "mim_core.commands.listing:describe",
+        "mim_core.commands.installed:describe",
         "Describe a recipe or a part, with its options: describe core:random",
     ),
     "new-plugin": (
-        "mim_core.commands.authoring:new_plugin",
+        "mim_core.commands.new_plugin:new_plugin",
         "Write a plugin project to start from: new-plugin mim-NAME",
     ),
     "doctor": (
-        "mim_core.commands.diagnosing:doctor",
+        "mim_core.commands.doctor:doctor",
         "Say what this machine has, what is missing, and what that means for a run",
     ),
 }
+
+
 OF_A_PLUGIN = ("pretrain", "finetune", "evaluate", "show", "export", "import", "bench", "recipes", "doctor")
+
 
 TRAIN = ("pretrain", "finetune")
 """Commands that train, and end with `signals.STOPPED` when a signal comes."""
@@ -124,8 +130,8 @@ def _help(program: str, known: Mapping[str, tuple[str, str]]) -> str:
 
 def _first_run(program: str) -> str:
     """What to try first, with what is installed; nothing of it is imported."""
-    from mim_core.plugins import discover
-    from mim_core.registry import EXTRAS
+    from mim_core.host.loading import discover
+    from mim_core.host.registry import EXTRAS
 
     if program != "mim-core":
         return f"A first run: {program} recipes"

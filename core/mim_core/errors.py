@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import os
 from collections.abc import Iterable, Mapping
 
@@ -89,32 +88,9 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-DISK = {
-    errno.ENOSPC: "there is no room left",
-    errno.EDQUOT: "the quota is used up",
-    errno.EROFS: "the disk is read-only",
-    errno.EACCES: "you may not read or write there",
-    errno.ENAMETOOLONG: "the name is too long",
-}
-"""What is no bug of a program that meets it: error number -> in plain words."""
-IN_WORDS = {os.strerror(number): number for number in DISK}
-
-
-def of_the_disk(error: BaseException) -> str | None:
-    """What an error of a full or closed disk says to a user; None for every other error.
-
-    safetensors puts the system's error into the words of its own, without its number.
-    """
-    number, what = getattr(error, "errno", None), str(error)
-    if type(error).__name__ == "SafetensorError":  # not imported: the command line starts without it
-        number = next((known for text, known in IN_WORDS.items() if text in what), None)
-        what = f"A file of tensors cannot be written, {what.rpartition('I/O error: ')[2]}"
-    if number not in DISK:
-        return None
-    return f"{what}: {DISK[number]}. Files that were whole are kept; once this is mended, give the same command again."
-
-
 MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "unable to allocate")
+
+
 NUMBERS = ("overflow", "too large to convert", "too big to convert", "exceeds the limit", "maximum supported dimension")
 """What errors of torch, numpy and Python say, in small letters, where memory is lacking or a number is beyond them."""
 
@@ -143,7 +119,7 @@ def strict(environ: Mapping[str, str] = os.environ) -> bool:
 
 def first_rank(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher calls this process its first, which speaks for all; torchrun or srun (see
-    `mim_core.distributed.Launch`). A process that none started is the first."""
+    `mim_core.ranks.launch.Launch`). A process that none started is the first."""
     if "RANK" in environ:
         return environ["RANK"] == "0"
     return environ.get("SLURM_STEP_NUM_TASKS", "1") == "1" or environ.get("SLURM_PROCID", "0") == "0"

@@ -26,7 +26,11 @@ def _signed(value: int) -> int:
 
 
 _STEP = _signed(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: SplitMix64's increment
+
+
 _FIRST = _signed(0xBF58476D1CE4E5B9)  # the two multipliers of its output function
+
+
 _SECOND = _signed(0x94D049BB133111EB)
 
 

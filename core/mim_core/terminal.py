@@ -1,5 +1,5 @@
 """What is printed: plain lines, and rich's tables. The names of files are others' text, so nothing in it may steer the
-terminal; see `mim_core.words.shown`."""
+terminal; see `mim_core.text.shown`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from mim_core.words import shown
+from mim_core.text import shown
 
 WIDTH = 80
 """Columns of a table where the output is no terminal, such as a file or a pipe."""

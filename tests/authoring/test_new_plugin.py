@@ -8,10 +8,10 @@ import tomllib
 
 import pytest
 from mim_core.cli import main
-from mim_core.commands.authoring import FILES, TEMPLATES, Names, names_of, write_project
+from mim_core.commands.new_plugin import FILES, TEMPLATES, Names, names_of, write_project
 from mim_core.errors import MimError
-from mim_core.plugins import installed
-from mim_core.registry import PluginRecord, Registry
+from mim_core.host.loading import installed
+from mim_core.host.registry import PluginRecord, Registry
 
 NOTHING = Registry((), ())
 

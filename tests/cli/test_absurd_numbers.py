@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from mim_core.build import build_method, working
 from mim_core.errors import MimError, too_much
-from mim_core.masker import RandomMasker
-from mim_core.recipe import TrainConfig
-from mim_core.strategy import share
-from mim_core.words import counted
+from mim_core.methods.build import build_method, working
+from mim_core.parts.masker import RandomMasker
+from mim_core.recipes.config import TrainConfig
+from mim_core.text import counted
+from mim_core.training.engine import share
 
 DRY = ("pretrain", "mae-vit-tiny", "--twin", "--use", "data=core:noise", "--out", "run", "--dry-run")
 ABSURD = {

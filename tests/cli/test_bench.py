@@ -11,15 +11,15 @@ from types import ModuleType
 
 import pytest
 import torch
-from mim_core import plugins
-from mim_core.bench import _spread
-from mim_core.commands import measuring
+from mim_core.commands import bench
+from mim_core.data.noise import Noise
 from mim_core.errors import MimError
-from mim_core.hookspecs import hookimpl
-from mim_core.metrics import idle
-from mim_core.noise import Noise
-from mim_core.strategy import Engine
-from mim_core.trainer import Trainer
+from mim_core.host import loading
+from mim_core.host.hookspecs import hookimpl
+from mim_core.training.bench import _spread
+from mim_core.training.engine import Engine
+from mim_core.training.stopwatch import idle
+from mim_core.training.trainer import Trainer
 
 TINY = ("bench", "image:mae-vit-tiny", "--twin")
 NOISE = ("bench", "image:mae-vit-base", "--twin", "--use", "data=core:noise", "--seconds", "0.2")
@@ -101,9 +101,9 @@ def test_observers_and_probes_are_left_alone(mim, monkeypatch):
         hook.__name__ = name
         setattr(module, name, hookimpl(hook))
     monkeypatch.setitem(sys.modules, "fake_observer", module)
-    candidates = [*plugins.discover(), plugins.Candidate("spy", "mim-spy", "1.0", "fake_observer")]
-    registry = plugins.load(candidates, environ={})
-    monkeypatch.setattr(measuring, "installed", lambda: registry)
+    candidates = [*loading.discover(), loading.Candidate("spy", "mim-spy", "1.0", "fake_observer")]
+    registry = loading.load(candidates, environ={})
+    monkeypatch.setattr(bench, "installed", lambda: registry)
     said = mim(*TINY, "--seconds", "0.2", "--train.log-every", "1", "--evaluate.every", "1")
     assert said.code == 0, said
     assert "mim-spy 1.0" in said.all
@@ -252,6 +252,6 @@ def test_a_recipe_trains_on_noise(mim, tmp_path):
 
 
 def test_the_source_is_found_by_its_bare_name():
-    registry = plugins.installed()
+    registry = loading.installed()
     assert registry.get("data", "noise").full_name == "core:noise"
     assert registry.get("data", "noise").resolve() is Noise

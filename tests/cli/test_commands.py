@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from mim_core import __version__
 from mim_core.cli import COMMANDS, OF_A_PLUGIN
-from mim_core.kinds import KINDS
-from mim_core.plugins import installed
-from mim_core.recipe import from_toml, load_recipe, read_file, to_toml
+from mim_core.host.kinds import KINDS
+from mim_core.host.loading import installed
+from mim_core.recipes.resolve import load_recipe
+from mim_core.recipes.toml import from_toml, read_file, to_toml
 
 RECIPES = [entry.full_name for entry in installed().of_kind("recipes")]
 

@@ -7,12 +7,13 @@ import sys
 import textwrap
 
 import pytest
-from mim_core import described
-from mim_core.commands.arguments import option_rows
-from mim_core.described import NotPlain, as_float, describe
-from mim_core.options import plain
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe, to_toml, toml_of_parts
+from mim_core.commands.options import option_rows
+from mim_core.host import described
+from mim_core.host.described import NotPlain, as_float, describe
+from mim_core.host.loading import installed
+from mim_core.recipes.options import plain
+from mim_core.recipes.resolve import load_recipe
+from mim_core.recipes.toml import to_toml, toml_of_parts
 
 ENTRIES = [entry for entry in installed().entries if entry.kind not in ("recipes", "importers", "evaluations")]
 RECIPES = installed().of_kind("recipes")

@@ -9,10 +9,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from mim_core import doctor, plugins
-from mim_core.commands import diagnosing
-from mim_core.doctor import Finding, core_limit, library, memory_limit, suggested_workers
-from mim_core.hookspecs import hookimpl
+from mim_core.commands import doctor as doctor_command
+from mim_core.host import doctor, loading
+from mim_core.host.doctor import core_limit, memory_limit, suggested_workers
+from mim_core.host.findings import Finding, library
+from mim_core.host.hookspecs import hookimpl
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
 
@@ -39,9 +40,9 @@ def with_plugin(monkeypatch):
         module = ModuleType(f"fake_{name}")
         vars(module).update({hook: hookimpl(function) for hook, function in contents.items()})
         monkeypatch.setitem(sys.modules, f"fake_{name}", module)
-        candidates = [plugins.Candidate(name, f"mim-{name}", "1.0", f"fake_{name}"), *plugins.discover()]
-        registry = plugins.load(candidates, environ={})
-        monkeypatch.setattr(diagnosing, "installed", lambda: registry)
+        candidates = [loading.Candidate(name, f"mim-{name}", "1.0", f"fake_{name}"), *loading.discover()]
+        registry = loading.load(candidates, environ={})
+        monkeypatch.setattr(doctor_command, "installed", lambda: registry)
 
     return make
 
@@ -103,7 +104,7 @@ def test_a_device_that_cannot_compute_stops_any_run(mim, found):
 
 def test_without_torch_the_rest_is_still_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    registry = plugins.load([], environ={})
+    registry = loading.load([], environ={})
     answer = {finding.topic: finding for finding in doctor.diagnose(registry)}
     assert answer["torch"].stops
     assert answer["torch"].state == "missing"
@@ -147,9 +148,9 @@ def test_a_check_that_raises_is_a_finding(monkeypatch, found):
 
 
 def test_a_plugin_that_failed_to_load_is_one_line(monkeypatch, mim):
-    candidates = [plugins.Candidate("gone", "mim-gone", "3.2", "no_such_module"), *plugins.discover()]
-    registry = plugins.load(candidates, environ={})
-    monkeypatch.setattr(diagnosing, "installed", lambda: registry)
+    candidates = [loading.Candidate("gone", "mim-gone", "3.2", "no_such_module"), *loading.discover()]
+    registry = loading.load(candidates, environ={})
+    monkeypatch.setattr(doctor_command, "installed", lambda: registry)
     answer = {f["topic"]: f for f in json.loads(mim("doctor", "--json", "--device", "cpu").out)["findings"]}
     assert answer["plugin gone"]["state"] == "warning"
     assert "mim-gone 3.2 failed: ModuleNotFoundError" in answer["plugin gone"]["text"]
@@ -230,7 +231,7 @@ def test_a_tracker_that_is_missing(monkeypatch, found):
 
 
 def test_the_plugin_and_its_findings_import_no_torch():
-    code = "import sys, mim_image.plugin, mim_core.doctor; sys.exit('torch' in sys.modules)"
+    code = "import sys, mim_image.plugin, mim_core.host.doctor; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

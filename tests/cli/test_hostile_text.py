@@ -7,12 +7,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from mim_core import report
 from mim_core.cli import main
 from mim_core.errors import MimError, first_rank, warn
-from mim_core.plugins import installed
+from mim_core.evaluation import report
+from mim_core.host.loading import installed
 from mim_core.terminal import console, tell
-from mim_core.words import shown
+from mim_core.text import shown
 from PIL import Image
 
 SCRIPT = "<script>alert(1)<"  # a name cannot hold a slash

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mim_core.build import build_method
-from mim_core.features import load_run
-from mim_core.interop import import_checkpoint
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
+from mim_core.host.loading import installed
+from mim_core.interop.weights import import_checkpoint
+from mim_core.methods.build import build_method
+from mim_core.recipes.resolve import load_recipe
+from mim_core.runs.load import load_run
 from mim_image.interop import _mae_name
 from safetensors.torch import save_file
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mim_core import checkpoint
-from mim_core.method import MaskedAutoencoder
+from mim_core.methods.masked_autoencoder import MaskedAutoencoder
+from mim_core.runs import checkpoint
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -242,7 +242,7 @@ class FullLog:
 )
 def test_full_disk_while_metrics_are_written(refused, monkeypatch, lines, said):
     log = FullLog(lines)
-    monkeypatch.setattr("mim_core.trainer.open", lambda *a, **k: log, raising=False)
+    monkeypatch.setattr("mim_core.training.trainer.open", lambda *a, **k: log, raising=False)
     message = refused(*RUN, *TWICE)
     assert "run cannot be written: [Errno 28] No space left on device" in message
     assert said in message
@@ -289,7 +289,7 @@ def test_other_errors_of_the_system_are_bugs(mim, monkeypatch):
     def fail(*arguments):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("mim_core.commands.listing.recipes", fail)
+    monkeypatch.setattr("mim_core.commands.installed.recipes", fail)
     with pytest.raises(OSError, match="Input/output"):
         mim("recipes")
 

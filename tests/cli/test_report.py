@@ -5,11 +5,11 @@ import re
 
 import pytest
 import torch
-from mim_core import report
 from mim_core.cli import main
-from mim_core.data import Picture
-from mim_core.noise import Noise
-from mim_core.plugins import installed
+from mim_core.data.noise import Noise
+from mim_core.data.source import Picture
+from mim_core.evaluation import reconstruction, report
+from mim_core.host.loading import installed
 
 
 class Turned(Noise):
@@ -91,7 +91,7 @@ def test_a_stale_page_goes_and_other_files_stay(write, noisy):
 
 
 def test_a_head_s_name_is_made_fit_for_a_file(write, noisy, monkeypatch):
-    real = report.reconstruct
+    real = reconstruction.reconstruct
     monkeypatch.setattr(report, "reconstruct", lambda *given: {"../a b/<c>": next(iter(real(*given).values()))})
     said, _ = write(Turned)
     (link,) = re.findall(r'<a href="([^"]+)"', said)

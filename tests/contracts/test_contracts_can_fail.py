@@ -4,17 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mim_core.build import build_method
 from mim_core.errors import MimError
-from mim_core.layout import Layout
-from mim_core.mask import Mask
-from mim_core.masker import RandomMasker, hide_first
-from mim_core.method import MaskedAutoencoder, Outcome
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
-from mim_core.target import ValueTarget
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method
+from mim_core.methods.masked_autoencoder import MaskedAutoencoder
+from mim_core.methods.method import Outcome
+from mim_core.parts.layout import Layout
+from mim_core.parts.mask import Mask
+from mim_core.parts.masker import RandomMasker, hide_first
+from mim_core.parts.target import ValueTarget
+from mim_core.parts.tokenizer import PatchTokenizer
+from mim_core.recipes.resolve import load_recipe
 from mim_core.testing import MaskerContract, MethodContract, TargetContract, TokenizerContract, uncovered
-from mim_core.tokenizer import PatchTokenizer
 
 
 def fails(contract, check, text):

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from mim_core.build import build_method
 from mim_core.errors import MimError
-from mim_core.layout import Layout
-from mim_core.masker import Masker, RandomMasker
-from mim_core.method import MaskedAutoencoder
-from mim_core.options import plain
-from mim_core.plugins import installed
-from mim_core.recipe import Part, RunConfig, load_recipe, resolve, resolve_part
-from mim_core.target import Target, ValueTarget
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method
+from mim_core.methods.masked_autoencoder import MaskedAutoencoder
+from mim_core.parts.layout import Layout
+from mim_core.parts.masker import Masker, RandomMasker
+from mim_core.parts.target import Target, ValueTarget
+from mim_core.parts.tokenizer import PatchTokenizer
+from mim_core.recipes.config import Part, RunConfig
+from mim_core.recipes.options import plain
+from mim_core.recipes.resolve import load_recipe, resolve, resolve_part
 from mim_core.testing import noise, seeded, tensors
-from mim_core.tokenizer import PatchTokenizer
 
 
 def small_network(tokenizer):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from mim_core import randomness
-from mim_core.data import DataSource, Labelled, Picture
+from mim_core.data.source import DataSource, Labelled, Picture
 from mim_core.errors import BadSample
 from mim_core.testing import DataContract
 from torch.utils.data import Dataset, get_worker_info

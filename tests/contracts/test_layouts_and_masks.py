@@ -3,9 +3,9 @@
 import pytest
 import torch
 from mim_core.errors import MimError
-from mim_core.layout import Layout, Patches, take
-from mim_core.mask import Draw, Mask
-from mim_core.masker import RandomMasker
+from mim_core.parts.layout import Layout, Patches, take
+from mim_core.parts.mask import Draw, Mask
+from mim_core.parts.masker import RandomMasker
 from mim_core.testing import keys, unchecked
 from torch.utils import _pytree as pytree
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from mim_core.layout import Layout
-from mim_core.mask import Draw
-from mim_core.masker import BlockMasker, GridMasker, RandomMasker
+from mim_core.parts.layout import Layout
+from mim_core.parts.mask import Draw
+from mim_core.parts.masker import BlockMasker, GridMasker, RandomMasker
 from mim_core.testing import MaskerContract, keys, uncovered
 
 FREE = Layout(count=64, positions=torch.rand(64, 3))

@@ -1,8 +1,8 @@
 """Every registered recipe's twin keeps the method's contract, and every registered method is in one of them."""
 
-from mim_core.finetune import Supervised
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
+from mim_core.host.loading import installed
+from mim_core.methods.supervised import Supervised
+from mim_core.recipes.resolve import load_recipe
 from mim_core.testing import MethodContract
 
 RECIPES = [entry.full_name for entry in installed().of_kind("recipes")]

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from mim_core.build import build_method
-from mim_core.layout import Layout
-from mim_core.masker import RandomMasker
-from mim_core.method import MaskedAutoencoder
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
-from mim_core.target import ValueTarget
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method
+from mim_core.methods.masked_autoencoder import MaskedAutoencoder
+from mim_core.parts.layout import Layout
+from mim_core.parts.masker import RandomMasker
+from mim_core.parts.target import ValueTarget
+from mim_core.parts.tokenizer import PatchTokenizer
+from mim_core.recipes.resolve import load_recipe
 from mim_core.testing import MaskerContract, MethodContract, TargetContract, TokenizerContract
-from mim_core.tokenizer import PatchTokenizer
 
 
 def on_gpu(*values):

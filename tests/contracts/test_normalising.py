@@ -1,8 +1,8 @@
 """Means and standard deviations that users state."""
 
 import pytest
+from mim_core.data.normalise import check_statistics
 from mim_core.errors import MimError
-from mim_core.normalising import check_statistics
 
 
 @pytest.mark.parametrize(

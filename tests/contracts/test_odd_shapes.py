@@ -5,21 +5,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from mim_core.decoder import TransformerDecoder
-from mim_core.encoder import ViTEncoder
-from mim_core.layout import Layout, Patches
-from mim_core.masker import GridMasker, RandomMasker
-from mim_core.method import Head, MaskedAutoencoder
-from mim_core.target import Target, ValueTarget
-from mim_core.testing import (
-    MaskerContract,
-    MethodContract,
-    TargetContract,
-    TokenizerContract,
-    keys,
-    seeded,
-)
-from mim_core.tokenizer import JoinedTokenizer, PatchTokenizer, Tokenizer
+from mim_core.methods.masked_autoencoder import Head, MaskedAutoencoder
+from mim_core.parts.decoder import TransformerDecoder
+from mim_core.parts.encoder import ViTEncoder
+from mim_core.parts.layout import Layout, Patches
+from mim_core.parts.masker import GridMasker, RandomMasker
+from mim_core.parts.target import Target, ValueTarget
+from mim_core.parts.tokenizer import JoinedTokenizer, PatchTokenizer, Tokenizer
+from mim_core.testing import MaskerContract, MethodContract, TargetContract, TokenizerContract, keys, seeded
 
 WIDTH = 24
 

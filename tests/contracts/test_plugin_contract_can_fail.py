@@ -6,10 +6,10 @@ from types import ModuleType
 
 import pytest
 from mim_core.errors import MimError
-from mim_core.masker import Masker, RandomMasker
-from mim_core.plugins import installed
-from mim_core.recipe import Part, RunConfig, TrainConfig
-from mim_core.registry import Card, Entry, PluginRecord, Registry
+from mim_core.host.loading import installed
+from mim_core.host.registry import Card, Entry, PluginRecord, Registry
+from mim_core.parts.masker import Masker, RandomMasker
+from mim_core.recipes.config import Part, RunConfig, TrainConfig
 from mim_core.testing import PluginContract
 
 NAME = "wrong"
@@ -107,7 +107,7 @@ def contract_of(*entries, **about):
 
         def registry(self):
             found = installed()
-            own = PluginRecord(NAME, "mim-wrong", "1.0", "mim_core.builtin", **about)
+            own = PluginRecord(NAME, "mim-wrong", "1.0", "mim_core.plugin", **about)
             return Registry((*found.entries, *entries), (*found.plugins, own), found.hooks)
 
     return Contract()
@@ -171,9 +171,9 @@ def test_a_plugin_module_that_imports_torch():
         plugin = NAME
 
         def record(self):
-            return PluginRecord(NAME, "mim-wrong", "1.0", "mim_core.masker")
+            return PluginRecord(NAME, "mim-wrong", "1.0", "mim_core.parts.masker")
 
-    with pytest.raises(AssertionError, match=r"mim_core.masker imports torch"):
+    with pytest.raises(AssertionError, match=r"mim_core.parts.masker imports torch"):
         Heavy().test_listing_it_imports_nothing_heavy()
 
 
@@ -238,7 +238,7 @@ class _Renamed(PluginContract):
         return contract_of(of_recipe("good", "good")).registry()
 
     def record(self):
-        return PluginRecord(NAME, "mim-other", "1.0", "mim_core.builtin")
+        return PluginRecord(NAME, "mim-other", "1.0", "mim_core.plugin")
 
 
 def test_every_check_can_fail():

@@ -2,7 +2,7 @@
 
 import pytest
 from mim_core.errors import MimError
-from mim_core.plugins import installed
+from mim_core.host.loading import installed
 from mim_core.testing import MethodContract, PluginContract
 from mim_core.testing.suite import collect, suite
 

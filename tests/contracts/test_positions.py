@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from mim_core.layout import Layout
-from mim_core.position import CoordinatePosition, LearnedPosition, SinCosPosition, make_position, sincos_table
+from mim_core.parts.layout import Layout
+from mim_core.parts.position import CoordinatePosition, LearnedPosition, SinCosPosition, make_position, sincos_table
 
 
 def plain_axis(place, width):

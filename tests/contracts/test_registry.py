@@ -5,17 +5,19 @@ import os
 
 import pytest
 import torch
-from mim_core import kinds
-from mim_core.data import DataSource
-from mim_core.decoder import Decoder
-from mim_core.encoder import Encoder
-from mim_core.layout import Layout, take
-from mim_core.masker import Masker
-from mim_core.method import Method
-from mim_core.plugins import installed
-from mim_core.recipe import RunConfig, from_toml, load_recipe, to_toml
-from mim_core.target import Target
-from mim_core.tokenizer import Tokenizer
+from mim_core.data.source import DataSource
+from mim_core.host import kinds
+from mim_core.host.loading import installed
+from mim_core.methods.method import Method
+from mim_core.parts.decoder import Decoder
+from mim_core.parts.encoder import Encoder
+from mim_core.parts.layout import Layout, take
+from mim_core.parts.masker import Masker
+from mim_core.parts.target import Target
+from mim_core.parts.tokenizer import Tokenizer
+from mim_core.recipes.config import RunConfig
+from mim_core.recipes.resolve import load_recipe
+from mim_core.recipes.toml import from_toml, to_toml
 
 BASES = {
     "tokenizers": Tokenizer,

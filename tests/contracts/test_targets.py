@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from mim_core.mask import Mask
-from mim_core.target import ValueTarget
+from mim_core.parts.mask import Mask
+from mim_core.parts.target import ValueTarget
+from mim_core.parts.tokenizer import PatchTokenizer
 from mim_core.testing import TargetContract, noise, uncovered
-from mim_core.tokenizer import PatchTokenizer
 
 
 def tokenizer(channels=3):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from mim_core.parts.tokenizer import PatchTokenizer
 from mim_core.testing import TokenizerContract, noise, uncovered
-from mim_core.tokenizer import PatchTokenizer
 
 
 class _Patches(TokenizerContract):

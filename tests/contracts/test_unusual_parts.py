@@ -5,18 +5,19 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from mim_core.decoder import TransformerDecoder
-from mim_core.encoder import ViTEncoder
 from mim_core.errors import MimError
-from mim_core.layout import Layout, Patches
-from mim_core.mask import Draw
-from mim_core.masker import Masker, RandomMasker, hide_first
-from mim_core.method import Features, Head, MaskedAutoencoder
+from mim_core.methods.masked_autoencoder import Head, MaskedAutoencoder
+from mim_core.methods.method import Features
+from mim_core.parts.decoder import TransformerDecoder
+from mim_core.parts.encoder import ViTEncoder
+from mim_core.parts.layout import Layout, Patches
+from mim_core.parts.mask import Draw
+from mim_core.parts.masker import Masker, RandomMasker, hide_first
+from mim_core.parts.target import Target, ValueTarget
+from mim_core.parts.teacher import EmaTeacher
+from mim_core.parts.tokenizer import PatchTokenizer, Tokenizer
 from mim_core.randomness import uniform
-from mim_core.target import Target, ValueTarget
-from mim_core.teacher import EmaTeacher
 from mim_core.testing import MaskerContract, MethodContract, TargetContract, TokenizerContract, keys, noise, unchecked
-from mim_core.tokenizer import PatchTokenizer, Tokenizer
 from torch import nn
 from torch.nn import functional as F
 

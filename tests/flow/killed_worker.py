@@ -17,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from mim_core import checkpoint
-from mim_core.loop import start, train
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
+from mim_core import disk
+from mim_core.host.loading import installed
+from mim_core.recipes.resolve import load_recipe
+from mim_core.runs import checkpoint
+from mim_core.training.loop import start, train
 
 KILLS, STEPS = 20, 240
 
@@ -57,7 +58,7 @@ def kill_in_checkpoint(call: int) -> None:
         return real(tensors, path, **named)
 
     checkpoint.save_file = torn
-    checkpoint._sync = armed(checkpoint._sync)
+    disk._sync = armed(disk._sync)
     checkpoint.shutil.rmtree = armed(checkpoint.shutil.rmtree)
     Path.rename = armed(Path.rename)
     Path.write_text = armed(Path.write_text)

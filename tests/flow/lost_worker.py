@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from mim_core import cli, distributed
+from mim_core import cli
 from mim_core.errors import MimError
-from mim_core.loop import start, train
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
+from mim_core.host.loading import installed
+from mim_core.ranks import world as ranks
+from mim_core.recipes.resolve import load_recipe
+from mim_core.training.loop import start, train
 
 TIMEOUT = 6.0
 
@@ -45,7 +46,7 @@ def main(argv, plugin=None) -> int:
         config.train, epochs=0.064, checkpoint_every=2, log_every=1, workers=0, timeout=TIMEOUT, warmup_epochs=0.0
     )
     config = replace(config, train=options)
-    with distributed.world(options.device, options.timeout) as world:
+    with ranks.world(options.device, options.timeout) as world:
         run = start(config, Path(folder), installed(), world)
         if world.rank == 1:
             lose(run.source, how)

@@ -15,17 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from mim_core import distributed
 from mim_core.errors import BadSample
-from mim_core.loop import Run, start, train
-from mim_core.mask import Mask
-from mim_core.masker import RandomMasker
-from mim_core.method import Head, MaskedAutoencoder
-from mim_core.norm import BatchNorm
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
-from mim_core.target import Target
-from mim_core.teacher import EmaTeacher
+from mim_core.host.loading import installed
+from mim_core.methods.masked_autoencoder import Head, MaskedAutoencoder
+from mim_core.parts.mask import Mask
+from mim_core.parts.masker import RandomMasker
+from mim_core.parts.norm import BatchNorm
+from mim_core.parts.target import Target
+from mim_core.parts.teacher import EmaTeacher
+from mim_core.ranks import world as ranks
+from mim_core.recipes.resolve import load_recipe
+from mim_core.runs.run import Run
+from mim_core.training.loop import start, train
 from torch import Tensor, nn
 
 BATCH, STEPS = 16, 8
@@ -119,7 +120,7 @@ class Watcher:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def make(case: str, folder: Path, world: distributed.World) -> Run:
+def make(case: str, folder: Path, world: ranks.World) -> Run:
     """The run of a case such as ``mae,strategy=fsdp2,compile=1,stop=1``."""
     name, *options = case.split(",")
     given = dict(option.split("=") for option in options)
@@ -167,7 +168,7 @@ def main() -> None:
     folder, cases = Path(sys.argv[1]), sys.argv[2:]
     for some in (cases[:1], cases[1:]):  # a process may join the others more than once
         options = load_recipe("image:mae-vit-tiny", installed(), twin=True).train
-        with distributed.world(options.device, options.timeout) as world:
+        with ranks.world(options.device, options.timeout) as world:
             for case in some:
                 torch._dynamo.reset()
                 torch._dynamo.utils.counters.clear()

@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 
 import pytest
-from mim_core.loop import start, train
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
+from mim_core.host.loading import installed
+from mim_core.recipes.resolve import load_recipe
+from mim_core.training.loop import start, train
 
 PLUGINS = ("image", "video", "pointcloud", "multimodal")
 """Those of this repository that have recipes; one that is not installed has none here."""

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from mim_core import checkpoint, loop
 from mim_core.errors import MimError
-from mim_core.loop import start, train
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
+from mim_core.host.loading import installed
+from mim_core.recipes.resolve import load_recipe
+from mim_core.runs import checkpoint
 from mim_core.testing import unchecked
+from mim_core.training import loop
+from mim_core.training.loop import start, train
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
@@ -149,7 +150,7 @@ def poison(run, index):
 
 
 def index_of(run, step, place):
-    from mim_core.loading import KeyedBatches
+    from mim_core.data.loading import KeyedBatches
 
     batch = run.train.batch_size
     requests = KeyedBatches(len(run.source), batch, run.train.seed, step * batch, (step + 1) * batch)

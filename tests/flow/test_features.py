@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mim_core.data import DataSource, Labelled
+from mim_core.data.source import DataSource, Labelled
 from mim_core.errors import BadSample, MimError
-from mim_core.features import extract
-from mim_core.method import Features, Method
-from mim_core.online import OnlineProbe
-from mim_core.recipe import EvaluateConfig
+from mim_core.evaluation.features import extract
+from mim_core.evaluation.online import OnlineProbe
+from mim_core.methods.method import Features, Method
+from mim_core.recipes.config import EvaluateConfig
 from torch.utils.data import Dataset
 
 CPU = torch.device("cpu")

@@ -9,16 +9,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mim_core import checkpoint
-from mim_core.build import Parts, build_method, make_source, open_source
 from mim_core.cli import main
-from mim_core.data import DataSource, Labelled, LabelledSource
+from mim_core.data.labelled import LabelledSource
+from mim_core.data.source import DataSource, Labelled
 from mim_core.errors import BadSample, MimError
-from mim_core.features import load_run
-from mim_core.finetune import Classifier, accuracies
-from mim_core.method import Outcome
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe, swap
+from mim_core.host.loading import installed
+from mim_core.methods.assembly import Parts
+from mim_core.methods.build import build_method, make_source, open_source
+from mim_core.methods.classifier import Classifier, accuracies
+from mim_core.methods.method import Outcome
+from mim_core.recipes.resolve import load_recipe, swap
+from mim_core.runs import checkpoint
+from mim_core.runs.load import load_run
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F

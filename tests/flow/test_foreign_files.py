@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from mim_core.errors import MimError
-from mim_core.interop import import_checkpoint, read_state
+from mim_core.interop.weights import import_checkpoint, read_state
 from safetensors.torch import save_file
 
 

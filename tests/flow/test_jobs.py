@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mim_core.jobs import in_processes
+from mim_core.data.conversion import in_processes
 
 
 def squared(number):

@@ -8,18 +8,24 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mim_core import build_method, checkpoint, features
-from mim_core.average import WeightAverage, follow
-from mim_core.cost import peak_of
-from mim_core.distributed import Launch, World
+from mim_core import build_method
 from mim_core.errors import MimError
-from mim_core.loop import start, train
-from mim_core.metrics import PHASES, Stopwatch
-from mim_core.plugins import installed
-from mim_core.recipe import TrainConfig, load_recipe
-from mim_core.strategy import chosen, share
-from mim_core.teacher import EmaTeacher, Teacher
-from mim_core.words import speed
+from mim_core.host.loading import installed
+from mim_core.parts.teacher import EmaTeacher, Teacher
+from mim_core.ranks.launch import Launch
+from mim_core.ranks.tensors import follow
+from mim_core.ranks.world import World
+from mim_core.recipes.config import TrainConfig
+from mim_core.recipes.resolve import load_recipe
+from mim_core.runs import checkpoint
+from mim_core.runs import load as run_load
+from mim_core.runs.average import WeightAverage
+from mim_core.runs.run import PHASES
+from mim_core.text import speed
+from mim_core.training.cost import peak_of
+from mim_core.training.engine import chosen, share
+from mim_core.training.loop import start, train
+from mim_core.training.stopwatch import Stopwatch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -222,7 +228,7 @@ def test_evaluation_takes_the_average_and_a_resumed_run_keeps_it(tmp_path):
     assert train(make_run(tmp_path / "parts", ema=0.9), quiet=True)
     one, other = (load_file(checkpoint.newest(tmp_path / name) / "average.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
-    _, method, path = features.load_run(tmp_path / "whole", installed())
+    _, method, path = run_load.load_run(tmp_path / "whole", installed())
     last = load_file(path / "weights.safetensors")
     state = method.state_dict()
     assert all(torch.equal(state[name], value) for name, value in one.items())
@@ -303,7 +309,7 @@ def test_a_resumed_run_judges_each_step_once(tmp_path):
 
 def test_probes_need_labels(tmp_path):
     config = load_recipe("image:mae-vit-tiny", installed(), twin=True)
-    from mim_core.recipe import swap
+    from mim_core.recipes.resolve import swap
 
     config = swap(config, "data", "core:noise", installed())
     config = replace(config, evaluate=replace(config.evaluate, every=1.0))

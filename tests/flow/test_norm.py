@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mim_core.norm import BatchNorm, _Normalise
+from mim_core.parts.norm import BatchNorm, _Normalise
 from torch import nn
 
 SHAPES = [(6, 5), (4, 5, 7), (3, 5, 2, 4)]

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mim_core.data import DataSource
+from mim_core.data.loading import KeyedDataset, Request, end_readers, loader, replacements
+from mim_core.data.source import DataSource
+from mim_core.data.time_limits import Places, TooSlow, Watch, time_limit
 from mim_core.errors import BadSample
-from mim_core.loading import KeyedDataset, Request, end_readers, loader, replacements
-from mim_core.patience import Places, TooSlow, Watch, time_limit
 from PIL import Image
 
 AT_ONCE = 25

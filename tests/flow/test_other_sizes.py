@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from mim_core.evaluation import Features, Study, knn
-from mim_core.layout import Layout
-from mim_core.position import LearnedPosition, SinCosPosition
-from mim_core.recipe import EvaluateConfig
+from mim_core.evaluation.probes import knn
+from mim_core.evaluation.study import Features, Study
+from mim_core.parts.layout import Layout
+from mim_core.parts.position import LearnedPosition, SinCosPosition
+from mim_core.recipes.config import EvaluateConfig
 from timm.layers import resample_abs_pos_embed
 
 

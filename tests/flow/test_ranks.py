@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from mim_core import checkpoint
-from mim_core.features import load_run
-from mim_core.interop import export_timm
-from mim_core.plugins import installed
+from mim_core.host.loading import installed
+from mim_core.interop.timm import export_timm
+from mim_core.runs import checkpoint
+from mim_core.runs.load import load_run
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mim_core import checkpoint
-from mim_core.loop import start, train
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
+from mim_core.host.loading import installed
+from mim_core.recipes.resolve import load_recipe
+from mim_core.runs import checkpoint
+from mim_core.training.loop import start, train
 from safetensors.torch import load_file
 
 STEPS = 10

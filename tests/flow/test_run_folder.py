@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from mim_core import checkpoint, inventory, logs
 from mim_core.cli import main
 from mim_core.errors import MimError
-from mim_core.state import DIGEST, digest_of
+from mim_core.runs import checkpoint, inventory, logs
+from mim_core.runs.state import DIGEST, digest_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import pytest
 from mim_core.errors import MimError
-from mim_core.loop import start, train
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
-from mim_core.trackers import check
+from mim_core.host.loading import installed
+from mim_core.recipes.resolve import load_recipe
+from mim_core.runs.trackers import check
+from mim_core.training.loop import start, train
 
 STEPS = 4
 NOW = "features/encoder now/k-NN"
@@ -24,7 +24,7 @@ PER_ITEM = 16 / 10_000
 
 @pytest.fixture(autouse=True)
 def no_service_is_left():
-    """wandb keeps a process for the next run until its own process ends; `mim_core.trackers` sets what mlflow reads."""
+    """wandb keeps a process for the next run until its own process ends; `runs.trackers` sets what mlflow reads."""
     before = dict(os.environ)
     yield
     for name in [name for name in os.environ if name.startswith("MLFLOW_") and name not in before]:
@@ -327,7 +327,7 @@ def test_a_folder_named_like_a_library_is_none(tmp_path, monkeypatch):
 
 
 def test_nothing_is_imported_before_a_run_names_it():
-    script = "import sys, mim_core.plugins as p; p.installed(); print([n for n in NAMES if n in sys.modules])"
+    script = "import sys, mim_core.host.loading as p; p.installed(); print([n for n in NAMES if n in sys.modules])"
     names = ("torch", "tensorboard", "wandb", "mlflow", "trackio")
     said = subprocess.run([sys.executable, "-c", script.replace("NAMES", str(names))], capture_output=True, text=True)
     assert said.stdout == "[]\n", said

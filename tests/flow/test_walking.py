@@ -3,12 +3,12 @@
 import os
 
 import pytest
-from mim_core.walking import walk
-from mim_core.words import counted
+from mim_core.data.folders import walk_folders
+from mim_core.text import counted
 
 
 def visited(root, **options):
-    return [(str(folder.relative_to(root)), names) for folder, names, _ in walk(root, **options)]
+    return [(str(folder.relative_to(root)), names) for folder, names, _ in walk_folders(root, **options)]
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_links_to_nothing_and_to_themselves(tree):
 
 def test_the_caller_may_leave_folders_out(tree):
     seen = []
-    for folder, _, inner in walk(tree):
+    for folder, _, inner in walk_folders(tree):
         inner[:] = [name for name in inner if name != "b"]
         seen.append(folder.name)
     assert seen == ["in", "a"]

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from mim_core import build_method, randomness
-from mim_core.layout import Layout
-from mim_core.mask import Draw
-from mim_core.masker import BlockMasker, GridMasker, RandomMasker
+from mim_core.parts.layout import Layout
+from mim_core.parts.mask import Draw
+from mim_core.parts.masker import BlockMasker, GridMasker, RandomMasker
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,8 +38,8 @@ def test_masks_are_equal_to_the_bit(masker):
 
 @pytest.mark.parametrize("recipe", ["image:mae-vit-tiny", "image:simmim-vit-base"])
 def test_a_step_equals_the_cpu_and_does_not_synchronise(recipe):
-    from mim_core.plugins import installed
-    from mim_core.recipe import load_recipe
+    from mim_core.host.loading import installed
+    from mim_core.recipes.resolve import load_recipe
 
     method = build_method(load_recipe(recipe, installed(), twin=True)).eval()
     sample = {"image": torch.randn(16, 1, 28, 28), "key": KEYS[:16]}
@@ -59,9 +59,9 @@ def test_a_step_equals_the_cpu_and_does_not_synchronise(recipe):
 
 
 def make_run(folder, **changes):
-    from mim_core.loop import start
-    from mim_core.plugins import installed
-    from mim_core.recipe import load_recipe
+    from mim_core.host.loading import installed
+    from mim_core.recipes.resolve import load_recipe
+    from mim_core.training.loop import start
 
     config = load_recipe("image:mae-vit-tiny", installed(), twin=True)
     options = {"epochs": 24 * 16 / 10_000, "checkpoint_every": 12, "log_every": 8, "workers": 0, **changes}
@@ -81,8 +81,8 @@ def no_group():
 
 def test_a_whole_step_does_not_synchronise(tmp_path, monkeypatch):
     """Data to the device, prepare, forward, backward, clipping, the masked update, the weight average."""
-    from mim_core.loop import train
-    from mim_core.trainer import Trainer
+    from mim_core.training.loop import train
+    from mim_core.training.trainer import Trainer
 
     real, checked = Trainer._step, []
 
@@ -102,7 +102,7 @@ def test_a_whole_step_does_not_synchronise(tmp_path, monkeypatch):
 
 
 def test_metrics_of_a_gpu(tmp_path):
-    from mim_core.loop import train
+    from mim_core.training.loop import train
 
     assert train(make_run(tmp_path / "run"), quiet=True)
     for line in metrics(tmp_path / "run"):
@@ -113,7 +113,7 @@ def test_metrics_of_a_gpu(tmp_path):
 
 
 def test_fsdp2_compile_and_bf16_on_one_device(tmp_path, no_group):
-    from mim_core.loop import train
+    from mim_core.training.loop import train
 
     assert train(make_run(tmp_path / "plain", precision="bf16"), quiet=True)
     both = make_run(
@@ -126,8 +126,8 @@ def test_fsdp2_compile_and_bf16_on_one_device(tmp_path, no_group):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_deterministic_runs_resume_to_the_bit(tmp_path, precision):
-    from mim_core import checkpoint
-    from mim_core.loop import train
+    from mim_core.runs import checkpoint
+    from mim_core.training.loop import train
     from safetensors.torch import load_file
 
     options = {"precision": precision, "deterministic": True, "checkpoint_every": 12}
@@ -147,7 +147,7 @@ def test_deterministic_runs_resume_to_the_bit(tmp_path, precision):
 
 def test_loss_that_is_not_finite_leaves_the_weights_alone(tmp_path):
     from mim_core.errors import MimError
-    from mim_core.loop import train
+    from mim_core.training.loop import train
 
     run = make_run(tmp_path / "run", log_every=24)
     finish, weights = run.source.finish, []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mim_core.interop import import_checkpoint
+from mim_core.interop.weights import import_checkpoint
 from mim_core.testing import seeded
 from safetensors import safe_open
 

@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 from mim_core.errors import MimError
-from mim_core.interop import clean, read_state
+from mim_core.interop.weights import clean, read_state
 
 
 class Settings(dict):

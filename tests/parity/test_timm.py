@@ -5,12 +5,12 @@ import os
 import pytest
 import timm
 import torch
-from mim_core.build import build_method
 from mim_core.errors import MimError
-from mim_core.finetune import Classifier
-from mim_core.interop import export_timm
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe, override
+from mim_core.host.loading import installed
+from mim_core.interop.timm import export_timm
+from mim_core.methods.build import build_method
+from mim_core.methods.classifier import Classifier
+from mim_core.recipes.resolve import load_recipe, override
 from mim_core.testing import noise, seeded
 
 OBLONG = {"size": (24, 16), "patch": (8, 8), "channels": 2}

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from mim_core.errors import MimError
-from mim_core.interop import import_checkpoint
-from mim_core.layout import Layout
-from mim_core.mask import Draw
-from mim_core.masker import RandomMasker
+from mim_core.interop.weights import import_checkpoint
+from mim_core.parts.layout import Layout
+from mim_core.parts.mask import Draw
+from mim_core.parts.masker import RandomMasker
 from mim_core.testing import keys, seeded
 
 transformers = pytest.importorskip("transformers")

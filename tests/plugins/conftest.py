@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from mim_core.plugins import Candidate
+from mim_core.host.loading import Candidate
 
 TESTS = Path(__file__).parents[1]
 

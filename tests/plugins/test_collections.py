@@ -3,7 +3,7 @@
 from pathlib import PurePath
 
 import pytest
-from mim_core.collections import arrange, every_fifth, left_out, split_in, split_of
+from mim_core.data.collections import arrange, every_fifth, left_out, split_in, split_of
 from mim_core.errors import MimError
 
 ROOT = PurePath("ROOT")

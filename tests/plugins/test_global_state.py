@@ -12,10 +12,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from mim_core import process_state
 from mim_core.errors import MimError
-from mim_core.plugins import Candidate, load
-from mim_core.registry import Card, Entry
+from mim_core.host import process_state
+from mim_core.host.loading import Candidate, load
+from mim_core.host.registry import Card, Entry
 
 PLUGIN = """
 from mim_core.hookspecs import hookimpl
@@ -26,7 +26,7 @@ from mim_core.registry import Card
 
 @hookimpl
 def mim_register_maskers(register):
-    register(name="mine", load="mim_core.masker:RandomMasker", summary="Works.")
+    register(name="mine", load="mim_core.parts.masker:RandomMasker", summary="Works.")
 """
 
 

@@ -6,12 +6,12 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from mim_core import plugins
 from mim_core.errors import MimError
-from mim_core.hookspecs import hookimpl
-from mim_core.masker import Masker, RandomMasker
-from mim_core.plugins import Candidate, load
-from mim_core.registry import Registry
+from mim_core.host import loading
+from mim_core.host.hookspecs import hookimpl
+from mim_core.host.loading import Candidate, load
+from mim_core.host.registry import Registry
+from mim_core.parts.masker import Masker, RandomMasker
 from mim_core.testing import unchecked
 from mim_core.version import PLUGIN_API, __version__
 
@@ -322,7 +322,7 @@ def test_no_plugin_may_be_called_core(plugin):
     failure = record(registry, "mim-usurper").failure
     assert failure is not None
     assert f"mim-core {__version__}" in failure
-    assert registry.get("maskers", "core:random").load == "mim_core.masker:RandomMasker"
+    assert registry.get("maskers", "core:random").load == "mim_core.parts.masker:RandomMasker"
 
 
 def test_one_bare_name_in_two_plugins_is_ambiguous(plugin):
@@ -414,7 +414,7 @@ def test_failed_plugin_is_mentioned_where_a_name_is_missing(plugin):
 
 
 def test_reference_that_leads_nowhere_names_the_plugin(plugin):
-    for reference in ("no_such_module:Thing", "mim_core.masker:NoSuchThing"):
+    for reference in ("no_such_module:Thing", "mim_core.parts.masker:NoSuchThing"):
         registry = load([plugin("bad", mim_register_maskers=masker_hook("m", load=reference))], environ={})
         with pytest.raises(MimError) as error:
             registry.get("maskers", "bad:m").resolve()
@@ -458,7 +458,7 @@ class WholeForward(NoOptions):
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ("NoMasker", "is no Masker: it must inherit mim_core.masker.Masker"),
+        ("NoMasker", "is no Masker: it must inherit mim_core.parts.masker.Masker"),
         ("masker_hook", "is a function, no class"),
         ("GivesNoCount", "gives no count, which every Masker must"),
         ("Unstated", "has an option 'ratio' that has no default"),
@@ -529,21 +529,21 @@ def test_discovery_is_sorted_and_keeps_the_first_on_the_path(monkeypatch):
         FakeDistribution("unrelated", ("pytest11", "x")),
     ]
     for order in (distributions, distributions[::-1]):
-        monkeypatch.setattr(plugins.metadata, "distributions", lambda order=order: iter(order))
-        found = [(c.distribution, c.name) for c in plugins.discover()]
+        monkeypatch.setattr(loading.metadata, "distributions", lambda order=order: iter(order))
+        found = [(c.distribution, c.name) for c in loading.discover()]
         assert found == [("Mim-Ape", "first"), ("Mim-Ape", "second"), ("mim-bee", "bee"), ("mim-zebra", "zebra")]
 
 
 def test_installed_is_made_once_and_warns_once(plugin, monkeypatch, capsys):
     calls = []
     bad = plugin("bad", mim_register_maskers=masker_hook("a b"))
-    monkeypatch.setattr(plugins, "discover", lambda: calls.append(1) or [bad])
-    plugins.installed.cache_clear()
+    monkeypatch.setattr(loading, "discover", lambda: calls.append(1) or [bad])
+    loading.installed.cache_clear()
     try:
-        first = plugins.installed()
-        assert plugins.installed() is first
+        first = loading.installed()
+        assert loading.installed() is first
     finally:
-        plugins.installed.cache_clear()
+        loading.installed.cache_clear()
     assert calls == [1]
     warning = capsys.readouterr().err
     assert warning.count("mim-bad 1.0 is not used") == 1
@@ -552,7 +552,7 @@ def test_installed_is_made_once_and_warns_once(plugin, monkeypatch, capsys):
 
 def test_only_the_first_rank_warns(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    plugins.warn("said by rank 1")
+    loading.warn("said by rank 1")
     monkeypatch.setenv("RANK", "0")
-    plugins.warn("said by rank 0")
+    loading.warn("said by rank 0")
     assert capsys.readouterr().err == "mim-core: warning: said by rank 0\n"

@@ -5,16 +5,18 @@ from dataclasses import replace
 
 import pytest
 from mim_core.errors import MimError
-from mim_core.features import load_run
-from mim_core.hookspecs import hookimpl
-from mim_core.loop import start, train
-from mim_core.plugins import discover, load
-from mim_core.recipe import Part, from_toml, load_recipe, read_file, resolve_part, to_toml
+from mim_core.host.hookspecs import hookimpl
+from mim_core.host.loading import discover, load
+from mim_core.recipes.config import Part
+from mim_core.recipes.resolve import load_recipe, resolve_part
+from mim_core.recipes.toml import from_toml, read_file, to_toml
+from mim_core.runs.load import load_run
+from mim_core.training.loop import start, train
 
 
 @hookimpl
 def mim_register_maskers(register):
-    register(name="hum", load="mim_core.masker:RandomMasker", summary="Hides at random.")
+    register(name="hum", load="mim_core.parts.masker:RandomMasker", summary="Hides at random.")
 
 
 @pytest.fixture

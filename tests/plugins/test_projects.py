@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from mim_core.layout import Layout
+from mim_core.parts.layout import Layout
 from mim_core.testing import MaskerContract
 
 BROKEN = (

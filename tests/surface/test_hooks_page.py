@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from mim_core import hookspecs
+from mim_core.host import hookspecs
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import mim_core
 import pytest
-from mim_core import cli, hookspecs, kinds, registry, testing
-from mim_core.commands import measuring
-from mim_core.commands.arguments import option_rows, type_text
-from mim_core.kinds import ROLES
-from mim_core.plugins import installed
-from mim_core.recipe import EvaluateConfig, TrainConfig, load_recipe
+from mim_core import cli, testing
+from mim_core.commands import bench
+from mim_core.commands.options import option_rows, type_text
+from mim_core.host import hookspecs, kinds, registry
+from mim_core.host.kinds import ROLES
+from mim_core.host.loading import installed
+from mim_core.recipes.config import EvaluateConfig, TrainConfig
+from mim_core.recipes.resolve import load_recipe
 from mim_core.testing.checks import Contract
 
 FILE = Path(__file__).parent / "surface.txt"
@@ -116,7 +118,7 @@ def options(where, cls):
 
 def commands():
     """Commands, and the options of the classes that their modules define."""
-    modules = {"mim_core.commands.arguments"}
+    modules = {"mim_core.commands.options"}
     for program, known in programs():
         for name, (reference, _) in known.items():
             yield f"{program} {name}"
@@ -126,7 +128,7 @@ def commands():
             if name.endswith("Options") and cls.__module__ == module:
                 yield from options(f"{module.removeprefix('mim_core.')}.{name}", cls)
     run = load_recipe("image:mae-vit-tiny", installed())
-    for field in dataclasses.fields(measuring._options(run)):  # made for a run, so that no module has it
+    for field in dataclasses.fields(bench._options(run)):  # made for a run, so that no module has it
         if field.name not in (*run.parts, "train", "evaluate"):
             yield f"bench --{field.name.replace('_', '-')} = {field.default}"
     yield from options("train", TrainConfig)
@@ -205,4 +207,4 @@ def test_types_are_readable():
     assert type_text(tuple[int, ...]) == "tuple[int, ...]"
     assert "typing" not in surface()
     assert "<" not in surface().replace("->", "")
-    assert "mim_core.hookspecs" in sys.modules
+    assert "mim_core.host.hookspecs" in sys.modules

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
-from mim_core.evaluation import Score, cell, columns_of
+from mim_core.scores import Score, cell, columns_of
 from mim_core.terminal import console
 
 

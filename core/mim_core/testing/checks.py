@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mim_core import randomness
+from mim_core.data.source import Sample
 from mim_core.errors import one_line, unknown
-from mim_core.kinds import KINDS
-from mim_core.layout import Sample
-from mim_core.plugins import installed
-from mim_core.recipe import Part, load_recipe, resolve_part
-from mim_core.registry import Registry
+from mim_core.host.kinds import KINDS
+from mim_core.host.loading import installed
+from mim_core.host.registry import Registry
+from mim_core.recipes.config import Part
+from mim_core.recipes.resolve import load_recipe, resolve_part
 
 
 def keys(rows: int, seed: int = 0) -> Tensor:

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mim_core.data import DataSource, Labelled, Picture
+from mim_core.data.loading import KeyedBatches, KeyedDataset, collate, loader
+from mim_core.data.source import DataSource, Labelled, Picture, Sample
 from mim_core.errors import BadSample, MimError, one_line
-from mim_core.layout import Sample
-from mim_core.loading import KeyedBatches, KeyedDataset, collate, loader
-from mim_core.plugins import installed
-from mim_core.recipe import Part, resolve_part
+from mim_core.host.loading import installed
+from mim_core.recipes.config import Part
+from mim_core.recipes.resolve import resolve_part
 from mim_core.testing.checks import Contract, equal, keys, near, on_gpu, refusal, saying, seeded
 
 SIGNATURES = {

@@ -12,21 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mim_core.layout import Layout, take
-from mim_core.mask import Draw, Mask
-from mim_core.masker import Masker
-from mim_core.testing.checks import (
-    Contract,
-    equal,
-    keys,
-    on_gpu,
-    refusal,
-    saying,
-    seeded,
-    shapes,
-    tensors,
-    to_gpu,
-)
+from mim_core.parts.layout import Layout, take
+from mim_core.parts.mask import Draw, Mask
+from mim_core.parts.masker import Masker
+from mim_core.testing.checks import Contract, equal, keys, on_gpu, refusal, saying, seeded, shapes, tensors, to_gpu
 
 MOMENTS = ((0, 0.0), (1, 0.01), (11, 0.3), (500, 0.5), (20_000, 0.9), (100_000, 1.0))
 """Steps of a run and the share of it that is done: what a masker hides may change on the way, how much may not."""

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mim_core.build import build_method
-from mim_core.layout import Sample
-from mim_core.mask import Mask
-from mim_core.method import Features, Method, Outcome, Prepared
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
+from mim_core.data.source import Sample
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method
+from mim_core.methods.masked_autoencoder import Prepared
+from mim_core.methods.method import Features, Method, Outcome
+from mim_core.parts.mask import Mask
+from mim_core.parts.tokenizer import Tokenizer
+from mim_core.recipes.resolve import load_recipe
 from mim_core.testing.checks import (
     Contract,
     equal,
@@ -28,7 +30,6 @@ from mim_core.testing.checks import (
     to_gpu,
     unchecked,
 )
-from mim_core.tokenizer import Tokenizer
 
 
 class MethodContract(Contract):
@@ -233,7 +234,7 @@ class MethodContract(Contract):
         for value in (prepared, outcome):
             leaves = pytree.tree_leaves(value)
             hidden = [type(leaf).__name__ for leaf in leaves if leaf is value]
-            assert not hidden, f"{hidden} is no pytree; mark it with mim_core.layout.tensor_tree"
+            assert not hidden, f"{hidden} is no pytree; mark it with mim_core.parts.layout.tensor_tree"
             copied = pytree.tree_map_only(Tensor, lambda tensor: tensor.clone(), value)
             assert type(copied) is type(value), f"{type(value).__name__} comes back as {type(copied).__name__}"
             assert equal(copied, value), "tree_map loses tensors"

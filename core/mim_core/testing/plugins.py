@@ -21,21 +21,23 @@ from typing import Any, ClassVar
 
 import torch
 
-from mim_core.build import build_method
-from mim_core.kinds import KINDS, base_of
-from mim_core.loop import start, train
-from mim_core.method import Method
-from mim_core.plugins import discover, installed
-from mim_core.recipe import ResolvedRun, RunConfig, from_toml, load_recipe, to_toml
-from mim_core.registry import LETTERS, Entry, PluginRecord, Registry
+from mim_core.host.kinds import KINDS, base_of
+from mim_core.host.loading import discover, installed
+from mim_core.host.registry import LETTERS, Entry, PluginRecord, Registry
+from mim_core.methods.build import build_method
+from mim_core.methods.method import Method
+from mim_core.recipes.config import ResolvedRun, RunConfig
+from mim_core.recipes.resolve import load_recipe
+from mim_core.recipes.toml import from_toml, to_toml
 from mim_core.testing.checks import saying
+from mim_core.training.loop import start, train
 
 HEAVY = ("torch", "timm", "torchvision", "transformers")
 """What the plugin module must not import: ``mim-core plugins`` imports it."""
 
 
 IMPORTS = """import importlib, sys, torch
-import mim_core.build, mim_core.loop, mim_core.report
+import mim_core.build, mim_core.training.loop, mim_core.evaluation.report
 from mim_core import process_state
 before = process_state.read()
 importlib.import_module(sys.argv[1])

@@ -12,8 +12,8 @@ import os
 from collections.abc import Mapping
 
 from mim_core.errors import unknown
-from mim_core.plugins import installed
-from mim_core.registry import Registry
+from mim_core.host.loading import installed
+from mim_core.host.registry import Registry
 from mim_core.testing.methods import MethodContract
 from mim_core.testing.plugins import PluginContract
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mim_core.layout import Patches, Sample
-from mim_core.mask import Draw, Mask
-from mim_core.masker import RandomMasker
-from mim_core.target import Target
+from mim_core.data.source import Sample
+from mim_core.parts.layout import Patches
+from mim_core.parts.mask import Draw, Mask
+from mim_core.parts.masker import RandomMasker
+from mim_core.parts.target import Target
+from mim_core.parts.tokenizer import Tokenizer
 from mim_core.testing.checks import Contract, equal, keys, near, noise, on_gpu, seeded, tensors, to_gpu
-from mim_core.tokenizer import Tokenizer
 
 
 class TargetContract(Contract):

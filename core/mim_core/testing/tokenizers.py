@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mim_core import randomness
-from mim_core.layout import Patches, Sample, take
+from mim_core.data.source import Sample
+from mim_core.parts.layout import Patches, take
+from mim_core.parts.tokenizer import Tokenizer
 from mim_core.testing.checks import (
     Contract,
     equal,
@@ -25,7 +27,6 @@ from mim_core.testing.checks import (
     tensors,
     to_gpu,
 )
-from mim_core.tokenizer import Tokenizer
 
 
 class TokenizerContract(Contract):

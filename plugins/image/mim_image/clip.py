@@ -8,13 +8,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from mim_core.data import DataSource
-from mim_core.errors import MimError, warn
-from mim_core.layout import Patches, Sample
-from mim_core.mask import Mask
-from mim_core.target import Target
-from mim_core.tokenizer import Tokenizer
-from mim_core.words import counted
+from mim_core import DataSource, Mask, MimError, Patches, Sample, Target, Tokenizer, counted, warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 

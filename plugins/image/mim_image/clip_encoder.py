@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from mim_core.errors import MimError, unknown
-from mim_core.weights_files import is_program, said_of
+from mim_core import MimError, is_program, said_of, unknown
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F

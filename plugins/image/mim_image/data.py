@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mim_core import randomness
-from mim_core.data import DataSource, Labelled, Picture
-from mim_core.errors import BadSample, MimError, one_line
-from mim_core.layout import Sample
-from mim_core.normalising import check_statistics
-from mim_core.words import counted
+from mim_core import (
+    BadSample,
+    DataSource,
+    Labelled,
+    MimError,
+    Picture,
+    Sample,
+    check_statistics,
+    counted,
+    one_line,
+    randomness,
+)
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mim_core import collections, walking
-from mim_core.errors import MimError
-from mim_core.words import counted
+from mim_core import MimError, collections, counted, walk_folders
 from PIL import Image
 
 from mim_image.formats import EXTENSIONS, open_image
@@ -206,7 +204,7 @@ class _Found:
 
 def _walk(root: Path) -> _Found:
     found = _Found()
-    for folder, names, _ in walking.walk(root):
+    for folder, names, _ in walk_folders(root):
         for name in names:
             ending = os.path.splitext(name)[1].lower()
             if name.startswith("."):

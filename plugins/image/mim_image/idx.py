@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mim_core.errors import MimError
+from mim_core import MimError
 
 from mim_image.files import ImageStore, Splits
 

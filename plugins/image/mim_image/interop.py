@@ -6,19 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mim_core.errors import MimError, warn
-from mim_core.foreign import HEAD, agree, build, depth_of, heads_of, mlp_ratio_of, need, pair, position_of
-from mim_core.interop import State, fill_weights
-from mim_core.method import Method
-from mim_core.options import fill
-from mim_core.recipe import Part
+from mim_core import Method, MimError, Part, State, fill, fill_weights, importers, warn
 from torch import Tensor
 
 
 def _image_size(given: Any, patch: tuple[int, int], units: int) -> tuple[int, int]:
     """Height and width: given, or a square of that many patches."""
     if given is not None:
-        size = pair(given)
+        size = importers.pair(given)
         if size[0] // patch[0] * (size[1] // patch[1]) != units:
             raise MimError(
                 f"img_size {size} with patch {patch} makes another number of patches than the weights' {units}."
@@ -74,46 +69,48 @@ def import_mae(state: State, **sizes: Any) -> Method:
         MimError: Weights of another code base, a size that contradicts them, heads that must be given.
     """
     given = fill(MaeSizes, sizes, "import format mae")
-    width, channels, *patch = need(state, "patch_embed.proj.weight", "MAE").shape
+    width, channels, *patch = importers.need(state, "patch_embed.proj.weight", "MAE").shape
     decoder_width, decoder_depth = _decoder_size(state, given)
     read = {
         "embed_dim": width,
-        "depth": depth_of(state, "blocks."),
+        "depth": importers.depth_of(state, "blocks."),
         "in_chans": channels,
-        "mlp_ratio": mlp_ratio_of(state, "blocks.", width),
+        "mlp_ratio": importers.mlp_ratio_of(state, "blocks.", width),
         "decoder_embed_dim": decoder_width,
         "decoder_depth": decoder_depth,
         "patch_size": (patch[0], patch[1]),
     }
-    agree(given, read)
-    size = _image_size(given.img_size, (patch[0], patch[1]), need(state, "pos_embed", "MAE").shape[1] - 1)
+    importers.agree(given, read)
+    size = _image_size(given.img_size, (patch[0], patch[1]), importers.need(state, "pos_embed", "MAE").shape[1] - 1)
     grid = (size[0] // patch[0], size[1] // patch[1])
     encoder = {"width": width, "depth": read["depth"], "mlp_ratio": read["mlp_ratio"]}
     decoder = {"width": decoder_width, "depth": decoder_depth}
-    method = build(
+    method = importers.build(
         tokenizer=Part.of("image:patch", size=size, patch=tuple(patch), channels=channels),
         masker=Part.of("core:random", ratio=given.mask_ratio),
         encoder=Part.of(
             "core:vit",
             **encoder,
-            heads=heads_of("num_heads", given, width, RELEASED_HEADS),
+            heads=importers.heads_of("num_heads", given, width, RELEASED_HEADS),
             norm_eps=given.norm_eps,
-            position=position_of(state["pos_embed"][:, 1:], grid),
+            position=importers.position_of(state["pos_embed"][:, 1:], grid),
         ),
         decoder=Part.of(
             "core:transformer",
             **decoder,
-            mlp_ratio=mlp_ratio_of(state, "decoder_blocks.", decoder_width),
-            heads=heads_of("decoder_num_heads", given, decoder_width, RELEASED_HEADS),
+            mlp_ratio=importers.mlp_ratio_of(state, "decoder_blocks.", decoder_width),
+            heads=importers.heads_of("decoder_num_heads", given, decoder_width, RELEASED_HEADS),
             norm_eps=given.norm_eps,
-            position=position_of(_decoder_table(state), grid) if "decoder_pos_embed" in state else "sincos",
+            position=importers.position_of(_decoder_table(state), grid) if "decoder_pos_embed" in state else "sincos",
         ),
         target=Part.of("core:values", normalize=given.norm_pix_loss, loss="l2"),
     )
     moved = _fold_class_position(state, "cls_token", "pos_embed")
     if given.fresh_decoder:
         warn("the decoder is not of these weights, it is drawn: its reconstructions mean nothing yet.")
-        moved |= {_mae_name(name): value for name, value in method.state_dict().items() if name.startswith(HEAD)}
+        moved |= {
+            _mae_name(name): value for name, value in method.state_dict().items() if name.startswith(importers.HEAD)
+        }
     else:
         moved["decoder_pos_embed"] = _decoder_table(state)
     fill_weights(method, moved, {name: _mae_name(name) for name in method.state_dict()})
@@ -137,11 +134,13 @@ def _decoder_size(state: State, given: MaeSizes) -> tuple[int, int]:
             "fresh_decoder=True, or mim-core import --sizes fresh_decoder=true, which makes a run that --init takes; "
             "a decoder is drawn beside it."
         )
-    return need(state, "decoder_embed.weight", "MAE with its decoder").shape[0], depth_of(state, "decoder_blocks.")
+    return importers.need(state, "decoder_embed.weight", "MAE with its decoder").shape[0], importers.depth_of(
+        state, "decoder_blocks."
+    )
 
 
 def _decoder_table(state: State) -> Tensor:
-    table = need(state, "decoder_pos_embed", "MAE with its decoder")
+    table = importers.need(state, "decoder_pos_embed", "MAE with its decoder")
     if bool(table[:, 0].any()):
         raise MimError("The class token's slot of decoder_pos_embed is not zero; MAE's is.")
     return table[:, 1:]
@@ -149,8 +148,8 @@ def _decoder_table(state: State) -> Tensor:
 
 def _mae_name(ours: str) -> str:
     """Our name of a weight -> MAE's."""
-    if ours.startswith(HEAD):
-        rest = ours.removeprefix(HEAD)
+    if ours.startswith(importers.HEAD):
+        rest = ours.removeprefix(importers.HEAD)
         renamed = {"position.table": "decoder_pos_embed", "mask_token": "mask_token"}
         return renamed.get(rest, f"decoder_{rest}")
     if ours.startswith("tokenizer."):
@@ -190,17 +189,26 @@ def import_simmim(state: State, **sizes: Any) -> Method:
         MimError: Weights of another code base, or a size that contradicts them.
     """
     given = fill(SimmimSizes, sizes, "import format simmim")
-    width, channels, *patch = need(state, "encoder.patch_embed.proj.weight", "SimMIM").shape
-    heads = need(state, "encoder.rel_pos_bias.relative_position_bias_table", "SimMIM's ViT with a shared bias").shape[1]
-    depth = depth_of(state, "encoder.blocks.")
+    width, channels, *patch = importers.need(state, "encoder.patch_embed.proj.weight", "SimMIM").shape
+    heads = importers.need(
+        state, "encoder.rel_pos_bias.relative_position_bias_table", "SimMIM's ViT with a shared bias"
+    ).shape[1]
+    depth = importers.depth_of(state, "encoder.blocks.")
     read = {"heads": heads, "num_heads": heads, "dim": width, "embed_dim": width, "depth": depth, "in_chans": channels}
-    agree(
-        given, {**read, "mlp_ratio": mlp_ratio_of(state, "encoder.blocks.", width), "patch_size": (patch[0], patch[1])}
+    importers.agree(
+        given,
+        {
+            **read,
+            "mlp_ratio": importers.mlp_ratio_of(state, "encoder.blocks.", width),
+            "patch_size": (patch[0], patch[1]),
+        },
     )
     index_key = "encoder.rel_pos_bias.relative_position_index"
-    size = _image_size(given.img_size, (patch[0], patch[1]), need(state, index_key, "SimMIM's ViT").shape[0] - 1)
+    size = _image_size(
+        given.img_size, (patch[0], patch[1]), importers.need(state, index_key, "SimMIM's ViT").shape[0] - 1
+    )
     scaled = "encoder.blocks.0.gamma_1" in state
-    method = build(
+    method = importers.build(
         tokenizer=Part.of("image:patch", size=size, patch=tuple(patch), channels=channels),
         masker=Part.of("core:grid", ratio=given.mask_ratio, block=_mask_block(size, patch)),
         encoder=Part.of(
@@ -208,7 +216,7 @@ def import_simmim(state: State, **sizes: Any) -> Method:
             width=width,
             depth=depth,
             heads=heads,
-            mlp_ratio=mlp_ratio_of(state, "encoder.blocks.", width),
+            mlp_ratio=importers.mlp_ratio_of(state, "encoder.blocks.", width),
             drop_path=0.0,
             layer_scale=(given.init_values or 0.1) if scaled else None,
         ),

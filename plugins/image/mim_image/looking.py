@@ -6,8 +6,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mim_core.errors import MimError
-from mim_core.words import counted
+from mim_core import MimError, counted
 from PIL import Image
 
 from mim_image.files import ImageStore

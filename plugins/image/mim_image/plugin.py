@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import metadata
 
-from mim_core.doctor import Finding, first_line, library
-from mim_core.hookspecs import hookimpl
-from mim_core.registry import RecipeRegister, Register
+from mim_core import Finding, RecipeRegister, Register, first_line, hookimpl, library
 from packaging.requirements import Requirement
 
 MAE = "MAE, arXiv 2111.06377"
@@ -132,6 +130,6 @@ def _torchvision() -> Finding:
 
 def main() -> int:
     """The ``mim-image`` command: mim-core's commands, restricted to this plugin's recipes."""
-    from mim_core.cli import main
+    from mim_core import main
 
     return main(plugin="image")

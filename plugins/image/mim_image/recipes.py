@@ -7,8 +7,7 @@ official 800-epoch ViT-B configuration; MVP, arXiv 2203.05175, and the settings 
 
 from __future__ import annotations
 
-from mim_core.recipe import Part, RunConfig, TrainConfig
-from mim_core.twins import Twins
+from mim_core import Part, RunConfig, TrainConfig, Twins
 
 DECODER = {"width": 16, "depth": 1, "heads": 2}
 TWINS = Twins(

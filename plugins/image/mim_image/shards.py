@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mim_core.errors import MimError
-from mim_core.words import counted
+from mim_core import MimError, counted
 from PIL import Image
 
 from mim_image.formats import open_image, refuse_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mim_core.tokenizer import PatchTokenizer
+from mim_core import PatchTokenizer
 
 
 class ImagePatchTokenizer(PatchTokenizer):

@@ -4,19 +4,21 @@ import zipfile
 
 import pytest
 import torch
-from mim_core import build_method, checkpoint
-from mim_core.build import Parts, make_source
+from mim_core import build_method
 from mim_core.cli import main
-from mim_core.data import DataSource
+from mim_core.data.source import DataSource
 from mim_core.errors import MimError
-from mim_core.features import load_run
-from mim_core.layout import Layout
-from mim_core.mask import Mask
-from mim_core.optimizer import make_optimizer
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe, override
+from mim_core.host.loading import installed
+from mim_core.methods.assembly import Parts
+from mim_core.methods.build import make_source
+from mim_core.parts.layout import Layout
+from mim_core.parts.mask import Mask
+from mim_core.parts.tokenizer import PatchTokenizer
+from mim_core.recipes.resolve import load_recipe, override
+from mim_core.runs import checkpoint
+from mim_core.runs.load import load_run
 from mim_core.testing import TargetContract, seeded, uncovered
-from mim_core.tokenizer import PatchTokenizer
+from mim_core.training.optimizer import make_optimizer
 from safetensors.torch import save_file
 
 open_clip = pytest.importorskip("open_clip", reason="CLIP features need open_clip")

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from mim_core.loading import KeyedBatches, KeyedDataset, collate, loader
+from mim_core.data.loading import KeyedBatches, KeyedDataset, collate, loader
 from PIL import Image
 
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from mim_core import checkpoint
 from mim_core.cli import main
+from mim_core.runs import checkpoint
 from PIL import Image
 
 

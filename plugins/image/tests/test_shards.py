@@ -10,14 +10,14 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from mim_core import loop
 from mim_core.cli import main
-from mim_core.collections import split_in
+from mim_core.data.collections import split_in
+from mim_core.data.loading import KeyedBatches, KeyedDataset, collate, loader
 from mim_core.errors import BadSample, MimError
-from mim_core.loading import KeyedBatches, KeyedDataset, collate, loader
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe, override
+from mim_core.host.loading import installed
+from mim_core.recipes.resolve import load_recipe, override
 from mim_core.testing import DataContract
+from mim_core.training import loop
 from mim_image.data import Images
 from PIL import Image
 

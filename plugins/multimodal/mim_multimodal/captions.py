@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from mim_core.errors import MimError
+from mim_core import MimError
 from torch import Tensor
 
 

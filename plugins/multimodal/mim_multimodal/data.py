@@ -9,11 +9,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from mim_core import randomness
-from mim_core.data import DataSource, Labelled, Picture
-from mim_core.errors import BadSample, MimError, one_line, unknown
-from mim_core.layout import Sample
-from mim_core.normalising import check_statistics
+from mim_core import (
+    BadSample,
+    DataSource,
+    Labelled,
+    MimError,
+    Picture,
+    Sample,
+    check_statistics,
+    one_line,
+    randomness,
+    unknown,
+)
 from torch import Tensor
 from torch.utils.data import Dataset
 

@@ -8,11 +8,19 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from mim_core.decoder import Decoder
-from mim_core.encoder import Encoded, Encoder, check_sizes, init_transformer, token
-from mim_core.layout import Layout, take
-from mim_core.mask import Mask
-from mim_core.position import PositionKind, make_position
+from mim_core import (
+    Decoder,
+    Encoded,
+    Encoder,
+    Layout,
+    Mask,
+    PositionKind,
+    check_sizes,
+    init_transformer,
+    make_position,
+    take,
+    token,
+)
 from timm.layers import Mlp
 from timm.models import vision_transformer
 from torch import Tensor, nn

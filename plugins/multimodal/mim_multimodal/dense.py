@@ -13,14 +13,21 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from mim_core.data import DataSource
-from mim_core.errors import MimError
-from mim_core.evaluation import PRETRAINED, RAW, UNTRAINED, Study
-from mim_core.layout import Sample
-from mim_core.loading import Readable, loader
-from mim_core.method import Method
-from mim_core.tokenizer import Tokenizer, times
-from mim_core.words import counted
+from mim_core import (
+    PRETRAINED,
+    RAW,
+    UNTRAINED,
+    DataSource,
+    Method,
+    MimError,
+    Readable,
+    Sample,
+    Study,
+    Tokenizer,
+    counted,
+    loader,
+    times,
+)
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from mim_core.errors import MimError
-from mim_core.evaluation import MAJORITY, Score, Study
+from mim_core import MAJORITY, MimError, Score, Study
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -8,10 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mim_core.data import DataSource
-from mim_core.errors import MimError, nearest
-from mim_core.options import fill
-from mim_core.plugins import installed
+from mim_core import DataSource, MimError, fill, installed, nearest
 
 Option = bool | int | float | str
 """What an option of an inner source is written as; text is read as TOML where it is TOML, so a list is "[1, 2]"."""

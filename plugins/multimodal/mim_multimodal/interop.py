@@ -6,13 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mim_core.errors import MimError
-from mim_core.foreign import agree, build, depth_of, heads_of, mlp_ratio_of, need, pair
-from mim_core.interop import State, fill_weights
-from mim_core.method import Method
-from mim_core.options import fill
-from mim_core.position import sincos_table
-from mim_core.recipe import Part
+from mim_core import Method, MimError, Part, State, fill, fill_weights, importers, sincos_table
 
 RELEASED_HEADS = {"heads": {768: 12, 1024: 16}, "decoder_heads": {256: 8}}
 """Attention heads of the released MultiMAE models, by width."""
@@ -66,7 +60,7 @@ def import_multimae(state: State, **sizes: Any) -> Method:
         )
     if given.tasks is not None and sorted(given.tasks) != sorted(tasks):
         raise MimError(f"tasks are given as {', '.join(given.tasks)}, and the weights have {', '.join(tasks)}.")
-    method = build(**_parts(state, given, inputs, tasks))
+    method = importers.build(**_parts(state, given, inputs, tasks))
     own = method.state_dict()
     tables = {name: own[name] for name in own if name.endswith("position.table")}  # fixed, and checked by outputs
     unused = [name for name in state if name.endswith("pos_emb")]
@@ -95,23 +89,23 @@ def _names(state: State, prefix: str) -> list[str]:
 
 
 def _parts(state: State, given: MultimaeSizes, inputs: list[str], tasks: list[str]) -> dict[str, Part]:
-    first = need(state, f"input_adapters.{inputs[0]}.proj.weight", "MultiMAE")
+    first = importers.need(state, f"input_adapters.{inputs[0]}.proj.weight", "MultiMAE")
     width, decoder = first.shape[0], f"output_adapters.{tasks[0]}."
-    decoder_width = need(state, f"{decoder}proj_context.weight", "MultiMAE with its decoders").shape[0]
+    decoder_width = importers.need(state, f"{decoder}proj_context.weight", "MultiMAE with its decoders").shape[0]
     read: dict[str, Any] = {
         "dim": width,
-        "depth": depth_of(state, "encoder."),
+        "depth": importers.depth_of(state, "encoder."),
         "decoder_dim": decoder_width,
-        "decoder_depth": depth_of(state, f"{decoder}decoder_transformer."),
+        "decoder_depth": importers.depth_of(state, f"{decoder}decoder_transformer."),
     }
     pictures = [name for name in inputs if name != "semseg"]
     if pictures:
-        weight = need(state, f"input_adapters.{pictures[0]}.proj.weight", "MultiMAE")
+        weight = importers.need(state, f"input_adapters.{pictures[0]}.proj.weight", "MultiMAE")
         read["patch_size"] = (weight.shape[2], weight.shape[3])
     if "semseg" in inputs:
-        classes, vector = need(state, "input_adapters.semseg.class_emb.weight", "MultiMAE").shape
+        classes, vector = importers.need(state, "input_adapters.semseg.class_emb.weight", "MultiMAE").shape
         read |= {"num_classes": classes, "dim_class_emb": vector}
-    agree(given, read)
+    importers.agree(given, read)
     parts = _tokenizers(state, given, inputs, read)
     for name in tasks:
         own = Part.of("multimodal:class-map") if name == "semseg" else _values(name)
@@ -121,8 +115,8 @@ def _parts(state: State, given: MultimaeSizes, inputs: list[str], tasks: list[st
         "core:vit",
         width=width,
         depth=read["depth"],
-        heads=heads_of("heads", given, width, RELEASED_HEADS),
-        mlp_ratio=mlp_ratio_of(state, "encoder.", width),
+        heads=importers.heads_of("heads", given, width, RELEASED_HEADS),
+        mlp_ratio=importers.mlp_ratio_of(state, "encoder.", width),
         final_norm=False,
         position="sincos-first",
     )
@@ -130,7 +124,7 @@ def _parts(state: State, given: MultimaeSizes, inputs: list[str], tasks: list[st
         "multimodal:cross-attention",
         width=decoder_width,
         depth=read["decoder_depth"],
-        heads=heads_of("decoder_heads", given, decoder_width, RELEASED_HEADS),
+        heads=importers.heads_of("decoder_heads", given, decoder_width, RELEASED_HEADS),
     )
     segments = {"norm_rgb": "rgb"} if "norm_rgb" in tasks else {}
     parts["method"] = Part.of("core:masked-autoencoder", average="sample", segments=segments)
@@ -145,13 +139,13 @@ def _tokenizers(state: State, given: MultimaeSizes, inputs: list[str], read: dic
     """A tokenizer per input, for the size that is given or that the positions have."""
     parts = {}
     for name in inputs:
-        weight = need(state, f"input_adapters.{name}.proj.weight", "MultiMAE")
+        weight = importers.need(state, f"input_adapters.{name}.proj.weight", "MultiMAE")
         patch = (weight.shape[2], weight.shape[3])
-        grid = need(state, f"input_adapters.{name}.pos_emb", "MultiMAE").shape[2:]
+        grid = importers.need(state, f"input_adapters.{name}.pos_emb", "MultiMAE").shape[2:]
         size = (grid[0] * patch[0], grid[1] * patch[1])
         if given.image_size is not None:
             whole = read.get("patch_size", patch)
-            size = tuple(n // p * own for n, p, own in zip(pair(given.image_size), whole, patch, strict=True))
+            size = tuple(n // p * own for n, p, own in zip(importers.pair(given.image_size), whole, patch, strict=True))
         if name == "semseg":
             classes, vector = read["num_classes"], read["dim_class_emb"]
             options = {"classes": classes, "embed_width": vector, "unknown": False}

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mim_core.collections import split_of
-from mim_core.errors import MimError
+from mim_core import MimError, split_of
 
 from mim_multimodal.layouts import Found, Items
 from mim_multimodal.tables import rows_of

@@ -1,7 +1,7 @@
 """Which aligned items there are: folders of modalities, with a file of the same name in each.
 
 ``ROOT/{train,test}/MODALITY/CLASS/.../name.ext``, or ``ROOT/MODALITY/{train,test}/...``; what splits are called is
-`mim_core.collections`' rule. Without these folders it is ``ROOT/MODALITY/...``, and a fifth of the items, drawn by
+`mim_core.data.collections`' rule. Without these folders it is ``ROOT/MODALITY/...``, and a fifth of the items, drawn by
 their names, is held out. Captions may also be the rows of one table, ``ROOT/captions.csv``.
 """
 
@@ -15,11 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from mim_core import walking
-from mim_core.collections import HELD_OUT, split_of
-from mim_core.errors import MimError, nearest
-from mim_core.randomness import name_code
-from mim_core.words import counted
+from mim_core import HELD_OUT, MimError, counted, name_code, nearest, split_of, walk_folders
 
 from mim_multimodal import naming
 from mim_multimodal.tables import rows_of
@@ -355,7 +351,7 @@ def _walk(folder: Path, modality: str, suffix: str) -> tuple[dict[str, str], Cou
     """Stem -> what its file's name ends in, of a modality's files; and the endings of other files."""
     found: dict[str, str] = {}
     others: Counter[str] = Counter()
-    for parent, names, _ in walking.walk(folder):
+    for parent, names, _ in walk_folders(folder):
         inside = parent.relative_to(folder).as_posix()
         for name in names:
             stem, ending = os.path.splitext(name)

@@ -7,11 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
-from mim_core import randomness
-from mim_core.errors import MimError, nearest
-from mim_core.layout import Layout
-from mim_core.mask import Draw
-from mim_core.masker import Masker
+from mim_core import Draw, Layout, Masker, MimError, nearest, randomness
 from torch import Tensor
 
 TRIES = 24

@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mim_core.collections import left_out
-from mim_core.errors import MimError
-from mim_core.words import counted
+from mim_core import MimError, counted, left_out
 
 if TYPE_CHECKING:
     from mim_multimodal.layouts import Items

@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from mim_core.data import DataSource, Labelled, Picture
-from mim_core.errors import BadSample, MimError
-from mim_core.layout import Sample
-from mim_core.words import counted
+from mim_core import BadSample, DataSource, Labelled, MimError, Picture, Sample, counted
 from torch import Tensor
 from torch.utils.data import Dataset
 

@@ -9,7 +9,7 @@ import textwrap
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from mim_core.data import Picture
+from mim_core import Picture
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mim_core.hookspecs import hookimpl
-from mim_core.registry import RecipeRegister, Register
+from mim_core import RecipeRegister, Register, hookimpl
 
 MULTIMAE = "MultiMAE, arXiv 2204.01678"
 
@@ -132,6 +131,6 @@ def mim_register_importers(register: Register) -> None:
 
 def main() -> int:
     """The ``mim-multimodal`` command: mim-core's commands, restricted to this plugin's recipes."""
-    from mim_core.cli import main
+    from mim_core import main
 
     return main(plugin="multimodal", less=("export",))  # timm knows no encoder of several modalities

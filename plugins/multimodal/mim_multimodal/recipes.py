@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mim_core.recipe import EvaluateConfig, Part, RunConfig, TrainConfig
-from mim_core.twins import Twins
+from mim_core import EvaluateConfig, Part, RunConfig, TrainConfig, Twins
 
 SEGMENTS = {"norm_rgb": "rgb"}
 """The head that predicts normalised colours asks for the colours' units."""

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from mim_core import randomness
-from mim_core.data import DataSource, Labelled, Picture
-from mim_core.layout import Sample
+from mim_core import DataSource, Labelled, Picture, Sample, randomness
 from torch import Tensor
 
 from mim_multimodal.inner import Option, open_inner, options_of

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from mim_core.errors import MimError
-from mim_core.words import counted
+from mim_core import MimError, counted
 
 
 def rows_of(table: Path, column: str) -> list[tuple[str, str]]:

@@ -6,11 +6,7 @@ import math
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int
-from mim_core.data import DataSource
-from mim_core.layout import Patches, Sample
-from mim_core.mask import Mask
-from mim_core.target import Target
-from mim_core.tokenizer import Tokenizer
+from mim_core import DataSource, Mask, Patches, Sample, Target, Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int
-from mim_core.layout import Layout, Patches, Sample
-from mim_core.mask import Mask
-from mim_core.target import Target
-from mim_core.tokenizer import Tokenizer
+from mim_core import Layout, Mask, Patches, Sample, Target, Tokenizer
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F

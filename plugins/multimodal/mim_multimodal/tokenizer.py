@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from mim_core.errors import MimError
-from mim_core.layout import Layout, Patches, Sample
-from mim_core.tokenizer import PatchTokenizer, Tokenizer
+from mim_core import Layout, MimError, Patches, PatchTokenizer, Sample, Tokenizer
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mim_core.build import build_method, make_source
+from mim_core.data.loading import KeyedBatches, KeyedDataset, Readable, collate, loader
 from mim_core.errors import BadSample, MimError
-from mim_core.loading import KeyedBatches, KeyedDataset, Readable, collate, loader
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe, override
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method, make_source
+from mim_core.recipes.resolve import load_recipe, override
 from mim_multimodal import captions, files, maps, pictures
 from mim_multimodal.crops import Cut, centred, nearest, random_resized
 from mim_multimodal.data import SAMPLE, Aligned

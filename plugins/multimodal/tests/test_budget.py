@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from mim_core.build import check_data
 from mim_core.errors import MimError
-from mim_core.layout import Layout
-from mim_core.loop import start
-from mim_core.mask import Draw
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe, override, swap
-from mim_core.report import _served
+from mim_core.evaluation.report import _served
+from mim_core.host.loading import installed
+from mim_core.methods.build import check_data
+from mim_core.parts.layout import Layout
+from mim_core.parts.mask import Draw
+from mim_core.recipes.resolve import load_recipe, override, swap
 from mim_core.testing import keys
+from mim_core.training.loop import start
 from mim_multimodal.masker import DirichletMasker
 from PIL import Image
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from mim_core.cli import main
-from mim_core.data import DataSource
+from mim_core.data.source import DataSource
 from mim_core.errors import MimError
-from mim_core.evaluation import MAJORITY, PRETRAINED, RAW, UNTRAINED, Score, Study, verdict
-from mim_core.method import Features, Method
-from mim_core.recipe import EvaluateConfig
-from mim_core.tokenizer import JoinedTokenizer, PatchTokenizer
+from mim_core.evaluation.study import Study
+from mim_core.methods.method import Features, Method
+from mim_core.parts.tokenizer import JoinedTokenizer, PatchTokenizer
+from mim_core.recipes.config import EvaluateConfig
+from mim_core.scores import MAJORITY, PRETRAINED, RAW, UNTRAINED, Score, verdict
 from mim_multimodal import dense
 from mim_multimodal.evaluations import classify, commonest, depth, depth_errors, mean_iou, regress, segmentation
 from PIL import Image

@@ -1,12 +1,12 @@
 """Heads and whole modalities that are taken out of a recipe, and the weights of heads."""
 
 import pytest
-from mim_core.build import build_method
 from mim_core.cli import main
-from mim_core.dropping import drop
 from mim_core.errors import MimError
-from mim_core.plugins import installed
-from mim_core.recipe import from_toml, load_recipe, override, read_file, to_toml
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method
+from mim_core.recipes.resolve import drop, load_recipe, override
+from mim_core.recipes.toml import from_toml, read_file, to_toml
 
 
 def recipe(name="multimae-vit-tiny"):

@@ -5,12 +5,13 @@ import io
 import numpy as np
 import pytest
 import torch
-from mim_core.build import build_method, make_source
-from mim_core.data import LabelledSource
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
-from mim_core.report import _pictures, held_out_samples, reconstruct
-from mim_core.tokenizer import zeros
+from mim_core.data.labelled import LabelledSource
+from mim_core.evaluation.reconstruction import held_out_samples, reconstruct
+from mim_core.evaluation.report import _pictures
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method, make_source
+from mim_core.parts.tokenizer import zeros
+from mim_core.recipes.resolve import load_recipe
 from mim_multimodal import pictures
 from mim_multimodal.text import TextTokenizer
 from PIL import Image

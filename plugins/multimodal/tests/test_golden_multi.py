@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from mim_core.errors import MimError
-from mim_core.interop import import_checkpoint
-from mim_core.tokenizer import PatchTokenizer
+from mim_core.interop.weights import import_checkpoint
+from mim_core.parts.tokenizer import PatchTokenizer
 from safetensors import safe_open
 
 GOLDEN = Path(__file__).resolve().parents[3].parent / "shared" / "golden" / "multimae.safetensors"

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mim_core.build import build_method, make_source
 from mim_core.cli import main
 from mim_core.errors import MimError
-from mim_core.evaluation import Study, run_usable
-from mim_core.features import chosen_inputs
-from mim_core.plugins import installed
-from mim_core.recipe import EvaluateConfig, load_recipe
+from mim_core.evaluation.features import chosen_inputs
+from mim_core.evaluation.study import Study, run_usable
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method, make_source
+from mim_core.recipes.config import EvaluateConfig
+from mim_core.recipes.resolve import load_recipe
 from mim_multimodal.data import Aligned
 from mim_multimodal.paired import Paired
 from mim_multimodal.raw import side_by_side

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from mim_core import randomness
-from mim_core.build import build_method, make_source
 from mim_core.cli import main
 from mim_core.errors import BadSample, MimError
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method, make_source
+from mim_core.recipes.resolve import load_recipe
 from mim_multimodal.inner import options_of, value_of
 from mim_multimodal.paired import Paired, match, stem_of
 from mim_multimodal.rendered import FARTHEST, Rendered, render, turn

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mim_core.build import build_method, make_source
 from mim_core.errors import MimError
-from mim_core.layout import Layout
-from mim_core.loop import start
-from mim_core.mask import Draw, Mask
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
-from mim_core.report import across, held_out_samples, reconstruct
+from mim_core.evaluation.reconstruction import across, held_out_samples, reconstruct
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method, make_source
+from mim_core.parts.layout import Layout
+from mim_core.parts.mask import Draw, Mask
+from mim_core.recipes.resolve import load_recipe
 from mim_core.testing import MaskerContract, TargetContract, TokenizerContract, keys
+from mim_core.training.loop import start
 from mim_multimodal.masker import DirichletMasker, log_gamma_draws
 from mim_multimodal.target import ClassMapTarget
 from mim_multimodal.tokenizer import ClassMapTokenizer

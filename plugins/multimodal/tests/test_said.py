@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from mim_core.build import build_method, check_data, make_source
 from mim_core.cli import main
 from mim_core.errors import BadSample, MimError
-from mim_core.features import tokenizer_at
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe, override
-from mim_core.report import held_out_samples
+from mim_core.evaluation.input_size import tokenizer_at
+from mim_core.evaluation.reconstruction import held_out_samples
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method, check_data, make_source
+from mim_core.recipes.resolve import load_recipe, override
 from mim_multimodal.data import Aligned
 from mim_multimodal.plugin import main as own_main
 from PIL import Image

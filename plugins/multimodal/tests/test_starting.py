@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from mim_core.build import build_method
 from mim_core.cli import main
 from mim_core.errors import MimError
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe, override, swap
-from mim_core.starting import take_weights
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method
+from mim_core.recipes.resolve import load_recipe, override, swap
+from mim_core.runs.initial_weights import take_weights
 from mim_multimodal.tokenizer import ClassMapTokenizer
 
 HERE = Path("RUN")

@@ -4,14 +4,15 @@ import math
 
 import pytest
 import torch
-from mim_core.build import build_method
 from mim_core.errors import MimError
-from mim_core.layout import Layout
-from mim_core.mask import Draw, Mask
-from mim_core.masker import RandomMasker
-from mim_core.plugins import installed
-from mim_core.recipe import Part, RunConfig, TrainConfig, resolve
-from mim_core.report import reconstruct
+from mim_core.evaluation.reconstruction import reconstruct
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method
+from mim_core.parts.layout import Layout
+from mim_core.parts.mask import Draw, Mask
+from mim_core.parts.masker import RandomMasker
+from mim_core.recipes.config import Part, RunConfig, TrainConfig
+from mim_core.recipes.resolve import resolve
 from mim_core.testing import TargetContract, TokenizerContract, keys, uncovered
 from mim_multimodal.data import SAMPLE
 from mim_multimodal.layouts import find_items

@@ -7,8 +7,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from mim_core import randomness
-from mim_core.errors import BadSample
+from mim_core import BadSample, randomness
 from torch import Tensor
 
 Axis = Literal["x", "y", "z"]

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from mim_core.commands.arguments import parse
-from mim_core.errors import MimError
-from mim_core.terminal import tell
+from mim_core import MimError, parse, tell
 
 from mim_pointcloud.columns import check_names
 from mim_pointcloud.layouts_store import shown

@@ -14,12 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
-from mim_core import randomness
-from mim_core.collections import left_out
-from mim_core.data import DataSource, Labelled, Picture
-from mim_core.errors import BadSample, MimError, nearest
-from mim_core.layout import Sample
-from mim_core.words import counted
+from mim_core import BadSample, DataSource, Labelled, MimError, Picture, Sample, counted, left_out, nearest, randomness
 from torch import Tensor
 from torch.utils.data import Dataset
 

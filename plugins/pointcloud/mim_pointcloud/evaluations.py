@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from mim_core import randomness
-from mim_core.errors import MimError
-from mim_core.evaluation import MAJORITY, Score, Study
+from mim_core import MAJORITY, MimError, Score, Study, randomness
 from torch import Tensor
 
 Array = npt.NDArray[Any]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from mim_core.errors import BadSample, MimError, one_line, unknown
+from mim_core import BadSample, MimError, one_line, unknown
 from numpy.typing import NDArray
 from torch import Tensor
 

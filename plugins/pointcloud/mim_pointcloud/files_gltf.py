@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from mim_core.errors import BadSample
+from mim_core import BadSample
 
 from mim_pointcloud.columns import shades
 from mim_pointcloud.files_shape import Floats, Shape, cloud, joined, moved

@@ -14,7 +14,7 @@ from typing import Any, Literal, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int, Int64, Shaped
-from mim_core.errors import MimError, unknown
+from mim_core import MimError, unknown
 from torch import Tensor
 
 from mim_pointcloud.geometry_given import check_clouds, first_of, scaled, widened

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from mim_core.errors import MimError
+from mim_core import MimError
 from torch import Tensor
 
 from mim_pointcloud import geometry

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from mim_core.errors import MimError
+from mim_core import MimError
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor

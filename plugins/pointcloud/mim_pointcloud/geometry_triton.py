@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float, Int64
-from mim_core.errors import MimError
+from mim_core import MimError
 from torch import Tensor
 
 RESIDENT = 4096

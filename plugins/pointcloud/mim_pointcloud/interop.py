@@ -6,12 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mim_core.errors import MimError
-from mim_core.foreign import HEAD, agree, build, depth_of, heads_of, mlp_ratio_of, need
-from mim_core.interop import State, fill_weights
-from mim_core.method import Method
-from mim_core.options import fill
-from mim_core.recipe import Part
+from mim_core import Method, MimError, Part, State, fill, fill_weights, importers
 
 RELEASED_HEADS = {"heads": {384: 6}, "decoder_heads": {384: 6}}
 """Attention heads of the released Point-MAE model, by width."""
@@ -63,31 +58,31 @@ def import_point_mae(state: State, **sizes: Any) -> Method:
         raise MimError(f"loss is {given.loss!r}; Point-MAE has {' and '.join(LOSSES)}.")
     if given.fps_start != 0:
         raise MimError(f"fps_start is {given.fps_start}; sampling starts at the first point, 0.")
-    width = need(state, "MAE_encoder.norm.weight", "Point-MAE").shape[0]
+    width = importers.need(state, "MAE_encoder.norm.weight", "Point-MAE").shape[0]
     lacking = [name for name in ("MAE_decoder.", "increase_dim.") if not any(key.startswith(name) for key in state)]
     if lacking:
         raise MimError(
             "These Point-MAE weights have no decoder (no weights that start with "
             f"{' or '.join(lacking)}), as those of a fine-tuned classifier do not. Take the pre-training weights."
         )
-    answer = need(state, "increase_dim.0.weight", "Point-MAE with its decoder").shape[0]
+    answer = importers.need(state, "increase_dim.0.weight", "Point-MAE with its decoder").shape[0]
     read = {
         "dim": width,
         "group_size": answer // 3,
-        "depth": depth_of(state, "MAE_encoder.blocks.blocks."),
-        "decoder_depth": depth_of(state, "MAE_decoder.blocks."),
-        "mlp_ratio": mlp_ratio_of(state, "MAE_encoder.blocks.blocks.", width),
+        "depth": importers.depth_of(state, "MAE_encoder.blocks.blocks."),
+        "decoder_depth": importers.depth_of(state, "MAE_decoder.blocks."),
+        "mlp_ratio": importers.mlp_ratio_of(state, "MAE_encoder.blocks.blocks.", width),
     }
-    agree(given, read)
-    method = build(**_parts(state, given, width, read))
+    importers.agree(given, read)
+    method = importers.build(**_parts(state, given, width, read))
     fill_weights(method, state, {name: _theirs(name) for name in method.state_dict()})
     return method
 
 
 def _parts(state: State, given: PointMaeSizes, width: int, read: Mapping[str, Any]) -> dict[str, Part]:
     """Tokenizer, masker, encoder, decoder and target of these sizes."""
-    channels = need(state, "MAE_encoder.encoder.first_conv.0.weight", "Point-MAE").shape[1]
-    heads = heads_of("heads", given, width, RELEASED_HEADS)
+    channels = importers.need(state, "MAE_encoder.encoder.first_conv.0.weight", "Point-MAE").shape[1]
+    heads = importers.heads_of("heads", given, width, RELEASED_HEADS)
     blocks = {
         "width": width,
         "position": "coordinates",
@@ -113,7 +108,7 @@ def _parts(state: State, given: PointMaeSizes, width: int, read: Mapping[str, An
             **blocks,
             depth=read["decoder_depth"],
             heads=given.decoder_heads or heads,
-            mlp_ratio=mlp_ratio_of(state, "MAE_decoder.blocks.", width),
+            mlp_ratio=importers.mlp_ratio_of(state, "MAE_decoder.blocks.", width),
             embed=False,
         ),
         "target": Part.of("pointcloud:chamfer", norm=LOSSES[given.loss]),
@@ -130,7 +125,7 @@ def _theirs(ours: str) -> str:
         return "MAE_encoder.blocks." + ours.removeprefix("encoder.")
     if ours.startswith("encoder."):
         return "MAE_" + ours
-    rest = ours.removeprefix(HEAD)
+    rest = ours.removeprefix(importers.HEAD)
     outer = {
         "mask_token": "mask_token",
         "pred.weight": "increase_dim.0.weight",

@@ -10,9 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from mim_core import walking
-from mim_core.collections import arrange
-from mim_core.errors import MimError, unknown
+from mim_core import MimError, arrange, unknown, walk_folders
 
 from mim_pointcloud.files import EXTENSIONS, is_list
 from mim_pointcloud.files_array import mapped
@@ -93,7 +91,7 @@ def walk(root: Path) -> tuple[list[str], Counter[str]]:
     """Shapes below the root, sorted, and the endings of other files."""
     found: list[str] = []
     others: Counter[str] = Counter()
-    for folder, names, _ in walking.walk(root):
+    for folder, names, _ in walk_folders(root):
         for name in names:
             ending = os.path.splitext(name)[1].lower()
             if name.startswith("."):
@@ -109,7 +107,7 @@ def walk(root: Path) -> tuple[list[str], Counter[str]]:
 
 
 def folder(root: Path) -> Shapes:
-    """A folder's own splits and classes, as `mim_core.collections` has them. Where it has classes and nothing held
+    """A folder's own splits and classes, as `mim_core.data.collections` has them. Where it has classes and nothing held
     out, a fifth of each is held out, drawn by a hash of the name; without classes all shapes are for pre-training.
 
     Raises:

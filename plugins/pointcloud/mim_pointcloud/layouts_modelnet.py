@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
-from mim_core.errors import BadSample, MimError, one_line, unknown
+from mim_core import BadSample, MimError, one_line, unknown
 
 from mim_pointcloud.layouts_store import Listed, Shapes, ShapeStore, absent, from_lists, lines, place_of
 from mim_pointcloud.limits import LIMIT, check_end, check_file, check_numbers

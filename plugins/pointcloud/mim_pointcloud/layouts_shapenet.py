@@ -8,7 +8,7 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
-from mim_core.errors import MimError
+from mim_core import MimError
 
 from mim_pointcloud.layouts_store import Listed, Shapes, ShapeStore, absent, drawn, from_lists, lines, place_of
 

@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mim_core.errors import MimError, nearest
+from mim_core import MimError, nearest
 
 from mim_pointcloud.files import EXTENSIONS
 

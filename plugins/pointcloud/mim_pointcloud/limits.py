@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from mim_core.errors import BadSample
+from mim_core import BadSample
 
 LIMIT = 2 * 2**30
 """Bytes of the largest file of arrays that is read."""

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from mim_core.errors import BadSample, MimError
-from mim_core.words import counted
+from mim_core import BadSample, MimError, counted
 
 from mim_pointcloud.columns import from_table
 from mim_pointcloud.files import UNNAMED, read_shape, reason_of

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from mim_core import randomness
-from mim_core.layout import Layout
-from mim_core.mask import Draw
-from mim_core.masker import Masker, Rounding, check_ratio, rounded
+from mim_core import Draw, Layout, Masker, Rounding, check_ratio, randomness, rounded
 from torch import Tensor
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from mim_core.data import Picture
+from mim_core import Picture
 from PIL import Image
 from torch import Tensor
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from mim_core.doctor import Finding, library
-from mim_core.hookspecs import hookimpl
-from mim_core.registry import RecipeRegister, Register
+from mim_core import Finding, RecipeRegister, Register, hookimpl, library
 
 POINT_MAE = "Point-MAE, arXiv 2203.06604"
 
@@ -130,6 +128,6 @@ def mim_diagnose() -> list[Finding]:
 
 def main() -> int:
     """The ``mim-pointcloud`` command: mim-core's commands, restricted to this plugin's recipes, and its own."""
-    from mim_core.cli import main
+    from mim_core import main
 
     return main(plugin="pointcloud", more=COMMANDS)

@@ -12,9 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
-from mim_core import walking
-from mim_core.errors import BadSample, MimError
-from mim_core.jobs import in_processes
+from mim_core import BadSample, MimError, in_processes, walk_folders
 
 from mim_pointcloud.files import EXTENSIONS, is_list, read_centred
 from mim_pointcloud.layouts import find_shapes, recognise
@@ -130,7 +128,7 @@ def source_of(root: Path, sampling: Sampling) -> Prepared:
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Folders and their files in order; links are followed, and each real folder is visited once."""
-    for folder, names, _ in walking.walk(root, hidden=True):
+    for folder, names, _ in walk_folders(root, hidden=True):
         yield folder, names
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mim_core.recipe import EvaluateConfig, Part, RunConfig, TrainConfig
-from mim_core.twins import Twins, with_options
+from mim_core import EvaluateConfig, Part, RunConfig, TrainConfig, Twins, with_options
 
 BLOCKS = {"norm_eps": 1e-5, "qkv_bias": False, "position": "coordinates", "position_at": "blocks", "init": "truncated"}
 """Point-MAE's transformer blocks, in the encoder and in the decoder."""

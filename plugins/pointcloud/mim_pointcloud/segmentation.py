@@ -10,24 +10,31 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from mim_core.data import DataSource, Labelled
-from mim_core.encoder import Encoder, init_transformer
-from mim_core.errors import MimError
-from mim_core.evaluation import Score
-from mim_core.finetune import FINE_TUNED, Supervised, Taught, entry
-from mim_core.layout import Sample
-from mim_core.loading import Readable
-from mim_core.mask import Mask
-from mim_core.method import Outcome
-from mim_core.norm import BatchNorm
-from mim_core.tokenizer import Tokenizer
+from mim_core import (
+    FINE_TUNED,
+    BatchNorm,
+    DataSource,
+    Encoder,
+    Labelled,
+    Mask,
+    MimError,
+    Outcome,
+    Readable,
+    Sample,
+    Score,
+    Supervised,
+    Taught,
+    Tokenizer,
+    entry,
+    init_transformer,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mim_pointcloud import geometry, metrics
 
 if TYPE_CHECKING:
-    from mim_core.build import Parts
+    from mim_core import Parts
 
 MAJORITY = "majority part"
 """Row of the scores: for every point the most frequent part of its category."""

@@ -7,10 +7,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from mim_core.layout import Patches, Sample
-from mim_core.mask import Mask
-from mim_core.target import Target
-from mim_core.tokenizer import Tokenizer
+from mim_core import Mask, Patches, Sample, Target, Tokenizer
 from torch import Tensor, nn
 
 from mim_pointcloud import geometry

@@ -8,11 +8,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from mim_core.encoder import init_transformer
-from mim_core.errors import MimError
-from mim_core.layout import Layout, Patches, Sample
-from mim_core.norm import BatchNorm
-from mim_core.tokenizer import Tokenizer
+from mim_core import BatchNorm, Layout, MimError, Patches, Sample, Tokenizer, init_transformer
 from torch import Tensor, nn
 
 from mim_pointcloud import geometry

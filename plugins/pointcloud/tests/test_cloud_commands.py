@@ -7,7 +7,7 @@ import pytest
 import torch
 from mim_core.cli import main
 from mim_core.errors import MimError
-from mim_core.interop import import_checkpoint
+from mim_core.interop.weights import import_checkpoint
 
 TWIN = ("pretrain", "pointcloud:point-mae-vit-tiny", "--twin", "--quiet")
 SHORT = ("--train.epochs", "0.03", "--train.warmup-epochs", "0")
@@ -85,7 +85,7 @@ def test_weights_without_a_decoder_are_named_so():
 
 
 def test_long_lists_of_numbers_stand_in_rows():
-    from mim_core.report import _in_rows
+    from mim_core.evaluation.report import _in_rows
 
     text = 'a = [\n    1,\n    -2,\n]\nb = [\n    "x",\n]\nc = [\n' + "    7,\n" * 80 + "]\n"
     rows = _in_rows(text)

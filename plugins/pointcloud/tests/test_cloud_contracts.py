@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from mim_core.build import build_method
-from mim_core.layout import Layout
-from mim_core.mask import Draw, Mask
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method
+from mim_core.parts.layout import Layout
+from mim_core.parts.mask import Draw, Mask
+from mim_core.recipes.resolve import load_recipe
 from mim_core.testing import MaskerContract, MethodContract, TargetContract, TokenizerContract, keys, noise, uncovered
 from mim_pointcloud.masker import CentreBlockMasker
 from mim_pointcloud.tokenizer import GroupTokenizer

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from mim_core.data.loading import KeyedBatches, KeyedDataset, collate, loader
 from mim_core.errors import BadSample, MimError
-from mim_core.loading import KeyedBatches, KeyedDataset, collate, loader
 from mim_pointcloud.augmentation import choose_points, rotate, scale_and_shift, to_unit_sphere
 from mim_pointcloud.data import SAMPLE, Clouds, Plain
 from mim_pointcloud.description import describe

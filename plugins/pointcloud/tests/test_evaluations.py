@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from mim_core.errors import MimError
-from mim_core.evaluation import MAJORITY, PRETRAINED, RAW, Features, Study
-from mim_core.recipe import EvaluateConfig
+from mim_core.evaluation.study import Features, Study
+from mim_core.recipes.config import EvaluateConfig
+from mim_core.scores import MAJORITY, PRETRAINED, RAW
 from mim_pointcloud import evaluations
 from mim_pointcloud.evaluations import draw, few_shot, folds, svm
 from mim_pointcloud.metrics import part_iou

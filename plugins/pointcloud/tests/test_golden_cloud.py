@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mim_core.errors import MimError
-from mim_core.interop import import_checkpoint
+from mim_core.interop.weights import import_checkpoint
 from safetensors import safe_open
 
 GOLDEN = Path(__file__).resolve().parents[3].parent / "shared" / "golden" / "point_mae.safetensors"

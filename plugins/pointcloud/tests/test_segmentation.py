@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from mim_core import randomness
-from mim_core.build import build_method
 from mim_core.cli import main
-from mim_core.data import DataSource, Labelled
-from mim_core.encoder import Encoder
+from mim_core.data.source import DataSource, Labelled
 from mim_core.errors import MimError
-from mim_core.features import load_run
-from mim_core.loop import start, train
-from mim_core.plugins import installed
-from mim_core.recipe import ResolvedPart, load_recipe, swap
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method
+from mim_core.parts.encoder import Encoder
+from mim_core.recipes.config import ResolvedPart
+from mim_core.recipes.resolve import load_recipe, swap
+from mim_core.runs.load import load_run
+from mim_core.training.loop import start, train
 from mim_pointcloud import segmentation
 from mim_pointcloud.segmentation import PartSegmenter, interpolation, owners_of, thirds
 from torch.utils.data import Dataset

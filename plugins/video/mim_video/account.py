@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from mim_core import collections
-from mim_core.progress import lasting
-from mim_core.words import counted
+from mim_core import collections, counted, lasting
 
 if TYPE_CHECKING:
     from mim_video.data import Clips

@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from mim_core.commands.arguments import parse
-from mim_core.errors import BadSample, MimError
-from mim_core.terminal import console, tell
-from mim_core.words import counted
+from mim_core import BadSample, MimError, console, counted, parse, tell
 from rich.table import Table
 
 from mim_video.prepare import MANIFEST, Encoding, prepare_collection

@@ -7,12 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mim_core.errors import MimError
-from mim_core.foreign import HEAD, agree, build, depth_of, heads_of, mlp_ratio_of, need, pair
-from mim_core.interop import State, fill_weights
-from mim_core.method import Method
-from mim_core.options import fill
-from mim_core.recipe import Part
+from mim_core import Method, MimError, Part, State, fill, fill_weights, importers
 from torch import Tensor
 
 from mim_video.weights import tubelets
@@ -85,29 +80,32 @@ def import_videomae_v2(state: State, **sizes: Any) -> Method:
 
 
 def _videomae(state: State, given: VideomaeSizes, masker: Part) -> Method:
-    width, channels, tubelet, *patch = need(state, "encoder.patch_embed.proj.weight", "VideoMAE").shape
-    decoder_width = need(state, "encoder_to_decoder.weight", "VideoMAE with its decoder").shape[0]
+    width, channels, tubelet, *patch = importers.need(state, "encoder.patch_embed.proj.weight", "VideoMAE").shape
+    decoder_width = importers.need(state, "encoder_to_decoder.weight", "VideoMAE with its decoder").shape[0]
     read = {
         "encoder_embed_dim": width,
         "encoder_in_chans": channels,
-        "encoder_depth": depth_of(state, "encoder.blocks."),
+        "encoder_depth": importers.depth_of(state, "encoder.blocks."),
         "tubelet_size": tubelet,
         "patch_size": tuple(patch),
         "decoder_embed_dim": decoder_width,
-        "decoder_depth": depth_of(state, "decoder.blocks."),
-        "decoder_num_classes": need(state, "decoder.head.weight", "VideoMAE with its decoder").shape[0],
-        "mlp_ratio": mlp_ratio_of(state, "encoder.blocks.", width),
+        "decoder_depth": importers.depth_of(state, "decoder.blocks."),
+        "decoder_num_classes": importers.need(state, "decoder.head.weight", "VideoMAE with its decoder").shape[0],
+        "mlp_ratio": importers.mlp_ratio_of(state, "encoder.blocks.", width),
     }
-    agree(given, read)
-    encoder = {"heads": heads_of("encoder_num_heads", given, width, RELEASED_HEADS), "depth": read["encoder_depth"]}
+    importers.agree(given, read)
+    encoder = {
+        "heads": importers.heads_of("encoder_num_heads", given, width, RELEASED_HEADS),
+        "depth": read["encoder_depth"],
+    }
     decoder = {
-        "heads": heads_of("decoder_num_heads", given, decoder_width, RELEASED_HEADS),
+        "heads": importers.heads_of("decoder_num_heads", given, decoder_width, RELEASED_HEADS),
         "depth": read["decoder_depth"],
-        "mlp_ratio": mlp_ratio_of(state, "decoder.blocks.", decoder_width),
+        "mlp_ratio": importers.mlp_ratio_of(state, "decoder.blocks.", decoder_width),
         "final_norm_eps": given.decoder_norm_eps,
     }
-    method = build(
-        tokenizer=tubelets((given.num_frames, *pair(given.img_size)), (tubelet, *patch), channels),
+    method = importers.build(
+        tokenizer=tubelets((given.num_frames, *importers.pair(given.img_size)), (tubelet, *patch), channels),
         masker=masker,
         encoder=Part.of(
             "core:vit",
@@ -155,7 +153,7 @@ def _videomae_name(ours: str) -> str:
     name = ours.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2")
     if name.startswith("tokenizer."):
         return name.replace("tokenizer.", "encoder.patch_embed.")
-    rest = name.removeprefix(HEAD)
+    rest = name.removeprefix(importers.HEAD)
     if rest == name:
         return name
     renamed = {"embed.weight": "encoder_to_decoder.weight", "mask_token": "mask_token"}

@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mim_core.errors import MimError
-from mim_core.foreign import HEAD, agree, build, depth_of, heads_of, mlp_ratio_of, need, pair
-from mim_core.interop import State, fill_weights
-from mim_core.method import Method
-from mim_core.options import fill
-from mim_core.recipe import Part
+from mim_core import Method, MimError, Part, State, fill, fill_weights, importers
 from torch import Tensor
 
 from mim_video.weights import tubelets
@@ -61,19 +56,19 @@ def import_mae_st(state: State, **sizes: Any) -> Method:
         MimError: Weights of another code base, a size that contradicts them, heads that must be given.
     """
     given = fill(MaeStSizes, sizes, "import format mae-st")
-    width, channels, tubelet, *patch = need(state, "patch_embed.proj.weight", "MAE-ST").shape
-    decoder_width = need(state, "decoder_embed.weight", "MAE-ST with its decoder").shape[0]
+    width, channels, tubelet, *patch = importers.need(state, "patch_embed.proj.weight", "MAE-ST").shape
+    decoder_width = importers.need(state, "decoder_embed.weight", "MAE-ST with its decoder").shape[0]
     size, frames, read = _read_sizes(state, given)
     separable, with_class = read["sep_pos_embed"], read["cls_embed"]
     shared = {"position": "separable" if separable else "learned", "norm_eps": given.norm_eps}
-    method = build(
+    method = importers.build(
         tokenizer=tubelets(size, (tubelet, *patch), channels),
         masker=Part.of("core:random", ratio=given.mask_ratio),
         encoder=Part.of(
             "core:vit",
             width=width,
             depth=read["depth"],
-            heads=heads_of("num_heads", given, width, MAE_ST_HEADS),
+            heads=importers.heads_of("num_heads", given, width, MAE_ST_HEADS),
             mlp_ratio=read["mlp_ratio"],
             class_token=with_class,
             **shared,
@@ -82,8 +77,8 @@ def import_mae_st(state: State, **sizes: Any) -> Method:
             "core:transformer",
             width=decoder_width,
             depth=read["decoder_depth"],
-            heads=heads_of("decoder_num_heads", given, decoder_width, MAE_ST_HEADS),
-            mlp_ratio=mlp_ratio_of(state, "decoder_blocks.", decoder_width),
+            heads=importers.heads_of("decoder_num_heads", given, decoder_width, MAE_ST_HEADS),
+            mlp_ratio=importers.mlp_ratio_of(state, "decoder_blocks.", decoder_width),
             prefix="own" if with_class else "encoder",
             **shared,
         ),
@@ -96,25 +91,25 @@ def import_mae_st(state: State, **sizes: Any) -> Method:
 
 def _read_sizes(state: State, given: MaeStSizes) -> tuple[tuple[int, int, int], int, dict[str, Any]]:
     """The size of a clip, the predicted frames of a tubelet, and what was read off the weights, by MAE-ST's names."""
-    width, channels, tubelet, *patch = need(state, "patch_embed.proj.weight", "MAE-ST").shape
-    decoder_width = need(state, "decoder_embed.weight", "MAE-ST with its decoder").shape[0]
+    width, channels, tubelet, *patch = importers.need(state, "patch_embed.proj.weight", "MAE-ST").shape
+    decoder_width = importers.need(state, "decoder_embed.weight", "MAE-ST with its decoder").shape[0]
     separable, with_class = "pos_embed_spatial" in state, "cls_token" in state
     size = _mae_st_size(state, given, tubelet, (patch[0], patch[1]), with_class)
-    frames = need(state, "decoder_pred.weight", "MAE-ST").shape[0] // (channels * patch[0] * patch[1])
+    frames = importers.need(state, "decoder_pred.weight", "MAE-ST").shape[0] // (channels * patch[0] * patch[1])
     read = {
         "embed_dim": width,
         "in_chans": channels,
-        "depth": depth_of(state, "blocks."),
+        "depth": importers.depth_of(state, "blocks."),
         "t_patch_size": tubelet,
         "patch_size": tuple(patch),
         "pred_t_dim": size[0] // tubelet * frames,
         "decoder_embed_dim": decoder_width,
-        "decoder_depth": depth_of(state, "decoder_blocks."),
-        "mlp_ratio": mlp_ratio_of(state, "blocks.", width),
+        "decoder_depth": importers.depth_of(state, "decoder_blocks."),
+        "mlp_ratio": importers.mlp_ratio_of(state, "blocks.", width),
         "sep_pos_embed": separable,
         "cls_embed": with_class,
     }
-    agree(given, read)
+    importers.agree(given, read)
     return size, frames, read
 
 
@@ -123,16 +118,16 @@ def _mae_st_size(
 ) -> tuple[int, int, int]:
     """Frames, height and width: as the position tables say, or as given."""
     if "pos_embed_spatial" in state:
-        frames = need(state, "pos_embed_temporal", "MAE-ST").shape[1] * tubelet
+        frames = importers.need(state, "pos_embed_temporal", "MAE-ST").shape[1] * tubelet
         places = state["pos_embed_spatial"].shape[1]
     else:
         frames = given.num_frames
-        units = need(state, "pos_embed", "MAE-ST").shape[1] - int(with_class)
+        units = importers.need(state, "pos_embed", "MAE-ST").shape[1] - int(with_class)
         places = units // max(1, frames // tubelet)
     side = round(places**0.5)
     if given.img_size is None and side * side != places:
         raise MimError(f"The weights are for {places} patches a frame, which is no square; give img_size.")
-    size = (side * patch[0], side * patch[1]) if given.img_size is None else pair(given.img_size)
+    size = (side * patch[0], side * patch[1]) if given.img_size is None else importers.pair(given.img_size)
     if size[0] // patch[0] * (size[1] // patch[1]) != places:
         raise MimError(
             f"img_size {size} with patch {patch} makes another number of patches than the weights' {places}."
@@ -173,7 +168,7 @@ def _fold_class_positions(state: State) -> dict[str, Tensor]:
 def _mae_st_name(ours: str) -> str:
     """Our name of a weight -> MAE-ST's."""
     tables = {"first": "pos_embed_temporal", "rest": "pos_embed_spatial", "table": "pos_embed"}
-    rest = ours.removeprefix(HEAD)
+    rest = ours.removeprefix(importers.HEAD)
     prefix = "decoder_" if rest != ours else ""
     rest = rest.removeprefix("encoder.").replace("tokenizer.", "patch_embed.")
     if rest.startswith("position."):

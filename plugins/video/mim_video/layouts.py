@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mim_core import collections, walking
-from mim_core.errors import MimError, unknown
+from mim_core import MimError, collections, unknown, walk_folders
 
 from mim_video import listings
 from mim_video.listings import Entry
@@ -137,7 +136,7 @@ def walk(root: Path) -> tuple[list[str], Counter[str]]:
     """Videos below the root, sorted, and the endings of other files."""
     found: list[str] = []
     others: Counter[str] = Counter()
-    for folder, names, _ in walking.walk(root):
+    for folder, names, _ in walk_folders(root):
         for name in names:
             ending = os.path.splitext(name)[1].lower()
             if name.startswith("."):
@@ -168,7 +167,7 @@ def _of_frames(root: Path, others: Mapping[str, int]) -> str:
     """How to make a video of a folder of frames; empty where there is none."""
     if not set(others) & set(PICTURES):
         return ""
-    for folder, names, _ in walking.walk(root):
+    for folder, names, _ in walk_folders(root):
         frames = [name for name in names if os.path.splitext(name)[1].lower() in PICTURES]
         if len(frames) > 1:
             ending = os.path.splitext(frames[0])[1]

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mim_core import collections
-from mim_core.errors import MimError
+from mim_core import MimError, collections
 
 TIMED = ("youtube_id", "time_start", "time_end")
 """Columns that make a csv file one of Kinetics'."""

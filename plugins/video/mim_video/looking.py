@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import av
-from mim_core.errors import BadSample
-from mim_core.progress import lasting
-from mim_core.words import counted
+from mim_core import BadSample, counted, lasting
 
 from mim_video.layouts import ClipStore
 from mim_video.reader_pyav import COVER_PICTURE, error_text, main_stream, open_container

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from mim_core import randomness
-from mim_core.layout import Layout, take
-from mim_core.mask import Draw, Mask
-from mim_core.masker import Masker, check_ratio, hide_first, rounded
+from mim_core import Draw, Layout, Mask, Masker, check_ratio, hide_first, randomness, rounded, take
 from torch import Tensor
 
 CELL = 4  # units of a running cell: 2 x 2

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from mim_core.data import Picture
+from mim_core import Picture
 from PIL import Image
 from torch import Tensor
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mim_core.doctor import Finding, library
-from mim_core.hookspecs import hookimpl
-from mim_core.registry import RecipeRegister, Register
+from mim_core import Finding, RecipeRegister, Register, hookimpl, library
 
 VIDEOMAE = "VideoMAE, arXiv 2203.12602"
 VIDEOMAE_V2 = "VideoMAE V2, arXiv 2303.16727"
@@ -146,6 +144,6 @@ def _install(extra: str) -> str:
 
 def main() -> int:
     """The ``mim-video`` command: mim-core's commands, restricted to this plugin's recipes, and its own."""
-    from mim_core.cli import main
+    from mim_core import main
 
     return main(plugin="video", more=COMMANDS)

@@ -16,9 +16,7 @@ from typing import Any, Literal
 import av
 import torch
 from av.video.reformatter import Colorspace
-from mim_core import walking
-from mim_core.errors import BadSample, MimError
-from mim_core.jobs import in_processes
+from mim_core import BadSample, MimError, in_processes, walk_folders
 
 from mim_video.layouts import EXTENSIONS, no_videos
 from mim_video.reader_pyav import PyavReader
@@ -83,7 +81,7 @@ def plan(root: Path, out: Path) -> list[Job]:
     if root.resolve() == out.resolve():
         raise MimError(f"IN and OUT are both {root}: originals are never overwritten. Give another folder as OUT.")
     jobs = []
-    for folder, names, folders in walking.walk(root, hidden=True):
+    for folder, names, folders in walk_folders(root, hidden=True):
         below = folder.relative_to(root)
         jobs += [Job(f"{below / n}/", "", False, aside=HIDDEN) for n in folders if n.startswith(".")]
         folders[:] = [n for n in folders if not n.startswith(".") and (folder / n).resolve() != out.resolve()]

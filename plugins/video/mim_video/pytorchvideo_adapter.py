@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import UInt8
-from mim_core.errors import BadSample, MimError
+from mim_core import BadSample, MimError
 from torch import Tensor
 from torch.utils.data import IterableDataset
 

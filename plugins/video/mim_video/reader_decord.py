@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from mim_core.errors import BadSample
+from mim_core import BadSample
 from torch import Tensor
 
 from mim_video.reader_pyav import PyavReader

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import Float64, UInt8
-from mim_core.errors import BadSample
+from mim_core import BadSample
 from torch import Tensor
 
 from mim_video.reader_index import FrameIndex, Scan, decode, index_by_frames, index_by_packets, scan

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import UInt8
-from mim_core.errors import BadSample
+from mim_core import BadSample
 from torch import Tensor
 
 from mim_video.reader_pyav import PyavReader

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float64, UInt8
-from mim_core.errors import BadSample, MimError, unknown
+from mim_core import BadSample, MimError, unknown
 from torch import Tensor
 from torch.nn.functional import interpolate
 

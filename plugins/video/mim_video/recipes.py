@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mim_core.recipe import Part, RunConfig, TrainConfig
-from mim_core.twins import Twins
+from mim_core import Part, RunConfig, TrainConfig, Twins
 
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
 """Width, blocks and heads of the encoder."""

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from mim_core.data import DataSource
-from mim_core.layout import Layout, Patches, Sample
-from mim_core.mask import Mask
-from mim_core.target import Target, ValueTarget
-from mim_core.tokenizer import Tokenizer
+from mim_core import DataSource, Layout, Mask, Patches, Sample, Target, Tokenizer, ValueTarget
 from torch import Tensor, nn
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mim_core.recipe import Part
+from mim_core import Part
 
 
 def tubelets(size: tuple[int, ...], patch: tuple[int, ...], channels: int) -> Part:

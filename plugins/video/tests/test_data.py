@@ -9,12 +9,13 @@ import av
 import numpy as np
 import pytest
 import torch
-from mim_core.build import build_method
+from mim_core.data.loading import KeyedBatches, KeyedDataset, collate
 from mim_core.errors import BadSample, MimError
-from mim_core.features import extract
-from mim_core.loading import KeyedBatches, KeyedDataset, collate
-from mim_core.plugins import installed
-from mim_core.recipe import EvaluateConfig, load_recipe
+from mim_core.evaluation.features import extract
+from mim_core.host.loading import installed
+from mim_core.methods.build import build_method
+from mim_core.recipes.config import EvaluateConfig
+from mim_core.recipes.resolve import load_recipe
 from mim_video import crops
 from mim_video.data import Clips, first_frame, shuffle
 from PIL import Image

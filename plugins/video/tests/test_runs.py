@@ -7,16 +7,18 @@ import av
 import numpy as np
 import pytest
 import torch
-from mim_core import loop
-from mim_core.build import open_source
 from mim_core.cli import main
-from mim_core.cost import step_cost
 from mim_core.errors import MimError
-from mim_core.evaluation import PRETRAINED
-from mim_core.features import load_run, prepare_study, tokenizer_at
-from mim_core.plan import amount
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe, override
+from mim_core.evaluation.features import prepare_study
+from mim_core.evaluation.input_size import tokenizer_at
+from mim_core.host.loading import installed
+from mim_core.methods.build import open_source
+from mim_core.recipes.resolve import load_recipe, override
+from mim_core.runs.load import load_run
+from mim_core.scores import PRETRAINED
+from mim_core.text import amount
+from mim_core.training import loop
+from mim_core.training.cost import step_cost
 
 
 def noise(path, frames=12, size=(40, 48), seed=0):

@@ -4,8 +4,8 @@ and gradients, through a folder that ``save_pretrained`` wrote."""
 import pytest
 import torch
 from mim_core.errors import MimError
-from mim_core.interop import import_checkpoint
-from mim_core.mask import Draw
+from mim_core.interop.weights import import_checkpoint
+from mim_core.parts.mask import Draw
 from mim_core.testing import keys, seeded
 
 transformers = pytest.importorskip("transformers")

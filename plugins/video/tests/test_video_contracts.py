@@ -4,21 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from mim_core.build import build_method
-from mim_core.interop import import_checkpoint
-from mim_core.layout import Layout
-from mim_core.mask import Draw, Mask
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
-from mim_core.testing import (
-    MaskerContract,
-    MethodContract,
-    TargetContract,
-    TokenizerContract,
-    keys,
-    noise,
-    uncovered,
-)
+from mim_core.host.loading import installed
+from mim_core.interop.weights import import_checkpoint
+from mim_core.methods.build import build_method
+from mim_core.parts.layout import Layout
+from mim_core.parts.mask import Draw, Mask
+from mim_core.recipes.resolve import load_recipe
+from mim_core.testing import MaskerContract, MethodContract, TargetContract, TokenizerContract, keys, noise, uncovered
 from mim_video.data import Clips
 from mim_video.masker import DualMasker, FrameMasker, RunningCellMasker, TubeMasker
 from mim_video.target import CubeTarget, FrameTarget

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from mim_core.layout import Layout
-from mim_core.position import FlatPosition, SeparablePosition, flat_table, make_position, sincos_table
+from mim_core.parts.layout import Layout
+from mim_core.parts.position import FlatPosition, SeparablePosition, flat_table, make_position, sincos_table
 
 
 def plain(place, width):

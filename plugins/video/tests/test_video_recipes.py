@@ -1,8 +1,8 @@
 """The recipes carry the papers' numbers, typed here by hand from the papers' and the official scripts' own."""
 
 import pytest
-from mim_core.plugins import installed
-from mim_core.recipe import load_recipe
+from mim_core.host.loading import installed
+from mim_core.recipes.resolve import load_recipe
 
 VIDEOMAE = {  # width, depth, heads; decoder's width and heads
     "videomae-vit-small": ((384, 12, 6), (192, 3)),

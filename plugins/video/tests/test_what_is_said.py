@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mim_core.cli import main
-from mim_core.data import LabelledSource
+from mim_core.data.labelled import LabelledSource
 from mim_core.errors import MimError
 from mim_video.data import Clips
 

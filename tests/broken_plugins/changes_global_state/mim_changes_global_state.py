@@ -5,8 +5,8 @@ import os
 import random
 import sys
 
-from mim_core.hookspecs import hookimpl
-from mim_core.registry import Register
+from mim_core.host.hookspecs import hookimpl
+from mim_core.host.registry import Register
 
 os.environ["MIM_EXAMPLE_NEW"] = "a secret"
 os.environ["MIM_EXAMPLE_SET"] = "changed"
@@ -18,4 +18,4 @@ logging.basicConfig(level=logging.DEBUG)
 @hookimpl
 def mim_register_maskers(register: Register) -> None:
     """Works all the same."""
-    register(name="polite", load="mim_core.masker:RandomMasker", summary="Comes with side effects.")
+    register(name="polite", load="mim_core.parts.masker:RandomMasker", summary="Comes with side effects.")

@@ -1,7 +1,7 @@
 """A plugin that marks one of its two hooks."""
 
-from mim_core.hookspecs import hookimpl
-from mim_core.registry import Register
+from mim_core.host.hookspecs import hookimpl
+from mim_core.host.registry import Register
 
 
 @hookimpl

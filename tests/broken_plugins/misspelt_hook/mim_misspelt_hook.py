@@ -1,7 +1,7 @@
 """A plugin with a letter missing in the name of its hook."""
 
-from mim_core.hookspecs import hookimpl
-from mim_core.registry import Register
+from mim_core.host.hookspecs import hookimpl
+from mim_core.host.registry import Register
 
 
 @hookimpl

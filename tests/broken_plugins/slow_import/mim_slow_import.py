@@ -2,8 +2,8 @@
 
 import time
 
-from mim_core.hookspecs import hookimpl
-from mim_core.registry import Register
+from mim_core.host.hookspecs import hookimpl
+from mim_core.host.registry import Register
 
 time.sleep(2.2)
 
@@ -11,4 +11,4 @@ time.sleep(2.2)
 @hookimpl
 def mim_register_maskers(register: Register) -> None:
     """Works, once it is there."""
-    register(name="late", load="mim_core.masker:RandomMasker", summary="Comes late.")
+    register(name="late", load="mim_core.parts.masker:RandomMasker", summary="Comes late.")

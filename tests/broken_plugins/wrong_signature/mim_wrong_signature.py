@@ -1,7 +1,7 @@
 """A plugin whose hook takes an argument that it is not given."""
 
-from mim_core.hookspecs import hookimpl
-from mim_core.registry import Register
+from mim_core.host.hookspecs import hookimpl
+from mim_core.host.registry import Register
 
 
 @hookimpl

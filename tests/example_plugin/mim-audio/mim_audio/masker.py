@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from mim_core import Masker
-from mim_core.masker import check_ratio, hide_first
+from mim_core.parts.masker import check_ratio, hide_first
 from mim_core.randomness import bits
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from mim_core import Draw, Method, Outcome
-from mim_core.method import encode_all
-from mim_core.teacher import EmaTeacher
+from mim_core.methods.method import encode_all
+from mim_core.parts.teacher import EmaTeacher
 from torch.nn import functional as F
 
 

@@ -1,0 +1,160 @@
+"""evaluate, show, export: what a run is worth, how it looks, and its encoder for others."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from mim_core.commands.finetune import judge
+from mim_core.commands.options import parse, take_name, with_data
+from mim_core.commands.tables import print_table
+from mim_core.disk import write_whole
+from mim_core.errors import MimError, warn
+from mim_core.evaluation import study as studies
+from mim_core.evaluation.features import prepare_study
+from mim_core.evaluation.report import try_report
+from mim_core.host.loading import installed
+from mim_core.methods.build import make_source
+from mim_core.methods.method import Method
+from mim_core.methods.supervised import Supervised
+from mim_core.recipes.config import EvaluateConfig, ResolvedRun
+from mim_core.runs.load import load_run
+from mim_core.runs.logs import read_scores
+from mim_core.scores import Score, verdict
+from mim_core.terminal import tell
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Judge a run's frozen features. Beside them stand the majority class, the raw input and the same encoder
+    untrained. A run that was trained on labels is tested instead; with --on, its features are judged too. The options
+    of the run's data may be changed too (--data.NAME; evaluate RUN --help lists them)."""
+
+    on: str = ""
+    """Evaluations, with commas between: knn,linear. Those of the recipe by default."""
+    data_root: Path | None = None
+    """Other data than the run's, in a form that the run's data source reads."""
+    size: tuple[int, ...] | None = None
+    """Another input size along each axis than the run's, outermost first: --size 16 48 64. Positions follow the
+    grid."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Options of the evaluations; the run's by default."""
+
+
+def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
+    """``evaluate RUN [--on knn,linear]``."""
+    name, rest = take_name(arguments, "run", f"Usage: {program} evaluate RUN [OPTIONS]")
+    registry = installed()
+    if name in ("-h", "--help"):
+        parse(EvaluateOptions, f"{program} evaluate RUN", arguments)
+    folder = Path(name)
+    run, method, _ = load_run(folder, registry)
+    own = run.parts["data"].options
+    default = with_data(EvaluateOptions, own, evaluate=run.evaluate)
+    options: Any = parse(type(default), f"{program} evaluate {name}", rest, default)
+    config = options.evaluate
+    if options.on:
+        config = replace(config, on=tuple(name.strip() for name in options.on.split(",") if name.strip()))
+    for name in config.on:
+        registry.get("evaluations", name)
+    data = replace(options.data, root=options.data_root) if options.data_root else options.data
+    changes = _changes(own, data)
+    if isinstance(method, Supervised) and not options.on:
+        if options.size:
+            raise MimError("--size is for frozen features: name what judges them, such as --on knn,linear.")
+        judge(folder, registry, config, data, list(changes.values()))
+        return 0
+    if not config.on:
+        known = ", ".join(entry.full_name for entry in registry.of_kind("evaluations"))
+        raise MimError(f"{run.recipe} names no evaluation of its own. Name some with --on: {known}.")
+    study = prepare_study(folder, registry, config, data if changes else None, options.size)
+    scores = studies.run_usable(study, registry)
+    read = [f"--data.{name.replace('_', '-')}" for name in changes if name != "root"]
+    notes = [f"The data are read otherwise than in the run, by {', '.join(read)}."] if read else []
+    lines = study.notes + notes + verdict(scores)
+    print_table(scores, lines, "score")
+    content = {"scores": [vars(score) for score in scores], "notes": lines}
+    other = list(changes.values()) + (["x".join(map(str, options.size))] if options.size else [])
+    name = "-".join(["scores", *other]) + ".json"
+    name = name.replace("scores", "probes") if isinstance(method, Supervised) else name
+    gone = _replaced(folder / name, scores)
+    if gone:
+        tell(
+            f"{folder / name} also had {', '.join(gone)}. A table is of one judgement: it is replaced. To have all, "
+            "name them at once, with commas: --on knn,linear."
+        )
+    write_whole(folder / name, json.dumps(content, indent=1))
+    if (folder / "checkpoints").exists() and name == "scores.json":
+        try_report(folder, registry)
+    return 0
+
+
+def _changes(own: Any, data: Any) -> dict[str, str]:
+    """Options of the data that are not as in the run: their values as part of a file's name, such as ``views-5x3``,
+    and of another root its own name."""
+    found = {}
+    for name in (f.name for f in fields(own) if getattr(data, f.name) != getattr(own, f.name)):
+        value = getattr(data, name)
+        text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        plain = re.sub(r"[^\w.]+", "-", text).strip("-")
+        found[name] = value.name if isinstance(value, Path) else f"{name.replace('_', '-')}-{plain}"
+    return found
+
+
+def _replaced(path: Path, scores: list[Score]) -> list[str]:
+    """Columns of the scores in a file that the new ones do not have."""
+    content = read_scores(path)
+    if content is None:
+        return []
+    before = [score.column for score in content["scores"]]
+    return [column for column in dict.fromkeys(before) if column not in {score.column for score in scores}]
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Write a run's report.html: loss curves, reconstructions, scores, data."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    samples: int = 12
+    """Samples that are reconstructed."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a run's encoder for other libraries."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    to: Literal["timm"] = "timm"
+    """timm: safetensors under timm's names; the file's metadata says how to load it."""
+    out: Path | None = None
+    """File to write; RUN/encoder-timm.safetensors by default."""
+
+
+def _of_data(run: ResolvedRun, method: Method) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the run's data tell of the encoder's inputs, under timm's names, and the names of a classifier's classes.
+    Data that are gone leave it open, with a warning."""
+    try:
+        source = make_source(run, method)
+        classes = source.labelled("train").classes if isinstance(method, Supervised) else ()
+    except MimError as error:
+        warn(f"the file does not say how inputs are normalised, as the run's data cannot be read: {error}")
+        return {}, ()
+    found = {name: getattr(source, name, None) for name in ("mean", "std")}
+    known = {
+        name: tuple(round(float(n), 6) for n in torch.as_tensor(value).flatten())
+        for name, value in found.items()
+        if value is not None
+    }
+    return {
+        **known,
+        "crop_pct": float(getattr(run.parts["data"].options, "evaluate_crop", 1.0)),
+        "interpolation": "bicubic",
+    }, tuple(classes)

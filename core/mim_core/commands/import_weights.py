@@ -1,0 +1,96 @@
+"""import: weights of another code base as a run, to be judged, shown, exported, fine-tuned and trained on."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from mim_core.commands.options import apply, command_class, parse, take_name
+from mim_core.commands.pretrain import load_named
+from mim_core.errors import MimError
+from mim_core.evaluation.report import try_report
+from mim_core.host.loading import installed
+from mim_core.host.registry import Registry
+from mim_core.interop.as_run import count_items, with_parts_of, write_run
+from mim_core.interop.weights import import_checkpoint
+from mim_core.terminal import tell
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Options of the import itself; those of the recipe's data and training follow."""
+
+    weights: tyro.conf.Positional[Path]
+    """A .pth, .pt or .safetensors file, or a folder of transformers' save_pretrained."""
+    format: str
+    """The code base that wrote it, by its importer's name. See: mim-core list importers."""
+    out: Path | None = None
+    """Folder of the run; runs/NAME-OF-THE-FILE by default."""
+    sizes: tuple[str, ...] = ()
+    """What the weights do not tell, under the code base's own names: --sizes num_heads=3 "img_size=(96, 160)"."""
+
+
+def import_weights(program: str, plugin: str | None, arguments: list[str]) -> int:
+    """``import RECIPE WEIGHTS --format NAME``."""
+    registry = installed()
+    usage = f"Usage: {program} import RECIPE WEIGHTS --format NAME [OPTIONS]"
+    name, rest = take_name(arguments, "recipe", usage)
+    if name in ("-h", "--help"):
+        tell(_usage(program, plugin, registry))
+        return 0
+    recipe = load_named(name, plugin, registry, twin=False)
+    kept = replace(recipe, parts={role: part for role, part in recipe.parts.items() if role == "data"})
+    cls = command_class(kept, ImportOptions, "Weights of another code base as a run, with the data and training of")
+    options: Any = parse(cls, f"{program} import {name}", rest)
+    method = import_checkpoint(options.weights, format=options.format, registry=registry, **_sizes(options.sizes))
+    changed = apply(kept, options)
+    run = replace(changed, parts={**recipe.parts, **changed.parts})
+    run = with_parts_of(run, method, options.format)
+    items = count_items(recipe, run, method)
+    folder = options.out or Path("runs") / _name(options.weights)
+    source = {"file": str(options.weights), "format": options.format, "sizes": list(options.sizes)}
+    write_run(run, method, folder, registry, items, source)
+    count = sum(parameter.numel() for parameter in method.parameters())
+    tell(f"{folder}: {options.format} weights of {options.weights}, a method of {count:,} parameters.")
+    if items is None:
+        tell(f"No data are named yet. Next: {program} evaluate {folder} --data.root FOLDER")
+        return 0
+    report = f"Report: {folder / 'report.html'}    " if try_report(folder, registry) else ""
+    tell(f"{report}Next: {program} evaluate {folder}")
+    return 0
+
+
+def _usage(program: str, plugin: str | None, registry: Registry) -> str:
+    recipes = ", ".join(entry.name if plugin else entry.full_name for entry in registry.of_kind("recipes", plugin))
+    formats = ", ".join(entry.full_name for entry in registry.of_kind("importers", plugin))
+    return (
+        f"usage: {program} import RECIPE WEIGHTS --format NAME [OPTIONS]\n\nMakes weights of another code base a run "
+        "of no step: evaluate, show, export, finetune and pretrain --init take it, and pretrain RUN/recipe.toml --out "
+        "RUN trains it on. Sizes and parts are those of the weights; data and training those of the recipe.\n\n"
+        f"recipes: {recipes or 'none'}\nformats: {formats or 'none'}\n\n"
+        f"Options: {program} import RECIPE --help"
+    )
+
+
+def _name(weights: Path) -> str:
+    """What a file is called without its ending; a folder may have dots in its name."""
+    path = weights.resolve()
+    return path.name if path.is_dir() else path.stem
+
+
+def _sizes(given: tuple[str, ...]) -> dict[str, Any]:
+    """``num_heads=3`` as a name and a value: a number, a tuple, true or false; anything else is text."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise MimError(f"--sizes takes NAME=VALUE, such as num_heads=12; got {text!r}.")
+        try:
+            found[name] = ast.literal_eval(value.capitalize() if value in ("true", "false", "none") else value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found

@@ -1,0 +1,184 @@
+"""new-plugin: a complete small project for whoever writes parts of their own. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from mim_core.commands.options import parse
+from mim_core.errors import MimError
+from mim_core.host.loading import installed
+from mim_core.host.registry import EXTRAS, Registry
+from mim_core.terminal import tell
+from mim_core.text import counted
+from mim_core.version import __version__
+
+TEMPLATES = Path(__file__).parents[1] / "templates" / "plugin"
+
+
+FILES = {
+    "pyproject.toml": "pyproject.toml",
+    "README.md": "README.md",
+    "gitignore": ".gitignore",
+    "ci.yml": ".github/workflows/ci.yml",
+    "init.py": "{package}/__init__.py",
+    "main.py": "{package}/__main__.py",
+    "plugin.py": "{package}/plugin.py",
+    "data.py": "{package}/data.py",
+    "tokenizer.py": "{package}/tokenizer.py",
+    "masker.py": "{package}/masker.py",
+    "target.py": "{package}/target.py",
+    "recipes.py": "{package}/recipes.py",
+    "contracts.py": "tests/test_contracts.py",
+}
+"""Template, less its ending ``.tmpl``, -> where it goes in the project."""
+
+
+NAME = re.compile(r"mim-[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
+OURS = ("core", *EXTRAS)
+"""Plugin names of mim-core's own distributions, installed or not."""
+
+
+OPTION = "--into"
+
+
+@dataclass(frozen=True)
+class NewPluginOptions:
+    """Write a small plugin project that installs, passes its tests and trains as it is: one masker, tokenizer, target,
+    data source and recipe, to be replaced by your own."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """Of the distribution, such as mim-audio; the package is then mim_audio and the plugin audio."""
+    into: Path = Path()
+    """The folder in which the project's folder is made."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a project is called: mim-audio, mim_audio, audio."""
+
+    distribution: str
+    package: str
+    plugin: str
+
+
+def new_plugin(program: str, plugin: str | None, arguments: list[str]) -> int:
+    """``mim-core new-plugin NAME``."""
+    if not {"-h", "--help"} & set(arguments) and not _names_one(arguments):
+        raise MimError(f"Which name? Usage: {program} new-plugin mim-NAME [--into FOLDER]")
+    options = parse(NewPluginOptions, f"{program} new-plugin", arguments)
+    names = names_of(options.name, installed())
+    folder = options.into / names.distribution
+    written = write_project(folder, names)
+    tell(
+        f"Wrote {folder}: {counted(len(written), 'file')}. The plugin is {names.plugin!r}, its package {names.package}."
+    )
+    tell("The licence is yours to choose: nothing was written in your name.")
+    tell(
+        f'Next: cd {shlex.quote(str(folder))} && pip install -e ".[dev]" && mim-core plugins && pytest && '
+        f"{names.distribution} pretrain mae-tiny --twin"
+    )
+    return 0
+
+
+def _names_one(arguments: list[str]) -> bool:
+    """Whether there is anything beside options; they may stand on either side of the name."""
+    rest = [given for before, given in zip(["", *arguments], arguments, strict=False) if before != OPTION]
+    return any(not given.startswith("-") for given in rest)
+
+
+def reserved() -> set[str]:
+    """Plugin names that would be mistaken for one of mim-core's own: its distributions and its extras."""
+    return {*OURS, *(metadata.metadata("mim-core").get_all("Provides-Extra") or ())}
+
+
+def names_of(name: str, registry: Registry) -> Names:
+    """The names that follow from the distribution's.
+
+    Raises:
+        MimError: It is not a name that a plugin can have, or it is taken; says by what, and what would do.
+    """
+    if name == "mim":
+        raise MimError("The name 'mim' belongs to another project. Say what yours is for: mim-audio, for example.")
+    name = name.rstrip("/")  # a shell completes the names of folders so
+    folder, last = os.path.split(name)
+    if folder:
+        named = last if NAME.fullmatch(last) else "mim-NAME"
+        raise MimError(
+            f"{name!r} is a path; a project has a name, and the folder beside it. Try: mim-core new-plugin {named} "
+            f"{OPTION} {shlex.quote(folder)}"
+        )
+    if not NAME.fullmatch(name):
+        words = re.findall(r"[a-z0-9]+", name.lower())
+        words = (words[1:] if words[:1] == ["mim"] else words) or ["audio"]
+        better = "-".join(words)
+        guess = f" Such as: mim-{better}" if NAME.fullmatch(f"mim-{better}") and better not in reserved() else ""
+        raise MimError(
+            f"A plugin is named mim-WORD, in small letters, digits and single hyphens, and WORD starts with a letter; "
+            f"got {name!r}.{guess}"
+        )
+    names = Names(name, name.replace("-", "_"), name.removeprefix("mim-"))
+    if names.plugin in OURS:
+        raise MimError(f"The name {name!r} belongs to mim-core's own distributions: {', '.join(OURS)}. Choose another.")
+    if names.plugin in reserved():
+        raise MimError(
+            f'The name {name!r} would be mistaken for mim-core\'s own "mim-core[{names.plugin}]". Choose another.'
+        )
+    taken = [r for r in registry.plugins if names.plugin == r.name or name == canonicalize_name(r.distribution)]
+    if taken:
+        raise MimError(
+            f"The plugin name {names.plugin!r} is taken by {taken[0].distribution} {taken[0].version}, which is "
+            f"installed. Choose another name, or uninstall it. See: mim-core plugins"
+        )
+    if importlib.util.find_spec(names.package) is not None:
+        raise MimError(f"A package {names.package!r} is installed or lies in this folder already. Choose another name.")
+    return names
+
+
+def write_project(folder: Path, names: Names) -> list[Path]:
+    """Writes every file of the project.
+
+    Raises:
+        MimError: The folder holds something, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MimError(f"{folder} exists and is not empty. Name another folder: --into FOLDER, or another plugin.")
+    values = {**vars(names), "core": _requirement()}
+    written = []
+    try:
+        for template, place in FILES.items():
+            path = folder / place.format(package=names.package)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(_filled((TEMPLATES / f"{template}.tmpl").read_text(encoding="utf-8"), values), "utf-8")
+            written.append(path)
+    except OSError as error:
+        raise MimError(f"Cannot write {error.filename}: {error.strerror}.") from None
+    return written
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    """The text with each ``{{name}}`` replaced; other braces, such as those of a workflow's expressions, stay."""
+    for name, value in values.items():
+        text = text.replace(f"{{{{{name}}}}}", value)
+    return text
+
+
+def _requirement() -> str:
+    """The core that the project is written for: below 1.0 a minor release may break plugins."""
+    version = Version(__version__)
+    if version.major:
+        return f"mim-core>={version.major}.{version.minor},<{version.major + 1}"
+    return f"mim-core>=0.{version.minor},<0.{version.minor + 1}"

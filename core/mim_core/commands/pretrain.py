@@ -1,0 +1,119 @@
+"""pretrain: from a recipe's name and the command line to a trained run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mim_core.commands.options import apply, command_class, parse, swap_all, take_name
+from mim_core.errors import MimError, unknown, warn
+from mim_core.evaluation.report import try_report
+from mim_core.host.loading import installed
+from mim_core.host.registry import Registry
+from mim_core.interop.weights import import_checkpoint, read_export
+from mim_core.methods.supervised import Supervised
+from mim_core.ranks import world as ranks
+from mim_core.recipes.config import ResolvedRun
+from mim_core.recipes.resolve import load_recipe
+from mim_core.recipes.toml import read_file, to_toml
+from mim_core.runs import checkpoint
+from mim_core.runs import load as run_load
+from mim_core.runs import run as running
+from mim_core.runs.folder import check_folder
+from mim_core.runs.initial_weights import take_encoder, take_weights
+from mim_core.terminal import tell
+from mim_core.training import loop
+from mim_core.training.optimizer import check_steps
+from mim_core.training.plan import print_plan
+from mim_core.training.signals import STOPPED
+
+
+def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
+    """``pretrain RECIPE [OPTIONS]``: RECIPE is a name or a TOML file."""
+    registry = installed()
+    known = ", ".join(entry.name for entry in registry.of_kind("recipes", plugin)) or "none"
+    name, rest = take_name(arguments, "recipe", f"Recipes: {known}. Usage: {program} pretrain RECIPE [OPTIONS]")
+    if name in ("-h", "--help"):
+        tell(_usage(program, known))
+        return 0
+    run = swap_all(load_named(name, plugin, registry, "--twin" in rest), rest, registry)
+    options = parse(command_class(run), f"{program} pretrain {name}", rest)
+    run = apply(run, options)
+    folder = options.out or Path("runs") / (_run_name(name) + ("-twin" if options.twin else ""))
+    with ranks.world(run.train.device, run.train.timeout) as world:
+        started = world.together(lambda: loop.start(run, folder, registry, world))
+        world.together(lambda: check_steps(run.train, len(started.source)))
+        if world.on_first(lambda: checkpoint.newest(folder) is None):
+            world.together(lambda: _begin(started, options, registry))
+        if options.dry_run:
+            world.on_first(lambda: check_folder(folder, to_toml(started.config, registry)))
+            if world.first:
+                print_plan(started)
+            return 0
+        done = loop.train(started, quiet=options.quiet)
+    if world.first and try_report(folder, registry) and done and not options.quiet:
+        tell(f"Report: {folder / 'report.html'}    Next: {program} evaluate {folder}")
+    return 0 if done else STOPPED
+
+
+def _run_name(name: str) -> str:
+    """The name of a recipe or of its file; for the recipe.toml of a run, that of the run."""
+    path = Path(name)
+    return path.resolve().parent.name if path.name == "recipe.toml" else path.stem.split(":")[-1]
+
+
+def _usage(program: str, known: str) -> str:
+    return (
+        f"usage: {program} pretrain RECIPE [OPTIONS]\n\nTrains a recipe, or a TOML file that starts from "
+        f"one.\n\nrecipes: {known}\n\n"
+        f"Options depend on the recipe's parts: {program} pretrain RECIPE --help\n"
+        "Swap a part: --use masker=block. See what would happen: --dry-run. The same command resumes a run that was "
+        "stopped."
+    )
+
+
+def load_named(name: str, plugin: str | None, registry: Registry, twin: bool) -> ResolvedRun:
+    """The run of a recipe's name, or of a TOML file; a plugin's own script knows its recipes by their short names."""
+    if name.endswith(".toml"):
+        if twin:
+            raise MimError(f"--twin goes with a recipe's name; {name} is a file.")
+        return read_file(Path(name), registry)
+    if (Path(name) / "recipe.toml").is_file():
+        raise MimError(f"{name} is a run, not a recipe. Its recipe is {Path(name) / 'recipe.toml'}.")
+    if plugin is not None and ":" not in name:
+        own = {entry.name for entry in registry.of_kind("recipes", plugin)}
+        if name not in own:
+            raise unknown("recipe", name, own, _elsewhere(name, registry))
+        name = f"{plugin}:{name}"
+    if plugin is not None and ":" in name and not name.startswith(f"{plugin}:"):
+        raise MimError(f"mim-{plugin} has only its own recipes; use: mim-core pretrain {name}")
+    return load_recipe(name, registry, twin)
+
+
+def _elsewhere(name: str, registry: Registry) -> str:
+    """Where another plugin's recipe is to be had."""
+    found = [entry.full_name for entry in registry.of_kind("recipes") if entry.name == name]
+    return f"Another plugin has it: mim-core pretrain {found[0]}" if found else ""
+
+
+def _begin(run: running.Run, options: Any, registry: Registry) -> None:
+    """The weights that a run starts from: those of ``--init``, or those that the recipe of a fine-tuned run names."""
+    named = getattr(run.config.parts["method"].options, "init", None)
+    if options.init is not None:
+        _take_weights(run, options.init, options.init_format, registry)
+    elif isinstance(run.method, Supervised) and named is not None:
+        take_encoder(run.method, run_load.load_run(named, registry)[1], named)
+
+
+def _take_weights(run: running.Run, path: Path, form: str | None, registry: Registry) -> None:
+    """Another method's weights for those of this one, see `mim_core.runs.initial_weights.take_weights`; says what
+    starts fresh and what is not used."""
+    other: nn.Module | None
+    if form is not None:
+        other = import_checkpoint(path, format=form, registry=registry)
+    else:
+        other = read_export(path, registry) or run_load.load_run(path, registry)[1]
+    for line in take_weights(run.method, other, path):
+        warn(f"--init {path}: {line}")

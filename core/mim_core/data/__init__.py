@@ -1,0 +1,1 @@
+"""Data: sources, reading them in a keyed order, collections on disk."""

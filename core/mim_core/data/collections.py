@@ -1,0 +1,233 @@
+"""How a collection of files is split: which folders are for training, held out, or without labels, and what a class is.
+One rule for every plugin.
+
+The split of a file is the first folder on its path that is named like a split; its class is the first folder that is
+not. So ``train/cat/1.png``, ``cat/train/1.png`` and ``Training_Set/cat/1.png`` say the same. Names count in any case,
+with a number or "set" behind them (``train2017``, ``test_set``). A folder named like a split is never a class, and a
+file of a held-out split is never trained on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from mim_core.errors import MimError
+from mim_core.text import counted
+
+WORDS: Mapping[str, str] = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+    "unlabeled": "unlabelled",
+    "unlabelled": "unlabelled",
+}
+"""What a folder is called, in lower case -> the split that is meant."""
+
+
+HELD_OUT = ("test", "val")
+"""Splits that are held out; of several, the first is used."""
+
+
+_LISTS = ".txt .md .rst .csv .tsv .json .jsonl .xml .html .htm .yaml .yml .toml .ini .cfg .log .pdf .db .mat .mtl .cls"
+
+
+BESIDE = frozenset((*_LISTS.split(), ".py", ".sh", ".ipynb", ".pkl", ".lock", "no_ending"))
+"""Endings of what lies beside data: lists, notes, programs. Every other ending that is not read is a warning."""
+
+
+_BEHIND = re.compile(r"[\s_\-]*(set|split|data|images?|imgs?|videos?|clips?|clouds?|\d+)$")
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder's name says: "train", "test", "val", "unlabelled", or None."""
+    name = name.lower()
+    while name not in WORDS:
+        shorter = _BEHIND.sub("", name)
+        if shorter == name:
+            return None
+        name = shorter
+    return WORDS[name]
+
+
+def split_in(name: str) -> str | None:
+    """The split that a word in the name of a file says, such as of a shard, ``cats-train-0.tar``."""
+    words = [WORDS[word] for word in re.findall(r"[^\W\d_]+", name.lower()) if word in WORDS]
+    return words[-1] if words else None
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What a collection's folders say. All numbers are places in the list of files.
+
+    Attributes:
+        pretrain: Files for training without labels.
+        train: Files for training on labels.
+        test: Files that are held out; None where no folder says so.
+        labels: Class of each file; -1 where it has none.
+        classes: Names of the classes; None when there are fewer than two.
+        splits: The folders that were taken for splits, for people; empty where there are none.
+        advice: What was left out, and why.
+    """
+
+    pretrain: tuple[int, ...]
+    train: tuple[int, ...]
+    test: tuple[int, ...] | None
+    labels: tuple[int, ...]
+    classes: tuple[str, ...] | None
+    splits: str = ""
+    advice: tuple[str, ...] = ()
+
+
+def arrange(files: Sequence[str], root: PurePath, noun: str = "file") -> Arrangement:
+    """Splits and classes of files, by the folders on their paths.
+
+    Args:
+        files: Paths below the root.
+        root: The collection, for messages.
+        noun: What a file is called in messages, such as "image".
+
+    Raises:
+        MimError: All files are held out; a split lies beside folders that are none, so that both readings are
+            possible; or the classes of the splits differ.
+    """
+    folders = [PurePath(file).parts[:-1] for file in files]
+    splits = [next((split for name in parts if (split := split_of(name))), None) for parts in folders]
+    if not any(splits):
+        first = [parts[0] if parts else "" for parts in folders]
+        everything = tuple(range(len(files)))
+        labels, classes = _labels(first, everything)
+        return Arrangement(everything, everything, None, labels, classes, advice=_like_splits(root, classes or ()))
+    by_split = {name: tuple(i for i, split in enumerate(splits) if split == name) for name in (*WORDS.values(), None)}
+    rest, advice = by_split[None], list[str]()
+    held = next((name for name in HELD_OUT if by_split[name]), None)
+    if by_split["train"] and rest:
+        _refuse_two_readings(root, folders, rest, held)
+        advice.append(
+            f"{counted(len(rest), noun)} of {root} left out: they lie in none of its splits ({files[rest[0]]})."
+        )
+    train = by_split["train"] or rest
+    pretrain = tuple(sorted((*train, *by_split["unlabelled"])))
+    train = train or pretrain
+    if not pretrain:
+        name = _folder(folders, by_split[held or "test"])
+        raise MimError(
+            f"{root} has only held-out {noun}s ({name}/), which are never trained on. It should have a folder train/ "
+            f"beside them; to train on these all the same, name that folder: --data.root {root / name}"
+        )
+    names = _class_names(folders)
+    labels, classes = _labels(names, train)
+    test = by_split[held] if held else None
+    if classes is not None and test is not None:
+        _same_classes(root, noun, _folder(folders, test), classes, {names[i] for i in test})
+    unused = [name for name in HELD_OUT if name != held and by_split[name]]
+    said = _said(folders, {"for training": train, "without labels": by_split["unlabelled"], "held out": test or (),
+                           "not used": tuple(i for name in unused for i in by_split[name])})  # fmt: skip
+    return Arrangement(pretrain, train, test, labels, classes, said, tuple(advice))
+
+
+def every_fifth(labels: Sequence[int], items: Iterable[int]) -> tuple[list[int], list[int]]:
+    """Holds every fifth item of each class out, in the order given: (the others, those held out)."""
+    seen: Counter[int] = Counter()
+    kept, held = list[int](), list[int]()
+    for item in items:
+        (held if seen[labels[item]] % 5 == 4 else kept).append(item)
+        seen[labels[item]] += 1
+    return kept, held
+
+
+def left_out(others: Mapping[str, int], noun: str = "file") -> tuple[str, str]:
+    """Files whose endings are not read: (all of them for the plan, those that look like data for a warning); each
+    empty where there are none.
+
+    Args:
+        others: Ending, in lower case with its dot -> how many files.
+        noun: What a file is called.
+    """
+    data = {ending: count for ending, count in others.items() if ending.replace(" ", "_") not in BESIDE}
+    return _endings(others, noun), _endings(data, noun)
+
+
+def _endings(others: Mapping[str, int], noun: str) -> str:
+    if not others:
+        return ""
+    listed = ", ".join(f"{count:,} x {ending}" for ending, count in Counter(others).most_common(8))
+    more = "" if len(others) <= 8 else ", ..."
+    return f"{counted(sum(others.values()), noun)} with endings that are not read: {listed}{more}"
+
+
+def _class_names(folders: Sequence[tuple[str, ...]]) -> list[str]:
+    """The first folder of each file that is no split, below those that all files share."""
+    shared = next(
+        (i for i, names in enumerate(zip(*folders, strict=False)) if len(set(names)) > 1), min(map(len, folders))
+    )
+    return [next((name for name in parts[shared:] if split_of(name) is None), "") for parts in folders]
+
+
+def _labels(names: Sequence[str], train: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...] | None]:
+    """Numbers and names of the classes that the files for training have."""
+    classes = sorted({names[i] for i in train})
+    if "" in classes or len(classes) < 2:
+        return (-1,) * len(names), None
+    number = {name: i for i, name in enumerate(classes)}
+    return tuple(number.get(name, -1) for name in names), tuple(classes)
+
+
+def _like_splits(root: PurePath, classes: Sequence[str]) -> tuple[str, ...]:
+    """A warning where all classes have a word for a split in their names, such as seg_train and seg_test."""
+    words = [split_in(name) for name in classes]
+    if not words or None in words or "train" not in words or not set(words) & set(HELD_OUT):
+        return ()
+    listed = ", ".join(classes[:5])
+    return (f"the classes of {root} are {listed}. If these are splits, name the folders train/ and test/.",)
+
+
+def _folder(folders: Sequence[tuple[str, ...]], items: Sequence[int]) -> str:
+    """The path of the first folder that makes these files a split, as it is written."""
+    if not items:
+        return ""
+    parts = folders[items[0]]
+    end = next((i for i, name in enumerate(parts) if split_of(name)), len(parts) - 1)
+    return "/".join(parts[: end + 1])
+
+
+def _refuse_two_readings(
+    root: PurePath, folders: Sequence[tuple[str, ...]], rest: Sequence[int], held: str | None
+) -> None:
+    """A folder train/ beside class folders, with nothing held out, may be a split or a class."""
+    beside = sorted({folders[i][0] for i in rest if folders[i]})
+    if beside and held is None:
+        train = _folder(folders, [i for i, parts in enumerate(folders) if any(split_of(name) for name in parts)])
+        raise MimError(
+            f"{root} has {train}/, which is named like a split, beside {', '.join(beside[:5])}. If it is the training "
+            f"split, name it alone: --data.root {root / train}; if it is a class, give it another name."
+        )
+
+
+def _same_classes(root: PurePath, noun: str, name: str, train: tuple[str, ...], test: set[str]) -> None:
+    if "" in test and len(test) == 1:
+        raise MimError(
+            f"{root}: the classes of train and {name} differ: train has {len(train)}, and {name} none. Give both their "
+            f"classes; or, to train without them, name the folder or the shards of train alone."
+        )
+    different = sorted(set(train) ^ test)
+    if different:
+        raise MimError(f"{root}: the classes of train and {name} differ, in: {', '.join(different[:10])}.")
+
+
+def _said(folders: Sequence[tuple[str, ...]], uses: Mapping[str, Sequence[int]]) -> str:
+    """Such as "train/ for training (1,200), valid/ held out (300)"."""
+    texts = []
+    for use, items in uses.items():
+        if items:
+            found = Counter(next((name for name in folders[i] if split_of(name)), "others") for i in items)
+            texts.append(f"{', '.join(f'{name}/' for name in sorted(found))} {use} ({len(items):,})")
+    return "; ".join(texts)

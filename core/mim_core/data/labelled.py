@@ -1,0 +1,87 @@
+"""A source whose labelled training split is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from torch import Tensor
+
+from mim_core.data.source import DataSource, Labelled, Picture, Sample
+from mim_core.text import counted
+
+
+class LabelledSource(DataSource):
+    """A source whose labelled training split is what is trained on; for methods that learn from labels.
+
+    Raises:
+        MimError: The source has no labels.
+    """
+
+    def __init__(self, source: DataSource) -> None:
+        super().__init__(source.config, source.shapes)
+        self.item_seconds = source.item_seconds
+        self.source, self.split = source, source.labelled("train")
+
+    def __len__(self) -> int:
+        return len(self.split.labels)
+
+    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+        """The source's; what is trained on is its split "train"."""
+        return self.source.files("train" if split == "pretrain" else split)
+
+    def advice(self) -> list[str]:
+        """The source's."""
+        return self.source.advice()
+
+    def contents(self) -> dict[str, str]:
+        """The source's."""
+        return self.source.contents()
+
+    def read(self, index: int, key: int) -> dict[str, Tensor]:
+        """An augmented item with its ``label``."""
+        return self.source.read_labelled(index, key)
+
+    def name_of(self, index: int) -> str:
+        """The item's number and its class."""
+        return f"{index} ({self.split.classes[int(self.split.labels[index])]})"
+
+    def finish(self, sample: Sample) -> Sample:
+        """The source's."""
+        return self.source.finish(sample)
+
+    def labelled(self, split: str) -> Labelled:
+        """The source's."""
+        return self.split if split == "train" else self.source.labelled(split)
+
+    def raw(self, sample: Sample) -> Tensor:
+        """The source's."""
+        return self.source.raw(sample)
+
+    def picture(self, modality: str, values: Tensor) -> Picture:
+        """The source's."""
+        return self.source.picture(modality, values)
+
+    def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:
+        """The source's."""
+        return self.source.masked_picture(modality, values, hidden)
+
+    def animation(self, modality: str, values: Tensor) -> Picture | None:
+        """The source's."""
+        return self.source.animation(modality, values)
+
+    def page(self, modality: str, rows: Mapping[str, Tensor]) -> str | None:
+        """The source's."""
+        return self.source.page(modality, rows)
+
+    def controls(self) -> Mapping[str, Callable[[Sample], Sample]]:
+        """The source's."""
+        return self.source.controls()
+
+    def plan(self) -> dict[str, str]:
+        """The source's, the labelled samples, and whether they are augmented."""
+        split = self.split
+        classes = counted(len(split.classes), "class", "classes")
+        rows = {"labels": f"{len(split.labels):,} labelled training samples of {classes}"}
+        if type(self.source).read_labelled is DataSource.read_labelled:
+            rows["augmentation"] = "none: this data source reads its labelled samples as they are"
+        return {**self.source.plan(), **rows}

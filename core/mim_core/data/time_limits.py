@@ -1,0 +1,151 @@
+"""Reading that takes too long: a limit of time for an item, and a watch over processes that read."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils.data import get_worker_info
+
+ITEM_SECONDS = 60.0
+"""The longest that reading an item may take where nothing else is said."""
+
+
+_NAME = 240
+"""Bytes of an item's name that a process that reads leaves for others."""
+
+
+class TooSlow(Exception):
+    """Reading an item took longer than it may."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises `TooSlow` inside the block after so many seconds. It ends loops, regular expressions and waiting for a
+    file, but not a library that computes without looking up. Only in a main thread, of this or of a process that reads;
+    elsewhere there is no limit. An alarm that the program has set for itself is kept.
+
+    Args:
+        seconds: The limit; 0 is none.
+    """
+    if seconds <= 0 or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: object) -> None:
+        raise TooSlow(f"reading it took longer than {seconds:g} s (--train.item-timeout)")
+
+    began, before = time.monotonic(), signal.signal(signal.SIGALRM, ring)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-3, left - (time.monotonic() - began)), interval)
+
+
+class Places:
+    """Which item each process that reads is at, and since when; shared memory.
+
+    Args:
+        workers: How many read.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.names = torch.zeros(max(1, workers), _NAME, dtype=torch.uint8).share_memory_()
+        self.since = torch.zeros(max(1, workers), dtype=torch.float64).share_memory_()
+
+    def write(self, worker: int, name: str) -> None:
+        """This process is at an item."""
+        text = name.encode("utf-8", "surrogateescape")[-_NAME:]
+        self.names[worker] = torch.tensor([*text, *bytes(_NAME - len(text))], dtype=torch.uint8)
+        self.since[worker] = time.monotonic()
+
+    def clear(self, worker: int) -> None:
+        """This process is between items."""
+        self.since[worker] = 0
+
+    def longest(self) -> tuple[int, str, float] | None:
+        """(number, item, seconds) of the process that has been at an item for the longest; None where none is."""
+        now, found = time.monotonic(), None
+        for worker, since in enumerate(self.since.tolist()):
+            if since and (found is None or now - since > found[2]):
+                text = bytes(self.names[worker].tolist()).rstrip(b"\0").decode("utf-8", "surrogateescape")
+                found = (worker, text, now - since)
+        return found
+
+
+@contextmanager
+def at_place(places: Places | None, name: str) -> Iterator[None]:
+    """Writes down that this process reads an item, while it does."""
+    if places is None:
+        yield
+        return
+    info = get_worker_info()
+    number = 0 if info is None else info.id
+    places.write(number, name)
+    try:
+        yield
+    finally:
+        places.clear(number)
+
+
+class Watch(threading.Thread):
+    """Ends the processes that read where the main process has waited for a batch for too long: it may wait in a place
+    where no limit holds, such as for a tensor that a stopped process should hand over.
+
+    Args:
+        places: What the processes that read are at.
+        seconds: How long the main process may wait for a batch.
+        end: Ends the processes that read; the main process then meets an error where it waits.
+        stopped: Whether the run was told to stop; then it waits for ten seconds at most.
+    """
+
+    AFTER_STOP = 10.0
+
+    def __init__(self, places: Places, seconds: float, end: Callable[[], None], stopped: Callable[[], bool]) -> None:
+        super().__init__(name="watch over reading", daemon=True)
+        self.places, self.seconds, self.end, self.stopped = places, seconds, end, stopped
+        self.waiting: float | None = None
+        self.found: tuple[int, str, float] | None = None
+        """What was read when the processes were ended."""
+        self.ended = threading.Event()
+
+    @contextmanager
+    def over(self) -> Iterator[None]:
+        """The main process waits for a batch while this lasts."""
+        self.waiting = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waiting = None
+
+    def run(self) -> None:
+        """Looks twice a second."""
+        told: float | None = None
+        while not self.ended.wait(0.5):
+            waiting, now = self.waiting, time.monotonic()
+            told = (told or now) if self.stopped() else None
+            if waiting is None:
+                continue
+            over_time = now - waiting > self.seconds + 2  # the loader's own limit comes first where it holds
+            over_stop = told is not None and now - max(told, waiting) > self.AFTER_STOP
+            if over_time or over_stop:
+                self.found = self.places.longest()
+                self.end()
+                return
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self.ended.set()
+
+
+def of_reading(found: tuple[int, str, float] | None) -> str:
+    """What a process that reads was at, as a sentence; empty where none was at anything."""
+    return "" if found is None else f" Process {found[0]} was reading {found[1]} for {found[2]:.0f} s."

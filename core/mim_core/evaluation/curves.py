@@ -1,0 +1,97 @@
+"""A run's metrics as curves, and as the facts that its report states."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mim_core.evaluation.online import MAJORITY, NOW, RAW
+from mim_core.runs import logs
+from mim_core.runs.run import PHASES
+from mim_core.text import counted, duration, speed
+
+Lines = list[dict[str, Any]]
+
+
+def read(folder: Path) -> tuple[Lines, Lines]:
+    """(lines of metrics.jsonl, lines of probes.jsonl) of a run."""
+    return logs.read(folder / logs.METRICS), logs.read(folder / logs.PROBES)
+
+
+def facts(metrics: Lines) -> dict[str, str]:
+    """How long was trained, how fast, where the time went, and the loss at the end."""
+    if not metrics:
+        return {}
+    last, previous, seconds, samples = metrics[-1], 0, 0.0, 0.0
+    spent = dict.fromkeys(PHASES, 0.0)
+    for line in metrics:
+        steps = line["step"] - previous
+        stretch, previous = steps * line["seconds_per_step"], line["step"]
+        seconds, samples = seconds + stretch, samples + stretch * line["samples_per_second"]
+        for phase in PHASES:
+            spent[phase] += stretch * line[f"time/{phase}"]
+    shares = ", ".join(f"{phase.replace('_', ' ')} {value / seconds:.0%}" for phase, value in spent.items())
+    steps = counted(last["step"], "step")
+    found = {
+        "trained": f"{steps}, {counted(last['epoch'], 'epoch')}, {duration(seconds)} in the loop",
+        "speed": f"{speed(samples / seconds)} samples/s",
+        "time": f"{shares} (data: waiting for it)",
+    }
+    if "mfu" in last:
+        found["device"] = f"{last['mfu']:.1%} of its peak FLOP/s at the end"
+    found["loss"] = f"{last['loss']:.4f} at the end"
+    return found
+
+
+def draw(metrics: Lines, probes: Lines) -> str:
+    """Loss, learning rate, gradient norm and, where they were taken, scores over the epochs, as one SVG."""
+    if len(metrics) < 2:
+        return ""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    losses = [name for name in metrics[0] if name == "loss" or name.startswith("loss/")]
+    panels = [("loss", losses), ("learning rate", ["lr"]), ("gradient norm", ["grad_norm"])]
+    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots(1, len(panels) + bool(probes))
+    for axis, (title, names) in zip(axes, panels, strict=False):
+        for name in names:
+            axis.plot(
+                [m["epoch"] for m in metrics], [m.get(name, math.nan) for m in metrics], linewidth=1.2, label=name
+            )
+        _dress(axis, title, names)
+    if probes:
+        _draw_scores(axes[-1], probes)
+    content = io.StringIO()
+    figure.savefig(content, format="svg")
+    text = content.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _draw_scores(axis: Any, probes: Lines) -> None:
+    """Each column of the encoder's scores; raw input and majority class as dashed lines of the first column."""
+    columns = list(dict.fromkeys(score["column"] for score in probes[0]["scores"]))
+    for column in columns:
+        scores = [
+            (p["epoch"], s["value"]) for p in probes for s in p["scores"] if (s["row"], s["column"]) == (NOW, column)
+        ]
+        if scores:
+            axis.plot(*zip(*scores, strict=True), linewidth=1.2, marker=".", label=column)
+    for score in probes[0]["scores"]:
+        if score["row"] in (RAW, MAJORITY) and score["column"] == columns[0]:
+            axis.axhline(score["value"], linewidth=0.8, linestyle="--", color="gray")
+            axis.text(0, score["value"], score["row"], fontsize=7, va="bottom", color="gray")
+    _dress(axis, "features, held out", [*columns, ""])
+
+
+def _dress(axis: Any, title: str, names: Sequence[str]) -> None:
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("epoch", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    if len(names) > 1:
+        axis.legend(fontsize=8, frameon=False)

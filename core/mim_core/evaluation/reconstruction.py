@@ -1,0 +1,178 @@
+"""Inputs, what the encoder saw of them, and what was rebuilt, for reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mim_core.data.loading import Readable
+from mim_core.data.source import DataSource
+from mim_core.errors import MimError
+from mim_core.methods.masked_autoencoder import Head, MaskedAutoencoder
+from mim_core.methods.method import Method
+from mim_core.parts.layout import Layout, Patches
+from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """One head's pictures: the input, what was left of it, and the input with hidden units as predicted; in the
+    modality's own shape. ``hidden`` is what was hidden, bool, of units on a grid."""
+
+    modality: str
+    input: Tensor
+    masked: Tensor
+    rebuilt: Tensor
+    needs_truth: bool
+    hidden: Tensor | None = None
+
+
+@torch.no_grad()
+def reconstruct(
+    method: MaskedAutoencoder, sample: dict[str, Tensor], mask: Mapping[str, Tensor] | None = None
+) -> dict[str, Rebuilt]:
+    """Hides, predicts and joins, for every head whose target has a way back to the input space. The first mask of each
+    sample is shown; ``mask`` is drawn, or given as `Method.prepare` takes it."""
+    with _evaluating(method):
+        prepared = method.prepare(sample, mask)
+        outcome = method(prepared)
+    patches = method.tokenizer.split(sample)
+    found = {}
+    for name, head in method.heads.items():
+        assert isinstance(head, Head)
+        own, asked = head.local(patches, prepared.mask)
+        answers = head.target.to_input_space(outcome.predictions[name], own, asked)
+        tokenizer = method.tokenizer
+        if head.segment is not None and isinstance(tokenizer, JoinedTokenizer):
+            tokenizer = tokenizer.part(head.segment)
+        if answers is None or not isinstance(own.values, Tensor):
+            continue
+        step = asked.per_sample
+        hidden = asked.hidden[::step]
+        shape = (*hidden.shape, *([1] * (own.values.ndim - 2)))
+        filled = _place(own.values, asked.query_ids[::step], answers[::step])
+        pick = hidden.reshape(shape)
+        rebuilt = torch.where(pick, filled, own.values)
+        found[name] = Rebuilt(
+            modality=_modality(tokenizer),
+            input=tokenizer.join(own.values, own.layout),
+            masked=tokenizer.join(tokenizer.blank(own.values, hidden), own.layout),
+            rebuilt=tokenizer.join(rebuilt, own.layout),
+            needs_truth=head.target.needs_truth,
+            hidden=None if own.layout.grid is None else _spread(tokenizer, pick, own),
+        )
+    return found
+
+
+@contextmanager
+def _evaluating(method: Method) -> Iterator[None]:
+    """In evaluation mode, where nothing is reduced over ranks and no statistics change."""
+    was_training = method.training
+    method.eval()
+    try:
+        yield
+    finally:
+        method.train(was_training)
+
+
+def _spread(tokenizer: Tokenizer, hidden: Tensor, own: Patches) -> Tensor:
+    """Hidden units [B, N, 1, ...] in the modality's own shape, bool."""
+    assert isinstance(own.values, Tensor)
+    return tokenizer.join(hidden.expand_as(own.values).to(own.values.dtype), own.layout).bool()
+
+
+def across(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Of several joined modalities, each predicted from each other one alone: head -> modality that is seen -> what is
+    made of it. Heads whose pictures need the truth are left out, and so are modalities that a sample lacks."""
+    with _evaluating(method):
+        prepared = method.prepare(sample)
+    layout = prepared.layout
+    if len(layout.segments) < 2:
+        return {}
+    found: dict[str, dict[str, Tensor]] = {}
+    for seen, part in layout.segments:
+        start = layout.span(seen)[0]
+        if bool(prepared.mask.hidden[:, start : start + part.count].all()):  # never an input of this run
+            continue
+        for name, rebuilt in _from_one(method, sample, layout, seen).items():
+            head = method.heads[name]
+            if isinstance(head, Head) and head.segment != seen and not rebuilt[0].needs_truth:
+                found.setdefault(name, {})[seen] = torch.cat([each.rebuilt for each in rebuilt])
+    return found
+
+
+def _from_one(
+    method: MaskedAutoencoder, sample: dict[str, Tensor], layout: Layout, seen: str
+) -> dict[str, list[Rebuilt]]:
+    """What every head makes of one modality, in parts of the batch: whole, or sample by sample where these have
+    different numbers of its units; nothing where one has none."""
+    start, count = layout.span(seen)[0], dict(layout.segments)[seen].count
+    rows = 1 if layout.valid is None else len(layout.valid)
+    there = torch.ones(rows, count, dtype=torch.bool)
+    if layout.valid is not None:
+        there = layout.valid[:, start : start + count].cpu()
+    if not bool(there.any(dim=1).all()):
+        return {}
+    size = len(next(iter(sample.values())))
+    alike = bool((there == there[:1]).all())
+    found: dict[str, list[Rebuilt]] = {}
+    for some in [slice(0, size)] if alike else [slice(i, i + 1) for i in range(size)]:
+        part = {name: value[some] for name, value in sample.items()}
+        hidden = ~there[:1] if alike else ~there[some]
+        mask = {name: torch.ones(1, other.count, dtype=torch.bool) for name, other in layout.segments}
+        mask = {name: value.repeat(some.stop - some.start, 1) for name, value in {**mask, seen: hidden}.items()}
+        for name, rebuilt in reconstruct(method, part, mask).items():
+            found.setdefault(name, []).append(rebuilt)
+    return found
+
+
+def _modality(tokenizer: Tokenizer) -> str:
+    return next(iter(tokenizer.shapes))
+
+
+def _place(values: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
+    """A copy of values [B, N, ...] with answers [B, Q, ...] at ids."""
+    flat = answers.reshape(*ids.shape, -1).to(values.dtype)
+    index = ids[:, :, None].expand_as(flat)
+    return values.flatten(2).scatter(1, index, flat).reshape(values.shape)
+
+
+def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor], str]:
+    """Held-out samples if there are any, else the first of the training data, without those that cannot be read; and
+    which these are."""
+    try:
+        split = source.labelled("test")
+        if len(split.labels) == 0:
+            raise MimError("There are no held-out samples.")
+        chosen = torch.linspace(0, len(split.labels) - 1, min(count, len(split.labels))).long().unique().tolist()
+        chosen = [split.middle(index) for index in chosen]
+        items, where = Readable(split.items, source.item_seconds), "held-out samples"
+    except MimError:
+        held: Any = source.held_out()
+        where = "samples of the training data" if held is None else "held-out samples"
+        size = len(source) if held is None else len(held)
+        chosen = list(range(min(count, size)))
+        if held is not None:
+            chosen = torch.linspace(0, size - 1, len(chosen)).long().unique().tolist()
+        items = Readable(_Augmented(source) if held is None else held, source.item_seconds)
+    sample = Readable.collate([items[index] for index in chosen])
+    if not sample:
+        return {}, where
+    sample["key"] = sample["index"]
+    return source.finish(sample), where
+
+
+class _Augmented(Dataset[Any]):
+    """Training items, each under its index as key."""
+
+    def __init__(self, source: DataSource) -> None:
+        self.source = source
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.source.read(index, index)

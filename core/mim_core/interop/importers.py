@@ -1,0 +1,96 @@
+"""For importers: what weights of other code bases tell of their sizes, and the method that is built for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mim_core.errors import MimError
+from mim_core.host.loading import installed
+from mim_core.interop.weights import State
+from mim_core.methods.build import build_method
+from mim_core.methods.method import Method
+from mim_core.parts.position import sincos_table
+from mim_core.recipes.config import Part, RunConfig
+from mim_core.recipes.resolve import resolve
+
+HEAD = "heads.main.decoder."
+"""What the names of the only decoder's weights start with."""
+
+
+def depth_of(state: State, prefix: str) -> int:
+    """The number of blocks whose keys start with the prefix."""
+    parts = [key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)]
+    return max((int(part) for part in parts if part.isdecimal()), default=-1) + 1
+
+
+def mlp_ratio_of(state: State, prefix: str, width: int) -> float:
+    """Hidden width of the first block's MLP over the width; 4 where there are no blocks."""
+    hidden = state.get(f"{prefix}0.mlp.fc1.weight")
+    return 4.0 if hidden is None else hidden.shape[0] / width
+
+
+def need(state: State, key: str, code: str) -> Tensor:
+    """The weight of that name, without which these are not the weights of ``code``."""
+    if key not in state:
+        raise MimError(
+            f"These weights have no {key!r}: they are not those of {code}. They start with: "
+            f"{', '.join(list(state)[:5])}."
+        )
+    return state[key]
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """Height and width, from both, from one number, or from text such as "96x160".
+
+    Raises:
+        MimError: It is none of these.
+    """
+    parts = size.lower().split("x") if isinstance(size, str) else size
+    numbers = list(parts) if isinstance(parts, (list, tuple)) else [parts]
+    try:
+        found = [int(number) for number in numbers]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) not in (1, 2) or min(found) < 1:
+        raise MimError(f"A size is one number, or height and width such as (96, 160) or 96x160; got {size!r}.")
+    return found[0], found[-1]
+
+
+def agree(given: Any, read: Mapping[str, Any]) -> None:
+    """Sizes that were given must be what the weights have."""
+    for name, value in read.items():
+        said = getattr(given, name)
+        said = pair(said) if name == "patch_size" and said is not None else said
+        if said is not None and said != value:
+            raise MimError(f"{name} is given as {said}, and the weights have {value}.")
+
+
+def heads_of(name: str, given: Any, width: int, released: Mapping[str, Mapping[int, int]]) -> int:
+    """Attention heads: as given, or of the released model of that width."""
+    said: int | None = getattr(given, name)
+    heads = released[name].get(width) if said is None else said
+    if heads is None:
+        raise MimError(
+            f"The weights do not tell how many heads share a width of {width}; give {name}=..., or mim-core import "
+            f"--sizes {name}=NUMBER, which makes a run that --init takes."
+        )
+    return heads
+
+
+def build(**parts: Part) -> Method:
+    """The method of these parts; what they leave open has its default."""
+    return build_method(resolve(RunConfig(parts=parts), installed()))
+
+
+def position_of(table: Tensor, grid: tuple[int, ...]) -> str:
+    """The kind of a table of positions [1, N, width] on a grid: "sincos" where it is the computed one, within 1e-3,
+    else "learned"."""
+    width = table.shape[-1]
+    if width < 2 * len(grid) or table.shape[1] != math.prod(grid):
+        return "learned"
+    return "sincos" if torch.allclose(table[0].float().cpu(), sincos_table(grid, width), atol=1e-3) else "learned"

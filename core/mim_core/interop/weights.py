@@ -1,0 +1,189 @@
+"""Weights from other code bases in, and ours out. Converters are proven by equal outputs, not by key names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mim_core.errors import MimError, warn
+from mim_core.host.loading import installed
+from mim_core.host.registry import Registry
+from mim_core.interop.weight_files import read_sizes, read_weights, said_of
+from mim_core.methods.method import Method
+from mim_core.text import counted
+
+State = Mapping[str, Tensor]
+
+
+def import_checkpoint(
+    path_or_state: str | Path | State, *, format: str, registry: Registry | None = None, **sizes: Any
+) -> Method:
+    """A method with weights of another code base.
+
+    Args:
+        path_or_state: A ``.pth``, ``.pt`` or ``.safetensors`` file, a Hugging Face folder, or the state dict itself.
+        format: Which code base wrote it: ``mae``, ``simmim``, ... See ``mim-core list importers``.
+        registry: Where formats are looked up; what is installed by default.
+        sizes: What cannot be read off the weights, under the code base's own names.
+
+    Raises:
+        MimError: An unknown format, an unreadable file, a missing or unexpected key, sizes that contradict the weights.
+    """
+    importer: Callable[..., Method] = (registry or installed()).get("importers", format.replace("_", "-")).resolve()
+    state = path_or_state
+    if isinstance(state, (str, Path)):
+        state, found = read_state(Path(state))
+        sizes = {**found, **sizes}
+    weights = clean(state)
+    try:
+        return importer(weights, **sizes)
+    except MimError:
+        raise
+    except Exception as error:
+        if not isinstance(path_or_state, (str, Path)):
+            raise
+        raise MimError(
+            f"{path_or_state} does not make a method of the format {format!r}, with these sizes: {said_of(error)}"
+        ) from error
+
+
+def read_state(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """A state dict from a file or a Hugging Face folder, and the sizes in the folder's ``config.json``. Never runs
+    code from the file."""
+    if not path.exists():
+        raise MimError(f"No weights at {path}.")
+    sizes: dict[str, Any] = {}
+    if path.is_dir():
+        sizes = read_sizes(path)
+        files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()]
+        if not files:
+            several = sorted(each.name for each in path.glob("*.index.json"))
+            why = (
+                f" Its weights are in several files ({several[0]}), which are not read: save it as one."
+                if several
+                else ""
+            )
+            raise MimError(f"{path} holds neither model.safetensors nor pytorch_model.bin.{why}")
+        path = files[0]
+    return read_weights(path), sizes
+
+
+def clean(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights alone: out of an outer dict, and without the prefixes that wrappers leave on every key.
+
+    Raises:
+        MimError: There are none.
+    """
+    content: Any = state
+    for name in ("model", "model_state", "base_model", "state_dict", "module"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not state:
+        raise MimError(
+            f"There are no weights in it; its entries are: {', '.join(map(str, list(content)[:8])) or 'none'}."
+        )
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def fill_weights(module: nn.Module, state: State, source: Mapping[str, str], unused: Iterable[str] = ()) -> None:
+    """Loads weights strictly.
+
+    Args:
+        module: Takes the weights.
+        state: The other code base's weights.
+        source: Our name -> their name, for every weight of ``module``.
+        unused: Their names that are left out on purpose.
+
+    Raises:
+        MimError: A key is missing, is left over, has another shape or values that are not finite; all such are named.
+    """
+    own = module.state_dict()
+    faults = [f"no place is known for our {name}" for name in own if name not in source]
+    faults += [f"missing: {theirs}" for theirs in source.values() if theirs not in state]
+    left = sorted(set(state) - set(source.values()) - set(unused))
+    faults += [f"unexpected: {name}" for name in left]
+    moved = {}
+    for ours, theirs in source.items():
+        if theirs not in state:
+            continue
+        value = state[theirs]
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            faults.append(f"{theirs} has values that are not finite")
+        if ours not in own:
+            faults.append(f"{theirs} has no place: this model has no {ours}")
+        elif value.numel() != own[ours].numel() or value.squeeze().shape != own[ours].squeeze().shape:
+            faults.append(f"{theirs} is {tuple(value.shape)}, and {ours} is {tuple(own[ours].shape)}")
+        else:
+            moved[ours] = value.reshape(own[ours].shape)
+    if faults:
+        raise MimError(
+            f"These weights do not fit ({counted(len(faults), 'difference')}):\n  " + "\n  ".join(faults[:20])
+        )
+    module.load_state_dict(moved, strict=True)
+
+
+def _timm_head(method: Method, arguments: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """A classifier's linear layer under timm's names, and how timm pools for it; empty, with a warning, where timm has
+    no such head."""
+    from mim_core.methods.classifier import Classifier
+    from mim_core.methods.supervised import Supervised
+
+    if not isinstance(method, Supervised):
+        return {}, ""
+    pools = {"mean": "avg", "prefix": "token", "max": "max"} if "fc_norm" in arguments else {"prefix": "token"}
+    pool = pools.get(method.config.pool) if isinstance(method, Classifier) else None
+    if pool is None or not isinstance(method, Classifier) or method.config.head != "linear":
+        warn("timm has no head like this run's, so the file has the encoder alone: num_classes is 0.")
+        return {}, ""
+    return {f"head.{name}": value for name, value in method.head[-1].state_dict().items()}, pool  # type: ignore
+
+
+def read_export(path: Path, registry: Registry) -> nn.Module | None:
+    """Tokenizer and encoder of a file that ``export`` wrote, as ``tokenizer`` and ``encoder`` of a module; None for
+    other files.
+
+    Raises:
+        MimError: The file was written before exports held their recipe, or its weights do not fit it.
+    """
+    from mim_core.methods.build import build_method
+    from mim_core.recipes.toml import from_toml
+
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+    except SafetensorError as error:
+        raise MimError(f"{path} cannot be read as weights: {error}") from error
+    if "timm_model" not in about:
+        return None
+    if "run" not in about:
+        raise MimError(f"{path} is an export of an earlier version, without its recipe. Export the run again.")
+    method = build_method(from_toml(about["run"], registry), registry)
+    found = nn.Module()
+    found.tokenizer, found.encoder = method.tokenizer, method.encoder
+    state = load_file(path)
+    names = {name: _exported_name(name) for name in found.state_dict() if name != "encoder.mask_token"}
+    if "pos_embed" in state:
+        state["pos_embed"] = state["pos_embed"][:, -found.encoder.position.table.shape[1] :]  # type: ignore
+    faults = [theirs for theirs in names.values() if theirs not in state]
+    if faults:
+        raise MimError(f"{path} lacks weights of its run's encoder: {', '.join(faults[:8])}. Use the run: --init RUN")
+    found.load_state_dict({ours: state[theirs] for ours, theirs in names.items()}, strict=False)
+    return found
+
+
+def _exported_name(ours: str) -> str:
+    """Our name of a weight -> that in an export."""
+    if ours == "encoder.position.table":
+        return "pos_embed"
+    return ours.replace("tokenizer.", "patch_embed.", 1) if ours.startswith("tokenizer.") else ours[len("encoder.") :]

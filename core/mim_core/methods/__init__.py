@@ -1,0 +1,1 @@
+"""Methods: parts joined into something to train."""

@@ -1,0 +1,138 @@
+"""Building parts from their options, with errors that name the part's role."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mim_core.errors import MimError, too_much
+from mim_core.parts.decoder import Decoder
+from mim_core.parts.encoder import Encoder
+from mim_core.parts.masker import Masker
+from mim_core.parts.target import Target
+from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
+from mim_core.recipes.config import ResolvedPart
+
+
+class Parts:
+    """A run's parts, handed to `Method.build`. Building one turns its ValueError into an error that names the role."""
+
+    def __init__(self, parts: Mapping[str, ResolvedPart]) -> None:
+        self._parts = parts
+
+    def __contains__(self, role: str) -> bool:
+        return role in self._parts
+
+    def get(self, role: str) -> ResolvedPart:
+        """The part in a role.
+
+        Raises:
+            MimError: The run has none.
+        """
+        if role not in self._parts:
+            raise MimError(
+                f"This method needs a {role}; the run has {', '.join(self._parts)}. Name one: --use {role}=NAME"
+            )
+        return self._parts[role]
+
+    def make(self, role: str, *context: Any) -> Any:
+        """Builds the part in a role: its class called with its options and the context."""
+        part = self.get(role)
+        with building(role, part):
+            _check_call(role, part, context)
+            made = part.cls(part.options, *context)
+        if isinstance(made, Target):
+            made.role = role
+        return made
+
+    def scopes(self, role: str) -> Iterator[tuple[str, str]]:
+        """(scope, full role) of every part with that last name: ("", "target"), or ("depth", "depth.target") and so
+        on."""
+        for name in self._parts:
+            scope, _, last = name.rpartition(".")
+            if last == role:
+                yield scope, name
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, as wide as the encoder; joined where there are several."""
+        encoder = self.get("encoder")
+        with building("encoder", encoder):
+            width = encoder.cls.width_for(encoder.options)
+        found = {scope: self.make(role, width) for scope, role in self.scopes("tokenizer")}
+        if not found:
+            self.get("tokenizer")
+        return found[""] if set(found) == {""} else JoinedTokenizer(found)
+
+    def encoder(self, tokenizer: Tokenizer) -> Encoder:
+        """The encoder, for that tokenizer's layout."""
+        encoder: Encoder = self.make("encoder", tokenizer.layout)
+        return encoder
+
+    def masker(self, tokenizer: Tokenizer) -> Masker:
+        """The masker, which must be able to serve that tokenizer's layout."""
+        masker: Masker = self.make("masker")
+        with building("masker", self.get("masker")):
+            masker.count(tokenizer.layout)
+        return masker
+
+    def heads(
+        self, tokenizer: Tokenizer, encoder: Encoder, segments: Mapping[str, str]
+    ) -> Iterator[tuple[str, str | None, Decoder, Target]]:
+        """(name, segment, decoder, target) of each head. A head's segment is the tokenizer of its name, unless
+        ``segments`` says another."""
+        for scope, role in self.scopes("target"):
+            segment = segments.get(scope, scope if isinstance(tokenizer, JoinedTokenizer) else None)
+            if segment is not None and (not isinstance(tokenizer, JoinedTokenizer) or segment not in tokenizer.parts):
+                known = ", ".join(tokenizer.parts) if isinstance(tokenizer, JoinedTokenizer) else "none"
+                raise MimError(f"The head {scope!r} asks for the segment {segment!r}; there are: {known}.")
+            own = (
+                tokenizer.part(segment) if segment is not None and isinstance(tokenizer, JoinedTokenizer) else tokenizer
+            )
+            target = self.make(role, own)
+            decoder_role = f"{scope}.decoder" if f"{scope}.decoder" in self else "decoder"
+            yield scope or "main", segment, self.make(decoder_role, encoder, tokenizer.layout, target.size), target
+
+
+@contextmanager
+def building(role: str, part: ResolvedPart) -> Iterator[None]:
+    """Names the part in whatever goes wrong while it is built.
+
+    Raises:
+        MimError: Instead of a ValueError, with which a part refuses what it is given. Other errors are bugs: they stay
+            as they are, with a note that names the part and its plugin.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise MimError(f"{role} ({part.name}): {too_much(error) or f'{error}.'}") from error
+    except MimError:
+        raise
+    except Exception as error:
+        if text := too_much(error):
+            raise MimError(f"{role} ({part.name}): {text}") from error
+        if not getattr(error, "__notes__", None):  # else the part that this one was building is named already
+            error.add_note(f"This happened while the {_named(role, part)} was built; the fault is probably there.")
+        raise
+
+
+def _check_call(role: str, part: ResolvedPart, context: tuple[Any, ...]) -> None:
+    """Refuses a part that does not take what parts in its role are given."""
+    try:
+        signature = inspect.signature(part.cls)
+    except ValueError:  # one that cannot be looked into
+        return
+    try:
+        signature.bind(part.options, *context)
+    except TypeError as error:
+        given = ", ".join(["its Config", *(type(value).__name__ for value in context)])
+        raise MimError(
+            f"The {_named(role, part)} cannot be built: it is called with {given}, and takes {signature}: {error}."
+        ) from error
+
+
+def _named(role: str, part: ResolvedPart) -> str:
+    """A part in a sentence."""
+    origin = f" ({part.origin})" if part.origin else ""
+    return f"{role} {part.name!r} of the plugin {part.name.partition(':')[0]!r}{origin}"

@@ -1,0 +1,124 @@
+"""From a resolved run to a method: builds the parts in the order in which they need each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from mim_core.data.source import DataSource
+from mim_core.errors import MimError, warn
+from mim_core.host.loading import installed
+from mim_core.host.registry import Registry
+from mim_core.methods.assembly import Parts, _check_call, building
+from mim_core.methods.method import Method
+from mim_core.parts.masker import Masker
+from mim_core.parts.target import Target
+from mim_core.parts.tokenizer import Tokenizer
+from mim_core.recipes.config import ResolvedRun
+from mim_core.recipes.resolve import load_recipe
+
+
+@contextmanager
+def working(method: Method) -> Iterator[None]:
+    """Names the part in what it refuses while a method works, in `prepare`, `forward` or `encode`.
+
+    Raises:
+        MimError: Instead of a ValueError of a part. Other errors are bugs and stay as they are.
+    """
+    try:
+        yield
+    except ValueError as error:
+        role = _role_of(error, method)
+        if role is None:
+            raise
+        raise MimError(f"{role} ({method.built_from[role].name}): {error}.") from error
+
+
+def _role_of(error: ValueError, method: Method) -> str | None:
+    """The role of the part that raised an error: the innermost that was at work."""
+    found, trace = None, error.__traceback__
+    names = {id(module): name.split(".") for name, module in method.named_modules()}
+    while trace is not None:
+        at_work = trace.tb_frame.f_locals.get("self")
+        alike = [role for role, part in method.built_from.items() if type(at_work) is part.cls]
+        own = names.get(id(at_work), [])
+        scoped = [role for role in alike if role.rpartition(".")[0] in own]
+        found = next(iter(scoped or alike), found)
+        trace = trace.tb_next
+    return found
+
+
+def build_method(run: ResolvedRun | str, registry: Registry | None = None, seed: int | None = None) -> Method:
+    """A method from a recipe's name or a resolved run, with weights drawn from its seed.
+
+    Args:
+        run: A recipe, such as ``"image:mae-vit-base"``, or what `mim_core.recipes.resolve` made of one.
+        registry: Where names are looked up; what is installed by default.
+        seed: Overrides the run's seed.
+
+    Raises:
+        MimError: An option that does not fit, with its role; a role that is missing.
+    """
+    if isinstance(run, str):
+        run = load_recipe(run, registry or installed())
+    parts = Parts(run.parts)
+    part = parts.get("method")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.train.seed if seed is None else seed)
+        with building("method", part):
+            method: Method = part.cls.build(part.options, parts)
+    method.built_from = run.parts
+    return method
+
+
+def make_source(config: ResolvedRun, method: Method) -> DataSource:
+    """The data source of a run, told by the tokenizer what shapes it must give. For a method that is trained on labels
+    it is the labelled training split, see `mim_core.data.labelled.LabelledSource`.
+
+    Raises:
+        MimError: There is no data, or an option of it does not fit the tokenizer or a target.
+    """
+    source = open_source(config, method.tokenizer)  # type: ignore[arg-type]
+    for target in (module for module in method.modules() if isinstance(module, Target)):
+        try:
+            target.check(source)
+        except ValueError as error:
+            raise MimError(f"A target does not fit the data ({config.parts['data'].name}): {error}.") from error
+    return method.training_source(source)
+
+
+def check_data(config: ResolvedRun, method: Method, source: DataSource) -> None:
+    """Whether the masker can serve every item of the data. Warns of what is rarely meant in them, and of modalities
+    that no item has.
+
+    Raises:
+        MimError: Some items lack so much that too little of them may be seen.
+    """
+    for text in source.advice():
+        warn(text)
+    masker, tokenizer = getattr(method, "masker", None), getattr(method, "tokenizer", None)
+    if not isinstance(masker, Masker) or not isinstance(tokenizer, Tokenizer):
+        return
+    there = source.presence()
+    for modality in source.shapes:
+        if there and not any(modality in names for names in there):
+            warn(f"no item of the data has {modality}: it is never seen, and its predictions learn nothing.")
+    try:
+        masker.check(source, tokenizer)
+    except ValueError as error:
+        raise MimError(f"masker ({config.parts['masker'].name}): {error}.") from error
+
+
+def open_source(config: ResolvedRun, tokenizer: Tokenizer) -> DataSource:
+    """The data source of a run for a tokenizer, whatever the method."""
+    part = config.parts.get("data")
+    if part is None:
+        raise MimError("This run has no data. Name a source: --use data=NAME. See: mim-core list data")
+    with building("data", part):
+        _check_call("data", part, (tokenizer.shapes,))
+        source: DataSource = part.cls(part.options, tokenizer.shapes)
+    source.ids = tokenizer.ids
+    source.item_seconds = config.train.item_timeout
+    return source

@@ -1,0 +1,260 @@
+"""The idea on one screen: hide units, encode the rest, predict the hidden ones, compare with the target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mim_core.data.source import Sample
+from mim_core.errors import nearest
+from mim_core.methods.method import Features, Method, Outcome, encode_all
+from mim_core.parts.decoder import Decoder
+from mim_core.parts.encoder import Encoded, Encoder
+from mim_core.parts.layout import Layout, Patches, tensor_tree
+from mim_core.parts.mask import Draw, Mask
+from mim_core.parts.masker import Masker
+from mim_core.parts.samples import check_key, check_sizes
+from mim_core.parts.target import Target
+from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
+from mim_core.ranks.tensors import batch_mean
+
+if TYPE_CHECKING:
+    from mim_core.methods.assembly import Parts
+
+
+@tensor_tree
+@dataclass(frozen=True)
+class Prepared:
+    """All that `forward` needs.
+
+    Attributes:
+        inputs: Values of the kept units [R, K, ...]; of all units [B, N, ...] where the tokenizer embeds all.
+        layout: Where the units lie.
+        mask: What is hidden, kept and asked.
+        targets: What each head should answer.
+        weights: float32 [R, Q] per head, summing to one over the batch, so that the sum of weighted losses is their
+            mean.
+    """
+
+    inputs: Any
+    layout: Layout
+    mask: Mask
+    targets: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+class Head(nn.Module):
+    """One question asked of the encoder: a decoder, the target that it is held against, and the weight of its loss.
+
+    Args:
+        decoder: Answers at the queried units.
+        target: Makes the values and the loss.
+        weight: Factor of this head's loss in the sum.
+        segment: Of a joined layout, the segment that is asked, all its units weighted by hidden; None asks what the
+            mask says.
+        average: "batch" divides by all answers of the batch together (MAE); "sample" averages per sample, then over
+            the samples that have any (MultiMAE).
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        target: Target,
+        weight: float = 1.0,
+        segment: str | None = None,
+        average: Literal["batch", "sample"] = "batch",
+    ) -> None:
+        super().__init__()
+        self.decoder, self.target = decoder, target
+        self.weight, self.segment, self.average = weight, segment, average
+
+    def asked(self, layout: Layout, mask: Mask) -> Mask:
+        """The mask with this head's queries."""
+        return mask if self.segment is None else mask.ask_segment(layout, self.segment)
+
+    def local(self, patches: Patches, mask: Mask) -> tuple[Patches, Mask]:
+        """The patches and the mask as the target sees them: of its own segment alone."""
+        if self.segment is None:
+            return patches, mask
+        return patches.segment(self.segment), mask.ask_segment(patches.layout, self.segment, local=True)
+
+    def shares(self, weight: Tensor) -> Tensor:
+        """Weights [R, Q] that sum to one over the batch; all zero where nothing counts. Ranks that share a batch divide
+        by the mean of their sums, so that the mean over the ranks sums to one."""
+        if self.average == "batch":
+            return weight / self._mean(weight.sum()).clamp(min=1e-12)
+        rows = weight.sum(dim=1, keepdim=True)
+        some = self._mean((rows > 0).sum().float())
+        return weight / rows.clamp(min=1e-12) / some.where(some > 0, 1.0)
+
+    def _mean(self, denominator: Tensor) -> Tensor:
+        """The mean over the ranks that share the batch: the mean of their losses is then that of the whole batch."""
+        return batch_mean(denominator) if self.training else denominator
+
+
+class MaskedAutoencoder(Method):
+    """Encode what is kept, decode what is asked, compare with the target.
+
+    Args:
+        tokenizer: Splits samples into units and embeds them.
+        masker: Decides what is hidden.
+        encoder: Sees the kept units.
+        heads: What is predicted, by name. One for MAE, two for MVD, four for MultiMAE.
+        scorer: Called as ``scorer(sample, patches)``; gives a guided masker its scores [B, N].
+        teacher: Handed to the targets, in `prepare`.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the masked autoencoder."""
+
+        average: Literal["batch", "sample"] = "batch"
+        """Divide by all answers of the batch together (MAE), or average per sample first (MultiMAE)."""
+        weights: dict[str, float] = field(default_factory=dict)
+        """Factor of a head's loss, by head; 1 where not named."""
+        segments: dict[str, str] = field(default_factory=dict)
+        """Which modality a head asks for, where that is not the head's own name."""
+
+    @classmethod
+    def build(cls, config: Any, parts: Parts) -> MaskedAutoencoder:
+        """Roles: tokenizer, masker, encoder, and a target and decoder per head; ``depth.tokenizer`` and the like where
+        there are several."""
+        tokenizer = parts.tokenizer()
+        encoder = parts.encoder(tokenizer)
+        heads = {
+            name: Head(decoder, target, config.weights.get(name, 1.0), segment, config.average)
+            for name, segment, decoder, target in parts.heads(tokenizer, encoder, config.segments)
+        }
+        for option in ("weights", "segments"):
+            strange = [name for name in getattr(config, option) if name not in heads]
+            if strange:
+                near = nearest(strange[0], heads)
+                guess = f"; did you mean {near!r}?" if near else ""
+                raise ValueError(f"{option} names {', '.join(strange)}; the heads are {', '.join(heads)}{guess}")
+        factors = [head.weight for head in heads.values()]
+        if not all(0 <= factor < math.inf for factor in factors) or not any(factors):
+            raise ValueError(f"weights must be finite and not negative, and one positive; got {dict(config.weights)}")
+        return cls(tokenizer, parts.masker(tokenizer), encoder, heads)
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        masker: Masker,
+        encoder: Encoder,
+        heads: Mapping[str, Head],
+        scorer: nn.Module | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer, self.masker, self.encoder = tokenizer, masker, encoder
+        self.heads = nn.ModuleDict(heads)
+        self.scorer, self.teacher = scorer, teacher
+        if masker.needs_scores and scorer is None:
+            raise ValueError("the masker hides by scores of the units, and this method has no scorer that gives them")
+        kept = tokenizer.layout.count - masker.count(tokenizer.layout)
+        if not 0 < kept < tokenizer.layout.count:
+            raise ValueError(
+                f"the masker would keep {kept} of {tokenizer.layout.count} units; it must keep some and hide some"
+            )
+
+    def _heads(self) -> Iterable[tuple[str, Head]]:
+        for name, head in self.heads.items():
+            assert isinstance(head, Head)
+            yield name, head
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        sample: Sample,
+        mask: Mask | Tensor | Mapping[str, Tensor] | None = None,
+        *,
+        step: int = 0,
+        progress: float = 0.0,
+    ) -> Prepared:
+        """Splits, masks and makes the targets.
+
+        Args:
+            sample: The batch; its ``key`` int64 [B] drives the mask and may be absent when one is given.
+            mask: bool [B, N] with True = hidden, or a dict of such by segment, or a `Mask`; drawn by the masker when
+                None.
+            step: Optimizer step, for draws that a batch shares.
+            progress: Share of the run that is done, for curricula.
+
+        Raises:
+            ValueError: The mask does not fit the units or the encoder.
+        """
+        if isinstance(self.tokenizer, JoinedTokenizer) and (lacking := self.tokenizer.lacking(sample)):
+            raise ValueError(f"training needs every modality; the sample has no {', '.join(lacking)}")
+        check_sizes(self.tokenizer, sample)
+        patches = self.tokenizer.split(sample)
+        if mask is None:
+            check_key(sample, _rows(patches))
+            scores = None if self.scorer is None else self.scorer(sample, patches)
+            mask = self.masker(patches.layout, Draw(sample["key"], step, progress), scores)
+        mask = self._fit(mask, patches.layout, _rows(patches))
+        inputs = patches.values
+        if self.tokenizer.embeds == "kept":
+            assert isinstance(inputs, Tensor)
+            inputs = mask.take(inputs, mask.kept_ids)
+        targets, weights = {}, {}
+        for name, head in self._heads():
+            targets[name] = head.target.make(sample, *head.local(patches, mask), self.teacher)
+            weights[name] = head.shares(head.asked(patches.layout, mask).weight)
+        return Prepared(inputs, patches.layout, mask, targets, weights)
+
+    def forward(self, prepared: Prepared) -> Outcome:
+        """Embeds the kept units, encodes, and asks every head."""
+        layout, mask = prepared.layout, prepared.mask
+        tokens = self.tokenizer.embed(prepared.inputs)
+        if self.tokenizer.embeds == "all":
+            tokens = mask.take(tokens, mask.kept_ids)
+        encoded: Encoded = self.encoder(tokens, layout, mask)
+        parts, predictions, loss = {}, {}, tokens.new_zeros((), dtype=torch.float32)
+        for name, head in self._heads():
+            predictions[name] = head.decoder(encoded, layout, head.asked(layout, mask))
+            each = head.target.loss(predictions[name], prepared.targets[name])
+            parts[name] = (each * prepared.weights[name]).sum()
+            loss = loss + head.weight * parts[name]
+        return Outcome(loss, parts, predictions, torch.cat([encoded.prefix, encoded.tokens], dim=1))
+
+    def encode(self, sample: Sample) -> Features:
+        """Encodes every unit that is there; of several modalities any subset. Units that are not valid are seen by
+        nobody: their tokens are zero, and the mean is over the others."""
+        return encode_all(self.tokenizer, self.encoder, sample)
+
+    def _fit(self, mask: Mask | Tensor | Mapping[str, Tensor], layout: Layout, samples: int) -> Mask:
+        """The mask in the form that the encoder needs."""
+        if isinstance(mask, Mapping):
+            wanted = [name for name, _ in layout.segments]
+            if sorted(mask) != sorted(wanted):
+                raise ValueError(f"the mask has {', '.join(mask)}; the units have {', '.join(wanted) or 'no segments'}")
+            mask = torch.cat([mask[name] for name in wanted], dim=1)
+        if isinstance(mask, Tensor):
+            mask = Mask.from_bool(mask)
+        if mask.hidden.shape[1] != layout.count:
+            raise ValueError(
+                f"the mask has {mask.hidden.shape[1]} units; the sample has {layout.count} (grid {layout.grid})"
+            )
+        if mask.hidden.shape[0] != samples * mask.per_sample:
+            raise ValueError(
+                f"the mask has {mask.hidden.shape[0]} rows; {samples} samples with {mask.per_sample} masks each need "
+                f"{samples * mask.per_sample}"
+            )
+        if self.encoder.sees == "all":
+            return mask.keep_all()
+        if mask.kept_ids.shape[1] == 0:
+            raise ValueError("the mask leaves nothing visible")
+        if mask.kept_ids.shape[1] == layout.count:
+            raise ValueError("an encoder that drops hidden units needs visible units, as many in every row")
+        return mask
+
+
+def _rows(patches: Patches) -> int:
+    """Samples in the batch."""
+    values = patches.values if isinstance(patches.values, Tensor) else next(iter(patches.values.values()))
+    return values.shape[0]

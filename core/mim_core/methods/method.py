@@ -1,0 +1,166 @@
+"""The idea on one screen: hide part of a sample, predict what was hidden, keep the encoder.
+
+A `Method` has two halves. `prepare` does all random and data-dependent work, eagerly and without gradient. `forward`
+is pure with static shapes: what ``torch.compile``, DDP and FSDP2 wrap. `MaskedAutoencoder` carries MAE, SimMIM,
+VideoMAE, Point-MAE and MultiMAE by its parts alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mim_core.data.source import Sample
+from mim_core.parts.encoder import Encoder
+from mim_core.parts.layout import Layout, take, tensor_tree
+from mim_core.parts.mask import Mask
+from mim_core.parts.samples import check_sample
+from mim_core.parts.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mim_core.data.source import DataSource
+    from mim_core.methods.assembly import Parts
+    from mim_core.recipes.config import ResolvedPart
+
+
+@tensor_tree
+@dataclass(frozen=True)
+class Outcome:
+    """What `forward` returns.
+
+    Attributes:
+        loss: The scalar to minimise.
+        parts: Each head's own loss, before its weight.
+        predictions: [R, Q, size] per head, at its queries.
+        latent: [R, P + K, D], the encoder's output: prefix tokens first, then the kept units in their order.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    predictions: dict[str, Tensor]
+    latent: Tensor
+
+    @property
+    def prediction(self) -> Any:
+        """The only head's prediction, or all by name where there are several."""
+        return next(iter(self.predictions.values())) if len(self.predictions) == 1 else self.predictions
+
+
+@dataclass(frozen=True)
+class Features:
+    """What `encode` returns: tokens [B, N, D] without the prefix, their mean [B, D], and the prefix tokens [B, P,
+    D]."""
+
+    tokens: Tensor
+    pooled: Tensor
+    prefix: Tensor
+
+
+class Method(nn.Module):
+    """Base class of all methods. Subclasses give `prepare`, `forward` and `encode`; the loop needs no more.
+
+    Attributes:
+        couples_batch: The loss compares samples with each other (InfoNCE), so a batch cannot be split for accumulation.
+        built_from: The parts by role, with their options; empty where `mim_core.build_method` did not build it.
+    """
+
+    Config: ClassVar[type[Any]]
+    couples_batch: bool = False
+    built_from: Mapping[str, ResolvedPart] = {}
+
+    @classmethod
+    def build(cls, config: Any, parts: Parts) -> Method:
+        """Builds the method from a run's parts, see `mim_core.methods.assembly.Parts`."""
+        raise NotImplementedError
+
+    def prepare(
+        self,
+        sample: Sample,
+        mask: Mask | Tensor | Mapping[str, Tensor] | None = None,
+        *,
+        step: int = 0,
+        progress: float = 0.0,
+    ) -> Any:
+        """Random and data-dependent work, eager and without gradient."""
+        raise NotImplementedError
+
+    def forward(self, prepared: Any) -> Outcome:
+        """The loss. Pure, with static shapes."""
+        raise NotImplementedError
+
+    def encode(self, sample: Sample) -> Features:
+        """Features with nothing hidden, for evaluation and export."""
+        raise NotImplementedError
+
+    def training_source(self, source: DataSource) -> DataSource:
+        """What the loop trains on: the source itself, or one made of it, such as its labelled training split.
+
+        Raises:
+            MimError: The method cannot be trained on it.
+        """
+        return source
+
+    def after_step(self, progress: float) -> None:
+        """Called after each optimizer step: teachers, schedules."""
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks, which are sharded, recomputed and, when sharded, compiled one by one: by default the
+        children of every list named ``blocks``, of teachers too."""
+        lists = (module for name, module in self.named_modules() if name.rpartition(".")[2] == "blocks")
+        return [block for found in lists if isinstance(found, nn.Sequential | nn.ModuleList) for block in found]
+
+    def parameter_groups(self, decay_tokens: bool = True) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters with and without weight decay: none on biases and 1-D parameters, and on learned tokens only with
+        ``decay_tokens``.
+
+        Learned tokens and scales are recognised by shape: every axis but the last has length 1.
+        """
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
+        for parameter in self.parameters():
+            if not parameter.requires_grad:
+                continue
+            is_token = parameter.ndim > 1 and parameter.numel() == parameter.shape[-1]
+            exempt = parameter.ndim < 2 or (is_token and not decay_tokens)
+            (plain if exempt else decayed).append(parameter)
+        return decayed, plain
+
+
+def encode_all(tokenizer: Tokenizer, encoder: Encoder, sample: Sample) -> Features:
+    """Encodes every unit that is there, see `MaskedAutoencoder.encode`.
+
+    Raises:
+        ValueError: A sample has none of its units, or the batch is not what was meant, see `samples.check_sample`.
+    """
+    check_sample(tokenizer, sample)
+    patches = tokenizer.split(sample)
+    tokens = tokenizer.embed(patches.values)
+    mask = Mask.nothing_hidden(tokens.shape[0], patches.layout, tokens.device)
+    if patches.layout.valid is not None:
+        return _encode_valid(encoder, tokens, patches.layout, mask, patches.layout.valid)
+    encoded = encoder(tokens, patches.layout, mask)
+    return Features(encoded.tokens, encoded.tokens.mean(dim=1), encoded.prefix)
+
+
+def _encode_valid(encoder: Encoder, tokens: Tensor, layout: Layout, mask: Mask, valid: Tensor) -> Features:
+    """Samples that have the same units are encoded together, from those units alone."""
+    if not bool(valid.any(dim=1).all()):
+        raise ValueError("a sample has none of its units")
+    out, prefix = torch.zeros_like(tokens), None
+    patterns, which = valid.unique(dim=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        rows = (which == number).nonzero()[:, 0]
+        ids = pattern.nonzero()[:, 0].expand(len(rows), -1)
+        part = Mask(mask.hidden[rows], ids, mask.query_ids[rows], mask.weight[rows])
+        encoded = encoder(take(tokens[rows], ids), layout.rows(rows), part)
+        out = out.to(encoded.tokens.dtype)
+        out[rows] = out[rows].scatter(1, ids[:, :, None].expand_as(encoded.tokens), encoded.tokens)
+        if prefix is None:
+            prefix = encoded.prefix.new_zeros(len(tokens), *encoded.prefix.shape[1:])
+        prefix[rows] = encoded.prefix
+    assert prefix is not None
+    return Features(out, out.sum(dim=1) / valid.sum(dim=1, keepdim=True), prefix)

@@ -1,0 +1,186 @@
+"""Methods that are trained on labels: full fine-tuning of a pre-trained encoder, in the same loop as pre-training.
+
+`Supervised` is what such methods share: nothing is hidden, the answers come with the sample, and a test split judges
+them. `Classifier` puts a head on pooled tokens. Every layer is trained at the same learning rate: no layer-wise decay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mim_core.data.labelled import LabelledSource
+from mim_core.data.loading import Readable, loader
+from mim_core.data.source import DataSource, Labelled, Sample
+from mim_core.methods.method import Features, Method, encode_all
+from mim_core.parts.encoder import Encoded, Encoder
+from mim_core.parts.layout import Layout, tensor_tree
+from mim_core.parts.mask import Mask
+from mim_core.parts.tokenizer import Tokenizer
+from mim_core.scores import Score
+
+
+@tensor_tree
+@dataclass(frozen=True)
+class Taught:
+    """All that the forward pass of a supervised method needs.
+
+    Attributes:
+        inputs: Values of all units [B, N, ...].
+        layout: Where the units lie.
+        mask: Of which nothing is hidden.
+        answers: int64 [B], or [B, n] where there are n answers per sample.
+        beside: What else a method's forward pass needs, by name.
+    """
+
+    inputs: Any
+    layout: Layout
+    mask: Mask
+    answers: Tensor
+    beside: dict[str, Tensor]
+
+
+class Supervised(Method):
+    """A method that is trained on labels. The encoder sees every unit.
+
+    Subclasses give `forward`, `test` and `completed`, and may take other answers than the sample's label.
+
+    Args:
+        tokenizer: Splits samples into units and embeds them.
+        encoder: Sees all units.
+    """
+
+    beside: tuple[str, ...] = ()
+    """Entries of the sample, int64 [B], that `forward` is handed as they are."""
+    train_options: ClassVar[Mapping[str, Any]] = {}
+    """Training options in which this method departs from what `finetune` starts from."""
+
+    def __init__(self, tokenizer: Tokenizer, encoder: Encoder) -> None:
+        super().__init__()
+        self.tokenizer, self.encoder = tokenizer, encoder
+
+    @classmethod
+    def completed(cls, options: Any, source: DataSource) -> Any:
+        """The options with what only the data knows, such as the number of classes; ``options`` have
+        ``init`` (Path | None), where the encoder's weights are from.
+
+        Raises:
+            MimError: The data has no labels.
+        """
+        raise NotImplementedError
+
+    def training_source(self, source: DataSource) -> DataSource:
+        """The labelled training split, once `check` has passed."""
+        self.check(source)
+        return LabelledSource(source)
+
+    def check(self, source: DataSource) -> None:
+        """Refuses data that this method cannot answer.
+
+        Raises:
+            MimError: Says what was made for what.
+        """
+
+    def answers(self, sample: Sample) -> Tensor:
+        """The right answers: int64 [B], the classes, by default."""
+        return entry(sample, "label")
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        sample: Sample,
+        mask: Mask | Tensor | Mapping[str, Tensor] | None = None,
+        *,
+        step: int = 0,
+        progress: float = 0.0,
+    ) -> Taught:
+        """Splits, with nothing hidden, and takes the answers.
+
+        Args:
+            sample: The batch, with int64 ``label`` [B].
+            mask: Must be None.
+            step: Not used.
+            progress: Not used.
+
+        Raises:
+            ValueError: A mask is given, or the sample lacks units or answers.
+        """
+        if mask is not None:
+            raise ValueError("a method that is trained on labels hides nothing; leave the mask out")
+        patches = self.tokenizer.split(sample)
+        if patches.layout.valid is not None:
+            raise ValueError("training on labels needs every unit of every modality; samples lack some")
+        first = next(iter(sample.values()))
+        hidden = Mask.nothing_hidden(first.shape[0], patches.layout, first.device)
+        return Taught(
+            patches.values,
+            patches.layout,
+            hidden,
+            self.answers(sample),
+            {name: entry(sample, name) for name in self.beside},
+        )
+
+    def encoded(self, prepared: Taught) -> Encoded:
+        """Tokens of all units."""
+        return self.encoder(self.tokenizer.embed(prepared.inputs), prepared.layout, prepared.mask)
+
+    def encode(self, sample: Sample) -> Features:
+        """Features of every unit, as training on labels has made them. Needs no labels."""
+        return encode_all(self.tokenizer, self.encoder, sample)
+
+    @torch.no_grad()
+    def predicted(
+        self, source: DataSource, split: Labelled, device: torch.device, batch_size: int
+    ) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
+        """(batch, predictions), both on the host, over the items of a split that can be read, in their order. A batch
+        has the items' ``index`` [b], and the ``sample`` [b] that each is a view of, with its ``label`` [b]."""
+        from mim_core.methods.build import working
+
+        self.eval().to(device)
+        places = split.items_of(torch.arange(len(split.labels))).split(batch_size)
+        for batch in loader(
+            Readable(split.items, source.item_seconds), [part.tolist() for part in places], 0, Readable.collate
+        ):
+            if not batch:
+                continue
+            batch["sample"] = batch["index"] // split.views
+            batch["label"] = split.labels[batch["sample"]]
+            ready = source.finish({name: value.to(device) for name, value in batch.items()})
+            with working(self):
+                found = self(self.prepare(ready)).predictions
+            yield batch, {name: value.float().cpu() for name, value in found.items()}
+
+    def test(
+        self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None
+    ) -> list[Score]:
+        """Scores on the test split in a row `FINE_TUNED`, beside what needs no training.
+
+        Args:
+            source: Its ``labelled`` splits are used.
+            device: Where to compute; the method stays there, in evaluation mode.
+            batch_size: Samples per forward pass; no effect on results.
+            notes: Gets what a reader of the scores should know.
+
+        Raises:
+            MimError: There are no labelled test samples, or none can be read.
+        """
+        raise NotImplementedError
+
+
+def entry(sample: Sample, name: str, *shape: int) -> Tensor:
+    """An int64 entry [B, *shape] of a sample. On the meta device, where operations are counted, no data is read, and
+    zeros stand for it.
+
+    Raises:
+        ValueError: The sample has none.
+    """
+    if name in sample:
+        return sample[name]
+    first = next(iter(sample.values()))
+    if first.is_meta:
+        return torch.zeros(first.shape[0], *shape, dtype=torch.int64, device=first.device)
+    raise ValueError(f"the sample has no {name!r} to learn from; it has {', '.join(sample)}")

@@ -1,0 +1,1 @@
+"""Parts: what a method is made of."""

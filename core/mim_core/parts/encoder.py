@@ -1,0 +1,328 @@
+"""Encoders: tokens of the kept units in, latent tokens out. Transformer blocks come from timm, and weights keep timm's
+names.
+
+``sees`` says what an encoder receives: "visible" units only (MAE), or "all" with mask tokens at hidden places (SimMIM).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from timm.layers import PatchEmbed, trunc_normal_
+from timm.models import create_model, is_model, vision_transformer
+from torch import Tensor, nn
+
+from mim_core.errors import MimError, unknown
+from mim_core.parts.layout import Layout, take, tensor_tree
+from mim_core.parts.mask import Mask
+from mim_core.parts.position import PositionAt, PositionKind, make_position
+
+
+@tensor_tree
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder returns.
+
+    Attributes:
+        tokens: [R, K, D], one per kept unit, in the order of ``mask.kept_ids``.
+        prefix: [R, P, D], class and register tokens; P may be 0.
+        levels: Earlier feature maps of encoders that have them: those that `Encoder.give_levels` asked for, [R, K, D]
+            each, without the prefix.
+    """
+
+    tokens: Tensor
+    prefix: Tensor
+    levels: tuple[Tensor, ...] = ()
+
+
+class Encoder(nn.Module):
+    """Base class.
+
+    Attributes:
+        sees: "visible" when it receives visible units only, "all" when hidden ones are replaced by a mask token.
+        width: D.
+        levels: Blocks, numbered from 1, whose outputs fill `Encoded.levels`; see `give_levels`.
+    """
+
+    Config: ClassVar[type[Any]]
+    sees: Literal["visible", "all"]
+    width: int
+    levels: tuple[int, ...] = ()
+
+    @classmethod
+    def width_for(cls, config: Any) -> int:
+        """The width that these options give, before the encoder is built: the tokenizer needs it."""
+        return int(config.width)
+
+    def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
+        """Encodes the tokens of ``mask.kept_ids``; positions are added here."""
+        raise NotImplementedError
+
+    def give_levels(self, blocks: tuple[int, ...]) -> None:
+        """Asks for the outputs of these blocks, numbered from 1, each through the final norm.
+
+        Raises:
+            ValueError: This encoder gives none, or has no such blocks.
+        """
+        raise ValueError(f"{type(self).__name__} gives no levels")
+
+    def timm_weights(self) -> Mapping[str, Tensor]:
+        """The weights under timm's names, without the tokenizer's ``patch_embed``."""
+        raise NotImplementedError
+
+    def timm_model(self) -> tuple[str, dict[str, Any]]:
+        """The timm model that takes these weights: a name for ``timm.create_model`` and its arguments, without input
+        sizes."""
+        raise NotImplementedError
+
+
+Init = Literal["xavier", "truncated"]
+
+
+def init_transformer(module: nn.Module, kind: Init = "xavier") -> None:
+    """MAE's initialisation, Xavier-uniform linear layers, or a normal of deviation 0.02 cut at two (Point-MAE); biases
+    at zero, normalisation layers at one and zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            if kind == "xavier":
+                nn.init.xavier_uniform_(part.weight)
+            else:
+                trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+
+
+def through(blocks: nn.Sequential, x: Tensor, places: Tensor | None) -> Tensor:
+    """The tokens after all blocks; ``places``, where given, are added at the input of every one."""
+    if places is None:
+        out: Tensor = blocks(x)
+        return out
+    for block in blocks:
+        x = block(x + places)
+    return x
+
+
+def token(count: int, width: int) -> nn.Parameter:
+    """Learned tokens [1, count, width], normal with standard deviation 0.02."""
+    return nn.Parameter(torch.randn(1, count, width) * 0.02)
+
+
+DEEPEST = 10_000
+"""Blocks; the deepest encoders have about 50."""
+
+
+def check_sizes(width: int, depth: int, heads: int) -> None:
+    """Raises ValueError for sizes that make no transformer."""
+    if min(width, heads) < 1 or depth < 0:
+        raise ValueError(f"width {width}, depth {depth} and heads {heads} must be positive")
+    if depth > DEEPEST:
+        raise ValueError(f"depth {depth:,} is beyond the {DEEPEST:,} blocks that can be built")
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of {heads} heads")
+
+
+def rising(last: float, depth: int) -> list[float]:
+    """Drop-path rates of the blocks: from 0 in the first linearly to ``last``."""
+    return [last * i / max(1, depth - 1) for i in range(depth)]
+
+
+def _timm_vit(name: str, drop_path: float) -> vision_transformer.VisionTransformer:
+    """A timm VisionTransformer by name, without weights, head and pooling."""
+    if not is_model(name):
+        from timm import list_models
+
+        close = difflib.get_close_matches(name, list_models(), n=12, cutoff=0.4)
+        raise unknown("timm model", name, close or list_models("vit_*_224"), "See timm.list_models() for all.")
+    with torch.device("meta"):
+        empty = create_model(name, pretrained=False, num_classes=0)
+    if type(empty) is not vision_transformer.VisionTransformer:
+        raise ValueError(
+            f"{name} is a timm {type(empty).__name__}, not a plain VisionTransformer: it has parts (windows, rotary "
+            f"or relative "
+            "positions, a second class token) that this encoder does not carry"
+        )
+    if type(empty.patch_embed) is not PatchEmbed:
+        raise ValueError(
+            f"{name} has a {type(empty.patch_embed).__name__} in front of its blocks, which the patch tokenizer would "
+            f"replace"
+        )
+    return create_model(name, pretrained=False, num_classes=0, global_pool="", drop_path_rate=drop_path)
+
+
+class ViTEncoder(Encoder):
+    """A plain vision transformer (arXiv 2010.11929) of any depth and width, or any timm ``VisionTransformer`` by name.
+
+    Pre-norm blocks, LayerNorm with eps 1e-6 and a final norm, as MAE has them. The class token is no unit: it is never
+    hidden, has no position of its own (its slot in MAE's table is zero) and comes first.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the ViT encoder."""
+
+        name: str | None = None
+        """A timm VisionTransformer, such as vit_small_patch16_224; then width, depth, heads, mlp_ratio, class_token,
+        layer_scale, final_norm and norm_eps are its."""
+        width: int = 768
+        """Token width D."""
+        depth: int = 12
+        """Transformer blocks."""
+        heads: int = 12
+        """Attention heads; they must divide the width."""
+        mlp_ratio: float = 4.0
+        """Hidden width of the MLP over D."""
+        class_token: bool = True
+        """Put one learned token in front."""
+        position: PositionKind = "sincos"
+        """sincos, sincos-first (first axis first), flat (sine-cosine over the sequence of units), learned, separable
+        (learned per axis), coordinates (an MLP of where units lie) or none."""
+        position_at: PositionAt = "input"
+        """Add positions once, or at the input of every block (Point-MAE); then the class token has a learned one."""
+        norm_eps: float = 1e-6
+        """Small number in the normalisation layers: 1e-6 in MAE's and timm's code, 1e-12 in transformers' ViTMAE."""
+        qkv_bias: bool = True
+        """Biases of queries, keys and values."""
+        init: Init = "xavier"
+        """How linear layers start: xavier (MAE), or truncated, a normal of deviation 0.02 (Point-MAE)."""
+        final_norm: bool = True
+        """A normalisation layer after the last block."""
+        drop_path: float = 0.0
+        """Stochastic depth, rising linearly to this rate in the last block."""
+        layer_scale: float | None = None
+        """Initial value of a learned scale on each residual branch; none leaves it out."""
+        sees: Literal["visible", "all"] = "visible"
+        """Visible units only, or all with mask tokens in place of hidden ones."""
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        super().__init__()
+        self.config = config
+        self.sees = config.sees
+        if config.name is not None:
+            model = _timm_vit(config.name, config.drop_path)
+            self.blocks, self.norm, self.norm_pre = model.blocks, model.norm, model.norm_pre
+            self.width = model.embed_dim
+            self.cls_token, self.reg_token = model.cls_token, model.reg_token
+        else:
+            check_sizes(config.width, config.depth, config.heads)
+            self.width = config.width
+            self.blocks, self.norm_pre = self._own_blocks(config), nn.Identity()
+            self.norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.final_norm else nn.Identity()
+            self.cls_token = token(1, config.width) if config.class_token else None
+            self.reg_token = None
+        init_transformer(self, config.init)
+        for learned in (self.cls_token, self.reg_token):
+            if learned is not None:
+                nn.init.normal_(learned, std=0.02)
+        self.position = make_position(config.position, layout, self.width)
+        if self.position is not None and config.init == "truncated":
+            init_transformer(self.position, config.init)
+        self.mask_token = token(1, self.width) if config.sees == "all" else None
+        count = sum(learned.shape[1] for learned in self._front())
+        self.prefix_position = token(count, self.width) if count and config.position_at == "blocks" else None
+
+    @staticmethod
+    def _own_blocks(config: Config) -> nn.Sequential:
+        rates = rising(config.drop_path, config.depth)
+        return nn.Sequential(
+            *(
+                vision_transformer.Block(
+                    config.width,
+                    config.heads,
+                    mlp_ratio=config.mlp_ratio,
+                    qkv_bias=config.qkv_bias,
+                    init_values=config.layer_scale,
+                    drop_path=rate,
+                    norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
+                )
+                for rate in rates
+            )
+        )
+
+    @classmethod
+    def width_for(cls, config: Any) -> int:
+        """The configured width, or the named model's."""
+        if config.name is None:
+            check_sizes(config.width, config.depth, config.heads)
+            return int(config.width)
+        with torch.device("meta"):
+            return int(_timm_vit(config.name, 0.0).embed_dim)
+
+    def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
+        """Mask tokens where the encoder sees all, then positions, prefix, blocks and the final norm."""
+        if self.mask_token is not None:
+            tokens = torch.where(mask.kept_hidden()[:, :, None], self.mask_token.to(tokens.dtype), tokens)
+        places = None if self.position is None else take(self.position(layout), mask.kept_ids)
+        if places is not None and self.config.position_at == "input":
+            tokens, places = tokens + places, None
+        front = self._front()
+        x = torch.cat([*(learned.expand(tokens.shape[0], -1, -1).to(tokens.dtype) for learned in front), tokens], dim=1)
+        count, x = x.shape[1] - tokens.shape[1], self.norm_pre(x)
+        if places is not None and self.prefix_position is not None:
+            places = torch.cat([self.prefix_position.expand(len(places), -1, -1).to(places.dtype), places], dim=1)
+        levels, done = [], 0
+        for number in self.levels:
+            x, done = through(self.blocks[done:number], x, places), number
+            levels.append(self.norm(x)[:, count:])
+        x = self.norm(through(self.blocks[done:] if done else self.blocks, x, places))
+        return Encoded(x[:, count:], x[:, :count], tuple(levels))
+
+    def give_levels(self, blocks: tuple[int, ...]) -> None:
+        """Asks for the outputs of these blocks, numbered from 1 and rising, each through the final norm."""
+        depth = len(self.blocks)
+        if list(blocks) != sorted({*blocks}) or not all(1 <= number <= depth for number in blocks):
+            raise ValueError(f"levels must rise and lie in 1 to {depth}, the encoder's blocks; got {blocks}")
+        self.levels = blocks
+
+    def _front(self) -> list[Tensor]:
+        """The learned tokens that stand before the units."""
+        return [learned for learned in (self.cls_token, self.reg_token) if learned is not None]
+
+    def timm_weights(self) -> dict[str, Tensor]:
+        """Blocks, norms and tokens as they are; the position table gets the prefix's slots, zeros, in front."""
+        state = dict(self.state_dict())
+        state.pop("mask_token", None)
+        table = state.pop("position.table", None)
+        state = {name: value for name, value in state.items() if not name.startswith("position.")}
+        if table is not None:
+            slots = 0 if self.cls_token is None else 1
+            slots += 0 if self.reg_token is None else self.reg_token.shape[1]
+            state["pos_embed"] = torch.cat([table.new_zeros(1, slots, table.shape[2]), table], dim=1)
+        return state
+
+    def timm_model(self) -> tuple[str, dict[str, Any]]:
+        """The named model, or a generic ViT with these sizes.
+
+        Raises:
+            MimError: Positions are computed from coordinates or per axis, which timm does not.
+        """
+        config = self.config
+        if config.position in ("coordinates", "separable") or config.position_at == "blocks":
+            raise MimError(
+                "timm's transformers have no positions that are computed from coordinates, learned per axis, or added "
+                "at every block."
+            )
+        position = {"pos_embed": "none"} if config.position == "none" else {}
+        if config.name is not None:
+            return config.name, {"no_embed_class": False, "global_pool": "avg", "fc_norm": False, **position}
+        return "vit_base_patch16_224", {
+            **position,
+            "embed_dim": config.width,
+            "depth": config.depth,
+            "num_heads": config.heads,
+            "mlp_ratio": config.mlp_ratio,
+            "class_token": config.class_token,
+            "qkv_bias": config.qkv_bias,
+            "init_values": config.layer_scale,
+            "global_pool": "avg",  # of the units, as evaluate pools
+            **({} if config.final_norm else {"final_norm": False}),
+            "fc_norm": False,  # the final norm is on every token, with either pooling
+        }

@@ -1,0 +1,115 @@
+"""BEiT's transformer, which SimMIM's ViT is: all positions, mask tokens, one relative position bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from timm.layers import trunc_normal_
+from timm.models import beit
+from torch import Tensor, nn
+
+from mim_core.parts.encoder import Encoded, Encoder, check_sizes, rising, token
+from mim_core.parts.layout import Layout
+from mim_core.parts.mask import Mask
+
+
+class BeitEncoder(Encoder):
+    """BEiT's transformer: all positions, mask tokens, one relative position bias shared by the blocks (SimMIM's ViT).
+
+    Queries and values have a bias, keys have none; a learned scale on each residual branch; no absolute positions. The
+    mask token replaces a token before the class token is put in front (SimMIM, arXiv 2111.09886, section 3).
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options of the BEiT encoder."""
+
+        width: int = 768
+        """Token width D."""
+        depth: int = 12
+        """Transformer blocks."""
+        heads: int = 12
+        """Attention heads; they must divide the width."""
+        mlp_ratio: float = 4.0
+        """Hidden width of the MLP over D."""
+        drop_path: float = 0.1
+        """Stochastic depth, rising linearly to this rate in the last block."""
+        layer_scale: float | None = 0.1
+        """Initial value of a learned scale on each residual branch; none leaves it out."""
+
+    sees: Literal["visible", "all"] = "all"
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        super().__init__()
+        check_sizes(config.width, config.depth, config.heads)
+        if layout.grid is None or len(layout.grid) != 2:
+            raise ValueError(
+                f"the shared relative position bias needs units on a grid of two axes, got grid {layout.grid}"
+            )
+        self.config, self.width, self.grid = config, config.width, layout.grid
+        self.cls_token, self.mask_token = token(1, config.width), token(1, config.width)
+        self.rel_pos_bias = beit.RelativePositionBias(window_size=layout.grid, num_heads=config.heads)
+        rates = rising(config.drop_path, config.depth)
+        self.blocks = nn.ModuleList(
+            beit.Block(
+                config.width,
+                config.heads,
+                qkv_bias=True,
+                mlp_ratio=config.mlp_ratio,
+                drop_path=rate,
+                init_values=config.layer_scale,
+                norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            )
+            for rate in rates
+        )
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self._init()
+
+    def _init(self) -> None:
+        """BEiT's: truncated normal 0.02, and the two residual layers of block i divided by sqrt(2 i)."""
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                trunc_normal_(part.weight, std=0.02)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+        for number, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, beit.Block)
+            for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
+                weight.data.div_((2 * number) ** 0.5)
+
+    def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
+        """Mask tokens, class token, blocks under the shared bias, final norm."""
+        if layout.grid != self.grid:
+            raise ValueError(
+                f"the relative position bias was built for a grid of {self.grid}; this input has {layout.grid}"
+            )
+        tokens = torch.where(mask.kept_hidden()[:, :, None], self.mask_token.to(tokens.dtype), tokens)
+        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
+        bias: Tensor = self.rel_pos_bias()
+        for block in self.blocks:
+            x = block(x, shared_rel_pos_bias=bias)
+        x = self.norm(x)
+        return Encoded(tokens=x[:, 1:], prefix=x[:, :1])
+
+    def timm_weights(self) -> dict[str, Tensor]:
+        """All but the mask token; the names are timm's already."""
+        return {name: value for name, value in self.state_dict().items() if name != "mask_token"}
+
+    def timm_model(self) -> tuple[str, dict[str, Any]]:
+        """timm's BEiT with a shared relative position bias and no other positions."""
+        config = self.config
+        return "beit_base_patch16_224", {
+            "embed_dim": config.width,
+            "depth": config.depth,
+            "num_heads": config.heads,
+            "mlp_ratio": config.mlp_ratio,
+            "init_values": config.layer_scale or 0.0,  # timm drops None and takes its own default
+            "use_abs_pos_emb": False,
+            "use_rel_pos_bias": False,
+            "use_shared_rel_pos_bias": True,
+            "global_pool": "token",
+        }

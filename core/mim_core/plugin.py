@@ -1,0 +1,136 @@
+"""Core's own parts, registered like any plugin's under the name ``core``."""
+
+from __future__ import annotations
+
+from mim_core.host.hookspecs import hookimpl
+from mim_core.host.registry import Register
+from mim_core.runs.trackers import (
+    mim_features_judged,
+    mim_metrics_read,
+    mim_run_finished,
+    mim_run_left,
+    mim_run_started,
+)
+
+__all__ = ["mim_features_judged", "mim_metrics_read", "mim_run_finished", "mim_run_left", "mim_run_started"]
+
+
+@hookimpl
+def mim_register_tokenizers(register: Register) -> None:
+    """Patches on any grid."""
+    register(
+        name="patch",
+        load="mim_core.parts.tokenizer:PatchTokenizer",
+        summary="Non-overlapping patches on a grid of one, two or three axes, embedded linearly.",
+        paper="arXiv 2010.11929",
+    )
+
+
+@hookimpl
+def mim_register_maskers(register: Register) -> None:
+    """Random, grid and block."""
+    register(
+        name="random",
+        load="mim_core.parts.masker:RandomMasker",
+        summary="Units uniformly at random.",
+        paper="MAE, arXiv 2111.06377",
+    )
+    register(
+        name="grid",
+        load="mim_core.parts.masker:GridMasker",
+        summary="Whole blocks of a coarser grid; tubes when a block spans an axis.",
+        paper="SimMIM, arXiv 2111.09886",
+    )
+    register(
+        name="block",
+        load="mim_core.parts.masker:BlockMasker",
+        summary="Random rectangles, filled to an exact count.",
+        paper="BEiT, arXiv 2106.08254",
+    )
+
+
+@hookimpl
+def mim_register_targets(register: Register) -> None:
+    """The unit's own values."""
+    register(
+        name="values",
+        load="mim_core.parts.target:ValueTarget",
+        summary="The hidden units' own values (pixels, depths, ...), raw or normalised per unit.",
+        paper="MAE, arXiv 2111.06377",
+    )
+
+
+@hookimpl
+def mim_register_encoders(register: Register) -> None:
+    """Transformers."""
+    register(
+        name="vit",
+        load="mim_core.parts.encoder:ViTEncoder",
+        summary="A plain vision transformer, or any timm VisionTransformer by name.",
+        paper="arXiv 2010.11929",
+    )
+    register(
+        name="beit",
+        load="mim_core.parts.encoder_beit:BeitEncoder",
+        summary="BEiT's transformer: all positions, mask tokens, a shared relative position bias.",
+        paper="arXiv 2106.08254",
+    )
+
+
+@hookimpl
+def mim_register_decoders(register: Register) -> None:
+    """A light transformer, and a linear layer."""
+    register(
+        name="transformer",
+        load="mim_core.parts.decoder:TransformerDecoder",
+        summary="A light transformer over what was seen and a mask token per query.",
+        paper="MAE, arXiv 2111.06377",
+    )
+    register(
+        name="linear",
+        load="mim_core.parts.decoder:LinearDecoder",
+        summary="One linear layer per unit, for encoders that see all positions.",
+        paper="SimMIM, arXiv 2111.09886",
+    )
+
+
+@hookimpl
+def mim_register_methods(register: Register) -> None:
+    """The one that most are made of, and one for labels."""
+    register(
+        name="masked-autoencoder",
+        load="mim_core.methods.masked_autoencoder:MaskedAutoencoder",
+        summary="Encode what is kept, decode what is asked, compare with the target.",
+        paper="MAE, arXiv 2111.06377",
+    )
+    register(
+        name="classifier",
+        load="mim_core.methods.classifier:Classifier",
+        summary="Trained on labels: encode all units, pool, and a head; what the command finetune trains.",
+    )
+
+
+@hookimpl
+def mim_register_data(register: Register) -> None:
+    """Noise."""
+    register(
+        name="noise",
+        load="mim_core.data.noise:Noise",
+        summary="Random numbers, for measuring speed and for trying a recipe without data.",
+    )
+
+
+@hookimpl
+def mim_register_evaluations(register: Register) -> None:
+    """Probes of frozen features."""
+    register(
+        name="knn",
+        load="mim_core.evaluation.probes:knn",
+        summary="k-nearest-neighbour vote: k 20, cosine, weights exp(similarity / 0.07).",
+        paper="DINO, arXiv 2104.14294",
+    )
+    register(
+        name="linear",
+        load="mim_core.evaluation.probes:linear",
+        summary="Logistic regression on frozen features: all labels, and few labels with several draws.",
+    )

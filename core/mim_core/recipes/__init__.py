@@ -1,0 +1,1 @@
+"""Recipes: runs as named parts with options."""

@@ -1,0 +1,114 @@
+"""Recipes as TOML files."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from mim_core.errors import MimError
+from mim_core.host.described import NotPlain, as_float, describe
+from mim_core.host.kinds import role_kind
+from mim_core.host.registry import Entry, Registry
+from mim_core.recipes.config import DEFAULTS, EvaluateConfig, ResolvedRun, TrainConfig
+from mim_core.recipes.options import check_text, fill, plain
+from mim_core.recipes.resolve import drop, load_recipe, made, override
+from mim_core.recipes.versions import told_of_changes
+
+
+def read_file(path: Path, registry: Registry) -> ResolvedRun:
+    """A run from a TOML file: a recipe and overrides, or the resolved recipe of an earlier run."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise MimError(f"Cannot read {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise MimError(f"{path} is not valid TOML: {error}") from None
+    name = values.pop("recipe", None)
+    plugins, dropped = values.pop("plugins", {}), values.pop("dropped", [])
+    if not isinstance(name, str):
+        raise MimError(
+            f'{path} names no recipe. Its first line should read: recipe = "image:mae-vit-base". See: mim-core list '
+            f"recipes"
+        )
+    with _origins(plugins, registry):
+        run = load_recipe(name, registry)
+        for role in (role for role in dropped if role in run.parts):  # a tokenizer takes its heads with it
+            run = drop(run, role)
+        return override(run, values, str(path), registry)
+
+
+@contextmanager
+def _origins(plugins: Any, registry: Registry) -> Iterator[None]:
+    """Says which packages a run was written with that are not of that version here, and adds to an error those that are
+    not installed here; ``plugins`` is what `to_toml` wrote: distribution -> version."""
+    plugins = plugins if isinstance(plugins, Mapping) else {}
+    try:
+        yield
+    except MimError as error:
+        there = {record.distribution for record in registry.plugins}
+        lost = {name: version for name, version in plugins.items() if name not in there}
+        if not lost:
+            raise
+        named = ", ".join(f"{name} {version}" for name, version in lost.items())
+        raise MimError(
+            f"{error}\nThis run was written with {named}, not installed here. Run: pip install {' '.join(lost)}"
+        ) from error
+    told_of_changes(plugins, registry.versions())
+
+
+def to_toml(run: ResolvedRun, registry: Registry) -> str:
+    """The resolved recipe: every option of every part, with full names and the versions of the plugins they come
+    from."""
+    parts = {role: (part.name, plain(part.options)) for role, part in run.parts.items()}
+    return _toml(run.recipe, run.dropped, parts, (run.train, run.evaluate), registry)
+
+
+def toml_of_parts(entry: Entry, registry: Registry, twin: bool = False) -> str:
+    """The same of a recipe, with the options that the sources of its parts say, so that no part is imported.
+
+    Raises:
+        NotPlain: A source does not say its options plainly.
+    """
+    config = made(entry, twin)
+    parts = {}
+    for role, part in {**DEFAULTS, **config.parts}.items():
+        found = registry.get(role_kind(role), part.name)
+        known = {option.name: option for option in describe(found.load).options or ()}
+        given = {name.replace("-", "_"): value for name, value in part.options.items()}
+        if not set(given) <= set(known):
+            raise NotPlain(f"{found.full_name} has options that its source does not show")
+        options = {name: as_float(given.get(name, option.default), option.type) for name, option in known.items()}
+        parts[role] = (found.full_name, plain(options))
+    train = fill(TrainConfig, vars(config.train), "train")
+    evaluate = fill(EvaluateConfig, vars(config.evaluate), "evaluate")
+    return _toml(config.recipe, (), parts, (train, evaluate), registry)
+
+
+def _toml(
+    recipe: str, dropped: Sequence[str], parts: Mapping[str, tuple[str, Any]], sections: Any, registry: Registry
+) -> str:
+    tables: dict[str, Any] = {"recipe": recipe, **({"dropped": list(dropped)} if dropped else {})}
+    used = {name.partition(":")[0] for name, _ in parts.values()} | {recipe.partition(":")[0]}
+    tables["plugins"] = {r.distribution: r.version for r in registry.plugins if r.name in used and r.used}
+    for role, (name, options) in parts.items():
+        scope, _, last = role.rpartition(".")
+        target = tables.setdefault(scope, {}) if scope else tables
+        target[last] = {"use": name, **{key: value for key, value in options.items() if value != {}}}
+    tables["train"], tables["evaluate"] = map(plain, sections)
+    for role, (_, options) in {**parts, "train": ("", plain(sections[0]))}.items():
+        check_text(role, options)
+    return tomli_w.dumps(tables)
+
+
+def from_toml(text: str, registry: Registry) -> ResolvedRun:
+    """The run that `to_toml` wrote. It does not need the recipe itself: every part is in it."""
+    values = tomllib.loads(text)
+    recipe, plugins = values.pop("recipe", ""), values.pop("plugins", {})
+    run = ResolvedRun({}, TrainConfig(), EvaluateConfig(), recipe, tuple(values.pop("dropped", ())))
+    with _origins(plugins, registry):
+        return override(run, values, "recipe.toml", registry)

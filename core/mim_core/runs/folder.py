@@ -1,0 +1,167 @@
+"""A run's folder: made, checked, and cut back to where a run resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from mim_core.disk import write_whole
+from mim_core.errors import MimError
+from mim_core.recipes.versions import with_earlier
+from mim_core.runs import checkpoint
+from mim_core.runs import logs
+from mim_core.runs.state import StateError
+from mim_core.runs.state import read_text
+from pathlib import Path
+import os
+import platform
+import tomllib
+
+
+
+def open_folder(folder: Path, recipe: str) -> dict[str, str]:
+    """Makes the output folder, and refuses one that holds another run. Returns the bad files that it knows of, with
+    reasons. The versions of plugins that a run was trained with before stay in its ``recipe.toml``.
+
+    Raises:
+        MimError: It cannot be written, or holds a run with other settings.
+    """
+    path = folder / "recipe.toml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        latest = checkpoint.to_resume(folder)
+        before = read_recipe(path, latest) if latest is not None and path.exists() else None
+        if before is not None:
+            _same_run(before, recipe, folder)
+            recipe = with_earlier(recipe, before)
+        write_whole(path, recipe)
+        return {entry["file"]: entry["reason"] for entry in logs.mend(folder / logs.SKIPPED)}
+    except OSError as error:
+        raise MimError(f"The output folder {folder} cannot be written: {error}. Choose another with --out.") from error
+
+
+def check_name(folder: Path) -> None:
+    """Refuses a run's folder whose name is no UTF-8: files of tensors (safetensors) cannot be read there.
+
+    Raises:
+        MimError: It is such a name.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise MimError(
+            f"The name of the run's folder {folder} is not UTF-8, and files of tensors cannot be read there. "
+            "Choose another with --out, or rename it."
+        ) from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of a folder; the system lets go when this process ends, however it ends.
+
+    Raises:
+        MimError: Another process trains into it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a+")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise MimError(f"The output folder {folder} cannot be written: {error}. Choose another with --out.") from error
+    with handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of those that it forks
+        except OSError:
+            handle.seek(0)
+            raise MimError(
+                f"Another process trains into {folder} ({handle.read().strip() or 'not known which'}). Wait for it, "
+                "stop it, or choose another folder with --out."
+            ) from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()}")
+        handle.flush()
+        yield
+
+
+FREE = {
+    "train": (
+        "workers",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "max_hours",
+        "micro_batch",
+        "device",
+        "strategy",
+        "compile",
+        "activation_checkpointing",
+        "deterministic",
+        "timeout",
+        "track",
+    ),
+    "data": ("max_bad", "root"),  # the files may have moved; their number is checked
+}
+"""Options that may change when a run goes on; the others would make it another run."""
+
+
+def check_folder(folder: Path, recipe: str) -> None:
+    """Refuses what `open_folder` would refuse, and writes nothing.
+
+    Raises:
+        MimError: The folder holds a run with other settings.
+    """
+    path, latest = folder / "recipe.toml", checkpoint.to_resume(folder)
+    if latest is not None and path.exists():
+        _same_run(read_recipe(path, latest), recipe, folder)
+
+
+def read_recipe(path: Path, latest: Path | None = None) -> str:
+    """The text of a run's ``recipe.toml``, which is TOML.
+
+    Args:
+        path: The file.
+        latest: A whole checkpoint of the run, which has a copy.
+
+    Raises:
+        MimError: It is damaged.
+    """
+    try:
+        text = read_text(path)
+        tomllib.loads(text)
+        return text
+    except (StateError, tomllib.TOMLDecodeError, RecursionError) as error:
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        copy = "" if latest is None else f" A copy is in its checkpoint: cp {latest / path.name} {path}"
+        remedy = copy or " Restore it, or choose another folder with --out."
+        raise MimError(f"{path} is damaged: {said}.{remedy}") from error
+
+
+def _same_run(before: str, now: str, folder: Path) -> None:
+    """A folder's run may go on with other free options only."""
+    old, new = tomllib.loads(before), tomllib.loads(now)
+    different = []
+    for table in sorted({*old, *new} - {"plugins", "evaluate"}):
+        a, b = old.get(table), new.get(table)
+        if not isinstance(a, dict) or not isinstance(b, dict):
+            different += [table] if a != b else []
+            continue
+        keys = [key for key in sorted({*a, *b}) if key not in FREE.get(table, ())]
+        different += [f"{table}.{key} (was {a.get(key)}, now {b.get(key)})" for key in keys if a.get(key) != b.get(key)]
+    if different:
+        raise MimError(
+            f"{folder} holds a run with other settings: {'; '.join(different[:6])}.\nUse the same settings to "
+            f"resume it, or another folder with --out; to start there from its weights, add --init {folder}."
+        )
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Drops metrics and scores of steps that will be done again, and what is damaged of the others.
+
+    Raises:
+        MimError: A log is no regular file, or cannot be read.
+    """
+    for name in (logs.METRICS, logs.PROBES):
+        logs.mend(folder / name, lambda line: bool(line["step"] <= step))

@@ -1,0 +1,233 @@
+"""What data are made of: the files behind items, with their sizes and times. A run keeps a list of its items, so that
+one that goes on over other files says so; and kept features know what they were made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from mim_core.data.folders import walk_folders
+from mim_core.data.labelled import LabelledSource
+from mim_core.data.source import DataSource
+from mim_core.data.source import Labelled
+from mim_core.errors import MimError
+from mim_core.errors import warn
+from mim_core.text import counted
+from pathlib import Path
+from typing import Any
+import gzip
+import hashlib
+import json
+import os
+
+
+
+NAME = "files.jsonl.gz"
+
+
+MOST = 200_000
+"""Items that are listed one by one; of more, a digest of their names is kept."""
+
+
+Facts = tuple[int, int]
+"""Bytes and time of the last change, in nanoseconds."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The items of a run's data.
+
+    Attributes:
+        root: The folder that they were read from; empty where there is none.
+        count: How many.
+        names: Digest of their names in their order.
+        items: Name -> bytes and time of its files, None where these are not known; empty beyond `MOST` items.
+    """
+
+    root: str
+    count: int
+    names: str
+    items: dict[str, Facts | None]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+class _Stats:
+    """Facts of files, each asked for once."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Facts | None] = {}
+
+    def __call__(self, path: str) -> Facts | None:
+        if path not in self.known:
+            try:
+                found = os.stat(path)
+                self.known[path] = (found.st_size, found.st_mtime_ns)
+            except (OSError, ValueError):
+                self.known[path] = None
+        return self.known[path]
+
+
+def digest_of(source: DataSource, splits: Iterable[Labelled]) -> str:
+    """What features depend on: the files of all splits, by name, size and time, and the labels, names and classes."""
+    root, stats = _root(source), _Stats()
+    paths = {path for split in ("pretrain", "train", "test") for paths in _files(source, split) for path in paths}
+    if not any(stats(path) for path in paths) and root:  # a source that does not tell
+        paths = {os.path.join(folder, name) for folder, names, _ in walk_folders(Path(root)) for name in names}
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        total.update(f"{os.path.relpath(path, root or None)}\0{stats(path)}\n".encode(errors="surrogateescape"))
+    for split in splits:
+        told = [split.name, list(split.classes), list(split.names), split.views]
+        total.update(json.dumps(told).encode())
+        total.update(split.labels.contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def _files(source: DataSource, split: str) -> Iterator[tuple[str, ...]]:
+    try:
+        yield from source.files(split)
+    except MimError:  # there is no such split
+        return
+
+
+def _root(source: DataSource) -> str:
+    root = getattr(source.config, "root", None)
+    return str(Path(root).absolute()) if isinstance(root, str | Path) and os.path.exists(root) else ""
+
+
+# ---- the list of a run -----------------------------------------------------------------------------------------------
+
+
+def take(source: DataSource) -> Inventory:
+    """The items of data as they are now."""
+    root, count, stats = _root(source), len(source), _Stats()
+    names, total = _names(source, root), hashlib.sha256()
+    for name in names:
+        total.update(name.encode(errors="surrogateescape") + b"\n")
+    items: dict[str, Facts | None] = {}
+    if count <= MOST:
+        found = [[stats(path) for path in paths] for paths in _files(source, "pretrain")]
+        found = found if len(found) == count else [[]] * count
+        items = dict(zip(names, map(_joined, found), strict=True))
+    return Inventory(root, count, total.hexdigest(), items)
+
+
+def _joined(found: list[Facts | None]) -> Facts | None:
+    """The facts of an item's files together."""
+    known = [facts for facts in found if facts is not None]
+    return (sum(size for size, _ in known), max(time for _, time in known)) if known else None
+
+
+def _names(source: DataSource, root: str) -> list[str]:
+    """What items are called, without their numbers."""
+    if not isinstance(source, LabelledSource):
+        return [source.name_of(index) for index in range(len(source))]
+    if source.split.names:
+        return list(source.split.names)
+    paths = [os.path.relpath(paths[0], root or None) if paths else "" for paths in _files(source, "pretrain")]
+    if len(paths) == len(source) == len({*paths}):
+        return paths
+    return [source.name_of(index) for index in range(len(source))]
+
+
+def record(folder: Path, source: DataSource) -> None:
+    """Writes the list of a run's items into its folder.
+
+    Raises:
+        MimError: It cannot be written.
+    """
+    found = take(source)
+    part = folder / f".{NAME}"
+    try:
+        with open(part, "wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
+            head = {"root": found.root, "items": found.count, "names": found.names}
+            packed.write(json.dumps(head).encode() + b"\n")
+            for name, facts in found.items.items():
+                packed.write(json.dumps([name, *(facts or (None, None))]).encode() + b"\n")
+        part.replace(folder / NAME)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise MimError(f"The output folder {folder} cannot be written: {error}. Choose another with --out.") from error
+
+
+def recorded(folder: Path) -> Inventory | None:
+    """The list in a run's folder; None where it has none, as older runs have, or it is damaged, which is a warning."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        with gzip.open(path, "rb") as file:
+            head = json.loads(file.readline(1 << 16))
+            items: dict[str, Facts | None] = {}
+            for _, line in zip(range(MOST), file, strict=False):
+                name, size, time = json.loads(line)
+                items[str(name)] = None if size is None else (int(size), int(time))
+        return Inventory(str(head["root"]), int(head["items"]), str(head["names"]), items)
+    except (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError, ArithmeticError) as error:
+        warn(f"{path} is damaged, so whether the files are still the same is not known: {error}")
+        return None
+    except Exception as error:  # zlib's own
+        warn(f"{path} is damaged, so whether the files are still the same is not known: {error}")
+        return None
+
+
+def check_items(folder: Path, state: dict[str, Any], source: DataSource) -> None:
+    """Refuses data of another size than a checkpoint's: samples would come in another order. Warns of other files.
+
+    Raises:
+        MimError: There are more items, or fewer; says which.
+    """
+    count, then, now = len(source), recorded(folder), take(source)
+    before = state.get("items", count)
+    said = "" if then is None or then.count != before else _differences(then, now)
+    if before != count:
+        which = f" ({said})" if said else ""
+        raise MimError(
+            f"The data has {count} items, and had {before} when the run in {folder} began{which}; the order of samples "
+            "would not go on. Use the same data, or start a new run from these weights: --init and another --out."
+        )
+    if said:
+        warn(
+            f"the files are not those that the run in {folder} had so far: {said}. Items are numbered in the order of "
+            "their names, so those behind a change stand for other files, and order, crops and masks do not go on for "
+            "them. The run goes on over the files as they are now; to start a new one instead: another --out."
+        )
+        return
+    changed = [] if then is None else _changed(then, now)
+    if changed:
+        warn(
+            f"{counted(len(changed), 'item')} of {count:,} changed since the run in {folder} last read them: "
+            f"{_some(changed)}. The run goes on over the files as they are now."
+        )
+
+
+def _differences(then: Inventory, now: Inventory) -> str:
+    """How the names differ, in words; empty where they do not."""
+    if then.names == now.names:
+        return ""
+    if not then.items or not now.items:
+        return f"their names differ; there are too many to keep a list of ({now.count:,})"
+    gone = [name for name in then.items if name not in now.items]
+    new = [name for name in now.items if name not in then.items]
+    texts = [f"{len(names):,} {what}: {_some(names)}" for names, what in ((gone, "gone"), (new, "new")) if names]
+    return "; ".join(texts) or "the same names come in another order"
+
+
+def _changed(then: Inventory, now: Inventory) -> list[str]:
+    """Items of the same name whose files have another size; in the same folder, or another time."""
+    found = []
+    for name, facts in now.items.items():
+        before = then.items.get(name)
+        if facts is not None and before is not None:
+            same = facts == before if then.root == now.root else facts[0] == before[0]
+            found += [] if same else [name]
+    return found
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(name.encode(errors="backslashreplace").decode() for name in names[:5])
+    return shown + (", ..." if len(names) > 5 else "")

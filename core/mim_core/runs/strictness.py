@@ -1,0 +1,61 @@
+"""What a checkpoint must hold for a run to go on from it to the bit: all moments and averages, by name and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from mim_core.errors import MimError
+from mim_core.runs.state import AVERAGE
+from mim_core.runs.state import MOMENTS
+from pathlib import Path
+from safetensors import SafetensorError
+from safetensors import safe_open
+from torch import Tensor
+from torch import nn
+from typing import Any
+
+
+
+KEPT = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW keeps of a parameter that a step has touched."""
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors in a file, from its header."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise MimError(
+            f"{path} cannot be read: {error}. Restore it, or remove its checkpoint to start from an earlier one."
+        ) from error
+
+
+def moment_faults(path: Path, state: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with the moments. A parameter that no step has touched has none, where the state says so; older
+    states do not say, and there all of a parameter's may be missing."""
+    there, faults = _shapes(path / MOMENTS), list[str]()
+    said, older = set(state.get("untouched", ())), "untouched" not in state
+    for name, parameter in parameters.items():
+        keys = {key: f"{name}/{key}" for key in KEPT}
+        found = [key for key, full in keys.items() if full in there]
+        if not found and (older or name in said):
+            continue
+        faults += [f"{MOMENTS} lacks {full}" for key, full in keys.items() if key not in found]
+        for key in found:
+            shape = () if key == "step" else tuple(parameter.shape)
+            if there[keys[key]] != shape:
+                faults.append(f"{keys[key]} is {there[keys[key]]} in {MOMENTS} and should be {shape}")
+    known = {f"{name}/{key}" for name in parameters for key in KEPT}
+    return faults + [f"{MOMENTS} holds {name}, which is unknown here" for name in there if name not in known]
+
+
+def average_faults(path: Path, state: Mapping[str, Any], method: nn.Module) -> list[str]:
+    """What is wrong with the average of the weights."""
+    if AVERAGE not in state["sizes"]:
+        return [f"it has no {AVERAGE}, which --train.ema needs"]
+    there = _shapes(path / AVERAGE)
+    own = {name: tuple(p.shape) for name, p in method.named_parameters() if p.requires_grad}
+    faults = [f"{AVERAGE} lacks {name}" for name in own if name not in there]
+    faults += [f"{AVERAGE} holds {name}, which is unknown here" for name in there if name not in own]
+    both = [name for name in own if name in there and there[name] != own[name]]
+    return faults + [f"{name} is {there[name]} in {AVERAGE} and should be {own[name]}" for name in both]

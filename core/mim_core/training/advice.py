@@ -1,0 +1,66 @@
+"""Settings that are allowed and rarely meant, told when a run starts, each with what to type instead."""
+
+from __future__ import annotations
+
+from mim_core.errors import warn
+from mim_core.recipes.config import TrainConfig
+from mim_core.text import counted, rounded
+from mim_core.training.optimizer import learning_rate
+
+FEW, ENOUGH = 500, 64
+"""Steps that a run on a small collection should have at least, and the largest batch that is advised for one."""
+
+
+def advise(train: TrainConfig, items: int) -> None:
+    """Warns of a warm-up as long as the run, a learning rate of 0, a run of one step, and batches larger than the data.
+
+    Args:
+        train: The training options.
+        items: How many items there are.
+    """
+    if not items:
+        return
+    steps = max(1, round(train.epochs * items / train.batch_size))
+    if 0 < train.epochs <= train.warmup_epochs:
+        warn(
+            f"the warm-up of {counted(rounded(train.warmup_epochs), 'epoch')} is as long as the run of "
+            f"{rounded(train.epochs):g}: the learning rate never reaches its peak. Shorten it: --train.warmup-epochs "
+            f"{train.epochs / 20:.3g}"
+        )
+    if steps == 1:
+        warn(
+            f"the whole run is 1 step: {counted(rounded(train.epochs), 'epoch')} of {counted(items, 'item')}. For 20 "
+            f"steps: --train.epochs {20 * train.batch_size / items:.3g}"
+        )
+    if peak_rate(train, items, steps) == 0:
+        reason, remedy = "the warm-up starts at 0 and the run ends there", "--train.warmup-epochs 0, or more epochs"
+        if train.base_lr == 0:
+            reason, remedy = "--train.base-lr is 0", "--train.base-lr 1.5e-4"
+        warn(f"the learning rate is 0 in every step: nothing is learned, because {reason}. Try {remedy}.")
+    if train.batch_size > items:
+        are = "is" if items == 1 else "are"
+        warn(
+            f"one step takes {counted(train.batch_size, 'sample')} and there {are} {items}: an epoch is less than a "
+            f"step. For a small collection try {smaller(train, items)}"
+        )
+
+
+def peak_rate(train: TrainConfig, items: int, steps: int) -> float:
+    """The largest learning rate of a run."""
+    each = items / train.batch_size
+    return max(learning_rate(step, each, train) for step in range(0, steps, max(1, steps // 200)))
+
+
+def smaller(train: TrainConfig, items: int) -> str:
+    """Options that fit a small collection: a batch of at most `ENOUGH` and at most the items, the recipe's epochs or
+    as many as make `FEW` steps, and a warm-up of a twentieth where the recipe's is longer than a fifth."""
+    batch = 2 ** min(ENOUGH.bit_length() - 1, items.bit_length() - 1)
+    epochs = max(train.epochs, FEW * batch / items)
+    told = f"--train.batch-size {batch}"
+    if epochs > train.epochs:
+        told += f" --train.epochs {epochs:.3g}"
+    if train.warmup_epochs > epochs / 5:
+        told += f" --train.warmup-epochs {epochs / 20:.3g}"
+    if train.micro_batch is not None and train.micro_batch > batch:
+        told += f" --train.micro-batch {batch}"
+    return f"{told}. That makes {counted(round(epochs * items / batch), 'step')}."

@@ -1,0 +1,276 @@
+"""The training loop. One for every method and every machine: it knows samples, a method's two halves, an optimizer,
+the ranks that share the work, and where things go on disk.
+
+RUN/
+    recipe.toml        the resolved recipe; `mim-core pretrain RUN/recipe.toml` repeats the run
+    metrics.jsonl      one line per reading of the metrics
+    probes.jsonl       one line per judgement of the features during training
+    skipped.jsonl      one line per bad file, once each
+    files.jsonl.gz     the items that it began with, see inventory.py
+    checkpoints/       see checkpoint.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mim_core import disk
+from mim_core.data.loading import end_readers
+from mim_core.errors import MimError, RankError, ReadersGone, warn
+from mim_core.evaluation.online import OnlineProbe
+from mim_core.host.registry import Registry
+from mim_core.methods.build import build_method, check_data, make_source
+from mim_core.ranks import world as ranks
+from mim_core.ranks.world import World
+from mim_core.recipes.config import ResolvedRun
+from mim_core.recipes.toml import to_toml
+from mim_core.runs import checkpoint, inventory, observers, trackers
+from mim_core.runs import folder as run_folder
+from mim_core.runs.average import WeightAverage
+from mim_core.runs.run import Run
+from mim_core.text import counted, duration
+from mim_core.training.advice import advise
+from mim_core.training.cost import step_cost
+from mim_core.training.engine import Engine, share
+from mim_core.training.optimizer import make_optimizer
+from mim_core.training.progress import Reporter
+from mim_core.training.signals import TIME_LIMIT, stop_signals
+from mim_core.training.trainer import Trainer
+
+
+def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | None = None) -> Run:
+    """Builds all that a run needs; writes nothing. ``world`` is this process alone where none is given."""
+    train = config.train
+    run_folder.check_name(folder)
+    if train.schedule == "steps" and not train.milestones:
+        raise MimError("--train.schedule steps needs --train.milestones, in epochs.")
+    world = world or ranks.alone(ranks.choose_device(train.device))
+    micro, accumulation = share(train, world.size)
+    if train.deterministic:
+        # read by cuBLAS when its first handle is made
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    method = build_method(config, registry).to(world.device)
+    if method.couples_batch and accumulation > 1:
+        raise MimError(
+            "This method compares the samples of a batch, so the batch cannot be accumulated; leave "
+            "--train.micro-batch out."
+        )
+    source = make_source(config, method)
+    steps = max(1, round(train.epochs * len(source) / train.batch_size))
+    trackers.check(train.track)
+    check_data(config, method, source)
+    if world.first:
+        advise(train, len(source))
+    return Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps)
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """What must be the same on all ranks: each trains on its share of one order of the same samples."""
+    count = len(run.source)
+    names = [Path(run.source.name_of(i * count // 64)).name for i in range(64)] if count else []
+    parts = [(role, part.name) for role, part in run.config.parts.items()]
+    texts = {"settings": repr((run.train, run.config.evaluate, parts)), "files": "\n".join(names)}
+    return {
+        "items": str(count),
+        **{k: hashlib.sha256(v.encode(errors="surrogateescape")).hexdigest()[:12] for k, v in texts.items()},
+    }
+
+
+def train(run: Run, quiet: bool = False) -> bool:
+    """Trains to the last step, or until told to stop. An output folder that holds a checkpoint resumes.
+
+    Returns:
+        Whether the run is complete; False when it was stopped and can go on.
+
+    Raises:
+        MimError: The folder cannot be used, too many files are bad, the loss is not finite, the disk is full.
+    """
+    return _Session(run, quiet).go()
+
+
+class _Session:
+    """One process's part of a run, from where it stands to where it ends."""
+
+    def __init__(self, run: Run, quiet: bool) -> None:
+        self.run, self.world, self.stack = run, run.world, ExitStack()
+        self.world.compare(_facts(run))
+        self.recipe = to_toml(run.config, run.registry)
+        self.probe = OnlineProbe(run) if run.config.evaluate.every is not None else None
+        self.quiet = quiet or not run.world.first
+        self.engine = Engine(run.method, run.train, run.world)
+        self.optimizer = make_optimizer(run.method, run.train, run.device)
+        self.average = None if run.train.ema is None else WeightAverage(run.method, run.train.ema)
+
+    def go(self) -> bool:
+        """Resumes, trains, and says how it ended."""
+        run = self.run
+        with self.stack:
+            resumed = self._resume()
+            reporter = Reporter(run.config.recipe or run.folder.name, run.step, run.steps, quiet=self.quiet)
+            if run.step >= run.steps:
+                reporter.say(
+                    f"{run.folder} is complete: {counted(run.step, 'step')}. To go on with its weights in a new run: "
+                    f"--init {run.folder} --out ANOTHER"
+                )
+                return True
+            if run.world.first:
+                for label, text in run.source.contents().items():
+                    reporter.say(f"{label}: {text}")
+            if resumed:
+                reporter.say(f"Resuming {run.folder} at step {run.step} of {run.steps}.")
+            self._count_operations()
+            try:
+                self.world.on_first(lambda: observers.begin(run.registry, run))
+                return self._train(reporter)
+            except (MimError, RuntimeError, OSError) as error:
+                if isinstance(error, MimError) and (error.everywhere or isinstance(error, RankError)):
+                    raise
+                explained = self._explain(error)
+                if explained is None:
+                    raise
+                raise explained from error
+            finally:
+                run.observe("mim_run_left")
+                observers.summarize(run.registry, run.failures)
+
+    def _explain(self, error: Exception) -> MimError | None:
+        """What this rank says of an error; None for one that is a bug, or a lost rank's."""
+        run = self.run
+        if isinstance(error, MimError):
+            return self.world.error(str(error))
+        if isinstance(error, ReadersGone) or "DataLoader" in str(error):
+            end_readers()
+            return self.world.error(
+                f"a process that reads data is gone, or gave nothing for {run.train.timeout:g} s (--train.timeout): "
+                f"{str(error).splitlines()[0]} The last checkpoint stays. --train.workers 0 shows where it happens."
+            )
+        if not isinstance(error, OSError):
+            return None
+        before = checkpoint.newest(run.folder)
+        kept = f"The last whole checkpoint is {before}" if before else "There is no checkpoint yet"
+        full = disk.is_full(error) or str(run.folder) in str(error.filename)
+        what = f"{run.folder} cannot be written" if full else "A file or the system failed"
+        return self.world.error(f"{what}: {error}. {kept}; once this is mended, the same command goes on from there.")
+
+    def _resume(self) -> bool:
+        """Opens the folder on rank 0, and puts back what its newest checkpoint holds."""
+        run, loaded = self.run, None
+
+        def look() -> tuple[dict[str, str], Path | None, dict[str, Any]]:
+            nonlocal loaded
+            self.stack.enter_context(run_folder.locked(run.folder))
+            skipped = run_folder.open_folder(run.folder, self.recipe)
+            self.recipe = (run.folder / "recipe.toml").read_text()  # with the versions that it was trained with before
+            latest = checkpoint.to_resume(run.folder, warn)
+            if latest is None:
+                run_folder.forget_after(run.folder, 0)
+                inventory.record(run.folder, run.source)
+                return skipped, None, {}
+            loaded = checkpoint.load(latest)
+            inventory.check_items(run.folder, loaded.state, run.source)
+            checkpoint.check(loaded, run.method, self.optimizer, self.average)
+            run_folder.forget_after(run.folder, loaded.step)
+            inventory.record(run.folder, run.source)
+            return skipped, latest, {"step": loaded.step}
+
+        skipped, latest, state = self.world.on_first(look)
+        run.skipped.update(skipped)
+        if latest is None:
+            return False
+        checkpoint.restore(loaded, run.method, self.optimizer, self.average)
+        run.step = state["step"]
+        return True
+
+    def _count_operations(self) -> None:
+        """For the metrics; a method that the meta device cannot run goes without."""
+        if not self.world.first:
+            return
+        try:
+            self.run.cost = step_cost(self.run)[0]
+        except Exception as error:
+            warn(
+                f"the operations of this method cannot be counted, so metrics leave them out: "
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
+
+    def _train(self, reporter: Reporter) -> bool:
+        """The steps of a run, its checkpoints, and the reasons to stop."""
+        run, train, world = self.run, self.run.train, self.world
+        began, saved, reason = time.monotonic(), run.step, 0
+        with reporter, stop_signals() as stop:
+            trainer = Trainer(run, self.engine, self.optimizer, self.average, reporter, stop)
+            if run.step == 0:
+                self._judge(trainer, reporter)
+            for _ in self._until_stopped(trainer, stop):
+                reporter.advance(run.step)
+                if run.device.type == "cpu":  # a GPU works on while the host asks: its first metrics tell
+                    reporter.estimate(run.step)
+                if train.max_hours is not None and time.monotonic() - began >= train.max_hours * 3600:
+                    stop.append(TIME_LIMIT)
+                world.phase(run.step, "between steps")
+                reason = world.poll(stop[0] if stop else signal.SIGTERM if world.abandoned else 0)
+                self._judge(trainer, reporter)
+                if run.step % train.checkpoint_every == 0 or run.step == run.steps or reason:
+                    trainer.read_metrics()
+                    with trainer.clock.paused():
+                        saved = self._save()
+                if reason:
+                    break
+        world.settle()
+        done = run.step >= run.steps
+        if done:
+            reporter.say(f"Done: {counted(run.steps, 'step')} in {duration(time.monotonic() - began)}; {run.folder}")
+            run.observe("mim_run_finished")
+        else:
+            why = f"the time limit of {train.max_hours} h" if reason == TIME_LIMIT else signal.Signals(reason).name
+            reporter.say(f"Stopped by {why} at step {saved} of {run.steps}. The same command goes on from there.")
+        return done
+
+    def _until_stopped(self, trainer: Trainer, stop: list[int]) -> Iterator[None]:
+        """The steps. A run of one process that was told to stop while no batch came ends with what it has."""
+        try:
+            yield from trainer
+        except ReadersGone:
+            if not stop or self.world.size > 1:
+                raise
+            yield
+
+    def _judge(self, trainer: Trainer, reporter: Reporter) -> None:
+        """Judges the features where it is time to."""
+        if self.probe is None or not self.probe.due():
+            return
+        self.world.phase(self.run.step, "judging the features")
+        with trainer.clock.paused():
+            scores = self.probe.judge(self.average)
+            if self.world.first:
+                reporter.say(self.probe.line(scores))
+                self.run.observe("mim_features_judged", scores=scores)
+
+    def _save(self) -> int:
+        """Writes a checkpoint; returns its step."""
+        run = self.run
+        self.world.phase(run.step, "writing a checkpoint")
+        extra = {
+            "items": len(run.source),
+            "samples": run.step * run.train.batch_size,
+            "ranks": self.world.size,
+            "strategy": self.engine.strategy,
+            "plugins": run.registry.versions(),
+            "torch": torch.__version__,
+        }
+        contents = checkpoint.gather(run.method, self.optimizer, self.average, self.world.first)
+        keep = run.train.keep_checkpoints
+        path = self.world.on_first(lambda: checkpoint.save(run.folder, contents, run.step, self.recipe, extra, keep))
+        run.observe("mim_checkpoint_saved", path=path)
+        return run.step

@@ -1,0 +1,105 @@
+"""``--dry-run``: what a run would do, counted on the meta device so that no memory is needed."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from mim_core.methods.method import Method
+from mim_core.parts.layout import Layout
+from mim_core.parts.mask import Mask
+from mim_core.runs import checkpoint
+from mim_core.runs.run import Run
+from mim_core.terminal import console, tell
+from mim_core.text import amount, counted, rounded, times
+from mim_core.training.advice import peak_rate
+from mim_core.training.cost import step_cost
+from mim_core.training.engine import chosen
+from mim_core.training.pace import SMALL, time_of
+
+
+def count_parameters(module: nn.Module | None) -> int:
+    """Trainable parameters."""
+    return 0 if module is None else sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def _unit_rows(layout: Layout, mask: Mask, samples: int) -> dict[str, str]:
+    """Units hidden, seen and predicted, and tokens seen by the encoder in all."""
+    grid = f" on a grid of {times(layout.grid)}" if layout.grid else ""
+    kept, asked = mask.kept_ids.shape[1], mask.query_ids.shape[1]
+    hidden = layout.count - kept if kept < layout.count else asked
+    return {
+        "units": f"{layout.count}{grid}; {hidden} hidden, {kept} into the encoder, {asked} predicted",
+        "tokens seen": amount(samples * kept * mask.per_sample, "tokens") + " by the encoder in all",
+    }
+
+
+def _parameters(method: Method, parameters: int) -> str:
+    encoder = count_parameters(getattr(method, "encoder", None)) + count_parameters(getattr(method, "tokenizer", None))
+    return (
+        f"{amount(parameters, '')}: encoder with tokenizer {amount(encoder, '')}, the rest "
+        f"{amount(parameters - encoder, '')}"
+    )
+
+
+def plan_rows(run: Run, timed: bool = False) -> dict[str, str]:
+    """The plan, label by label.
+
+    Args:
+        run: What is planned.
+        timed: Whether to say how long it takes, by a few steps; the run's weights are no longer its own afterwards.
+    """
+    method: Method = run.method
+    train = run.train
+    micro = run.micro
+    operations, activations, mask = step_cost(run)
+    parameters = count_parameters(method)
+    rows = {"recipe": run.config.recipe}
+    rows.update({role: part.name for role, part in run.config.parts.items() if role != "data"})
+    rows.update({**run.source.plan(), **run.source.contents()})
+    rows["input"] = "; ".join(f"{name} {times(shape)}" for name, shape in run.source.shapes.items())
+    tokenizer = getattr(method, "tokenizer", None)
+    if mask is not None and tokenizer is not None:
+        rows.update(_unit_rows(tokenizer.layout, mask, run.samples_per_step * run.steps))
+    rows["parameters"] = _parameters(method, parameters)
+    each = run.source.samples_per_item
+    made = f" ({train.batch_size:,} items, {each} samples of each)" if each > 1 else ""
+    rows["steps"] = (
+        f"{counted(run.steps, 'step')}, each of {counted(run.samples_per_step, 'sample')}{made}; "
+        f"{counted(rounded(train.epochs), 'epoch')}, each of {counted(rounded(run.steps_per_epoch), 'step')}"
+    )
+    if run.world.size > 1:
+        rows["ranks"] = f"{run.world.size}, {chosen(train, run.world.size)}"
+    if micro != train.batch_size:
+        several = counted(run.accumulation, "micro-batch", "micro-batches")
+        rows["batch"] = f"{counted(run.world.size, 'rank')} x {several} of {micro}"
+    peak = peak_rate(train, len(run.source), run.steps)
+    warmup = counted(rounded(train.warmup_epochs), "epoch")
+    rows["learning rate"] = f"up to {peak:.3g}, {train.schedule}; {warmup} of warm-up"
+    rows["operations"] = (
+        f"{amount(operations, 'FLOP')} per sample, {amount(operations * run.samples_per_step, 'FLOP')} per step, "
+        f"{amount(operations * run.samples_per_step * run.steps, 'FLOP')} in all"
+    )
+    held = activations * micro * each
+    rows["memory"] = (
+        f"about {amount(parameters * 16 + held, 'B')} in fp32: {amount(parameters * 16, 'B')} weights, gradients and "
+        f"moments, {amount(held, 'B')} activations"
+    )
+    if timed:
+        rows["time"] = time_of(run, operations, parameters * 16 + activations * SMALL * each)
+    rows["device"] = f"{run.device}, {train.precision}"
+    newest = checkpoint.newest(run.folder)
+    rows["output"] = f"{run.folder}" + (f", resuming {newest.name}" if newest else "")
+    return rows
+
+
+def print_plan(run: Run) -> None:
+    """The plan on the terminal."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in plan_rows(run, timed=True).items():
+        table.add_row(label, escape(text))
+    console().print(table)
+    tell("Nothing was written. Leave --dry-run out to start.")

@@ -1,0 +1,193 @@
+"""The steps of a run. Nothing in a step waits for the device or calls a plugin's hook: metrics stay on the device and
+are read every ``log_every`` steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mim_core import randomness
+from mim_core.data.loading import Batch, KeyedBatches, KeyedDataset, collate, end_readers, loader
+from mim_core.data.time_limits import Places, Watch, of_reading
+from mim_core.errors import ReadersGone, one_line
+from mim_core.methods.build import working
+from mim_core.ranks.tensors import batch_mean, whole
+from mim_core.runs.average import WeightAverage
+from mim_core.training.cost import power
+from mim_core.training.engine import Engine
+from mim_core.training.faults import BadFiles, not_finite
+from mim_core.training.optimizer import learning_rate, set_rate
+from mim_core.training.progress import Reporter
+from mim_core.training.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from mim_core.runs.run import Run
+
+
+class Trainer:
+    """Steps through a run.
+
+    Args:
+        run: The run; ``run.step`` counts on.
+        engine: Its method, spread over the devices.
+        optimizer: Over the engine's parameters.
+        average: The moving average of the weights, if one is kept.
+        reporter: Told the metrics.
+        stop: Holds the number of a signal once one came.
+    """
+
+    batches: Any = None
+    """The micro-batches, while the run steps."""
+    watch: Watch
+
+    def __init__(
+        self,
+        run: Run,
+        engine: Engine,
+        optimizer: torch.optim.Optimizer,
+        average: WeightAverage | None,
+        reporter: Reporter,
+        stop: Sequence[int] = (),
+    ) -> None:
+        self.stop = stop
+        self.run, self.engine, self.optimizer, self.average, self.reporter = run, engine, optimizer, average, reporter
+        self.pending: list[Tensor] = []
+        self.names: tuple[str, ...] = ()
+        self.bad = BadFiles(run)
+        self.clock = Stopwatch(run.device)
+        self.bf16 = run.train.precision == "bf16" or (run.train.precision == "auto" and run.device.type == "cuda")
+
+    def __iter__(self) -> Iterator[None]:
+        run, train = self.run, self.run.train
+        self.bad.recheck()
+        run.method.train()
+        first, last = run.step * train.batch_size, run.steps * train.batch_size
+        sampler = KeyedBatches(
+            len(run.source), run.micro, train.seed, first, last, rank=run.world.rank, ranks=run.world.size
+        )
+        pin, places = run.device.type == "cuda", Places(train.workers)
+        dataset = KeyedDataset(run.source, places)
+        self.batches = iter(loader(dataset, sampler, train.workers, collate, pin=pin, wait=train.timeout))
+        self.watch = Watch(places, train.timeout, lambda: end_readers(self.batches), lambda: bool(self.stop))
+        if train.workers:
+            self.watch.start()
+        self.clock.read()
+        try:
+            while run.step < run.steps:
+                self._step(self.batches)
+                run.step += 1
+                if run.step % train.log_every == 0 or run.step == run.steps:
+                    self.read_metrics()
+                yield
+        finally:
+            self.watch.stop()
+            end_readers(self.batches)
+
+    def _phase(self, name: str) -> None:
+        self.clock.start(name)
+        self.run.world.phase(self.run.step, name)
+
+    def _step(self, batches: Iterator[Batch]) -> None:
+        """One optimizer step over as many micro-batches as the batch holds."""
+        run, count = self.run, self.run.accumulation
+        set_rate(self.optimizer, learning_rate(run.step, run.steps_per_epoch, run.train))
+        sums: dict[str, Tensor] = {}
+        for part in range(count):
+            with self.engine.micro_batch(last=part == count - 1):
+                for name, value in self._micro_batch(batches, part).items():
+                    share = value.detach().float() / count
+                    sums[name] = sums[name] + share if name in sums else share
+        self._phase("optimizer")
+        limit = math.inf if run.train.clip_grad is None else run.train.clip_grad
+        norm = whole(torch.nn.utils.clip_grad_norm_(run.method.parameters(), limit))
+        self.names = (*sums, "grad_norm")
+        metrics = torch.cat([batch_mean(torch.stack(list(sums.values()))), norm.float().reshape(1)])
+        # torch's fused optimizers leave the update out, on the device, where this is 1
+        self.optimizer.found_inf = (~torch.isfinite(metrics).all()).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        run.method.after_step((run.step + 1) / run.steps)
+        if self.average is not None:
+            self.average.update(run.step)
+        self.clock.start(None)
+        self.pending.append(metrics)
+
+    def _micro_batch(self, batches: Iterator[Batch], part: int) -> dict[str, Tensor]:
+        """Forward and backward pass over one micro-batch; returns its losses."""
+        run, number = self.run, part * self.run.world.size + self.run.world.rank
+        self._phase("data")
+        sample = self._fetch(batches)
+        self._phase("prepare")
+        sample = run.source.finish(sample)
+        torch.manual_seed(randomness.torch_seed(run.train.seed, f"step {run.step} {number}"))  # dropout and drop path
+        with working(run.method):
+            prepared = run.method.prepare(sample, step=run.step, progress=run.step / run.steps)
+        self._phase("forward_backward")
+        try:
+            with working(run.method), torch.autocast(run.device.type, torch.bfloat16, enabled=self.bf16):
+                outcome = self.engine.forward(prepared)
+            (outcome.loss / run.accumulation).backward()
+        except RuntimeError as error:
+            raise self.engine.explain(error) from error
+        parts = {f"loss/{name}": value for name, value in outcome.parts.items()}
+        return {"loss": outcome.loss, **(parts if len(parts) > 1 else {})}
+
+    def _fetch(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        """The next micro-batch, on the device; bad files are noted."""
+        try:
+            with self.watch.over():
+                batch = next(batches)
+        except (OSError, EOFError, RuntimeError) as error:  # the watch ended it, or it died while it handed one over
+            if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
+                raise
+            found = self.watch.found or self.watch.places.longest()
+            raise ReadersGone(f"{one_line(error)}.{of_reading(found)}") from error
+        self.bad.note(batch)
+        assert batch.sample is not None
+        return {name: value.to(self.run.device, non_blocking=True) for name, value in batch.sample.items()}
+
+    def read_metrics(self) -> None:
+        """Moves the metrics of the steps since the last reading to the host, checks and writes them. All ranks call it
+        at the same step.
+
+        Raises:
+            MimError: The loss was not finite. The last checkpoint is from before.
+        """
+        if not self.pending:
+            return
+        run, steps = self.run, len(self.pending)
+        self.clock.start(None)
+        run.world.phase(run.step, "reading the metrics")
+        table = torch.stack(self.pending).cpu()
+        seconds, phases = self.clock.read()
+        self.bad.share()
+        finite = torch.isfinite(table).all(dim=1)
+        if not bool(finite.all()):
+            step = run.step - steps + int((~finite).nonzero()[0])
+            error = run.world.on_first(lambda: not_finite(run, step))
+            error.everywhere = True
+            raise error
+        means = dict(zip(self.names, table.mean(dim=0).tolist(), strict=True))
+        rate = steps * run.samples_per_step / seconds
+        line: dict[str, Any] = {
+            "step": run.step,
+            "epoch": round(run.step / run.steps_per_epoch, 4),
+            **means,
+            "lr": learning_rate(run.step - 1, run.steps_per_epoch, run.train),
+            "samples_per_second": rate,
+            "seconds_per_step": seconds / steps,
+            **{f"time/{name}": round(value / seconds, 4) for name, value in phases.items()},
+            **power(run, rate),
+        }
+        self.pending = []
+        if run.world.first:
+            with open(run.folder / "metrics.jsonl", "a") as log:
+                log.write(json.dumps(line) + "\n")
+            self.reporter.metrics(run.step, run.step / run.steps_per_epoch, means["loss"], rate)
+            run.observe("mim_metrics_read", metrics=line)
+        self.clock.read()

@@ -30,17 +30,10 @@ from mim_core.testing.checks import Contract
 FILE = Path(__file__).parent / "surface.txt"
 PLUGINS = ("core", "image", "multimodal", "pointcloud", "video")
 """Those of this repository; what else is installed is not pinned."""
-PROTOCOLS = {
-    "tokenizer": ("Tokenizer",),
-    "masker": ("Masker",),
-    "target": ("Target",),
-    "encoder": ("Encoder",),
-    "decoder": ("Decoder",),
-    "method": ("Method",),
-    "data": ("DataSource", "Labelled", "Picture"),
-    "layout": ("Layout", "Patches"),
-    "mask": ("Mask", "Draw"),
-}
+PROTOCOLS = (
+    *("Tokenizer", "Masker", "Target", "Encoder", "Decoder", "Method", "DataSource", "Labelled", "Picture"),
+    *("Layout", "Patches", "Mask", "Draw"),
+)
 CONTRACTS = [Contract, *(value for name, value in vars(testing).items() if name.endswith("Contract"))]
 ADVICE = (
     "The public surface is not what tests/surface/surface.txt says. If that is meant: "
@@ -91,10 +84,8 @@ def hooks():
 
 
 def protocols():
-    for module, classes in PROTOCOLS.items():
-        for name in classes:
-            cls = getattr(importlib.import_module(f"mim_core.{module}"), name)
-            yield from (f"{name}.{line}" for line in members(cls))
+    for name in PROTOCOLS:
+        yield from (f"{name}.{line}" for line in members(getattr(mim_core, name)))
 
 
 def contracts():

@@ -1,4 +1,4 @@
-"""evaluate, show, export: what a run is worth, how it looks, and its encoder for others."""
+"""evaluate: judges a run's features by k-NN and linear probes."""
 
 from __future__ import annotations
 
@@ -6,24 +6,19 @@ import json
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import torch
-import tyro
+from typing import Any
 
 from mim_core.commands.finetune import judge
 from mim_core.commands.options import parse, take_name, with_data
 from mim_core.commands.tables import print_table
 from mim_core.disk import write_whole
-from mim_core.errors import MimError, warn
+from mim_core.errors import MimError
 from mim_core.evaluation import study as studies
 from mim_core.evaluation.features import prepare_study
 from mim_core.evaluation.report import try_report
 from mim_core.host.loading import installed
-from mim_core.methods.build import make_source
-from mim_core.methods.method import Method
 from mim_core.methods.supervised import Supervised
-from mim_core.recipes.config import EvaluateConfig, ResolvedRun
+from mim_core.recipes.config import EvaluateConfig
 from mim_core.runs.load import load_run
 from mim_core.runs.logs import read_scores
 from mim_core.scores import Score, verdict
@@ -114,47 +109,3 @@ def _replaced(path: Path, scores: list[Score]) -> list[str]:
         return []
     before = [score.column for score in content["scores"]]
     return [column for column in dict.fromkeys(before) if column not in {score.column for score in scores}]
-
-
-@dataclass(frozen=True)
-class ShowOptions:
-    """Write a run's report.html: loss curves, reconstructions, scores, data."""
-
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
-    samples: int = 12
-    """Samples that are reconstructed."""
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Write a run's encoder for other libraries."""
-
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
-    to: Literal["timm"] = "timm"
-    """timm: safetensors under timm's names; the file's metadata says how to load it."""
-    out: Path | None = None
-    """File to write; RUN/encoder-timm.safetensors by default."""
-
-
-def _of_data(run: ResolvedRun, method: Method) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What the run's data tell of the encoder's inputs, under timm's names, and the names of a classifier's classes.
-    Data that are gone leave it open, with a warning."""
-    try:
-        source = make_source(run, method)
-        classes = source.labelled("train").classes if isinstance(method, Supervised) else ()
-    except MimError as error:
-        warn(f"the file does not say how inputs are normalised, as the run's data cannot be read: {error}")
-        return {}, ()
-    found = {name: getattr(source, name, None) for name in ("mean", "std")}
-    known = {
-        name: tuple(round(float(n), 6) for n in torch.as_tensor(value).flatten())
-        for name, value in found.items()
-        if value is not None
-    }
-    return {
-        **known,
-        "crop_pct": float(getattr(run.parts["data"].options, "evaluate_crop", 1.0)),
-        "interpolation": "bicubic",
-    }, tuple(classes)

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from mim_core.commands.evaluate import ExportOptions, _of_data
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
 from mim_core.commands.options import parse
+from mim_core.errors import MimError, warn
 from mim_core.host.loading import installed
 from mim_core.interop.timm import export_timm
+from mim_core.methods.build import make_source
+from mim_core.methods.method import Method
+from mim_core.methods.supervised import Supervised
+from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.toml import to_toml
 from mim_core.runs.load import load_run
 from mim_core.terminal import tell
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a run's encoder for other libraries."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    to: Literal["timm"] = "timm"
+    """timm: safetensors under timm's names; the file's metadata says how to load it."""
+    out: Path | None = None
+    """File to write; RUN/encoder-timm.safetensors by default."""
 
 
 def export(program: str, plugin: str | None, arguments: list[str]) -> int:
@@ -21,3 +44,25 @@ def export(program: str, plugin: str | None, arguments: list[str]) -> int:
     line = export_timm(method, path, about, inputs, classes)
     tell(f"{path}\n{line}")
     return 0
+
+
+def _of_data(run: ResolvedRun, method: Method) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the run's data tell of the encoder's inputs, under timm's names, and the names of a classifier's classes.
+    Data that are gone leave it open, with a warning."""
+    try:
+        source = make_source(run, method)
+        classes = source.labelled("train").classes if isinstance(method, Supervised) else ()
+    except MimError as error:
+        warn(f"the file does not say how inputs are normalised, as the run's data cannot be read: {error}")
+        return {}, ()
+    found = {name: getattr(source, name, None) for name in ("mean", "std")}
+    known = {
+        name: tuple(round(float(n), 6) for n in torch.as_tensor(value).flatten())
+        for name, value in found.items()
+        if value is not None
+    }
+    return {
+        **known,
+        "crop_pct": float(getattr(run.parts["data"].options, "evaluate_crop", 1.0)),
+        "interpolation": "bicubic",
+    }, tuple(classes)

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from mim_core.commands.evaluate import ShowOptions
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
 from mim_core.commands.options import parse
 from mim_core.evaluation.report import write_report
 from mim_core.host.loading import installed
 from mim_core.terminal import tell
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Write a run's report.html: loss curves, reconstructions, scores, data."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    samples: int = 12
+    """Samples that are reconstructed."""
 
 
 def show(program: str, plugin: str | None, arguments: list[str]) -> int:

@@ -27,12 +27,93 @@ def test_no_file_hides_what_is_in_it():
 def test_the_core_names_no_modality():
     """Docstrings may give examples; code may not know."""
     words = {"image", "video", "points", "rgb", "depth_map", "semseg"}
-    for path in ROOT.glob("core/mim_core/*.py"):
+    for path in ROOT.glob("core/mim_core/**/*.py"):
         tree = ast.parse(path.read_text())
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
         assert not names & words, f"{path.name}: {names & words}"
+
+
+FLOORS = (
+    ("errors", "text", "randomness", "disk", "scores", "version", "terminal", "tensor_files"),
+    ("data", "ranks"),
+    ("parts", "host"),
+    ("recipes",),
+    ("methods",),
+    ("runs",),
+    ("evaluation",),
+    ("training",),
+    ("interop", "testing"),
+    ("commands", "cli", "plugin"),
+    ("", "__main__"),
+)
+"""Rooms of the core from the ground up; what stands on one floor imports from it and from those below."""
+
+
+def imports():
+    """Module of the core -> modules of the core that it imports, anywhere in its text."""
+    folder = ROOT / "core/mim_core"
+    paths = {
+        ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
+        for path in folder.rglob("*.py")
+        if "templates" not in path.parts
+    }
+    found = {}
+    for module, path in paths.items():
+        found[module] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "mim_core":
+                inside = node.module.partition(".")[2]
+                names = [f"{inside}.{alias.name}".strip(".") for alias in node.names]
+                found[module] |= {name if name in paths else inside for name in names}
+        found[module].discard(module)
+    return found
+
+
+def floor(module):
+    return next(number for number, rooms in enumerate(FLOORS) if module.partition(".")[0] in rooms)
+
+
+def test_every_room_of_the_core_stands_on_a_floor():
+    rooms = {module.partition(".")[0] for module in imports()}
+    assert rooms == {room for floor in FLOORS for room in floor}
+
+
+def test_imports_run_downwards():
+    upward = [
+        (module, other) for module, others in imports().items() for other in others if floor(other) > floor(module)
+    ]
+    assert not upward
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {module: set(others) for module, others in imports().items()}
+    while free := {module for module, others in graph.items() if not others & set(graph)}:
+        for module in free:
+            del graph[module]
+    assert not graph, f"each of these leads back to itself: {', '.join(sorted(graph))}"
+
+
+@pytest.mark.parametrize("plugin", ["image", "video", "pointcloud", "multimodal"])
+def test_plugins_use_the_front_door(plugin):
+    """They import from mim_core alone, whose rooms may then move."""
+    for path in ROOT.glob(f"plugins/{plugin}/mim_*/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            inside = [
+                name for name in names if name.startswith("mim_core.") and not name.startswith("mim_core.testing")
+            ]
+            assert not inside, f"{path}: {inside}"
+
+
+def test_the_front_door_opens():
+    import mim_core
+
+    assert all(getattr(mim_core, name) is not None for name in mim_core.__all__)
+    with pytest.raises(AttributeError):
+        _ = mim_core.no_such_name
 
 
 def test_no_lock_file_with_addresses():

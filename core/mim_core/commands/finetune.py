@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mim_core.methods.supervised import Supervised
 from mim_core.ranks import world as ranks
 from mim_core.recipes.config import EvaluateConfig, Part, ResolvedRun, TrainConfig
 from mim_core.recipes.resolve import resolve_part
-from mim_core.recipes.toml import from_toml, to_toml
+from mim_core.recipes.toml import completed, from_toml, to_toml
 from mim_core.runs import checkpoint, logs
 from mim_core.runs import run as running
 from mim_core.runs.folder import FREE, check_folder, read_recipe
@@ -90,7 +91,9 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
             if world.first and not options.quiet:
                 tell("\n".join([f"Weights of tokenizer and encoder: {weights}", *left]))
         if options.dry_run:
-            world.on_first(lambda: check_folder(folder, to_toml(started.config, registry)))
+            world.on_first(
+                lambda: check_folder(folder, to_toml(started.config, registry), partial(completed, registry=registry))
+            )
             if world.first:
                 print_plan(started)
             return 0

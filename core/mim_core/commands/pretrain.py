@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mim_core.methods.supervised import Supervised
 from mim_core.ranks import world as ranks
 from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.resolve import load_recipe
-from mim_core.recipes.toml import read_file, to_toml
+from mim_core.recipes.toml import completed, read_file, to_toml
 from mim_core.runs import checkpoint
 from mim_core.runs import load as run_load
 from mim_core.runs import run as running
@@ -48,7 +49,9 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
         if world.on_first(lambda: checkpoint.newest(folder) is None):
             world.together(lambda: _begin(started, options, registry))
         if options.dry_run:
-            world.on_first(lambda: check_folder(folder, to_toml(started.config, registry)))
+            world.on_first(
+                lambda: check_folder(folder, to_toml(started.config, registry), partial(completed, registry=registry))
+            )
             if world.first:
                 print_plan(started)
             return 0

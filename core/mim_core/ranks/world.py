@@ -238,6 +238,31 @@ def world(device_name: str, timeout: float) -> Iterator[World]:
             if dist.is_initialized() and not before:  # FSDP2's group of one
                 dist.destroy_process_group()
         return
+    store, control = _joined(launch, device, timeout)
+    heart = Heart(dist.PrefixStore("heart", store), launch)
+    heart.start()
+    try:
+        yield World(launch, device, control, heart)
+    except (dist.DistBackendError, dist.DistNetworkError, RuntimeError) as error:
+        if not _lost_contact(error):
+            raise
+        raise RankError(launch.rank, heart.story(error, timeout)) from error
+    else:
+        dist.barrier(group=control)
+        dist.destroy_process_group()
+    finally:
+        heart.stop()
+        if dist.is_initialized() and device.type == "cpu":  # NCCL's may wait for the lost rank for ever
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
+
+
+def _joined(launch: Launch, device: torch.device, timeout: float) -> tuple[dist.Store, dist.ProcessGroup]:
+    """Joins the other ranks: the launcher's store, and the group that agrees on the host.
+
+    Raises:
+        RankError: They cannot be reached.
+    """
     wait = timedelta(seconds=timeout)
     os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.size), LOCAL_RANK=str(launch.local_rank))
     try:
@@ -255,22 +280,7 @@ def world(device_name: str, timeout: float) -> Iterator[World]:
         assert isinstance(control, dist.ProcessGroup)
     except (RuntimeError, ValueError) as error:
         raise RankError(launch.rank, f"cannot join the other ranks: {str(error).splitlines()[0]}") from error
-    heart = Heart(dist.PrefixStore("heart", store), launch)
-    heart.start()
-    try:
-        yield World(launch, device, control, heart)
-    except (dist.DistBackendError, dist.DistNetworkError, RuntimeError) as error:
-        if not _lost_contact(error):
-            raise
-        raise RankError(launch.rank, heart.story(error, timeout)) from error
-    else:
-        dist.barrier(group=control)
-        dist.destroy_process_group()
-    finally:
-        heart.stop()
-        if dist.is_initialized() and device.type == "cpu":  # NCCL's may wait for the lost rank for ever
-            with suppress(RuntimeError):
-                dist.destroy_process_group()
+    return store, control
 
 
 def _lost_contact(error: Exception) -> bool:

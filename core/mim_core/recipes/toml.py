@@ -112,3 +112,9 @@ def from_toml(text: str, registry: Registry) -> ResolvedRun:
     run = ResolvedRun({}, TrainConfig(), EvaluateConfig(), recipe, tuple(values.pop("dropped", ())))
     with _origins(plugins, registry):
         return override(run, values, "recipe.toml", registry)
+
+
+def completed(text: str, registry: Registry) -> str:
+    """What `to_toml` wrote in an earlier version, with the options that have come since at their defaults, which leave
+    a run what it was."""
+    return to_toml(from_toml(text, registry), registry)

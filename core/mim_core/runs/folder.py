@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from mim_core.disk import write_whole
 from mim_core.errors import MimError
@@ -18,9 +18,14 @@ import tomllib
 
 
 
-def open_folder(folder: Path, recipe: str) -> dict[str, str]:
+def open_folder(folder: Path, recipe: str, complete: Callable[[str], str] = str) -> dict[str, str]:
     """Makes the output folder, and refuses one that holds another run. Returns the bad files that it knows of, with
     reasons. The versions of plugins that a run was trained with before stay in its ``recipe.toml``.
+
+    Args:
+        folder: Where the run goes.
+        recipe: Its resolved recipe.
+        complete: Adds to the recipe of an earlier version the options that it did not know.
 
     Raises:
         MimError: It cannot be written, or holds a run with other settings.
@@ -31,7 +36,7 @@ def open_folder(folder: Path, recipe: str) -> dict[str, str]:
         latest = checkpoint.to_resume(folder)
         before = read_recipe(path, latest) if latest is not None and path.exists() else None
         if before is not None:
-            _same_run(before, recipe, folder)
+            _same_run(complete(before), recipe, folder)
             recipe = with_earlier(recipe, before)
         write_whole(path, recipe)
         return {entry["file"]: entry["reason"] for entry in logs.mend(folder / logs.SKIPPED)}
@@ -100,6 +105,7 @@ FREE = {
         "activation_checkpointing",
         "deterministic",
         "timeout",
+        "item_timeout",
         "track",
     ),
     "data": ("max_bad", "root"),  # the files may have moved; their number is checked
@@ -107,7 +113,7 @@ FREE = {
 """Options that may change when a run goes on; the others would make it another run."""
 
 
-def check_folder(folder: Path, recipe: str) -> None:
+def check_folder(folder: Path, recipe: str, complete: Callable[[str], str] = str) -> None:
     """Refuses what `open_folder` would refuse, and writes nothing.
 
     Raises:
@@ -115,7 +121,7 @@ def check_folder(folder: Path, recipe: str) -> None:
     """
     path, latest = folder / "recipe.toml", checkpoint.to_resume(folder)
     if latest is not None and path.exists():
-        _same_run(read_recipe(path, latest), recipe, folder)
+        _same_run(complete(read_recipe(path, latest)), recipe, folder)
 
 
 def read_recipe(path: Path, latest: Path | None = None) -> str:

@@ -78,8 +78,8 @@ class PluginContract:
         record = self.record()
         assert not record.failure, f"{record.distribution} failed to load: {record.failure}\n{record.traceback}"
         assert not record.disabled, f"{self.plugin!r} is switched off by MIM_CORE_PLUGINS or MIM_CORE_DISABLE"
-        points = [candidate for candidate in discover() if candidate.name == self.plugin]
-        assert len(points) == 1, f"{len(points)} entry points of group mim_core are named {self.plugin!r}"
+        announced = [candidate for candidate in discover() if candidate.name == self.plugin]
+        assert len(announced) == 1, f"{len(announced)} entry points of group mim_core are named {self.plugin!r}"
         assert not record.faults, f"{record.distribution} {' '.join(record.faults)}"
         assert self.entries(), f"{self.plugin!r} registers nothing"
 

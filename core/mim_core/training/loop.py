@@ -18,6 +18,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from mim_core.methods.build import build_method, check_data, make_source
 from mim_core.ranks import world as ranks
 from mim_core.ranks.world import World
 from mim_core.recipes.config import ResolvedRun
-from mim_core.recipes.toml import to_toml
+from mim_core.recipes.toml import completed, to_toml
 from mim_core.runs import checkpoint, inventory, observers, trackers
 from mim_core.runs import folder as run_folder
 from mim_core.runs.average import WeightAverage
@@ -170,7 +171,7 @@ class _Session:
         def look() -> tuple[dict[str, str], Path | None, dict[str, Any]]:
             nonlocal loaded
             self.stack.enter_context(run_folder.locked(run.folder))
-            skipped = run_folder.open_folder(run.folder, self.recipe)
+            skipped = run_folder.open_folder(run.folder, self.recipe, partial(completed, registry=run.registry))
             self.recipe = (run.folder / "recipe.toml").read_text()  # with the versions that it was trained with before
             latest = checkpoint.to_resume(run.folder, warn)
             if latest is None:

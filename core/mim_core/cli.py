@@ -107,10 +107,23 @@ def _run(program: str, plugin: str | None, arguments: list[str], known: Mapping[
     if arguments[0] in ("-V", "--version"):
         tell(f"{program} {__version__}" if plugin is None else f"{program} (mim-core {__version__})")
         return 0
+    if arguments[0] in known and known[arguments[0]] == COMMANDS.get(arguments[0]):
+        text = _help_of(program, plugin, arguments)
+        if text is not None:
+            tell(text)
+            return 0
     if arguments[0] not in TRAIN:
         return _command(program, arguments[0], known)(program, plugin, arguments[1:])
     with before_the_first_step(program):  # from here on: importing torch takes seconds
         return _command(program, arguments[0], known)(program, plugin, arguments[1:])
+
+
+def _help_of(program: str, plugin: str | None, arguments: list[str]) -> str | None:
+    if "--help" not in arguments and "-h" not in arguments:
+        return None
+    from mim_core.commands.help import help_text
+
+    return help_text(program, plugin, arguments[0], arguments[1:])
 
 
 def _command(program: str, name: str, known: Mapping[str, tuple[str, str]]) -> Command:

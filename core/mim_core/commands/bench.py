@@ -37,9 +37,6 @@ def bench(program: str, plugin: str | None, arguments: list[str]) -> int:
     registry = installed()
     known = ", ".join(entry.name for entry in registry.of_kind("recipes", plugin)) or "none"
     name, rest = take_name(arguments, "recipe", f"Recipes: {known}. Usage: {program} bench RECIPE [OPTIONS]")
-    if name in ("-h", "--help"):
-        tell(_usage(program, known))
-        return 0
     run = swap_all(load_named(name, plugin, registry, "--twin" in rest), rest, registry)
     options = parse(_options(run), f"{program} bench {name}", rest)
     if options.seconds <= 0:
@@ -152,13 +149,3 @@ def _rows(result: benchmark.Result) -> dict[str, str]:
         found["MFU"] = f"{result.mfu:.1%} of {amount(result.peak_flop_per_second, 'FLOP/s')} ({result.peak_source})"
     found["versions"] = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     return found
-
-
-def _usage(program: str, known: str) -> str:
-    return (
-        f"usage: {program} bench RECIPE [OPTIONS]\n\nMeasures the training loop on real steps and keeps nothing: "
-        f"samples per second, where the time goes,\nmemory, operations per second and their share of what the device "
-        f"could do.\n\nrecipes: {known}\n\n"
-        f"Options are those of pretrain, with --seconds 60 and --json: {program} bench RECIPE --help\n"
-        "Without data: --use data=core:noise. Several GPUs: start it as pretrain, by torchrun."
-    )

@@ -66,9 +66,6 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``finetune RUN [OPTIONS]``: RUN is the folder of a pre-trained run, or one of its checkpoints."""
     registry = installed()
     name, rest = take_name(arguments, "run", f"Usage: {program} finetune RUN [OPTIONS]")
-    if name in ("-h", "--help"):
-        tell(_usage(program))
-        return 0
     base, method, weights = load_run(Path(name), registry)
     if isinstance(method, Supervised):
         raise MimError(
@@ -104,16 +101,6 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
     elif world.first:
         try_report(folder, registry)
     return 0 if done else STOPPED
-
-
-def _usage(program: str) -> str:
-    return (
-        f"usage: {program} finetune RUN [OPTIONS]\n\nTrains the encoder of a pre-trained run on labels, all of its "
-        "weights at one learning rate (no layer-wise decay), and tests it on held-out samples.\n\n"
-        f"Options depend on the run's parts: {program} finetune RUN --help\n"
-        "The same from untrained weights: --scratch. Other data: --data.root FOLDER. Another head: --method.head mlp "
-        "--method.pool max. See what would happen: --dry-run. The same command resumes a run that was stopped."
-    )
 
 
 def _recipe(base: ResolvedRun, registry: Registry) -> ResolvedRun:

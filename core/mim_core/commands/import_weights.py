@@ -14,7 +14,6 @@ from mim_core.commands.pretrain import load_named
 from mim_core.errors import MimError
 from mim_core.evaluation.report import try_report
 from mim_core.host.loading import installed
-from mim_core.host.registry import Registry
 from mim_core.interop.as_run import count_items, with_parts_of, write_run
 from mim_core.interop.weights import import_checkpoint
 from mim_core.terminal import tell
@@ -39,9 +38,6 @@ def import_weights(program: str, plugin: str | None, arguments: list[str]) -> in
     registry = installed()
     usage = f"Usage: {program} import RECIPE WEIGHTS --format NAME [OPTIONS]"
     name, rest = take_name(arguments, "recipe", usage)
-    if name in ("-h", "--help"):
-        tell(_usage(program, plugin, registry))
-        return 0
     recipe = load_named(name, plugin, registry, twin=False)
     kept = replace(recipe, parts={role: part for role, part in recipe.parts.items() if role == "data"})
     cls = command_class(kept, ImportOptions, "Weights of another code base as a run, with the data and training of")
@@ -62,18 +58,6 @@ def import_weights(program: str, plugin: str | None, arguments: list[str]) -> in
     report = f"Report: {folder / 'report.html'}    " if try_report(folder, registry) else ""
     tell(f"{report}Next: {program} evaluate {folder}")
     return 0
-
-
-def _usage(program: str, plugin: str | None, registry: Registry) -> str:
-    recipes = ", ".join(entry.name if plugin else entry.full_name for entry in registry.of_kind("recipes", plugin))
-    formats = ", ".join(entry.full_name for entry in registry.of_kind("importers", plugin))
-    return (
-        f"usage: {program} import RECIPE WEIGHTS --format NAME [OPTIONS]\n\nMakes weights of another code base a run "
-        "of no step: evaluate, show, export, finetune and pretrain --init take it, and pretrain RUN/recipe.toml --out "
-        "RUN trains it on. Sizes and parts are those of the weights; data and training those of the recipe.\n\n"
-        f"recipes: {recipes or 'none'}\nformats: {formats or 'none'}\n\n"
-        f"Options: {program} import RECIPE --help"
-    )
 
 
 def _name(weights: Path) -> str:

@@ -26,6 +26,7 @@ T = TypeVar("T")
 def parse(cls: type[T], program: str, arguments: list[str], default: T | None = None) -> T:
     """The options of a command. A misspelt one is an error with the nearest name, exit code 2."""
     extra: dict[str, Any] = {} if default is None else {"default": default}
+    arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     return tyro.cli(cls, prog=program, args=arguments, description=cls.__doc__, **extra)
 
 

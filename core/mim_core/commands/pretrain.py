@@ -36,9 +36,6 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     registry = installed()
     known = ", ".join(entry.name for entry in registry.of_kind("recipes", plugin)) or "none"
     name, rest = take_name(arguments, "recipe", f"Recipes: {known}. Usage: {program} pretrain RECIPE [OPTIONS]")
-    if name in ("-h", "--help"):
-        tell(_usage(program, known))
-        return 0
     run = swap_all(load_named(name, plugin, registry, "--twin" in rest), rest, registry)
     options = parse(command_class(run), f"{program} pretrain {name}", rest)
     run = apply(run, options)
@@ -65,16 +62,6 @@ def _run_name(name: str) -> str:
     """The name of a recipe or of its file; for the recipe.toml of a run, that of the run."""
     path = Path(name)
     return path.resolve().parent.name if path.name == "recipe.toml" else path.stem.split(":")[-1]
-
-
-def _usage(program: str, known: str) -> str:
-    return (
-        f"usage: {program} pretrain RECIPE [OPTIONS]\n\nTrains a recipe, or a TOML file that starts from "
-        f"one.\n\nrecipes: {known}\n\n"
-        f"Options depend on the recipe's parts: {program} pretrain RECIPE --help\n"
-        "Swap a part: --use masker=block. See what would happen: --dry-run. The same command resumes a run that was "
-        "stopped."
-    )
 
 
 def load_named(name: str, plugin: str | None, registry: Registry, twin: bool) -> ResolvedRun:

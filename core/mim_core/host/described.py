@@ -28,12 +28,14 @@ class Option:
         type: As people read it: the choices of a literal, ``tuple[float, float]``, ``Path | None``.
         default: Its value.
         help: What it does.
+        positional: Given by its place, without its name.
     """
 
     name: str
     type: str
     default: Any
     help: str
+    positional: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,20 @@ def describe(reference: str) -> Described:
     config = _config(where, node)
     doc = inspect.cleandoc(ast.get_docstring(node) or "") or _inherited_doc(where, node)
     return Described(doc, None if config is None else tuple(_options(*config).values()))
+
+
+def describe_options(reference: str) -> Described:
+    """What a dataclass of options at ``module:Class`` says of itself, such as that of a command.
+
+    Raises:
+        NotPlain: Its source cannot be read, or does not say it plainly.
+    """
+    module, _, name = reference.partition(":")
+    where, node = _find(_module(module), name)
+    if not isinstance(node, ast.ClassDef):
+        raise NotPlain(f"{reference} is no class")
+    doc = inspect.cleandoc(ast.get_docstring(node) or "")
+    return Described(doc, tuple(_options(where, node, needed=True).values()))
 
 
 def _find(module: _Module, name: str) -> tuple[_Module, ast.ClassDef | ast.FunctionDef]:
@@ -164,8 +180,9 @@ def _config(module: _Module, node: ast.ClassDef) -> tuple[_Module, ast.ClassDef]
     return None
 
 
-def _options(module: _Module, config: ast.ClassDef) -> dict[str, Option]:
-    """The options of a dataclass, those of its base classes first."""
+def _options(module: _Module, config: ast.ClassDef, needed: bool = False) -> dict[str, Option]:
+    """The options of a dataclass, those of its base classes first. With ``needed`` some may have no default, and those
+    that are dataclasses are left out."""
     found: dict[str, Option] = {}
     for base in config.bases:  # all of them: one that cannot be read would hide its options
         where, node = _find(module, ast.unparse(base))
@@ -177,14 +194,17 @@ def _options(module: _Module, config: ast.ClassDef) -> dict[str, Option]:
         if not isinstance(child, ast.AnnAssign) or not isinstance(child.target, ast.Name):
             continue
         kind = _type(module, child.annotation)
-        if child.value is None or kind.startswith("ClassVar"):
-            if kind.startswith("ClassVar"):
-                continue
+        if kind.startswith("ClassVar"):
+            continue
+        if child.value is None and not needed:
             raise NotPlain(f"the option {child.target.id} of {config.name} has no default")
         after = body[number + 1] if number + 1 < len(body) else None
         text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-        value = _value(module, child.value, kind)
-        found[child.target.id] = Option(child.target.id, kind, value, inspect.cleandoc(str(text)))
+        if needed and isinstance(child.value, ast.Call):
+            continue
+        value = None if child.value is None else _value(module, child.value, kind)
+        place = "Positional" in ast.unparse(child.annotation)
+        found[child.target.id] = Option(child.target.id, kind, value, inspect.cleandoc(str(text)), place)
     return found
 
 
@@ -199,7 +219,7 @@ def _type(module: _Module, node: ast.expr) -> str:
         outer = ast.unparse(node.value)
         if outer == "Literal":
             return " | ".join(str(ast.literal_eval(choice)) for choice in inner)
-        if outer == "Annotated":
+        if outer == "Annotated" or outer.startswith("tyro.conf."):
             return _type(module, inner[0])
         kinds = ("..." if isinstance(n, ast.Constant) and n.value is Ellipsis else _type(module, n) for n in inner)
         return f"{outer}[{', '.join(kinds)}]"

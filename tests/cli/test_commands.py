@@ -229,6 +229,7 @@ def test_pretrain_leaves_what_it_says(trained):
     assert {path.name for path in trained.iterdir()} == {
         "checkpoints",
         "metrics.jsonl",
+        "files.jsonl.gz",
         "recipe.toml",
         "report.html",
         ".lock",

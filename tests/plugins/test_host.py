@@ -458,7 +458,7 @@ class WholeForward(NoOptions):
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ("NoMasker", "is no Masker: it must inherit mim_core.parts.masker.Masker"),
+        ("NoMasker", "is no Masker: it must inherit mim_core.Masker"),
         ("masker_hook", "is a function, no class"),
         ("GivesNoCount", "gives no count, which every Masker must"),
         ("Unstated", "has an option 'ratio' that has no default"),

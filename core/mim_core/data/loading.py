@@ -30,6 +30,10 @@ TRIES = 20
 """Replacements that are drawn before all others are gone through."""
 
 
+LOOKED_AT = 1000
+"""Bad items in a row after which reading gives up, where more are bad than a run may have."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What a worker is asked for: which item, and the key of its draws."""
@@ -62,7 +66,7 @@ class KeyedDataset(Dataset[Any]):
             sample = None if index in self.bad else self._read(index, request.key)
             if sample is None:
                 skipped.append(self.bad[index])
-                if len(self.bad) > most:  # the run ends for it, so there is no need to look further
+                if len(self.bad) > most and len(skipped) >= LOOKED_AT:  # the run ends for it
                     break
                 continue
             sample["index"] = torch.tensor(index, dtype=torch.int64)

@@ -78,7 +78,7 @@ def fault_of(kind: str, part: Any) -> str | None:
     if not isinstance(part, type):
         return f"is a {type(part).__name__}, no class"
     if not issubclass(part, base):
-        return f"is no {base.__name__}: it must inherit mim_core.{base.__module__.rpartition('.')[2]}.{base.__name__}"
+        return f"is no {base.__name__}: it must inherit mim_core.{base.__name__}"
     lacking = [
         name
         for name in next(known.required for known in TABLE if known.plural == kind)

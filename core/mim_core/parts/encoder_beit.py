@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -52,7 +53,8 @@ class RelativePositionBias(beit.RelativePositionBias, TablePosition):
         if own is None or new is None or len(new) != 2 or min(*own, *new) < 2:
             raise ValueError(f"the relative position bias of a grid of {own} cannot be interpolated to {new}")
         count = math.prod(2 * n - 1 for n in new) + 3  # and to, from and between class tokens
-        moved = resize_rel_pos_bias_table(table.detach(), new, (count, table.shape[1]), own)
+        with warnings.catch_warnings(action="ignore"):  # of torch, about timm's indexing
+            moved = resize_rel_pos_bias_table(table.detach(), new, (count, table.shape[1]), own)
         return {"relative_position_bias_table": moved}
 
 

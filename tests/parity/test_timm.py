@@ -142,7 +142,8 @@ def test_beit_at_another_size_is_as_in_timm(size, tmp_path, monkeypatch):
     method = method_of("image:simmim-vit-base", tokenizer=tokenizer)
     line = export_timm(method, tmp_path / "encoder.safetensors")
     monkeypatch.chdir(tmp_path)
-    model = eval(line.replace("img_size=(16, 16)", f"img_size={size}"), {"timm": timm}).eval()
+    model = eval(line, {"timm": timm}).eval()
+    model.set_input_size(img_size=size)
     image = torch.randn(2, 2, *size)
     with torch.no_grad():
         features = method.encode({"image": image})

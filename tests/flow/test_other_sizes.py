@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mim_core.commands.tables import print_table
 from mim_core.errors import MimError
 from mim_core.evaluation.probes import knn, linear, probe
 from mim_core.evaluation.study import Features, Study
@@ -15,7 +16,7 @@ from mim_core.parts.position import LearnedPosition, SinCosPosition, resampled
 from mim_core.recipes.config import EvaluateConfig
 from mim_core.recipes.resolve import load_recipe, override
 from mim_core.runs.initial_weights import take_encoder, take_weights
-from mim_core.scores import class_weights
+from mim_core.scores import Score, class_weights
 from mim_image.data import Images
 from PIL import Image
 from timm.layers import resample_abs_pos_embed
@@ -157,6 +158,19 @@ def test_uneven_classes_have_their_own_column(share, columns):
     assert len(study.notes) == columns - 1, "the note is given once"
     if columns == 2:
         assert next(s.value for s in knn(study) if s.row == "majority class" and "mean" in s.column) == 0.5
+
+
+def test_no_column_of_a_wide_table_is_cut_off(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = ("majority class", "raw input", "untrained encoder", "pre-trained encoder")
+    columns = [f"{c}{m}" for c in ("k-NN", "linear", "linear, 1,000 labels") for m in ("", ", mean class accuracy")]
+    scores = [Score(row, column, 0.5 + i / 10, 0.001) for i, row in enumerate(rows) for column in columns]
+    print_table(scores, [], "score")
+    said = capsys.readouterr().out
+    assert "0.800 ± 0.001" in said, "the last row of the scores"
+    assert said.count("0.800 ± 0.001") == len(columns)
+    assert "pre-trained" in said
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_one_rare_class_among_many_is_uneven():

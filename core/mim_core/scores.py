@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from jaxtyping import Float, Int
+from torch import Tensor
+
 MAJORITY, RAW, UNTRAINED, PRETRAINED = "majority class", "raw input", "untrained encoder", "pre-trained encoder"
 
 
@@ -62,3 +65,10 @@ def verdict(scores: Iterable[Score]) -> list[str]:
 
 FINE_TUNED, SCRATCH = "fine-tuned", "trained from scratch"
 """Rows of a table of test scores."""
+
+
+def class_weights(labels: Int[Tensor, " n"], classes: int) -> Float[Tensor, " classes"]:
+    """One over the share of each class among the labels, divided by the classes that occur; 0 for those that do not.
+    The mean weight of the labels is 1."""
+    counts = labels.bincount(minlength=classes).float()
+    return (len(labels) / int((counts > 0).sum()) / counts).where(counts > 0, counts)

@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 from mim_core.parts.layout import Layout
-from mim_core.parts.position import CoordinatePosition, LearnedPosition, SinCosPosition, make_position, sincos_table
+from mim_core.parts.position import (
+    CoordinatePosition,
+    LearnedPosition,
+    SinCosPosition,
+    make_position,
+    moved_positions,
+    sincos_table,
+)
+from torch import nn
+from torch.nn import functional as F
 
 
 def plain_axis(place, width):
@@ -72,3 +81,110 @@ def test_kinds():
     assert make_position("none", layout, 8) is None
     kinds = {kind: type(make_position(kind, layout, 8)) for kind in ("sincos", "learned", "coordinates")}
     assert kinds == {"sincos": SinCosPosition, "learned": LearnedPosition, "coordinates": CoordinatePosition}
+
+
+# ---- another grid than the one built for -----------------------------------------------------------------------------
+
+GRIDS = {"one axis": ((4,), (8,)), "two axes": ((2, 3), (4, 5)), "three axes": ((2, 3, 4), (4, 3, 6))}
+MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
+
+
+def interpolated(table, own, new):
+    """[1, N, D] through torch's own interpolation: as timm's on two axes, linear on others."""
+    values = table.transpose(1, 2).reshape(1, -1, *own)
+    found = F.interpolate(values, size=new, mode=MODES[len(own)], antialias=len(own) == 2)
+    return found.flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", ["sincos", "sincos-first", "learned"])
+@pytest.mark.parametrize(("own", "new"), GRIDS.values(), ids=[name.replace(" ", "-") for name in GRIDS])
+def test_another_grid_interpolates_the_trained_table(kind, own, new):
+    position = make_position(kind, Layout.on_grid(*own), 12)
+    table = position.table.detach().clone()
+    assert torch.equal(position(Layout.on_grid(*own)), table), "its own grid: as it is"
+    found = position(Layout.on_grid(*new))
+    assert found.shape == (1, math.prod(new), 12)
+    torch.testing.assert_close(found, interpolated(table, own, new))
+    assert not torch.allclose(found[0], sincos_table(new, 12), atol=1e-2), "and is not computed anew"
+    assert torch.equal(position.table, table), "the table itself stays"
+
+
+@pytest.mark.parametrize("kind", ["sincos", "learned"])
+def test_as_many_units_on_another_grid(kind):
+    position = make_position(kind, Layout.on_grid(2, 3), 8)
+    torch.testing.assert_close(position(Layout.on_grid(3, 2)), interpolated(position.table, (2, 3), (3, 2)))
+    assert not torch.equal(position(Layout.on_grid(3, 2)), position.table)
+
+
+def test_learned_positions_refuse_what_has_no_rule():
+    position = LearnedPosition(Layout.on_grid(2, 3), 8)
+    with pytest.raises(ValueError, match=r"for 6 units \(grid \(2, 3\)\); this input has 12 \(grid \(3, 2, 2\)\)"):
+        position(Layout.on_grid(3, 2, 2))
+    free = LearnedPosition(Layout(count=5), 8)
+    assert free(Layout(count=5)).shape == (1, 5, 8)
+    with pytest.raises(ValueError, match="for 5 units"):
+        free(Layout(count=6))
+
+
+def test_learned_positions_learn_at_another_grid():
+    position = LearnedPosition(Layout.on_grid(2, 3), 8)
+    position(Layout.on_grid(4, 6)).sum().backward()
+    assert position.table.grad.abs().min() > 0
+
+
+def test_each_segment_is_interpolated_on_its_own_grid():
+    own = {"a": Layout.on_grid(2, 3), "b": Layout.on_grid(4)}
+    position = SinCosPosition(Layout.join(own), 8)
+    a, b = position.table[:, :6], position.table[:, 6:]
+    found = position(Layout.join({"a": Layout.on_grid(4, 6), "b": Layout.on_grid(2)}))
+    wanted = torch.cat([interpolated(a, (2, 3), (4, 6)), interpolated(b, (4,), (2,))], dim=1)
+    torch.testing.assert_close(found, wanted)
+    assert torch.equal(position(Layout.join({"b": own["b"]})), b), "alone: the share of the same name"
+    turned = position(Layout.join({"b": own["b"], "a": own["a"]}))
+    assert torch.equal(turned, torch.cat([b, a], dim=1)), "by name, not by place"
+    new = position(Layout.join({**own, "c": Layout.on_grid(3, 3)}))
+    assert torch.equal(new[0, 10:], sincos_table((3, 3), 8)), "a segment that was not there is computed"
+
+
+def test_learned_segments_are_interpolated_by_name():
+    position = make_position("learned", Layout.join({"a": Layout.on_grid(2, 3), "b": Layout.on_grid(2, 2, 2)}), 8)
+    found = position(Layout.join({"b": Layout.on_grid(4, 2, 2), "a": Layout.on_grid(2, 3)}))
+    wanted = interpolated(position.parts["b"].table, (2, 2, 2), (4, 2, 2))
+    torch.testing.assert_close(found, torch.cat([wanted, position.parts["a"].table], dim=1))
+
+
+def test_flat_positions_of_two_axes_are_interpolated_over_both():
+    position = make_position("flat", Layout.on_grid(4, 4), 8)
+    torch.testing.assert_close(position(Layout.on_grid(8, 4)), interpolated(position.table, (4, 4), (8, 4)))
+
+
+def test_flat_positions_that_were_moved_do_not_count_on():
+    """A run that began at another grid has a table that is no longer the formula's."""
+    first = make_position("flat", Layout.on_grid(2, 4, 4), 8)
+    second = make_position("flat", Layout.on_grid(2, 6, 6), 8)
+    assert torch.equal(second(Layout.on_grid(3, 6, 6))[0, :72], second.table[0])
+    second.load_state_dict(first.tables_at(second.units))
+    torch.testing.assert_close(second(Layout.on_grid(4, 6, 6)), interpolated(second.table, (2, 6, 6), (4, 6, 6)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "grids", "said"),
+    [
+        ("sincos", ((2, 2), (4, 4)), "its positions are interpolated to that grid"),
+        ("learned", ((2, 2), (4, 4)), "its positions are interpolated to that grid"),
+        ("sincos", ((2, 2), (2, 2)), ""),
+        ("flat", ((2, 2, 2), (4, 2, 2)), "its positions are counted on along the first axis"),
+        ("flat", ((2, 2, 2), (4, 4, 2)), "counted on along the first axis and interpolated over the others"),
+        ("flat", ((2, 2), (4, 2)), "its positions are interpolated to that grid"),
+        ("separable", ((2, 2), (4, 2)), "its positions are interpolated to that grid"),
+        ("coordinates", ((2, 2), (4, 2)), "its positions follow from the units' coordinates"),
+        ("none", ((2, 2), (4, 2)), ""),
+    ],
+)
+def test_what_becomes_of_positions_is_told(kind, grids, said):
+    own, new = (Layout.on_grid(*grid) for grid in grids)
+    module = nn.Module()
+    module.position = make_position(kind, own, 12)
+    found = moved_positions(module, new)
+    assert said in found
+    assert bool(said) == bool(found)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from mim_core.interop.weights import import_checkpoint
 from mim_core.testing import seeded
@@ -107,3 +108,34 @@ def test_mae_read_without_sizes():
     method = import_checkpoint(groups["state"], format="mae", **heads)
     loss = method(method.prepare({"image": groups["in"]["image"]}, mask=groups["in"]["mask"])).loss
     assert float(loss.detach()) == pytest.approx(float(groups["out"]["loss"]), rel=1e-5)
+
+
+def test_trained_positions_are_imported_as_learned(capsys):
+    """Of encoder and decoder apart, and said; the encoder's outputs stay timm's."""
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=1).eval()
+    sizes = {"num_heads": 3, "decoder_num_heads": 2, "decoder_embed_dim": 32, "decoder_depth": 1}
+    method = import_checkpoint(model.state_dict(), format="mae", fresh_decoder=True, **sizes).eval()
+    said = "positions of the encoder are not MAE's sine-cosine ones: they are taken as learned"
+    assert said in capsys.readouterr().err
+    assert method.built_from["encoder"].options.position == "learned"
+    assert method.built_from["decoder"].options.position == "sincos"
+    assert isinstance(method.encoder.position.table, torch.nn.Parameter)
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted = model.forward_features(image)
+        features = method.encode({"image": image})
+    torch.testing.assert_close(torch.cat([features.prefix, features.tokens], dim=1), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("table", ["pos_embed", "decoder_pos_embed"])
+def test_a_mae_with_trained_positions_keeps_them(table, capsys):
+    groups, form, config = read("mae_normpix")
+    state = {name: value.clone() for name, value in groups["state"].items()}
+    state[table][:, 1:] += 0.1 * torch.randn(state[table][:, 1:].shape)
+    method = import_checkpoint(state, format=form, **config)
+    part, other = ("decoder", "encoder") if table.startswith("decoder") else ("encoder", "decoder")
+    assert method.built_from[part].options.position == "learned"
+    assert method.built_from[other].options.position == "sincos"
+    own = method.heads["main"].decoder if part == "decoder" else method.encoder
+    assert torch.equal(own.position.table.detach(), state[table][:, 1:])
+    assert f"the {part} are not MAE's" in capsys.readouterr().err

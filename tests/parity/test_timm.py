@@ -7,9 +7,10 @@ import timm
 import torch
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
-from mim_core.interop.timm import export_timm
+from mim_core.interop.timm import export_timm, notes_on
 from mim_core.methods.build import build_method
 from mim_core.methods.classifier import Classifier
+from mim_core.parts.encoder import Encoder
 from mim_core.recipes.resolve import load_recipe, override
 from mim_core.testing import noise, seeded
 
@@ -118,7 +119,39 @@ def test_export_needs_a_patch_tokenizer(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("position", ["sincos", "learned"])
+def test_an_encoder_that_timm_has_not_is_named(tmp_path):
+    class Own(Encoder):
+        pass
+
+    method = method_of("image:mae-vit-tiny")
+    method.encoder = Own()
+    with pytest.raises(MimError, match="timm has no model for this run's encoder, a Own"):
+        export_timm(method, tmp_path / "encoder.safetensors")
+
+
+def test_beits_pooling_is_said():
+    (said,) = notes_on(method_of("image:simmim-vit-base"))
+    assert "gives the class token" in said
+    assert "evaluate judges the mean of the units" in said
+    assert notes_on(method_of("image:mae-vit-tiny")) == []
+
+
+@pytest.mark.parametrize("size", [(48, 32), (32, 32)])
+def test_beit_at_another_size_is_as_in_timm(size, tmp_path, monkeypatch):
+    tokenizer = {"size": (16, 16), "patch": (4, 4), "channels": 2}
+    method = method_of("image:simmim-vit-base", tokenizer=tokenizer)
+    line = export_timm(method, tmp_path / "encoder.safetensors")
+    monkeypatch.chdir(tmp_path)
+    model = eval(line, {"timm": timm}).eval()
+    model.set_input_size(img_size=size)
+    image = torch.randn(2, 2, *size)
+    with torch.no_grad():
+        features = method.encode({"image": image})
+        found = torch.cat([features.prefix, features.tokens], dim=1)
+        torch.testing.assert_close(found, model.forward_features(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("position", ["sincos", "learned", "flat"])
 def test_another_size_and_the_mean_are_as_in_timm(position, tmp_path, monkeypatch):
     method = method_of("image:mae-vit-tiny", encoder={"position": position})
     inputs = {"mean": (0.1,) * method.tokenizer.config.channels, "crop_pct": 1.0}

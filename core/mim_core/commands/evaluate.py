@@ -36,8 +36,8 @@ class EvaluateOptions:
     data_root: Path | None = None
     """Other data than the run's, in a form that the run's data source reads."""
     size: tuple[int, ...] | None = None
-    """Another input size along each axis than the run's, outermost first: --size 16 48 64. Positions follow the
-    grid."""
+    """Another input size along each axis than the run's, outermost first: --size 16 48 64. Positions are interpolated
+    to its grid, as in an exported encoder, unless their kind has a rule of its own; a note under the table says it."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Options of the evaluations; the run's by default."""
 

@@ -94,7 +94,8 @@ def _begin(run: running.Run, options: Any, registry: Registry) -> None:
     if options.init is not None:
         _take_weights(run, options.init, options.init_format, registry)
     elif isinstance(run.method, Supervised) and named is not None:
-        take_encoder(run.method, run_load.load_run(named, registry)[1], named)
+        for line in take_encoder(run.method, run_load.load_run(named, registry)[1], named):
+            warn(f"{named}: {line}")
 
 
 def _take_weights(run: running.Run, path: Path, form: str | None, registry: Registry) -> None:

@@ -22,6 +22,7 @@ from mim_core.host.registry import Registry
 from mim_core.methods.build import build_method, make_source, open_source, working
 from mim_core.methods.method import Features as Encoded
 from mim_core.methods.method import Method
+from mim_core.parts.position import moved_positions
 from mim_core.parts.samples import finite_rows, known_entries
 from mim_core.parts.tokenizer import zeros
 from mim_core.ranks.world import choose_device
@@ -138,12 +139,14 @@ def _source(run: ResolvedRun, method: Method, size: tuple[int, ...] | None) -> t
     if size is None:
         return make_source(run, method), []
     tokenizer, own = tokenizer_at(run, size), size_of(run, size)
+    if own == size:
+        return make_source(run, method), []
     try:
         method.eval().encode(zeros(tokenizer.shapes, tokenizer.ids, 1))
     except ValueError as error:
         raise MimError(f"--size {times(size)}: {error}.") from error
-    note = f"Inputs of {times(size)}; the encoder was trained at {times(own)}, its positions are interpolated to that "
-    note += "grid, as in an exported encoder."
+    moved = moved_positions(getattr(method, "encoder", method), tokenizer.layout)
+    note = f"Inputs of {times(size)}; the encoder was trained at {times(own)}{moved and f', {moved}'}."
     return open_source(run, tokenizer), [note]
 
 

@@ -10,13 +10,12 @@ from torch.nn import functional as F
 
 from mim_core import randomness
 from mim_core.evaluation.study import Study
-from mim_core.scores import MAJORITY, Score
+from mim_core.scores import MAJORITY, Score, class_weights
 
 MEAN_CLASS = "mean class accuracy"
-
-
-UNEVEN = 1.5
-"""Classes are uneven where the largest has more than this times an even share of the test split."""
+UNEVEN = (0.5, 1.3)
+"""Classes are uneven where the smallest has less, or the largest more, than this times an even share of the test
+split."""
 
 
 # ---- probes ----------------------------------------------------------------------------------------------------------
@@ -74,7 +73,8 @@ def linear(study: Study) -> list[Score]:
         even.append(Score(MAJORITY, f"{column}, {MEAN_CLASS}", _class_accuracy(_most(train, test), test)))
         for row, features in study.rows.items():
             chosen = torch.stack(draws)
-            found = probe(features.train, train, chosen, features.test, classes, config.l2, config.standardize)
+            options = (config.l2, config.standardize, config.balance)
+            found = probe(features.train, train, chosen, features.test, classes, *options)
             each = (found == test).float().mean(dim=1)
             spread = float(each.std()) if len(each) > 1 else None
             scores.append(Score(row, column, float(each.mean()), spread))
@@ -108,13 +108,15 @@ def probe(
     classes: int,
     l2: float,
     standardize: bool = False,
+    balance: bool = False,
     steps: int = 300,
 ) -> Int[Tensor, "draws m"]:
     """Multinomial logistic regression by L-BFGS, all draws at once.
 
     Minimises the sum of cross-entropies + l2 / 2 * |W|^2, the bias free: scikit-learn's LogisticRegression with
     C = 1 / l2. Features are centred, which does not move the minimum but is reached in fewer steps; with
-    ``standardize`` they are also divided by their deviation over the training split.
+    ``standardize`` they are also divided by their deviation over the training split. With ``balance`` samples count by
+    one over the share of their class, in each draw.
     """
     mean = train.mean(dim=0)
     x, t = train - mean, test - mean
@@ -123,6 +125,7 @@ def probe(
         scale = scale.where(scale > 1e-6, torch.ones_like(scale))  # a constant feature says nothing: leave it
         x, t = x / scale, t / scale
     inputs, targets = x[chosen], labels[chosen].flatten()
+    counts = torch.stack([class_weights(labels[one], classes)[labels[one]] for one in chosen]).flatten()
     weight = torch.zeros(len(chosen), x.shape[1], classes, device=x.device, requires_grad=True)
     bias = torch.zeros(len(chosen), 1, classes, device=x.device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -137,7 +140,9 @@ def probe(
     def closure() -> Tensor:
         optimizer.zero_grad()
         logits = (inputs @ weight + bias).flatten(0, 1)
-        loss = (F.cross_entropy(logits, targets, reduction="sum") + l2 / 2 * weight.square().sum()) / chosen.shape[1]
+        each = F.cross_entropy(logits, targets, reduction="none")
+        sums = (each * counts).sum() if balance else each.sum()
+        loss = (sums + l2 / 2 * weight.square().sum()) / chosen.shape[1]
         loss.backward()
         return loss
 
@@ -164,12 +169,15 @@ def _class_accuracy(found: Tensor, labels: Tensor) -> float:
 def _where_uneven(study: Study, scores: list[Score]) -> list[Score]:
     """The scores that weigh classes alike, with a note, where the classes of the test split are uneven; else none."""
     test = study.labels[1]
-    share = float(test.bincount().max()) / len(test)
-    if share <= UNEVEN / len(test.unique()):
+    counts = test.unique(return_counts=True)[1] / len(test)
+    share, rare = float(counts.max()), float(counts.min())
+    if rare >= UNEVEN[0] / len(counts) and share <= UNEVEN[1] / len(counts):
         return []
+    more = "" if study.config.balance else " To weigh them alike in the linear probe itself: --evaluate.balance"
     note = (
-        f"The classes are uneven: {share:.0%} of the test samples are of one class. The columns of mean class accuracy "
-        "weigh every class alike."
+        f"The classes are uneven: the largest has {share:.0%} of the test samples, the smallest {rare:.1%}. The "
+        "columns of mean class accuracy "
+        f"weigh every class alike.{more}"
     )
     if note not in study.notes:
         study.notes.append(note)

@@ -12,9 +12,12 @@ import timm
 import torch
 from torch import Tensor
 
-from mim_core.errors import MimError
-from mim_core.interop.weights import _timm_head
+from mim_core.errors import MimError, warn
+from mim_core.methods.classifier import Classifier
 from mim_core.methods.method import Method
+from mim_core.methods.supervised import Supervised
+from mim_core.parts.encoder import Encoder
+from mim_core.parts.tokenizer import PatchTokenizer
 from mim_core.tensor_files import write_tensors
 
 
@@ -40,8 +43,44 @@ def _as_timm_has_it(name: str, arguments: dict[str, Any], weights: dict[str, Ten
     return weights
 
 
+POOLS = {"mean": "avg", "prefix": "token", "max": "max"}
+"""How a classifier pools -> timm's name."""
+
+
+def timm_head(method: Method) -> tuple[dict[str, Tensor], str]:
+    """A classifier's linear layer under timm's names, and how timm pools for it; empty where timm has no such head, or
+    does not pool so."""
+    if not isinstance(method, Classifier) or method.config.head != "linear" or method.config.pool not in POOLS:
+        return {}, ""
+    if "fc_norm" not in method.encoder.timm_model()[1] and method.config.pool != "prefix":
+        return {}, ""  # timm's BEiT would pool before its norm
+    last = method.head[-1]  # type: ignore[index]
+    return {f"head.{name}": value for name, value in last.state_dict().items()}, POOLS[method.config.pool]
+
+
+def _head(method: Supervised) -> str:
+    """A method's head in words."""
+    if not isinstance(method, Classifier):
+        return f"that of a {type(method).__name__}"
+    if method.config.head == "linear" and method.config.pool in POOLS:
+        return f"linear on pool {method.config.pool!r} behind the norm of a {type(method.encoder).__name__}"
+    return f"{method.config.head} on pool {method.config.pool!r}"
+
+
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def notes_on(method: Method) -> list[str]:
+    """What a reader of an exported file should know: where timm's model pools otherwise than `evaluate` does."""
+    encoder = getattr(method, "encoder", None)
+    pool = encoder.timm_model()[1].get("global_pool") if isinstance(encoder, Encoder) else None
+    if pool == "token" and not timm_head(method)[0]:
+        return [
+            "timm's model gives the class token (global_pool='token'); evaluate judges the mean of the units, which is "
+            "model.forward_features(x)[:, 1:].mean(dim=1)."
+        ]
+    return []
 
 
 def export_timm(
@@ -64,20 +103,22 @@ def export_timm(
     Raises:
         MimError: The method has no single patch tokenizer in front of an encoder that timm knows.
     """
-    from mim_core.parts.tokenizer import PatchTokenizer
-
     tokenizer, encoder = getattr(method, "tokenizer", None), getattr(method, "encoder", None)
     if (
         not isinstance(tokenizer, PatchTokenizer)
         or len(tokenizer.config.patch) != 2
-        or not hasattr(encoder, "timm_weights")
+        or not isinstance(encoder, Encoder)
     ):
         several = ", ".join(getattr(tokenizer, "parts", {}))
         has = f"the tokenizers {several} beside each other" if several else "another tokenizer or encoder"
         raise MimError(f"timm holds encoders of two-dimensional patches of one picture; this method has {has}.")
-    assert encoder is not None
     config = tokenizer.config
-    name, arguments = encoder.timm_model()
+    try:
+        name, arguments = encoder.timm_model()
+        weights = {f"patch_embed.{key}": value for key, value in tokenizer.state_dict().items()}
+        weights.update(encoder.timm_weights())
+    except NotImplementedError:
+        raise MimError(f"timm has no model for this run's encoder, a {type(encoder).__name__}.") from None
     patch: Any = config.patch[0] if len(set(config.patch)) == 1 else config.patch
     arguments = {
         **arguments,
@@ -86,9 +127,9 @@ def export_timm(
         "in_chans": config.channels,
         "num_classes": 0,
     }
-    weights = {f"patch_embed.{key}": value for key, value in tokenizer.state_dict().items()}
-    weights.update(encoder.timm_weights())
-    head, pool = _timm_head(method, arguments)
+    head, pool = timm_head(method)
+    if isinstance(method, Supervised) and not head:
+        warn(f"the file has the encoder alone (num_classes=0): timm has no head like this run's, {_head(method)}.")
     if head:
         weights.update(head)
         arguments = {**arguments, "num_classes": len(head["head.bias"]), "global_pool": pool}

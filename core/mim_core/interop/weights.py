@@ -14,7 +14,9 @@ from mim_core.errors import MimError, warn
 from mim_core.host.loading import installed
 from mim_core.host.registry import Registry
 from mim_core.interop.weight_files import read_sizes, read_weights, said_of
+from mim_core.methods.build import build_method
 from mim_core.methods.method import Method
+from mim_core.recipes.toml import from_toml
 from mim_core.text import counted
 
 State = Mapping[str, Tensor]
@@ -131,22 +133,6 @@ def fill_weights(module: nn.Module, state: State, source: Mapping[str, str], unu
     module.load_state_dict(moved, strict=True)
 
 
-def _timm_head(method: Method, arguments: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """A classifier's linear layer under timm's names, and how timm pools for it; empty, with a warning, where timm has
-    no such head."""
-    from mim_core.methods.classifier import Classifier
-    from mim_core.methods.supervised import Supervised
-
-    if not isinstance(method, Supervised):
-        return {}, ""
-    pools = {"mean": "avg", "prefix": "token", "max": "max"} if "fc_norm" in arguments else {"prefix": "token"}
-    pool = pools.get(method.config.pool) if isinstance(method, Classifier) else None
-    if pool is None or not isinstance(method, Classifier) or method.config.head != "linear":
-        warn("timm has no head like this run's, so the file has the encoder alone: num_classes is 0.")
-        return {}, ""
-    return {f"head.{name}": value for name, value in method.head[-1].state_dict().items()}, pool  # type: ignore
-
-
 def read_export(path: Path, registry: Registry) -> nn.Module | None:
     """Tokenizer and encoder of a file that ``export`` wrote, as ``tokenizer`` and ``encoder`` of a module; None for
     other files.
@@ -154,9 +140,6 @@ def read_export(path: Path, registry: Registry) -> nn.Module | None:
     Raises:
         MimError: The file was written before exports held their recipe, or its weights do not fit it.
     """
-    from mim_core.methods.build import build_method
-    from mim_core.recipes.toml import from_toml
-
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     try:
@@ -175,10 +158,13 @@ def read_export(path: Path, registry: Registry) -> nn.Module | None:
     names = {name: _exported_name(name) for name in found.state_dict() if name != "encoder.mask_token"}
     if "pos_embed" in state:
         state["pos_embed"] = state["pos_embed"][:, -found.encoder.position.table.shape[1] :]  # type: ignore
-    faults = [theirs for theirs in names.values() if theirs not in state]
+    own = found.state_dict()
+    faults = [theirs for ours, theirs in names.items() if theirs not in state or state[theirs].shape != own[ours].shape]
     if faults:
         raise MimError(f"{path} lacks weights of its run's encoder: {', '.join(faults[:8])}. Use the run: --init RUN")
     found.load_state_dict({ours: state[theirs] for ours, theirs in names.items()}, strict=False)
+    if getattr(method.encoder, "mask_token", None) is not None:
+        warn(f"{path}: exports hold no mask token of the encoder; it starts from its drawn value.")
     return found
 
 

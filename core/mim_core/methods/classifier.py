@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +19,7 @@ from mim_core.methods.supervised import Supervised, Taught
 from mim_core.parts.encoder import Encoded, Encoder, init_transformer
 from mim_core.parts.norm import BatchNorm
 from mim_core.parts.tokenizer import Tokenizer
-from mim_core.scores import FINE_TUNED, MAJORITY, Score
+from mim_core.scores import FINE_TUNED, MAJORITY, Score, class_weights
 
 if TYPE_CHECKING:
     from mim_core.methods.assembly import Parts
@@ -36,6 +37,8 @@ class Classifier(Supervised):
     code): two hidden layers of 256, each with batch normalisation, ReLU and dropout, on the class token beside the
     largest values of all tokens.
     """
+
+    weights: Tensor | None
 
     @dataclass(frozen=True)
     class Config:
@@ -56,12 +59,19 @@ class Classifier(Supervised):
         """Share of a hidden layer's values that training leaves out."""
         label_smoothing: float = 0.0
         """Share of the answer that is spread over all classes."""
+        balance: bool = False
+        """Weigh classes alike in the loss: a sample counts by one over the share of its class among the training
+        samples. finetune takes the weights from the data."""
+        class_weights: tuple[float, ...] = ()
+        """The weight of each class in the loss; none: those of balance, or 1."""
 
         def __post_init__(self) -> None:
             if not 0 <= self.dropout < 1 or not 0 <= self.label_smoothing < 1:
                 raise MimError("method: dropout and label_smoothing must lie in [0, 1).")
             if self.classes < 0 or any(width < 1 for width in self.hidden):
                 raise MimError("method: classes must not be negative, and hidden widths must be at least 1.")
+            if self.class_weights and (min(self.class_weights) < 0 or not max(self.class_weights) < math.inf):
+                raise MimError("method: class_weights must be finite and not negative.")
 
     @classmethod
     def build(cls, config: Any, parts: Parts) -> Classifier:
@@ -80,7 +90,11 @@ class Classifier(Supervised):
             raise ValueError(
                 f"pool {config.pool!r} needs an encoder with a class token; core:vit has one with --encoder.class-token"
             )
+        if config.class_weights and len(config.class_weights) != config.classes:
+            raise ValueError(f"class_weights are {len(config.class_weights)}, for {config.classes} classes")
         self.config, self.classes = config, config.classes
+        weights = torch.tensor(config.class_weights) if config.class_weights else None
+        self.register_buffer("weights", weights, persistent=False)
         self.head = self._head(encoder.width * (2 if "-" in config.pool else 1))
         init_transformer(self.head)
 
@@ -93,8 +107,15 @@ class Classifier(Supervised):
 
     @classmethod
     def completed(cls, options: Any, source: DataSource) -> Any:
-        """With the number of classes of the data."""
-        return options if options.classes else replace(options, classes=len(source.labelled("train").classes))
+        """With the number of classes of the data, and their weights where classes are to be weighed alike."""
+        if options.classes and not options.balance:
+            return options
+        train = source.labelled("train")
+        options = replace(options, classes=options.classes or len(train.classes))
+        if not options.balance or options.class_weights or options.classes != len(train.classes):
+            return options
+        found = class_weights(train.labels, options.classes).tolist()
+        return replace(options, class_weights=tuple(round(weight, 6) for weight in found))
 
     def check(self, source: DataSource) -> None:
         """Refuses data with another number of classes."""
@@ -106,10 +127,16 @@ class Classifier(Supervised):
             )
 
     def forward(self, prepared: Taught) -> Outcome:
-        """The cross-entropy, the mean over the batch; predictions "class" are logits [B, classes]."""
+        """The cross-entropy, the mean over the batch, each sample with its class's weight; predictions "class" are
+        logits [B, classes]."""
         encoded = self.encoded(prepared)
         logits = self.head(self._pooled(encoded))
-        loss = F.cross_entropy(logits.float(), prepared.answers, label_smoothing=self.config.label_smoothing)
+        smoothing = self.config.label_smoothing
+        if self.weights is None:
+            loss = F.cross_entropy(logits.float(), prepared.answers, label_smoothing=smoothing)
+        else:
+            each = F.cross_entropy(logits.float(), prepared.answers, label_smoothing=smoothing, reduction="none")
+            loss = (each * self.weights[prepared.answers]).mean()
         latent = torch.cat([encoded.prefix, encoded.tokens], dim=1)
         return Outcome(loss, {"class": loss}, {"class": logits}, latent)
 

@@ -2,19 +2,60 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from timm.layers import trunc_normal_
+from timm.layers import resize_rel_pos_bias_table, trunc_normal_
 from timm.models import beit
 from torch import Tensor, nn
 
 from mim_core.parts.encoder import Encoded, Encoder, check_sizes, rising, token
 from mim_core.parts.layout import Layout
 from mim_core.parts.mask import Mask
+from mim_core.parts.position import TablePosition, Units
+
+
+class RelativePositionBias(beit.RelativePositionBias, TablePosition):
+    """timm's shared relative position bias of a grid, which follows to other grids as timm's does: interpolated over
+    distances whose steps grow outwards (BEiT's fine-tuning)."""
+
+    kind = "relative"
+
+    def __init__(self, layout: Layout, heads: int) -> None:
+        if layout.grid is None or len(layout.grid) != 2:
+            raise ValueError(
+                f"the shared relative position bias needs units on a grid of two axes, got grid {layout.grid}"
+            )
+        super().__init__(window_size=layout.grid, num_heads=heads)
+        self.units = Units.of(layout)
+
+    def at(self, layout: Layout) -> Tensor:
+        """The bias between all tokens, the class token first: [heads, 1 + N, 1 + N]."""
+        units = Units.of(layout)
+        if units == self.units:
+            found: Tensor = self()
+            return found
+        table, grid = self.tables_at(units)["relative_position_bias_table"], units.grids[0]
+        index = beit.gen_relative_position_index(grid, device=table.device)
+        return table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1).contiguous()
+
+    def tables_at(self, units: Units) -> dict[str, Tensor]:
+        """The table, one row per distance."""
+        own, new = self.units.grids[0], units.grids[0]
+        table: Tensor = self.relative_position_bias_table  # type: ignore[assignment]
+        if own == new:
+            return {"relative_position_bias_table": table}
+        if own is None or new is None or len(new) != 2 or min(*own, *new) < 2:
+            raise ValueError(f"the relative position bias of a grid of {own} cannot be interpolated to {new}")
+        count = math.prod(2 * n - 1 for n in new) + 3  # and to, from and between class tokens
+        with warnings.catch_warnings(action="ignore"):  # of torch, about timm's indexing
+            moved = resize_rel_pos_bias_table(table.detach(), new, (count, table.shape[1]), own)
+        return {"relative_position_bias_table": moved}
 
 
 class BeitEncoder(Encoder):
@@ -46,13 +87,10 @@ class BeitEncoder(Encoder):
     def __init__(self, config: Config, layout: Layout) -> None:
         super().__init__()
         check_sizes(config.width, config.depth, config.heads)
-        if layout.grid is None or len(layout.grid) != 2:
-            raise ValueError(
-                f"the shared relative position bias needs units on a grid of two axes, got grid {layout.grid}"
-            )
-        self.config, self.width, self.grid = config, config.width, layout.grid
+        self.config, self.width = config, config.width
+        bias = RelativePositionBias(layout, config.heads)
         self.cls_token, self.mask_token = token(1, config.width), token(1, config.width)
-        self.rel_pos_bias = beit.RelativePositionBias(window_size=layout.grid, num_heads=config.heads)
+        self.rel_pos_bias = bias
         rates = rising(config.drop_path, config.depth)
         self.blocks = nn.ModuleList(
             beit.Block(
@@ -83,13 +121,9 @@ class BeitEncoder(Encoder):
 
     def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
         """Mask tokens, class token, blocks under the shared bias, final norm."""
-        if layout.grid != self.grid:
-            raise ValueError(
-                f"the relative position bias was built for a grid of {self.grid}; this input has {layout.grid}"
-            )
         tokens = torch.where(mask.kept_hidden()[:, :, None], self.mask_token.to(tokens.dtype), tokens)
         x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
-        bias: Tensor = self.rel_pos_bias()
+        bias = self.rel_pos_bias.at(layout)
         for block in self.blocks:
             x = block(x, shared_rel_pos_bias=bias)
         x = self.norm(x)

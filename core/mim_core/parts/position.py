@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,11 +16,7 @@ from torch.nn import functional as F
 from mim_core.parts.layout import Layout
 
 PositionKind = Literal["sincos", "sincos-first", "flat", "learned", "separable", "coordinates", "none"]
-
-
 PositionAt = Literal["input", "blocks"]
-
-
 SMOOTH = {1: "linear", 2: "bilinear", 3: "trilinear"}  # interpolation over that many axes
 
 
@@ -44,34 +40,87 @@ def sincos_table(grid: tuple[int, ...], width: int, last: bool = True) -> Float[
     return F.pad(table, (0, width - table.shape[1])).float()
 
 
-class SinCosPosition(nn.Module):
+class Units(NamedTuple):
+    """The units of a layout, as far as tables of positions depend on them.
+
+    Attributes:
+        names: Of the segments; one empty name where there are none.
+        grids: The grid of each segment; None where its units lie freely.
+        total: All units.
+    """
+
+    names: tuple[str, ...]
+    grids: tuple[tuple[int, ...] | None, ...]
+    total: int
+
+    @staticmethod
+    def of(layout: Layout) -> Units:
+        """Those of a layout."""
+        parts = layout.segments or (("", layout),)
+        return Units(tuple(name for name, _ in parts), tuple(part.grid for _, part in parts), layout.count)
+
+    def counts(self) -> list[int]:
+        """Units of each segment; where one lies freely, there is no other."""
+        return [self.total if grid is None else math.prod(grid) for grid in self.grids]
+
+
+class TablePosition(nn.Module):
+    """Base of positions that are tables over units of one set of grids, and that follow to other grids by a rule.
+
+    Attributes:
+        kind: What recipes call it.
+        computed: Whether the tables follow from the units, and are not trained.
+        units: What the tables are for.
+    """
+
+    kind: str
+    computed: bool = False
+    units: Units
+
+    def tables_at(self, units: Units) -> dict[str, Tensor]:
+        """The tables for other units, by their names in this module; for its own, as they are.
+
+        Raises:
+            ValueError: There is no rule for these units.
+        """
+        raise NotImplementedError
+
+    def moved(self, units: Units) -> str:
+        """How the tables get to these units, in words: "are interpolated to that grid"."""
+        return "are interpolated to that grid"
+
+
+class SinCosPosition(TablePosition):
     """Fixed positions on a grid, see `sincos_table`. For another grid than the one built for, the table is interpolated
-    as trained positions are, see `resampled`."""
+    as trained positions are, see `resampled`; a segment that it was not built for has its positions computed."""
 
     table: Tensor
+    computed = True
 
     def __init__(self, layout: Layout, width: int, last: bool = True) -> None:
         super().__init__()
-        self.width, self.last = width, last
-        self.grids = _grids(layout)
-        self.names = tuple(name for name, _ in layout.segments)
-        self.register_buffer("table", torch.cat([sincos_table(grid, width, last) for grid in self.grids])[None])
+        self.width, self.last, self.units = width, last, Units.of(layout)
+        self.kind = "sincos" if last else "sincos-first"
+        tables = [sincos_table(grid, width, last) for grid in _on_grids(self.units)]
+        self.register_buffer("table", torch.cat(tables)[None])
 
     def forward(self, layout: Layout) -> Float[Tensor, "1 N width"]:
         """The positions of every unit, shared by all rows."""
-        grids, names = _grids(layout), tuple(name for name, _ in layout.segments)
-        if grids == self.grids and names == self.names:
-            return self.table
-        shares = self.table.split([math.prod(grid) for grid in self.grids], dim=1)
-        known = dict(zip(self.names or ("",), zip(self.grids, shares, strict=True), strict=True))
+        return self.tables_at(Units.of(layout))["table"]
+
+    def tables_at(self, units: Units) -> dict[str, Tensor]:
+        """The table, segment by segment."""
+        if units == self.units:
+            return {"table": self.table}
+        shares = dict(zip(self.units.names, self.table.split(self.units.counts(), dim=1), strict=True))
+        own = dict(zip(self.units.names, _on_grids(self.units), strict=True))
         found = []
-        for name, grid in zip(names or ("",), grids, strict=True):
-            own, table = known.get(name, (None, self.table))
-            if own is None or len(own) != len(grid):
-                found.append(sincos_table(grid, self.width, self.last)[None].to(self.table))
+        for name, grid in zip(units.names, _on_grids(units), strict=True):
+            if name in own and len(own[name]) == len(grid):
+                found.append(resampled(shares[name], own[name], grid))
             else:
-                found.append(resampled(table, own, grid))
-        return torch.cat(found, dim=1)
+                found.append(sincos_table(grid, self.width, self.last)[None].to(self.table))
+        return {"table": torch.cat(found, dim=1)}
 
 
 def resampled(table: Float[Tensor, "B N width"], own: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
@@ -96,41 +145,70 @@ def flat_table(count: int, width: int) -> Float[Tensor, "count width"]:
     return torch.where(even, angles.sin(), angles.cos()).float()
 
 
-class FlatPosition(nn.Module):
+class FlatPosition(TablePosition):
     """Fixed positions by place in the sequence of all units, see `flat_table`.
 
-    A grid that is longer or shorter along its first axis only counts on. With other axes the place in the sequence
-    would mean another row and column than in training, so the table is interpolated over them.
+    A grid of one axis, or of three, that is longer or shorter along its first axis only counts on. With other axes the
+    place in the sequence would mean another row and column than in training, so the table is interpolated over them. A
+    grid of two axes is interpolated over both, as timm does with an exported encoder.
     """
 
     table: Tensor
+    kind, computed = "flat", True
 
     def __init__(self, layout: Layout, width: int) -> None:
         super().__init__()
-        self.width, self.grid = width, layout.grid
+        self.width, self.units = width, Units.of(layout)
         self.register_buffer("table", flat_table(layout.count, width)[None])
 
     def forward(self, layout: Layout) -> Float[Tensor, "1 N width"]:
         """The positions of every unit, shared by all rows."""
-        if layout.grid == self.grid and layout.count == self.table.shape[1]:
-            return self.table
-        own, new = self.grid, layout.grid
-        if own is None or new is None or own[1:] == new[1:] or len(own) != len(new):
-            return flat_table(layout.count, self.width)[None].to(self.table)
+        return self.tables_at(Units.of(layout))["table"]
+
+    def tables_at(self, units: Units) -> dict[str, Tensor]:
+        """The table, counted on, interpolated, or both."""
+        own, new = self.units.grids[0], units.grids[0]
+        if own == new and units.total == self.table.shape[1]:
+            return {"table": self.table}
+        if own is None or new is None or len(own) != len(new):
+            return {"table": flat_table(units.total, self.width)[None].to(self.table)}
+        if len(own) == 2 or not self._is_counted():
+            return {"table": resampled(self.table, own, new)}
         count = new[0] * math.prod(own[1:])
-        table = flat_table(count, self.width).to(self.table).reshape(new[0], -1, self.width)
-        return _resized(table, own[1:], new[1:]).reshape(1, layout.count, self.width)
+        table = flat_table(count, self.width).to(self.table)
+        if own[1:] == new[1:]:
+            return {"table": table[None]}
+        table = table.reshape(new[0], -1, self.width)
+        return {"table": _resized(table, own[1:], new[1:]).reshape(1, units.total, self.width)}
+
+    def moved(self, units: Units) -> str:
+        """Counted on, interpolated, or both."""
+        own, new = self.units.grids[0], units.grids[0]
+        if own is None or new is None or len(own) != len(new):
+            return "are counted anew"
+        if len(own) == 2 or not self._is_counted():
+            return super().moved(units)
+        there = "are counted on along the first axis"
+        return there if own[1:] == new[1:] else f"{there} and interpolated over the others"
+
+    def _is_counted(self) -> bool:
+        """Whether the table is still the formula's, and was not interpolated to this grid when the run began."""
+        return self.table.is_meta or torch.allclose(
+            self.table[0].float().cpu(), flat_table(self.table.shape[1], self.width), atol=1e-4
+        )
 
 
-class SeparablePosition(nn.Module):
+class SeparablePosition(TablePosition):
     """Trained vectors for each step along the first axis and for each place on the others, added up (MAE-ST, arXiv
     2205.09113, section 3). For another grid both tables are interpolated linearly."""
+
+    kind = "separable"
 
     def __init__(self, layout: Layout, width: int) -> None:
         super().__init__()
         if layout.grid is None or len(layout.grid) < 2:
             raise ValueError(f"separable positions need units on a grid of two axes or more, got grid {layout.grid}")
-        self.grid = layout.grid
+        self.units, self.grid = Units.of(layout), layout.grid
         self.first = nn.Parameter(torch.empty(1, layout.grid[0], width))
         self.rest = nn.Parameter(torch.empty(1, math.prod(layout.grid[1:]), width))
         for table in (self.first, self.rest):
@@ -138,11 +216,15 @@ class SeparablePosition(nn.Module):
 
     def forward(self, layout: Layout) -> Float[Tensor, "1 N width"]:
         """The positions of every unit, shared by all rows."""
-        if layout.grid is None or len(layout.grid) != len(self.grid):
-            raise ValueError(f"these positions are for a grid of {len(self.grid)} axes; this input has {layout.grid}")
-        first = _resized(self.first, self.grid[:1], layout.grid[:1])
-        rest = _resized(self.rest, self.grid[1:], layout.grid[1:])
-        return (first[:, :, None] + rest[:, None]).flatten(1, 2)
+        tables = self.tables_at(Units.of(layout))
+        return (tables["first"][:, :, None] + tables["rest"][:, None]).flatten(1, 2)
+
+    def tables_at(self, units: Units) -> dict[str, Tensor]:
+        """Both tables."""
+        own, new = self.grid, units.grids[0]
+        if new is None or len(new) != len(own):
+            raise ValueError(f"these positions are for a grid of {len(own)} axes; this input has {new}")
+        return {"first": _resized(self.first, own[:1], new[:1]), "rest": _resized(self.rest, own[1:], new[1:])}
 
 
 def _resized(table: Float[Tensor, "B N width"], own: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
@@ -155,28 +237,33 @@ def _resized(table: Float[Tensor, "B N width"], own: tuple[int, ...], new: tuple
     return F.interpolate(spread, size=new, mode=SMOOTH[len(own)]).flatten(2).transpose(1, 2)
 
 
-class LearnedPosition(nn.Module):
+class LearnedPosition(TablePosition):
     """One trained vector per unit. For another grid the table is interpolated, see `resampled`; another number of units
-    that lie on no grid is an error."""
+    that lie on no grid, or a grid of other axes, is an error."""
+
+    kind = "learned"
 
     def __init__(self, layout: Layout, width: int) -> None:
         super().__init__()
-        self.grid = layout.grid
+        self.units = Units.of(layout)
         self.table = nn.Parameter(torch.empty(1, layout.count, width))
         trunc_normal_(self.table, std=0.02)
 
     def forward(self, layout: Layout) -> Float[Tensor, "1 N width"]:
         """The positions of every unit, shared by all rows."""
-        own, new = self.grid, layout.grid
-        if own is not None and new is not None and len(own) == len(new) and math.prod(own) == self.table.shape[1]:
-            return resampled(self.table, own, new)
-        if layout.count != self.table.shape[1]:
+        return self.tables_at(Units.of(layout))["table"]
+
+    def tables_at(self, units: Units) -> dict[str, Tensor]:
+        """The table."""
+        own, new = self.units.grids[0], units.grids[0]
+        if len(self.units.grids) == len(units.grids) == 1 and own and new and len(own) == len(new):
+            return {"table": resampled(self.table, own, new)}
+        if units.total != self.table.shape[1]:
             raise ValueError(
-                f"learned positions are for {self.table.shape[1]} units; this input has {layout.count} (grid "
-                f"{layout.grid}). "
-                "Use the size of pre-training, or sincos positions"
+                f"learned positions are for {self.table.shape[1]} units (grid {own}); this input has {units.total} "
+                f"(grid {new}), and between these they cannot be interpolated. Use the size of pre-training"
             )
-        return self.table
+        return {"table": self.table}
 
 
 class CoordinatePosition(nn.Module):
@@ -233,9 +320,23 @@ def make_position(kind: PositionKind, layout: Layout, width: int) -> nn.Module |
     return POSITIONS[kind](layout, width)
 
 
-def _grids(layout: Layout) -> tuple[tuple[int, ...], ...]:
-    """The grid of each segment, or of the one layout."""
-    layouts = [part for _, part in layout.segments] or [layout]
-    if any(part.grid is None for part in layouts):
+def _on_grids(units: Units) -> list[tuple[int, ...]]:
+    """The grid of each segment, or the only one."""
+    if any(grid is None for grid in units.grids):
         raise ValueError("sine-cosine positions need units on a grid; these lie freely: use coordinates")
-    return tuple(part.grid for part in layouts if part.grid is not None)
+    return [grid for grid in units.grids if grid is not None]
+
+
+def moved_positions(module: nn.Module, layout: Layout) -> str:
+    """What becomes of the positions in a module (an encoder) for another layout than it was built for, in words, such
+    as "its positions are interpolated to that grid"; empty where it has none, or they do not say."""
+    segments = dict(layout.segments)
+    told: dict[str, None] = {}
+    for name, part in module.named_modules():
+        if isinstance(part, TablePosition):
+            own = segments.get(name.rpartition(".")[2], layout)
+            if Units.of(own) != part.units:
+                told[part.moved(Units.of(own))] = None
+        elif isinstance(part, CoordinatePosition):
+            told["follow from the units' coordinates"] = None
+    return f"its positions {' or '.join(told)}" if told else ""

@@ -156,6 +156,9 @@ class EvaluateConfig:
     """Penalty of the linear probe: l2 / 2 times the squared weights, beside the sum of cross-entropies."""
     standardize: bool = False
     """Give each feature mean 0 and deviation 1 before the linear probe; otherwise they are centred only."""
+    balance: bool = False
+    """Weigh classes alike in the linear probe: a sample counts by one over the share of its class among the training
+    samples, as scikit-learn's class_weight "balanced"."""
     every: float | None = None
     """Judge the features during training, every so many epochs and at both ends; None: not at all."""
     online: tuple[str, ...] = ("knn",)

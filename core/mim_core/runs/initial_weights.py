@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
 from mim_core.errors import MimError
 from mim_core.methods.method import Method
 from mim_core.methods.supervised import Supervised
-from mim_core.parts.position import FlatPosition
-from mim_core.parts.position import LearnedPosition
-from mim_core.parts.position import SinCosPosition
-from mim_core.parts.position import resampled
-from pathlib import Path
-from torch import Tensor
-from torch import nn
-
-
+from mim_core.parts.position import CoordinatePosition, TablePosition
+from mim_core.text import times
 
 PARTS = "tokenizer.parts."
 """Names of the weights of joined tokenizers begin so; the name of a segment follows."""
@@ -25,7 +23,7 @@ def take_weights(method: Method, other: nn.Module, path: Path) -> list[str]:
     """Copies another method's weights for those of this one with the same name and shape; at least the encoder's must
     all be there.
 
-    Positions on another grid are interpolated. Of joined tokenizers, segments that the
+    Positions on another grid are moved to this one's, see `match_positions`. Of joined tokenizers, segments that the
     other lacks start from their drawn values, as heads do. A table of vectors, one per id, may have more rows here:
     the further ones stay as drawn.
 
@@ -41,33 +39,22 @@ def take_weights(method: Method, other: nn.Module, path: Path) -> list[str]:
         MimError: A weight of the encoder, or of a tokenizer that both have, is missing or has another shape.
     """
     own, theirs = method.state_dict(), other.state_dict()
-    fixed = _computed(method)
-    trained = [name for name in fixed if name in theirs and name not in _computed(other)]
-    if trained:
-        raise MimError(
-            f"--init {path}: its positions are trained, and this recipe computes its own, in: {', '.join(trained)}. "
-            "To take them: --encoder.position learned (for a decoder's, --decoder.position learned)."
-        )
-    fixed |= _computed(other) - set(own)
-    kept = {name for name in fixed if name in own}
-    moved = positions_at(method, other, own, theirs)
+    places = match_positions(method, other)
+    if places.refused:
+        raise MimError(f"--init {path}: " + " ".join(places.refused))
     shared = _segments(own) & _segments(theirs)
     taken: dict[str, Tensor] = {}
-    said: list[str] = []
+    said: list[str] = [*places.said]
     fresh: list[str] = []
     faults: list[str] = []
     for name, value in own.items():
-        if name in kept:
-            if name in moved:
-                taken[name] = moved[name]
-                said.append(f"{name}: interpolated to this recipe's grid")
-            continue
         given = theirs.get(name)
-        if given is not None and given.shape == value.shape:
+        if name in places.kept:
+            continue
+        if name in places.tables:
+            taken[name] = places.tables[name]
+        elif given is not None and given.shape == value.shape:
             taken[name] = given
-        elif name in moved:
-            taken[name] = moved[name]
-            said.append(f"{name}: interpolated to this recipe's grid")
         elif given is not None and _has_more_rows(method, name, given):
             taken[name] = value.clone()
             taken[name][: len(given)] = given.to(value)
@@ -77,47 +64,140 @@ def take_weights(method: Method, other: nn.Module, path: Path) -> list[str]:
     if faults or (_segments(own) and not shared):
         raise _misfit(path, faults, own, theirs)
     method.load_state_dict({**own, **taken})
-    left = [name for name in theirs if name not in taken and name not in fixed]
-    said += [f"starts fresh: {_grouped(fresh, set(own) - fixed)}"] if fresh else []
-    return said + ([f"not used: {_grouped(left, set(theirs) - fixed)}"] if left else [])
+    left = [name for name in theirs if name not in taken and name not in places.passed]
+    said += [f"starts fresh: {_grouped(fresh, set(own) - places.kept)}"] if fresh else []
+    return said + ([f"not used: {_grouped(left, set(theirs) - places.passed)}"] if left else [])
 
 
-def _computed(method: nn.Module) -> set[str]:
-    """Names of tables of positions that follow from the units, and are no weights."""
-    kinds = (SinCosPosition, FlatPosition)
-    return {f"{name}.table" for name, module in method.named_modules() if isinstance(module, kinds)}
+@dataclass
+class Places:
+    """What a new run takes over of the positions of another.
+
+    Attributes:
+        tables: Values for this method's tables, by the names of its weights.
+        kept: Its computed tables that stay as they are, by name.
+        passed: The other's tables that are dealt with, or follow from its units, by name.
+        said: What is not simply the same table, in words.
+        refused: Trained positions that this method has no place for, in words, with the way around.
+        unlike: Computed positions of different kinds: path -> (here, there).
+    """
+
+    tables: dict[str, Tensor] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    passed: set[str] = field(default_factory=set)
+    said: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    unlike: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def positions_at(
-    method: nn.Module, other: nn.Module, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Tables of positions that both methods have on different grids: the other's, interpolated to this one's."""
-    found: dict[str, Tensor] = {}
-    for name, value in own.items():
-        if name in theirs and theirs[name].shape != value.shape:
-            table = _on_our_grid(method, other, name, theirs[name])
-            found |= {} if table is None else {name: table}
+def match_positions(method: nn.Module, other: nn.Module) -> Places:
+    """Puts the other method's positions beside those of this one. Tables of one kind are taken, and moved to this one's
+    grid by their rule; trained tables start from computed ones too."""
+    found = Places()
+    here, there = _positions(method), _positions(other)
+    for path, own in here.items():
+        if own.computed:
+            found.kept |= {f"{path}.{name}" for name in own.state_dict()}
+    for path, theirs in there.items():
+        if theirs.computed:
+            found.passed |= {f"{path}.{name}" for name in theirs.state_dict()}
+    for path in dict.fromkeys((*here, *there)):
+        if path in here and path in there:
+            _match(path, here[path], there[path], found)
+        else:
+            _match_one(path, here.get(path), there.get(path), (method, other), found)
     return found
 
 
-def _on_our_grid(method: nn.Module, other: nn.Module, name: str, given: Tensor) -> Tensor | None:
-    """The other's table of positions, interpolated to the grid of this method's; None where that cannot be."""
-    place, _, last = name.rpartition(".")
-    here, there = method.get_submodule(place), other.get_submodule(place)
-    kinds = (SinCosPosition, LearnedPosition)
-    if last != "table" or not isinstance(here, kinds) or not isinstance(there, kinds):
-        return None
-    own, new = _grid(there), _grid(here)
-    if own is None or new is None or len(own) != len(new) or given.shape[-1] != here.table.shape[-1]:
-        return None
-    return resampled(given, own, new)
+def _positions(method: nn.Module) -> dict[str, TablePosition]:
+    return {name: module for name, module in method.named_modules() if isinstance(module, TablePosition)}
 
 
-def _grid(position: SinCosPosition | LearnedPosition) -> tuple[int, ...] | None:
-    """The only grid of a table; None where units of several, or of none, share it."""
-    if isinstance(position, LearnedPosition):
-        return position.grid
-    return position.grids[0] if len(position.grids) == 1 else None
+def _match(path: str, own: TablePosition, theirs: TablePosition, found: Places) -> None:
+    """One path that both have."""
+    a, b = own.state_dict(), theirs.state_dict()
+    if any(name in b and value.shape[-1] != b[name].shape[-1] for name, value in a.items()):
+        return  # another width: they belong to parts that are not taken
+    if own.computed and not theirs.computed:
+        found.refused.append(
+            f"{path} is trained there ({theirs.kind}), and this recipe computes its own ({own.kind}). "
+            f"To take them: {_option(path)} {theirs.kind}."
+        )
+    elif own.computed and own.kind != theirs.kind:
+        found.unlike[path] = (own.kind, theirs.kind)
+        found.said.append(
+            f"{path}: this recipe's positions are {own.kind}; the {theirs.kind} ones there are not used. To take them: "
+            f"{_option(path)} {theirs.kind}"
+        )
+    elif own.kind == theirs.kind or (theirs.computed and set(a) == set(b)):
+        _move(path, own, theirs, found)
+
+
+def _move(path: str, own: TablePosition, theirs: TablePosition, found: Places) -> None:
+    """Tables that fit: as they are, or moved to this method's units. Those that have no way there are left, and are
+    found missing."""
+    try:
+        moved = {name: value.detach() for name, value in theirs.tables_at(own.units).items()}
+    except ValueError:
+        return
+    state = own.state_dict()
+    if any(state[name].shape != value.shape for name, value in moved.items()):
+        return
+    found.tables |= {f"{path}.{name}": value for name, value in moved.items()}
+    found.kept -= {f"{path}.{name}" for name in moved}
+    grids = {name: (there, here) for name, there, here in _other_grids(theirs, own)}
+    for name, (there, here) in grids.items():
+        where = f"{path} of {name}" if name else path
+        found.said.append(f"{where}: trained at a grid of {there}, here {here}; they {theirs.moved(own.units)}")
+    if own.computed and not grids and theirs.units.names == own.units.names:
+        if any(not torch.allclose(state[name].float(), value.float(), atol=1e-4) for name, value in moved.items()):
+            found.said.append(f"{path}: taken as they are there, interpolated from another grid")
+    if own.kind != theirs.kind:
+        found.said.append(f"{path}: {own.kind} here, and start from the {theirs.kind} ones there")
+
+
+def _other_grids(theirs: TablePosition, own: TablePosition) -> Iterator[tuple[str, str, str]]:
+    """The segments of both whose grids differ: name, grid there, grid here."""
+    here = dict(zip(own.units.names, own.units.grids, strict=True))
+    for name, grid in zip(theirs.units.names, theirs.units.grids, strict=True):
+        if name in here and here[name] != grid:
+            yield name, times(grid or ()), times(here[name] or ())
+
+
+def _match_one(
+    path: str,
+    own: TablePosition | None,
+    theirs: TablePosition | None,
+    methods: tuple[nn.Module, nn.Module],
+    found: Places,
+) -> None:
+    """One path at which only this method, or only the other, has a table."""
+    parent, _, _ = path.rpartition(".")
+    module = _at(methods[1] if own is not None else methods[0], path)
+    if _at(methods[1], parent) is None or _at(methods[0], parent) is None:
+        return  # the whole part is new, or is not used: said of the part
+    if own is not None and own.computed:
+        kinds = {part.kind for part in module.modules() if isinstance(part, TablePosition)} if module else set()
+        kinds |= {"coordinates"} if isinstance(module, CoordinatePosition) else set()
+        if module is not None and kinds - {"sincos", "sincos-first", "flat"}:
+            found.refused.append(
+                f"{path} is trained there ({', '.join(sorted(kinds))}), and this recipe computes its own ({own.kind}). "
+                f"To take them: {_option(path)} {sorted(kinds)[0]}."
+            )
+        elif module is None:
+            found.said.append(f"{path}: {own.kind} here; there were none")
+    if theirs is not None and theirs.computed and module is None:
+        found.said.append(f"{path}: {theirs.kind} there; none here")
+
+
+def _at(method: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path; None where there is none."""
+    return dict(method.named_modules()).get(path)
+
+
+def _option(path: str) -> str:
+    """The option that chooses the kind of positions of a part."""
+    return "--encoder.position" if path.startswith("encoder.") else "--decoder.position"
 
 
 def _segments(names: Iterable[str]) -> set[str]:
@@ -177,8 +257,9 @@ def _grouped(names: Iterable[str], every: Iterable[str]) -> str:
 
 
 def take_encoder(method: Supervised, other: Method, path: Path) -> list[str]:
-    """Copies tokenizer and encoder of another method into this one, by name and strictly; learned tokens that only one
-    of them has, such as a class token, are left as they are.
+    """Copies tokenizer and encoder of another method into this one, by name and strictly. Positions on another grid are
+    moved to this one's, see `match_positions`; learned tokens that only one of them has, such as a class token, are left
+    as they are.
 
     Returns:
         What was left, in words, for the screen.
@@ -187,13 +268,15 @@ def take_encoder(method: Supervised, other: Method, path: Path) -> list[str]:
         MimError: A weight is missing, not wanted, or of another shape; names it.
     """
     own, theirs = ({n: v for n, v in m.state_dict().items() if _is_kept(n)} for m in (method, other))
-    resized = positions_at(method, other, own, theirs)
-    theirs.update(resized)
+    places = match_positions(method, other)
+    refused = [line for line in places.refused if _is_kept(line)]
+    theirs.update({name: value for name, value in places.tables.items() if name in own})
     faults = [
         f"{name} is {tuple(theirs[name].shape)} there and {tuple(value.shape)} here"
         for name, value in own.items()
         if name in theirs and theirs[name].shape != value.shape
     ]
+    faults += [f"{path}: {a} here, {b} there" for path, (a, b) in places.unlike.items() if _is_kept(path)] + refused
     added = [name for name in own if name not in theirs]
     dropped = [name for name in theirs if name not in own]
     faults += [f"{name} is not there" for name in added if not _is_token(own[name])]
@@ -202,11 +285,11 @@ def take_encoder(method: Supervised, other: Method, path: Path) -> list[str]:
         more = f"\n  ... and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise MimError(
             f"The weights of {path} do not fit:\n  " + "\n  ".join(faults[:8]) + more + "\nTokenizer and encoder must "
-            "have the sizes that they were pre-trained with."
+            "be those of pre-training; their input size alone may be another."
         )
     method.load_state_dict({name: value for name, value in theirs.items() if name in own}, strict=False)
     said = [f"new, and trained from its drawn values: {', '.join(added)}"] if added else []
-    said += [f"interpolated to the grid of this input size: {', '.join(resized)}"] if resized else []
+    said += [line for line in places.said if _is_kept(line)]
     return said + ([f"in {path} and not used: {', '.join(dropped)}"] if dropped else [])
 
 

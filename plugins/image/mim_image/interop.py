@@ -105,6 +105,9 @@ def import_mae(state: State, **sizes: Any) -> Method:
         ),
         target=Part.of("core:values", normalize=given.norm_pix_loss, loss="l2"),
     )
+    learned = [name for name in ("encoder", "decoder") if method.built_from[name].options.position == "learned"]
+    if learned:
+        warn(f"the positions of the {' and '.join(learned)} are not MAE's sine-cosine ones: they are taken as learned.")
     moved = _fold_class_position(state, "cls_token", "pos_embed")
     if given.fresh_decoder:
         warn("the decoder is not of these weights, it is drawn: its reconstructions mean nothing yet.")

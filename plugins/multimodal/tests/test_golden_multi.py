@@ -141,3 +141,14 @@ def test_training_needs_every_modality():
         method.prepare({"rgb": groups["in"]["rgb"], "key": torch.arange(2)})
     with pytest.raises(KeyError, match="none of depth, rgb, semseg"):
         method.encode({"image": groups["in"]["rgb"]})
+
+
+@pytest.mark.parametrize("name", ["input_adapters.depth.pos_emb", "output_adapters.rgb.pos_emb"])
+def test_trained_positions_are_refused_by_name(name):
+    groups, config = read()
+    state = {key: value.clone() for key, value in groups["state"].items()}
+    if name not in state:
+        pytest.skip(f"the case has no {name}")
+    state[name] += 0.1 * torch.randn(state[name].shape)
+    with pytest.raises(MimError, match=f"{name} is not MultiMAE's sine-cosine table: these positions are trained"):
+        import_checkpoint(state, format="multimae", **config)

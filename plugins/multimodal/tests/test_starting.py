@@ -8,6 +8,7 @@ from mim_core.cli import main
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.methods.build import build_method
+from mim_core.parts.position import resampled
 from mim_core.recipes.resolve import load_recipe, override, swap
 from mim_core.runs.initial_weights import take_weights
 from mim_multimodal.tokenizer import ClassMapTokenizer
@@ -52,13 +53,20 @@ def test_a_run_of_colour_starts_one_of_three_modalities():
     assert all(torch.equal(three.state_dict()[name], before[name]) for name in of(three, "tokenizer.parts.depth"))
     assert "starts fresh: tokenizer.parts.depth, tokenizer.parts.semseg" in said
     assert "not used" not in said
+    assert "position" not in said, "they lie on the same grids"
 
 
-def test_another_size_keeps_its_own_fixed_positions():
+def test_another_size_interpolates_positions_and_says_so():
     small = method_of("rgb-vit-tiny", 1)
     large = method_of("rgb-vit-tiny", 2, rgb={"tokenizer": {"size": [64, 64]}})
-    assert not take_weights(large, small, HERE)
-    assert large.encoder.position.table.shape[1] == 64
+    said = take_weights(large, small, HERE)
+    assert [line.partition(":")[0] for line in said] == [
+        f"{path} of rgb"
+        for path in ("encoder.position", "heads.rgb.decoder.position", "heads.norm_rgb.decoder.position")
+    ]
+    assert "trained at a grid of 4 x 4, here 8 x 8; they are interpolated to that grid" in said[0]
+    wanted = resampled(small.encoder.position.table, (4, 4), (8, 8))
+    assert torch.equal(large.encoder.position.table, wanted)
     assert same(large, small, of(small, "encoder.blocks", "tokenizer."))
 
 

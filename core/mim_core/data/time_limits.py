@@ -15,6 +15,10 @@ ITEM_SECONDS = 60.0
 """The longest that reading an item may take where nothing else is said."""
 
 
+AGAIN = 1.0
+"""Seconds after which an item that was told to end is told again."""
+
+
 _NAME = 240
 """Bytes of an item's name that a process that reads leaves for others."""
 
@@ -36,14 +40,19 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
+    reading = True
+
     def ring(number: int, frame: object) -> None:
-        raise TooSlow(f"reading it took longer than {seconds:g} s (--train.item-timeout)")
+        if reading:
+            raise TooSlow(f"reading it took longer than {seconds:g} s (--train.item-timeout)")
 
     began, before = time.monotonic(), signal.signal(signal.SIGALRM, ring)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    # again and again: a library may pass over the first, as all do in what they clear away
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:
+        reading = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
         if left:

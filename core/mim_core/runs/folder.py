@@ -100,6 +100,7 @@ FREE = {
         "activation_checkpointing",
         "deterministic",
         "timeout",
+        "item_timeout",
         "track",
     ),
     "data": ("max_bad", "root"),  # the files may have moved; their number is checked

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mim_core.data.loading import KeyedDataset, Request, end_readers, loader, replacements
 from mim_core.data.labelled import LabelledSource
+from mim_core.data.loading import KeyedDataset, Request, end_readers, loader, replacements
 from mim_core.data.source import DataSource, Labelled
-from mim_core.data.time_limits import Places, TooSlow, Watch, time_limit
+from mim_core.data.time_limits import Places, TooSlow, Watch, in_time, time_limit
 from mim_core.errors import BadSample
 from mim_core.training.signals import cleared_away
 from PIL import Image
@@ -195,9 +195,12 @@ def test_readers_end_with_a_run_that_is_killed(pictures, tmp_path):
 
 
 def test_a_command_that_trains_nothing_clears_away_before_it_ends(capfd):
-    with pytest.raises(SystemExit) as end, cleared_away("mim-core"), tempfile.TemporaryDirectory() as folder:
-        os.kill(os.getpid(), signal.SIGTERM)
+    def hears(number):
+        os.kill(os.getpid(), number)
         time.sleep(5)
+
+    with pytest.raises(SystemExit) as end, cleared_away("mim-core"), tempfile.TemporaryDirectory() as folder:
+        hears(signal.SIGTERM)
     assert end.value.code == 128 + signal.SIGTERM
     assert not Path(folder).exists()
     assert "SIGTERM" in capfd.readouterr().err
@@ -341,11 +344,22 @@ def for_ever(seconds):
 
 def test_a_limit_that_a_library_passes_over_is_told_again(monkeypatch):
     monkeypatch.setattr("mim_core.data.time_limits.AGAIN", 0.1)
-    with pytest.raises(TooSlow), time_limit(0.1):
+
+    def read():
         with contextlib.suppress(TooSlow):
             time.sleep(5)
         time.sleep(5)
+
+    with pytest.raises(TooSlow), time_limit(0.1):
+        read()
     time.sleep(0.3)  # and no more once it has ended
+
+
+def test_a_look_at_a_slow_file_ends_and_names_it():
+    with pytest.raises(BadSample) as found, in_time("a/slow.x", 0.1):
+        time.sleep(5)
+    assert found.value.path == "a/slow.x"
+    assert "longer than 0.1 s" in found.value.reason
 
 
 def test_a_limit_ends_a_loop_and_keeps_an_alarm_of_the_programs_own():

@@ -35,6 +35,12 @@ DISK = {
     errno.EROFS: "the disk is read-only",
     errno.EACCES: "you may not read or write there",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.EISDIR: "a folder lies where a file should",
+    errno.ENOTDIR: "a file lies where a folder should",
+    errno.EEXIST: "something else lies there",
+    errno.ELOOP: "a link there leads round in a circle",
+    errno.EIO: "the disk fails",
+    errno.ESTALE: "the disk's server no longer knows the file",
 }
 """What is no bug of a program that meets it: error number -> in plain words."""
 

@@ -19,6 +19,7 @@ from mim_core.data.time_limits import Places, TooSlow, Watch, in_time, time_limi
 from mim_core.errors import BadSample
 from mim_core.training.signals import cleared_away
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 AT_ONCE = 25
 """Seconds within which a process must end after its error, on a busy machine too; those that hung never did."""
@@ -60,8 +61,9 @@ def left(pid):
 
 
 def remains(temporary):
-    """What a command left in its folder of temporary files; torch's cache of compiled code may stay."""
-    return [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor")]
+    """What a command left in its folder of temporary files; but for torch's cache of compiled code, and what wandb, which
+    timm imports, makes at once."""
+    return [name for name in os.listdir(temporary) if not name.startswith("torchinductor") and "wandb" not in name]
 
 
 def ended(process, within=120):
@@ -316,7 +318,9 @@ class Files(Slow):
 
     def labelled(self, split):
         labels = torch.zeros(self.count - 1, dtype=torch.int64)
-        return Labelled(split, labels, ("a", "b"), self, names=tuple(map(self.name_of, range(1, self.count))))
+        return Labelled(
+            split, labels, ("a", "b"), TensorDataset(labels), names=tuple(map(self.name_of, range(1, self.count)))
+        )
 
     def items_named(self, names):
         return {name: int(name.removeprefix("depth/")) for name in names if name.startswith("depth/")}

@@ -371,6 +371,21 @@ def test_a_lock_that_is_no_file_is_refused(place, capfd, kind):
     assert (place / "mine").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["scores.json", "features", "report.html", "encoder-timm.safetensors"])
+def test_what_is_in_the_way_is_said(place, capfd, name):
+    (place / "run" / name).unlink(missing_ok=True)
+    shutil.rmtree(place / "run" / name, ignore_errors=True)
+    if name == "features":
+        (place / "run" / name).write_text("")
+    else:
+        (place / "run" / name).mkdir()
+    command = {"report.html": "show", "encoder-timm.safetensors": "export"}.get(name, "evaluate")
+    assert main([command, "run"]) == 2
+    said = capfd.readouterr().err
+    assert f"run/{name}" in said
+    assert "lies" in said
+
+
 def test_a_file_is_whole_or_as_it_was(tmp_path):
     path = tmp_path / "a"
     path.write_text("before")

@@ -61,8 +61,8 @@ def left(pid):
 
 
 def remains(temporary):
-    """What a command left in its folder of temporary files; but for torch's cache of compiled code, and what wandb, which
-    timm imports, makes at once."""
+    """What a command left in its folder of temporary files; but for torch's cache of compiled code, and what wandb
+    makes when timm imports it."""
     return [name for name in os.listdir(temporary) if not name.startswith("torchinductor") and "wandb" not in name]
 
 

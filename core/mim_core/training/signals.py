@@ -24,7 +24,7 @@ of the terminal."""
 
 
 @contextmanager
-def heard(handler: Any, signals: Sequence[signal.Signals] = STOPS) -> Iterator[None]:
+def heard(handler: Any, signals: Sequence[int] = STOPS) -> Iterator[None]:
     """The handler hears the signals, while this lasts; those that stop a run where no others are given. What was told
     to pass over a signal, as nohup tells a program, still does; outside the main thread signals stay as they are."""
     before: dict[int, Any] = {}

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from mim_core.data.source import Labelled as Labelled
     from mim_core.data.source import Picture as Picture
     from mim_core.data.source import Sample as Sample
+    from mim_core.data.time_limits import ITEM_SECONDS as ITEM_SECONDS
+    from mim_core.data.time_limits import in_time as in_time
     from mim_core.errors import nearest as nearest
     from mim_core.errors import one_line as one_line
     from mim_core.errors import unknown as unknown
@@ -117,6 +119,7 @@ _ROOMS = {
     "data.loading": ("Readable", "loader"),
     "data.normalise": ("check_statistics",),
     "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
+    "data.time_limits": ("ITEM_SECONDS", "in_time"),
     "errors": ("nearest", "one_line", "unknown", "warn"),
     "evaluation.study": ("Study",),
     "host.findings": ("Finding", "first_line", "library"),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mim_core.disk import of_the_disk
 from mim_core.errors import MimError, RankError, first_rank, too_much, unknown
 from mim_core.terminal import tell
-from mim_core.training.signals import before_the_first_step
+from mim_core.training.signals import before_the_first_step, cleared_away
 from mim_core.version import __version__
 
 Command = Callable[[str, str | None, list[str]], int]
@@ -70,7 +70,8 @@ def main(
 
     Returns:
         Exit code: 0, 1 when doctor found what stops any run, 2 for a mistake of the user's, 3 for a run that was
-        stopped and can go on, 130 after Ctrl-C elsewhere. A bug keeps its traceback.
+        stopped and can go on, 130 after Ctrl-C elsewhere, 128 + its number after another signal. A bug keeps its
+        traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = "mim-core" if plugin is None else f"mim-{plugin}"
@@ -112,9 +113,8 @@ def _run(program: str, plugin: str | None, arguments: list[str], known: Mapping[
         if text is not None:
             tell(text)
             return 0
-    if arguments[0] not in TRAIN:
-        return _command(program, arguments[0], known)(program, plugin, arguments[1:])
-    with before_the_first_step(program):  # from here on: importing torch takes seconds
+    ends = before_the_first_step if arguments[0] in TRAIN else cleared_away
+    with ends(program):  # from here on: importing torch takes seconds
         return _command(program, arguments[0], known)(program, plugin, arguments[1:])
 
 

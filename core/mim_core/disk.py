@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 def is_full(error: Exception) -> bool:
@@ -33,6 +35,12 @@ DISK = {
     errno.EROFS: "the disk is read-only",
     errno.EACCES: "you may not read or write there",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.EISDIR: "a folder lies where a file should",
+    errno.ENOTDIR: "a file lies where a folder should",
+    errno.EEXIST: "something else lies there",
+    errno.ELOOP: "a link there leads round in a circle",
+    errno.EIO: "the disk fails",
+    errno.ESTALE: "the disk's server no longer knows the file",
 }
 """What is no bug of a program that meets it: error number -> in plain words."""
 
@@ -54,17 +62,32 @@ def of_the_disk(error: BaseException) -> str | None:
     return f"{what}: {DISK[number]}. Files that were whole are kept; once this is mended, give the same command again."
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file under another name and renames it, so that on a full disk the one before it stays.
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file that is written under another name and renamed in the end, so that on a full disk, or when the process is
+    told to stop, the one before it stays. What lies under either name, such as a link or a pipe in a folder of
+    another's, is replaced and never written to.
 
     Raises:
         OSError: It cannot be written; nothing is left of it.
     """
     part = path.with_name(f".{path.name}")
+    part.unlink(missing_ok=True)
     try:
-        part.write_text(text, encoding="utf-8")
+        with open(part, "xb") as file:
+            yield file
         part.replace(path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             part.unlink()
         raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file so that it is whole or as it was, see `replaced`.
+
+    Raises:
+        OSError: It cannot be written; nothing is left of it.
+    """
+    with replaced(path) as file:
+        file.write(text.encode("utf-8"))

@@ -15,7 +15,8 @@ from torch import Tensor
 def usual_mode(path: Path) -> Iterator[None]:
     """A file that is written while this lasts gets the mode that the umask gives to any other, whoever writes it:
     safetensors makes files that their owner alone may read."""
-    with open(path, "wb") as file:
+    path.unlink(missing_ok=True)  # it may be a link of another's
+    with open(path, "xb") as file:
         mode = os.fstat(file.fileno()).st_mode & 0o777
     yield
     path.chmod(mode)

@@ -1,20 +1,25 @@
 """A run ends within seconds of whatever ends it, and leaves no process."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mim_core.data.labelled import LabelledSource
 from mim_core.data.loading import KeyedDataset, Request, end_readers, loader, replacements
-from mim_core.data.source import DataSource
-from mim_core.data.time_limits import Places, TooSlow, Watch, time_limit
+from mim_core.data.source import DataSource, Labelled
+from mim_core.data.time_limits import Places, TooSlow, Watch, in_time, time_limit
 from mim_core.errors import BadSample
+from mim_core.training.signals import cleared_away
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 AT_ONCE = 25
 """Seconds within which a process must end after its error, on a busy machine too; those that hung never did."""
@@ -55,6 +60,12 @@ def left(pid):
     return found
 
 
+def remains(temporary):
+    """What a command left in its folder of temporary files; but for torch's cache of compiled code, and what wandb
+    makes when timm imports it."""
+    return [name for name in os.listdir(temporary) if not name.startswith("torchinductor") and "wandb" not in name]
+
+
 def ended(process, within=120):
     """(exit code, output) of a process, which must leave none."""
     try:
@@ -74,7 +85,7 @@ FAILS = """
 import torch
 import torch.multiprocessing
 {method}
-from mim_core.method import MaskedAutoencoder
+from mim_core.methods.masked_autoencoder import MaskedAutoencoder
 before, steps = MaskedAutoencoder.forward, [0]
 def forward(self, *given):
     steps[0] += 1
@@ -92,15 +103,17 @@ def test_an_error_of_the_main_process_ends_it(pictures, tmp_path, method):
     if method == "spawn":
         code = f"if __name__ != '__main__':\n    raise SystemExit\n{code}"
         code = code.replace("import torch.multiprocessing", "torch.multiprocessing.set_start_method('spawn')")
-    run = start(code, *RUN, "--data.root", pictures, "--train.workers", 2, "--out", tmp_path / "run")
-    status, output = ended(run)
+    (temporary := tmp_path / "temporary").mkdir()
+    given = (*RUN, "--data.root", pictures, "--train.workers", 2, "--out", tmp_path / "run")
+    status, output = ended(start(code, *given, TMPDIR=str(temporary)))
     assert status == 1, output
     assert "made for the test" in output
+    assert not remains(temporary)
 
 
 def test_a_full_disk_ends_it(pictures, tmp_path):
     code = """
-import mim_core.trainer as trainer
+import mim_core.training.trainer as trainer
 def no_room(*given):
     raise OSError(28, "No space left on device", "metrics.jsonl")
 trainer.open = no_room
@@ -170,6 +183,31 @@ def test_a_run_that_waits_for_a_stopped_reader_hears_a_signal(pictures, tmp_path
     assert list((out / "checkpoints").glob("step-*"))
 
 
+def test_readers_end_with_a_run_that_is_killed(pictures, tmp_path):
+    (temporary := tmp_path / "temporary").mkdir()
+    given = (*RUN, "--data.root", pictures, "--train.workers", 2, "--out", tmp_path / "run")
+    run = start("", *given, TMPDIR=str(temporary))
+    wait_for(run, tmp_path / "run" / "metrics.jsonl", 2)
+    run.kill()
+    until = time.monotonic() + 30
+    while left(run.pid) and time.monotonic() < until:
+        time.sleep(0.2)
+    ended(run)
+    assert not remains(temporary)
+
+
+def test_a_command_that_trains_nothing_clears_away_before_it_ends(capfd):
+    def hears(number):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    with pytest.raises(SystemExit) as end, cleared_away("mim-core"), tempfile.TemporaryDirectory() as folder:
+        hears(signal.SIGTERM)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert not Path(folder).exists()
+    assert "SIGTERM" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
 def test_signals_save_and_stop(pictures, tmp_path, name):
     out = tmp_path / "run"
@@ -234,6 +272,66 @@ def test_a_readable_item_is_found_however_few_there_are():
     assert int(again["index"]) == 617
 
 
+class Odd(Slow):
+    """An item can be read under even keys alone, as a clip of which another part is damaged."""
+
+    def read(self, index, key):
+        if key % 2:
+            raise BadSample(self.name_of(index), "bad")
+        return {"x": torch.tensor(index)}
+
+
+def test_what_is_read_does_not_depend_on_what_the_process_met_before():
+    requests = [Request(index, key) for key in range(4) for index in range(50)]
+    one = KeyedDataset(Odd(50))
+    for request in requests:
+        (first, skipped), (second, others) = one[request], KeyedDataset(Odd(50))[request]
+        assert skipped == others
+        assert (first is None) == (second is None) == bool(request.key % 2)
+
+
+class Rows(Slow):
+    """Two files of a hundred items each."""
+
+    class Config:
+        max_bad = 0.2
+
+    def name_of(self, index):
+        return f"{index // 100}.h5 (row {index % 100})"
+
+    def read(self, index, key):
+        if index < 100:
+            raise BadSample("0.h5", "damaged")
+        return {"x": torch.tensor(index)}
+
+
+def test_a_file_of_many_items_counts_once():
+    dataset = KeyedDataset(Rows(200))
+    for number in range(200):
+        sample, skipped = dataset[Request(number, number)]
+        assert sample is not None
+        assert {path for path, _ in skipped} <= {"0.h5"}
+
+
+class Files(Slow):
+    """Numbered files, all labelled but the first; their bad files have other names."""
+
+    def labelled(self, split):
+        labels = torch.zeros(self.count - 1, dtype=torch.int64)
+        return Labelled(
+            split, labels, ("a", "b"), TensorDataset(labels), names=tuple(map(self.name_of, range(1, self.count)))
+        )
+
+    def items_named(self, names):
+        return {name: int(name.removeprefix("depth/")) for name in names if name.startswith("depth/")}
+
+
+def test_bad_files_are_found_among_labelled_items():
+    source = LabelledSource(Files(5))
+    assert [source.name_of(index) for index in range(4)] == ["1.x", "2.x", "3.x", "4.x"]
+    assert source.items_named({"2.x", "depth/3", "depth/0", "9.x"}) == {"2.x": 1, "depth/3": 2}
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 1000])
 def test_replacements_meet_every_item_once(count):
     for key in range(5):
@@ -246,6 +344,26 @@ def for_ever(seconds):
     with time_limit(seconds):
         while True:
             pass
+
+
+def test_a_limit_that_a_library_passes_over_is_told_again(monkeypatch):
+    monkeypatch.setattr("mim_core.data.time_limits.AGAIN", 0.1)
+
+    def read():
+        with contextlib.suppress(TooSlow):
+            time.sleep(5)
+        time.sleep(5)
+
+    with pytest.raises(TooSlow), time_limit(0.1):
+        read()
+    time.sleep(0.3)  # and no more once it has ended
+
+
+def test_a_look_at_a_slow_file_ends_and_names_it():
+    with pytest.raises(BadSample) as found, in_time("a/slow.x", 0.1):
+        time.sleep(5)
+    assert found.value.path == "a/slow.x"
+    assert "longer than 0.1 s" in found.value.reason
 
 
 def test_a_limit_ends_a_loop_and_keeps_an_alarm_of_the_programs_own():

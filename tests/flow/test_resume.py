@@ -98,7 +98,7 @@ sys.path.insert(0, {here!r})
 import torch
 torch.set_num_threads(1)
 from test_resume import make_run
-from mim_core.loop import train
+from mim_core.training.loop import train
 train(make_run(Path({folder!r}), workers={workers}), quiet=True)
 """
 

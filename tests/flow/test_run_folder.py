@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mim_core.cli import main
+from mim_core.disk import replaced
 from mim_core.errors import MimError
 from mim_core.runs import checkpoint, inventory, logs
 from mim_core.runs.state import DIGEST, digest_of
@@ -338,6 +339,65 @@ def test_damaged_features_are_made_anew(place):
     for path in (place / "run/features").iterdir():
         path.write_bytes(path.read_bytes()[:-4])
     assert main(["evaluate", "run"]) == 0
+
+
+# ---- links of another's ----------------------------------------------------------------------------------------------
+
+
+WRITTEN = [".metrics.jsonl", ".files.jsonl.gz", ".report.html", "report.html", "report-main.html"]
+
+
+def test_what_links_lead_to_is_not_written(place):
+    (place / "mine").write_text("mine")
+    for name in WRITTEN:
+        (place / "run" / name).unlink(missing_ok=True)
+        (place / "run" / name).symlink_to("../mine")
+    (place / "run/.skipped.jsonl").unlink(missing_ok=True)
+    os.mkfifo(place / "run/.skipped.jsonl")
+    (place / "run/skipped.jsonl").write_text("")
+    assert resume() == 0
+    assert (place / "mine").read_text() == "mine"
+    assert not (place / "run/report.html").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_lock_that_is_no_file_is_refused(place, capfd, kind):
+    lock = place / "run/.lock"
+    lock.unlink()
+    (place / "mine").write_text("mine")
+    lock.symlink_to("../mine") if kind == "link" else os.mkfifo(lock)
+    assert resume() == 2
+    assert ".lock" in capfd.readouterr().err
+    assert (place / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["scores.json", "features", "report.html", "encoder-timm.safetensors"])
+def test_what_is_in_the_way_is_said(place, capfd, name):
+    (place / "run" / name).unlink(missing_ok=True)
+    shutil.rmtree(place / "run" / name, ignore_errors=True)
+    if name == "features":
+        (place / "run" / name).write_text("")
+    else:
+        (place / "run" / name).mkdir()
+    command = {"report.html": "show", "encoder-timm.safetensors": "export"}.get(name, "evaluate")
+    assert main([command, "run"]) == 2
+    said = capfd.readouterr().err
+    assert f"run/{name}" in said
+    assert "lies" in said
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("before")
+
+    def write(file):
+        file.write(b"half")
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit), replaced(path) as file:
+        write(file)
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert path.read_text() == "before"
 
 
 # ---- modes -----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from torch import Tensor
 
@@ -42,8 +42,18 @@ class LabelledSource(DataSource):
         return self.source.read_labelled(index, key)
 
     def name_of(self, index: int) -> str:
-        """The item's number and its class."""
+        """As the source names it; where it does not tell, the item's number and its class."""
+        if self.split.names:
+            return self.split.names[index]
         return f"{index} ({self.split.classes[int(self.split.labels[index])]})"
+
+    def items_named(self, names: Collection[str]) -> dict[str, int]:
+        """Of labelled items; where a bad file has another name than its item, as the source has them."""
+        own = {self.name_of(index): index for index in range(len(self))}
+        others = {name for name in names if name not in own}
+        found = {name: self.source.name_of(i) for name, i in self.source.items_named(others).items()} if others else {}
+        known = {**{name: name for name in names if name in own}, **found}
+        return {name: own[item] for name, item in known.items() if item in own}
 
     def finish(self, sample: Sample) -> Sample:
         """The source's."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import atexit
 import math
 import os
+import shutil
 import signal
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import util
 from typing import Any
 
 import torch
@@ -56,17 +58,23 @@ class KeyedDataset(Dataset[Any]):
     def __init__(self, source: DataSource, places: Places | None = None) -> None:
         self.source, self.places = source, places
         self.bad: dict[int, tuple[str, str]] = {}
-        """Items that could not be read, with path and reason; they are not tried again."""
+        """Items that could not be read, with path and reason. They are tried again with another key, which may ask for
+        another part of the file, so that what is read follows from the key and not from what this process met before;
+        but not beyond the first tries, nor where it took too long."""
+        self.slow: set[int] = set()
 
     def __getitem__(self, request: Request) -> tuple[dict[str, Tensor] | None, list[tuple[str, str]]]:
         """(sample, bad files met). The sample is None when no replacement could be read."""
-        skipped: list[tuple[str, str]] = []
+        skipped, paths = list[tuple[str, str]](), set[str]()
         most = max(1.0, getattr(self.source.config, "max_bad", 1.0) * len(self.source))
-        for index in replacements(request, len(self.source)):
-            sample = None if index in self.bad else self._read(index, request.key)
+        for tried, index in enumerate(replacements(request, len(self.source))):
+            known = index in self.slow or (tried > TRIES and index in self.bad)
+            sample = None if known else self._read(index, request.key)
             if sample is None:
                 skipped.append(self.bad[index])
-                if len(self.bad) > most and len(skipped) >= LOOKED_AT:  # the run ends for it
+                paths.add(self.bad[index][0])  # a file that holds several items counts once
+                # the run ends for it, whoever reads, so there is no need to look at very many more
+                if len(paths) > most and len(skipped) >= LOOKED_AT:
                     break
                 continue
             sample["index"] = torch.tensor(index, dtype=torch.int64)
@@ -87,6 +95,7 @@ class KeyedDataset(Dataset[Any]):
             self.bad[index] = (error.path, error.reason)
         except TooSlow as error:
             self.bad[index] = (name, str(error))
+            self.slow.add(index)
         return None
 
 
@@ -212,6 +221,13 @@ def _apart(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
+    util.Finalize(None, _clear_away, (util.get_temp_dir(), os.getppid()), exitpriority=-100)
+
+
+def _clear_away(folder: str, parent: int) -> None:
+    """Removes the folder of sockets, where the main process was killed and cannot."""
+    if os.getppid() != parent:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Loader(DataLoader[Any]):
@@ -219,6 +235,8 @@ class Loader(DataLoader[Any]):
     multiprocessing would end them, and it would wait for them for ever."""
 
     def __iter__(self) -> Any:
+        if self.num_workers:
+            util.get_temp_dir()  # readers share it, and one that is killed removes none of its own
         batches = super().__iter__()
         _READERS.update(getattr(batches, "_workers", ()))
         return batches

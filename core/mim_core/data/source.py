@@ -103,7 +103,8 @@ class DataSource:
 
     def items_named(self, names: Collection[str]) -> dict[str, int]:
         """Where the items are whose files have these names, such as those that ``skipped.jsonl`` lists: name -> number
-        of the item. Names that no item has are left out."""
+        of the item. Names that no item has are left out. A source whose bad files may have other names than its items
+        overrides it."""
         return {name: index for index in range(len(self)) if (name := self.name_of(index)) in names}
 
     def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:

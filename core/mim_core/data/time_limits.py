@@ -11,8 +11,18 @@ from contextlib import contextmanager
 import torch
 from torch.utils.data import get_worker_info
 
+from mim_core.errors import BadSample
+
 ITEM_SECONDS = 60.0
 """The longest that reading an item may take where nothing else is said."""
+
+
+LOOK_SECONDS = 5.0
+"""The longest that a look at a file may take, before a run begins."""
+
+
+AGAIN = 1.0
+"""Seconds after which an item that was told to end is told again."""
 
 
 _NAME = 240
@@ -36,18 +46,41 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
+    reading = True
+
     def ring(number: int, frame: object) -> None:
-        raise TooSlow(f"reading it took longer than {seconds:g} s (--train.item-timeout)")
+        if reading:
+            raise TooSlow(f"reading it took longer than {seconds:g} s (--train.item-timeout)")
 
     began, before = time.monotonic(), signal.signal(signal.SIGALRM, ring)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    # again and again: a library may pass over the first, as all do in what they clear away
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:
+        reading = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
         if left:
             signal.setitimer(signal.ITIMER_REAL, max(1e-3, left - (time.monotonic() - began)), interval)
+
+
+@contextmanager
+def in_time(path: str, seconds: float = LOOK_SECONDS) -> Iterator[None]:
+    """Reads a file outside a run's own reading, such as to look at it before the run begins, see `time_limit`.
+
+    Args:
+        path: The file, as the user knows it.
+        seconds: The longest that it may take.
+
+    Raises:
+        BadSample: It took longer.
+    """
+    try:
+        with time_limit(seconds):
+            yield
+    except TooSlow as error:
+        raise BadSample(path, f"reading it took longer than {seconds:g} s") from error
 
 
 class Places:

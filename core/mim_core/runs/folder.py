@@ -73,9 +73,11 @@ def locked(folder: Path) -> Iterator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "a+")  # noqa: SIM115 (closed below)
+        handle = open(folder / ".lock", "a+", opener=_no_link)  # noqa: SIM115 (closed below)
     except OSError as error:
-        raise MimError(f"The output folder {folder} cannot be written: {error}. Choose another with --out.") from error
+        raise MimError(
+            f"The output folder {folder} cannot be written ({folder / '.lock'}): {error}. Choose another with --out."
+        ) from error
     with handle:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of those that it forks
@@ -89,6 +91,12 @@ def locked(folder: Path) -> Iterator[None]:
         handle.write(f"process {os.getpid()} on {platform.node()}")
         handle.flush()
         yield
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Opens a file of the folder itself: what another program's link leads to is not ours to write, and a pipe is not
+    waited for."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 FREE = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from mim_core.data.folders import walk_folders
 from mim_core.data.labelled import LabelledSource
 from mim_core.data.source import DataSource
 from mim_core.data.source import Labelled
+from mim_core.disk import replaced
 from mim_core.errors import MimError
 from mim_core.errors import warn
 from mim_core.text import counted
@@ -140,17 +140,13 @@ def record(folder: Path, source: DataSource) -> None:
         MimError: It cannot be written.
     """
     found = take(source)
-    part = folder / f".{NAME}"
     try:
-        with open(part, "wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
+        with replaced(folder / NAME) as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
             head = {"root": found.root, "items": found.count, "names": found.names}
             packed.write(json.dumps(head).encode() + b"\n")
             for name, facts in found.items.items():
                 packed.write(json.dumps([name, *(facts or (None, None))]).encode() + b"\n")
-        part.replace(folder / NAME)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         raise MimError(f"The output folder {folder} cannot be written: {error}. Choose another with --out.") from error
 
 

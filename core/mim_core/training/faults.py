@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mim_core.data.loading import Batch, KeyedBatches, KeyedDataset, collate
+from mim_core.disk import write_whole
 from mim_core.errors import MimError, warn
 from mim_core.tensor_files import write_tensors
 
@@ -139,7 +140,7 @@ def not_finite(run: Run, step: int) -> MimError:
         "names": names,
         "not_finite": [names[i] for i in bad],
     }
-    path.write_text(json.dumps(about))
+    write_whole(path, json.dumps(about))
     write_tensors(path.with_suffix(".safetensors"), {name: value.contiguous() for name, value in sample.items()})
     shown = ", ".join((about["not_finite"] or names)[:8])
     what = "Samples that are themselves not finite" if bad else "All samples are finite; the first"

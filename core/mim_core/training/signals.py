@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,12 +24,12 @@ of the terminal."""
 
 
 @contextmanager
-def heard(handler: Any) -> Iterator[None]:
-    """The handler hears the signals that stop a run, while this lasts. What was told to pass over a signal, as nohup
-    tells a program, still does; outside the main thread signals stay as they are."""
+def heard(handler: Any, signals: Sequence[int] = STOPS) -> Iterator[None]:
+    """The handler hears the signals, while this lasts; those that stop a run where no others are given. What was told
+    to pass over a signal, as nohup tells a program, still does; outside the main thread signals stay as they are."""
     before: dict[int, Any] = {}
     try:
-        for number in STOPS:
+        for number in signals:
             if signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, handler)
     except ValueError:  # not the main thread, as in some notebooks
@@ -70,4 +70,17 @@ def before_the_first_step(program: str) -> Iterator[None]:
         raise SystemExit(STOPPED)
 
     with heard(leave):
+        yield
+
+
+@contextmanager
+def cleared_away(program: str) -> Iterator[None]:
+    """A command that trains nothing ends at once when it is told to, but removes its temporary files and ends its
+    processes first. Its exit code is a shell's for that signal."""
+
+    def leave(number: int, frame: object) -> None:
+        sys.stderr.write(f"{program}: ended by {signal.Signals(number).name}\n")
+        raise SystemExit(128 + number)
+
+    with heard(leave, [number for number in STOPS if number not in (signal.SIGINT, getattr(signal, "SIGUSR1", 0))]):
         yield

@@ -252,7 +252,7 @@ class Images(DataSource):
             )
         labels = torch.tensor(store.labels, dtype=torch.int64)
         note = STRONG_PIXELS if self.bundled else store.note
-        return Labelled(split, labels, store.classes, CenterCrops(self, store), note)
+        return Labelled(split, labels, store.classes, CenterCrops(self, store), note, names=store.names())
 
     def raw(self, sample: Sample) -> Tensor:
         """The pixels in [0, 1], not centred; of images above 32 x 32, the means of a 32 x 32 grid."""

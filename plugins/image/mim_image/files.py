@@ -51,6 +51,10 @@ class ImageStore:
         """The file below the root, or the number within an idx file."""
         return self.files[index] if self.array is None else f"{self.root.name}[{index}]"
 
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.files if self.array is None else tuple(map(self.name, range(len(self))))
+
     def paths(self) -> Iterator[tuple[str, ...]]:
         """The file that each image is read from: its own, its tar file, or the array's."""
         if self.array is not None:

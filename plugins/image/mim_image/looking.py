@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mim_core import MimError, counted
+from mim_core import MimError, counted, in_time
 from PIL import Image
 
 from mim_image.files import ImageStore
@@ -145,7 +145,7 @@ def look(store: ImageStore, channels: int, limits: Range | None) -> Look:
         name = store.name(index)
         result.looked += 1
         try:
-            with warnings.catch_warnings(action="ignore"), store.open(index) as image:
+            with in_time(name), warnings.catch_warnings(action="ignore"), store.open(index) as image:
                 _look_at(result, image, name, channels, limits)
         except UnsupportedKind as error:
             result.note(result.refused, str(error), name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -153,6 +153,12 @@ class Aligned(DataSource):
         items = self.found.test if split == "test" else self.found.train
         return map(items.paths, range(len(items)))
 
+    def items_named(self, names: Collection[str]) -> dict[str, int]:
+        """The items that have these files, of whatever modality."""
+        items = self.found.train
+        every = ((items.file(m, i), i) for i in range(len(items)) for m in items.folders)
+        return {name: index for name, index in every if name in names}
+
     def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
         """Where some items lack a modality and are kept: which have which."""
         items, found = self.found.train, dict[frozenset[str], tuple[int, str]]()
@@ -282,8 +288,9 @@ class Aligned(DataSource):
             )
         rows = labels.train if split == "train" else labels.test
         items = Fixed(self, self._split(split), [item for item, _ in rows], self.shapes)
+        names = tuple(self._split(split).name(item) for item, _ in rows)
         note = " ".join(text for text in (self.found.note, labels.note) if text)
-        return Labelled(split, torch.tensor([label for _, label in rows]), labels.classes, items, note)
+        return Labelled(split, torch.tensor([label for _, label in rows]), labels.classes, items, note, names=names)
 
     def _split(self, split: str) -> Items:
         if split not in ("train", "test"):

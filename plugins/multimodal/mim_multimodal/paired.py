@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -147,6 +147,16 @@ class Paired(DataSource):
         first = next(iter(self.inner))
         return f"{self.folders[first].name}/{self.inner[first].name_of(self.items[first][index])}"
 
+    def items_named(self, names: Collection[str]) -> dict[str, int]:
+        """The items that have these files, of whatever source; they are named with its folder."""
+        found: dict[str, int] = {}
+        for m, source in self.inner.items():
+            start = f"{self.folders[m].name}/"
+            inside = source.items_named({name[len(start) :] for name in names if name.startswith(start)})
+            places = {number: index for index, number in enumerate(self.items[m])}
+            found.update({start + name: places[number] for name, number in inside.items() if number in places})
+        return found
+
     def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The files of each item in all sources."""
         rows = self.items if split == "pretrain" else self._splits(split)[1]
@@ -211,9 +221,9 @@ class Paired(DataSource):
                 "clips of your own, in folders of classes: --data-root FOLDER"
             )
         splits, items = self._splits(split)
-        first = splits[next(iter(splits))]
-        rows = torch.tensor(items[next(iter(items))], dtype=torch.int64)
-        names = tuple(first.names[row] for row in rows.tolist())
+        leading = next(iter(splits))
+        first, rows = splits[leading], torch.tensor(items[leading], dtype=torch.int64)
+        names = tuple(f"{self.folders[leading].name}/{first.names[row]}" for row in rows.tolist())
         pairs = Pairs(self, splits, items)
         return Labelled(split, first.labels[rows], first.classes, pairs, first.note, first.views, names)
 

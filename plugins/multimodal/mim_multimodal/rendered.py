@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -84,6 +84,10 @@ class Rendered(DataSource):
     def name_of(self, index: int) -> str:
         """As the source has it."""
         return self.inner.name_of(index)
+
+    def items_named(self, names: Collection[str]) -> dict[str, int]:
+        """As the source has it."""
+        return self.inner.items_named(names)
 
     def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """As the source has it."""

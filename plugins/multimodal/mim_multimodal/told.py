@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mim_core import in_time
 
 from mim_multimodal import checks, files, maps, naming
 from mim_multimodal.layouts import MODALITIES, Items
@@ -169,7 +170,8 @@ class _Looker:
                 return
             file = self.items.file(self.modality, i)
             try:
-                kind, size, values = read(self.items.root / file, i)
+                with in_time(file):
+                    kind, size, values = read(self.items.root / file, i)
             except Exception as error:  # as when it is read for training, where it is replaced
                 self.bad, self.why = self.bad + 1, self.why or f"{file}: {error}"
                 continue

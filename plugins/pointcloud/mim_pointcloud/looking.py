@@ -9,7 +9,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from mim_core import BadSample, MimError, counted
+from mim_core import BadSample, MimError, counted, in_time
 
 from mim_pointcloud.columns import from_table
 from mim_pointcloud.files import UNNAMED, read_shape, reason_of
@@ -69,7 +69,8 @@ def look(path: Path, columns: Sequence[str] = ()) -> Look | None:
             raise BadSample(str(path), reason_of(error)) from error
     if path.stat().st_size > LARGEST_LOOK:
         return None
-    shape = read_shape(path, columns)
+    with in_time(str(path)):
+        shape = read_shape(path, columns)
     return _look(shape, len(shape.vertices))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
-from mim_core import BadSample, MimError, in_processes, walk_folders
+from mim_core import ITEM_SECONDS, BadSample, MimError, in_processes, in_time, walk_folders
 
 from mim_pointcloud.files import EXTENSIONS, is_list, read_centred
 from mim_pointcloud.layouts import find_shapes, recognise
@@ -227,7 +227,8 @@ def run_job(root: Path, out: Path, sampling: Sampling, job: Job) -> dict[str, An
 
 def _write_points(source: Path, target: Path, sampling: Sampling, key: int) -> list[float]:
     """Write a shape's points. Returns what was subtracted, because the type would not tell its points apart."""
-    read, centre = read_centred(source, sampling.points, key, sampling.channels, sampling.columns)
+    with in_time(str(source), ITEM_SECONDS):
+        read, centre = read_centred(source, sampling.points, key, sampling.channels, sampling.columns)
     found = read.numpy()
     if sampling.dtype == "float16":
         low, high = found[:, :3].min(0).astype(np.float64), found[:, :3].max(0).astype(np.float64)

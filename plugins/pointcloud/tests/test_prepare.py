@@ -247,3 +247,12 @@ def test_voxels_beside_a_mesh_are_left_out(collection, tmp_path):
     (collection / "some/0.solid.binvox").write_bytes(b"#binvox 1")
     kinds = {job.source: job.kind for job in plan(collection, tmp_path / "out")}
     assert kinds["some/0.solid.binvox"] == kinds["some/wood.jpg"] == "aside"
+
+
+def test_a_file_that_takes_too_long_is_named(collection, tmp_path, monkeypatch):
+    monkeypatch.setattr("mim_pointcloud.prepare.ITEM_SECONDS", 0.1)
+    monkeypatch.setattr("mim_pointcloud.prepare.read_centred", lambda *given: time.sleep(30))
+    lines = list(prepare_collection(collection, tmp_path / "out", Sampling(8), 1))
+    failed = [line["reason"] for line in lines if line["status"] == "failed"]
+    assert failed
+    assert all("longer than 0.1 s" in reason for reason in failed)

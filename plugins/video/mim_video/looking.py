@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import av
-from mim_core import BadSample, counted, lasting
+from mim_core import BadSample, counted, in_time, lasting
 
 from mim_video.layouts import ClipStore
 from mim_video.reader_pyav import COVER_PICTURE, error_text, main_stream, open_container
@@ -57,7 +57,7 @@ def header(path: Path) -> Facts:
     """
     check_file(path)
     try:
-        with open_container(path) as container:
+        with in_time(str(path)), open_container(path) as container:
             return _facts(container, main_stream(container, path))
     except (av.FFmpegError, ValueError) as error:
         raise BadSample(str(path), f"it cannot be read as a video: {error_text(error)}") from error

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from mim_image.formats import UnsupportedKind
+from mim_image.formats import NoRange, UnsupportedKind
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
@@ -47,7 +47,7 @@ def full_range(image: Image.Image) -> Range | None:
 
 def is_deep_colour(image: Image.Image) -> bool:
     """Whether the file has more than 8 bits of colour, of which Pillow reads the upper 8."""
-    return image.mode not in DEEP and ";16" in raw_mode(image)
+    return image.mode not in DEEP and (";16" in raw_mode(image) or tag(image, 258, 8) > 8)
 
 
 def deep_values(image: Image.Image) -> Any:
@@ -81,10 +81,8 @@ def check_kind(image: Image.Image, channels: int, limits: Range | None = None) -
         if image.mode not in ("L", *DEEP):
             raise UnsupportedKind(f"{image.mode} of {bits}-bit {kind}, which cannot be read: save it in 8 bits")
         if limits is None and full_range(image) is None:
-            raise UnsupportedKind(
-                f"grey of {bits}-bit {kind}, which have no known range; say which are black and white, such as "
-                "--data.range 0 1"
-            )
+            raise NoRange(f"grey of {bits}-bit {kind}, which have no known range; say which are black and white: "
+                          "--data.range LOW HIGH")  # fmt: skip
     if channels == 4 and raw_mode(image).startswith("RGBXX"):
         raise UnsupportedKind(f"a TIFF of {tag(image, 277, 5)} bands; images have 1 (grey), 3 (colour) or 4")
 

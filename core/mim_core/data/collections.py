@@ -4,8 +4,8 @@ One rule for every plugin.
 The split of a file is the first folder on its path that is named like a split; its class is the first folder that is
 not. So ``train/cat/1.png``, ``cat/train/1.png`` and ``Training_Set/cat/1.png`` say the same. Names count in any case,
 with a number or "set" behind them (``train2017``, ``test_set``). A folder named like a split is never a class, and a
-file of a held-out split is never trained on. Where no folder has such a name alone, folders that differ in the word for
-a split only are splits too: ``seg_train`` beside ``seg_test``, ``trainA`` and ``trainB`` beside ``testA`` and ``testB``.
+file of a held-out split is never trained on. Where no folder has such a name alone, folders that differ in the word
+for a split only are splits too: ``seg_train`` beside ``seg_test``, ``trainA`` beside ``testA``.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ def arrange(files: Sequence[str], root: PurePath, noun: str = "file") -> Arrange
     if classes is not None and test is not None:
         _same_classes(root, noun, _folder(folders, test, named), classes, {names[i] for i in test})
     unused = [name for name in HELD_OUT if name != held and by_split[name]]
-    said = _said(folders, named, {"for training": train, "without labels": by_split["unlabelled"], "held out": test or (),
+    said = _said(folders, named, {"for training": train, "without labels": by_split["unlabelled"],
+                                  "held out": test or (),
                                   "not used": tuple(i for name in unused for i in by_split[name])})  # fmt: skip
     return Arrangement(pretrain, train, test, labels, classes, said, tuple(advice))
 
@@ -178,10 +179,12 @@ def left_out(others: Mapping[str, int], noun: str = "file") -> tuple[str, str]:
     empty where there are none.
 
     Args:
-        others: Ending, in lower case with its dot -> how many files.
+        others: Ending, in lower case with its dot, and perhaps what is wrong with such files, such as ".txt of no
+            points" -> how many files.
         noun: What a file is called.
     """
-    data = {ending: count for ending, count in others.items() if ending.replace(" ", "_") not in BESIDE}
+    data = {ending: count for ending, count in others.items()
+            if ending.split()[0] not in BESIDE and ending.replace(" ", "_") not in BESIDE}  # fmt: skip
     return _endings(others, noun), _endings(data, noun)
 
 

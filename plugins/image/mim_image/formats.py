@@ -79,8 +79,8 @@ def unreadable(page: Page) -> str:
     marked = " that are not marked as colour" if page.samples in (3, 4) and page.photometric < 2 else ""
     return (
         f"a TIFF of {bands} of {page.bits}-bit {number}values{marked}, which cannot be read: images have 1 band (grey, "
-        "of 8 to 32 bits), or 3 or 4 that are marked as RGB (of 8 or 16 bits). Save the bands that you want so; or write "
-        "a data source for such files (docs/plugins.md)"
+        "of 8 to 32 bits), or 3 or 4 that are marked as RGB (of 8 or 16 bits). Save the bands that you want so; or "
+        "write a data source for such files (docs/plugins.md)"
     )
 
 

@@ -82,8 +82,8 @@ class Look:
         listed = "\n".join(f"  {self.examples[why]}: {why}." for why, _ in self.refused.most_common(3))
         if self.high is not None and not self.kinds:
             listed += (
-                f"\nThe values of {counted(self.decoded, 'image')} go from {self.low:.9g} to {self.high:.9g}: for these, "
-                f"--data.range {self.low:.9g} {self.high:.9g}"
+                f"\nThe values of {counted(self.decoded, 'image')} go from {self.low:.9g} to {self.high:.9g}: for "
+                f"these, --data.range {self.low:.9g} {self.high:.9g}"
             )
         error = MimError(
             f"{sum(self.refused.values())} of {counted(self.looked, 'image')} looked at cannot be read:\n{listed}"
@@ -123,8 +123,8 @@ class Look:
             lines.append("no grey image looked at has more than 8 bits, so --data.range does nothing.")
         if self.brightest is not None and self.brightest < DARK:
             lines.append(
-                f"colours are nearly black: of 16 bits the upper 8 are used, and they reach {self.brightest} of 255. Are "
-                "they of 10 or 12 bits? Stretch them to the whole range first, or save them in 8 bits."
+                f"colours are nearly black: of 16 bits the upper 8 are used, and they reach {self.brightest} of 255. "
+                "Are they of 10 or 12 bits? Stretch them to the whole range first, or save them in 8 bits."
             )
         if self.high is None or self.low is None:
             return lines
@@ -214,9 +214,8 @@ def _passed_over(image: Image.Image, pages: list[Page], channels: int) -> list[s
     found = []
     if len(pages) > 1:
         alike = all((page.width, page.height, page.samples) == (image.width, image.height, 1) for page in pages)
-        how = f"{len(pages)} pages of {image.width} x {image.height}" if alike else f"{len(pages)} pages"
-        bands = f", perhaps bands or slices of an array [{len(pages)}, {image.height}, {image.width}]" if alike else ""
-        found.append(f"{how}{bands}, of which only the first is used")
+        shape = f" (an array [{len(pages)}, {image.height}, {image.width}] of bands or slices?)" if alike else ""
+        found.append(f"{len(pages)} pages{shape}, of which only the first is used")
     elif image.format not in ("TIFF", "MPO") and getattr(image, "is_animated", False):
         found.append("an animation, of which only the first picture is used")
     used = 4 if channels == 4 and raw_mode(image) == "RGBX" else len(image.getbands())

@@ -47,7 +47,7 @@ def full_range(image: Image.Image) -> Range | None:
 
 def is_deep_colour(image: Image.Image) -> bool:
     """Whether the file has more than 8 bits of colour, of which Pillow reads the upper 8."""
-    return image.mode not in DEEP and (";16" in raw_mode(image) or tag(image, 258, 8) > 8)
+    return image.mode not in DEEP and ";16" in raw_mode(image)
 
 
 def deep_values(image: Image.Image) -> Any:
@@ -72,6 +72,10 @@ def check_kind(image: Image.Image, channels: int, limits: Range | None = None) -
     """
     if limits is not None and is_deep_colour(image):
         raise UnsupportedKind("colour of 16 bits, of which the upper 8 are read, so --data.range cannot hold for it")
+    if image.mode not in DEEP and tag(image, 258, 8) > 8 and not is_deep_colour(image):  # Pillow takes it for 8 bits
+        bits = tag(image, 258, 8)
+        raise UnsupportedKind(f"colour of {bits} bits with one plane after the other, which cannot be read: save it "
+                              "pixel by pixel, or in 8 bits")  # fmt: skip
     if image.mode == "LAB":
         raise UnsupportedKind("colour in Lab, which cannot be read: save it as RGB")
     if full_range(image) is None or image.mode in DEEP:

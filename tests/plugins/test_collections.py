@@ -80,9 +80,36 @@ def test_what_can_be_read_in_two_ways_is_refused(files, words):
         arrange(files, ROOT)
 
 
-def test_classes_that_look_like_splits_are_told():
-    (advice,) = arrange(["seg_train/1.x", "seg_test/1.x"], ROOT).advice
-    assert "If these are splits" in advice
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("seg_train/seg_train/CLASS", "seg_test/seg_test/CLASS"),
+        ("ILSVRC2012_img_train/CLASS", "ILSVRC2012_img_val/CLASS"),
+        ("trainA/CLASS", "testA/CLASS"),
+        ("train.v2/CLASS", "test.v2/CLASS"),
+        ("data/x_train/CLASS", "data/x_test/CLASS"),
+    ],
+)
+def test_folders_that_differ_in_the_word_for_a_split_only_are_splits(train, test):
+    found = arrange(two(train, test), ROOT)
+    assert (found.pretrain, found.test, found.classes) == ((0, 1), (2, 3), CLASSES)
+    assert found.splits.count("(2)") == 2
+
+
+def test_what_lies_beside_such_folders_is_left_out_and_told():
+    found = arrange([*two("seg_train/CLASS", "seg_test/CLASS"), "seg_pred/1.x"], ROOT)
+    assert (found.pretrain, found.test) == ((0, 1), (2, 3))
+    assert "seg_pred/1.x" in found.advice[0]
+
+
+def test_classes_with_such_words_that_differ_in_more_are_classes():
+    assert arrange(["training_shoes/1.x", "test_tubes/1.x"], ROOT).classes == ("test_tubes", "training_shoes")
+
+
+def test_splits_in_the_names_of_files_are_told():
+    (advice,) = arrange(["train_0.x", "train_1.x", "test_0.x"], ROOT).advice
+    assert "ROOT has 1 file named like the split test (test_0.x)" in advice
+    assert not arrange(["train_0.x", "training.x", "cat.x"], ROOT).advice
 
 
 def test_words_in_names():

@@ -4,7 +4,8 @@ One rule for every plugin.
 The split of a file is the first folder on its path that is named like a split; its class is the first folder that is
 not. So ``train/cat/1.png``, ``cat/train/1.png`` and ``Training_Set/cat/1.png`` say the same. Names count in any case,
 with a number or "set" behind them (``train2017``, ``test_set``). A folder named like a split is never a class, and a
-file of a held-out split is never trained on.
+file of a held-out split is never trained on. Where no folder has such a name alone, folders that differ in the word
+for a split only are splits too: ``seg_train`` beside ``seg_test``, ``trainA`` beside ``testA``.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ BESIDE = frozenset((*_LISTS.split(), ".py", ".sh", ".ipynb", ".pkl", ".lock", "n
 """Endings of what lies beside data: lists, notes, programs. Every other ending that is not read is a warning."""
 
 
+_PARTS = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![^\W\d_A-Z])")
+"""Words in a name, as trainA and ILSVRC_img_train have them."""
+
+
 _BEHIND = re.compile(r"[\s_\-]*(set|split|data|images?|imgs?|videos?|clips?|clouds?|\d+)$")
 
 
@@ -62,6 +67,29 @@ def split_in(name: str) -> str | None:
     """The split that a word in the name of a file says, such as of a shard, ``cats-train-0.tar``."""
     words = [WORDS[word] for word in re.findall(r"[^\W\d_]+", name.lower()) if word in WORDS]
     return words[-1] if words else None
+
+
+def alike(names: Iterable[str]) -> dict[str, str]:
+    """Names that differ in the word for a split only, such as seg_train and seg_test, and the split of each; empty
+    unless one says train and one a held-out split."""
+    found: dict[str, dict[str, str]] = {}
+    for name in sorted(set(names)):
+        for part in _PARTS.finditer(name):
+            if split := WORDS.get(part[0].lower()):
+                found.setdefault(f"{name[: part.start()]}*{name[part.end() :]}", {})[name] = split
+    sure = [pairs for pairs in found.values() if "train" in pairs.values() and set(HELD_OUT) & set(pairs.values())]
+    return {name: split for pairs in sure for name, split in pairs.items()}
+
+
+def split_names(folders: Sequence[tuple[str, ...]]) -> dict[str, str]:
+    """The folders that are splits, and which: by their own names; or else the first level at which folders differ, by
+    the word in which they do."""
+    names = {name for parts in folders for name in parts}
+    own = {name: split for name in names if (split := split_of(name))}
+    if own or not folders:
+        return own
+    level = next((i for i, level in enumerate(zip(*folders, strict=False)) if len(set(level)) > 1), None)
+    return alike(parts[level] for parts in folders) if level is not None else {}
 
 
 @dataclass(frozen=True)
@@ -100,17 +128,18 @@ def arrange(files: Sequence[str], root: PurePath, noun: str = "file") -> Arrange
             possible; or the classes of the splits differ.
     """
     folders = [PurePath(file).parts[:-1] for file in files]
-    splits = [next((split for name in parts if (split := split_of(name))), None) for parts in folders]
+    named = split_names(folders)
+    splits = [next((named[name] for name in parts if name in named), None) for parts in folders]
     if not any(splits):
         first = [parts[0] if parts else "" for parts in folders]
         everything = tuple(range(len(files)))
         labels, classes = _labels(first, everything)
-        return Arrangement(everything, everything, None, labels, classes, advice=_like_splits(root, classes or ()))
+        return Arrangement(everything, everything, None, labels, classes, advice=_like_splits(root, files, noun))
     by_split = {name: tuple(i for i, split in enumerate(splits) if split == name) for name in (*WORDS.values(), None)}
     rest, advice = by_split[None], list[str]()
     held = next((name for name in HELD_OUT if by_split[name]), None)
     if by_split["train"] and rest:
-        _refuse_two_readings(root, folders, rest, held)
+        _refuse_two_readings(root, folders, rest, held, named)
         advice.append(
             f"{counted(len(rest), noun)} of {root} left out: they lie in none of its splits ({files[rest[0]]})."
         )
@@ -118,19 +147,20 @@ def arrange(files: Sequence[str], root: PurePath, noun: str = "file") -> Arrange
     pretrain = tuple(sorted((*train, *by_split["unlabelled"])))
     train = train or pretrain
     if not pretrain:
-        name = _folder(folders, by_split[held or "test"])
+        name = _folder(folders, by_split[held or "test"], named)
         raise MimError(
             f"{root} has only held-out {noun}s ({name}/), which are never trained on. It should have a folder train/ "
             f"beside them; to train on these all the same, name that folder: --data.root {root / name}"
         )
-    names = _class_names(folders)
+    names = _class_names(folders, named)
     labels, classes = _labels(names, train)
     test = by_split[held] if held else None
     if classes is not None and test is not None:
-        _same_classes(root, noun, _folder(folders, test), classes, {names[i] for i in test})
+        _same_classes(root, noun, _folder(folders, test, named), classes, {names[i] for i in test})
     unused = [name for name in HELD_OUT if name != held and by_split[name]]
-    said = _said(folders, {"for training": train, "without labels": by_split["unlabelled"], "held out": test or (),
-                           "not used": tuple(i for name in unused for i in by_split[name])})  # fmt: skip
+    said = _said(folders, named, {"for training": train, "without labels": by_split["unlabelled"],
+                                  "held out": test or (),
+                                  "not used": tuple(i for name in unused for i in by_split[name])})  # fmt: skip
     return Arrangement(pretrain, train, test, labels, classes, said, tuple(advice))
 
 
@@ -149,10 +179,12 @@ def left_out(others: Mapping[str, int], noun: str = "file") -> tuple[str, str]:
     empty where there are none.
 
     Args:
-        others: Ending, in lower case with its dot -> how many files.
+        others: Ending, in lower case with its dot, and perhaps what is wrong with such files, such as ".txt of no
+            points" -> how many files.
         noun: What a file is called.
     """
-    data = {ending: count for ending, count in others.items() if ending.replace(" ", "_") not in BESIDE}
+    data = {ending: count for ending, count in others.items()
+            if ending.split()[0] not in BESIDE and ending.replace(" ", "_") not in BESIDE}  # fmt: skip
     return _endings(others, noun), _endings(data, noun)
 
 
@@ -164,12 +196,12 @@ def _endings(others: Mapping[str, int], noun: str) -> str:
     return f"{counted(sum(others.values()), noun)} with endings that are not read: {listed}{more}"
 
 
-def _class_names(folders: Sequence[tuple[str, ...]]) -> list[str]:
+def _class_names(folders: Sequence[tuple[str, ...]], named: Mapping[str, str]) -> list[str]:
     """The first folder of each file that is no split, below those that all files share."""
     shared = next(
         (i for i, names in enumerate(zip(*folders, strict=False)) if len(set(names)) > 1), min(map(len, folders))
     )
-    return [next((name for name in parts[shared:] if split_of(name) is None), "") for parts in folders]
+    return [next((name for name in parts[shared:] if name not in named), "") for parts in folders]
 
 
 def _labels(names: Sequence[str], train: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...] | None]:
@@ -181,31 +213,35 @@ def _labels(names: Sequence[str], train: Sequence[int]) -> tuple[tuple[int, ...]
     return tuple(number.get(name, -1) for name in names), tuple(classes)
 
 
-def _like_splits(root: PurePath, classes: Sequence[str]) -> tuple[str, ...]:
-    """A warning where all classes have a word for a split in their names, such as seg_train and seg_test."""
-    words = [split_in(name) for name in classes]
-    if not words or None in words or "train" not in words or not set(words) & set(HELD_OUT):
+def _like_splits(root: PurePath, files: Sequence[str], noun: str) -> tuple[str, ...]:
+    """A warning where files have splits in their names, such as train_0.png and test_0.png."""
+    words = Counter(split_in(PurePath(file).stem) for file in files)
+    held = next((name for name in HELD_OUT if words[name]), None)
+    if held is None or not words["train"] or words[None] > len(files) / 10:
         return ()
-    listed = ", ".join(classes[:5])
-    return (f"the classes of {root} are {listed}. If these are splits, name the folders train/ and test/.",)
+    example = next(file for file in files if split_in(PurePath(file).stem) == held)
+    return (
+        f"{root} has {counted(words[held], noun)} named like the split {held} ({example}), trained on like all others. "
+        f"To hold them out, move them to a folder {held}/, and the others to train/.",
+    )
 
 
-def _folder(folders: Sequence[tuple[str, ...]], items: Sequence[int]) -> str:
+def _folder(folders: Sequence[tuple[str, ...]], items: Sequence[int], named: Mapping[str, str]) -> str:
     """The path of the first folder that makes these files a split, as it is written."""
     if not items:
         return ""
     parts = folders[items[0]]
-    end = next((i for i, name in enumerate(parts) if split_of(name)), len(parts) - 1)
+    end = next((i for i, name in enumerate(parts) if name in named), len(parts) - 1)
     return "/".join(parts[: end + 1])
 
 
 def _refuse_two_readings(
-    root: PurePath, folders: Sequence[tuple[str, ...]], rest: Sequence[int], held: str | None
+    root: PurePath, folders: Sequence[tuple[str, ...]], rest: Sequence[int], held: str | None, named: Mapping[str, str]
 ) -> None:
     """A folder train/ beside class folders, with nothing held out, may be a split or a class."""
     beside = sorted({folders[i][0] for i in rest if folders[i]})
     if beside and held is None:
-        train = _folder(folders, [i for i, parts in enumerate(folders) if any(split_of(name) for name in parts)])
+        train = _folder(folders, [i for i, parts in enumerate(folders) if set(parts) & set(named)], named)
         raise MimError(
             f"{root} has {train}/, which is named like a split, beside {', '.join(beside[:5])}. If it is the training "
             f"split, name it alone: --data.root {root / train}; if it is a class, give it another name."
@@ -223,11 +259,11 @@ def _same_classes(root: PurePath, noun: str, name: str, train: tuple[str, ...], 
         raise MimError(f"{root}: the classes of train and {name} differ, in: {', '.join(different[:10])}.")
 
 
-def _said(folders: Sequence[tuple[str, ...]], uses: Mapping[str, Sequence[int]]) -> str:
+def _said(folders: Sequence[tuple[str, ...]], named: Mapping[str, str], uses: Mapping[str, Sequence[int]]) -> str:
     """Such as "train/ for training (1,200), valid/ held out (300)"."""
     texts = []
     for use, items in uses.items():
         if items:
-            found = Counter(next((name for name in folders[i] if split_of(name)), "others") for i in items)
-            texts.append(f"{', '.join(f'{name}/' for name in sorted(found))} {use} ({len(items):,})")
+            found = {next((f"{name}/" for name in folders[i] if name in named), "all others") for i in items}
+            texts.append(f"{', '.join(sorted(found))} {use} ({len(items):,})")
     return "; ".join(texts)

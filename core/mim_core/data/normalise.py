@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from mim_core.errors import MimError
+from mim_core.text import counted
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
@@ -17,7 +18,8 @@ def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int)
     """
     if len(mean) != channels or len(std) != channels or not all(value > 0 for value in std):
         raise ValueError(
-            f"mean {tuple(mean)} and std {tuple(std)} need {channels} values each, and std must be positive"
+            f"mean {_listed(mean)} and std {_listed(std)} need {counted(channels, 'value')} each, and std must be "
+            f"positive. Such as: --data.mean {' '.join(['0.5'] * channels)} --data.std {' '.join(['0.5'] * channels)}"
         )
     if not all(map(math.isfinite, (*mean, *std))):
         raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must be finite")

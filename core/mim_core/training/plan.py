@@ -64,7 +64,7 @@ def plan_rows(run: Run, timed: bool = False) -> dict[str, str]:
         rows.update(_unit_rows(tokenizer.layout, mask, run.samples_per_step * run.steps))
     rows["parameters"] = _parameters(method, parameters)
     each = run.source.samples_per_item
-    made = f" ({train.batch_size:,} items, {each} samples of each)" if each > 1 else ""
+    made = f" ({counted(train.batch_size, 'item')}, {each} samples of each)" if each > 1 else ""
     rows["steps"] = (
         f"{counted(run.steps, 'step')}, each of {counted(run.samples_per_step, 'sample')}{made}; "
         f"{counted(rounded(train.epochs), 'epoch')}, each of {counted(rounded(run.steps_per_epoch), 'step')}"

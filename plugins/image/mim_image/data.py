@@ -185,12 +185,20 @@ class Images(DataSource):
         store, classes = self.splits.pretrain, self.splits.train.classes or ()
         named = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
         told = {
-            "splits": store.splits,
+            "splits": store.splits or self._without_splits(),
             "classes": f"{len(classes):,}: {named}" if classes else "",
             "left out": store.left_out,
             "files hold": self._seen().holds(),
         }
         return {label: _shown(text) for label, text in told.items() if text}
+
+    def _without_splits(self) -> str:
+        """What stands for splits where no folder is one."""
+        if self.splits.train is self.splits.pretrain:
+            return f"as the files have them: {len(self):,} for training, {len(self.splits.test):,} held out"
+        held = len(self.splits.test)
+        probes = f", {held:,} of them are held out from the probes alone" if held else ""
+        return f"none: all images are for pre-training{probes}"
 
     def _load(self, store: ImageStore, index: int, smallest: float) -> Image.Image:
         """The image in the wanted mode. Large JPEGs are decoded at a reduced size that still covers the smallest
@@ -285,7 +293,7 @@ class Images(DataSource):
         return {
             "data": f"{root}: {counted(len(self), 'image')}{where} for training, {classes}",
             "held out": f"{counted(len(self.splits.test), 'image')}, "
-            + ("a split of their own" if own else "a fifth, from the probes alone; training sees them without labels"),
+            + ("a split of their own" if own else "from the probes alone; training sees them without labels"),
             "normalised by": f"mean {mean}, deviation {std}",
         }
 

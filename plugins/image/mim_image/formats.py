@@ -37,6 +37,10 @@ class UnsupportedKind(ValueError):
     """The file is whole, and is of a kind that cannot be read as it is; says what it is and what to do."""
 
 
+class NoRange(UnsupportedKind):
+    """Its values could be read, if the user said which are black and white."""
+
+
 def open_image(file: Any) -> Image.Image:
     """The image in a file, not yet decoded. The file is a path, or open for reading.
 
@@ -70,12 +74,13 @@ def refuse_bytes(size: int) -> None:
 
 def unreadable(page: Page) -> str:
     """Why a TIFF file cannot be read: what it holds, and what can be done."""
-    number = {1: "", 2: "signed ", 3: "floating-point "}.get(page.format, "")
+    number = {1: "", 2: "signed ", 3: "floating-point ", 6: "complex "}.get(page.format, "")
     bands = "1 band" if page.samples == 1 else f"{page.samples} bands"
+    marked = " that are not marked as colour" if page.samples in (3, 4) and page.photometric < 2 else ""
     return (
-        f"a TIFF of {bands} of {page.bits}-bit {number}values, which cannot be read: images have 1 (grey), 3 (colour) "
-        "or 4 bands. Save the bands that you want as 8-bit colour or as 16-bit grey; or write a data source for such "
-        "files (docs/plugins.md)"
+        f"a TIFF of {bands} of {page.bits}-bit {number}values{marked}, which cannot be read: images have 1 band (grey, "
+        "of 8 to 32 bits), or 3 or 4 that are marked as RGB (of 8 or 16 bits). Save the bands that you want so; or "
+        "write a data source for such files (docs/plugins.md)"
     )
 
 

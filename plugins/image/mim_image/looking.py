@@ -6,11 +6,12 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
 from mim_core import MimError, counted, in_time
 from PIL import Image
 
 from mim_image.files import ImageStore
-from mim_image.formats import UnsupportedKind, refuse_large
+from mim_image.formats import NoRange, UnsupportedKind, refuse_large
 from mim_image.pixels import (
     DEEP,
     OPACITY,
@@ -28,6 +29,8 @@ FILES = 64
 """Files whose headers are looked at, evenly spaced."""
 DECODED = 8
 """Of these, files whose values are."""
+DARK = 64
+"""Colours that stay below this of 255 are rarely meant."""
 _WORDS = {"1": "black and white", "P": "colour by a palette", "PA": "colour by a palette", "CMYK": "CMYK"}
 
 
@@ -45,6 +48,8 @@ class Look:
         low: Smallest value of grey of more than 8 bits.
         high: The largest.
         full: The largest that such a file can hold.
+        stored: How many files there are.
+        brightest: Of colour of 16 bits, the largest value of its upper 8.
     """
 
     looked: int = 0
@@ -58,6 +63,8 @@ class Look:
     high: float | None = None
     full: float | None = None
     decoded: int = 0
+    stored: int = 0
+    brightest: int | None = None
 
     def note(self, counter: Counter[str], what: str, name: str) -> None:
         """Counts one file."""
@@ -73,6 +80,11 @@ class Look:
         if sum(self.refused.values()) <= limit * self.looked:
             return
         listed = "\n".join(f"  {self.examples[why]}: {why}." for why, _ in self.refused.most_common(3))
+        if self.high is not None and not self.kinds:
+            listed += (
+                f"\nThe values of {counted(self.decoded, 'image')} go from {self.low:.9g} to {self.high:.9g}: for "
+                f"these, --data.range {self.low:.9g} {self.high:.9g}"
+            )
         error = MimError(
             f"{sum(self.refused.values())} of {counted(self.looked, 'image')} looked at cannot be read:\n{listed}"
         )
@@ -90,15 +102,15 @@ class Look:
             texts.append(f"{sizes} pixels" if small == large else f"{sizes} to {large[0]:,} x {large[1]:,} pixels")
         if self.high is not None:
             texts.append(f"grey values from {self.low:,g} to {self.high:,g}")
-        texts += [f"{number} {what}" for what, number in self.found.items()]
+        texts += [f"{number} with {what}" for what, number in self.found.items()]
         if self.broken or self.refused:
             texts.append(f"{self.broken + sum(self.refused.values())} that cannot be read")
-        return f"of {self.looked:,} looked at: {'; '.join(texts)}"
+        return f"{self.looked:,} of {max(self.looked, self.stored):,} looked at: {'; '.join(texts)}"
 
     def advice(self, limits: Range | None) -> list[str]:
         """What is left out, and values that use little of their range."""
         lines = [
-            f"{number} of {counted(self.looked, 'image')} looked at {what} ({self.examples[what]})."
+            f"{number} of {counted(self.looked, 'image')} looked at: {what} ({self.examples[what]})."
             for what, number in self.found.items()
         ]
         lines += [
@@ -109,6 +121,11 @@ class Look:
             kind in " ".join(self.kinds) for kind in ("more", "16", "12", "32", "signed")
         ):
             lines.append("no grey image looked at has more than 8 bits, so --data.range does nothing.")
+        if self.brightest is not None and self.brightest < DARK:
+            lines.append(
+                f"colours are nearly black: of 16 bits the upper 8 are used, and they reach {self.brightest} of 255. "
+                "Are they of 10 or 12 bits? Stretch them to the whole range first, or save them in 8 bits."
+            )
         if self.high is None or self.low is None:
             return lines
         seen = f"{counted(self.decoded, 'image')} looked at"
@@ -134,7 +151,7 @@ def look(store: ImageStore, channels: int, limits: Range | None) -> Look:
         channels: How many are read.
         limits: The option ``range``.
     """
-    result = Look()
+    result = Look(stored=len(store))
     if store.array is not None:
         height, width = store.array.shape[1:3]
         kind = "grey of 8 bits" if store.array.ndim == 3 else "colour of 8 bits"
@@ -158,32 +175,58 @@ def _look_at(result: Look, image: Image.Image, name: str, channels: int, limits:
     file = getattr(image, "fp", None)
     pages = read_pages(file) if image.format == "TIFF" and file is not None else []
     _refuse_stack(pages)
-    check_kind(image, channels, limits)
+    try:
+        check_kind(image, channels, limits)
+    except NoRange:
+        _note_values(result, image)
+        raise
     if image.format not in ("JPEG", "MPO"):  # these are decoded at a reduced size
         refuse_large(image, image.width * image.height)
     result.note(result.kinds, describe(image, channels), name)
     result.sizes.append(image.size)
-    if len(pages) > 1:
-        what = f"have {len(pages)} pages; only the first is used"
+    for what in _passed_over(image, pages, channels):
         result.note(result.found, what, name)
-    elif image.format not in ("TIFF", "MPO") and getattr(image, "is_animated", False):
-        result.note(result.found, "are animations; only the first picture is used", name)
-    used = 4 if channels == 4 and raw_mode(image) == "RGBX" else len(image.getbands())
-    used = 1 if raw_mode(image).startswith("LX") else used
-    if pages and pages[0].samples > used:
-        how = ": --tokenizer.channels 4 reads it" if raw_mode(image) == "RGBX" else ""
-        left = "the last is" if pages[0].samples == used + 1 else f"the last {pages[0].samples - used} are"
-        result.note(result.found, f"have {pages[0].samples} bands, of which {left} left out{how}", name)
-    if is_deep_colour(image):
-        result.note(result.found, "have colour of 16 bits, of which the upper 8 are used", name)
-    if (image.mode in DEEP or full_range(image) is None) and result.decoded < DECODED:
-        full = full_range(image)
-        values = deep_values(image)
+    if image.mode in DEEP or full_range(image) is None:
+        _note_values(result, image)
+    elif is_deep_colour(image) and result.decoded < DECODED:
+        top = max(high for _, high in image.convert("RGB").getextrema())
+        result.brightest = max(top, result.brightest or 0)
+        result.decoded += 1
+
+
+def _note_values(result: Look, image: Image.Image) -> None:
+    """The smallest and largest value of grey of more than 8 bits, of the first few such files."""
+    if result.decoded >= DECODED:
+        return
+    refuse_large(image, image.width * image.height)
+    full, values = full_range(image), deep_values(image)
+    values = values[np.isfinite(values)]
+    if values.size:
         low, high = float(values.min()), float(values.max())
         result.low = low if result.low is None else min(result.low, low)
         result.high = high if result.high is None else max(result.high, high)
         result.full = full[1] if full is not None else result.full
         result.decoded += 1
+
+
+def _passed_over(image: Image.Image, pages: list[Page], channels: int) -> list[str]:
+    """What of an image is not read."""
+    found = []
+    if len(pages) > 1:
+        alike = all((page.width, page.height, page.samples) == (image.width, image.height, 1) for page in pages)
+        shape = f" (an array [{len(pages)}, {image.height}, {image.width}] of bands or slices?)" if alike else ""
+        found.append(f"{len(pages)} pages{shape}, of which only the first is used")
+    elif image.format not in ("TIFF", "MPO") and getattr(image, "is_animated", False):
+        found.append("an animation, of which only the first picture is used")
+    used = 4 if channels == 4 and raw_mode(image) == "RGBX" else len(image.getbands())
+    used = 1 if raw_mode(image).startswith("LX") else used
+    if pages and pages[0].samples > used:
+        how = ": --tokenizer.channels 4 reads it" if raw_mode(image) == "RGBX" else ""
+        left = "the last is" if pages[0].samples == used + 1 else f"the last {pages[0].samples - used} are"
+        found.append(f"{pages[0].samples} bands, of which {left} left out{how}")
+    if is_deep_colour(image):
+        found.append("colour of 16 bits, of which the upper 8 are used")
+    return found
 
 
 def _refuse_stack(pages: list[Page]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from mim_image.formats import UnsupportedKind
+from mim_image.formats import NoRange, UnsupportedKind
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
@@ -72,6 +72,10 @@ def check_kind(image: Image.Image, channels: int, limits: Range | None = None) -
     """
     if limits is not None and is_deep_colour(image):
         raise UnsupportedKind("colour of 16 bits, of which the upper 8 are read, so --data.range cannot hold for it")
+    if image.mode not in DEEP and tag(image, 258, 8) > 8 and not is_deep_colour(image):  # Pillow takes it for 8 bits
+        bits = tag(image, 258, 8)
+        raise UnsupportedKind(f"colour of {bits} bits with one plane after the other, which cannot be read: save it "
+                              "pixel by pixel, or in 8 bits")  # fmt: skip
     if image.mode == "LAB":
         raise UnsupportedKind("colour in Lab, which cannot be read: save it as RGB")
     if full_range(image) is None or image.mode in DEEP:
@@ -81,10 +85,8 @@ def check_kind(image: Image.Image, channels: int, limits: Range | None = None) -
         if image.mode not in ("L", *DEEP):
             raise UnsupportedKind(f"{image.mode} of {bits}-bit {kind}, which cannot be read: save it in 8 bits")
         if limits is None and full_range(image) is None:
-            raise UnsupportedKind(
-                f"grey of {bits}-bit {kind}, which have no known range; say which are black and white, such as "
-                "--data.range 0 1"
-            )
+            raise NoRange(f"grey of {bits}-bit {kind}, which have no known range; say which are black and white: "
+                          "--data.range LOW HIGH")  # fmt: skip
     if channels == 4 and raw_mode(image).startswith("RGBXX"):
         raise UnsupportedKind(f"a TIFF of {tag(image, 277, 5)} bands; images have 1 (grey), 3 (colour) or 4")
 

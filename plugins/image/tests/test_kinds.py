@@ -129,7 +129,7 @@ def test_colour_of_sixteen_bits_is_said(tmp_path, images):
     array[..., 0] = 40000
     save_tiff(tmp_path / "a.tif", array, photometric=2)
     source = images()
-    assert "have colour of 16 bits, of which the upper 8 are used" in source.advice()[0]
+    assert "looked at: colour of 16 bits, of which the upper 8 are used" in source.advice()[0]
     assert values_of(source)[:, 0, 0].tolist() == [40000 // 256, 0, 0]
     with pytest.raises(BadSample, match=r"so --data\.range cannot hold"):
         images(range=(0, 4095)).read(0, 1)
@@ -200,7 +200,7 @@ def test_the_fourth_band_of_a_tiff(tmp_path, images, compression):
     assert np.array_equal(values_of(source).numpy(), array.transpose(2, 0, 1))
     assert source.advice() == []
     assert np.array_equal(values_of(images()).numpy(), array[..., :3].transpose(2, 0, 1))
-    assert "have 4 bands, of which the last is left out" in images().advice()[0]
+    assert "looked at: 4 bands, of which the last is left out" in images().advice()[0]
     assert "4 bands" in images().contents()["files hold"]
 
 
@@ -221,8 +221,11 @@ def test_pages_that_are_not_read_are_said(tmp_path, images):
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     pages[0].save(tmp_path / "b.gif", save_all=True, append_images=pages[1:])
     said = images(channels=1).advice()
-    assert said[0] == "1 of 2 images looked at have 6 pages; only the first is used (a.tif)."
-    assert said[1] == "1 of 2 images looked at are animations; only the first picture is used (b.gif)."
+    assert (
+        said[0]
+        == "1 of 2 images looked at: 6 pages (an array [6, 40, 40] of bands or slices?), of which only the first is used (a.tif)."
+    )
+    assert said[1] == "1 of 2 images looked at: an animation, of which only the first picture is used (b.gif)."
     assert "6 pages" in images(channels=1).contents()["files hold"]
 
 
@@ -361,3 +364,19 @@ def test_statistics_of_255_are_refused(photo, images):
     with pytest.raises(ValueError, match="must be finite"):
         images(mean=(float("nan"), 0.5, 0.5))
     images(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def test_colour_of_more_bits_in_planes_is_refused_and_not_taken_for_eight(tmp_path, images):
+    array = np.full((8, 8, 3), 1000, np.uint16)
+    save_tiff(tmp_path / "a.tif", array, planes=True, photometric=2)
+    with pytest.raises(MimError, match="colour of 16 bits with one plane after the other"):
+        images(channels=3).advice()
+    save_tiff(tmp_path / "a.tif", array, photometric=2)
+    assert "of 16 bits the upper 8 are used, and they reach 3 of 255" in " ".join(images(channels=3).advice())
+
+
+def test_the_refusal_of_values_without_a_range_says_theirs(tmp_path, images):
+    for i, value in enumerate((-500.0, 250.0)):
+        Image.fromarray(np.full((8, 8), value, np.float32)).save(tmp_path / f"{i}.tif")
+    with pytest.raises(MimError, match=r"go from -500 to 250: for these, --data.range -500 250"):
+        images(channels=1).advice()

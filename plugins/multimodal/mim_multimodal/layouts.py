@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from mim_core import HELD_OUT, MimError, counted, name_code, nearest, split_of, walk_folders
+from mim_core import HELD_OUT, MimError, collections, counted, name_code, nearest, split_of, walk_folders
 
 from mim_multimodal import naming
 from mim_multimodal.tables import rows_of
@@ -186,13 +186,13 @@ def _splits(
     if not tops:
         found = _inner_splits(train)
         return replace(found, advice=(*found.advice, *advice))
-    uses = {whole: "for training", held: "held out"}
+    test = _scan(root, tops[held], named, wanted, suffixes, missing, held_out=True) if held else None
+    uses = {whole: f"for training ({len(train):,})", held: f"held out ({len(test or ()):,})"}
     said = [f"{tops[kind]}/ {use}" for kind, use in uses.items() if kind is not None]
     unused = [f"{folder}/" for kind, folder in tops.items() if kind not in uses]
     said += [f"{', '.join(unused)} not used"] if unused else []
-    if held is None:
+    if test is None:
         return replace(_drawn(train), splits="; ".join(said), advice=advice)
-    test = _scan(root, tops[held], named, wanted, suffixes, missing, held_out=True)
     if missing == "refuse":
         _together(test, wanted, missing)
     return Found(train, test, splits="; ".join(said), advice=advice)
@@ -201,9 +201,11 @@ def _splits(
 def _top_splits(root: Path, named: Mapping[str, str]) -> dict[str, str]:
     """Split -> the folder of the root that is named like it."""
     found: dict[str, str] = {}
-    for path in sorted(root.iterdir()):
-        kind = split_of(path.name)
-        if kind is None or path.name in named.values() or not path.is_dir():
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name not in named.values()]
+    kinds = collections.split_names([(path.name,) for path in folders])
+    for path in folders:
+        kind = kinds.get(path.name)
+        if kind is None:
             continue
         if kind in found:
             raise MimError(
@@ -217,8 +219,9 @@ def _top_splits(root: Path, named: Mapping[str, str]) -> dict[str, str]:
 def _inner_splits(items: Items) -> Found:
     """Splits inside the modalities' folders, rgb/train/1.png; without any, a fifth is drawn."""
     parts = [stem.split("/")[:-1] for stem in items.stems]
-    names = [next((name for name in each if split_of(name)), "") for each in parts]
-    kinds = [split_of(name) if name else None for name in names]
+    named = collections.split_names([tuple(each) for each in parts])
+    names = [next((name for name in each if name in named), "") for each in parts]
+    kinds = [named.get(name) for name in names]
     if not any(kinds):
         return _drawn(items)
     held = next((name for name in HELD_OUT if name in kinds), None)
@@ -236,7 +239,7 @@ def _inner_splits(items: Items) -> Found:
     uses = {"for training": train, "held out": test}
     unused = sorted(set(range(len(kinds))) - {*train, *test, *rest})
     said = [
-        f"{', '.join(sorted({f'{names[i]}/' if names[i] else 'others' for i in some}))} {use} ({len(some):,})"
+        f"{', '.join(sorted({f'{names[i]}/' if names[i] else 'all others' for i in some}))} {use} ({len(some):,})"
         for use, some in {**uses, "not used": unused}.items()
         if some
     ]

@@ -166,7 +166,8 @@ def depth_kind(path: Path) -> str:
 def depth_values(path: Path) -> np.ndarray:
     """A depth map as the file has it: whole numbers or floats [H, W]."""
     check_file(path)
-    return _array(path) if path.suffix.lower() == ".npy" else _grey(path, "a depth map")
+    values = _array(path) if path.suffix.lower() == ".npy" else _grey(path, "a depth map")
+    return values.astype(np.float32) if values.dtype == np.float16 else values  # whose largest value is 65,504
 
 
 def _head(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:

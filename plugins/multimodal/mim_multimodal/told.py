@@ -34,10 +34,12 @@ class Looked:
     Attributes:
         texts: Modality -> what its files hold.
         advice: What is rarely meant.
+        items: How many items were looked at.
     """
 
     texts: dict[str, str] = field(default_factory=dict)
     advice: list[str] = field(default_factory=list)
+    items: int = 0
 
 
 def plan(source: Any) -> dict[str, str]:
@@ -98,7 +100,8 @@ def advice(source: Any) -> list[str]:
 
 def contents(source: Any) -> dict[str, str]:
     """Splits, classes, what is left out, and what some of the files hold."""
-    rows = {"splits": source.found.splits} if source.found.splits else {}
+    held = f"{len(source.found.test):,} items, drawn by their names, are held out"
+    rows = {"splits": source.found.splits or f"none: {held}"}
     names = source.labels.classes
     if names:
         more = f"; of maps {_classes_of_maps(source)}" if "semseg" in source.shapes else ""
@@ -108,7 +111,8 @@ def contents(source: Any) -> dict[str, str]:
         rows["left out"] = left_out
     texts = source.looked().texts
     if texts:
-        rows["files hold"] = "; ".join(f"{name} {text}" for name, text in texts.items())
+        looked = f"{source.looked().items:,} of {len(source):,} looked at"
+        rows["files hold"] = f"{looked}: {'; '.join(f'{name} {text}' for name, text in texts.items())}"
     return rows
 
 
@@ -148,6 +152,7 @@ def look(source: Any) -> Looked:
             text = lookers[name](looker, source, done.advice)
             if looker.seen or looker.bad:
                 done.texts[name] = looker.said(text)
+                done.items = max(done.items, looker.seen + looker.bad)
     return done
 
 
@@ -245,8 +250,13 @@ def _look_at_depth(looker: _Looker, source: Any, advice: list[str]) -> str:
         )
     if lacking > 0.5:
         advice.append(f"of the depth maps looked at, {lacking:.0%} of the pixels are not measured.")
+    if low == high:
+        advice.append(
+            f"the {len(found)} depth maps looked at have the single value {low:.6g}: there is nothing to learn in them."
+        )
     why = f" ({', '.join(stands)})" if stands else ""
-    return f"{low:.6g} to {high:.6g}, {lacking:.1%} not measured{why}"
+    share = f", {lacking:.1%} not measured{why}" if lacking >= 5e-4 else ", a few pixels not measured" + why
+    return f"{low:.6g} to {high:.6g}{share if lacking else ''}"
 
 
 def _lone(depth: np.ndarray) -> list[float]:
@@ -298,4 +308,7 @@ def _look_at_captions(looker: _Looker, source: Any, advice: list[str]) -> str:
         return "", (0, 0), len(files.check_caption(text) if text else files.read_text(path))
 
     lengths = list(looker.read(read))
-    return f"of {min(lengths)} to {max(lengths)} characters" if lengths else ""
+    if not lengths:
+        return ""
+    short, long = min(lengths), max(lengths)
+    return f"of {f'{short} to ' if short != long else ''}{long} characters"

@@ -140,7 +140,7 @@ def test_what_depth_holds_is_said(root):
     for stem in range(6):
         put(root, "depth", stem, far, "npy")
     data = source(root)
-    assert "depth floats, 32 x 32, 1.256 to 1000, 0.0% not measured" in data.contents()["files hold"]
+    assert "depth floats, 32 x 32, 1.256 to 1000;" in data.contents()["files hold"]
     assert any("--data.depth-invalid 1000" in line for line in data.advice())
     assert not any("depth-invalid" in line for line in source(root, depth_invalid=1000.0).advice())
     for stem in range(6):

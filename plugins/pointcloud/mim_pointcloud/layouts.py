@@ -96,10 +96,12 @@ def walk(root: Path) -> tuple[list[str], Counter[str]]:
             ending = os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 continue
-            if ending in EXTENSIONS and not is_list(Path(folder, name)):
-                found.append(os.path.relpath(os.path.join(folder, name), root))
-            else:
+            if ending not in EXTENSIONS:
                 others[ending or "no ending"] += 1
+            elif is_list(Path(folder, name)):
+                others[f"{ending} of no points"] += 1
+            else:
+                found.append(os.path.relpath(os.path.join(folder, name), root))
     return sorted(found), others
 
 

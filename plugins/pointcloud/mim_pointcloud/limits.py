@@ -39,13 +39,16 @@ def check_numbers(rows: int, columns: int, what: str = "points") -> None:
     """Raises ValueError for more numbers than `NUMBERS`."""
     if rows * columns > NUMBERS:
         raise ValueError(
-            f"its {rows:,} {what} of {columns} are over the limit of {NUMBERS:,} numbers; thin it out, or cut it up"
+            f"its {rows:,} {what}{f' of {columns}' if columns > 1 else ''} are over the limit of {NUMBERS:,} numbers; "
+            "thin it out, or cut it up"
         )
 
 
 def check_end(has: int, needs: int, what: str = "bytes") -> None:
     """Raises ValueError where a file is shorter or longer than its header says; if longer, all behind the place where
     something was put in is wrong, and where that is cannot be told."""
+    noun, _, rest = what.partition(" ")
+    what = f"{noun.removesuffix('s') if abs(has - needs) == 1 else noun}{' ' if rest else ''}{rest}"
     if has < needs:
         raise ValueError(f"it is cut off: it has {needs - has:,} {what} less than its header says")
     if has > needs:

@@ -113,7 +113,7 @@ def test_contents_of_many_clouds_in_one_file(tmp_path):
     assert "as scanobjectnn has them: 3 for training, 3 held out" in said["splits"]
     path = tmp_path / "main_split/test_objectdataset.h5"
     path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(MimError, match="1 bytes more than its header says"):
+    with pytest.raises(MimError, match="1 byte more than its header says"):
         source(tmp_path)
 
 

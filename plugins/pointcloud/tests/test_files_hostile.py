@@ -148,7 +148,7 @@ def test_bytes_put_in_or_taken_out_are_named(tmp_path, name):
     for more in (1, 4, 10, 51, 137):
         at = draw.randrange(body + more, len(whole))
         said = reason(tmp_path / name, whole[:at] + bytes(more) + whole[at:])
-        assert f"{more} bytes" in said or name == "a.ply"  # its faces are lists, whose lengths are moved too
+        assert f"{more} byte" in said or name == "a.ply"  # its faces are lists, whose lengths are moved too
         assert reason(tmp_path / name, whole[: at - more] + whole[at:])
     assert f"it has {len(whole):,} " in reason(tmp_path / name, whole * 2)
 
@@ -156,7 +156,7 @@ def test_bytes_put_in_or_taken_out_are_named(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.off", "b.ply", "b.pcd"])
 def test_lines_put_in_are_named(tmp_path, name):
     data = seeds()[name].rstrip() + b"\n0 0 0\n"
-    assert "1 lines more" in (said := reason(tmp_path / name, data)) or "41 follow" in said
+    assert "1 line more" in (said := reason(tmp_path / name, data)) or "41 follow" in said
 
 
 @pytest.mark.parametrize("name", seeds())

@@ -20,8 +20,7 @@ COARSE = 8
 def contents(source: Clips) -> dict[str, str]:
     """Splits, classes, what was left out, what the files hold, and what an epoch sees of them, label by label."""
     found, rows = source.clips, dict[str, str]()
-    if found.splits:
-        rows["splits"] = found.splits
+    rows["splits"] = found.splits or _without_splits(source)
     if names := found.train.classes or found.pretrain.classes:
         rows["classes"] = f"{len(names):,}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
     left = [collections.left_out(found.others)[0]] if found.others else []
@@ -31,6 +30,15 @@ def contents(source: Clips) -> dict[str, str]:
     rows["files hold"] = source.look.text(_span(source) if source.config.fps is None else 0)
     rows["an epoch"] = _epoch(source)
     return rows
+
+
+def _without_splits(source: Clips) -> str:
+    """What stands for splits where no folder is one."""
+    found = source.clips
+    if found.kind != "folder":
+        return f"as {found.kind} has them: {len(found.train):,} for training, {len(found.test):,} held out"
+    held = f", {len(found.test):,} of them are held out from the probes alone" if found.test else ""
+    return f"none: all clips are for pre-training{held}"
 
 
 def advice(source: Clips) -> list[str]:

@@ -121,7 +121,7 @@ class Look:
         """
         facts, bad = self.seen
         files = len(set(self.store.files))
-        looked = f"a look at {len(facts) + len(bad):,} of {counted(files, 'file')}: "
+        looked = f"{len(facts) + len(bad):,} of {files:,} looked at: "
         parts = _parts(facts, needed) if facts else []
         if bad:
             name, why = next(iter(bad.items()))

@@ -145,7 +145,7 @@ def test_what_files_hold(tmp_path):
     (tmp_path / "c.mp4").write_bytes(b"no video")
     (tmp_path / "d.mp4").write_bytes(b"")
     said = source(tmp_path).contents()["files hold"]
-    assert said.startswith("a look at 4 of 4 files: mov (h264); 48 x 32 to 96 x 64 pixels; 10 to 25 frames/s; ")
+    assert said.startswith("4 of 4 looked at: mov (h264); 48 x 32 to 96 x 64 pixels; 10 to 25 frames/s; ")
     for part in ("8 to 10 bits, read as 8", "1 file shorter than a clip of 4 frames", "sound in 1, not read"):
         assert part in said
     assert "2 files cannot be used (c.mp4: it cannot be read as a video" in said

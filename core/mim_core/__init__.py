@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mim_core.errors import one_line as one_line
     from mim_core.errors import unknown as unknown
     from mim_core.errors import warn as warn
+    from mim_core.evaluation.reconstruction import reconstruct as reconstruct
     from mim_core.evaluation.study import Study as Study
     from mim_core.host.findings import Finding as Finding
     from mim_core.host.findings import first_line as first_line
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from mim_core.recipes.resolve import load_recipe as load_recipe
     from mim_core.recipes.twins import Twins as Twins
     from mim_core.recipes.twins import with_options as with_options
+    from mim_core.runs.load import OpenedRun as OpenedRun
     from mim_core.runs.load import load_run as load_run
     from mim_core.scores import FINE_TUNED as FINE_TUNED
     from mim_core.scores import MAJORITY as MAJORITY
@@ -118,6 +120,7 @@ _ROOMS = {
     "data.normalise": ("check_statistics",),
     "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
     "errors": ("nearest", "one_line", "unknown", "warn"),
+    "evaluation.reconstruction": ("reconstruct",),
     "evaluation.study": ("Study",),
     "host.findings": ("Finding", "first_line", "library"),
     "host.loading": ("installed",),
@@ -143,7 +146,7 @@ _ROOMS = {
     "recipes.options": ("fill",),
     "recipes.resolve": ("load_recipe",),
     "recipes.twins": ("Twins", "with_options"),
-    "runs.load": ("load_run",),
+    "runs.load": ("OpenedRun", "load_run"),
     "scores": ("FINE_TUNED", "MAJORITY", "PRETRAINED", "RAW", "Score", "UNTRAINED"),
     "terminal": ("console", "tell"),
     "text": ("counted", "times"),

@@ -81,13 +81,16 @@ if TYPE_CHECKING:
     from mim_core.parts.position import sincos_table as sincos_table
     from mim_core.parts.target import Target as Target
     from mim_core.parts.target import ValueTarget as ValueTarget
+    from mim_core.parts.teacher import EmaTeacher as EmaTeacher
     from mim_core.parts.tokenizer import JoinedTokenizer as JoinedTokenizer
     from mim_core.parts.tokenizer import PatchTokenizer as PatchTokenizer
     from mim_core.parts.tokenizer import Tokenizer as Tokenizer
     from mim_core.randomness import bits as bits
     from mim_core.randomness import make_key as make_key
     from mim_core.randomness import name_code as name_code
+    from mim_core.randomness import permutation as permutation
     from mim_core.randomness import torch_seed as torch_seed
+    from mim_core.randomness import uniform as uniform
     from mim_core.recipes.config import EvaluateConfig as EvaluateConfig
     from mim_core.recipes.config import Part as Part
     from mim_core.recipes.config import RunConfig as RunConfig
@@ -140,8 +143,9 @@ _ROOMS = {
     "parts.norm": ("BatchNorm",),
     "parts.position": ("PositionKind", "make_position", "sincos_table"),
     "parts.target": ("Target", "ValueTarget"),
+    "parts.teacher": ("EmaTeacher",),
     "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "Tokenizer"),
-    "randomness": ("bits", "make_key", "name_code", "torch_seed"),
+    "randomness": ("bits", "make_key", "name_code", "permutation", "torch_seed", "uniform"),
     "recipes.config": ("EvaluateConfig", "Part", "RunConfig", "TrainConfig"),
     "recipes.options": ("fill",),
     "recipes.resolve": ("load_recipe",),

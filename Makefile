@@ -13,7 +13,7 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.made $(PROJECTS)
-	@echo "Installing mim-core and its plugins (torch is some 5 GB; minutes on a fast line) ..."
+	@echo "Installing mim-core and its plugins (torch is about 5 GB) ..."
 	$(BIN)/pip install --quiet --disable-pip-version-check -e . $(PLUGINS)
 	@touch $@
 

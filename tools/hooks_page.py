@@ -4,7 +4,9 @@ page is up to date."""
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -17,7 +19,7 @@ COMMAND = "python tools/hooks_page.py"
 HEAD = f"""\
 # Hooks
 
-<!-- Written by `{COMMAND}` from core/mim_core/hookspecs.py. Change it there. -->
+<!-- Written by `{COMMAND}` from core/mim_core/host/hookspecs.py. Change it there. -->
 
 The plugin interface is number {PLUGIN_API} (`mim_core.PLUGIN_API`). A plugin module may say which one it was written
 for, `MIM_PLUGIN_API = {PLUGIN_API}`, and is then refused by a mim-core that has another.
@@ -58,8 +60,13 @@ def text_of(documented: object) -> str:
 
 def signature(function: object, name: str) -> str:
     """``def name(...) -> ...`` in a fenced block."""
-    text = str(inspect.signature(function)).replace("'", "")  # type: ignore[arg-type]
+    text = _plain(inspect.signature(function))  # type: ignore[arg-type]
     return f"```python\ndef {name}{text}\n```"
+
+
+def _plain(found: inspect.Signature) -> str:
+    """A signature whose annotations have no quotation marks; defaults keep theirs."""
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(found))
 
 
 def hook(name: str) -> str:
@@ -75,7 +82,7 @@ def hook(name: str) -> str:
 def register(cls: type) -> str:
     """How the object that registers is called."""
     call = cls.__call__
-    text = str(inspect.signature(call)).replace("'", "").replace("(self, ", "(")
+    text = _plain(inspect.signature(call)).replace("(self, ", "(")
     arguments = text_of(call).replace("Args:\n", "").split("\n\n", 1)[1]
     shown = textwrap.dedent(arguments.replace("```python\n", "").replace("\n```", "")).strip()
     items = [f"- `{line.strip().partition(': ')[0]}`: {line.strip().partition(': ')[2]}" for line in shown.splitlines()]
@@ -88,7 +95,17 @@ def page() -> str:
     parts += ["\n## What `register` takes", register(registry.Register), register(registry.RecipeRegister)]
     for title, names in sections():
         parts += [f"\n## {title[0].upper()}{title[1:]}", *map(hook, names)]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    return _wrap("\n\n".join(part.strip("\n") for part in parts))
+
+
+def _wrap(text: str) -> str:
+    """The page with its prose wrapped like that of all pages."""
+    spec = importlib.util.spec_from_file_location("wrap_docs", Path(__file__).with_name("wrap_docs.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return str(module.page(text))
 
 
 def main(arguments: list[str]) -> int:

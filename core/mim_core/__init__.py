@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mim_core.errors import one_line as one_line
     from mim_core.errors import unknown as unknown
     from mim_core.errors import warn as warn
+    from mim_core.evaluation.reconstruction import reconstruct as reconstruct
     from mim_core.evaluation.study import Study as Study
     from mim_core.host.findings import Finding as Finding
     from mim_core.host.findings import first_line as first_line
@@ -82,13 +83,16 @@ if TYPE_CHECKING:
     from mim_core.parts.position import sincos_table as sincos_table
     from mim_core.parts.target import Target as Target
     from mim_core.parts.target import ValueTarget as ValueTarget
+    from mim_core.parts.teacher import EmaTeacher as EmaTeacher
     from mim_core.parts.tokenizer import JoinedTokenizer as JoinedTokenizer
     from mim_core.parts.tokenizer import PatchTokenizer as PatchTokenizer
     from mim_core.parts.tokenizer import Tokenizer as Tokenizer
     from mim_core.randomness import bits as bits
     from mim_core.randomness import make_key as make_key
     from mim_core.randomness import name_code as name_code
+    from mim_core.randomness import permutation as permutation
     from mim_core.randomness import torch_seed as torch_seed
+    from mim_core.randomness import uniform as uniform
     from mim_core.recipes.config import EvaluateConfig as EvaluateConfig
     from mim_core.recipes.config import Part as Part
     from mim_core.recipes.config import RunConfig as RunConfig
@@ -97,6 +101,7 @@ if TYPE_CHECKING:
     from mim_core.recipes.resolve import load_recipe as load_recipe
     from mim_core.recipes.twins import Twins as Twins
     from mim_core.recipes.twins import with_options as with_options
+    from mim_core.runs.load import OpenedRun as OpenedRun
     from mim_core.runs.load import load_run as load_run
     from mim_core.scores import FINE_TUNED as FINE_TUNED
     from mim_core.scores import MAJORITY as MAJORITY
@@ -121,6 +126,7 @@ _ROOMS = {
     "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
     "errors": ("nearest", "one_line", "unknown", "warn"),
+    "evaluation.reconstruction": ("reconstruct",),
     "evaluation.study": ("Study",),
     "host.findings": ("Finding", "first_line", "library"),
     "host.loading": ("installed",),
@@ -140,13 +146,14 @@ _ROOMS = {
     "parts.norm": ("BatchNorm",),
     "parts.position": ("PositionKind", "make_position", "sincos_table"),
     "parts.target": ("Target", "ValueTarget"),
+    "parts.teacher": ("EmaTeacher",),
     "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "Tokenizer"),
-    "randomness": ("bits", "make_key", "name_code", "torch_seed"),
+    "randomness": ("bits", "make_key", "name_code", "permutation", "torch_seed", "uniform"),
     "recipes.config": ("EvaluateConfig", "Part", "RunConfig", "TrainConfig"),
     "recipes.options": ("fill",),
     "recipes.resolve": ("load_recipe",),
     "recipes.twins": ("Twins", "with_options"),
-    "runs.load": ("load_run",),
+    "runs.load": ("OpenedRun", "load_run"),
     "scores": ("FINE_TUNED", "MAJORITY", "PRETRAINED", "RAW", "Score", "UNTRAINED"),
     "terminal": ("console", "tell"),
     "text": ("counted", "times"),

@@ -42,7 +42,7 @@ COMMANDS = {
     ),
     "doctor": (
         "mim_core.commands.doctor:doctor",
-        "Say what this machine has, what is missing, and what that means for a run",
+        "Report your hardware and what is missing, with what that means for a run",
     ),
 }
 

@@ -59,7 +59,7 @@ def of_the_disk(error: BaseException) -> str | None:
         what = f"A file of tensors cannot be written, {what.rpartition('I/O error: ')[2]}"
     if number not in DISK:
         return None
-    return f"{what}: {DISK[number]}. Files that were whole are kept; once this is mended, give the same command again."
+    return f"{what}: {DISK[number]}. Complete files are kept; fix this, then rerun the command."
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def test_of_a_plugin(found):
 
 def test_help(mim):
     for plugin in (None, "image"):
-        assert "Say what this machine has" in mim("--help", plugin=plugin).out
+        assert "Report your hardware and what is missing" in mim("--help", plugin=plugin).out
 
 
 # ---- a machine with faults -------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_a_device_that_cannot_compute_stops_any_run(mim, found):
     assert answer["state"] == "missing"
     assert answer["text"].startswith("torch cannot compute on cuda: ")
     assert "--train.device cpu" in answer["means"]
-    assert "No run can start before this is mended: computing." in mim("doctor", "--device", "cuda").all
+    assert "No run can start before this is fixed: computing." in mim("doctor", "--device", "cuda").all
     assert found("--device", "tpu", code=1)["computing"]["stops"]
 
 
@@ -123,7 +123,7 @@ def test_a_plugins_findings_are_listed(with_plugin, found):
     [
         (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
         (lambda: sys.exit("enough"), "SystemExit: enough"),
-        (lambda: ["fine"], "TypeError: 'fine' is no Finding"),
+        (lambda: ["fine"], "TypeError: 'fine' is not a Finding"),
         (lambda: None, "TypeError"),
     ],
     ids=["raises", "exits", "no finding", "none"],

@@ -161,7 +161,7 @@ def test_a_report_that_fails_is_a_warning(tmp_path, monkeypatch, capsys):
     assert main(short(data, run), plugin="image") == 0
     out, err = capsys.readouterr()
     assert "report.html could not be written" in err
-    assert f"no pictures today Once that is mended: mim-core show {run}" in err
+    assert f"no pictures today Once that is fixed: mim-core show {run}" in err
     assert "Report:" not in out
     assert (run / "checkpoints").is_dir()
     with pytest.raises(RuntimeError, match="no pictures today"):

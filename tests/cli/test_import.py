@@ -127,7 +127,7 @@ def test_an_encoder_alone(mim, method, tmp_path):
     assert not (tmp_path / "runs").exists()
     said = mim(*start, "fresh_decoder=true", "decoder_depth=1", "decoder_embed_dim=64", "decoder_num_heads=4")
     assert said.code == 0, said.err
-    assert "the decoder is not of these weights" in said.err
+    assert "the decoder is not in these weights" in said.err
     _, found, _ = load_run(tmp_path / "runs/encoder", installed())
     sample = images()
     assert torch.equal(found.eval().encode(sample).tokens, method.encode(sample).tokens)

@@ -61,9 +61,9 @@ ASKED = {
     "describe core:randm": "Nothing is named 'core:randm'. Did you mean 'core:random'?",
     "describe": "Missing from mim-core describe",
     "evaluate": "Which run?",
-    "evaluate nowhere": "nowhere holds no whole checkpoint",
-    "show nowhere": "nowhere holds no whole checkpoint",
-    "export nowhere": "nowhere holds no whole checkpoint",
+    "evaluate nowhere": "nowhere holds no complete checkpoint",
+    "show nowhere": "nowhere holds no complete checkpoint",
+    "export nowhere": "nowhere holds no complete checkpoint",
     "export nowhere --to tim": "invalid choice 'tim'",
     "plugins --error": "--errors",
     "recipes everything": "Unrecognized options: everything",
@@ -198,8 +198,8 @@ def test_full_disk_during_a_checkpoint(mim, refused, tmp_path, monkeypatch, file
         full_disk_after(patch, 1, file)
         said = refused(*RUN, *TWICE)
     assert "step-00000010 cannot be written: [Errno 28] No space left on device" in said
-    assert "The last whole checkpoint is run/checkpoints/step-00000005" in said
-    assert "the run goes on from there" in said
+    assert "The last complete checkpoint is run/checkpoints/step-00000005" in said
+    assert "the run resumes from there" in said
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000005"]
     assert checkpoint.load(tmp_path / "run/checkpoints/step-00000005").step == 5
     assert mim("export", "run").code == 0
@@ -237,7 +237,7 @@ class FullLog:
     ("lines", "said"),
     [
         (2, "There is no checkpoint yet"),
-        (7, "The last whole checkpoint is run/checkpoints/step-00000005"),
+        (7, "The last complete checkpoint is run/checkpoints/step-00000005"),
     ],
 )
 def test_full_disk_while_metrics_are_written(refused, monkeypatch, lines, said):
@@ -308,7 +308,7 @@ def test_damaged_newest_checkpoint_is_passed_over(mim, tmp_path, damage):
         (newest / "optimizer.safetensors").unlink()
     said = mim(*TWIN, "--out", "run", *TWICE)
     assert said.code == 0, said
-    assert "run/checkpoints/step-00000010 is not whole and is passed over" in said.err
+    assert "run/checkpoints/step-00000010 is incomplete; skipping it" in said.err
     assert "Resuming run at step 5 of 10" in said.err
     assert (newest / "weights.safetensors").read_bytes() == whole  # the same five steps again
 

@@ -353,7 +353,7 @@ def test_what_does_not_fit_is_refused(pretrained, tmp_path, capsys, options, sai
 
 
 def test_what_is_no_pretrained_run_is_refused(trained, tmp_path, capsys):
-    assert "holds no whole checkpoint" in refused(capsys, tmp_path)
+    assert "holds no complete checkpoint" in refused(capsys, tmp_path)
     assert "was itself trained on labels" in refused(capsys, trained / "finetune")
 
 

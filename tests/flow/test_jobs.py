@@ -64,7 +64,7 @@ def test_all_are_done(tmp_path):
 
 
 def test_a_process_that_dies_is_said(tmp_path):
-    assert "A worker died" in started(tmp_path, "die").communicate(timeout=240)[0]
+    assert "A worker process died" in started(tmp_path, "die").communicate(timeout=240)[0]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

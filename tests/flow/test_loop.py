@@ -126,7 +126,7 @@ def ranks(*others):
 def test_ranks_that_see_other_data_are_refused():
     same = {"items": "64", "files": "abc"}
     ranks(same, same).compare(same)
-    with pytest.raises(MimError, match="same items, and have not: rank 0: 64, rank 1: 64, rank 2: 60") as caught:
+    with pytest.raises(MimError, match="Ranks disagree on items: rank 0: 64, rank 1: 64, rank 2: 60") as caught:
         ranks(same, {**same, "items": "60"}).compare(same)
     assert caught.value.everywhere
 

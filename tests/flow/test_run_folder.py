@@ -165,7 +165,7 @@ def test_a_damaged_newest_is_moved_aside_not_deleted(place, capfd):
     newest = place / "run/checkpoints/step-00000004"
     (newest / "state.json").unlink()
     assert resume() == 0
-    assert "step-00000004 is not whole and is passed over" in capfd.readouterr().err
+    assert "step-00000004 is incomplete; skipping it" in capfd.readouterr().err
     assert (newest.with_name("step-00000004.damaged") / "weights.safetensors").exists()
     assert checkpoint.whole(newest)
 

@@ -458,9 +458,9 @@ class WholeForward(NoOptions):
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ("NoMasker", "is no Masker: it must inherit mim_core.Masker"),
+        ("NoMasker", "is not a Masker subclass: it must inherit mim_core.Masker"),
         ("masker_hook", "is a function, no class"),
-        ("GivesNoCount", "gives no count, which every Masker must"),
+        ("GivesNoCount", "must define count"),
         ("Unstated", "has an option 'ratio' that has no default"),
         ("NoOptions", "has no Config, a frozen dataclass of its options"),
         ("WholeForward", None),

@@ -1,4 +1,4 @@
-"""doctor: what this machine has, what is missing, and what that means for a run."""
+"""doctor: reports the hardware and what is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLOURS = {"ok": "green", "missing": "yellow", "warning": "red"}
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """Say what this machine has, what is missing, and which choice that means for a run. Exit code 1 when something
+    """Report your hardware and what is missing, and which choice that means for a run. Exit code 1 when something
     stops any run."""
 
     device: str = "auto"
@@ -56,4 +56,4 @@ def _print(findings: list[Finding]) -> None:
     screen.print(table)
     stopped = [finding.topic for finding in findings if finding.stops]
     if stopped:
-        screen.print(f"No run can start before this is mended: {', '.join(stopped)}.", markup=False)
+        screen.print(f"No run can start before this is fixed: {', '.join(stopped)}.", markup=False)

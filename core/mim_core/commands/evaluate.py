@@ -71,7 +71,7 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     study = prepare_study(folder, registry, config, data if changes else None, options.size)
     scores = studies.run_usable(study, registry)
     read = [f"--data.{name.replace('_', '-')}" for name in changes if name != "root"]
-    notes = [f"The data are read otherwise than in the run, by {', '.join(read)}."] if read else []
+    notes = [f"Data options differ from the run: {', '.join(read)}."] if read else []
     lines = study.notes + notes + verdict(scores)
     print_table(scores, lines, "score")
     content = {"scores": [vars(score) for score in scores], "notes": lines}

@@ -51,8 +51,8 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers
                 yield from (future.result() for future in done)
         except BrokenExecutor as error:
             raise MimError(
-                "A worker died, as one does when memory runs out. The same command goes on from here; "
-                "take fewer --workers."
+                "A worker process died, probably out of memory. The same command resumes from here; "
+                "use fewer --workers."
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C, only what is half done is waited for

@@ -37,7 +37,7 @@ def try_report(folder: Path, registry: Registry) -> bool:
         what = " ".join(str(error).split()) if isinstance(error, MimError) else one_line(error)
         warn(
             f"{folder / 'report.html'} could not be written; all else is done and kept. The reason: {what} Once that "
-            f"is mended: mim-core show {folder}"
+            f"is fixed: mim-core show {folder}"
         )
         return False
     return True

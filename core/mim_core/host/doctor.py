@@ -1,4 +1,4 @@
-"""``doctor``: what this machine has, what is missing, and what that means for a run. Torch is imported inside
+"""``doctor``: reports the hardware, what is missing, and what that means for a run. Torch is imported inside
 the checks, because it may be what is broken."""
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def tried(topic: str, probe: Probe) -> list[Finding]:
         found = list(probe())
         wrong = [finding for finding in found if not isinstance(finding, Finding)]
         if wrong:
-            raise TypeError(f"{wrong[0]!r} is no Finding")
+            raise TypeError(f"{wrong[0]!r} is not a Finding")
     except (Exception, SystemExit) as error:
         why = f"the check itself failed: {type(error).__name__}: {first_line(error)}"
         return [Finding(topic, "warning", why, "Nothing is known of this.")]
@@ -152,7 +152,7 @@ def _computing(device: str) -> Iterator[Finding]:
         if not bool(torch.isfinite(loss)):
             raise RuntimeError("the result of a matrix product is not finite")
     except Exception as error:
-        means = "No run can start there." + ("" if name == "cpu" else " Until it is mended: --train.device cpu")
+        means = "No run can start there." + ("" if name == "cpu" else " Until it is fixed: --train.device cpu")
         why = f"torch cannot compute on {name}: {first_line(error)}"
         yield Finding("computing", "missing", why, means, stops=True)
         return

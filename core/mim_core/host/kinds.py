@@ -74,18 +74,19 @@ def fault_of(kind: str, part: Any) -> str | None:
     one."""
     base = base_of(kind)
     if base is None:
-        return None if callable(part) else f"is a {type(part).__name__}, nothing to call"
+        return None if callable(part) else f"is a {type(part).__name__}, not callable"
     if not isinstance(part, type):
         return f"is a {type(part).__name__}, no class"
     if not issubclass(part, base):
-        return f"is no {base.__name__}: it must inherit mim_core.{base.__name__}"
+        article = "an" if base.__name__[0] in "AEIOU" else "a"
+        return f"is not {article} {base.__name__} subclass: it must inherit mim_core.{base.__name__}"
     lacking = [
         name
         for name in next(known.required for known in TABLE if known.plural == kind)
         if _inherited(part, base, name) and _inherited(part, base, INSTEAD.get((kind, name), name))
     ]
     if lacking:
-        return f"gives no {' and no '.join(lacking)}, which every {base.__name__} must"
+        return f"must define {' and '.join(lacking)}"
     return _options_fault(getattr(part, "Config", None))
 
 

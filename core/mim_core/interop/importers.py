@@ -76,7 +76,7 @@ def heads_of(name: str, given: Any, width: int, released: Mapping[str, Mapping[i
     heads = released[name].get(width) if said is None else said
     if heads is None:
         raise MimError(
-            f"The weights do not tell how many heads share a width of {width}; give {name}=..., or mim-core import "
+            f"The number of heads cannot be inferred (width {width}); give {name}=..., or mim-core import "
             f"--sizes {name}=NUMBER, which makes a run that --init takes."
         )
     return heads

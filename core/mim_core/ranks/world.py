@@ -154,7 +154,7 @@ class World:
             each = [other[name] for other in found]
             if len(set(each)) > 1:
                 listed = ", ".join(f"rank {rank}: {value}" for rank, value in enumerate(each))
-                error = MimError(f"The ranks must have the same {name}, and have not: {listed}.")
+                error = MimError(f"Ranks disagree on {name}: {listed}.")
                 error.everywhere = True
                 raise error
 
@@ -339,5 +339,5 @@ class Heart(threading.Thread):
         for rank, ((beats, *_), (later, step, phase, seconds)) in enumerate(zip(before, now, strict=True)):
             sign = "alive" if later > beats else "DEAD: it gives no sign of life"
             lines.append(f"  rank {rank}: {sign}; when last heard at step {step}, {phase}, for {seconds} s")
-        lines.append("The last whole checkpoint stays; the same command goes on from there.")
+        lines.append("The last complete checkpoint stays; the same command resumes from there.")
         return "\n".join(lines)

@@ -8,7 +8,7 @@
         recipe.toml              the resolved recipe, so that the folder describes itself
 
 Written under a temporary name, synced, and renamed. A folder of the final name whose files have the sizes in
-state.json is whole; the newest whole one wins, by its number. One that is not whole is passed over with a warning, and
+state.json is whole; the newest whole one wins, by its number. One that is incomplete is skipped with a warning, and
 moved aside when a checkpoint is written next. Folders of other names are the user's, and left alone.
 """
 
@@ -125,11 +125,11 @@ def save(run: Path, contents: Contents, step: int, recipe: str, extra: dict[str,
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         before = newest(run)
-        kept = f"The last whole checkpoint is {before}." if before else "There is no earlier checkpoint."
+        kept = f"The last complete checkpoint is {before}." if before else "There is no earlier checkpoint."
         room = "Free some space" if is_full(error) else "See that it can be written to"
-        again = "the run goes on from there" if before else "or choose another folder with --out"
+        again = "the run resumes from there" if before else "or choose another folder with --out"
         raise MimError(
-            f"Checkpoint {final} cannot be written: {error}. {kept} {room}, and give the same command again: {again}."
+            f"Checkpoint {final} cannot be written: {error}. {kept} {room}, then rerun the command: {again}."
         ) from error
     sound = []
     for path in steps_of(run):
@@ -153,7 +153,7 @@ def _clear(path: Path) -> None:
         for number in range(1000):
             with suppress(OSError):  # that name is taken
                 moved = path.rename(path.with_name(f"{path.name}.damaged" + (f"-{number}" if number else "")))
-                warn(f"{path} is no whole checkpoint: {error}. It is now {moved}.")
+                warn(f"{path} is not a complete checkpoint: {error}. It is now {moved}.")
                 return
 
 
@@ -193,7 +193,7 @@ def newest(run: Path, tell: Callable[[str], None] = lambda text: None) -> Path |
         fault = fault_of(path)
         if fault is None:
             return path
-        tell(f"{path} is not whole and is passed over: {fault}.")
+        tell(f"{path} is incomplete; skipping it: {fault}.")
     return None
 
 
@@ -207,7 +207,7 @@ def to_resume(run: Path, tell: Callable[[str], None] = lambda text: None) -> Pat
     path, there = newest(run, passed.append), steps_of(run)
     if path is None and there:
         raise MimError(
-            f"{run} holds no whole checkpoint to go on from: {there[-1]} is damaged: {fault_of(there[-1])}. Restore "
+            f"{run} holds no complete checkpoint to resume from: {there[-1]} is damaged: {fault_of(there[-1])}. Restore "
             f"it; or, to start again from step 0, remove {folder_of(run)}, or choose another folder with --out."
         )
     for text in passed:
@@ -276,7 +276,7 @@ def check(
     if faults:
         told = "; ".join(faults[:6]) + (f" and {len(faults) - 6} more" if len(faults) > 6 else "")
         raise MimError(
-            f"{loaded.path} cannot be gone on from: {told}. Restore it, or remove it to start "
+            f"{loaded.path} cannot be resumed from: {told}. Restore it, or remove it to start "
             f"from an earlier one; to start anew from its weights: --init {loaded.path} and another --out."
         )
 

@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
-from mim_core.errors import MimError
-from mim_core.errors import warn
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from mim_core.data.source import DataSource
+from mim_core.errors import MimError, warn
+from mim_core.host.loading import installed
 from mim_core.host.registry import Registry
-from mim_core.methods.build import build_method
+from mim_core.methods.build import build_method, make_source
 from mim_core.methods.method import Method
 from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.toml import from_toml
 from mim_core.runs import checkpoint
-from mim_core.runs.folder import check_name
-from mim_core.runs.folder import read_recipe
-from pathlib import Path
-import os
+from mim_core.runs.folder import check_name, read_recipe
 
 
+class OpenedRun(NamedTuple):
+    """A run that was opened.
 
-def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Path]:
+    Attributes:
+        recipe: Its parts by role, with their options, and how it was trained.
+        method: Its method, with the newest weights.
+        checkpoint: The folder that these weights are from.
+    """
+
+    recipe: ResolvedRun
+    method: Method
+    checkpoint: Path
+
+    def source(self) -> DataSource:
+        """The data that it was trained on.
+
+        Raises:
+            MimError: They are no longer there.
+        """
+        return make_source(self.recipe, self.method)
+
+
+def load_run(folder: Path | str, registry: Registry | None = None) -> OpenedRun:
     """A run's recipe, its method with the newest weights, and the checkpoint that they are from. Where the run kept an
     average of its weights (``--train.ema``), the weights are that.
+
+    Args:
+        folder: The run's folder, or one of its checkpoints.
+        registry: Where names are looked up; what is installed by default.
 
     Raises:
         MimError: The folder holds no whole checkpoint, or is a file.
     """
+    folder, registry = Path(folder), registry or installed()
     if folder.is_file():
         formats = ", ".join(sorted(entry.full_name for entry in registry.of_kind("importers")))
         raise MimError(
@@ -36,10 +64,10 @@ def load_run(folder: Path, registry: Registry) -> tuple[ResolvedRun, Method, Pat
         near = sorted(p.parent.name for p in folder.parent.glob("*/recipe.toml")) if folder.parent.is_dir() else []
         there = f" Runs beside it: {', '.join(near)}." if near else ""
         raise MimError(
-            f"{folder} holds no whole checkpoint.{there} Train first: mim-core pretrain RECIPE --out {folder}"
+            f"{folder} holds no complete checkpoint.{there} Train first: mim-core pretrain RECIPE --out {folder}"
         )
     loaded = checkpoint.load(path)
     config = from_toml(read_recipe(path / "recipe.toml"), registry)
     method = build_method(config, registry)
     checkpoint.load_weights(method, loaded, averaged=checkpoint.has_average(path))
-    return config, method, path
+    return OpenedRun(config, method, path)

@@ -61,7 +61,7 @@ def _parted(path: Path) -> tuple[list[Line], int]:
     try:
         if not path.is_file():
             if path.exists():
-                raise MimError(f"{path} is no regular file. Move it away, and give the same command again.")
+                raise MimError(f"{path} is no regular file. Move it away, then rerun the command.")
             return [], 0
         lines = path.read_bytes().split(b"\n")
     except OSError as error:

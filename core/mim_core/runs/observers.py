@@ -1,4 +1,4 @@
-"""Observers of a run: the hooks of plugins that are told how it goes. Each is called by itself, so that one that fails
+"""Run observers: hooks of plugins that are called as a run goes on. Each is called by itself, so that one that fails
 is named and costs no other its turn."""
 
 from __future__ import annotations
@@ -84,4 +84,4 @@ def _told(registry: Registry, name: str) -> str:
 
 
 def _without(name: str) -> str:
-    return "" if name in ("", OWN) else f". To do without it: MIM_CORE_DISABLE={name}"
+    return "" if name in ("", OWN) else f". To disable it: MIM_CORE_DISABLE={name}"

@@ -47,7 +47,7 @@ def share(train: TrainConfig, ranks: int) -> tuple[int, int]:
         fitting = [str(number) for number in range(1, min(batch, 2 * ranks) + 1) if batch % number == 0]
         raise MimError(
             f"A batch of {batch} cannot be shared by {ranks} ranks. Batches near it that can: --train.batch-size "
-            f"{' or '.join(batches)}. Numbers of ranks that would do: {', '.join(fitting)}."
+            f"{' or '.join(batches)}. Valid rank counts: {', '.join(fitting)}."
         )
     each = batch // ranks
     micro = min(train.micro_batch or each, each)

@@ -121,7 +121,7 @@ def not_finite(run: Run, step: int) -> MimError:
     """Writes the batch of a step, all ranks' samples, rebuilt from its keys; returns the error to raise.
 
     ``not_finite.json`` has the samples' indices, keys and names, ``not_finite.safetensors`` the batch as the method got
-    it. Weights and moments are from before: the update of such a step is left out on the device.
+    it. Weights and moments are from before: the update of such a step is skipped on the device.
     """
     size = run.train.batch_size
     requests = next(iter(KeyedBatches(len(run.source), size, run.train.seed, step * size, (step + 1) * size)))
@@ -145,7 +145,7 @@ def not_finite(run: Run, step: int) -> MimError:
     shown = ", ".join((about["not_finite"] or names)[:8])
     what = "Samples that are themselves not finite" if bad else "All samples are finite; the first"
     return MimError(
-        f"The loss of step {step}, or its gradient, is not finite. The update was left out. Its batch is in "
+        f"The loss of step {step}, or its gradient, is not finite. The update was skipped. Its batch is in "
         f"{path.with_suffix('.safetensors')}, its samples are named in {path}. {what}: {shown}. The last checkpoint is "
         "from before. A lower --train.base-lr, --train.clip-grad 1, or --train.precision fp32 may help."
     )

@@ -159,10 +159,10 @@ class _Session:
         if not isinstance(error, OSError):
             return None
         before = checkpoint.newest(run.folder)
-        kept = f"The last whole checkpoint is {before}" if before else "There is no checkpoint yet"
+        kept = f"The last complete checkpoint is {before}" if before else "There is no checkpoint yet"
         full = disk.is_full(error) or str(run.folder) in str(error.filename)
         what = f"{run.folder} cannot be written" if full else "A file or the system failed"
-        return self.world.error(f"{what}: {error}. {kept}; once this is mended, the same command goes on from there.")
+        return self.world.error(f"{what}: {error}. {kept}; fix this, then rerun the command to resume from there.")
 
     def _resume(self) -> bool:
         """Opens the folder on rank 0, and puts back what its newest checkpoint holds."""
@@ -235,7 +235,7 @@ class _Session:
             run.observe("mim_run_finished")
         else:
             why = f"the time limit of {train.max_hours} h" if reason == TIME_LIMIT else signal.Signals(reason).name
-            reporter.say(f"Stopped by {why} at step {saved} of {run.steps}. The same command goes on from there.")
+            reporter.say(f"Stopped by {why} at step {saved} of {run.steps}. The same command resumes from there.")
         return done
 
     def _until_stopped(self, trainer: Trainer, stop: list[int]) -> Iterator[None]:

@@ -66,7 +66,7 @@ def before_the_first_step(program: str) -> Iterator[None]:
 
     def leave(number: int, frame: object) -> None:
         name = signal.Signals(number).name
-        sys.stderr.write(f"{program}: stopped by {name}; the same command goes on, or begins, from here.\n")
+        sys.stderr.write(f"{program}: stopped by {name}; the same command resumes, or starts, from here.\n")
         raise SystemExit(STOPPED)
 
     with heard(leave):

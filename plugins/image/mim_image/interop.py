@@ -51,7 +51,7 @@ class MaeSizes:
     """Small number in the normalisation layers."""
     fresh_decoder: bool = False
     """For files of the encoder alone, as most released ones are: a decoder of the paper's size (or of the sizes given
-    here) is drawn, so that features are right and reconstructions are not."""
+    here) is randomly initialised, so that features are right and reconstructions are not."""
     patch_size: Any = None
     embed_dim: int | None = None
     depth: int | None = None
@@ -110,7 +110,7 @@ def import_mae(state: State, **sizes: Any) -> Method:
         warn(f"the positions of the {' and '.join(learned)} are not MAE's sine-cosine ones: they are taken as learned.")
     moved = _fold_class_position(state, "cls_token", "pos_embed")
     if given.fresh_decoder:
-        warn("the decoder is not of these weights, it is drawn: its reconstructions mean nothing yet.")
+        warn("the decoder is not in these weights and is randomly initialised: its reconstructions mean nothing yet.")
         moved |= {
             _mae_name(name): value for name, value in method.state_dict().items() if name.startswith(importers.HEAD)
         }
@@ -135,7 +135,7 @@ def _decoder_size(state: State, given: MaeSizes) -> tuple[int, int]:
         raise MimError(
             "These weights are an encoder alone: there is no 'decoder_embed.weight'. Features need no more: give "
             "fresh_decoder=True, or mim-core import --sizes fresh_decoder=true, which makes a run that --init takes; "
-            "a decoder is drawn beside it."
+            "the decoder is randomly initialised."
         )
     return importers.need(state, "decoder_embed.weight", "MAE with its decoder").shape[0], importers.depth_of(
         state, "decoder_blocks."

@@ -161,7 +161,7 @@ def test_the_data_are_read_otherwise_when_judged(trouble, tmp_path, capsys):
     assert main(["evaluate", str(folder), "--on", "knn", *more], plugin="video") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Each clip's features are the mean over 6 views." in said
-    assert "The data are read otherwise than in the run, by --data.stride, --data.views." in said
+    assert "Data options differ from the run: --data.stride, --data.views." in said
     assert (folder / "scores-stride-1-views-2x3.json").exists()
     assert not (folder / "scores.json").exists()
     assert main(["evaluate", str(folder), "--on", "knn", "--data.view", "2", "3"], plugin="video") == 2

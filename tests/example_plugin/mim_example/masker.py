@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from mim_core import Masker
-from mim_core.randomness import bits
+from mim_core import Masker, bits
 
 
 class CheckerMasker(Masker):

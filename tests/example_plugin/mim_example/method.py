@@ -6,8 +6,7 @@ Not a masked autoencoder: nothing is decoded. It shares core's tokenizers, maske
 from dataclasses import dataclass
 
 import torch
-from mim_core import Draw, Features, Mask, Method, Outcome
-from mim_core.randomness import bits
+from mim_core import Draw, Features, Mask, Method, Outcome, bits
 from torch.nn import functional as F
 
 

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mim_core import DataSource, MimError
-from mim_core.data.source import Labelled, Picture
-from mim_core.errors import BadSample
-from mim_core.randomness import make_key, torch_seed
+from mim_core import BadSample, DataSource, Labelled, MimError, Picture, make_key, torch_seed
 from scipy.io import wavfile
 from torch.utils.data import Dataset
 

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from mim_core import Masker
-from mim_core.parts.masker import check_ratio, hide_first
-from mim_core.randomness import bits
+from mim_core import Masker, bits, check_ratio, hide_first
 
 
 class TimeSpanMasker(Masker):

@@ -5,9 +5,7 @@ Differs from the paper: the encoder sees visible units alone, a decoder answers,
 from dataclasses import dataclass
 
 import torch
-from mim_core import Draw, Method, Outcome
-from mim_core.methods.method import encode_all
-from mim_core.parts.teacher import EmaTeacher
+from mim_core import Draw, EmaTeacher, Method, Outcome, encode_all
 from torch.nn import functional as F
 
 

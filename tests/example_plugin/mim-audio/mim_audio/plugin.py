@@ -54,6 +54,6 @@ def mim_register_recipes(register):
 
 def main():
     """The ``mim-audio`` command."""
-    from mim_core.cli import main
+    from mim_core import main
 
     return main(plugin="audio")

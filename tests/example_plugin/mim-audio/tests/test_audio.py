@@ -5,8 +5,7 @@ import pytest
 from mim_audio.data import Sounds
 from mim_audio.spectrogram import log_mel, mel_filters
 from mim_audio.tokenizer import SpectrogramTokenizer
-from mim_core import Draw, Layout, MimError
-from mim_core.errors import BadSample
+from mim_core import BadSample, Draw, Layout, MimError
 from mim_core.testing import (
     DataContract,
     MaskerContract,

@@ -1,16 +1,19 @@
 """Every kind of recipe keeps the method's contract, and every registered method is in one of them.
 
-Recipes of one kind have the same parts and options but for numbers: ViT-B and ViT-L of one method. The contract is tried
-with the twin of the first of a kind; `flow/test_curves.py` trains the twins of all, and `test_plugins.py` builds them.
+Recipes of one kind have the same parts and options but for numbers: ViT-B and ViT-L of one method. The contract is
+tried with the twin of the first of a kind; `flow/test_curves.py` trains the twins of all.
 """
 
 import functools
 
+import pytest
 from mim_core.host.loading import installed
 from mim_core.methods.supervised import Supervised
 from mim_core.recipes.options import plain
 from mim_core.recipes.resolve import load_recipe
 from mim_core.testing import MethodContract
+
+pytestmark = pytest.mark.slow
 
 RECIPES = [entry.full_name for entry in installed().of_kind("recipes")]
 

@@ -1,11 +1,17 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both make .venv when it is missing.
+# On a fresh machine: `make demo`, `make check` and `make test`. Each makes .venv when it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 PLUGINS := $(patsubst %/pyproject.toml,-e %,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: demo test lint clean
+# What `make check` runs, but for tests marked slow; docs/testing.md says how they are chosen.
+QUICK := tests/test_house_rules.py tests/surface tests/contracts tests/parity/test_bundled.py tests/parity/test_pth.py \
+    tests/plugins/test_host.py tests/plugins/test_imports.py tests/plugins/test_collections.py \
+    tests/flow/test_walking.py tests/cli/test_import.py
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadscope
+
+.PHONY: demo check test lint clean
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mim-core needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ...")'
@@ -28,9 +34,13 @@ demo: $(VENV)/.installed
 	$(BIN)/mim-image evaluate runs/demo
 	@echo "Open runs/demo/report.html: curves, reconstructions, scores."
 
-# One thread for each of up to four processes; a class or a module of tests stays in one.
+# For every save: style, types and the quick tests.
+check: $(VENV)/.developed lint
+	$(PYTEST) --maxprocesses 2 -m "not slow and not gpu" $(QUICK)
+
+# Everything. One thread for each of up to four processes; a class or a module of tests stays in one.
 test: $(VENV)/.developed lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadscope
+	$(PYTEST) --maxprocesses 4
 
 lint: $(VENV)/.developed
 	$(BIN)/ruff check .

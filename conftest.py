@@ -1,5 +1,5 @@
-"""For every test of the core and of the plugins: one thread, shape annotations checked at run time, and nothing left
-behind.
+"""For every test of the core and of the plugins: one thread, shape annotations checked at run time, a temporary folder
+of the session's own, and nothing left behind.
 
 MIM_NO_SHAPE_CHECKS=1 leaves the checks of shapes out. Contracts that compile switch them off for that one check
 (`mim_core.testing.unchecked`), because a tracer cannot look into the checker.
@@ -8,6 +8,7 @@ MIM_NO_SHAPE_CHECKS=1 leaves the checks of shapes out. Contracts that compile sw
 import multiprocessing
 import os
 import random
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,6 +34,77 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if getattr(getattr(item, "function", None), "needs_gpu", False):
             item.add_marker(pytest.mark.gpu)
+
+
+# ---- the session's own folder ----------------------------------------------------------------------------------------
+
+CACHES = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "TRITON_HOME")
+"""Where libraries keep what they write below the home folder."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    """Temporary files of the tests, of the libraries and of every process that they start lie in pytest's own folder,
+    which pytest removes. xdist's processes inherit the variables of the one that starts them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    folder = config._tmp_path_factory.getbasetemp() / "system"
+    folder.mkdir()
+    config.mim_environ = {name: os.environ.get(name) for name in ("TMPDIR", *CACHES)}
+    for name in CACHES:
+        os.environ[name] = str(folder / name.lower())
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+def pytest_unconfigure(config):
+    tempfile.tempdir = None
+    for name, value in getattr(config, "mim_environ", {}).items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The order's seed: ``-q`` hides the header that holds it."""
+    if (seed := config.getoption("randomly_seed", None)) is not None:
+        terminalreporter.write_line(f"Random order; the same order again: pytest --randomly-seed={seed}")
+
+
+def orphans():
+    """Command lines of processes that tests started, known by their temporary folder, and that are no descendants of
+    this one: they would outlive it."""
+    mark, parents, ours = f"TMPDIR={os.environ['TMPDIR']}\0".encode(), {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            number, rest = int(folder.name), (folder / "stat").read_text().rpartition(")")[2].split()
+            parents[number] = int(rest[1])
+            if rest[0] != "Z" and mark in (folder / "environ").read_bytes():
+                ours[number] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it has ended, or belongs to somebody else
+            continue
+
+    def below(number):
+        while number > 1 and number != os.getpid():
+            number = parents.get(number, 0)
+        return number == os.getpid()
+
+    return {number: line for number, line in ours.items() if not below(number)}
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session):
+    """Fails a session that leaves processes; those of xdist and their helpers may take a moment to end."""
+    result = yield
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        until = time.monotonic() + 10
+        while (left := orphans()) and time.monotonic() < until:
+            time.sleep(0.1)
+        if left:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            told = "\n".join(f"  process {number}: {line}" for number, line in left.items())
+            session.config.get_terminal_writer().line(f"\nThe tests leave processes behind:\n{told}", red=True)
+    return result
 
 
 # ---- nothing left behind ---------------------------------------------------------------------------------------------

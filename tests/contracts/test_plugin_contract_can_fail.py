@@ -166,6 +166,7 @@ def test_what_the_core_refuses_fails_with_its_words(entries, check, text):
         getattr(contract_of(*entries), check)()
 
 
+@pytest.mark.slow
 def test_a_plugin_module_that_imports_torch():
     class Heavy(PluginContract):
         plugin = NAME
@@ -195,6 +196,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", CHANGES)
 def test_a_part_whose_module_changes_global_state(tmp_path, monkeypatch, line):
     (tmp_path / "a_careless_part.py").write_text(f"{line}\n")
@@ -204,6 +206,7 @@ def test_a_part_whose_module_changes_global_state(tmp_path, monkeypatch, line):
         contract_of(careless).test_parts_change_nothing_shared()
 
 
+@pytest.mark.slow
 def test_a_part_whose_module_changes_nothing(tmp_path, monkeypatch):
     (tmp_path / "a_careful_part.py").write_text("import torch\nWIDTH = torch.ones(3)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

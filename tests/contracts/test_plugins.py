@@ -6,6 +6,8 @@ from mim_core.host.loading import installed
 from mim_core.testing import MethodContract, PluginContract
 from mim_core.testing.suite import collect, suite
 
+pytestmark = pytest.mark.slow
+
 PLUGINS = [record.name for record in installed().plugins if record.name != "core"]
 
 

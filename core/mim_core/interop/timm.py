@@ -83,6 +83,33 @@ def notes_on(method: Method) -> list[str]:
     return []
 
 
+def _line(name: str, arguments: Mapping[str, Any], known: Mapping[str, Any], encoder: Encoder, path: Path) -> str:
+    """The line of Python that loads the file."""
+    shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    eps = getattr(encoder.config, "norm_eps", 1e-6)
+    if eps != 1e-6 and getattr(encoder.config, "name", None) is None:  # timm's own is 1e-6
+        shown += f", norm_layer=functools.partial(torch.nn.LayerNorm, eps={eps!r})"
+    return f'timm.create_model("{name}", {shown}, pretrained_cfg_overlay={known!r}, checkpoint_path="{path.name}")'
+
+
+def _patch_encoder(method: Method) -> tuple[PatchTokenizer, Encoder]:
+    """Tokenizer and encoder of a method that timm has a model for.
+
+    Raises:
+        MimError: It has others.
+    """
+    tokenizer, encoder = getattr(method, "tokenizer", None), getattr(method, "encoder", None)
+    if (
+        not isinstance(tokenizer, PatchTokenizer)
+        or len(tokenizer.config.patch) != 2
+        or not isinstance(encoder, Encoder)
+    ):
+        several = ", ".join(getattr(tokenizer, "parts", {}))
+        has = f"the tokenizers {several} beside each other" if several else "another tokenizer or encoder"
+        raise MimError(f"timm holds encoders of two-dimensional patches of one picture; this method has {has}.")
+    return tokenizer, encoder
+
+
 def export_timm(
     method: Method,
     path: Path,
@@ -103,15 +130,7 @@ def export_timm(
     Raises:
         MimError: The method has no single patch tokenizer in front of an encoder that timm knows.
     """
-    tokenizer, encoder = getattr(method, "tokenizer", None), getattr(method, "encoder", None)
-    if (
-        not isinstance(tokenizer, PatchTokenizer)
-        or len(tokenizer.config.patch) != 2
-        or not isinstance(encoder, Encoder)
-    ):
-        several = ", ".join(getattr(tokenizer, "parts", {}))
-        has = f"the tokenizers {several} beside each other" if several else "another tokenizer or encoder"
-        raise MimError(f"timm holds encoders of two-dimensional patches of one picture; this method has {has}.")
+    tokenizer, encoder = _patch_encoder(method)
     config = tokenizer.config
     try:
         name, arguments = encoder.timm_model()
@@ -134,13 +153,8 @@ def export_timm(
         weights.update(head)
         arguments = {**arguments, "num_classes": len(head["head.bias"]), "global_pool": pool}
     weights = _as_timm_has_it(name, arguments, weights)
-    shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    eps = getattr(encoder.config, "norm_eps", 1e-6)
-    if eps != 1e-6 and getattr(encoder.config, "name", None) is None:  # timm's own is 1e-6
-        shown += f", norm_layer=functools.partial(torch.nn.LayerNorm, eps={eps!r})"
     known = {"input_size": (config.channels, *config.size), "num_classes": arguments["num_classes"], **(inputs or {})}
-    shown += f", pretrained_cfg_overlay={known!r}"
-    line = f'timm.create_model("{name}", {shown}, checkpoint_path="{path.name}")'
+    line = _line(name, arguments, known, encoder, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"timm_model": name, "timm_arguments": json.dumps(arguments), "load": line, **(extra or {})}
     metadata["timm_config"] = json.dumps(known)

@@ -105,9 +105,7 @@ def import_mae(state: State, **sizes: Any) -> Method:
         ),
         target=Part.of("core:values", normalize=given.norm_pix_loss, loss="l2"),
     )
-    learned = [name for name in ("encoder", "decoder") if method.built_from[name].options.position == "learned"]
-    if learned:
-        warn(f"the positions of the {' and '.join(learned)} are not MAE's sine-cosine ones: they are taken as learned.")
+    _say_what_is_learned(method)
     moved = _fold_class_position(state, "cls_token", "pos_embed")
     if given.fresh_decoder:
         warn("the decoder is not in these weights and is randomly initialised: its reconstructions mean nothing yet.")
@@ -118,6 +116,12 @@ def import_mae(state: State, **sizes: Any) -> Method:
         moved["decoder_pos_embed"] = _decoder_table(state)
     fill_weights(method, moved, {name: _mae_name(name) for name in method.state_dict()})
     return method
+
+
+def _say_what_is_learned(method: Method) -> None:
+    learned = [name for name in ("encoder", "decoder") if method.built_from[name].options.position == "learned"]
+    if learned:
+        warn(f"the positions of the {' and '.join(learned)} are not MAE's sine-cosine ones: they are taken as learned.")
 
 
 RELEASED_HEADS = {"num_heads": {768: 12, 1024: 16, 1280: 16}, "decoder_num_heads": {512: 16}}

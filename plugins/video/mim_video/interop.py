@@ -128,6 +128,11 @@ def _videomae(state: State, given: VideomaeSizes, masker: Part) -> Method:
         ),
         target=Part.of("video:cubes", normalize=given.normalize_target, mean=given.mean, std=given.std),
     )
+    return _filled(method, state)
+
+
+def _filled(method: Method, state: State) -> Method:
+    """The method with the weights of the official names."""
     own = method.state_dict()
     tables = {name: own[name] for name in own if name.endswith("position.table")}  # computed, so in no checkpoint
     fill_weights(method, {**_whole_bias(state), **tables}, {name: _videomae_name(name) for name in own})

@@ -26,7 +26,7 @@ def test_few_jobs_stay_in_this_process():
 WORK = """
 import multiprocessing, os, sys, time
 from mim_core.errors import MimError
-from mim_core.jobs import in_processes
+from mim_core.data.conversion import in_processes
 
 def squared(number):
     return number**2

@@ -133,7 +133,7 @@ WRONG = [
     ([masker(load="RunConfig")], {}, "test_everything_resolves", "is not a Masker subclass"),
     ([masker(load="Thawed")], {}, "test_everything_resolves", "is not frozen"),
     ([masker(load="NoDefault")], {}, "test_everything_resolves", "has no default"),
-    ([masker(load="NoHide")], {}, "test_everything_resolves", "wrong:fine cannot be used.* gives no hide"),
+    ([masker(load="NoHide")], {}, "test_everything_resolves", "wrong:fine cannot be used.* must define hide"),
     ([masker(load="Lost")], {}, "test_everything_resolves", "cannot be loaded from 'a_wrong_plugin:Lost'"),
     ([masker(load="Odd")], {}, "test_everything_resolves", "options of wrong:fine cannot be .* odd"),
     ([entry("evaluations", "one", "NAME")], {}, "test_everything_resolves", "not callable"),

@@ -15,7 +15,7 @@ from mim_core.scores import MAJORITY, Score, class_weights
 MEAN_CLASS = "mean class accuracy"
 UNEVEN = (0.5, 1.3)
 """Classes are uneven where the smallest has less, or the largest more, than this times an even share of the test
-split."""
+split, beyond what chance does to a small one."""
 
 
 # ---- probes ----------------------------------------------------------------------------------------------------------
@@ -169,10 +169,13 @@ def _class_accuracy(found: Tensor, labels: Tensor) -> float:
 def _where_uneven(study: Study, scores: list[Score]) -> list[Score]:
     """The scores that weigh classes alike, with a note, where the classes of the test split are uneven; else none."""
     test = study.labels[1]
-    counts = test.unique(return_counts=True)[1] / len(test)
-    share, rare = float(counts.max()), float(counts.min())
-    if rare >= UNEVEN[0] / len(counts) and share <= UNEVEN[1] / len(counts):
+    counts = test.unique(return_counts=True)[1]
+    even = len(test) / len(counts)
+    noise = 2.5 * even**0.5  # what a random split of even classes hardly passes
+    low, high = min(UNEVEN[0] * even, even - noise), max(UNEVEN[1] * even, even + noise)
+    if int(counts.min()) >= low and int(counts.max()) <= high:
         return []
+    share, rare = int(counts.max()) / len(test), int(counts.min()) / len(test)
     more = "" if study.config.balance else " To weigh them alike in the linear probe itself: --evaluate.balance"
     note = (
         f"The classes are uneven: the largest has {share:.0%} of the test samples, the smallest {rare:.1%}. The "

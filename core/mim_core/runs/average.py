@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from mim_core.ranks.tensors import follow
-from mim_core.ranks.tensors import local
-from mim_core.ranks.tensors import reshard
-from torch import nn
-import torch
 
+import torch
+from torch import nn
+
+from mim_core.ranks.tensors import follow, local, reshard
 
 
 class WeightAverage:

@@ -14,47 +14,45 @@ moved aside when a checkpoint is written next. Folders of other names are the us
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from mim_core.disk import _digest
-from mim_core.disk import _sync
-from mim_core.disk import is_full
-from mim_core.errors import MimError
-from mim_core.errors import warn
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mim_core.disk import _digest, _sync, is_full
+from mim_core.errors import MimError, warn
 from mim_core.methods.method import Method
 from mim_core.ranks.tensors import fill_from_first
 from mim_core.ranks.tensors import whole as whole_tensor
 from mim_core.runs.average import WeightAverage
-from mim_core.runs.state import AVERAGE
-from mim_core.runs.state import DIGEST
-from mim_core.runs.state import FORMAT
-from mim_core.runs.state import MOMENTS
-from mim_core.runs.state import RECIPE
-from mim_core.runs.state import STATE
-from mim_core.runs.state import StateError
-from mim_core.runs.state import TornError
-from mim_core.runs.state import WEIGHTS
-from mim_core.runs.state import digest_of
-from mim_core.runs.state import number_of
-from mim_core.runs.state import read_state
-from mim_core.runs.state import read_text
-from mim_core.runs.state import regular
-from mim_core.runs.strictness import average_faults
-from mim_core.runs.strictness import moment_faults
+from mim_core.runs.state import (
+    AVERAGE,
+    DIGEST,
+    FORMAT,
+    MOMENTS,
+    RECIPE,
+    STATE,
+    WEIGHTS,
+    StateError,
+    TornError,
+    digest_of,
+    number_of,
+    read_state,
+    read_text,
+    regular,
+)
+from mim_core.runs.strictness import average_faults, moment_faults
 from mim_core.tensor_files import usual_mode
-from pathlib import Path
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save_file
-from torch import Tensor
-from typing import Any
-import json
-import os
-import shutil
-import torch
-import torch.distributed as dist
-
 
 
 @dataclass(frozen=True)
@@ -207,8 +205,8 @@ def to_resume(run: Path, tell: Callable[[str], None] = lambda text: None) -> Pat
     path, there = newest(run, passed.append), steps_of(run)
     if path is None and there:
         raise MimError(
-            f"{run} holds no complete checkpoint to resume from: {there[-1]} is damaged: {fault_of(there[-1])}. Restore "
-            f"it; or, to start again from step 0, remove {folder_of(run)}, or choose another folder with --out."
+            f"{run} holds no complete checkpoint to resume from: {there[-1]} is damaged: {fault_of(there[-1])}. "
+            f"Restore it; or, to start again from step 0, remove {folder_of(run)}, or choose another folder with --out."
         )
     for text in passed:
         tell(text)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from mim_core.disk import write_whole
-from mim_core.errors import MimError
-from mim_core.recipes.versions import with_earlier
-from mim_core.runs import checkpoint
-from mim_core.runs import logs
-from mim_core.runs.state import StateError
-from mim_core.runs.state import read_text
-from pathlib import Path
 import os
 import platform
 import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+from mim_core.disk import write_whole
+from mim_core.errors import MimError
+from mim_core.recipes.versions import with_earlier
+from mim_core.runs import checkpoint, logs
+from mim_core.runs.state import StateError, read_text
 
 
 def open_folder(folder: Path, recipe: str, complete: Callable[[str], str] = str) -> dict[str, str]:

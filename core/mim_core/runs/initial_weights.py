@@ -149,9 +149,9 @@ def _move(path: str, own: TablePosition, theirs: TablePosition, found: Places) -
     for name, (there, here) in grids.items():
         where = f"{path} of {name}" if name else path
         found.said.append(f"{where}: trained at a grid of {there}, here {here}; they {theirs.moved(own.units)}")
-    if own.computed and not grids and theirs.units.names == own.units.names:
-        if any(not torch.allclose(state[name].float(), value.float(), atol=1e-4) for name, value in moved.items()):
-            found.said.append(f"{path}: taken as they are there, interpolated from another grid")
+    alike = all(torch.allclose(state[name].float(), value.float(), atol=1e-4) for name, value in moved.items())
+    if own.computed and not grids and theirs.units.names == own.units.names and not alike:
+        found.said.append(f"{path}: taken as they are there, interpolated from another grid")
     if own.kind != theirs.kind:
         found.said.append(f"{path}: {own.kind} here, and start from the {theirs.kind} ones there")
 
@@ -258,8 +258,8 @@ def _grouped(names: Iterable[str], every: Iterable[str]) -> str:
 
 def take_encoder(method: Supervised, other: Method, path: Path) -> list[str]:
     """Copies tokenizer and encoder of another method into this one, by name and strictly. Positions on another grid are
-    moved to this one's, see `match_positions`; learned tokens that only one of them has, such as a class token, are left
-    as they are.
+    moved to this one's, see `match_positions`; learned tokens that only one of them has, such as a class token, are
+    left as they are.
 
     Returns:
         What was left, in words, for the screen.

@@ -3,25 +3,21 @@ one that goes on over other files says so; and kept features know what they were
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from collections.abc import Iterator
-from dataclasses import dataclass
-from mim_core.data.folders import walk_folders
-from mim_core.data.labelled import LabelledSource
-from mim_core.data.source import DataSource
-from mim_core.data.source import Labelled
-from mim_core.disk import replaced
-from mim_core.errors import MimError
-from mim_core.errors import warn
-from mim_core.text import counted
-from pathlib import Path
-from typing import Any
 import gzip
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-
+from mim_core.data.folders import walk_folders
+from mim_core.data.labelled import LabelledSource
+from mim_core.data.source import DataSource, Labelled
+from mim_core.disk import replaced
+from mim_core.errors import MimError, warn
+from mim_core.text import counted
 
 NAME = "files.jsonl.gz"
 

@@ -3,20 +3,17 @@ process may have been killed, or a disk full, within a line. Whole lines count; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
-from mim_core.errors import MimError
-from mim_core.errors import warn
-from mim_core.runs.run import PHASES
-from mim_core.runs.state import StateError
-from mim_core.runs.state import read_json
-from mim_core.scores import Score
-from pathlib import Path
-from typing import Any
 import json
 import math
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
-
+from mim_core.errors import MimError, warn
+from mim_core.runs.run import PHASES
+from mim_core.runs.state import StateError, read_json
+from mim_core.scores import Score
 
 METRICS, PROBES, SKIPPED = "metrics.jsonl", "probes.jsonl", "skipped.jsonl"
 

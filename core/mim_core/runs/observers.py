@@ -3,15 +3,11 @@ is named and costs no other its turn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from mim_core.errors import MimError
-from mim_core.errors import one_line
-from mim_core.errors import warn
-from mim_core.host.registry import Registry
+from collections.abc import Callable, Iterator
 from typing import Any
 
-
+from mim_core.errors import MimError, one_line, warn
+from mim_core.host.registry import Registry
 
 OWN = "core"
 """The plugin of the core's own parts, whose observers are the trackers."""

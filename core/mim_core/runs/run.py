@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
 from mim_core.data.source import DataSource
 from mim_core.host.registry import Registry
 from mim_core.methods.method import Method
 from mim_core.ranks.world import World
-from mim_core.recipes.config import ResolvedRun
-from mim_core.recipes.config import TrainConfig
+from mim_core.recipes.config import ResolvedRun, TrainConfig
 from mim_core.runs import observers
-from mim_core.runs import trackers
-from pathlib import Path
-from typing import Any
-import torch
-
 
 
 @dataclass

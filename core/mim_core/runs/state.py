@@ -4,15 +4,13 @@ kind."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 import hashlib
 import json
 import os
 import re
-
-
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 FORMAT = 1
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from mim_core.errors import MimError
-from mim_core.runs.state import AVERAGE
-from mim_core.runs.state import MOMENTS
 from pathlib import Path
-from safetensors import SafetensorError
-from safetensors import safe_open
-from torch import Tensor
-from torch import nn
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
+from mim_core.errors import MimError
+from mim_core.runs.state import AVERAGE, MOMENTS
 
 KEPT = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW keeps of a parameter that a step has touched."""

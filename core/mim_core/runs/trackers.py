@@ -7,15 +7,6 @@ They ask for no account unless their own environment variables say so. A resumed
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Mapping
-from mim_core.errors import MimError
-from mim_core.errors import unknown
-from mim_core.host.hookspecs import hookimpl
-from pathlib import Path
-from typing import Any
-from typing import Protocol
 import importlib
 import importlib.util
 import json
@@ -24,8 +15,12 @@ import re
 import time
 import tomllib
 import uuid
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
-
+from mim_core.errors import MimError, unknown
+from mim_core.host.hookspecs import hookimpl
 
 PROJECT = "mim-core"
 """Project or experiment that the runs are put under where the tracker's environment names none."""

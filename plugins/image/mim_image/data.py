@@ -293,7 +293,7 @@ class Images(DataSource):
         return {
             "data": f"{root}: {counted(len(self), 'image')}{where} for training, {classes}",
             "held out": f"{counted(len(self.splits.test), 'image')}, "
-            + ("a split of their own" if own else "from the probes alone; training sees them without labels"),
+            + ("a split of their own" if own else "a fifth, from the probes alone; training sees them without labels"),
             "normalised by": f"mean {mean}, deviation {std}",
         }
 

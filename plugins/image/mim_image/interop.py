@@ -106,6 +106,11 @@ def import_mae(state: State, **sizes: Any) -> Method:
         target=Part.of("core:values", normalize=given.norm_pix_loss, loss="l2"),
     )
     _say_what_is_learned(method)
+    return _with_decoder(method, state, given)
+
+
+def _with_decoder(method: Method, state: State, given: MaeSizes) -> Method:
+    """The method with the weights; with a fresh decoder where that is asked for."""
     moved = _fold_class_position(state, "cls_token", "pos_embed")
     if given.fresh_decoder:
         warn("the decoder is not in these weights and is randomly initialised: its reconstructions mean nothing yet.")

@@ -399,3 +399,25 @@ def test_damaged_files_are_named(root, modality, ending, values):
             bad.append(error.path + error.reason)
     assert len(bad) >= 10
     assert all(file.name in text for text in bad)
+
+
+@pytest.mark.filterwarnings("error")
+def test_half_floats_are_looked_at_without_an_overflow(tmp_path):
+    np.save(tmp_path / "a.npy", np.linspace(0, 1, 64, dtype=np.float16).reshape(8, 8))
+    values = maps.depth_values(tmp_path / "a.npy")
+    assert values.dtype == np.float32
+    assert maps.unmeasured(values) == []
+
+
+def test_colours_of_16_bits_in_planes_are_not_taken_for_eight(tmp_path):
+    planes = np.full((3, 8, 8), 1000, "<u2")
+    facts = [(256, 1, 8), (257, 1, 8), (258, 3, 392), (259, 1, 1), (262, 1, 2), (273, 3, 400), (277, 1, 3), (278, 1, 8),
+             (279, 3, 412), (284, 1, 2)]  # fmt: skip
+    tail = struct.pack("<3HH3I3I", 16, 16, 16, 0, 8, 136, 264, 128, 128, 128)
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if count == 1 or tag == 258 else 4, count, value) for tag, count, value in facts
+    )
+    data = struct.pack("<2sHI", b"II", 42, 424) + planes.tobytes() + tail + struct.pack("<H", len(facts)) + entries
+    (tmp_path / "a.tif").write_bytes(data + bytes(4))
+    with pytest.raises(ValueError, match="16 bits with one plane after the other"):
+        files.read_rgb(tmp_path / "a.tif")

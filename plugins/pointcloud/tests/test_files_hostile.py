@@ -109,7 +109,7 @@ def test_counts_that_no_file_holds(tmp_path, name):
 
 
 def test_packed_arrays_are_unpacked_up_to_a_limit(tmp_path):
-    for count, rows, said in ((10**8, 1, "over the limit of 67,108,864 numbers"), (300, 200, "bytes in points more")):
+    for count, rows, said in ((10**8, 1, "over the limit of 67,108,864 numbers"), (300, 200, "byte in points more")):
         with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as packed:
             packed.writestr("points.npy", header((count, 3)) + bytes(rows << 16))
         assert said in reason(tmp_path / "a.npz", (tmp_path / "a.npz").read_bytes())
@@ -213,7 +213,7 @@ def test_a_buffer_that_is_missing_or_no_file(tmp_path):
     assert reason(path, of(made)) == f"it needs {buffer.name}, no regular file"
     buffer.unlink()
     buffer.write_bytes(whole[:30] + b"\1" + whole[30:])
-    assert f"1 bytes in {buffer.name} more" in reason(path, of(made))
+    assert f"1 byte in {buffer.name} more" in reason(path, of(made))
     (tmp_path / "a b.bin").write_bytes(whole)
     made["buffers"][0]["uri"] = "a%20b.bin"
     path.write_bytes(of(made))

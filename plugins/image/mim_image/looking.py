@@ -189,11 +189,7 @@ def _look_at(result: Look, image: Image.Image, name: str, channels: int, limits:
     if image.mode in DEEP or full_range(image) is None:
         _note_values(result, image)
     elif is_deep_colour(image) and result.decoded < DECODED:
-<<<<<<< HEAD
-        top = max(int(np.asarray(band).max()) for band in image.convert("RGB").split())
-=======
         top = int(np.asarray(image.convert("RGB")).max())
->>>>>>> breakdata
         result.brightest = max(top, result.brightest or 0)
         result.decoded += 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -121,12 +121,7 @@ def _check_bands(image: Image.Image) -> None:
     if image.mode == "I":
         raise ValueError("32-bit whole numbers have no known range of colours")
     tags = image.tag_v2  # type: ignore[attr-defined]
-<<<<<<< HEAD
-    tile: list[tuple[Any, ...]] = getattr(image, "tile", [])
-    bits, raw = max(tags.get(258, (8,))), str(tile[0][3]) if tile else ""
-=======
     bits, raw = max(tags.get(258, (8,))), str(getattr(image, "tile", ""))
->>>>>>> breakdata
     if image.mode not in (*SIXTEEN, "I", "F") and bits > 8 and ";16" not in raw:  # Pillow takes it for 8 bits
         raise ValueError(f"its colours have {bits} bits with one plane after the other; save it in 8 bits")
     bands, extra = int(tags.get(BANDS, 1)), tags.get(EXTRA, ())

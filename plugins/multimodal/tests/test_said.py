@@ -94,7 +94,7 @@ def test_a_run_of_no_step_is_refused_and_one_of_one_is_named(root, tmp_path, cap
     ]
     assert main(run, "multimodal") == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "0.166667 epochs of 9 items are 0.19 steps of 8 samples: nothing to train" in said
+    assert "0.1667 epochs of 9 items are 0.19 steps of 8 samples: nothing to train" in said
     assert "--train.epochs 17.8 gives 20 steps" in said
     assert main([*run, "--train.epochs", "1"], "multimodal") == 0
     assert "the whole run is 1 step" in " ".join(capsys.readouterr().err.split())

@@ -18,8 +18,7 @@ from mim_core.host.loading import Candidate, load
 from mim_core.host.registry import Card, Entry
 
 PLUGIN = """
-from mim_core.hookspecs import hookimpl
-from mim_core.registry import Card
+from mim_core import hookimpl
 
 {line}
 

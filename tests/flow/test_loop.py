@@ -147,7 +147,7 @@ def test_an_error_of_one_rank_is_one_of_all():
 
 
 def test_a_folder_is_locked_while_a_run_trains_into_it(tmp_path):
-    code = "import sys, time, pathlib; from mim_core import folders\n"
+    code = "import sys, time, pathlib; from mim_core.runs import folder as folders\n"
     code += "with folders.locked(pathlib.Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "locked\n"

@@ -196,7 +196,7 @@ def test_strict_mode_refuses(rude):
 
 FRESH = """
 import sys
-from mim_core import process_state
+from mim_core.host import process_state
 before = process_state.read()
 assert "torch" not in sys.modules and "numpy" not in sys.modules
 import torch, logging

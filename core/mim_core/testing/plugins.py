@@ -38,7 +38,7 @@ HEAVY = ("torch", "timm", "torchvision", "transformers")
 
 IMPORTS = """import importlib, sys, torch
 import mim_core.methods.build, mim_core.training.loop, mim_core.evaluation.report
-from mim_core import process_state
+from mim_core.host import process_state
 before = process_state.read()
 importlib.import_module(sys.argv[1])
 print(*process_state.settle(before), sep="; ")

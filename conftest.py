@@ -109,10 +109,9 @@ def pytest_sessionfinish(session):
 
 # ---- nothing left behind ---------------------------------------------------------------------------------------------
 
-LIBRARIES = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "DISABLE_CUPTI_LAZY_REINIT",
-             "TEARDOWN_CUPTI", "TOKENIZERS_PARALLELISM", "KINETO_LOG_LEVEL",
-             "TORCHELASTIC_USE_AGENT_STORE")  # fmt: skip
-"""Environment variables that pytest, and torch when a part of it is first used, set for good."""
+LIBRARIES = ("PYTEST_", "TORCH", "_TORCH", "PYTORCH", "TRITON", "CUBLAS", "KINETO", "TOKENIZERS_", "DISABLE_CUPTI",
+             "TEARDOWN_CUPTI")  # fmt: skip
+"""How environment variables begin that pytest, and torch when a part of it is first used, set for good."""
 HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "compile_worker")
 """Processes that Python and torch start once and keep: part of a command line."""
 
@@ -136,7 +135,7 @@ def children():
 
 def state():
     """What a test must leave as it was, by name."""
-    environ = {name: value for name, value in os.environ.items() if name not in LIBRARIES}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(LIBRARIES)}
     return {
         "os.environ": environ,
         "the working folder": os.getcwd(),

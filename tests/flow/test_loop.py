@@ -85,8 +85,8 @@ def test_a_batch_is_shared(batch, micro, ranks, expected):
 @pytest.mark.parametrize(
     ("batch", "micro", "ranks", "said"),
     [
-        (64, None, 3, r"--train.batch-size 63 or 66.*would do: 1, 2, 4"),
-        (2, None, 4, r"--train.batch-size 4\. .*would do: 1, 2\."),
+        (64, None, 3, r"--train.batch-size 63 or 66.*alid rank counts: 1, 2, 4"),
+        (2, None, 4, r"--train.batch-size 4\. .*alid rank counts: 1, 2\."),
         (48, 6, 4, None),
         (48, 8, 4, r"12 samples.*micro-batches of 8.*would do: 1, 2, 3, 4, 6, 12"),
     ],

@@ -125,6 +125,7 @@ def check_folder(folder: Path, recipe: str, complete: Callable[[str], str] = str
     Raises:
         MimError: The folder holds a run with other settings.
     """
+    folder.exists()  # a name that is too long is an OSError here, as it would be when the run starts
     path, latest = folder / "recipe.toml", checkpoint.to_resume(folder)
     if latest is not None and path.exists():
         _same_run(complete(read_recipe(path, latest)), recipe, folder)

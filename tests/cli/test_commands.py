@@ -46,12 +46,12 @@ def test_version(mim):
 
 
 def test_help_of_a_recipe_names_the_options_of_its_parts(mim):
-    said = mim("pretrain", "mae-vit-tiny", "--help", plugin="image")
+    said = mim("pretrain", "mae-vit-tiny", "--help-all", plugin="image")
     assert said.code == 0
     for option in ("--masker.ratio", "--data.root", "--train.epochs", "--encoder.depth", "--out", "--use", "--dry-run"):
         assert option in said.out
     assert "Share of units that is hidden. (default: 0.75)" in said.all
-    said = mim("pretrain", "mae-vit-tiny", "--use", "masker=block", "--help")
+    said = mim("pretrain", "mae-vit-tiny", "--use", "masker=block", "--help-all")
     assert "--masker.aspect" in said.out
     assert "--masker.masks" not in said.out
 
@@ -226,7 +226,8 @@ def trained(tmp_path_factory):
 
 
 def test_pretrain_leaves_what_it_says(trained):
-    assert {path.name for path in trained.iterdir()} == {
+    judged = {"features", "scores.json", "encoder-timm.safetensors"}  # by other tests of this run
+    assert {path.name for path in trained.iterdir()} - judged == {
         "checkpoints",
         "metrics.jsonl",
         "files.jsonl.gz",

@@ -128,7 +128,7 @@ def test_chosen_plugins_only(session):
     done = here.mim("list", "maskers", MIM_CORE_PLUGINS="example")
     assert done.returncode == 0
     assert done.stderr == ""
-    names = [line.split()[0] for line in done.stdout.splitlines()[1:]]
+    names = [line.split()[0] for line in done.stdout.splitlines()[1:] if not line.startswith(" ")]
     assert names == ["core:block", "core:grid", "core:random", "example:checker"]
 
 

@@ -391,7 +391,7 @@ def test_a_mean_of_another_modality_is_no_advice():
     source = DataSource(None, own.shapes)
     source.mean, source.std = torch.zeros(3), torch.ones(3)
     own = target(own)
-    with pytest.raises(ValueError, match=r"has 3 values and depth 1 channel\(s\), so it is another modality's"):
+    with pytest.raises(ValueError, match=r"has 3 values and depth 1 channel, so it is another modality's"):
         own.check(source)
 
 

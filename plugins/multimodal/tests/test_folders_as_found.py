@@ -87,7 +87,7 @@ def test_a_modality_of_few_items_is_no_fault_of_names(tmp_path):
     frames(tmp_path, modalities=("rgb", "semseg"), stems=range(60))
     frames(tmp_path, modalities=("depth",), stems=range(3))
     text = refused(tmp_path)
-    assert "57 file(s) are missing" in text
+    assert "57 files are missing" in text
     assert len(source(tmp_path, missing="mask").found.train) > 40
 
 

@@ -133,7 +133,7 @@ def test_labels_and_controls(clips):
     source = pair(clips)
     test = source.labelled("test")
     assert test.classes == ("jump", "run")
-    assert test.names == ("jump/4.mp4", "run/4.mp4")
+    assert test.names == ("rgb/jump/4.mp4", "rgb/run/4.mp4")
     item = test.items[1]
     assert (grey(item["video"]) - grey(item["depth"])).abs().max() <= 4
     sample = source.read_labelled(7, 3)

@@ -58,7 +58,7 @@ SLOW = {
     "quotes.wrl": (b"#VRML V2.0 utf8\n" + b'\\"' * (HALF // 2), "string is not closed"),
     "slashes.wrl": (b'#VRML V2.0 utf8\n"' + b"\\" * HALF, "string is not closed"),
     "lists.wrl": (b"#VRML V2.0 utf8\n" + b"A { b [ " * (HALF // 8), "nested too deeply"),
-    "inner.wrl": (b"#VRML V2.0 utf8\n" + b"Group { children [ " * 200 + b"Group {} " * 30_000, "cut off"),
+    "inner.wrl": (b"#VRML V2.0 utf8\n" + b"Group { children [ " * 20 + b"Group {} " * 30_000, "cut off"),
     "counts.obj": (b"v 0 0 0\n" + b"".join(b"f " + b"1 " * k + b"\n" for k in range(3, 700)), "zero area"),
     "lines.off": (b"OFF\n" + b"\n" * HALF, "no counts"),
     "blanks.ply": (b"ply\nend_header" + b" " * HALF, "no PLY header"),

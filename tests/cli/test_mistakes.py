@@ -258,11 +258,15 @@ class Closed:
             path.open("w").close()  # what stood there is gone before the first byte is written
             raise OSError(number, os.strerror(number), str(path))
 
+        def refused_open(path, mode):
+            assert mode == "xb"  # what stood there is not opened
+            raise OSError(number, os.strerror(number), str(path))
+
         def save_file(tensors, path, **more):
             raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
 
         monkeypatch.setattr(Path, "write_text", write_text)
-        monkeypatch.setattr("mim_core.disk.replaced", write_text)
+        monkeypatch.setattr("mim_core.disk.open", refused_open, raising=False)
         monkeypatch.setattr("mim_core.tensor_files.save_file", save_file)
 
 

@@ -156,10 +156,10 @@ def test_read_only_output_folder(refused, tmp_path):
 
 
 def test_read_only_as_the_system_reports_it(refused, tmp_path, monkeypatch):
-    def refuse(path):
+    def refuse(path, mode):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("mim_core.disk.replaced", refuse)
+    monkeypatch.setattr("mim_core.disk.open", refuse, raising=False)
     assert "The output folder run cannot be written: [Errno 13] Permission denied" in refused(*RUN)
 
 

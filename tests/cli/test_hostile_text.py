@@ -11,6 +11,7 @@ from mim_core.cli import main
 from mim_core.errors import MimError, first_rank, warn
 from mim_core.evaluation import report
 from mim_core.host.loading import installed
+from mim_core.scores import Score
 from mim_core.terminal import console, tell
 from mim_core.text import shown
 from PIL import Image
@@ -67,7 +68,7 @@ def test_a_page_holds_no_markup_of_others(tmp_path, monkeypatch):
     data = pictures(tmp_path / f"data{SCRIPT}", *(f"{n}.png" for n in range(4)))
     assert main(short(data, folder, "--quiet"), plugin="image") == 0
     row = {"row": f"pre-trained {SCRIPT}", "column": f"knn {SCRIPT}", "value": 0.5, "spread": None}
-    scores = [{key: value for key, value in row.items() if key in report.Score.__dataclass_fields__}]
+    scores = [{key: value for key, value in row.items() if key in Score.__dataclass_fields__}]
     notes = {"title": f"title {SCRIPT}", "scores": scores, "notes": [f"note {SCRIPT}"]}
     (folder / "scores.json").write_text(json.dumps(notes))
     checkpoint = max((folder / "checkpoints").iterdir())

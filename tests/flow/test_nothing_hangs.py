@@ -60,6 +60,13 @@ def left(pid):
     return found
 
 
+@pytest.fixture
+def temporary():
+    """A folder of temporary files with a short name, as the system's has: sockets lie in it, whose names are short."""
+    with tempfile.TemporaryDirectory(prefix="m", dir="/tmp") as folder:
+        yield folder
+
+
 def remains(temporary):
     """What a command left in its folder of temporary files; but for torch's cache of compiled code, and what wandb
     makes when timm imports it."""
@@ -98,12 +105,11 @@ RUN = ("pretrain", "image:mae-vit-tiny", "--twin", "--train.batch-size", "8", "-
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_an_error_of_the_main_process_ends_it(pictures, tmp_path, method):
+def test_an_error_of_the_main_process_ends_it(pictures, tmp_path, method, temporary):
     code = FAILS.format(error='torch.OutOfMemoryError("made for the test")', method="")
     if method == "spawn":
         code = f"if __name__ != '__main__':\n    raise SystemExit\n{code}"
         code = code.replace("import torch.multiprocessing", "torch.multiprocessing.set_start_method('spawn')")
-    (temporary := tmp_path / "temporary").mkdir()
     given = (*RUN, "--data.root", pictures, "--train.workers", 2, "--out", tmp_path / "run")
     status, output = ended(start(code, *given, TMPDIR=str(temporary)))
     assert status == 1, output
@@ -183,8 +189,7 @@ def test_a_run_that_waits_for_a_stopped_reader_hears_a_signal(pictures, tmp_path
     assert list((out / "checkpoints").glob("step-*"))
 
 
-def test_readers_end_with_a_run_that_is_killed(pictures, tmp_path):
-    (temporary := tmp_path / "temporary").mkdir()
+def test_readers_end_with_a_run_that_is_killed(pictures, tmp_path, temporary):
     given = (*RUN, "--data.root", pictures, "--train.workers", 2, "--out", tmp_path / "run")
     run = start("", *given, TMPDIR=str(temporary))
     wait_for(run, tmp_path / "run" / "metrics.jsonl", 2)

@@ -336,4 +336,4 @@ def test_nothing_is_imported_before_a_run_names_it():
 def test_a_run_without_trackers_writes_nothing_of_them(tmp_path):
     assert train(make_run(tmp_path / "run"), quiet=True)
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {"recipe.toml", "metrics.jsonl", "checkpoints", ".lock"}
+    assert left == {"recipe.toml", "metrics.jsonl", "files.jsonl.gz", "checkpoints", ".lock"}

@@ -32,7 +32,7 @@ TRIES = 20
 """Replacements that are drawn before all others are gone through."""
 
 
-LOOKED_AT = 1000
+LOOKED_AT = 100
 """Bad items in a row after which reading gives up, where more are bad than a run may have."""
 
 

@@ -115,9 +115,8 @@ def test_nothing_but_bad_files(tmp_path, pretrain):
     code, said, folder = pretrain()
     assert code == 2
     found = len(skipped(folder))
-    assert 0 < found < 500  # it gives up long before half of them were tried
-    assert f"{found} of 1000 files cannot be used, and " in said
-    assert "--data.max-bad" not in said  # which is not what stopped it
+    assert 500 < found <= 1000  # a readable file is looked for until more than the limit are bad
+    assert f"{found} of 1000 files cannot be used, more than the share of 0.5 that --data.max-bad allows" in said
     assert checkpoint.newest(folder) is None
     assert "Traceback" not in said
 

@@ -100,7 +100,15 @@ def test_data_that_are_gone_are_said(mim, run, pictures):
     assert "'mean'" not in said.out
 
 
-def test_uneven_classes_by_the_command(mim, run):
+def test_uneven_classes_by_the_command(mim, tmp_path):
+    """36 test samples, 32 and 4 of a class: fewer might be uneven by chance, and nothing would be said."""
+    for name, count in (("healthy", 160), ("sick", 20)):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (28, 28), 40 + number % 160).save(tmp_path / "d" / name / f"{number:03}.png")
+    said = mim("pretrain", "image:mae-vit-small", "--twin", "--out", "r", "--data.root", tmp_path / "d", *QUICK)
+    assert said.code == 0, said.err
+    run = tmp_path / "r"
     said = mim("evaluate", run, "--on", "knn,linear", "--evaluate.k", "3", "--evaluate.few-labels", "10")
     assert said.code == 0, said.err
     assert "The classes are uneven: the largest has" in said.all

@@ -25,9 +25,9 @@ class LabelledSource(DataSource):
     def __len__(self) -> int:
         return len(self.split.labels)
 
-    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+    def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The source's; what is trained on is its split "train"."""
-        return self.source.files("train" if split == "pretrain" else split)
+        return self.source.files_of("train" if split == "pretrain" else split)
 
     def advice(self) -> list[str]:
         """The source's."""

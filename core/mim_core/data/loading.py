@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mim_core import randomness
 from mim_core.data.source import DataSource, Sample
 from mim_core.data.time_limits import ITEM_SECONDS, Places, TooSlow, at_place, time_limit
-from mim_core.errors import BadSample
+from mim_core.errors import BadSample, ReadersGone
 
 TRIES = 20
 """Replacements that are drawn before all others are gone through."""
@@ -256,6 +256,12 @@ def end_readers(batches: Any = None) -> None:
     for worker in living:
         with suppress(RuntimeError):  # the loader's own handler says of each that it is gone
             worker.join(2)
+
+
+def readers_gone(error: BaseException) -> bool:
+    """Whether an error says that a process that reads is gone. The loader says so in a handler of signals, which may
+    raise it anywhere in the main process."""
+    return isinstance(error, ReadersGone) or (isinstance(error, RuntimeError) and "DataLoader" in str(error))
 
 
 def _is_ours(worker: Any) -> bool:

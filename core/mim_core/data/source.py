@@ -107,7 +107,7 @@ class DataSource:
         overrides it."""
         return {name: index for index in range(len(self)) if (name := self.name_of(index)) in names}
 
-    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+    def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The files that each item is read from, as paths, in the order of the items: those for pre-training, or of the
         labelled split "train" or "test". Their sizes and times tell whether kept features, and a run that goes on, are
         still of these files. As it stands here, an item's name is taken for its path below ``config.root``."""

@@ -84,7 +84,7 @@ def digest_of(source: DataSource, splits: Iterable[Labelled]) -> str:
 
 def _files(source: DataSource, split: str) -> Iterator[tuple[str, ...]]:
     try:
-        yield from source.files(split)
+        yield from source.files_of(split)
     except MimError:  # there is no such split
         return
 

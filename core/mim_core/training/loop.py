@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from mim_core import disk
-from mim_core.data.loading import end_readers
-from mim_core.errors import MimError, RankError, ReadersGone, warn
+from mim_core.data.loading import end_readers, readers_gone
+from mim_core.errors import MimError, RankError, warn
 from mim_core.evaluation.online import OnlineProbe
 from mim_core.host.registry import Registry
 from mim_core.methods.build import build_method, check_data, make_source
@@ -150,7 +150,7 @@ class _Session:
         run = self.run
         if isinstance(error, MimError):
             return self.world.error(str(error))
-        if isinstance(error, ReadersGone) or "DataLoader" in str(error):
+        if readers_gone(error):
             end_readers()
             return self.world.error(
                 f"a process that reads data is gone, or gave nothing for {run.train.timeout:g} s (--train.timeout): "
@@ -242,8 +242,8 @@ class _Session:
         """The steps. A run of one process that was told to stop while no batch came ends with what it has."""
         try:
             yield from trainer
-        except ReadersGone:
-            if not stop or self.world.size > 1:
+        except RuntimeError as error:
+            if not readers_gone(error) or not stop or self.world.size > 1:
                 raise
             yield
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mim_core import randomness
-from mim_core.data.loading import Batch, KeyedBatches, KeyedDataset, collate, end_readers, loader
+from mim_core.data.loading import Batch, KeyedBatches, KeyedDataset, collate, end_readers, loader, readers_gone
 from mim_core.data.time_limits import Places, Watch, of_reading
 from mim_core.errors import ReadersGone, one_line
 from mim_core.methods.build import working
@@ -143,7 +143,7 @@ class Trainer:
             with self.watch.over():
                 batch = next(batches)
         except (OSError, EOFError, RuntimeError) as error:  # the watch ended it, or it died while it handed one over
-            if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
+            if isinstance(error, RuntimeError) and not readers_gone(error):
                 raise
             found = self.watch.found or self.watch.places.longest()
             raise ReadersGone(f"{one_line(error)}.{of_reading(found)}") from error

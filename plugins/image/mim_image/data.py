@@ -160,7 +160,7 @@ class Images(DataSource):
         """The file's path; of an image in a shard, that of the shard and its name there."""
         return self.splits.pretrain.name(index)
 
-    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+    def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The file of each image of a split."""
         stores = {"pretrain": self.splits.pretrain, "train": self.splits.train, "test": self.splits.test}
         return stores[split].paths()

@@ -148,7 +148,7 @@ class Aligned(DataSource):
         """The path of the item's first file, below the root."""
         return self.found.train.name(index)
 
-    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+    def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The files of each item of a split, whether it has labels or not."""
         items = self.found.test if split == "test" else self.found.train
         return map(items.paths, range(len(items)))

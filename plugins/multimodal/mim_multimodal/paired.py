@@ -157,10 +157,10 @@ class Paired(DataSource):
             found.update({start + name: places[number] for name, number in inside.items() if number in places})
         return found
 
-    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+    def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The files of each item in all sources."""
         rows = self.items if split == "pretrain" else self._splits(split)[1]
-        every = {m: list(source.files(split)) for m, source in self.inner.items()}
+        every = {m: list(source.files_of(split)) for m, source in self.inner.items()}
         known = {m: files for m, files in every.items() if files}  # a source may not tell
         for i in range(len(next(iter(rows.values())))):
             yield tuple(path for m, files in known.items() for path in files[rows[m][i]])

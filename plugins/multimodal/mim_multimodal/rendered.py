@@ -89,9 +89,9 @@ class Rendered(DataSource):
         """As the source has it."""
         return self.inner.items_named(names)
 
-    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+    def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """As the source has it."""
-        return self.inner.files(split)
+        return self.inner.files_of(split)
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented shape of the source; the view is rendered in `finish`."""

@@ -123,7 +123,7 @@ def test_export_is_no_command_of_this_plugin(monkeypatch, capsys):
 
 
 def test_help_has_an_example_of_folders(capsys):
-    assert main(["pretrain", "multimae-vit-tiny", "--help"], "multimodal") == 0
+    assert main(["pretrain", "multimae-vit-tiny", "--help-all"], "multimodal") == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--data.folders semseg semseg_coco depth depth_dpt" in said
     assert "--use depth.tokenizer=none" in said

@@ -135,7 +135,7 @@ class Clouds(DataSource):
         """The shape's file, and its row where a file holds many."""
         return self.found.pretrain.name(index)
 
-    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+    def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The file of each shape of a split, which may hold many."""
         stores = {"pretrain": self.found.pretrain, "train": self.found.train, "test": self.found.test}
         return ((os.path.join(stores[split].root, file),) for file in stores[split].files)

@@ -160,7 +160,7 @@ class Clips(DataSource):
         """The file's path, and its part if only one counts."""
         return self.clips.pretrain.name(index)
 
-    def files(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
+    def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The file of each clip of a split."""
         stores = {"pretrain": self.clips.pretrain, "train": self.clips.train, "test": self.clips.test}
         return ((os.path.join(stores[split].root, file),) for file in stores[split].files)

@@ -175,10 +175,11 @@ def test_sizes_that_do_not_fit(trouble, tmp_path, capsys):
     for size, message in (
         ("16 24 50", "patch"),
         ("24 24", "three numbers"),
-        ("16 24 48", "learned positions are for 64"),
     ):
         assert main(["evaluate", str(tmp_path / "a"), "--size", *size.split()], plugin="video") == 2
         assert message in " ".join(capsys.readouterr().err.split())
+    assert main(["evaluate", str(tmp_path / "a"), "--on", "knn", "--size", "16", "24", "48"], plugin="video") == 0
+    assert "its positions are interpolated to that grid" in " ".join(capsys.readouterr().out.split())
     run = load_recipe("video:videomae-vit-tiny", installed(), twin=True)
     pair = {"a.tokenizer" if role == "tokenizer" else role: part for role, part in run.parts.items()}
     assert tokenizer_at(replace(run, parts=pair), (16, 24, 48)).shapes == {"video": (3, 16, 24, 48)}

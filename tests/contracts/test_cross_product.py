@@ -166,11 +166,13 @@ def test_any_scorer_with_any_masker(pair):
 class Scorer(torch.nn.Module):
     """Calls a function of the patches."""
 
+    needs_teacher = False
+
     def __init__(self, make):
         super().__init__()
         self.make = make
 
-    def forward(self, sample, patches):
+    def forward(self, sample, patches, lesson=None):
         return self.make(patches)
 
 

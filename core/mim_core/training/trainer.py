@@ -16,6 +16,7 @@ from mim_core.data.loading import Batch, KeyedBatches, KeyedDataset, collate, en
 from mim_core.data.time_limits import Places, Watch, of_reading
 from mim_core.errors import ReadersGone, one_line
 from mim_core.methods.build import working
+from mim_core.parts.schedule import Progress
 from mim_core.ranks.tensors import batch_mean, whole
 from mim_core.runs.average import WeightAverage
 from mim_core.training.cost import power
@@ -111,7 +112,7 @@ class Trainer:
         self.optimizer.found_inf = (~torch.isfinite(metrics).all()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        run.method.after_step((run.step + 1) / run.steps)
+        run.method.after_step(Progress.at(run.step + 1, run.steps, run.steps_per_epoch))
         if self.average is not None:
             self.average.update(run.step)
         self.clock.start(None)
@@ -126,7 +127,8 @@ class Trainer:
         sample = run.source.finish(sample)
         torch.manual_seed(randomness.torch_seed(run.train.seed, f"step {run.step} {number}"))  # dropout and drop path
         with working(run.method):
-            prepared = run.method.prepare(sample, step=run.step, progress=run.step / run.steps)
+            now = Progress.at(run.step, run.steps, run.steps_per_epoch)
+            prepared = run.method.prepare(sample, step=run.step, progress=now)
         self._phase("forward_backward")
         try:
             with working(run.method), torch.autocast(run.device.type, torch.bfloat16, enabled=self.bf16):

@@ -47,6 +47,12 @@ def mim_register_maskers(register: Register) -> None:
         summary="Random rectangles, filled to an exact count.",
         paper="BEiT, arXiv 2106.08254",
     )
+    register(
+        name="multi-block",
+        load="mim_core.parts.masker_multiblock:MultiBlockMasker",
+        summary="Several target blocks, and a large context block without them.",
+        paper="I-JEPA, arXiv 2301.08243",
+    )
 
 
 @hookimpl

@@ -13,6 +13,7 @@ from mim_core.parts.encoder import ViTEncoder
 from mim_core.parts.layout import Layout, Patches
 from mim_core.parts.mask import Draw
 from mim_core.parts.masker import Masker, RandomMasker, hide_first
+from mim_core.parts.scorer import Scorer
 from mim_core.parts.target import Target, ValueTarget
 from mim_core.parts.teacher import EmaTeacher
 from mim_core.parts.tokenizer import PatchTokenizer, Tokenizer
@@ -376,10 +377,11 @@ class Follows(MaskedAutoencoder):
     """A teacher follows the student; its tokens are the targets."""
 
 
-class Spread(nn.Module):
+class Spread(Scorer):
     """Scores units by how much their values vary."""
 
-    needs_teacher = False
+    def __init__(self):
+        super().__init__(None, None)
 
     def forward(self, sample, patches, lesson=None):
         return patches.values.flatten(2).var(dim=2)

@@ -22,7 +22,7 @@ from mim_core.runs.average import WeightAverage
 from mim_core.training.cost import power
 from mim_core.training.engine import Engine
 from mim_core.training.faults import BadFiles, not_finite
-from mim_core.training.optimizer import learning_rate, set_rate
+from mim_core.training.optimizer import learning_rate, set_decay, set_rate, weight_decay
 from mim_core.training.progress import Reporter
 from mim_core.training.stopwatch import Stopwatch
 
@@ -97,6 +97,8 @@ class Trainer:
         """One optimizer step over as many micro-batches as the batch holds."""
         run, count = self.run, self.run.accumulation
         set_rate(self.optimizer, learning_rate(run.step, run.steps_per_epoch, run.train))
+        if run.train.weight_decay_end is not None:
+            set_decay(self.optimizer, weight_decay(run.step / run.steps, run.train))
         sums: dict[str, Tensor] = {}
         for part in range(count):
             with self.engine.micro_batch(last=part == count - 1):

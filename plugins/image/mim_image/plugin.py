@@ -10,6 +10,8 @@ from packaging.requirements import Requirement
 
 MAE = "MAE, arXiv 2111.06377"
 SIMMIM = "SimMIM, arXiv 2111.09886"
+IJEPA = "I-JEPA, arXiv 2301.08243"
+SDAE = "SdAE, arXiv 2208.00449"
 MVP = "MVP, arXiv 2203.05175; EVA, arXiv 2211.07636"
 
 
@@ -91,6 +93,18 @@ def mim_register_importers(register: Register) -> None:
         load="mim_image.interop:import_simmim",
         summary="Official SimMIM ViT weights (.pth).",
         paper=SIMMIM,
+    )
+    register(
+        name="i-jepa",
+        load="mim_image.interop_ijepa:import_ijepa",
+        summary="Official I-JEPA weights: encoder, predictor and target encoder.",
+        paper=IJEPA,
+    )
+    register(
+        name="sdae",
+        load="mim_image.interop_sdae:import_sdae",
+        summary="Official SdAE weights, student and teacher.",
+        paper=SDAE,
     )
     register(
         name="hf-vitmae",

@@ -94,6 +94,8 @@ CASES = {
     "varying": ("image:mae-vit-tiny", varying),
     "normed": ("image:mae-vit-tiny", normed),
     "distilled": ("image:mae-vit-tiny", distilled),
+    "ijepa": ("image:ijepa-vit-tiny", None),
+    "sdae": ("image:sdae-vit-base", None),
 }
 
 

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from mim_core.methods.supervised import Taught as Taught
     from mim_core.methods.supervised import entry as entry
     from mim_core.parts.decoder import Decoder as Decoder
+    from mim_core.parts.decoder import TransformerDecoder as TransformerDecoder
     from mim_core.parts.encoder import Encoded as Encoded
     from mim_core.parts.encoder import Encoder as Encoder
     from mim_core.parts.encoder import check_sizes as check_sizes
@@ -81,9 +82,17 @@ if TYPE_CHECKING:
     from mim_core.parts.position import PositionKind as PositionKind
     from mim_core.parts.position import make_position as make_position
     from mim_core.parts.position import sincos_table as sincos_table
+    from mim_core.parts.schedule import Progress as Progress
+    from mim_core.parts.schedule import Schedule as Schedule
+    from mim_core.parts.scorer import Scorer as Scorer
     from mim_core.parts.target import Target as Target
     from mim_core.parts.target import ValueTarget as ValueTarget
+    from mim_core.parts.target_features import Answers as Answers
+    from mim_core.parts.target_features import FeatureTarget as FeatureTarget
     from mim_core.parts.teacher import EmaTeacher as EmaTeacher
+    from mim_core.parts.teacher import Lesson as Lesson
+    from mim_core.parts.teacher import Student as Student
+    from mim_core.parts.teacher import Teacher as Teacher
     from mim_core.parts.tokenizer import JoinedTokenizer as JoinedTokenizer
     from mim_core.parts.tokenizer import PatchTokenizer as PatchTokenizer
     from mim_core.parts.tokenizer import Tokenizer as Tokenizer
@@ -138,15 +147,18 @@ _ROOMS = {
     "methods.masked_autoencoder": ("Head", "MaskedAutoencoder", "Prepared"),
     "methods.method": ("Features", "Method", "Outcome", "encode_all"),
     "methods.supervised": ("Supervised", "Taught", "entry"),
-    "parts.decoder": ("Decoder",),
+    "parts.decoder": ("Decoder", "TransformerDecoder"),
     "parts.encoder": ("Encoded", "Encoder", "check_sizes", "init_transformer", "token"),
     "parts.layout": ("Layout", "Patches", "take"),
     "parts.mask": ("Draw", "Mask"),
     "parts.masker": ("Masker", "Rounding", "check_ratio", "hide_first", "rounded"),
     "parts.norm": ("BatchNorm",),
     "parts.position": ("PositionKind", "make_position", "sincos_table"),
+    "parts.schedule": ("Progress", "Schedule"),
+    "parts.scorer": ("Scorer",),
     "parts.target": ("Target", "ValueTarget"),
-    "parts.teacher": ("EmaTeacher",),
+    "parts.target_features": ("Answers", "FeatureTarget"),
+    "parts.teacher": ("EmaTeacher", "Lesson", "Student", "Teacher"),
     "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "Tokenizer"),
     "randomness": ("bits", "make_key", "name_code", "permutation", "torch_seed", "uniform"),
     "recipes.config": ("EvaluateConfig", "Part", "RunConfig", "TrainConfig"),

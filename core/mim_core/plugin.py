@@ -47,6 +47,12 @@ def mim_register_maskers(register: Register) -> None:
         summary="Random rectangles, filled to an exact count.",
         paper="BEiT, arXiv 2106.08254",
     )
+    register(
+        name="multi-block",
+        load="mim_core.parts.masker_multiblock:MultiBlockMasker",
+        summary="Several target blocks, and a large context block without them.",
+        paper="I-JEPA, arXiv 2301.08243",
+    )
 
 
 @hookimpl
@@ -57,6 +63,12 @@ def mim_register_targets(register: Register) -> None:
         load="mim_core.parts.target:ValueTarget",
         summary="The hidden units' own values (pixels, depths, ...), raw or normalised per unit.",
         paper="MAE, arXiv 2111.06377",
+    )
+    register(
+        name="features",
+        load="mim_core.parts.target_features:FeatureTarget",
+        summary="What a teacher says of the hidden units: its last layer or a mean of several.",
+        paper="data2vec, arXiv 2202.03555",
     )
 
 
@@ -91,6 +103,40 @@ def mim_register_decoders(register: Register) -> None:
         load="mim_core.parts.decoder:LinearDecoder",
         summary="One linear layer per unit, for encoders that see all positions.",
         paper="SimMIM, arXiv 2111.09886",
+    )
+
+
+@hookimpl
+def mim_register_teachers(register: Register) -> None:
+    """One that follows the student, one that stands still."""
+    register(
+        name="ema",
+        load="mim_core.parts.teacher:EmaTeacher",
+        summary="A moving average of the student; sees all units, hidden ones in folds, or another view.",
+        paper="BYOL, arXiv 2006.07733",
+    )
+    register(
+        name="frozen",
+        load="mim_core.interop.frozen:FrozenTeacher",
+        summary="The encoder of a run, or of weights of any format that is imported.",
+        paper="MVD, arXiv 2212.04500",
+    )
+
+
+@hookimpl
+def mim_register_scorers(register: Register) -> None:
+    """What a teacher attends to, or what it answers."""
+    register(
+        name="attention",
+        load="mim_core.parts.scorer:AttentionScorer",
+        summary="How much the teacher's class token attends to a unit.",
+        paper="AttMask, arXiv 2203.12719",
+    )
+    register(
+        name="answers",
+        load="mim_core.parts.scorer:AnswerScorer",
+        summary="What the teacher's copy of a head answers at a unit, such as a predicted loss.",
+        paper="HPM, arXiv 2304.05919",
     )
 
 

@@ -13,7 +13,9 @@ from mim_core.parts.decoder import Decoder
 from mim_core.parts.encoder import Encoder
 from mim_core.parts.layout import Layout, take
 from mim_core.parts.masker import Masker
+from mim_core.parts.scorer import Scorer
 from mim_core.parts.target import Target
+from mim_core.parts.teacher import Teacher
 from mim_core.parts.tokenizer import Tokenizer
 from mim_core.recipes.config import RunConfig
 from mim_core.recipes.resolve import load_recipe
@@ -25,6 +27,8 @@ BASES = {
     "targets": Target,
     "encoders": Encoder,
     "decoders": Decoder,
+    "teachers": Teacher,
+    "scorers": Scorer,
     "methods": Method,
     "data": DataSource,
 }

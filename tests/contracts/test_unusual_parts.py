@@ -13,6 +13,7 @@ from mim_core.parts.encoder import ViTEncoder
 from mim_core.parts.layout import Layout, Patches
 from mim_core.parts.mask import Draw
 from mim_core.parts.masker import Masker, RandomMasker, hide_first
+from mim_core.parts.scorer import Scorer
 from mim_core.parts.target import Target, ValueTarget
 from mim_core.parts.teacher import EmaTeacher
 from mim_core.parts.tokenizer import PatchTokenizer, Tokenizer
@@ -278,8 +279,10 @@ class Latent(Target):
     def __init__(self, config, tokenizer):
         super().__init__()
 
-    def make(self, sample, patches, mask, teacher=None):
-        return mask.take(teacher(patches).tokens.float(), mask.query_ids)
+    needs_teacher = True
+
+    def make(self, sample, patches, mask, lesson=None):
+        return mask.take(lesson.tokens.float(), mask.query_ids)
 
     def loss(self, prediction, values):
         return (prediction.float() - values).square().mean(dim=-1)
@@ -322,7 +325,7 @@ class TestLatent(_Target):
     cls = Latent
 
     def make_teacher(self, tokenizer):
-        return EmaTeacher(tokenizer, encoder_for(tokenizer))
+        return EmaTeacher.of(tokenizer, encoder_for(tokenizer))
 
 
 class TestPaddedValues(_Target):
@@ -361,8 +364,9 @@ def autoencoder(tokenizer, masker, target, cls=MaskedAutoencoder, average="batch
         TransformerDecoder.Config(width=16, depth=1, heads=2), encoder, tokenizer.layout, target.size
     )
     if cls is Follows:
-        more["teacher"] = EmaTeacher(tokenizer, encoder)
-    return cls(tokenizer, masker, encoder, {"main": Head(decoder, target, average=average)}, **more)
+        more["teachers"] = {"main": EmaTeacher.of(tokenizer, encoder)}
+    head = Head(decoder, target, average=average, teacher="main" if target.needs_teacher else None)
+    return cls(tokenizer, masker, encoder, {"main": head}, **more)
 
 
 def values_of(tokenizer):
@@ -372,14 +376,14 @@ def values_of(tokenizer):
 class Follows(MaskedAutoencoder):
     """A teacher follows the student; its tokens are the targets."""
 
-    def after_step(self, progress):
-        self.teacher.update(self.tokenizer, self.encoder, progress)
 
-
-class Spread(nn.Module):
+class Spread(Scorer):
     """Scores units by how much their values vary."""
 
-    def forward(self, sample, patches):
+    def __init__(self):
+        super().__init__(None, None)
+
+    def forward(self, sample, patches, lesson=None):
         return patches.values.flatten(2).var(dim=2)
 
 

@@ -55,22 +55,17 @@ class Normed(nn.Module):
 class TeacherTarget(Target):
     """The teacher's tokens at the queried units."""
 
+    needs_teacher = True
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
 
-    def make(self, sample, patches, mask, teacher=None):
-        return mask.take(teacher(patches).tokens, mask.query_ids).float()
+    def make(self, sample, patches, mask, lesson=None):
+        return mask.take(lesson.tokens, mask.query_ids).float()
 
     def loss(self, prediction: Tensor, values: Tensor) -> Tensor:
         return (prediction.float() - values).square().mean(dim=-1)
-
-
-class Distilled(MaskedAutoencoder):
-    """Predicts its own moving average's features."""
-
-    def after_step(self, progress: float) -> None:
-        self.teacher.update(self.tokenizer, self.encoder, progress)
 
 
 def varying(plain: MaskedAutoencoder) -> MaskedAutoencoder:
@@ -88,9 +83,9 @@ def distilled(plain: MaskedAutoencoder) -> MaskedAutoencoder:
     decoder, width = plain.heads["main"].decoder, plain.encoder.width
     torch.manual_seed(5)
     decoder.pred = nn.Linear(decoder.pred.in_features, width)
-    teacher = EmaTeacher(plain.tokenizer, plain.encoder, start=0.9)
-    heads = {"features": Head(decoder, TeacherTarget(width))}
-    return Distilled(plain.tokenizer, plain.masker, plain.encoder, heads, teacher=teacher)
+    teacher = EmaTeacher.of(plain.tokenizer, plain.encoder, start=0.9)
+    heads = {"features": Head(decoder, TeacherTarget(width), teacher="main")}
+    return MaskedAutoencoder(plain.tokenizer, plain.masker, plain.encoder, heads, teachers={"main": teacher})
 
 
 CASES = {
@@ -99,6 +94,8 @@ CASES = {
     "varying": ("image:mae-vit-tiny", varying),
     "normed": ("image:mae-vit-tiny", normed),
     "distilled": ("image:mae-vit-tiny", distilled),
+    "ijepa": ("image:ijepa-vit-tiny", None),
+    "sdae": ("image:sdae-vit-base", None),
 }
 
 

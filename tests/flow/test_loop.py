@@ -11,7 +11,7 @@ import torch
 from mim_core import build_method
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
-from mim_core.parts.teacher import EmaTeacher, Teacher
+from mim_core.parts.teacher import EmaTeacher, Student, Teacher
 from mim_core.ranks.launch import Launch
 from mim_core.ranks.tensors import follow
 from mim_core.ranks.world import World
@@ -237,7 +237,7 @@ def test_evaluation_takes_the_average_and_a_resumed_run_keeps_it(tmp_path):
 
 def test_teachers_stay_in_evaluation_mode_without_gradient():
     plain = build_method("image:mae-vit-tiny")
-    teacher = Teacher(plain.tokenizer, plain.encoder)
+    teacher = Teacher(None, Student(plain.tokenizer, plain.encoder))
     plain.teacher = teacher
     plain.train()
     assert not any(module.training for module in teacher.modules())
@@ -248,29 +248,29 @@ def test_teachers_stay_in_evaluation_mode_without_gradient():
 
 def test_ema_teacher_follows_its_student():
     plain = build_method("image:mae-vit-tiny")
-    teacher = EmaTeacher(plain.tokenizer, plain.encoder, start=0.9, end=1.0)
+    teacher = EmaTeacher.of(plain.tokenizer, plain.encoder, start=0.9, end=1.0)
     before = [p.detach().clone() for p in teacher.parameters()]
     with torch.no_grad():
         for parameter in plain.parameters():
             parameter += 1
-    teacher.update(plain.tokenizer, plain.encoder, progress=0.0)
+    teacher.follow(plain, 0.0)
     own = [*plain.tokenizer.parameters(), *plain.encoder.parameters()]
     for now, old, student in zip(teacher.parameters(), before, own, strict=True):
         torch.testing.assert_close(now, 0.9 * old + 0.1 * student)
     kept = [p.detach().clone() for p in teacher.parameters()]
-    teacher.update(plain.tokenizer, plain.encoder, progress=1.0)
+    teacher.follow(plain, 1.0)
     assert all(torch.equal(a, b) for a, b in zip(kept, teacher.parameters(), strict=True))
 
 
 def test_a_teachers_momentum():
     plain = build_method("image:mae-vit-tiny")
-    cosine = EmaTeacher(plain.tokenizer, plain.encoder, 0.99, 1.0)
-    assert [cosine.momentum(p) for p in (0, 0.5, 1)] == pytest.approx([0.99, 0.995, 1.0])
-    assert cosine.momentum(0.25) == pytest.approx(1 - 0.01 * (math.cos(math.pi * 0.25) + 1) / 2)  # BYOL's form
-    linear = EmaTeacher(plain.tokenizer, plain.encoder, 0.9, 1.0, "linear")
-    assert linear.momentum(0.25) == pytest.approx(0.925)
+    cosine = EmaTeacher.of(plain.tokenizer, plain.encoder, start=0.99, end=1.0).momentum
+    assert [cosine.at(p) for p in (0, 0.5, 1)] == pytest.approx([0.99, 0.995, 1.0])
+    assert cosine.at(0.25) == pytest.approx(1 - 0.01 * (math.cos(math.pi * 0.25) + 1) / 2)  # BYOL's form
+    linear = EmaTeacher.of(plain.tokenizer, plain.encoder, start=0.9, schedule="linear").momentum
+    assert linear.at(0.25) == pytest.approx(0.925)
     with pytest.raises(ValueError, match="must rise"):
-        EmaTeacher(plain.tokenizer, plain.encoder, 1.0, 0.9)
+        EmaTeacher.of(plain.tokenizer, plain.encoder, start=1.0, end=0.9)
 
 
 # ---- probes during training ------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ import tyro
 
 from mim_core.commands.options import apply, command_class, parse, take_name
 from mim_core.commands.pretrain import load_named
-from mim_core.errors import MimError
 from mim_core.evaluation.report import try_report
 from mim_core.host.loading import installed
 from mim_core.interop.as_run import count_items, with_parts_of, write_run
-from mim_core.interop.weights import import_checkpoint
+from mim_core.interop.weights import import_checkpoint, sizes_given
 from mim_core.terminal import tell
 
 
@@ -42,7 +40,7 @@ def import_weights(program: str, plugin: str | None, arguments: list[str]) -> in
     kept = replace(recipe, parts={role: part for role, part in recipe.parts.items() if role == "data"})
     cls = command_class(kept, ImportOptions, "Weights of another code base as a run, with the data and training of")
     options: Any = parse(cls, f"{program} import {name}", rest)
-    method = import_checkpoint(options.weights, format=options.format, registry=registry, **_sizes(options.sizes))
+    method = import_checkpoint(options.weights, format=options.format, registry=registry, **sizes_given(options.sizes))
     changed = apply(kept, options)
     run = replace(changed, parts={**recipe.parts, **changed.parts})
     run = with_parts_of(run, method, options.format)
@@ -64,17 +62,3 @@ def _name(weights: Path) -> str:
     """What a file is called without its ending; a folder may have dots in its name."""
     path = weights.resolve()
     return path.name if path.is_dir() else path.stem
-
-
-def _sizes(given: tuple[str, ...]) -> dict[str, Any]:
-    """``num_heads=3`` as a name and a value: a number, a tuple, true or false; anything else is text."""
-    found: dict[str, Any] = {}
-    for text in given:
-        name, sign, value = text.partition("=")
-        if not sign or not name:
-            raise MimError(f"--sizes takes NAME=VALUE, such as num_heads=12; got {text!r}.")
-        try:
-            found[name] = ast.literal_eval(value.capitalize() if value in ("true", "false", "none") else value)
-        except (ValueError, SyntaxError):
-            found[name] = value
-    return found

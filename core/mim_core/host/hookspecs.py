@@ -61,7 +61,17 @@ def mim_register_encoders(register: Register) -> None:
 
 @hookspec
 def mim_register_decoders(register: Register) -> None:
-    """Register `Decoder` classes: an answer at every queried unit."""
+    """Register `Decoder` classes: an answer at every queried unit, or one for the sample."""
+
+
+@hookspec
+def mim_register_teachers(register: Register) -> None:
+    """Register `Teacher` classes: encoders that say what a student should answer."""
+
+
+@hookspec
+def mim_register_scorers(register: Register) -> None:
+    """Register `Scorer` classes: which units a guided masker should mind."""
 
 
 # ---- whole methods, and what surrounds them --------------------------------------------------------------------------

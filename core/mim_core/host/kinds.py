@@ -36,6 +36,8 @@ TABLE = (
     Kind("targets", "target", "target", "mim_core.parts.target:Target", ("make", "loss")),
     Kind("encoders", "encoder", "encoder", "mim_core.parts.encoder:Encoder", ("forward",)),
     Kind("decoders", "decoder", "decoder", "mim_core.parts.decoder:Decoder", ("forward",)),
+    Kind("teachers", "teacher", "teacher", "mim_core.parts.teacher:Teacher"),
+    Kind("scorers", "scorer", "scorer", "mim_core.parts.scorer:Scorer", ("forward",)),
     Kind("methods", "method", "method", "mim_core.methods.method:Method", ("build", "prepare", "forward", "encode")),
     Kind("recipes", "recipe"),
     Kind("data", "data source", "data", "mim_core.data.source:DataSource", ("__len__", "read")),
@@ -51,7 +53,10 @@ KINDS = {kind.plural: kind.one for kind in TABLE}
 _OF_ROLE = {kind.role: kind.plural for kind in TABLE}
 
 
-ROLES = {role: _OF_ROLE[role] for role in ("method", "tokenizer", "masker", "encoder", "decoder", "target", "data")}
+ROLES = {
+    role: _OF_ROLE[role]
+    for role in ("method", "tokenizer", "masker", "encoder", "decoder", "target", "teacher", "scorer", "data")
+}
 """Role of a part in a recipe -> kind of part. A role may have a scope in front: ``depth.tokenizer``."""
 
 

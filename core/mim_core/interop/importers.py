@@ -87,6 +87,11 @@ def build(**parts: Part) -> Method:
     return build_method(resolve(RunConfig(parts=parts), installed()))
 
 
+def with_slot(slot: Tensor, table: Tensor) -> Tensor:
+    """A table of positions [1, N, width] with the class token's slot [1, 1, width] in front."""
+    return torch.cat([slot, table], dim=1)
+
+
 def position_of(table: Tensor, grid: tuple[int, ...]) -> str:
     """The kind of a table of positions [1, N, width] on a grid: "sincos" where it is the computed one, within 1e-3,
     else "learned"."""

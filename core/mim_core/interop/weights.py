@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,20 @@ def import_checkpoint(
         raise MimError(
             f"{path_or_state} does not make a method of the format {format!r}, with these sizes: {said_of(error)}"
         ) from error
+
+
+def sizes_given(given: tuple[str, ...]) -> dict[str, Any]:
+    """``num_heads=3`` as a name and a value: a number, a tuple, true or false; anything else is text."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise MimError(f"--sizes takes NAME=VALUE, such as num_heads=12; got {text!r}.")
+        try:
+            found[name] = ast.literal_eval(value.capitalize() if value in ("true", "false", "none") else value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def read_state(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:

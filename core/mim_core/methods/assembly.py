@@ -11,7 +11,9 @@ from mim_core.errors import MimError, too_much
 from mim_core.parts.decoder import Decoder
 from mim_core.parts.encoder import Encoder
 from mim_core.parts.masker import Masker
+from mim_core.parts.scorer import Scorer
 from mim_core.parts.target import Target
+from mim_core.parts.teacher import Student, Teacher
 from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
 from mim_core.recipes.config import ResolvedPart
 
@@ -77,11 +79,54 @@ class Parts:
             masker.count(tokenizer.layout)
         return masker
 
+    def teachers(self, tokenizer: Tokenizer, encoder: Encoder) -> dict[str, Teacher]:
+        """The teachers by scope; "" is the one without."""
+        student = self._student(tokenizer, encoder)
+        return {scope: self.make(role, student) for scope, role in self.scopes("teacher")}
+
+    def scorer(self, tokenizer: Tokenizer, encoder: Encoder, teachers: Mapping[str, Teacher]) -> Scorer | None:
+        """The scorer, bound to the teacher that it reads; None where the run has none."""
+        if "scorer" not in self:
+            return None
+        scorer: Scorer = self.make("scorer", self._student(tokenizer, encoder))
+        if scorer.needs_teacher:
+            teacher = self._teacher_of("scorer", "", teachers)
+            with building("scorer", self.get("scorer")):
+                if teacher.needs_mask:
+                    raise ValueError("it reads a teacher before there is a mask, and this one looks at what is hidden")
+                scorer.bind(teacher)
+        return scorer
+
+    def _student(self, tokenizer: Tokenizer, encoder: Encoder) -> Student:
+        def fresh() -> tuple[Tokenizer, Encoder]:
+            other = self.tokenizer()
+            return other, self.encoder(other)
+
+        return Student(tokenizer, encoder, fresh)
+
+    def _teacher_of(self, role: str, scope: str, teachers: Mapping[str, Teacher]) -> Teacher:
+        """The teacher of a scope, or the one without.
+
+        Raises:
+            MimError: There is none.
+        """
+        found = teachers.get(scope, teachers.get(""))
+        if found is None:
+            raise MimError(
+                f"{role} ({self.get(role).name}): it reads what a teacher says, and this run has none. Name one: "
+                "--use teacher=core:ema. See: mim-core list teachers"
+            )
+        return found
+
     def heads(
-        self, tokenizer: Tokenizer, encoder: Encoder, segments: Mapping[str, str]
+        self,
+        tokenizer: Tokenizer,
+        encoder: Encoder,
+        segments: Mapping[str, str],
+        teachers: Mapping[str, Teacher] | None = None,
     ) -> Iterator[tuple[str, str | None, Decoder, Target]]:
         """(name, segment, decoder, target) of each head. A head's segment is the tokenizer of its name, unless
-        ``segments`` says another."""
+        ``segments`` says another; its teacher is that of its name, or the only one."""
         for scope, role in self.scopes("target"):
             segment = segments.get(scope, scope if isinstance(tokenizer, JoinedTokenizer) else None)
             if segment is not None and (not isinstance(tokenizer, JoinedTokenizer) or segment not in tokenizer.parts):
@@ -91,6 +136,10 @@ class Parts:
                 tokenizer.part(segment) if segment is not None and isinstance(tokenizer, JoinedTokenizer) else tokenizer
             )
             target = self.make(role, own)
+            if target.needs_teacher:
+                teacher = self._teacher_of(role, scope, teachers or {})
+                with building(role, self.get(role)):
+                    target.bind(teacher)
             decoder_role = f"{scope}.decoder" if f"{scope}.decoder" in self else "decoder"
             yield scope or "main", segment, self.make(decoder_role, encoder, tokenizer.layout, target.size), target
 

@@ -19,7 +19,9 @@ from mim_core.parts.layout import Layout, Patches, tensor_tree
 from mim_core.parts.mask import Draw, Mask
 from mim_core.parts.masker import Masker
 from mim_core.parts.samples import check_key, check_sizes
+from mim_core.parts.scorer import Scorer
 from mim_core.parts.target import Target
+from mim_core.parts.teacher import Lesson, Teacher
 from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
 from mim_core.ranks.tensors import batch_mean
 
@@ -59,6 +61,7 @@ class Head(nn.Module):
             mask says.
         average: "batch" divides by all answers of the batch together (MAE); "sample" averages per sample, then over
             the samples that have any (MultiMAE).
+        teacher: Name of the teacher that the target reads; None where it reads none.
     """
 
     def __init__(
@@ -68,13 +71,16 @@ class Head(nn.Module):
         weight: float = 1.0,
         segment: str | None = None,
         average: Literal["batch", "sample"] = "batch",
+        teacher: str | None = None,
     ) -> None:
         super().__init__()
         self.decoder, self.target = decoder, target
-        self.weight, self.segment, self.average = weight, segment, average
+        self.weight, self.segment, self.average, self.teacher = weight, segment, average, teacher
 
     def asked(self, layout: Layout, mask: Mask) -> Mask:
         """The mask with this head's queries."""
+        if self.decoder.asks == "sample":
+            return mask.ask_sample()
         return mask if self.segment is None else mask.ask_segment(layout, self.segment)
 
     def local(self, patches: Patches, mask: Mask) -> tuple[Patches, Mask]:
@@ -82,6 +88,13 @@ class Head(nn.Module):
         if self.segment is None:
             return patches, mask
         return patches.segment(self.segment), mask.ask_segment(patches.layout, self.segment, local=True)
+
+    def lesson(self, lessons: Mapping[str, Lesson], layout: Layout) -> Lesson | None:
+        """What the target's teacher says, of the head's own segment."""
+        if not self.target.needs_teacher or self.teacher is None:
+            return None
+        lesson = lessons[self.teacher]
+        return lesson if self.segment is None else lesson.segment(layout, self.segment)
 
     def shares(self, weight: Tensor) -> Tensor:
         """Weights [R, Q] that sum to one over the batch; all zero where nothing counts. Ranks that share a batch divide
@@ -105,8 +118,9 @@ class MaskedAutoencoder(Method):
         masker: Decides what is hidden.
         encoder: Sees the kept units.
         heads: What is predicted, by name. One for MAE, two for MVD, four for MultiMAE.
-        scorer: Called as ``scorer(sample, patches)``; gives a guided masker its scores [B, N].
-        teacher: Handed to the targets, in `prepare`.
+        scorer: Gives a guided masker its scores [B, N].
+        teachers: What they say of a batch is handed to targets and scorer, in `prepare`; by the name that heads use,
+            "main" for the one that all others use.
     """
 
     @dataclass(frozen=True)
@@ -123,13 +137,16 @@ class MaskedAutoencoder(Method):
     @classmethod
     def build(cls, config: Any, parts: Parts) -> MaskedAutoencoder:
         """Roles: tokenizer, masker, encoder, and a target and decoder per head; ``depth.tokenizer`` and the like where
-        there are several."""
+        there are several. A teacher and a scorer where they are named."""
         tokenizer = parts.tokenizer()
         encoder = parts.encoder(tokenizer)
+        teachers = parts.teachers(tokenizer, encoder)
+        scorer = parts.scorer(tokenizer, encoder, teachers)
         heads = {
-            name: Head(decoder, target, config.weights.get(name, 1.0), segment, config.average)
-            for name, segment, decoder, target in parts.heads(tokenizer, encoder, config.segments)
-        }
+            name: Head(decoder, target, config.weights.get(name, 1.0), segment, config.average,
+                       name if name in teachers else "main")
+            for name, segment, decoder, target in parts.heads(tokenizer, encoder, config.segments, teachers)
+        }  # fmt: skip
         for option in ("weights", "segments"):
             strange = [name for name in getattr(config, option) if name not in heads]
             if strange:
@@ -139,7 +156,8 @@ class MaskedAutoencoder(Method):
         factors = [head.weight for head in heads.values()]
         if not all(0 <= factor < math.inf for factor in factors) or not any(factors):
             raise ValueError(f"weights must be finite and not negative, and one positive; got {dict(config.weights)}")
-        return cls(tokenizer, parts.masker(tokenizer), encoder, heads)
+        named = {scope or "main": teacher for scope, teacher in teachers.items()}
+        return cls(tokenizer, parts.masker(tokenizer), encoder, heads, scorer, named)
 
     def __init__(
         self,
@@ -147,25 +165,54 @@ class MaskedAutoencoder(Method):
         masker: Masker,
         encoder: Encoder,
         heads: Mapping[str, Head],
-        scorer: nn.Module | None = None,
-        teacher: nn.Module | None = None,
+        scorer: Scorer | None = None,
+        teachers: Mapping[str, Teacher] | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer, self.masker, self.encoder = tokenizer, masker, encoder
-        self.heads = nn.ModuleDict(heads)
-        self.scorer, self.teacher = scorer, teacher
-        if masker.needs_scores and scorer is None:
-            raise ValueError("the masker hides by scores of the units, and this method has no scorer that gives them")
+        self.heads, self.scorer = nn.ModuleDict(heads), scorer
+        self.teachers = nn.ModuleDict(teachers or {})
+        self._join(heads)
         kept = tokenizer.layout.count - masker.count(tokenizer.layout)
         if not 0 < kept < tokenizer.layout.count:
             raise ValueError(
                 f"the masker would keep {kept} of {tokenizer.layout.count} units; it must keep some and hide some"
             )
 
+    def _join(self, heads: Mapping[str, Head]) -> None:
+        """Whether all that is read is there, and what is there is read; heads and teachers get to know each other."""
+        if self.masker.needs_scores and self.scorer is None:
+            raise ValueError("the masker hides by scores of the units, and this method has no scorer that gives them")
+        if self.scorer is not None and not self.masker.reads_scores:
+            raise ValueError(
+                "the scorer is of no use, for this masker reads no scores; name one that does, or leave it out"
+            )
+        read = {head.teacher for head in heads.values() if head.target.needs_teacher}
+        read |= {"main"} if self.scorer is not None and self.scorer.needs_teacher else set()
+        for name in {*read, *self.teachers}:
+            if name not in self.teachers:
+                raise ValueError("a target or the scorer reads what a teacher says, and this method has none")
+            if name not in read:
+                raise ValueError(f"no target and no scorer reads what the teacher {name!r} says; leave it out")
+        for name, head in heads.items():
+            other = getattr(head.decoder.config, "input_of", None) if hasattr(head.decoder, "config") else None
+            for wanted in filter(None, (other, head.target.of_head)):
+                if wanted not in heads or wanted == name:
+                    raise ValueError(f"the head {name!r} goes with the head {wanted!r}; there are {', '.join(heads)}")
+            if other:
+                head.decoder.share(heads[other].decoder)
+        for teacher in self.teachers.values():
+            teacher.begin({name: head.decoder for name, head in heads.items()})  # type: ignore[operator]
+
     def _heads(self) -> Iterable[tuple[str, Head]]:
         for name, head in self.heads.items():
             assert isinstance(head, Head)
             yield name, head
+
+    def _teachers(self) -> Iterable[tuple[str, Teacher]]:
+        for name, teacher in self.teachers.items():
+            assert isinstance(teacher, Teacher)
+            yield name, teacher
 
     @torch.no_grad()
     def prepare(
@@ -192,35 +239,52 @@ class MaskedAutoencoder(Method):
             raise ValueError(f"training needs every modality; the sample has no {', '.join(lacking)}")
         check_sizes(self.tokenizer, sample)
         patches = self.tokenizer.split(sample)
+        lessons = {name: teacher(patches, sample) for name, teacher in self._teachers() if not teacher.needs_mask}
         if mask is None:
             check_key(sample, _rows(patches))
-            scores = None if self.scorer is None else self.scorer(sample, patches)
+            scores = None if self.scorer is None else self.scorer(sample, patches, lessons.get("main"))
             mask = self.masker(patches.layout, Draw(sample["key"], step, progress), scores)
         mask = self._fit(mask, patches.layout, _rows(patches))
+        lessons |= {name: teacher(patches, sample, mask) for name, teacher in self._teachers() if teacher.needs_mask}
         inputs = patches.values
-        if self.tokenizer.embeds == "kept":
+        if self.tokenizer.embeds == "kept" and self.encoder.takes == "tokens":
             assert isinstance(inputs, Tensor)
             inputs = mask.take(inputs, mask.kept_ids)
         targets, weights = {}, {}
         for name, head in self._heads():
-            targets[name] = head.target.make(sample, *head.local(patches, mask), self.teacher)
-            weights[name] = head.shares(head.asked(patches.layout, mask).weight)
+            lesson = head.lesson(lessons, patches.layout)
+            targets[name] = head.target.make(sample, *head.local(patches, mask), lesson)
+            weight, told = head.asked(patches.layout, mask).weight, head.target.told(targets[name])
+            weights[name] = head.shares(weight if told is None else weight * told)
         return Prepared(inputs, patches.layout, mask, targets, weights)
 
     def forward(self, prepared: Prepared) -> Outcome:
         """Embeds the kept units, encodes, and asks every head."""
         layout, mask = prepared.layout, prepared.mask
-        tokens = self.tokenizer.embed(prepared.inputs)
-        if self.tokenizer.embeds == "all":
-            tokens = mask.take(tokens, mask.kept_ids)
-        encoded: Encoded = self.encoder(tokens, layout, mask)
-        parts, predictions, loss = {}, {}, tokens.new_zeros((), dtype=torch.float32)
+        encoded = self._encoded(prepared.inputs, layout, mask)
+        parts, predictions = {}, {}
+        each: dict[str, Tensor] = {}
+        loss = encoded.tokens.new_zeros((), dtype=torch.float32)
         for name, head in self._heads():
             predictions[name] = head.decoder(encoded, layout, head.asked(layout, mask))
-            each = head.target.loss(predictions[name], prepared.targets[name])
-            parts[name] = (each * prepared.weights[name]).sum()
+            other = head.target.of_head
+            values = each[other].detach() if other else prepared.targets[name]
+            each[name] = head.target.loss(predictions[name], values)
+            parts[name] = (each[name] * prepared.weights[name]).sum()
             loss = loss + head.weight * parts[name]
         return Outcome(loss, parts, predictions, torch.cat([encoded.prefix, encoded.tokens], dim=1))
+
+    def _encoded(self, inputs: Any, layout: Layout, mask: Mask) -> Encoded:
+        """The kept units through tokenizer and encoder; an encoder that takes values embeds them itself."""
+        encoded: Encoded
+        if self.encoder.takes == "values":
+            encoded = self.encoder(inputs, layout, mask)
+            return encoded
+        tokens = self.tokenizer.embed(inputs)
+        if self.tokenizer.embeds == "all":
+            tokens = mask.take(tokens, mask.kept_ids)
+        encoded = self.encoder(tokens, layout, mask)
+        return encoded
 
     def encode(self, sample: Sample) -> Features:
         """Encodes every unit that is there; of several modalities any subset. Units that are not valid are seen by
@@ -247,6 +311,8 @@ class MaskedAutoencoder(Method):
             )
         if self.encoder.sees == "all":
             return mask.keep_all()
+        if mask.kept_valid is not None and not self.encoder.pads:
+            raise ValueError(f"the masker fills rows of unequal length, and a {type(self.encoder).__name__} takes none")
         if mask.kept_ids.shape[1] == 0:
             raise ValueError("the mask leaves nothing visible")
         if mask.kept_ids.shape[1] == layout.count:

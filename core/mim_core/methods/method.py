@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from mim_core.data.source import Sample
 from mim_core.parts.encoder import Encoder
-from mim_core.parts.layout import Layout, take, tensor_tree
+from mim_core.parts.layout import Layout, Patches, take, tensor_tree
 from mim_core.parts.mask import Mask
 from mim_core.parts.samples import check_sample
+from mim_core.parts.teacher import Teacher
 from mim_core.parts.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -105,7 +106,15 @@ class Method(nn.Module):
         return source
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimizer step: teachers, schedules."""
+        """Called after each optimizer step: every `Teacher` of the method follows it. A subclass that does more calls
+        this too.
+
+        Args:
+            progress: Share of the run that is done; in a run a `Progress`, which knows step and epoch.
+        """
+        for module in self.modules():
+            if isinstance(module, Teacher):
+                module.follow(self, progress)
 
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks, which are sharded, recomputed and, when sharded, compiled one by one: by default the
@@ -138,11 +147,23 @@ def encode_all(tokenizer: Tokenizer, encoder: Encoder, sample: Sample) -> Featur
     """
     check_sample(tokenizer, sample)
     patches = tokenizer.split(sample)
+    if encoder.takes == "values":
+        return _encode_values(encoder, patches)
     tokens = tokenizer.embed(patches.values)
     mask = Mask.nothing_hidden(tokens.shape[0], patches.layout, tokens.device)
     if patches.layout.valid is not None:
         return _encode_valid(encoder, tokens, patches.layout, mask, patches.layout.valid)
     encoded = encoder(tokens, patches.layout, mask)
+    return Features(encoded.tokens, encoded.tokens.mean(dim=1), encoded.prefix)
+
+
+def _encode_values(encoder: Encoder, patches: Patches) -> Features:
+    """By an encoder that embeds the units itself."""
+    if patches.layout.valid is not None:
+        raise ValueError(f"a {type(encoder).__name__} needs all units, and some of these samples lack some")
+    values = patches.values
+    assert isinstance(values, Tensor), "several modalities are embedded by their tokenizers"
+    encoded = encoder(values, patches.layout, Mask.nothing_hidden(len(values), patches.layout, values.device))
     return Features(encoded.tokens, encoded.tokens.mean(dim=1), encoded.prefix)
 
 

@@ -18,13 +18,40 @@ from mim_core.parts.position import PositionAt, PositionKind, make_position
 
 
 class Decoder(nn.Module):
-    """Base class. Built from its options, the encoder, the layout and the size of an answer."""
+    """Base class. Built from its options, the encoder, the layout and the size of an answer.
+
+    Attributes:
+        asks: "units" where it answers each of ``mask.query_ids``; "sample" where it gives one answer for the sample as
+            a whole, [R, 1, size].
+    """
 
     Config: ClassVar[type[Any]]
+    asks: Literal["units", "sample"] = "units"
 
     def forward(self, encoded: Encoded, layout: Layout, mask: Mask) -> Float[Tensor, "R Q size"]:
         """An answer for each of ``mask.query_ids``, in that order."""
         raise NotImplementedError
+
+    def for_teacher(self) -> nn.Module:
+        """The part that a teacher has a copy of, where it follows this head: all of it, unless a part is the
+        student's alone, as a predictor is. It must have `teach`."""
+        return self
+
+    def teach(self, encoded: Encoded, layout: Layout) -> Float[Tensor, "S n size"]:
+        """What a teacher's copy says when nothing is hidden.
+
+        Raises:
+            ValueError: This decoder says nothing then.
+        """
+        raise ValueError(f"a {type(self).__name__} answers hidden units alone, so a teacher cannot follow it")
+
+    def share(self, other: Decoder) -> None:
+        """Takes over the input side of another head's decoder: both are trained as one.
+
+        Raises:
+            ValueError: They have no such side, or not the same sizes.
+        """
+        raise ValueError(f"a {type(self).__name__} has no input side that it could share")
 
 
 class TransformerDecoder(Decoder):
@@ -69,6 +96,8 @@ class TransformerDecoder(Decoder):
         """How linear layers start: xavier (MAE), or truncated, a normal of deviation 0.02 (Point-MAE)."""
         prefix: Literal["encoder", "own"] = "encoder"
         """What stands in front: the encoder's class and register tokens, or a token of the decoder's own (MAE-ST)."""
+        input_of: str | None = None
+        """Another head, whose embedding, mask token and positions this decoder shares (HPM's two decoders)."""
 
     def __init__(self, config: Config, encoder: Encoder, layout: Layout, size: int) -> None:
         super().__init__()
@@ -109,21 +138,60 @@ class TransformerDecoder(Decoder):
 
     def forward(self, encoded: Encoded, layout: Layout, mask: Mask) -> Float[Tensor, "R Q size"]:
         """Embed, append a mask token per query, add positions, transform, predict."""
+        rows, asked = mask.query_ids.shape
+        x = self.decode(encoded, layout, mask)[:, -(asked // mask.groups) :]
+        return self.pred(self.norm(x)).reshape(rows, asked, -1)
+
+    def decode(self, encoded: Encoded, layout: Layout, mask: Mask) -> Float[Tensor, "G L width"]:
+        """Prefix, kept units and queries after all blocks, before the last norm; each group of queries in a row of its
+        own."""
+        (rows, count), groups = mask.query_ids.shape, mask.groups
         seen = self.embed(encoded.tokens)
-        asked = self.mask_token.expand(*mask.query_ids.shape, -1).to(seen.dtype)
-        if self.cls_token is None:
-            front = self.embed(encoded.prefix)
-        else:
-            front = self.cls_token.expand(seen.shape[0], -1, -1).to(seen.dtype)
+        kept_ids, front = mask.kept_ids, self._front(encoded).to(seen.dtype)
+        if groups > 1:
+            kept_ids, seen, front = (each.repeat_interleave(groups, 0) for each in (kept_ids, seen, front))
+        query_ids = mask.query_ids.reshape(rows * groups, count // groups)
+        asked = self.mask_token.expand(*query_ids.shape, -1).to(seen.dtype)
         x = torch.cat([front, seen, asked], dim=1)
         places = None
         if self.position is not None:
-            found = take(self.position(layout), torch.cat([mask.kept_ids, mask.query_ids], dim=1))
+            found = take(self.position(layout), torch.cat([kept_ids, query_ids], dim=1))
             places = nn.functional.pad(found, (0, 0, front.shape[1], 0))  # what stands in front has no place
         if places is not None and self.config.position_at == "input":
             x, places = x + places, None
-        x = through(self.blocks, x, places)
-        return self.pred(self.norm(x[:, -mask.query_ids.shape[1] :]))
+        return through(self.blocks, x, places, self._keys(mask, front.shape[1]))
+
+    def _front(self, encoded: Encoded) -> Tensor:
+        """What stands in front, [R, P, width]."""
+        if self.cls_token is None:
+            return self.embed(encoded.prefix)
+        return self.cls_token.expand(len(encoded.tokens), -1, -1)
+
+    @staticmethod
+    def _keys(mask: Mask, front: int) -> Tensor | None:
+        """What may be attended to, bool [R * groups, L]; None where all may."""
+        if mask.kept_valid is None and mask.query_valid is None:
+            return None
+        kept = torch.ones_like(mask.kept_ids, dtype=torch.bool) if mask.kept_valid is None else mask.kept_valid
+        asked = torch.ones_like(mask.query_ids, dtype=torch.bool) if mask.query_valid is None else mask.query_valid
+        kept = nn.functional.pad(kept, (front, 0), value=True).repeat_interleave(mask.groups, 0)
+        return torch.cat([kept, asked.reshape(len(kept), asked.shape[1] // mask.groups)], dim=1)
+
+    def teach(self, encoded: Encoded, layout: Layout) -> Float[Tensor, "S N size"]:
+        """An answer at every unit, all of which the encoder saw; no query stands beside them."""
+        rows, device = len(encoded.tokens), encoded.tokens.device
+        x = self.decode(encoded, layout, Mask.nothing_hidden(rows, layout, device))
+        return self.pred(self.norm(x[:, -layout.count :]))
+
+    def share(self, other: Decoder) -> None:
+        """One embedding and one mask token for two heads."""
+        mine = (self.config.width, self.config.embed, self.config.embed_bias, self.config.prefix, self.config.position)
+        if not isinstance(other, TransformerDecoder) or mine != (
+            other.config.width, other.config.embed, other.config.embed_bias, other.config.prefix, other.config.position
+        ):  # fmt: skip
+            raise ValueError("decoders that share their input need the same width, embedding, prefix and positions")
+        self.embed, self.mask_token, self.cls_token = other.embed, other.mask_token, other.cls_token
+        self.position = other.position
 
 
 class LinearDecoder(Decoder):

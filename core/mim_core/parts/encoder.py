@@ -17,6 +17,7 @@ from jaxtyping import Float
 from timm.layers import PatchEmbed, trunc_normal_
 from timm.models import create_model, is_model, vision_transformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mim_core.errors import MimError, unknown
 from mim_core.parts.layout import Layout, take, tensor_tree
@@ -34,11 +35,13 @@ class Encoded:
         prefix: [R, P, D], class and register tokens; P may be 0.
         levels: Earlier feature maps of encoders that have them: those that `Encoder.give_levels` asked for, [R, K, D]
             each, without the prefix.
+        attention: [R, heads, P + K, P + K], softmax weights of the last block, where `Encoder.give_attention` asked.
     """
 
     tokens: Tensor
     prefix: Tensor
     levels: tuple[Tensor, ...] = ()
+    attention: Tensor | None = None
 
 
 class Encoder(nn.Module):
@@ -46,12 +49,17 @@ class Encoder(nn.Module):
 
     Attributes:
         sees: "visible" when it receives visible units only, "all" when hidden ones are replaced by a mask token.
+        takes: "tokens", embedded by the tokenizer, of the kept units; or "values", what the tokenizer split, of all
+            units: a hierarchy embeds them itself.
+        pads: It leaves out of its attention what ``mask.kept_valid`` says is no unit.
         width: D.
         levels: Blocks, numbered from 1, whose outputs fill `Encoded.levels`; see `give_levels`.
     """
 
     Config: ClassVar[type[Any]]
     sees: Literal["visible", "all"]
+    takes: Literal["tokens", "values"] = "tokens"
+    pads: bool = False
     width: int
     levels: tuple[int, ...] = ()
 
@@ -71,6 +79,22 @@ class Encoder(nn.Module):
             ValueError: This encoder gives none, or has no such blocks.
         """
         raise ValueError(f"{type(self).__name__} gives no levels")
+
+    def give_last_levels(self, count: int) -> None:
+        """Asks for the outputs of the last blocks, as they are, without the final norm.
+
+        Raises:
+            ValueError: This encoder gives none, or has fewer.
+        """
+        raise ValueError(f"{type(self).__name__} gives no outputs of its blocks")
+
+    def give_attention(self) -> None:
+        """Asks for the attention of the last block, `Encoded.attention`.
+
+        Raises:
+            ValueError: This encoder gives none.
+        """
+        raise ValueError(f"{type(self).__name__} gives no attention")
 
     def timm_weights(self) -> Mapping[str, Tensor]:
         """The weights under timm's names, without the tokenizer's ``patch_embed``."""
@@ -101,14 +125,26 @@ def init_transformer(module: nn.Module, kind: Init = "xavier") -> None:
             nn.init.zeros_(part.bias)
 
 
-def through(blocks: nn.Sequential, x: Tensor, places: Tensor | None) -> Tensor:
-    """The tokens after all blocks; ``places``, where given, are added at the input of every one."""
-    if places is None:
+def through(blocks: nn.Sequential, x: Tensor, places: Tensor | None, seen: Tensor | None = None) -> Tensor:
+    """The tokens after all blocks; ``places``, where given, are added at the input of every one, and tokens that are
+    not ``seen``, bool [R, L], are attended to by nobody."""
+    if places is None and seen is None:
         out: Tensor = blocks(x)
         return out
+    keys = None if seen is None else seen[:, None, None, :]
     for block in blocks:
-        x = block(x + places)
+        x = x if places is None else x + places
+        x = block(x) if keys is None else block(x, attn_mask=keys)
     return x
+
+
+def attention_of(block: nn.Module, x: Tensor) -> Tensor:
+    """Softmax weights [R, heads, L, L] of a timm block at its input x [R, L, D]; fused attention keeps none."""
+    part: Any = block.attn
+    shape = (*x.shape[:2], 3, part.num_heads, -1)
+    query, key, _ = part.qkv(block.norm1(x)).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)  # type: ignore[operator]
+    weights: Tensor = (part.q_norm(query) * part.scale) @ part.k_norm(key).transpose(-2, -1)
+    return weights.softmax(dim=-1)
 
 
 def token(count: int, width: int) -> nn.Parameter:
@@ -128,6 +164,17 @@ def check_sizes(width: int, depth: int, heads: int) -> None:
         raise ValueError(f"depth {depth:,} is beyond the {DEEPEST:,} blocks that can be built")
     if width % heads:
         raise ValueError(f"width {width} is not a multiple of {heads} heads")
+
+
+def last_blocks(count: int, depth: int) -> tuple[int, ...]:
+    """The numbers of the last blocks, counted from 1.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    if not 1 <= count <= depth:
+        raise ValueError(f"the encoder has {depth} blocks; outputs of the last {count} are asked for")
+    return tuple(range(depth - count + 1, depth + 1))
 
 
 def rising(last: float, depth: int) -> list[float]:
@@ -164,6 +211,10 @@ class ViTEncoder(Encoder):
     Pre-norm blocks, LayerNorm with eps 1e-6 and a final norm, as MAE has them. The class token is no unit: it is never
     hidden, has no position of its own (its slot in MAE's table is zero) and comes first.
     """
+
+    pads = True
+    gives_attention: bool = False
+    levels_normed: bool = True
 
     @dataclass(frozen=True)
     class Config:
@@ -268,19 +319,33 @@ class ViTEncoder(Encoder):
         count, x = x.shape[1] - tokens.shape[1], self.norm_pre(x)
         if places is not None and self.prefix_position is not None:
             places = torch.cat([self.prefix_position.expand(len(places), -1, -1).to(places.dtype), places], dim=1)
-        levels, done = [], 0
+        seen = None if mask.kept_valid is None else F.pad(mask.kept_valid, (count, 0), value=True)
+        levels, done, attention = [], 0, None
         for number in self.levels:
-            x, done = through(self.blocks[done:number], x, places), number
-            levels.append(self.norm(x)[:, count:])
-        x = self.norm(through(self.blocks[done:] if done else self.blocks, x, places))
-        return Encoded(x[:, count:], x[:, :count], tuple(levels))
+            x, done = through(self.blocks[done:number], x, places, seen), number
+            levels.append((self.norm(x) if self.levels_normed else x)[:, count:])
+        if self.gives_attention:
+            x, done = through(self.blocks[done:-1], x, places, seen), len(self.blocks) - 1
+            attention = attention_of(self.blocks[-1], x if places is None else x + places)
+        x = self.norm(through(self.blocks[done:] if done else self.blocks, x, places, seen))
+        return Encoded(x[:, count:], x[:, :count], tuple(levels), attention)
 
     def give_levels(self, blocks: tuple[int, ...]) -> None:
         """Asks for the outputs of these blocks, numbered from 1 and rising, each through the final norm."""
         depth = len(self.blocks)
         if list(blocks) != sorted({*blocks}) or not all(1 <= number <= depth for number in blocks):
             raise ValueError(f"levels must rise and lie in 1 to {depth}, the encoder's blocks; got {blocks}")
-        self.levels = blocks
+        self.levels, self.levels_normed = blocks, True
+
+    def give_last_levels(self, count: int) -> None:
+        """Asks for the outputs of the last blocks, without the final norm."""
+        self.levels, self.levels_normed = last_blocks(count, len(self.blocks)), False
+
+    def give_attention(self) -> None:
+        """Asks for the attention of the last block; a block is computed up to there twice."""
+        if not len(self.blocks):
+            raise ValueError("an encoder without blocks has no attention")
+        self.gives_attention = True
 
     def _front(self) -> list[Tensor]:
         """The learned tokens that stand before the units."""

@@ -42,6 +42,10 @@ class Mask:
             V2).
         weight: float32 [R, Q], how much each answer counts in the loss.
         per_sample: Masks per sample.
+        groups: The queries fall into so many groups of equal size, one after another; a decoder answers each without a
+            look at the others (I-JEPA's target blocks).
+        kept_valid: bool [R, K], False where ``kept_ids`` only fills the row: nobody attends to it. None: all count.
+        query_valid: bool [R, Q], the same of queries; their weight is 0.
     """
 
     hidden: Bool[Tensor, "R N"]
@@ -49,6 +53,9 @@ class Mask:
     query_ids: Int[Tensor, "R Q"]
     weight: Float[Tensor, "R Q"]
     per_sample: int = field(default=1, metadata={"static": True})
+    groups: int = field(default=1, metadata={"static": True})
+    kept_valid: Bool[Tensor, "R K"] | None = None
+    query_valid: Bool[Tensor, "R Q"] | None = None
 
     @staticmethod
     def with_count(
@@ -112,7 +119,15 @@ class Mask:
 
     def keep_all(self) -> Mask:
         """The same mask for an encoder that sees every position: all units are kept, hidden ones become mask tokens."""
-        return replace(self, kept_ids=_all_ids(self.hidden))
+        return replace(self, kept_ids=_all_ids(self.hidden), kept_valid=None)
+
+    def ask_sample(self) -> Mask:
+        """The same mask with one query per row, for a head that asks about the sample as a whole."""
+        one = self.hidden[:, :1]
+        return replace(
+            self, query_ids=torch.zeros_like(one, dtype=torch.int64), weight=torch.ones_like(one, dtype=torch.float32),
+            groups=1, query_valid=None,
+        )  # fmt: skip
 
     def kept_hidden(self) -> Bool[Tensor, "R K"]:
         """Which kept units are hidden, and so become mask tokens."""
@@ -131,7 +146,7 @@ class Mask:
             weight = weight * part.valid.repeat_interleave(self.per_sample, dim=0)
         if local:
             return Mask(hidden, ids, ids, weight, self.per_sample)
-        return replace(self, query_ids=ids + start, weight=weight)
+        return replace(self, query_ids=ids + start, weight=weight, groups=1, query_valid=None)
 
     def take(self, values: Tensor, ids: Int[Tensor, "R K"]) -> Tensor:
         """Values [B, N, ...] of the samples at ids [R, K] of the masks: [R, K, ...]."""

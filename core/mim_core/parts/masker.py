@@ -44,7 +44,8 @@ def check_ratio(ratio: float) -> None:
 
 class Masker(nn.Module):
     """Base class. A subclass gives `count` and `hide`; it may set ``per_sample`` to draw several masks of each sample,
-    and ``needs_scores`` where it cannot do without, so that a method that has no scorer is refused."""
+    ``needs_scores`` where it cannot do without, so that a method that has no scorer is refused, and ``reads_scores``
+    where it goes by them if there are any."""
 
     Config: ClassVar[type[Any]]
     per_sample: int = 1
@@ -55,6 +56,11 @@ class Masker(nn.Module):
     def __init__(self, config: Any = None) -> None:
         super().__init__()
         self.config = config
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether it goes by scores, if there are any."""
+        return self.needs_scores
 
     def count(self, layout: Layout) -> int:
         """How many units each row hides."""

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mim_core.data.source import DataSource, Sample
 from mim_core.parts.layout import Patches
 from mim_core.parts.mask import Mask
+from mim_core.parts.teacher import Lesson, Teacher
 from mim_core.parts.tokenizer import Tokenizer
 
 
@@ -27,12 +28,26 @@ class Target(nn.Module):
         size: What the decoder must output per unit.
         role: Of the run, such as ``depth.target``; what options are called in messages follows from it.
         needs_truth: `to_input_space` uses the sample's own statistics, so pictures show more than the model knew.
+        needs_teacher: It reads what a teacher says, so a method without one is refused.
+        of_head: Another head, whose losses per unit it is held against in place of values that `make` gives; they have
+            no gradient (HPM). Empty: none.
     """
 
     Config: ClassVar[type[Any]]
     size: int
     role: str = "target"
     needs_truth: bool = False
+    needs_teacher: bool = False
+    of_head: str = ""
+
+    def bind(self, teacher: Teacher) -> None:
+        """Called when the method is built, before its decoder is, with the teacher that it will read, where
+        ``needs_teacher``: asks it for what it needs, and learns how wide its answers are.
+
+        Raises:
+            ValueError: The teacher does not give that.
+        """
+        return
 
     def check(self, source: DataSource) -> None:
         """Called with a run's data before it starts, for targets that must know what the data did to their values.
@@ -42,9 +57,14 @@ class Target(nn.Module):
         """
         return
 
-    def make(self, sample: Sample, patches: Patches, mask: Mask, teacher: nn.Module | None = None) -> Any:
-        """The values that the decoder should give at ``mask.query_ids``."""
+    def make(self, sample: Sample, patches: Patches, mask: Mask, lesson: Lesson | None = None) -> Any:
+        """The values that the decoder should give at ``mask.query_ids``; ``lesson`` is what the teacher says, where
+        ``needs_teacher``."""
         raise NotImplementedError
+
+    def told(self, values: Any) -> Bool[Tensor, "R Q"] | None:
+        """At which queries there is a value at all; others do not count in the loss. None: at all."""
+        return None
 
     def loss(self, prediction: Float[Tensor, "R Q size"], values: Any) -> Float[Tensor, "R Q"]:
         """The loss of every answer, unreduced."""
@@ -104,7 +124,7 @@ class ValueTarget(Target):
         return mean, (var + 1e-6).sqrt()
 
     def make(
-        self, sample: Sample, patches: Patches, mask: Mask, teacher: nn.Module | None = None
+        self, sample: Sample, patches: Patches, mask: Mask, lesson: Lesson | None = None
     ) -> Float[Tensor, "R Q size"]:
         """The queried units' values, float32."""
         assert isinstance(patches.values, Tensor)

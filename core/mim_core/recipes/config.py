@@ -51,6 +51,8 @@ class TrainConfig:
     """Epochs at which the schedule "steps" takes its factor."""
     weight_decay: float = 0.05
     """Decoupled weight decay (AdamW); none on biases and 1-D parameters."""
+    weight_decay_end: float | None = None
+    """Weight decay at the end of the run, along half a cosine from the start (DINO, I-JEPA); None: it stays."""
     decay_tokens: bool = True
     """Weight decay on class and mask tokens too, as MAE's code has it; SimMIM's has not."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -127,6 +129,8 @@ class TrainConfig:
         for name in ("base_lr", "warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "item_timeout"):
             if getattr(self, name) < 0:
                 raise MimError(f"train: option {name!r} must not be negative, got {getattr(self, name)}")
+        if self.weight_decay_end is not None and not 0 <= self.weight_decay_end < math.inf:
+            raise MimError(f"train: option 'weight_decay_end' must be 0 or more, got {self.weight_decay_end}")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise MimError(f"train: option 'clip_grad' must be positive, or none; got {self.clip_grad}")
 

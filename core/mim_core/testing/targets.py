@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mim_core.data.source import Sample
@@ -14,6 +14,7 @@ from mim_core.parts.layout import Patches
 from mim_core.parts.mask import Draw, Mask
 from mim_core.parts.masker import RandomMasker
 from mim_core.parts.target import Target
+from mim_core.parts.teacher import Lesson, Teacher
 from mim_core.parts.tokenizer import Tokenizer
 from mim_core.testing.checks import Contract, equal, keys, near, noise, on_gpu, seeded, tensors, to_gpu
 
@@ -49,18 +50,33 @@ class TargetContract(Contract):
         """A batch that the tokenizer takes."""
         return noise(tokenizer.shapes, rows, ids=tokenizer.ids)
 
-    def make_teacher(self, tokenizer: Tokenizer) -> nn.Module | None:
-        """The teacher that the method hands to the target, where it needs one; the same weights each time, as torch's
-        generator is seeded."""
+    def make_teacher(self, tokenizer: Tokenizer) -> Teacher | None:
+        """The teacher that the target reads, where it needs one; the same weights each time, as torch's generator is
+        seeded."""
         return None
 
     def make_values(self, target: Target, sample: Sample, patches: Patches, mask: Mask) -> Any:
         """What the target makes of a batch."""
-        return target.make(sample, patches, mask, self._teacher())
+        return target.make(sample, patches, mask, self._lesson(sample, patches, mask))
 
-    def _teacher(self) -> nn.Module | None:
+    def _lesson(self, sample: Sample, patches: Patches, mask: Mask) -> Lesson | None:
+        """What the teacher says of a batch, the target bound to it."""
         with seeded():
-            return self.make_teacher(self.make_tokenizer())
+            tokenizer = self.make_tokenizer()
+            teacher, target = self.make_teacher(tokenizer), self.make_target(tokenizer)
+        if teacher is None:
+            return None
+        target.bind(teacher)
+        lesson: Lesson = teacher(patches, sample, mask)
+        return lesson
+
+    def _target(self, tokenizer: Tokenizer) -> Target:
+        """The target under test, bound to its teacher."""
+        target, teacher = self.make_target(tokenizer), self.make_teacher(tokenizer)
+        assert teacher is not None or not target.needs_teacher, "the target needs a teacher: override make_teacher"
+        if teacher is not None:
+            target.bind(teacher)
+        return target
 
     def truth(self, values: Any) -> Tensor:
         """The prediction that the loss asks for; by default the values themselves."""
@@ -72,7 +88,7 @@ class TargetContract(Contract):
         hidden than visible, so that one cannot be taken for the other."""
         with seeded():
             tokenizer = self.make_tokenizer()
-            target = self.make_target(tokenizer)
+            target = self._target(tokenizer)
         sample = self.make_sample(tokenizer, 4)
         patches = tokenizer.split(sample)
         mask = self._mask(patches, keys(4), masks)
@@ -219,7 +235,7 @@ class TargetContract(Contract):
         """Another with the same weights and buffers gives the same loss."""
         target, patches, mask, values = self.case()
         tokenizer = self.make_tokenizer()
-        other = self.make_target(tokenizer)
+        other = self._target(tokenizer)
         other.load_state_dict({name: value.clone() for name, value in target.state_dict().items()}, strict=True)
         again = self.make_values(other, self.make_sample(tokenizer, 4), patches, mask)
         guess = self.guess(target, mask)
@@ -232,8 +248,8 @@ class TargetContract(Contract):
         target, patches, mask, values = self.case()
         guess = self.guess(target, mask)
         here = target.loss(guess, values)
-        sample, teacher = to_gpu(self.make_sample(self.make_tokenizer(), 4)), self._teacher()
-        teacher = None if teacher is None else teacher.cuda()
-        there = target.cuda().make(sample, to_gpu(patches), to_gpu(mask), teacher)
+        sample = self.make_sample(self.make_tokenizer(), 4)
+        lesson = to_gpu(self._lesson(sample, patches, mask))
+        there = target.cuda().make(to_gpu(sample), to_gpu(patches), to_gpu(mask), lesson)
         assert all(value.is_cuda for value in tensors(there)), "values left the GPU"
         near(target.loss(guess.cuda(), there).cpu(), here, "the loss is another on a GPU", 1e-3, 1e-4)

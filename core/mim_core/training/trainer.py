@@ -16,12 +16,13 @@ from mim_core.data.loading import Batch, KeyedBatches, KeyedDataset, collate, en
 from mim_core.data.time_limits import Places, Watch, of_reading
 from mim_core.errors import ReadersGone, one_line
 from mim_core.methods.build import working
+from mim_core.parts.schedule import Progress
 from mim_core.ranks.tensors import batch_mean, whole
 from mim_core.runs.average import WeightAverage
 from mim_core.training.cost import power
 from mim_core.training.engine import Engine
 from mim_core.training.faults import BadFiles, not_finite
-from mim_core.training.optimizer import learning_rate, set_rate
+from mim_core.training.optimizer import learning_rate, set_decay, set_rate, weight_decay
 from mim_core.training.progress import Reporter
 from mim_core.training.stopwatch import Stopwatch
 
@@ -44,6 +45,8 @@ class Trainer:
     batches: Any = None
     """The micro-batches, while the run steps."""
     watch: Watch
+    latent: Tensor | None = None
+    """The encoder's output for the last micro-batch."""
 
     def __init__(
         self,
@@ -96,6 +99,8 @@ class Trainer:
         """One optimizer step over as many micro-batches as the batch holds."""
         run, count = self.run, self.run.accumulation
         set_rate(self.optimizer, learning_rate(run.step, run.steps_per_epoch, run.train))
+        if run.train.weight_decay_end is not None:
+            set_decay(self.optimizer, weight_decay(run.step / run.steps, run.train))
         sums: dict[str, Tensor] = {}
         for part in range(count):
             with self.engine.micro_batch(last=part == count - 1):
@@ -111,7 +116,7 @@ class Trainer:
         self.optimizer.found_inf = (~torch.isfinite(metrics).all()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        run.method.after_step((run.step + 1) / run.steps)
+        run.method.after_step(Progress.at(run.step + 1, run.steps, run.steps_per_epoch))
         if self.average is not None:
             self.average.update(run.step)
         self.clock.start(None)
@@ -126,7 +131,8 @@ class Trainer:
         sample = run.source.finish(sample)
         torch.manual_seed(randomness.torch_seed(run.train.seed, f"step {run.step} {number}"))  # dropout and drop path
         with working(run.method):
-            prepared = run.method.prepare(sample, step=run.step, progress=run.step / run.steps)
+            now = Progress.at(run.step, run.steps, run.steps_per_epoch)
+            prepared = run.method.prepare(sample, step=run.step, progress=now)
         self._phase("forward_backward")
         try:
             with working(run.method), torch.autocast(run.device.type, torch.bfloat16, enabled=self.bf16):
@@ -134,6 +140,7 @@ class Trainer:
             (outcome.loss / run.accumulation).backward()
         except RuntimeError as error:
             raise self.engine.explain(error) from error
+        self.latent = outcome.latent.detach()
         parts = {f"loss/{name}": value for name, value in outcome.parts.items()}
         return {"loss": outcome.loss, **(parts if len(parts) > 1 else {})}
 
@@ -150,6 +157,17 @@ class Trainer:
         self.bad.note(batch)
         assert batch.sample is not None
         return {name: value.to(self.run.device, non_blocking=True) for name, value in batch.sample.items()}
+
+    def effective_rank(self) -> float:
+        """Of the features of the last micro-batch on this rank, one row per sample and mask: exp of the entropy of the
+        singular values' shares (RankMe, arXiv 2210.02885, equation 1). Near 1, all samples have one direction: a
+        collapse."""
+        if self.latent is None:
+            return math.nan
+        rows = self.latent.float().mean(dim=1)
+        values = torch.linalg.svdvals(rows - rows.mean(dim=0))
+        shares = values / values.sum().clamp(min=1e-12)
+        return round(float((-(shares * (shares + 1e-12).log()).sum()).exp()), 3)
 
     def read_metrics(self) -> None:
         """Moves the metrics of the steps since the last reading to the host, checks and writes them. All ranks call it
@@ -181,6 +199,7 @@ class Trainer:
             "lr": learning_rate(run.step - 1, run.steps_per_epoch, run.train),
             "samples_per_second": rate,
             "seconds_per_step": seconds / steps,
+            "effective_rank": self.effective_rank(),
             **{f"time/{name}": round(value / seconds, 4) for name, value in phases.items()},
             **power(run, rate),
         }

@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from mim_core import DataSource, Mask, MimError, Patches, Sample, Target, Tokenizer, counted, warn
-from torch import Tensor, nn
+from mim_core import DataSource, Lesson, Mask, MimError, Patches, Sample, Target, Tokenizer, counted, warn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mim_image.clip_encoder import ImageEncoder, recommended
@@ -107,7 +107,7 @@ class ClipTarget(Target):
                 )
 
     def make(
-        self, sample: Sample, patches: Patches, mask: Mask, teacher: nn.Module | None = None
+        self, sample: Sample, patches: Patches, mask: Mask, lesson: Lesson | None = None
     ) -> Float[Tensor, "R Q size"]:
         """CLIP's features at the queries, of unit length.
 

@@ -10,6 +10,8 @@ from packaging.requirements import Requirement
 
 MAE = "MAE, arXiv 2111.06377"
 SIMMIM = "SimMIM, arXiv 2111.09886"
+IJEPA = "I-JEPA, arXiv 2301.08243"
+SDAE = "SdAE, arXiv 2208.00449"
 MVP = "MVP, arXiv 2203.05175; EVA, arXiv 2211.07636"
 
 
@@ -78,6 +80,23 @@ def mim_register_recipes(register: RecipeRegister) -> None:
         summary="MVP with ViT-B/16: CLIP's features are predicted, the paper's 300 epochs.",
         paper=MVP,
     )
+    for name, summary in {
+        "ijepa-vit-base": "I-JEPA with ViT-B/16: a moving average's features of four blocks, 600 epochs.",
+        "ijepa-vit-huge": "I-JEPA with ViT-H/14, the paper's 300 epochs.",
+        "ijepa-vit-tiny": "I-JEPA with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
+    }.items():
+        _register(register, "ijepa", name, summary, IJEPA)
+    for name, summary in {
+        "sdae-vit-base": "SdAE with ViT-B/16: a slow teacher's features of hidden patches, 300 epochs.",
+        "sdae-vit-tiny": "SdAE with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
+    }.items():
+        _register(register, "sdae", name, summary, SDAE)
+
+
+def _register(register: RecipeRegister, method: str, name: str, summary: str, paper: str) -> None:
+    """A recipe of the module ``recipes_METHOD``, with its twin."""
+    load = f"mim_image.recipes_{method}:{name.replace('-', '_')}"
+    register(name=name, load=load, twin=f"{load}.twin", summary=summary, paper=paper)
 
 
 @hookimpl
@@ -91,6 +110,18 @@ def mim_register_importers(register: Register) -> None:
         load="mim_image.interop:import_simmim",
         summary="Official SimMIM ViT weights (.pth).",
         paper=SIMMIM,
+    )
+    register(
+        name="i-jepa",
+        load="mim_image.interop_ijepa:import_ijepa",
+        summary="Official I-JEPA weights: encoder, predictor and target encoder.",
+        paper=IJEPA,
+    )
+    register(
+        name="sdae",
+        load="mim_image.interop_sdae:import_sdae",
+        summary="Official SdAE weights, student and teacher.",
+        paper=SDAE,
     )
     register(
         name="hf-vitmae",

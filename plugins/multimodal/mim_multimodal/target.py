@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int
-from mim_core import DataSource, Mask, Patches, Sample, Target, Tokenizer
-from torch import Tensor, nn
+from mim_core import DataSource, Lesson, Mask, Patches, Sample, Target, Tokenizer
+from torch import Tensor
 from torch.nn import functional as F
 
 
@@ -47,7 +47,7 @@ class ClassMapTarget(Target):
             )
 
     def make(
-        self, sample: Sample, patches: Patches, mask: Mask, teacher: nn.Module | None = None
+        self, sample: Sample, patches: Patches, mask: Mask, lesson: Lesson | None = None
     ) -> Int[Tensor, "R Q positions"]:
         """The queried units' class ids; -1 where there is none."""
         assert isinstance(patches.values, Tensor)

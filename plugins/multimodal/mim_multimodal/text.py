@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int
-from mim_core import Layout, Mask, Patches, Sample, Target, Tokenizer
+from mim_core import Layout, Lesson, Mask, Patches, Sample, Target, Tokenizer
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -98,9 +98,7 @@ class TextTarget(Target):
             raise ValueError(f"label_smoothing must lie in [0, 1), got {config.label_smoothing}")
         self.config, self.size = config, vocabulary
 
-    def make(
-        self, sample: Sample, patches: Patches, mask: Mask, teacher: nn.Module | None = None
-    ) -> Int[Tensor, "R Q"]:
+    def make(self, sample: Sample, patches: Patches, mask: Mask, lesson: Lesson | None = None) -> Int[Tensor, "R Q"]:
         """The queried tokens' ids; 0 where there is none."""
         assert isinstance(patches.values, Tensor)
         return mask.take(patches.values, mask.query_ids)[..., 0]

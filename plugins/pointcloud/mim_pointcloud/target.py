@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from mim_core import Mask, Patches, Sample, Target, Tokenizer
-from torch import Tensor, nn
+from mim_core import Lesson, Mask, Patches, Sample, Target, Tokenizer
+from torch import Tensor
 
 from mim_pointcloud import geometry
 
@@ -41,7 +41,7 @@ class ChamferTarget(Target):
         self.size = 3 * self.points
 
     def make(
-        self, sample: Sample, patches: Patches, mask: Mask, teacher: nn.Module | None = None
+        self, sample: Sample, patches: Patches, mask: Mask, lesson: Lesson | None = None
     ) -> Float[Tensor, "R Q S 3"]:
         """The queried groups' coordinates, float32."""
         assert isinstance(patches.values, Tensor)

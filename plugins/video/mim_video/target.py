@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from mim_core import DataSource, Layout, Mask, Patches, Sample, Target, Tokenizer, ValueTarget
-from torch import Tensor, nn
+from mim_core import DataSource, Layout, Lesson, Mask, Patches, Sample, Target, Tokenizer, ValueTarget
+from torch import Tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 EPS = 1e-6
@@ -82,7 +82,7 @@ class CubeTarget(Target):
         return values.flatten(2, -2) * self.std + self.mean
 
     def make(
-        self, sample: Sample, patches: Patches, mask: Mask, teacher: nn.Module | None = None
+        self, sample: Sample, patches: Patches, mask: Mask, lesson: Lesson | None = None
     ) -> Float[Tensor, "R Q size"]:
         """The queried tubelets' pixels, float32."""
         pixels = self._pixels(patches, mask)
@@ -159,10 +159,10 @@ class FrameTarget(ValueTarget):
         return Patches(values.gather(2, index), patches.layout, patches.aux)
 
     def make(
-        self, sample: Sample, patches: Patches, mask: Mask, teacher: nn.Module | None = None
+        self, sample: Sample, patches: Patches, mask: Mask, lesson: Lesson | None = None
     ) -> Float[Tensor, "R Q size"]:
         """The queried tubelets' frames, float32."""
-        return super().make(sample, self._frames(patches, mask), mask, teacher)
+        return super().make(sample, self._frames(patches, mask), mask, lesson)
 
     def to_input_space(self, prediction: Float[Tensor, "R Q size"], patches: Patches, mask: Mask) -> Tensor:
         """Whole tubelets, each frame shown as the predicted one before it."""

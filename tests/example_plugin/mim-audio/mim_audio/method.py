@@ -30,7 +30,7 @@ class FeaturePrediction(Method):
     def __init__(self, config, tokenizer, masker, encoder, decoder):
         super().__init__()
         self.tokenizer, self.masker, self.encoder, self.decoder = tokenizer, masker, encoder, decoder
-        self.teacher = EmaTeacher(tokenizer, encoder, start=config.momentum)
+        self.teacher = EmaTeacher.of(tokenizer, encoder, start=config.momentum)
 
     @torch.no_grad()
     def prepare(self, sample, mask=None, *, step=0, progress=0.0):
@@ -52,7 +52,3 @@ class FeaturePrediction(Method):
     def encode(self, sample):
         """Features with nothing hidden."""
         return encode_all(self.tokenizer, self.encoder, sample)
-
-    def after_step(self, progress):
-        """The teacher follows."""
-        self.teacher.update(self.tokenizer, self.encoder, progress)

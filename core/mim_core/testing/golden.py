@@ -1,0 +1,190 @@
+"""Golden cases: what the official implementation of a method gives for small random weights and inputs, in a file.
+
+A ``.safetensors`` file holds ``state/<official name>`` and ``teacher.../<official name>`` (weights), ``in/<name>``,
+``out/<name>`` and ``grad/<official name>``; its metadata ``config`` is a JSON text with the method and all sizes.
+`try_case` imports the weights, prepares the inputs, and compares every output and gradient that the method's
+`GoldenAdapter` knows. The adapter stands beside the importer: a dict ``GOLDEN`` in the importer's module, by format.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mim_core.errors import MimError
+from mim_core.host.loading import installed
+from mim_core.interop.weights import import_checkpoint
+from mim_core.methods.method import Method, Outcome
+from mim_core.testing.checks import seeded
+
+LOSSES, OTHERS = 1e-5, 1e-4
+"""What losses, and other values and gradients, may be off by, as a share of the entry's largest value."""
+
+FORMATS = {"ijepa": "i-jepa"}
+"""Import formats of methods whose name in a file is another."""
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """What a file holds.
+
+    Attributes:
+        path: The file.
+        form: Import format.
+        config: Sizes, under the official names.
+        weights: By group, "state", "teacher" and the like: official name -> weight.
+        inputs: By name.
+        outputs: By name.
+        gradients: By official name.
+    """
+
+    path: Path
+    form: str
+    config: dict[str, Any]
+    weights: dict[str, dict[str, Tensor]]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+    def state(self) -> dict[str, Tensor]:
+        """All weights as the importer takes them: those of other groups with the group's name in front."""
+        found = dict(self.weights.get("state", {}))
+        for group, weights in self.weights.items():
+            if group != "state":
+                found |= {f"{group}.{name}": value for name, value in weights.items()}
+        return found
+
+
+@dataclass(frozen=True)
+class GoldenAdapter:
+    """How one format's cases are tried.
+
+    Attributes:
+        sample: Of the case: the batch that `Method.prepare` takes.
+        mask: Of the case: what it takes as a mask.
+        outputs: Of (case, method, prepared, outcome): values by the names that the case's outputs have. "loss" is added
+            where it is not among them.
+        names: Of a method: our names of parameters -> official names, for gradients.
+        left_out: Outputs that are not compared, by the start of their name -> why.
+        after: Of (case, method, outputs so far): what is compared after the backward pass, such as a teacher's update.
+    """
+
+    sample: Callable[[GoldenCase], dict[str, Tensor]]
+    mask: Callable[[GoldenCase], Any]
+    outputs: Callable[[GoldenCase, Method, Any, Outcome], dict[str, Tensor]]
+    names: Callable[[Method], Mapping[str, str]]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    after: Callable[[GoldenCase, Method], dict[str, Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One entry of a case: how far off it is, as a share of its largest value; or why it is not compared."""
+
+    name: str
+    apart: float | None
+    allowed: float
+    why: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Within what is allowed, or not compared."""
+        return self.apart is None or self.apart <= self.allowed
+
+
+def read_case(path: Path) -> GoldenCase:
+    """The case of a file.
+
+    Raises:
+        MimError: It is no golden case.
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(path, "pt") as file:
+            config = json.loads((file.metadata() or {})["config"])
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                group, _, name = key.partition("/")
+                groups.setdefault(group, {})[name] = file.get_tensor(key)
+        method = config.pop("method").replace("_", "-")
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise MimError(f"{path} is no golden case: {type(error).__name__}: {error}") from error
+    found = [groups.pop(name, {}) for name in ("in", "out", "grad")]
+    return GoldenCase(path, FORMATS.get(method, method), config, groups, *found)
+
+
+def adapter_of(form: str) -> GoldenAdapter:
+    """The adapter beside a format's importer.
+
+    Raises:
+        MimError: The format is not imported, or has no adapter.
+    """
+    entry = installed().get("importers", form)
+    module = importlib.import_module(str(entry.load).partition(":")[0])
+    found = getattr(module, "GOLDEN", {}).get(entry.name)
+    if not isinstance(found, GoldenAdapter):
+        raise MimError(f"The import format {form!r} has no golden adapter: {module.__name__} has no GOLDEN[{form!r}].")
+    return found
+
+
+def try_case(path: Path) -> list[Comparison]:
+    """Every entry of a case against what our method gives.
+
+    Raises:
+        MimError: The file is no case, or its format is not known.
+    """
+    case = read_case(path)
+    adapter = adapter_of(case.form)
+    method = import_checkpoint(case.state(), format=case.form, **case.config).train()
+    prepared = method.prepare(adapter.sample(case), mask=adapter.mask(case))
+    with seeded():
+        outcome: Outcome = method(prepared)
+    found = {"loss": outcome.loss, **adapter.outputs(case, method, prepared, outcome)}
+    found = {name: value.detach().clone() for name, value in found.items()}
+    outcome.loss.backward()
+    if adapter.after is not None:
+        found |= adapter.after(case, method)
+    lines = [_compare(name, wanted, found.get(name), adapter.left_out) for name, wanted in case.outputs.items()]
+    ours = {theirs: name for name, theirs in adapter.names(method).items()}
+    for theirs, wanted in case.gradients.items():
+        gradient = method.get_parameter(ours[theirs]).grad if theirs in ours else None
+        lines.append(_compare(f"grad/{theirs}", wanted, gradient, adapter.left_out))
+    return lines
+
+
+def _compare(name: str, wanted: Tensor, found: Tensor | None, left_out: Mapping[str, str]) -> Comparison:
+    allowed = LOSSES if name.rpartition("/")[2].startswith("loss") and wanted.ndim == 0 else OTHERS
+    if found is None:
+        known = next((why for start, why in left_out.items() if name.startswith(start)), "")
+        alternative = "another option of the official code" if name.startswith("alt_") else ""
+        why = known or alternative or "the adapter does not know it"
+        return Comparison(name, None, allowed, why)
+    if found.numel() != wanted.numel():
+        return Comparison(name, float("inf"), allowed, f"shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
+    wanted, found = wanted.double(), found.detach().double().reshape(wanted.shape)
+    apart = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+    return Comparison(name, apart if apart == apart else float("inf"), allowed)
+
+
+def as_text(lines: list[Comparison]) -> str:
+    """The comparisons as a table."""
+    rows = [
+        f"  left out  {line.name}: {line.why}"
+        if line.apart is None
+        else f"  {'ok' if line.fits else 'OFF':8}  {line.name}: {line.apart:.1e} of {line.allowed:.0e}"
+        + (f" ({line.why})" if line.why else "")
+        for line in lines
+    ]
+    return "\n".join(rows)
+
+
+def hidden_ids(mask: Tensor) -> Tensor:
+    """The hidden units of every row in ascending order, int64 [B, hidden]; every row hides as many."""
+    return mask.to(torch.uint8).argsort(dim=1, stable=True, descending=True)[:, : int(mask[0].sum())]

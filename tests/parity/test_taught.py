@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT.parent / "shared" / "golden"
-CASES = ["ijepa", "sdae"]
+CASES = ["convmae", "ijepa", "sdae"]
 
 
 def golden(name):

@@ -65,7 +65,11 @@ class Parts:
         found = {scope: self.make(role, width) for scope, role in self.scopes("tokenizer")}
         if not found:
             self.get("tokenizer")
-        return found[""] if set(found) == {""} else JoinedTokenizer(found)
+        tokenizer = found[""] if set(found) == {""} else JoinedTokenizer(found)
+        if encoder.cls.takes == "values":
+            with building("encoder", encoder):
+                tokenizer.leave_values()
+        return tokenizer
 
     def encoder(self, tokenizer: Tokenizer) -> Encoder:
         """The encoder, for that tokenizer's layout."""

@@ -145,13 +145,11 @@ class Teacher(nn.Module):
             sample: The batch, for teachers that look at another entry of it.
             mask: What is hidden, for those that say ``needs_mask``.
         """
-        tokens = self.tokenizer.embed(patches.values)
-        return self._lesson(self._see(tokens, patches.layout), patches.layout)
-
-    def _see(self, tokens: Tensor, layout: Layout) -> Encoded:
-        """All units encoded."""
-        encoded: Encoded = self.encoder(tokens, layout, Mask.nothing_hidden(len(tokens), layout, tokens.device))
-        return encoded
+        inputs = patches.values if self.encoder.takes == "values" else self.tokenizer.embed(patches.values)
+        assert isinstance(inputs, Tensor)
+        nothing = Mask.nothing_hidden(len(inputs), patches.layout, inputs.device)
+        encoded: Encoded = self.encoder(inputs, patches.layout, nothing)
+        return self._lesson(encoded, patches.layout)
 
     def _lesson(self, encoded: Encoded, layout: Layout) -> Lesson:
         """What was encoded, with the answers of its decoders."""
@@ -207,6 +205,8 @@ class EmaTeacher(Teacher):
             raise ValueError(f"folds must be 1 or more, and hidden no less; got {config.folds} and {config.hidden}")
         if config.sees == "all" and (config.folds != 1 or config.hidden is not None):
             raise ValueError("folds and hidden are of hidden units: set sees to hidden")
+        if config.sees == "hidden" and student.encoder.takes == "values":
+            raise ValueError("an encoder that takes values cannot see hidden units alone: set sees to all")
         if config.begins == "own" and student.fresh is not None:
             student = Student(*student.fresh())
         super().__init__(config, student)

@@ -52,6 +52,15 @@ class Tokenizer(nn.Module):
         """Values [B, K, ...] to tokens [B, K, D] (or [B, K, S, D] where a unit holds S tokens)."""
         raise NotImplementedError
 
+    def leave_values(self) -> None:
+        """Called when the method is built, where the encoder embeds the values itself: takes the embedding out, which
+        would be weights that nothing trains.
+
+        Raises:
+            ValueError: These units have no values that an encoder could take.
+        """
+        raise ValueError(f"the encoder takes values of units, and a {type(self).__name__} cannot leave its own out")
+
     def join(self, values: Tensor, layout: Layout) -> Tensor:
         """Unit values [B, N, ...] back to the modality's own shape."""
         raise NotImplementedError
@@ -104,6 +113,10 @@ class PatchTokenizer(Tokenizer):
         convolution: Any = CONVOLUTIONS[len(config.patch)]
         self.proj: Any = convolution(config.channels, width, config.patch, stride=config.patch)
         nn.init.xavier_uniform_(self.proj.weight.view(width, -1))  # MAE: initialised as the linear layer that it is
+
+    def leave_values(self) -> None:
+        """No linear embedding."""
+        self.proj = None
 
     def grid_of(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Patches along each axis of an input of this size.

@@ -12,6 +12,7 @@ MAE = "MAE, arXiv 2111.06377"
 SIMMIM = "SimMIM, arXiv 2111.09886"
 IJEPA = "I-JEPA, arXiv 2301.08243"
 SDAE = "SdAE, arXiv 2208.00449"
+MCMAE = "MCMAE (ConvMAE), arXiv 2205.03892"
 MVP = "MVP, arXiv 2203.05175; EVA, arXiv 2211.07636"
 
 
@@ -23,6 +24,17 @@ def mim_register_tokenizers(register: Register) -> None:
         load="mim_image.tokenizer:ImagePatchTokenizer",
         summary="Patches of an image, any size and number of channels.",
         paper="ViT, arXiv 2010.11929",
+    )
+
+
+@hookimpl
+def mim_register_encoders(register: Register) -> None:
+    """A hierarchy; plain transformers are core's."""
+    register(
+        name="mcmae",
+        load="mim_image.mcmae:McmaeEncoder",
+        summary="Two stages of masked convolutions, then a transformer on what is visible.",
+        paper=MCMAE,
     )
 
 
@@ -87,6 +99,11 @@ def mim_register_recipes(register: RecipeRegister) -> None:
     }.items():
         _register(register, "ijepa", name, summary, IJEPA)
     for name, summary in {
+        "mcmae-base": "MCMAE (ConvMAE): convolutions in front of ViT-B's blocks, the paper's 1600 epochs.",
+        "mcmae-tiny": "MCMAE as wide as mae-vit-tiny on the bundled sample.",
+    }.items():
+        _register(register, "mcmae", name, summary, MCMAE)
+    for name, summary in {
         "sdae-vit-base": "SdAE with ViT-B/16: a slow teacher's features of hidden patches, 300 epochs.",
         "sdae-vit-tiny": "SdAE with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
     }.items():
@@ -116,6 +133,12 @@ def mim_register_importers(register: Register) -> None:
         load="mim_image.interop_ijepa:import_ijepa",
         summary="Official I-JEPA weights: encoder, predictor and target encoder.",
         paper=IJEPA,
+    )
+    register(
+        name="convmae",
+        load="mim_image.interop_mcmae:import_convmae",
+        summary="Official ConvMAE weights with their decoder (.pth).",
+        paper=MCMAE,
     )
     register(
         name="sdae",

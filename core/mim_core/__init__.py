@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mim_core.data.loading import Readable as Readable
     from mim_core.data.loading import loader as loader
     from mim_core.data.normalise import check_statistics as check_statistics
+    from mim_core.data.said_once import SaidOnce as SaidOnce
     from mim_core.data.source import DataSource as DataSource
     from mim_core.data.source import Labelled as Labelled
     from mim_core.data.source import Picture as Picture
@@ -123,6 +124,7 @@ _ROOMS = {
     "data.folders": ("walk_folders",),
     "data.loading": ("Readable", "loader"),
     "data.normalise": ("check_statistics",),
+    "data.said_once": ("SaidOnce",),
     "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
     "errors": ("nearest", "one_line", "unknown", "warn"),

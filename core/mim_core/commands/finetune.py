@@ -34,6 +34,7 @@ from mim_core.runs.load import load_run
 from mim_core.scores import FINE_TUNED, SCRATCH, Score, columns_of
 from mim_core.terminal import tell
 from mim_core.training import loop
+from mim_core.training.faults import check_readable
 from mim_core.training.plan import print_plan
 from mim_core.training.signals import STOPPED
 
@@ -91,6 +92,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
             world.on_first(
                 lambda: check_folder(folder, to_toml(started.config, registry), partial(completed, registry=registry))
             )
+            world.on_first(lambda: check_readable(started))
             if world.first:
                 print_plan(started)
             return 0

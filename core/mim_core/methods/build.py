@@ -96,19 +96,19 @@ def check_data(config: ResolvedRun, method: Method, source: DataSource) -> None:
     Raises:
         MimError: Some items lack so much that too little of them may be seen.
     """
-    for text in source.advice():
-        warn(text)
+    lines = list(source.advice())
     masker, tokenizer = getattr(method, "masker", None), getattr(method, "tokenizer", None)
-    if not isinstance(masker, Masker) or not isinstance(tokenizer, Tokenizer):
-        return
-    there = source.presence()
-    for modality in source.shapes:
-        if there and not any(modality in names for names in there):
-            warn(f"no item of the data has {modality}: it is never seen, and its predictions learn nothing.")
-    try:
-        masker.check(source, tokenizer)
-    except ValueError as error:
-        raise MimError(f"masker ({config.parts['masker'].name}): {error}.") from error
+    if isinstance(masker, Masker) and isinstance(tokenizer, Tokenizer):
+        there = source.presence()
+        for modality in source.shapes:
+            if there and not any(modality in names for names in there):
+                lines += [f"no item of the data has {modality}: it is never seen, and its predictions learn nothing."]
+        try:
+            masker.check(source, tokenizer)
+        except ValueError as error:
+            raise MimError(f"masker ({config.parts['masker'].name}): {error}.") from error
+    for line in lines:
+        warn(line)
 
 
 def open_source(config: ResolvedRun, tokenizer: Tokenizer) -> DataSource:

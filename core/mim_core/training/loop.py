@@ -42,14 +42,24 @@ from mim_core.text import counted, duration
 from mim_core.training.advice import advise
 from mim_core.training.cost import step_cost
 from mim_core.training.engine import Engine, share
-from mim_core.training.optimizer import make_optimizer
+from mim_core.training.optimizer import check_steps, make_optimizer
 from mim_core.training.progress import Reporter
 from mim_core.training.signals import TIME_LIMIT, stop_signals
 from mim_core.training.trainer import Trainer
 
 
-def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | None = None) -> Run:
-    """Builds all that a run needs; writes nothing. ``world`` is this process alone where none is given."""
+def start(
+    config: ResolvedRun, folder: Path, registry: Registry, world: World | None = None, trains: bool = False
+) -> Run:
+    """Builds all that a run needs; writes nothing. What is wrong is raised before anything is warned of.
+
+    Args:
+        config: The run.
+        folder: Its folder.
+        registry: Where its parts were found.
+        world: The ranks that share it; this process alone where none is given.
+        trains: Whether it is to be trained to its end, and so must have a step.
+    """
     train = config.train
     run_folder.check_name(folder)
     if train.schedule == "steps" and not train.milestones:
@@ -70,6 +80,8 @@ def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | 
     source = make_source(config, method)
     steps = max(1, round(train.epochs * len(source) / train.batch_size))
     trackers.check(train.track)
+    if trains:
+        check_steps(train, len(source))
     check_data(config, method, source)
     if world.first:
         advise(train, len(source))

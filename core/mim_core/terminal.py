@@ -32,7 +32,7 @@ def escaped_output() -> Iterator[None]:
     places = {stream: getattr(sys, stream) for stream in found}
     try:
         heard = {stream: _Heard(places[stream], kept) for stream, kept in found.items()}
-        with redirect_stdout(heard["stdout"]), redirect_stderr(heard["stderr"]):  # type: ignore[type-var]
+        with redirect_stdout(heard["stdout"]), redirect_stderr(heard["stderr"]):
             yield
     finally:
         for stream, kept in found.items():

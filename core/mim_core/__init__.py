@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mim_core.data.collections import HELD_OUT as HELD_OUT
     from mim_core.data.collections import arrange as arrange
     from mim_core.data.collections import left_out as left_out
+    from mim_core.data.collections import listed_once as listed_once
     from mim_core.data.collections import split_of as split_of
     from mim_core.data.conversion import in_processes as in_processes
     from mim_core.data.folders import walk_folders as walk_folders
@@ -119,7 +120,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "cli": ("main",),
     "commands.options": ("parse",),
-    "data.collections": ("HELD_OUT", "arrange", "left_out", "split_of"),
+    "data.collections": ("HELD_OUT", "arrange", "left_out", "listed_once", "split_of"),
     "data.conversion": ("in_processes",),
     "data.folders": ("walk_folders",),
     "data.loading": ("Readable", "loader"),

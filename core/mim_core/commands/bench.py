@@ -25,7 +25,6 @@ from mim_core.terminal import console, tell
 from mim_core.text import amount, counted
 from mim_core.training import bench as benchmark
 from mim_core.training import loop
-from mim_core.training.faults import check_readable
 from mim_core.training.plan import print_plan
 from mim_core.training.progress import lasting
 
@@ -45,8 +44,7 @@ def bench(program: str, plugin: str | None, arguments: list[str]) -> int:
     run = apply(run, options)
     with ranks.world(run.train.device, run.train.timeout) as world:
         if options.dry_run:
-            started = loop.start(run, options.out or Path("runs") / name, registry, world)
-            world.on_first(lambda: check_readable(started))
+            started = loop.start(run, options.out or Path("runs") / name, registry, world, plans=True)
             if world.first:
                 print_plan(started)
             return 0

@@ -34,7 +34,6 @@ from mim_core.runs.load import load_run
 from mim_core.scores import FINE_TUNED, SCRATCH, Score, columns_of
 from mim_core.terminal import tell
 from mim_core.training import loop
-from mim_core.training.faults import check_readable
 from mim_core.training.plan import print_plan
 from mim_core.training.signals import STOPPED
 
@@ -83,7 +82,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
     folder = options.out or _home(Path(name)) / (FOLDERS[options.scratch] + _task(run))
     run = _completed(apply(run, options), None if options.scratch else _recorded(folder, weights))
     with ranks.world(run.train.device, run.train.timeout) as world:
-        started = world.together(lambda: loop.start(run, folder, registry, world))
+        started = world.together(lambda: loop.start(run, folder, registry, world, plans=options.dry_run))
         if not options.scratch and world.on_first(lambda: checkpoint.newest(folder) is None):
             left = world.together(lambda: _take(started, method, weights))
             if world.first and not options.quiet:
@@ -92,7 +91,6 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
             world.on_first(
                 lambda: check_folder(folder, to_toml(started.config, registry), partial(completed, registry=registry))
             )
-            world.on_first(lambda: check_readable(started))
             if world.first:
                 print_plan(started)
             return 0

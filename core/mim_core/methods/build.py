@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -89,9 +89,17 @@ def make_source(config: ResolvedRun, method: Method) -> DataSource:
     return method.training_source(source)
 
 
-def check_data(config: ResolvedRun, method: Method, source: DataSource) -> None:
+def check_data(
+    config: ResolvedRun, method: Method, source: DataSource, last: Callable[[], None] = lambda: None
+) -> None:
     """Whether the masker can serve every item of the data. Warns of what is rarely meant in them, and of modalities
-    that no item has.
+    that no item has; but first of all says what is wrong.
+
+    Args:
+        config: The run.
+        method: Its method.
+        source: Its data.
+        last: What else is to be checked before anything is warned of.
 
     Raises:
         MimError: Some items lack so much that too little of them may be seen.
@@ -107,6 +115,7 @@ def check_data(config: ResolvedRun, method: Method, source: DataSource) -> None:
             masker.check(source, tokenizer)
         except ValueError as error:
             raise MimError(f"masker ({config.parts['masker'].name}): {error}.") from error
+    last()
     for line in lines:
         warn(line)
 

@@ -42,6 +42,7 @@ from mim_core.text import counted, duration
 from mim_core.training.advice import advise
 from mim_core.training.cost import step_cost
 from mim_core.training.engine import Engine, share
+from mim_core.training.faults import check_readable
 from mim_core.training.optimizer import check_steps, make_optimizer
 from mim_core.training.progress import Reporter
 from mim_core.training.signals import TIME_LIMIT, stop_signals
@@ -49,7 +50,12 @@ from mim_core.training.trainer import Trainer
 
 
 def start(
-    config: ResolvedRun, folder: Path, registry: Registry, world: World | None = None, trains: bool = False
+    config: ResolvedRun,
+    folder: Path,
+    registry: Registry,
+    world: World | None = None,
+    trains: bool = False,
+    plans: bool = False,
 ) -> Run:
     """Builds all that a run needs; writes nothing. What is wrong is raised before anything is warned of.
 
@@ -59,6 +65,7 @@ def start(
         registry: Where its parts were found.
         world: The ranks that share it; this process alone where none is given.
         trains: Whether it is to be trained to its end, and so must have a step.
+        plans: Whether it is planned only, and so must be told now where no file of the data can be used.
     """
     train = config.train
     run_folder.check_name(folder)
@@ -82,10 +89,11 @@ def start(
     trackers.check(train.track)
     if trains:
         check_steps(train, len(source))
-    check_data(config, method, source)
+    run = Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps)
+    check_data(config, method, source, partial(check_readable, run) if plans else lambda: None)
     if world.first:
         advise(train, len(source))
-    return Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps)
+    return run
 
 
 def _facts(run: Run) -> dict[str, str]:

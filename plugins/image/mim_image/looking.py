@@ -207,14 +207,22 @@ def _note_values(result: Look, image: Image.Image) -> None:
         result.decoded += 1
 
 
-def _passed_over(image: Image.Image, pages: list[Page], channels: int) -> list[str]:
-    """What of an image is not read."""
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # what is behind the first picture may be damaged, and is not read
+        return False
+
+
+def _passed_over(image: Image.Image, pages: list[Page], channels: int, whole: bool = True) -> list[str]:
+    """What of an image is not read. ``whole``: the image is only looked at; Pillow reads on in a GIF to see whether it
+    is animated, and cannot go back where it is damaged."""
     found = []
     if len(pages) > 1:
         alike = all((page.width, page.height, page.samples) == (image.width, image.height, 1) for page in pages)
         shape = f" (an array [{len(pages)}, {image.height}, {image.width}] of bands or slices?)" if alike else ""
         found.append(f"{len(pages)} pages{shape}, of which only the first is used")
-    elif image.format not in ("TIFF", "MPO") and getattr(image, "is_animated", False):
+    elif image.format not in ("TIFF", "MPO") and (whole or image.format != "GIF") and _is_animated(image):
         found.append("an animation, of which only the first picture is used")
     used = 4 if channels == 4 and raw_mode(image) == "RGBX" else len(image.getbands())
     used = 1 if raw_mode(image).startswith("LX") else used
@@ -242,7 +250,7 @@ def pages_of(image: Image.Image, channels: int) -> list[Page]:
 
 def notice(said: SaidOnce, image: Image.Image, name: str, pages: list[Page], channels: int, looked: int) -> None:
     """Says of an image that is read, and not yet decoded, what none of those looked at before the run was."""
-    for what in (describe(image, channels), *_passed_over(image, pages, channels)):
+    for what in (describe(image, channels), *_passed_over(image, pages, channels, whole=False)):
         said.say(what, f"{name} holds {what}; none of the {counted(looked, 'image')} looked at before the run does.")
 
 

@@ -139,4 +139,5 @@ def test_a_plan_of_unusable_files_is_refused_as_the_run_is(root, tmp_path, capsy
     said = capsys.readouterr()
     assert "9 of 9 files cannot be used" in said.err
     assert f"train/{modality}/" in said.err
+    assert "warning" not in said.err
     assert "Nothing was written" not in said.out

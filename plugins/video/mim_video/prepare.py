@@ -285,12 +285,13 @@ def _regular(path: Path) -> Path:
 
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for text in path.read_text().splitlines() if path.is_file() else ():
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
             line = json.loads(text)
-        except ValueError:  # cut off when a run was killed
+            if isinstance(line["status"], str):
+                found[line["file"]] = line
+        except (ValueError, KeyError, TypeError, RecursionError):  # cut off when a run was killed, or damaged
             continue
-        found[line["file"]] = line
     return found
 
 

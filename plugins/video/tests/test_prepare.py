@@ -248,6 +248,17 @@ def test_out_may_lie_in_the_collection(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "small/small").exists()
 
 
+@pytest.mark.parametrize("line", [b"7\n", b"{}\n", b"\xff\xfe\n", b'{"file": "a.mp4"}\n', b"[" * 9000 + b"\n"])
+def test_a_damaged_manifest_does_not_stop_it(tmp_path, line):
+    encode(tmp_path / "in", Kind("a.mp4", frames=4))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.jsonl").write_bytes(line)
+    for status in ("done", "skipped"):
+        assert [each["status"] for each in prepare_collection(tmp_path / "in", tmp_path / "out", Encoding(), 1)] == [
+            status
+        ]
+
+
 @pytest.mark.parametrize("slow", ["opening", "a frame"])
 def test_a_file_that_takes_too_long_is_named(tmp_path, monkeypatch, slow):
     for name in ("a.mp4", "b.mp4"):

@@ -15,6 +15,7 @@ from mim_core import (
     Labelled,
     MimError,
     Picture,
+    SaidOnce,
     Sample,
     check_statistics,
     one_line,
@@ -127,6 +128,8 @@ class Aligned(DataSource):
             raise MimError(f"{self.class_count} classes: ids above 254 cannot be used, because 255 means no class.")
         self.labels: Labels = find_labels(self.found)
         self._looked: told.Looked | None = None
+        self._kinds: dict[str, str] | None = None
+        self._said: SaidOnce | None = None
 
     def _root(self) -> Path:
         root = self.config.root
@@ -214,7 +217,9 @@ class Aligned(DataSource):
                 if name == "rgb":
                     opened[name] = files.read_rgb(path, int(max(self.size) / share) + 1)
                 elif name == "depth":
-                    opened[name] = maps.read_depth(path, config.depth_bits, config.depth_invalid, config.depth_signed)
+                    values = maps.depth_values(path)
+                    opened[name] = maps.measured(values, config.depth_bits, config.depth_invalid, config.depth_signed)
+                    self._note_kind(items.file(name, index), maps.kind_of(values))
                 elif name == "semseg":
                     opened[name] = maps.read_ids(path, self.class_count or self.ids.get("semseg"), config.values)
                 else:
@@ -228,6 +233,15 @@ class Aligned(DataSource):
             except Exception as error:  # libraries raise many kinds; whatever it is, the file is named and replaced
                 raise BadSample(items.file(name, index), one_line(error)) from error
         return opened
+
+    def _note_kind(self, file: str, kind: str) -> None:
+        """Says of a depth map that its kind is none of those that were looked at before the run."""
+        if self._said is not None:
+            self._said.say(
+                kind,
+                f"{file} holds depth of {kind}, as none of the depth maps looked at before the run does. To refuse all "
+                "but one kind: --data.depth-bits 8 (or 16).",
+            )
 
     def _frame(self, items: Items, index: int, opened: Mapping[str, Any]) -> tuple[int, int]:
         """Height and width that all pictures of an item share; maps may be coarser or finer by a whole factor."""
@@ -367,7 +381,16 @@ class Aligned(DataSource):
 
     def advice(self) -> list[str]:
         """What is missing or left out, and what in the files is rarely meant."""
-        return told.advice(self)
+        lines = told.advice(self)
+        if "depth" in self.shapes and self.config.depth_bits is None and self._said is None:
+            self._said = SaidOnce((*self.depth_kinds(), *self.looked().kinds))
+        return lines
+
+    def depth_kinds(self) -> dict[str, str]:
+        """Kinds of depth maps among some of the items, see `checks.depth_kinds`; they are looked at once."""
+        if self._kinds is None:
+            self._kinds = checks.depth_kinds(self.found.pretrain)
+        return self._kinds
 
     def contents(self) -> dict[str, str]:
         """Splits, classes, what is left out, and what some of the files hold."""

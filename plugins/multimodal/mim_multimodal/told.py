@@ -83,7 +83,7 @@ def _bits(source: Any) -> str:
     """Bit depth of depth maps, as the option or a look at some of the files says."""
     if source.config.depth_bits is not None:
         return f"{source.config.depth_bits} bits"
-    kinds = checks.depth_kinds(source.found.pretrain)
+    kinds = source.depth_kinds()
     return "; ".join(f"{kind} in {file}" for kind, file in kinds.items()) + "; each file's own" if kinds else "none"
 
 

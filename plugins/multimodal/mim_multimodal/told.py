@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from mim_core import in_time
 
-from mim_multimodal import checks, files, maps, naming
+from mim_multimodal import files, maps, naming
 from mim_multimodal.layouts import MODALITIES, Items
 
 LOOKS = 32
@@ -35,11 +35,13 @@ class Looked:
         texts: Modality -> what its files hold.
         advice: What is rarely meant.
         items: How many items were looked at.
+        kinds: Kinds of depth maps.
     """
 
     texts: dict[str, str] = field(default_factory=dict)
     advice: list[str] = field(default_factory=list)
     items: int = 0
+    kinds: tuple[str, ...] = ()
 
 
 def plan(source: Any) -> dict[str, str]:
@@ -90,9 +92,7 @@ def _bits(source: Any) -> str:
 def advice(source: Any) -> list[str]:
     """What is missing or left out, depth maps of several kinds in one folder, and what in the files is rarely meant."""
     lines = [f"missing files: {_missing(source)}"] if source.found.missing else []
-    found = (
-        checks.depth_kinds(source.found.pretrain) if "depth" in source.shapes and not source.config.depth_bits else {}
-    )
+    found = source.depth_kinds() if "depth" in source.shapes and not source.config.depth_bits else {}
     if len(found) > 1:
         kinds = ", ".join(f"{file} has {kind}" for kind, file in found.items())
         lines.append(f"depth maps are of different kinds: {kinds}. To refuse all but one: --data.depth-bits 8 (or 16).")
@@ -151,6 +151,7 @@ def look(source: Any) -> Looked:
         if name in source.shapes:
             looker = _Looker(source.found.pretrain, name)
             text = lookers[name](looker, source, done.advice)
+            done.kinds = tuple(looker.kinds) if name == "depth" else done.kinds
             if looker.seen or looker.bad:
                 done.texts[name] = looker.said(text)
                 done.items = max(done.items, looker.seen + looker.bad)
@@ -230,8 +231,7 @@ def _look_at_depth(looker: _Looker, source: Any, advice: list[str]) -> str:
         depth = maps.measured(values, config.depth_bits, config.depth_invalid, config.depth_signed)
         lone.extend(_lone(depth))
         stands.update(dict.fromkeys(maps.unmeasured(values, config.depth_invalid, config.depth_signed)))
-        kind = "floats" if values.dtype.kind == "f" else f"{8 * values.dtype.itemsize} bits"
-        return kind, depth.shape, (np.nanmin(depth), np.nanmax(depth), np.isnan(depth).mean())
+        return maps.kind_of(values), depth.shape, (np.nanmin(depth), np.nanmax(depth), np.isnan(depth).mean())
 
     found = list(looker.read(read))
     if not found:

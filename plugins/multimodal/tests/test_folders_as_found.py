@@ -362,3 +362,9 @@ def test_kept_features_know_the_files_that_they_were_made_of(tmp_path):
         change()
         seen.append(digest(wanted))
     assert len({*seen}) == len(seen)
+
+
+def test_a_folder_in_capitals_is_guessed(tmp_path):
+    frames(tmp_path)
+    (tmp_path / "rgb").rename(tmp_path / "RGB")
+    assert "Is it 'RGB'? Say so: --data.folders rgb RGB" in refused(tmp_path)

@@ -1,5 +1,7 @@
 """What is said of folders and runs that are allowed and rarely meant, and of files that cannot be used."""
 
+import os
+
 import numpy as np
 import pytest
 from mim_core.cli import main
@@ -141,3 +143,24 @@ def test_a_plan_of_unusable_files_is_refused_as_the_run_is(root, tmp_path, capsy
     assert f"train/{modality}/" in said.err
     assert "warning" not in said.err
     assert "Nothing was written" not in said.out
+
+
+def test_a_depth_map_of_another_kind_that_is_met_later_is_said_once(root, capsys):
+    few = root / "train"
+    for number in range(9, 410):
+        for name in ("rgb", "depth", "semseg"):
+            os.link(few / name / "0.png", few / name / f"{number}.png")
+    data = source(root)
+    assert data.advice() == []
+    at = next(i for i in range(len(data)) if data.name_of(i) == "train/rgb/101.png")
+    assert at % 2, "one of every two is looked at"
+    (few / "depth" / "101.png").unlink()
+    Image.fromarray(GREY.astype(np.uint16) * 256).save(few / "depth" / "101.png")
+    data = source(root)
+    assert data.advice() == []
+    for key in range(3):
+        data.read(at, key)
+        data.read(0, key)
+    said = capsys.readouterr().err
+    assert said.count("train/depth/101.png holds depth of 16 bits") == 1
+    assert said.count("warning") == 1

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from mim_core.data.collections import HELD_OUT as HELD_OUT
     from mim_core.data.collections import arrange as arrange
     from mim_core.data.collections import left_out as left_out
+    from mim_core.data.collections import listed_once as listed_once
     from mim_core.data.collections import split_of as split_of
     from mim_core.data.conversion import in_processes as in_processes
     from mim_core.data.folders import walk_folders as walk_folders
     from mim_core.data.loading import Readable as Readable
     from mim_core.data.loading import loader as loader
     from mim_core.data.normalise import check_statistics as check_statistics
+    from mim_core.data.said_once import SaidOnce as SaidOnce
     from mim_core.data.source import DataSource as DataSource
     from mim_core.data.source import Labelled as Labelled
     from mim_core.data.source import Picture as Picture
@@ -127,11 +129,12 @@ if TYPE_CHECKING:
 _ROOMS = {
     "cli": ("main",),
     "commands.options": ("parse",),
-    "data.collections": ("HELD_OUT", "arrange", "left_out", "split_of"),
+    "data.collections": ("HELD_OUT", "arrange", "left_out", "listed_once", "split_of"),
     "data.conversion": ("in_processes",),
     "data.folders": ("walk_folders",),
     "data.loading": ("Readable", "loader"),
     "data.normalise": ("check_statistics",),
+    "data.said_once": ("SaidOnce",),
     "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
     "errors": ("nearest", "one_line", "unknown", "warn"),

@@ -1,9 +1,11 @@
 """Text of others - names of files, classes and folders, notes - steers neither a terminal nor a page, and a name that
 is no UTF-8 is read, or refused by name."""
 
+import io
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,7 @@ from mim_core.errors import MimError, first_rank, warn
 from mim_core.evaluation import report
 from mim_core.host.loading import installed
 from mim_core.scores import Score
-from mim_core.terminal import console, tell
+from mim_core.terminal import console, escaped_output, tell
 from mim_core.text import shown
 from PIL import Image
 
@@ -174,3 +176,28 @@ def test_a_report_that_fails_is_a_warning(tmp_path, monkeypatch, capsys):
     assert not report.try_report(run, installed())
     with pytest.raises(MimError):
         report.write_report(run, installed())
+
+
+# ---- values of options -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given", [("--train.epochs", STEERING), (f"--{STEERING}", "1"), (STEERING,), ("--data.crop", "0.2", STEERING)]
+)
+def test_values_of_options_are_shown_and_not_obeyed(given, capfd):
+    assert main(["pretrain", "mae-vit-tiny", "--twin", *given], plugin="image") == 2
+    said = "".join(capfd.readouterr())
+    assert "PWNED" in said
+    assert not set(said) & set("\x1b\x07\x9b\u202e")
+
+
+def test_colours_of_a_terminal_stay_and_nothing_else_does(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    with escaped_output():
+        print(f"\x1b[31mred\x1b[0m {STEERING}", file=sys.stderr)
+    assert screen.getvalue() == f"\x1b[31mred\x1b[0m {shown(STEERING)}\n"

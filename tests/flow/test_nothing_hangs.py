@@ -176,6 +176,28 @@ def test_a_stopped_reader_is_noticed(pictures, tmp_path):
     assert "--train.timeout" in output
 
 
+def test_a_stopped_reader_is_noticed_while_a_machine_is_measured(pictures):
+    """Readers are stopped by the process that they read for, once it has had three batches."""
+    code = """
+import os, signal
+from mim_core.training.trainer import Trainer
+before, batches = Trainer._fetch, [0]
+def fetch(self, given):
+    batches[0] += 1
+    if batches[0] == 3:
+        for worker in given._workers:
+            os.kill(worker.pid, signal.SIGSTOP)
+    return before(self, given)
+Trainer._fetch = fetch
+"""
+    given = ("--twin", "--train.batch-size", 8, "--train.workers", 1, "--train.timeout", 4, "--seconds", 60)
+    run = start(code, "bench", "image:mae-vit-tiny", "--data.root", pictures, *given)
+    status, output = ended(run)
+    assert status == 2, output
+    assert "--train.timeout" in output
+    assert "Traceback" not in output
+
+
 def test_a_run_that_waits_for_a_stopped_reader_hears_a_signal(pictures, tmp_path):
     out = tmp_path / "run"
     run = start("", *RUN, "--data.root", pictures, "--train.workers", 1, "--train.timeout", 600, "--out", out)

@@ -44,7 +44,7 @@ def bench(program: str, plugin: str | None, arguments: list[str]) -> int:
     run = apply(run, options)
     with ranks.world(run.train.device, run.train.timeout) as world:
         if options.dry_run:
-            started = loop.start(run, options.out or Path("runs") / name, registry, world)
+            started = loop.start(run, options.out or Path("runs") / name, registry, world, plans=True)
             if world.first:
                 print_plan(started)
             return 0

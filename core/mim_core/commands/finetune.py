@@ -82,7 +82,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
     folder = options.out or _home(Path(name)) / (FOLDERS[options.scratch] + _task(run))
     run = _completed(apply(run, options), None if options.scratch else _recorded(folder, weights))
     with ranks.world(run.train.device, run.train.timeout) as world:
-        started = world.together(lambda: loop.start(run, folder, registry, world))
+        started = world.together(lambda: loop.start(run, folder, registry, world, plans=options.dry_run))
         if not options.scratch and world.on_first(lambda: checkpoint.newest(folder) is None):
             left = world.together(lambda: _take(started, method, weights))
             if world.first and not options.quiet:

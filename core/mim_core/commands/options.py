@@ -19,6 +19,7 @@ from mim_core.host.registry import Registry
 from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.options import plain
 from mim_core.recipes.resolve import swap
+from mim_core.terminal import escaped_output
 
 T = TypeVar("T")
 
@@ -27,7 +28,8 @@ def parse(cls: type[T], program: str, arguments: list[str], default: T | None = 
     """The options of a command. A misspelt one is an error with the nearest name, exit code 2."""
     extra: dict[str, Any] = {} if default is None else {"default": default}
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
-    return tyro.cli(cls, prog=program, args=arguments, description=cls.__doc__, **extra)
+    with escaped_output():
+        return tyro.cli(cls, prog=program, args=arguments, description=cls.__doc__, **extra)
 
 
 def take_name(arguments: list[str], what: str, hint: str) -> tuple[str, list[str]]:

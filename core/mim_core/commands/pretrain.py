@@ -26,7 +26,6 @@ from mim_core.runs.folder import check_folder
 from mim_core.runs.initial_weights import take_encoder, take_weights
 from mim_core.terminal import tell
 from mim_core.training import loop
-from mim_core.training.optimizer import check_steps
 from mim_core.training.plan import print_plan
 from mim_core.training.signals import STOPPED
 
@@ -41,8 +40,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     run = apply(run, options)
     folder = options.out or Path("runs") / (_run_name(name) + ("-twin" if options.twin else ""))
     with ranks.world(run.train.device, run.train.timeout) as world:
-        started = world.together(lambda: loop.start(run, folder, registry, world))
-        world.together(lambda: check_steps(run.train, len(started.source)))
+        started = world.together(lambda: loop.start(run, folder, registry, world, True, options.dry_run))
         if world.on_first(lambda: checkpoint.newest(folder) is None):
             world.together(lambda: _begin(started, options, registry))
         if options.dry_run:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -172,6 +172,48 @@ def every_fifth(labels: Sequence[int], items: Iterable[int]) -> tuple[list[int],
         (held if seen[labels[item]] % 5 == 4 else kept).append(item)
         seen[labels[item]] += 1
     return kept, held
+
+
+def listed_once(
+    lists: Mapping[str, Sequence[tuple[Hashable, str]]], root: PurePath, noun: str = "file"
+) -> tuple[tuple[list[int], ...], tuple[str, ...]]:
+    """The rows of lists that count: of each item the first row of a list, and none for training of what another list
+    holds out.
+
+    Args:
+        lists: Name of a list -> (item, class) of its rows; the list for training is the first.
+        root: The collection, for messages.
+        noun: What an item is called.
+
+    Returns:
+        (numbers of the rows that count, for each list; what was left out, as warnings).
+    """
+    first, *others = lists
+    held = {item for name in others for item, _ in lists[name]}
+    kept, said = list[list[int]](), list[str]()
+    for name, rows in lists.items():
+        seen, places = dict[Hashable, str](), list[int]()
+        both, again, two = list[Hashable](), list[Hashable](), list[Hashable]()
+        for place, (item, label) in enumerate(rows):
+            if item in seen:
+                (again if seen[item] == label else two).append(item)
+            elif name == first and item in held:
+                both.append(item)
+            else:
+                seen[item] = label
+                places.append(place)
+        kept.append(places)
+        found = (
+            (both, f"listed for training in {name} and held out by another list: never trained on"),
+            (again, f"listed more than once in {name}: counted once"),
+            (two, f"listed in {name} with more than one class: the first is taken"),
+        )
+        said += [f"{counted(len(rest), noun)} of {root} {text} ({_item(rest[0])})." for rest, text in found if rest]
+    return tuple(kept), tuple(said)
+
+
+def _item(item: Hashable) -> str:
+    return str(item[0] if isinstance(item, tuple) else item)
 
 
 def left_out(others: Mapping[str, int], noun: str = "file") -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -89,26 +89,35 @@ def make_source(config: ResolvedRun, method: Method) -> DataSource:
     return method.training_source(source)
 
 
-def check_data(config: ResolvedRun, method: Method, source: DataSource) -> None:
+def check_data(
+    config: ResolvedRun, method: Method, source: DataSource, last: Callable[[], None] = lambda: None
+) -> None:
     """Whether the masker can serve every item of the data. Warns of what is rarely meant in them, and of modalities
-    that no item has.
+    that no item has; but first of all says what is wrong.
+
+    Args:
+        config: The run.
+        method: Its method.
+        source: Its data.
+        last: What else is to be checked before anything is warned of.
 
     Raises:
         MimError: Some items lack so much that too little of them may be seen.
     """
-    for text in source.advice():
-        warn(text)
+    lines = list(source.advice())
     masker, tokenizer = getattr(method, "masker", None), getattr(method, "tokenizer", None)
-    if not isinstance(masker, Masker) or not isinstance(tokenizer, Tokenizer):
-        return
-    there = source.presence()
-    for modality in source.shapes:
-        if there and not any(modality in names for names in there):
-            warn(f"no item of the data has {modality}: it is never seen, and its predictions learn nothing.")
-    try:
-        masker.check(source, tokenizer)
-    except ValueError as error:
-        raise MimError(f"masker ({config.parts['masker'].name}): {error}.") from error
+    if isinstance(masker, Masker) and isinstance(tokenizer, Tokenizer):
+        there = source.presence()
+        for modality in source.shapes:
+            if there and not any(modality in names for names in there):
+                lines += [f"no item of the data has {modality}: it is never seen, and its predictions learn nothing."]
+        try:
+            masker.check(source, tokenizer)
+        except ValueError as error:
+            raise MimError(f"masker ({config.parts['masker'].name}): {error}.") from error
+    last()
+    for line in lines:
+        warn(line)
 
 
 def open_source(config: ResolvedRun, tokenizer: Tokenizer) -> DataSource:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from mim_core.data.loading import end_readers, readers_gone
 from mim_core.host.registry import Registry
 from mim_core.ranks.world import World
 from mim_core.recipes.config import ResolvedRun, TrainConfig
@@ -127,7 +128,7 @@ def measure(
     """
     every = config.train.log_every
     config = replace(config, train=replace(config.train, log_every=FOREVER))
-    with tempfile.TemporaryDirectory(prefix="mim-bench-") as folder, _memory_errors(world, config.train):
+    with tempfile.TemporaryDirectory(prefix="mim-bench-") as folder, _explained(world, config.train):
         whole = loop.start(config, Path(folder), registry, world)
         until = time.perf_counter() + seconds
         engine = Engine(whole.method, whole.train, world)
@@ -374,11 +375,17 @@ def device_name(device: torch.device) -> str:
 
 
 @contextmanager
-def _memory_errors(world: World, train: TrainConfig) -> Iterator[None]:
-    """Full memory as an error that says what to do."""
+def _explained(world: World, train: TrainConfig) -> Iterator[None]:
+    """Full memory, and a process that reads and is gone, as errors that say what to do."""
     try:
         yield
     except RuntimeError as error:
+        if readers_gone(error):
+            end_readers()
+            raise world.error(
+                f"a process that reads data is gone, or gave nothing for {train.timeout:g} s (--train.timeout): "
+                f"{str(error).splitlines()[0]} --train.workers 0 shows where it happens."
+            ) from error
         signs = ("out of memory", "not enough memory", "can't allocate memory")
         if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error).lower() for sign in signs):
             raise

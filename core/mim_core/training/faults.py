@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mim_core.data.loading import Batch, KeyedBatches, KeyedDataset, collate
+from mim_core.data.loading import LOOKED_AT, Batch, KeyedBatches, KeyedDataset, collate, replacements
 from mim_core.disk import write_whole
 from mim_core.errors import MimError, warn
 from mim_core.tensor_files import write_tensors
 
 if TYPE_CHECKING:
     from mim_core.runs.run import Run
+
+
+LOOK = 60.0
+"""Seconds that a look at whether anything can be read may take before it is given up."""
+
+
+def check_readable(run: Run) -> None:
+    """Before a plan is shown: reads items in the order in which a run would, until one can be used. Writes nothing.
+
+    Raises:
+        MimError: None can, of all, or of the first `LOOKED_AT` where that many bad ones would stop a run.
+    """
+    source, until = run.source, time.monotonic() + LOOK
+    if not len(source):
+        return
+    [request] = next(iter(KeyedBatches(len(source), 1, run.train.seed, 0, 1)))
+    dataset, bad, tried = KeyedDataset(source), dict[str, str](), 0
+    limit = float(getattr(source.config, "max_bad", 1.0))
+    for tried, index in enumerate(replacements(request, len(source)), 1):
+        if not dataset.is_bad(index):
+            return
+        path, reason = dataset.bad[index]
+        bad[path] = reason
+        if tried >= LOOKED_AT and limit < 0.95:
+            break
+        if time.monotonic() > until and tried < len(source):
+            return
+    some = "\n  ".join(f"{path}: {reason}" for path, reason in list(bad.items())[:5])
+    what = f"{tried} of {len(source)} files" if tried == len(source) else f"All {tried} files tried of {len(source):,}"
+    error = MimError(f"{what} cannot be used, so there is nothing to train on:\n  {some}")
+    error.everywhere = True
+    raise error
 
 
 class BadFiles:

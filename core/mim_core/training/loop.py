@@ -42,14 +42,31 @@ from mim_core.text import counted, duration
 from mim_core.training.advice import advise
 from mim_core.training.cost import step_cost
 from mim_core.training.engine import Engine, share
-from mim_core.training.optimizer import make_optimizer
+from mim_core.training.faults import check_readable
+from mim_core.training.optimizer import check_steps, make_optimizer
 from mim_core.training.progress import Reporter
 from mim_core.training.signals import TIME_LIMIT, stop_signals
 from mim_core.training.trainer import Trainer
 
 
-def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | None = None) -> Run:
-    """Builds all that a run needs; writes nothing. ``world`` is this process alone where none is given."""
+def start(
+    config: ResolvedRun,
+    folder: Path,
+    registry: Registry,
+    world: World | None = None,
+    trains: bool = False,
+    plans: bool = False,
+) -> Run:
+    """Builds all that a run needs; writes nothing. What is wrong is raised before anything is warned of.
+
+    Args:
+        config: The run.
+        folder: Its folder.
+        registry: Where its parts were found.
+        world: The ranks that share it; this process alone where none is given.
+        trains: Whether it is to be trained to its end, and so must have a step.
+        plans: Whether it is planned only, and so must be told now where no file of the data can be used.
+    """
     train = config.train
     run_folder.check_name(folder)
     if train.schedule == "steps" and not train.milestones:
@@ -70,10 +87,13 @@ def start(config: ResolvedRun, folder: Path, registry: Registry, world: World | 
     source = make_source(config, method)
     steps = max(1, round(train.epochs * len(source) / train.batch_size))
     trackers.check(train.track)
-    check_data(config, method, source)
+    if trains:
+        check_steps(train, len(source))
+    run = Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps)
+    check_data(config, method, source, partial(check_readable, run) if plans else lambda: None)
     if world.first:
         advise(train, len(source))
-    return Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps)
+    return run
 
 
 def _facts(run: Run) -> dict[str, str]:

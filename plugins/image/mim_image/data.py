@@ -17,6 +17,7 @@ from mim_core import (
     Labelled,
     MimError,
     Picture,
+    SaidOnce,
     Sample,
     check_statistics,
     counted,
@@ -31,7 +32,7 @@ from torchvision.transforms import v2
 from mim_image.files import ImageStore, Splits, folder_splits, tar_splits
 from mim_image.formats import EXTENSIONS, UnsupportedKind, refuse_large
 from mim_image.idx import idx_files, idx_splits
-from mim_image.looking import Look, look
+from mim_image.looking import Look, look, notice, pages_of
 from mim_image.pixels import bands_of, convert_mode
 from mim_image.shards import packed
 
@@ -112,6 +113,7 @@ class Images(DataSource):
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.splits = self._open()
         self._look: Look | None = None
+        self._said: SaidOnce | None = None
         shape = self.size[1] / self.size[0]  # a crop is about as wide as the input is, so that nothing is stretched
         crop = v2.RandomResizedCrop(
             self.size,
@@ -177,6 +179,8 @@ class Images(DataSource):
     def _seen(self) -> Look:
         if self._look is None:
             self._look = look(self.splits.pretrain, self.channels, self.config.range)
+            if self._look.looked < len(self):
+                self._said = SaidOnce((*self._look.kinds, *self._look.found))
         self._look.refuse(self.config.max_bad)
         return self._look
 
@@ -207,6 +211,9 @@ class Images(DataSource):
             # a large picture is no attack: one that is too large to decode raises an error of its own
             large = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
             with large, store.open(index) as image:
+                pages = pages_of(image, self.channels)
+                if self._said is not None and self._look is not None:
+                    notice(self._said, image, store.name(index), pages, self.channels, self._look.looked)
                 side = max(self.size) / smallest**0.5
                 full = image.width * image.height
                 image.draft(None, (int(side) + 1, int(side) + 1))

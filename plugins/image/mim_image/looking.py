@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
-from mim_core import MimError, counted, in_time
+from mim_core import MimError, SaidOnce, counted, in_time
 from PIL import Image
 
 from mim_image.files import ImageStore
@@ -172,9 +172,7 @@ def look(store: ImageStore, channels: int, limits: Range | None) -> Look:
 
 
 def _look_at(result: Look, image: Image.Image, name: str, channels: int, limits: Range | None) -> None:
-    file = getattr(image, "fp", None)
-    pages = read_pages(file) if image.format == "TIFF" and file is not None else []
-    _refuse_stack(pages)
+    pages = pages_of(image, channels)
     try:
         check_kind(image, channels, limits)
     except NoRange:
@@ -209,14 +207,22 @@ def _note_values(result: Look, image: Image.Image) -> None:
         result.decoded += 1
 
 
-def _passed_over(image: Image.Image, pages: list[Page], channels: int) -> list[str]:
-    """What of an image is not read."""
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # what is behind the first picture may be damaged, and is not read
+        return False
+
+
+def _passed_over(image: Image.Image, pages: list[Page], channels: int, whole: bool = True) -> list[str]:
+    """What of an image is not read. ``whole``: the image is only looked at; Pillow reads on in a GIF to see whether it
+    is animated, and cannot go back where it is damaged."""
     found = []
     if len(pages) > 1:
         alike = all((page.width, page.height, page.samples) == (image.width, image.height, 1) for page in pages)
         shape = f" (an array [{len(pages)}, {image.height}, {image.width}] of bands or slices?)" if alike else ""
         found.append(f"{len(pages)} pages{shape}, of which only the first is used")
-    elif image.format not in ("TIFF", "MPO") and getattr(image, "is_animated", False):
+    elif image.format not in ("TIFF", "MPO") and (whole or image.format != "GIF") and _is_animated(image):
         found.append("an animation, of which only the first picture is used")
     used = 4 if channels == 4 and raw_mode(image) == "RGBX" else len(image.getbands())
     used = 1 if raw_mode(image).startswith("LX") else used
@@ -227,6 +233,39 @@ def _passed_over(image: Image.Image, pages: list[Page], channels: int) -> list[s
     if is_deep_colour(image):
         found.append("colour of 16 bits, of which the upper 8 are used")
     return found
+
+
+def pages_of(image: Image.Image, channels: int) -> list[Page]:
+    """The pages of a TIFF that is not yet decoded; none of another image.
+
+    Raises:
+        UnsupportedKind: They are bands of one image that were saved as pages.
+    """
+    file = getattr(image, "fp", None)
+    pages = read_pages(file) if image.format == "TIFF" and file is not None else []
+    _refuse_stack(pages)
+    _refuse_bands(pages, channels)
+    return pages
+
+
+def notice(said: SaidOnce, image: Image.Image, name: str, pages: list[Page], channels: int, looked: int) -> None:
+    """Says of an image that is read, and not yet decoded, what none of those looked at before the run was."""
+    for what in (describe(image, channels), *_passed_over(image, pages, channels, whole=False)):
+        said.say(what, f"{name} holds {what}; none of the {counted(looked, 'image')} looked at before the run does.")
+
+
+def _refuse_bands(pages: list[Page], channels: int) -> None:
+    """Bands of more than 8 bits as pages of their own, where colour or four bands are asked for: one page is neither.
+    Of 8 bits, pages may be those of a document."""
+    page, alike = next(iter(pages), None), len({(page.width, page.height, page.bits, page.samples) for page in pages})
+    if page is None or len(pages) < 2 or channels < 3 or alike > 1 or page.samples > 1 or page.bits <= 8:
+        return
+    raise UnsupportedKind(
+        f"a TIFF of {len(pages)} pages of {page.width} x {page.height} values of {page.bits} bits, as of an array "
+        f"[{len(pages)}, {page.height}, {page.width}] of bands or slices, and the run asks for {channels} channels, "
+        "which no page has. To train on the first page alone, in grey: --tokenizer.channels 1; or save 3 bands as one "
+        "colour image; or write a data source for such files (docs/plugins.md)"
+    )
 
 
 def _refuse_stack(pages: list[Page]) -> None:

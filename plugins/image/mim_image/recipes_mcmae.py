@@ -12,7 +12,7 @@ from mim_core import Part, RunConfig
 from mim_image.recipes import DECODER, TWINS, mae_vit_base, mae_vit_tiny
 
 SMALL: dict[str, dict[str, object]] = {
-    "decoder": DECODER,
+    "decoder": {**DECODER},
     "tokenizer": {"size": (32, 32), "patch": (8, 8), "channels": 1},
     "encoder": {"widths": (8, 16, 32), "depths": (1, 1, 2), "patches": (2, 2, 2), "heads": 2, "channels": 1},
 }

@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from mim_core.data.loading import KeyedDataset, Request, collate, end_readers, loader
 from mim_core.errors import BadSample, MimError
 from mim_image import formats
 from mim_image.data import CenterCrops
@@ -231,6 +232,71 @@ def test_bands_that_became_pages_are_refused(tmp_path, images):
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     with pytest.raises(MimError, match=r"64 pages of 64 x 13 values.*13 bands"):
         images(channels=1).contents()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_bands_as_square_pages_are_refused_where_colour_is_asked_for(tmp_path, images, dtype):
+    pages = [Image.fromarray(np.full((64, 64), i, dtype)) for i in range(13)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    for channels in (3, 4):
+        with pytest.raises(MimError, match=r"a\.tif: a TIFF of 13 pages .*no page has.*--tokenizer\.channels 1"):
+            images(channels=channels, range=(0, 100)).contents()
+        with pytest.raises(BadSample, match="13 pages"):
+            images(channels=channels, range=(0, 100)).read(0, 0)
+    grey = images(channels=1, range=(0, 100))
+    assert "13 pages" in grey.advice()[0]
+    assert (values_of(grey) == 0).all()
+
+
+def many(photo, root):
+    """More pictures than are looked at, the ninth of which is left to others."""
+    for number in range(200):
+        if number != 8:
+            photo(f"{number:03}.png", (number, 90, 20), (8, 8))
+    return root / "008"
+
+
+LATER = {
+    "grey of 16 bits": lambda path: Image.fromarray(sixteen_bits(65535)).save(path.with_suffix(".png")),
+    "CMYK": lambda path: Image.new("CMYK", (8, 8)).save(path.with_suffix(".jpg")),
+    "colour by a palette": lambda path: Image.new("P", (8, 8)).save(path.with_suffix(".png")),
+    "grey of 8 bits": lambda path: Image.new("L", (8, 8)).save(path.with_suffix(".png")),
+    "colour with opacity, laid on white": lambda path: Image.new("RGBA", (8, 8)).save(path.with_suffix(".png")),
+    "colour of 16 bits, of which the upper 8 are used": lambda path: save_tiff(
+        path.with_suffix(".tif"), np.zeros((8, 8, 3), np.uint16), photometric=2
+    ),
+    "4 bands, of which the last is left out": lambda path: Image.new("RGBX", (8, 8)).save(path.with_suffix(".tif")),
+    "3 pages": lambda path: Image.new("L", (8, 8)).save(
+        path.with_suffix(".tif"), save_all=True, append_images=[Image.new("L", (8, 8))] * 2
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LATER)
+def test_a_kind_that_is_met_later_is_said_once(tmp_path, photo, images, what, capfd):
+    LATER[what](many(photo, tmp_path))
+    source = images()
+    assert what not in " ".join((*source.advice(), *source.contents().values()))
+    for _ in range(2):
+        batches = loader(KeyedDataset(source), [[Request(i, 0)] for i in (7, 8, 8, 9)], 2, collate)
+        assert all(batch.sample is not None and not batch.skipped for batch in batches)
+    source.read(8, 1)
+    end_readers()
+    said = capfd.readouterr().err
+    assert len([line for line in said.splitlines() if f" holds {what}" in line]) == 1, said
+    assert "008." in said
+    assert "of the 64 images looked at" in said
+
+
+@pytest.mark.parametrize("bands", [5, 13])
+def test_a_kind_that_is_met_later_and_cannot_be_read_is_a_bad_file(tmp_path, photo, images, bands):
+    path = many(photo, tmp_path).with_suffix(".tif")
+    save_tiff(path, np.zeros((8, 8, bands), np.uint16))
+    source = images()
+    assert source.advice() == []
+    with pytest.raises(BadSample, match=rf"{bands} bands") as found:
+        source.read(8, 0)
+    assert found.value.path == "008.tif"
 
 
 def test_pages_of_files_that_are_none_or_go_round(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from mim_core import (
     Labelled,
     MimError,
     Picture,
+    SaidOnce,
     Sample,
     check_statistics,
     one_line,
@@ -46,7 +47,8 @@ class Aligned(DataSource):
     its EXIF entry; other pictures are taken as they are. Depth: whole numbers or floats. Class ids: 1, 8 or 16 bits, or
     the entries of a palette, 255 for none. Depth and class ids may be smaller or larger than colour by a whole factor.
     Names of the classes: ``ROOT/classes.txt``. Labels of whole items: ``ROOT/labels.csv``, or CLASS.
-    Captions may be the rows of ``ROOT/captions.csv`` (path, caption) in place of files.
+    Captions may be the rows of ``ROOT/captions.csv`` (path, caption) in place of files; of several for one item, one is
+    drawn at each reading, and evaluation takes the first.
 
     `read` gives rgb as uint8, depth as float32 in the file's unit with NaN where nothing was measured, class ids as
     uint8; `finish` makes of them what the method sees.
@@ -126,6 +128,8 @@ class Aligned(DataSource):
             raise MimError(f"{self.class_count} classes: ids above 254 cannot be used, because 255 means no class.")
         self.labels: Labels = find_labels(self.found)
         self._looked: told.Looked | None = None
+        self._kinds: dict[str, str] | None = None
+        self._said: SaidOnce | None = None
 
     def _root(self) -> Path:
         root = self.config.root
@@ -142,26 +146,26 @@ class Aligned(DataSource):
         return Path(root)
 
     def __len__(self) -> int:
-        return len(self.found.train)
+        return len(self.found.pretrain)
 
     def name_of(self, index: int) -> str:
         """The path of the item's first file, below the root."""
-        return self.found.train.name(index)
+        return self.found.pretrain.name(index)
 
     def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The files of each item of a split, whether it has labels or not."""
-        items = self.found.test if split == "test" else self.found.train
+        items = self.found.pretrain if split == "pretrain" else self._split(split)
         return map(items.paths, range(len(items)))
 
     def items_named(self, names: Collection[str]) -> dict[str, int]:
         """The items that have these files, of whatever modality."""
-        items = self.found.train
+        items = self.found.pretrain
         every = ((items.file(m, i), i) for i in range(len(items)) for m in items.folders)
         return {name: index for name, index in every if name in names}
 
     def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
         """Where some items lack a modality and are kept: which have which."""
-        items, found = self.found.train, dict[frozenset[str], tuple[int, str]]()
+        items, found = self.found.pretrain, dict[frozenset[str], tuple[int, str]]()
         for i in range(len(items) if self.masked else 0):
             there = frozenset(name for name in self.shapes if items.has(name, i))
             count, name = found.get(there, (0, items.name(i)))
@@ -172,7 +176,7 @@ class Aligned(DataSource):
         """An item's modalities under one random crop and flip: rgb uint8 [3, H, W], depth float32 [1, H, W] (NaN: not
         measured), semseg uint8 [h, w], caption int64 [L]. Where some items lack a modality, ``MODALITY.present`` is a
         bool []; without it, values are zeros, NaN or 255."""
-        return self.take(self.found.train, index, self.shapes, key)
+        return self.take(self.found.pretrain, index, self.shapes, key)
 
     def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
         """The same of a labelled item of the training split, with its class as int64 ``label``."""
@@ -188,7 +192,7 @@ class Aligned(DataSource):
         Raises:
             BadSample: A file cannot be used, or the sizes of two do not agree.
         """
-        opened = self._open(items, index, shapes, self.config.area[0] if key is not None else None)
+        opened = self._open(items, index, shapes, key)
         frame = self._frame(items, index, opened)
         cut = self._cut(frame, key)
         sample: dict[str, Tensor] = {}
@@ -200,11 +204,11 @@ class Aligned(DataSource):
             sample["depth_raw"] = sample["depth"].clone()
         return sample
 
-    def _open(self, items: Items, index: int, shapes: Mapping[str, Any], smallest: float | None) -> dict[str, Any]:
+    def _open(self, items: Items, index: int, shapes: Mapping[str, Any], key: int | None) -> dict[str, Any]:
         """What the item's files hold, of those modalities that it has."""
         config = self.config
         opened: dict[str, Any] = {}
-        share = config.evaluate_crop if smallest is None else smallest**0.5
+        share = config.evaluate_crop if key is None else config.area[0] ** 0.5
         for name in shapes:
             if not items.has(name, index):
                 continue
@@ -213,12 +217,14 @@ class Aligned(DataSource):
                 if name == "rgb":
                     opened[name] = files.read_rgb(path, int(max(self.size) / share) + 1)
                 elif name == "depth":
-                    opened[name] = maps.read_depth(path, config.depth_bits, config.depth_invalid, config.depth_signed)
+                    values = maps.depth_values(path)
+                    opened[name] = maps.measured(values, config.depth_bits, config.depth_invalid, config.depth_signed)
+                    self._note_kind(items.file(name, index), maps.kind_of(values))
                 elif name == "semseg":
                     opened[name] = maps.read_ids(path, self.class_count or self.ids.get("semseg"), config.values)
                 else:
-                    listed = items.captions.get(items.stems[index])
-                    text = files.check_caption(listed) if listed else files.read_text(path)
+                    listed = items.captions[index] if items.captions else ()
+                    text = files.check_caption(_one_of(listed, key)) if listed else files.read_text(path)
                     opened[name] = captions.encode_caption(text, shapes[name][0])
             except MimError:
                 raise
@@ -227,6 +233,15 @@ class Aligned(DataSource):
             except Exception as error:  # libraries raise many kinds; whatever it is, the file is named and replaced
                 raise BadSample(items.file(name, index), one_line(error)) from error
         return opened
+
+    def _note_kind(self, file: str, kind: str) -> None:
+        """Says of a depth map that its kind is none of those that were looked at before the run."""
+        if self._said is not None:
+            self._said.say(
+                kind,
+                f"{file} holds depth of {kind}, as none of the depth maps looked at before the run does. To refuse all "
+                "but one kind: --data.depth-bits 8 (or 16).",
+            )
 
     def _frame(self, items: Items, index: int, opened: Mapping[str, Any]) -> tuple[int, int]:
         """Height and width that all pictures of an item share; maps may be coarser or finer by a whole factor."""
@@ -366,7 +381,16 @@ class Aligned(DataSource):
 
     def advice(self) -> list[str]:
         """What is missing or left out, and what in the files is rarely meant."""
-        return told.advice(self)
+        lines = told.advice(self)
+        if "depth" in self.shapes and self.config.depth_bits is None and self._said is None:
+            self._said = SaidOnce((*self.depth_kinds(), *self.looked().kinds))
+        return lines
+
+    def depth_kinds(self) -> dict[str, str]:
+        """Kinds of depth maps among some of the items, see `checks.depth_kinds`; they are looked at once."""
+        if self._kinds is None:
+            self._kinds = checks.depth_kinds(self.found.pretrain)
+        return self._kinds
 
     def contents(self) -> dict[str, str]:
         """Splits, classes, what is left out, and what some of the files hold."""
@@ -377,6 +401,13 @@ class Aligned(DataSource):
         if self._looked is None:
             self._looked = told.look(self)
         return self._looked
+
+
+def _one_of(texts: Sequence[str], key: int | None) -> str:
+    """The caption that a key draws of several; the first without one."""
+    if key is None or len(texts) == 1:
+        return texts[0]
+    return texts[int(randomness.uniform(torch.tensor([key]), "one of several captions", 1) * len(texts))]
 
 
 def _shape(opened: Any) -> tuple[int, int]:

@@ -132,7 +132,7 @@ class Dense:
         """Finished samples on the device, each with its ``index``; those that cannot be read are left out."""
         size, device = self.study.config.batch_size, self.study.device
         sampler = [list(numbers[first : first + size]) for first in range(0, len(numbers), size)]
-        for batch in loader(Readable(items), sampler, 0, Readable.collate):
+        for batch in loader(Readable(items, self.source.item_seconds), sampler, 0, Readable.collate):
             if batch:
                 yield self.source.finish({name: value.to(device) for name, value in batch.items()})
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mim_core import MimError, split_of
+from mim_core import MimError, counted, split_of
 
 from mim_multimodal.layouts import Found, Items
 from mim_multimodal.tables import rows_of
@@ -34,7 +34,7 @@ def find_labels(found: Found) -> Labels:
     """Labels by ``ROOT/labels.csv`` (columns path and label; an empty label is none), or else by CLASS folders.
 
     Raises:
-        MimError: labels.csv cannot be read, or names none of the items.
+        MimError: labels.csv cannot be read, names none of the items, or gives one item two labels.
     """
     table = found.train.root / "labels.csv"
     both = (found.train, found.test)
@@ -57,17 +57,29 @@ def _folder_of(stem: str) -> str:
 def _listed(table: Path, both: Iterable[Items]) -> list[list[str]]:
     """The label of every item, empty where the table has none. Its paths may name the split, the modality and the
     ending, or leave them out."""
-    labels: dict[str, str] = {}
+    labels: dict[str, dict[str, str]] = {}
     for path, label in rows_of(table, "label"):
-        labels[path] = labels[os.path.splitext(path)[0]] = label
-    found = []
+        if label:
+            for name in (path, os.path.splitext(path)[0]):
+                labels.setdefault(name, {}).setdefault(label, path)
+    found, two = [], list[str]()
     for items in both:
         folders = ["", *(f"{folder}/" for folder in items.folders.values())]
         splits = ["", f"{items.split}/"] if items.split else [""]
         heads = [split + folder for split in splits for folder in folders]
         tails = ("", *items.suffixes.values())
-        names = [[head + stem + tail for head in heads for tail in tails] for stem in items.stems]
-        found.append([next((labels[name] for name in each if name in labels), "") for each in names])
+        found.append(list[str]())
+        for stem in items.stems:
+            own: dict[str, str] = {}
+            for name in (head + stem + tail for head in heads for tail in tails):
+                own |= {label: path for label, path in labels.get(name, {}).items() if label not in own}
+            two += [", ".join(f"{path} is {label}" for label, path in own.items())] if len(own) > 1 else []
+            found[-1].append(next(iter(own), ""))
+    if two:
+        raise MimError(
+            f"{table} gives {counted(len(two), 'item')} more than one label: {'; '.join(two[:3])}"
+            f"{'; ...' if two[3:] else ''}. Leave one row for each."
+        )
     if not any(map(any, found)):
         raise MimError(f"{table} labels none of the items. Its paths should be such as {next(iter(both)).name(0)}.")
     return found

@@ -1,8 +1,9 @@
 """Which aligned items there are: folders of modalities, with a file of the same name in each.
 
 ``ROOT/{train,test}/MODALITY/CLASS/.../name.ext``, or ``ROOT/MODALITY/{train,test}/...``; what splits are called is
-`mim_core.data.collections`' rule. Without these folders it is ``ROOT/MODALITY/...``, and a fifth of the items, drawn by
-their names, is held out. Captions may also be the rows of one table, ``ROOT/captions.csv``.
+`mim_core.data.collections`' rule, and items of ``unlabeled/`` are for pre-training alone. Without these folders it is
+``ROOT/MODALITY/...``, and a fifth of the items, drawn by their names, is held out. Captions may also be the rows of one
+table, ``ROOT/captions.csv``; of several rows for one item, one is drawn at each reading.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -46,10 +48,12 @@ class Items:
         folders: Modality -> its folder.
         stems: Each item's path below a modality's folder, without the ending; with "/" on every system.
         endings: Modality -> the ending of each item's file; empty where the item has none.
-        captions: Stem -> caption, where captions are the rows of a table.
+        captions: Captions of each item, where they are the rows of a table; of several, one is drawn. Empty where they
+            are files.
         suffixes: Modality -> what its names end in before the ending; the stems are without it.
         others: Folder -> ending -> how many files there are not read.
         beside: Folders beside those of the modalities.
+        homes: Folder of each item's split, where they are of several; else all are of ``split``.
     """
 
     root: Path
@@ -57,10 +61,11 @@ class Items:
     folders: Mapping[str, str]
     stems: tuple[str, ...]
     endings: Mapping[str, tuple[str, ...]]
-    captions: Mapping[str, str] = field(default_factory=dict)
+    captions: tuple[tuple[str, ...], ...] = ()
     suffixes: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    homes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -74,7 +79,8 @@ class Items:
         if modality == "caption" and self.captions:
             return f"{CAPTIONS}: {self.stems[index]}"
         ending = self.endings[modality][index] or self.suffixes.get(modality, "") + ENDINGS[modality][0]
-        parts = (self.split, self.folders[modality], self.stems[index] + ending)
+        home = self.homes[index] if self.homes else self.split
+        parts = (home, self.folders[modality], self.stems[index] + ending)
         return "/".join(part for part in parts if part)
 
     def paths(self, index: int) -> tuple[str, ...]:
@@ -91,7 +97,21 @@ class Items:
     def subset(self, keep: Sequence[int]) -> Items:
         """Some of the items."""
         endings = {name: tuple(values[i] for i in keep) for name, values in self.endings.items()}
-        return replace(self, stems=tuple(self.stems[i] for i in keep), endings=endings)
+        captions, homes = (tuple(each[i] for i in keep) if each else () for each in (self.captions, self.homes))
+        stems = tuple(self.stems[i] for i in keep)
+        return replace(self, stems=stems, endings=endings, captions=captions, homes=homes)  # type: ignore[arg-type]
+
+    def and_those_of(self, more: Items) -> Items:
+        """These items and then those of another split."""
+        both = (self, more)
+        names = {name: None for items in both for name in items.endings}
+        endings = {name: tuple(e for items in both for e in items.endings.get(name, ("",) * len(items)))
+                   for name in names}  # fmt: skip
+        listed = any(items.captions for items in both)
+        captions = tuple(c for items in both for c in items.captions or ((),) * len(items)) if listed else ()
+        homes = tuple(home for items in both for home in (items.split,) * len(items))
+        folders, stems = {**self.folders, **more.folders}, (*self.stems, *more.stems)
+        return replace(self, folders=folders, stems=stems, endings=endings, captions=captions, homes=homes)
 
 
 @dataclass(frozen=True)
@@ -100,6 +120,7 @@ class Found:
 
     Attributes:
         train: For pre-training and for training probes.
+        more: Those of a folder of data without labels beside it, for pre-training alone; None where there is none.
         test: Held out from both.
         note: What a reader of scores should know about the split.
         missing: Modality -> the missing files, of items with a file of another wanted modality.
@@ -115,6 +136,16 @@ class Found:
     left_out: int = 0
     splits: str = ""
     advice: tuple[str, ...] = ()
+    more: Items | None = None
+
+    @cached_property
+    def pretrain(self) -> Items:
+        """All items for pre-training."""
+        return self.train if self.more is None else self.train.and_those_of(self.more)
+
+    def every(self) -> list[Items]:
+        """The splits that are there: for training, held out, without labels."""
+        return [self.train, self.test, *([] if self.more is None else [self.more])]
 
 
 def find_items(
@@ -141,7 +172,7 @@ def find_items(
     both = _splits(root, named, wanted, missing, suffixes or {})
     absent: dict[str, list[str]] = {}
     kept = []
-    for items in (both.train, both.test):
+    for items in both.every():
         lacking = {i: [name for name in wanted if not items.has(name, i)] for i in range(len(items))}
         for i, names in lacking.items():
             for name in names:
@@ -158,8 +189,9 @@ def find_items(
         both,
         train=both.train.subset(kept[0]),
         test=both.test.subset(kept[1]),
+        more=both.more.subset(kept[2]) if both.more is not None and kept[2] else None,
         missing={name: tuple(absent[name]) for name in MODALITIES if name in absent},
-        left_out=len(both.train) + len(both.test) - sum(map(len, kept)),
+        left_out=sum(map(len, both.every())) - sum(map(len, kept)),
     )
 
 
@@ -186,16 +218,21 @@ def _splits(
     if not tops:
         found = _inner_splits(train)
         return replace(found, advice=(*found.advice, *advice))
-    test = _scan(root, tops[held], named, wanted, suffixes, missing, held_out=True) if held else None
+    lenient = missing == "mask"
+    test = _scan(root, tops[held], named, wanted, suffixes, missing, lenient) if held else None
+    more = None
+    if whole == "train" and "unlabelled" in tops:
+        more = _scan(root, tops["unlabelled"], named, wanted, suffixes, missing, lenient or missing == "skip")
     uses = {whole: f"for training ({len(train):,})", held: f"held out ({len(test or ()):,})"}
+    uses |= {"unlabelled": f"without labels ({len(more):,})"} if more is not None else {}
     said = [f"{tops[kind]}/ {use}" for kind, use in uses.items() if kind is not None]
     unused = [f"{folder}/" for kind, folder in tops.items() if kind not in uses]
     said += [f"{', '.join(unused)} not used"] if unused else []
-    if test is None:
-        return replace(_drawn(train), splits="; ".join(said), advice=advice)
-    if missing == "refuse":
-        _together(test, wanted, missing)
-    return Found(train, test, splits="; ".join(said), advice=advice)
+    for items in (test, more) if missing == "refuse" else ():
+        if items is not None:
+            _together(items, wanted, missing)
+    found = _drawn(train) if test is None else Found(train, test)
+    return replace(found, splits="; ".join(said), advice=advice, more=more)
 
 
 def _top_splits(root: Path, named: Mapping[str, str]) -> dict[str, str]:
@@ -286,13 +323,14 @@ def _scan(
     wanted: Sequence[str],
     suffixes: Mapping[str, str],
     missing: Missing,
-    held_out: bool = False,
+    lenient: bool = False,
 ) -> Items:
-    """All items with a file in a wanted modality, in the order of their names."""
+    """All items with a file in a wanted modality, in the order of their names; ``lenient``: some modalities may have no
+    folder."""
     base = root / split
     files: dict[str, dict[str, str]] = {}
     others: dict[str, Mapping[str, int]] = {}
-    captions: dict[str, str] = {}
+    captions: dict[str, list[str]] = {}
     for name in MODALITIES:
         folder = base / named[name]
         if name == "caption" and not folder.is_dir() and (root / CAPTIONS).is_file():
@@ -303,7 +341,7 @@ def _scan(
             of_data = naming.endings_of({named[name]: others[named[name]]})[1]
             if name in wanted and not files[name] and (of_data or missing != "mask"):
                 raise naming.nothing_read(folder, name, ENDINGS[name], others[named[name]], suffixes.get(name, ""))
-        elif name in wanted and not (held_out and missing == "mask"):
+        elif name in wanted and not lenient:
             raise _no_folder(base, name, named[name])
     stems = sorted({stem for name in wanted for stem in files.get(name, ())})
     if not stems:
@@ -312,7 +350,8 @@ def _scan(
     endings = {name: tuple(files.get(name, {}).get(stem, "") for stem in stems) for name in {*files, *wanted}}
     there = {n: f for n, f in named.items() if n in endings}
     beside = tuple(name for name in _folders(base) if name not in named.values())
-    return Items(root, split, there, tuple(stems), endings, captions, suffixes, others, beside)
+    listed = tuple(tuple(captions.get(stem, ())) for stem in stems) if captions else ()
+    return Items(root, split, there, tuple(stems), endings, listed, suffixes, others, beside)
 
 
 def _folders(base: Path) -> list[str]:
@@ -320,10 +359,11 @@ def _folders(base: Path) -> list[str]:
     return sorted(path.name for path in there if path.is_dir() and not path.name.startswith("."))
 
 
-def _captions(table: Path, split: str, named: Mapping[str, str], suffixes: Mapping[str, str]) -> dict[str, str]:
-    """Stem -> caption of a split, from a table (columns path and caption; an empty caption is none). Its paths may name
-    the split, the modality and the ending, or leave them out; without a split they hold for every one."""
-    found: dict[str, str] = {}
+def _captions(table: Path, split: str, named: Mapping[str, str], suffixes: Mapping[str, str]) -> dict[str, list[str]]:
+    """Stem -> captions of a split, each once, from a table (columns path and caption; an empty caption is none). Its
+    paths may name the split, the modality and the ending, or leave them out; without a split they hold for every
+    one."""
+    found: dict[str, list[str]] = {}
     folders = set(named.values())
     for path, text in rows_of(table, "caption"):
         parts = path.split("/")
@@ -335,8 +375,9 @@ def _captions(table: Path, split: str, named: Mapping[str, str], suffixes: Mappi
         stem, ending = os.path.splitext("/".join(parts))
         stem = stem if any(ending.lower() in endings for endings in ENDINGS.values()) else stem + ending
         stem = stem.removesuffix(next((end for end in suffixes.values() if end and stem.endswith(end)), ""))
-        if text:
-            found[stem] = " ".join(text.split())
+        text = " ".join(text.split())
+        if text and text not in found.get(stem, ()):
+            found.setdefault(stem, []).append(text)
     return found
 
 

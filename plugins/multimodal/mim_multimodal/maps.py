@@ -51,6 +51,11 @@ def read_depth(
     return measured(depth_values(path), bits, invalid, signed)
 
 
+def kind_of(values: np.ndarray) -> str:
+    """What a depth map's values are, for people."""
+    return "floats" if values.dtype.kind == "f" else f"{8 * values.dtype.itemsize} bits"
+
+
 def measured(
     values: np.ndarray, bits: int | None = None, invalid: float | None = None, signed: bool = False
 ) -> Float32[np.ndarray, "H W"]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from mim_core import in_time
 
-from mim_multimodal import checks, files, maps, naming
+from mim_multimodal import files, maps, naming
 from mim_multimodal.layouts import MODALITIES, Items
 
 LOOKS = 32
@@ -35,11 +35,13 @@ class Looked:
         texts: Modality -> what its files hold.
         advice: What is rarely meant.
         items: How many items were looked at.
+        kinds: Kinds of depth maps.
     """
 
     texts: dict[str, str] = field(default_factory=dict)
     advice: list[str] = field(default_factory=list)
     items: int = 0
+    kinds: tuple[str, ...] = ()
 
 
 def plan(source: Any) -> dict[str, str]:
@@ -83,14 +85,14 @@ def _bits(source: Any) -> str:
     """Bit depth of depth maps, as the option or a look at some of the files says."""
     if source.config.depth_bits is not None:
         return f"{source.config.depth_bits} bits"
-    kinds = checks.depth_kinds(source.found.train)
+    kinds = source.depth_kinds()
     return "; ".join(f"{kind} in {file}" for kind, file in kinds.items()) + "; each file's own" if kinds else "none"
 
 
 def advice(source: Any) -> list[str]:
     """What is missing or left out, depth maps of several kinds in one folder, and what in the files is rarely meant."""
     lines = [f"missing files: {_missing(source)}"] if source.found.missing else []
-    found = checks.depth_kinds(source.found.train) if "depth" in source.shapes and not source.config.depth_bits else {}
+    found = source.depth_kinds() if "depth" in source.shapes and not source.config.depth_bits else {}
     if len(found) > 1:
         kinds = ", ".join(f"{file} has {kind}" for kind, file in found.items())
         lines.append(f"depth maps are of different kinds: {kinds}. To refuse all but one: --data.depth-bits 8 (or 16).")
@@ -121,8 +123,7 @@ def _left_out(source: Any) -> tuple[str, list[str]]:
     if source.bundled:
         return "", []
     others, beside = {}, dict[str, None]()
-    both = [items for items in (source.found.train, source.found.test) if len(items)]
-    for items in both:
+    for items in (items for items in source.found.every() if len(items)):
         head = f"{items.split}/" if items.split else ""
         beside.update(dict.fromkeys(f"{head}{name}/" for name in items.beside))
         for name, folder in items.folders.items():
@@ -148,8 +149,9 @@ def look(source: Any) -> Looked:
     lookers = {"rgb": _look_at_rgb, "depth": _look_at_depth, "semseg": _look_at_ids, "caption": _look_at_captions}
     for name in MODALITIES:
         if name in source.shapes:
-            looker = _Looker(source.found.train, name)
+            looker = _Looker(source.found.pretrain, name)
             text = lookers[name](looker, source, done.advice)
+            done.kinds = tuple(looker.kinds) if name == "depth" else done.kinds
             if looker.seen or looker.bad:
                 done.texts[name] = looker.said(text)
                 done.items = max(done.items, looker.seen + looker.bad)
@@ -229,8 +231,7 @@ def _look_at_depth(looker: _Looker, source: Any, advice: list[str]) -> str:
         depth = maps.measured(values, config.depth_bits, config.depth_invalid, config.depth_signed)
         lone.extend(_lone(depth))
         stands.update(dict.fromkeys(maps.unmeasured(values, config.depth_invalid, config.depth_signed)))
-        kind = "floats" if values.dtype.kind == "f" else f"{8 * values.dtype.itemsize} bits"
-        return kind, depth.shape, (np.nanmin(depth), np.nanmax(depth), np.isnan(depth).mean())
+        return maps.kind_of(values), depth.shape, (np.nanmin(depth), np.nanmax(depth), np.isnan(depth).mean())
 
     found = list(looker.read(read))
     if not found:
@@ -301,14 +302,16 @@ def _one_class(looker: _Looker, known: list[int], ignored: bool, advice: list[st
 
 
 def _look_at_captions(looker: _Looker, source: Any, advice: list[str]) -> str:
-    listed = looker.items.captions
+    listed, many = looker.items.captions, []
 
     def read(path: Path, i: int) -> tuple[str, tuple[int, int], Any]:
-        text = listed.get(looker.items.stems[i])
-        return "", (0, 0), len(files.check_caption(text) if text else files.read_text(path))
+        texts = listed[i] if listed else ()
+        many.append(len(texts))
+        return "", (0, 0), [len(files.check_caption(text)) for text in texts] or [len(files.read_text(path))]
 
-    lengths = list(looker.read(read))
+    lengths = [length for each in looker.read(read) for length in each]
     if not lengths:
         return ""
     short, long = min(lengths), max(lengths)
-    return f"of {f'{short} to ' if short != long else ''}{long} characters"
+    choices = f", up to {max(many)} for an item, of which one is drawn" if max(many) > 1 else ""
+    return f"of {f'{short} to ' if short != long else ''}{long} characters{choices}"

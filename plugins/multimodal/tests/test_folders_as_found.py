@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mim_core.errors import MimError
+from mim_core.runs.inventory import digest_of
 from mim_multimodal.data import Aligned
 from mim_multimodal.layouts import find_items
 from mim_multimodal.tables import class_names, rows_of
@@ -108,7 +109,7 @@ def test_tables_may_name_files_by_their_suffix(tmp_path):
     rows = [f"rgb/{i}_rgb.png,{'ab'[i % 2]}\n" for i in range(10)]
     (tmp_path / "labels.csv").write_text("path,label\n" + "".join(rows))
     found = find_items(tmp_path, ["rgb", "caption"], suffixes=SUFFIXES)
-    assert found.train.captions["7"] == "text 7"
+    assert found.train.captions[found.train.stems.index("7")] == ("text 7",)
     assert not found.missing
     assert source(tmp_path, suffixes=SUFFIXES).labels.classes == ("a", "b")
 
@@ -242,8 +243,8 @@ def test_captions_of_a_split_by_any_of_its_names(tmp_path):
     frames(tmp_path, folder="valid/{modality}", stems=[1])
     (tmp_path / "captions.csv").write_text("path,caption\ntrain/rgb/1.png,one\nval/1,two\n")
     found = find_items(tmp_path, ["rgb", "caption"])
-    assert found.train.captions == {"1": "one"}
-    assert found.test.captions == {"1": "two"}
+    assert found.train.captions == (("one",),)
+    assert found.test.captions == (("two",),)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -278,3 +279,92 @@ def test_columns_are_found_by_their_names(tmp_path):
     shutil.move(path, tmp_path / "classes.txt")
     with pytest.raises(MimError, match="NUL"):
         class_names(tmp_path)
+
+
+def test_items_without_labels_are_for_pre_training_alone(tmp_path):
+    for label in ("cat", "dog"):
+        frames(tmp_path, folder=f"train/{{modality}}/{label}", stems=range(3))
+        frames(tmp_path, folder=f"test/{{modality}}/{label}", stems=range(2))
+    frames(tmp_path, folder="unlabeled/{modality}", stems=range(4))
+    data = source(tmp_path)
+    assert (len(data), len(data.found.train), len(data.found.test)) == (10, 6, 4)
+    assert data.contents()["splits"].endswith("unlabeled/ without labels (4)")
+    assert "not used" not in data.contents()["splits"]
+    assert [data.name_of(i) for i in (0, 6, 9)] == [
+        "train/rgb/cat/0.png",
+        "unlabeled/rgb/0.png",
+        "unlabeled/rgb/3.png",
+    ]
+    assert data.items_named({"unlabeled/depth/2.png"}) == {"unlabeled/depth/2.png": 8}
+    assert list(data.files_of())[6][1] == str(tmp_path / "unlabeled" / "depth" / "0.png")
+    assert len(list(data.files_of("train"))) == 6
+    data.read(8, 0)
+    assert len(data.labelled("train").labels) == 6
+    for path in (tmp_path / "unlabeled" / "depth").iterdir():
+        path.unlink()
+    (tmp_path / "unlabeled" / "depth").rmdir()
+    assert "no folder 'depth'" in refused(tmp_path)
+    masked, skipped = (source(tmp_path, missing=missing) for missing in ("mask", "skip"))
+    assert (len(masked), len(skipped)) == (10, 6)
+    assert not masked.read(8, 0)["depth.present"]
+
+
+def test_several_captions_of_an_item_are_choices(tmp_path):
+    pytest.importorskip("open_clip")
+    from mim_multimodal import captions
+
+    frames(tmp_path, folder="train/{modality}", stems=range(2))
+    frames(tmp_path, folder="test/{modality}", stems=range(2))
+    rows = "0,a red cat\nrgb/0.png,a small cat\n0,a red cat\n1,a dog\ntest/0,none\n"
+    (tmp_path / "captions.csv").write_text(f"path,caption\n{rows}")
+    data = source(tmp_path, {"rgb": (3, 8, 8), "caption": (8,)})
+    assert data.found.train.captions == (("a red cat", "a small cat"), ("a dog",))
+    drawn = [captions.decode_caption(data.read(0, key)["caption"].tolist()) for key in range(40)]
+    assert {*drawn} == {"a red cat", "a small cat"}
+    assert 5 < drawn.count("a red cat") < 35
+    assert drawn[:5] == [captions.decode_caption(data.read(0, key)["caption"].tolist()) for key in range(5)]
+    fixed = data.take(data.found.train, 0, data.shapes)["caption"].tolist()
+    assert captions.decode_caption(fixed) == "a red cat"
+    assert "up to 2 for an item, of which one is drawn" in data.contents()["files hold"]
+
+
+def test_two_labels_of_an_item_are_refused(tmp_path):
+    frames(tmp_path, folder="train/{modality}", stems=range(4))
+    frames(tmp_path, folder="test/{modality}", stems=range(2))
+    rows = "train/0,cat\ntrain/1,dog\ntrain/2,cat\ntrain/3,dog\ntest/0,cat\ntest/1,dog\n"
+    table = tmp_path / "labels.csv"
+    table.write_text(f"path,label\n{rows}train/rgb/2.png,cat\n")
+    assert source(tmp_path).labels.classes == ("cat", "dog")
+    table.write_text(f"path,label\n{rows}train/rgb/2.png,dog\n")
+    assert "gives 1 item more than one label: train/2 is cat, train/rgb/2.png is dog" in refused(tmp_path)
+
+
+def test_kept_features_know_the_files_that_they_were_made_of(tmp_path):
+    for split in ("train", "test"):
+        frames(tmp_path, folder=f"{split}/{{modality}}", stems=range(4))
+    table, captions = tmp_path / "labels.csv", tmp_path / "captions.csv"
+    table.write_text("path,label\n0,cat\n1,dog\n2,cat\n3,dog\n")
+    captions.write_text("path,caption\n" + "".join(f"{stem},text\n" for stem in range(4)))
+
+    def digest(shapes):
+        data = source(tmp_path, shapes)
+        return digest_of(data, [data.labelled("train"), data.labelled("test")])
+
+    wanted = {"rgb": (3, 8, 8)}  # dense evaluations read the others too
+    seen = [digest(wanted)]
+    assert digest(wanted) == seen[0]
+    for change in (
+        lambda: os.utime(tmp_path / "test/depth/3.png", (1, 1)),
+        lambda: Image.fromarray(VALUES["rgb"][::2]).save(tmp_path / "train/rgb/2.png"),
+        lambda: table.write_text("path,label\n0,cat\n1,dog\n2,dog\n3,dog\n"),
+        lambda: captions.write_text(captions.read_text().replace("3,text", "3,other")),
+    ):
+        change()
+        seen.append(digest(wanted))
+    assert len({*seen}) == len(seen)
+
+
+def test_a_folder_in_capitals_is_guessed(tmp_path):
+    frames(tmp_path)
+    (tmp_path / "rgb").rename(tmp_path / "RGB")
+    assert "Is it 'RGB'? Say so: --data.folders rgb RGB" in refused(tmp_path)

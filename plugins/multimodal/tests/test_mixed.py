@@ -1,6 +1,7 @@
 """Sources of other plugins put together: clips with their depth, shapes with a rendered view, and their recipes."""
 
 import math
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mim_core.errors import BadSample, MimError
 from mim_core.host.loading import installed
 from mim_core.methods.build import build_method, make_source
 from mim_core.recipes.resolve import load_recipe
+from mim_core.runs.inventory import digest_of
 from mim_multimodal.inner import options_of, value_of
 from mim_multimodal.paired import Paired, match, stem_of
 from mim_multimodal.rendered import FARTHEST, Rendered, render, turn
@@ -66,6 +68,25 @@ def pair(root, shapes=SHAPES, **options):
 def grey(clip):
     """Mean over the channels of a clip [C, T, H, W]."""
     return clip.float().mean(dim=0)
+
+
+@needs_video
+def test_kept_features_of_pairs_know_the_files_of_both(tmp_path):
+    for kind in ("run", "jump"):
+        for number in range(5):
+            film(tmp_path / "rgb" / kind / f"{number}.mp4", frames=4)
+            film(tmp_path / "depth" / kind / f"{number}.mkv", frames=4)
+
+    def digest():
+        pairs = Paired(Paired.Config(root=tmp_path), SHAPES)
+        return digest_of(pairs, [pairs.labelled("train"), pairs.labelled("test")])
+
+    seen = [digest()]
+    assert digest() == seen[0]
+    for name in ("rgb/run/0.mp4", "depth/jump/4.mkv"):
+        os.utime(tmp_path / name, (1, 1))
+        seen.append(digest())
+    assert len({*seen}) == 3
 
 
 @needs_video

@@ -1,5 +1,7 @@
 """What is said of folders and runs that are allowed and rarely meant, and of files that cannot be used."""
 
+import os
+
 import numpy as np
 import pytest
 from mim_core.cli import main
@@ -96,6 +98,7 @@ def test_a_run_of_no_step_is_refused_and_one_of_one_is_named(root, tmp_path, cap
     said = " ".join(capsys.readouterr().err.split())
     assert "0.1667 epochs of 9 items are 0.19 steps of 8 samples: nothing to train" in said
     assert "--train.epochs 17.8 gives 20 steps" in said
+    assert "warning" not in said, "what is wrong comes first, and alone"
     assert main([*run, "--train.epochs", "1"], "multimodal") == 0
     assert "the whole run is 1 step" in " ".join(capsys.readouterr().err.split())
     assert main([*run, "--train.epochs", "17.8"], "multimodal") == 0
@@ -127,3 +130,37 @@ def test_help_has_an_example_of_folders(capsys):
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--data.folders semseg semseg_coco depth depth_dpt" in said
     assert "--use depth.tokenizer=none" in said
+
+
+@pytest.mark.parametrize("modality", ["rgb", "depth", "semseg"])
+def test_a_plan_of_unusable_files_is_refused_as_the_run_is(root, tmp_path, capsys, modality):
+    for path in (root / "train" / modality).iterdir():
+        path.write_bytes(b"no picture")
+    run = ["pretrain", "multimae-vit-tiny", "--twin", "--data.root", str(root), "--train.epochs", "17.8"]
+    assert main([*run, "--dry-run", "--out", str(tmp_path / "r")], "multimodal") == 2
+    said = capsys.readouterr()
+    assert "9 of 9 files cannot be used" in said.err
+    assert f"train/{modality}/" in said.err
+    assert "warning" not in said.err
+    assert "Nothing was written" not in said.out
+
+
+def test_a_depth_map_of_another_kind_that_is_met_later_is_said_once(root, capsys):
+    few = root / "train"
+    for number in range(9, 410):
+        for name in ("rgb", "depth", "semseg"):
+            os.link(few / name / "0.png", few / name / f"{number}.png")
+    data = source(root)
+    assert data.advice() == []
+    at = 5  # of every two the first is looked at
+    file = few / "depth" / data.name_of(at).rpartition("/")[2]
+    file.unlink()
+    Image.fromarray(GREY.astype(np.uint16) * 256).save(file)
+    data = source(root)
+    assert data.advice() == []
+    for key in range(3):
+        data.read(at, key)
+        data.read(0, key)
+    said = capsys.readouterr().err
+    assert said.count(f"train/depth/{file.name} holds depth of 16 bits") == 1
+    assert said.count("warning") == 1

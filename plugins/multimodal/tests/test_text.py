@@ -283,8 +283,8 @@ def test_captions_in_one_table(tmp_path):
     colours(tmp_path, "train/rgb/a/1.jpg", "train/rgb/a/2.jpg", "test/rgb/a/1.jpg")
     table(tmp_path, "train/rgb/a/1.jpg,A cat.", 'train/a/2,"A  dog, far."', "test/caption/a/1.txt,Another cat.")
     found = find_items(tmp_path, ("rgb", "caption"))
-    assert found.train.captions == {"a/1": "A cat.", "a/2": "A dog, far."}
-    assert found.test.captions == {"a/1": "Another cat."}
+    assert found.train.captions == (("A cat.",), ("A dog, far.",))
+    assert found.test.captions == (("Another cat.",),)
     assert found.train.file("caption", 0) == "captions.csv: a/1"
     assert found.train.name(0) == "train/rgb/a/1.jpg"
     assert find_items(tmp_path, ("caption",)).train.stems == ("a/1", "a/2")
@@ -310,4 +310,4 @@ def test_a_table_that_lacks_some(tmp_path):
 def test_every_frame_of_the_sample_has_a_sentence():
     found = find_items(SAMPLE, ("rgb", "caption"))
     assert (len(found.train), len(found.test), found.left_out) == (960, 240, 0)
-    assert all(text.endswith(".") for text in found.train.captions.values())
+    assert all(text.endswith(".") for (text,) in found.train.captions)

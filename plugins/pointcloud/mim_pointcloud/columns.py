@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from mim_core import counted
 from numpy.typing import NDArray
 
 from mim_pointcloud.files_shape import Shape, cloud
@@ -43,7 +44,9 @@ def from_fields(fields: Mapping[str, NDArray[Any]]) -> Shape:
     vertices = found["xyz"]
     if vertices is None:
         raise ValueError(f"it has no x, y and z; it has {', '.join(map(str, fields)) or 'nothing'}")
-    return cloud(vertices, found["normals"], found["rgb"])
+    known = {column for columns in NAMES.values() for column in columns}
+    unread = tuple(str(name) for name in fields if same(name) not in known)
+    return cloud(vertices, found["normals"], found["rgb"])._replace(unread=unread)
 
 
 def shades(values: Floats, whole: bool = False) -> Floats:
@@ -93,7 +96,9 @@ def from_table(table: NDArray[Any], columns: Sequence[str] = ()) -> Shape:
         elif places:
             unclear[channel] = _two_readings(channel, places, table.shape[1])
     rgb = shades(found["rgb"]) if "rgb" in found else None
-    return cloud(table[:, :3], found.get("normals"), rgb)._replace(unclear=unclear)
+    left = table.shape[1] - 3 - 3 * len(found)
+    unread = (counted(left, "column without a name", "columns without names"),) if left else ()
+    return cloud(table[:, :3], found.get("normals"), rgb)._replace(unclear=unclear, unread=unread)
 
 
 def _are_normals(triple: Floats) -> bool:

@@ -4,7 +4,6 @@ key."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from mim_pointcloud.columns import check_names
 from mim_pointcloud.description import describe
 from mim_pointcloud.files import EXTENSIONS, LARGEST, read_cloud, reason_of
 from mim_pointcloud.files_array import mapped
+from mim_pointcloud.files_gltf import buffers_beside
 from mim_pointcloud.layouts import Shapes, ShapeStore, find_shapes
 from mim_pointcloud.layouts_store import DRAWN, shown
 from mim_pointcloud.limits import TREE_LIMIT, check_file
@@ -136,9 +136,11 @@ class Clouds(DataSource):
         return self.found.pretrain.name(index)
 
     def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
-        """The file of each shape of a split, which may hold many."""
-        stores = {"pretrain": self.found.pretrain, "train": self.found.train, "test": self.found.test}
-        return ((os.path.join(stores[split].root, file),) for file in stores[split].files)
+        """The file of each shape of a split, which may hold many; and the buffers of a .gltf, which lie beside it."""
+        store = {"pretrain": self.found.pretrain, "train": self.found.train, "test": self.found.test}[split]
+        for file in store.files:
+            path = store.root / file
+            yield (str(path), *(buffers_beside(path) if path.suffix.lower() == ".gltf" else ()))
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented cloud, float32 [P, C]."""
@@ -281,7 +283,10 @@ class Clouds(DataSource):
         left, _ = left_out(found.others)
         if left:
             rows["left out"] = left
-        return {**rows, "files hold": files_hold(found.pretrain, self.config.columns)}
+        return {
+            **rows,
+            "files hold": files_hold(found.pretrain, self.config.columns, self.config.channels, bool(self.parts)),
+        }
 
     def _splits(self) -> str:
         found = self.found

@@ -147,7 +147,9 @@ def _packed(packed: zipfile.ZipFile, columns: Sequence[str]) -> Shape:
             raise ValueError(f"normals or colours {list(values.shape)} for points {list(shape.vertices.shape)}")
     said = {"normals": "normals" in entries, "rgb": colours is not None}
     unclear = {channel: why for channel, why in shape.unclear.items() if not said[channel]}
-    return cloud(shape.vertices, normals, rgb)._replace(unclear=unclear)
+    used = {named[0] if named else next(iter(entries)), "normals", "rgb", "colors", "colours"}
+    unread = (*shape.unread, *(name for name in entries if name not in used))
+    return cloud(shape.vertices, normals, rgb)._replace(unclear=unclear, unread=unread)
 
 
 def _unpacked(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -24,6 +25,13 @@ WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "M
 MOST_NODES = 100_000
 DEEPEST = 256
 """Levels of nodes within nodes."""
+
+
+def buffers_beside(path: Path) -> tuple[str, ...]:
+    """Buffers that lie beside a .gltf: that of its own name, or the only one of its folder. The file is not opened."""
+    own = path.with_suffix(".bin")
+    found = [own] if own.is_file() else list(islice(path.parent.glob("*.bin"), 2))
+    return tuple(map(str, found)) if len(found) == 1 else ()
 
 
 def read_gltf(path: Path) -> Shape:

@@ -90,7 +90,8 @@ def read_ply(path: Path) -> Shape:
         return shape
     if "counts" not in read["face"]:
         raise ValueError("its faces have no vertex_indices")
-    return mesh(shape.vertices, read["face"]["corners"], read["face"]["counts"], shape.rgb)
+    surface = mesh(shape.vertices, read["face"]["corners"], read["face"]["counts"], shape.rgb)
+    return surface._replace(unread=shape.unread)
 
 
 def _header(text: str) -> tuple[str, list[Element]]:

@@ -22,6 +22,7 @@ class Shape(NamedTuple):
         normals: [V, 3] of a cloud, as the file has them.
         rgb: [V, 3] from 0 to 1.
         unclear: Channel -> why it was not taken, where it may lie in several places of the file.
+        unread: What the file says of its points beside these, such as "intensity".
     """
 
     vertices: Floats
@@ -29,6 +30,7 @@ class Shape(NamedTuple):
     normals: Floats | None = None
     rgb: Floats | None = None
     unclear: Mapping[str, str] = MappingProxyType({})
+    unread: tuple[str, ...] = ()
 
 
 def cloud(vertices: Floats, normals: Floats | None = None, rgb: Floats | None = None) -> Shape:

@@ -88,8 +88,8 @@ def _listed_clouds(place: Path, variant: str | None) -> Shapes:
         splits[split] = [Listed(f"{_class_of(name)}/{name}.txt", _class_of(name), name) for name in names]
     folders = [name for name in classes if (place / name).is_dir()]
     there = {f"{name}/{file}" for name in folders for file in os.listdir(place / name)}
-    train, test, missing = from_lists(size, place, splits, there, classes, CLOUDS)
-    return Shapes("modelnet40", train, train, test, missing, channels=("xyz", "normals"))
+    train, test, missing, advice = from_lists(size, place, splits, there, classes, CLOUDS)
+    return Shapes("modelnet40", train, train, test, missing, channels=("xyz", "normals"), advice=advice)
 
 
 def _class_of(name: str) -> str:

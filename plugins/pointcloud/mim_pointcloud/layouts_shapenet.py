@@ -146,8 +146,8 @@ def shapenet55(root: Path) -> Shapes:
     names = _synset_names({entry.label for entries in splits.values() for entry in entries})
     named = {split: [Listed(e.file, names[e.label], e.name) for e in entries] for split, entries in splits.items()}
     there = set(os.listdir(clouds))
-    train, test, missing = from_lists("ShapeNet55", clouds, named, there, tuple(names.values()), SHAPENET55)
-    return Shapes("shapenet55", train, train, test, missing, channels=("xyz",))
+    train, test, missing, advice = from_lists("ShapeNet55", clouds, named, there, tuple(names.values()), SHAPENET55)
+    return Shapes("shapenet55", train, train, test, missing, channels=("xyz",), advice=advice)
 
 
 def _synset_of(path: Path, line: str) -> str:
@@ -197,14 +197,26 @@ def shapenetcore(root: Path) -> Shapes:
         labels = [list(names).index(synset) for synset, _ in found]
         return drawn("shapenetcore", ShapeStore(place, tuple(found.values()), labels, classes))
     splits: dict[str, list[Listed]] = {"train": [], "test": []}
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file):
-            synset, model = row["synsetId"].zfill(8), row["modelId"]
-            if synset in names:
-                entry = Listed(found.get((synset, model), ""), names[synset], f"{synset}/{model}")
-                splits["test" if row["split"] == "test" else "train"].append(entry)
-    train, test, missing = from_lists("ShapeNetCore", place, splits, set(found.values()), classes, SHAPENETCORE)
-    return Shapes("shapenetcore", train, train, test, missing)
+    for row in _rows_of(table):
+        synset, model = row["synsetId"].zfill(8), row["modelId"]
+        if synset in names:
+            entry = Listed(found.get((synset, model), ""), names[synset], f"{synset}/{model}")
+            splits["test" if row["split"] == "test" else "train"].append(entry)
+    train, test, missing, advice = from_lists("ShapeNetCore", place, splits, set(found.values()), classes, SHAPENETCORE)
+    return Shapes("shapenetcore", train, train, test, missing, advice=advice)
+
+
+def _rows_of(table: Path) -> list[dict[str, str]]:
+    wanted = ("synsetId", "modelId", "split")
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise MimError(f"{table} cannot be read: {error}.") from error
+    lacking = next((number for number, row in enumerate(rows, 2) if not all(row.get(name) for name in wanted)), None)
+    if lacking is not None:
+        raise MimError(f"{table}, line {lacking}: each row needs {', '.join(wanted)}.")
+    return rows
 
 
 # ---- ShapeNetPart ----------------------------------------------------------------------------------------------------
@@ -236,9 +248,9 @@ def shapenetpart(root: Path) -> Shapes:
             splits[split].append(Listed(f"{synset}/{model}.txt", names.get(synset, synset), f"{synset}/{model}"))
     folders = [synset for synset in names if (place / synset).is_dir()]
     there = {f"{synset}/{name}" for synset in folders for name in os.listdir(place / synset)}
-    train, test, missing = from_lists("ShapeNetPart", place, splits, there, tuple(names.values()), SHAPENETPART)
+    train, test, missing, advice = from_lists("ShapeNetPart", place, splits, there, tuple(names.values()), SHAPENETPART)
     parts = {name: PARTS[name] for name in names.values()}
-    return Shapes("shapenetpart", train, train, test, missing, parts=parts, channels=("xyz", "normals"))
+    return Shapes("shapenetpart", train, train, test, missing, parts=parts, channels=("xyz", "normals"), advice=advice)
 
 
 def _json_list(path: Path) -> list[str]:

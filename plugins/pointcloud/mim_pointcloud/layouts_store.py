@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mim_core import MimError, nearest
+from mim_core import MimError, listed_once, nearest
 
 from mim_pointcloud.files import EXTENSIONS
 
@@ -203,25 +203,29 @@ def from_lists(
     there: set[str],
     classes: Sequence[str],
     looked_for: str,
-) -> tuple[ShapeStore, ShapeStore, tuple[str, ...]]:
-    """(train, test, missing) of lists; ``there`` are the files that exist.
+) -> tuple[ShapeStore, ShapeStore, tuple[str, ...], tuple[str, ...]]:
+    """(train, test, missing, advice) of lists; ``there`` are the files that exist.
 
     Raises:
         MimError: None of the training files is there, or a list has a class of its own.
     """
-    stores, missing = [], []
+    stores, missing, notes, rows = [], [], list[str](), dict[str, list[Listed]]()
     number = {name: i for i, name in enumerate(classes)}
     for split in ("train", "test"):
         entries: Sequence[Listed] = [replace(entry, file=as_there(entry.file, there)) for entry in splits[split]]
         strange = sorted({entry.label for entry in entries} - set(number))
         if strange:
             raise MimError(f"{root}: the {split} list has classes that are not known: {', '.join(strange[:5])}.")
-        found = [entry for entry in entries if entry.file in there]
+        rows[split] = [entry for entry in entries if entry.file in there]
         gone = [entry.name for entry in entries if entry.file not in there]
         missing += gone
-        note = f"{len(gone):,} of {len(entries):,} listed {split} shapes are missing." if gone else ""
-        labels = [number[entry.label] for entry in found]
-        stores.append(ShapeStore(root, tuple(entry.file for entry in found), labels, tuple(classes), note=note))
+        notes.append(f"{len(gone):,} of {len(entries):,} listed {split} shapes are missing." if gone else "")
+    kept, advice = listed_once(
+        {f"the {split} list": [(e.file, e.label) for e in found] for split, found in rows.items()}, root, "shape"
+    )
+    for found, keep, note in zip(rows.values(), kept, notes, strict=True):
+        labels = [number[found[row].label] for row in keep]
+        stores.append(ShapeStore(root, tuple(found[row].file for row in keep), labels, tuple(classes), note=note))
     if not stores[0]:
         entries = splits["train"]
         wanted = ", ".join(entry.file for entry in entries[:3])
@@ -231,4 +235,4 @@ def from_lists(
             f"None of the {len(entries):,} listed training shapes of {kind} is in {root}: {wanted}, ... Looked for "
             f"{looked_for}.{guess}"
         )
-    return stores[0], stores[1], tuple(missing)
+    return stores[0], stores[1], tuple(missing), advice

@@ -24,6 +24,8 @@ LARGEST_LOOK = 2 * 2**20
 """Bytes of a file that is read for a look; of larger ones, the size alone counts. Arrays are not read whole."""
 LARGEST_LOOKS = 8 * 2**20
 """Bytes of all of them."""
+NAMED = 12
+"""Names that are listed."""
 ROWS = 1024
 """Rows of an array that are looked at."""
 TEXTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tga", ".tif", ".tiff", ".dds", ".webp")
@@ -38,6 +40,7 @@ class Look:
         faces: Triangles of a mesh; 0 for a cloud.
         channels: What it has.
         unclear: Channel -> why it is not among them.
+        unread: What else it says of its points.
         low: The smallest coordinate.
         high: The largest.
         extent: The longest side of its box.
@@ -47,6 +50,7 @@ class Look:
     faces: int
     channels: tuple[str, ...]
     unclear: Mapping[str, str]
+    unread: tuple[str, ...]
     low: float
     high: float
     extent: float
@@ -80,7 +84,7 @@ def _look(shape: Shape, points: int) -> Look:
     normals = shape.normals is not None or len(shape.faces) > 0
     channels = ("xyz", *(["normals"] if normals else []), *(["rgb"] if shape.rgb is not None else []))
     ends = float(low.min()), float(high.max())
-    return Look(points, len(shape.faces), channels, shape.unclear, *ends, float((high - low).max()))
+    return Look(points, len(shape.faces), channels, shape.unclear, shape.unread, *ends, float((high - low).max()))
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -89,8 +93,17 @@ def evenly(count: int, most: int) -> list[int]:
     return sorted({round(at * (count - 1) / max(1, taken - 1)) for at in range(taken)})
 
 
-def files_hold(store: ShapeStore, columns: Sequence[str] = ()) -> str:
-    """Formats, points, faces, channels and coordinates of some files."""
+def files_hold(
+    store: ShapeStore, columns: Sequence[str] = (), asked: Sequence[str] = ("xyz",), parts: bool = False
+) -> str:
+    """Formats, points, faces, channels and coordinates of some files, and what of them is not read.
+
+    Args:
+        store: The files.
+        columns: As the user names them.
+        asked: Channels that the run reads.
+        parts: The run reads parts of points too.
+    """
     if store.rows:
         return _rows(store)
     looks, endings, wrong, large, left = list[Look](), Counter[str](), list[str](), 0, LARGEST_LOOKS
@@ -107,13 +120,13 @@ def files_hold(store: ShapeStore, columns: Sequence[str] = ()) -> str:
         left -= whole if found else 0
         looks, large = [*looks, *([found] if found else [])], large + (found is None)
     listed = ", ".join(f"{count} x {ending}" for ending, count in endings.most_common())
-    told = [f"{len(numbers):,} of {len(store):,} looked at: {listed}", *_told(looks)]
+    told = [f"{len(numbers):,} of {len(store):,} looked at: {listed}", *_told(looks, asked, parts)]
     told += [f"{large} too large for a look"] if large else []
     told += [f"{counted(len(wrong), 'file')} cannot be read ({wrong[0]})"] if wrong else []
     return "; ".join(told)
 
 
-def _told(looks: Sequence[Look]) -> list[str]:
+def _told(looks: Sequence[Look], asked: Sequence[str], parts: bool) -> list[str]:
     if not looks:
         return []
     told = []
@@ -123,10 +136,20 @@ def _told(looks: Sequence[Look]) -> list[str]:
     if clouds:
         told.append(f"{counted(len(clouds), 'cloud')} of {_range(one.points for one in clouds)} points")
     has = Counter(channel for one in looks for channel in one.channels)
-    told.append(", ".join(name if many == len(looks) else f"{name} in {many}" for name, many in has.items()))
+    told.append(_counted(has, len(looks)))
+    unread = Counter(name[:40] for one in looks for name in (() if parts else one.unread))
+    there = Counter(name for one in clouds for name in one.channels if name not in asked)
+    told += [f"not read: {_counted(unread, len(looks))}"] if unread else []
+    told += [f"not asked for: {_counted(there, len(looks))} (--data.channels)"] if there else []
     told += [f"unclear: {why}" for why in sorted({why for one in looks for why in one.unclear.values()})[:2]]
     ends = f"{min(one.low for one in looks):.4g} to {max(one.high for one in looks):.4g}"
     return [*told, f"coordinates from {ends}", f"longest sides {_range(one.extent for one in looks)}"]
+
+
+def _counted(names: Counter[str], most: int) -> str:
+    """Such as "xyz, normals in 3"."""
+    listed = [name if many == most else f"{name} in {many}" for name, many in list(names.items())[:NAMED]]
+    return ", ".join(listed) + (", ..." if len(names) > NAMED else "")
 
 
 def _range(values: Iterable[float]) -> str:
@@ -139,18 +162,20 @@ def _rows(store: ShapeStore) -> str:
     """Of files with many shapes, their header."""
     told = []
     for file in dict.fromkeys(store.files):
-        path = store.root / file
+        path, others = store.root / file, list[str]()
         try:
             if path.suffix == ".h5":
                 with h5py.File(path, "r") as opened:
                     shape, kind = opened["data"].shape, opened["data"].dtype
+                    others = sorted(set(opened) - {"data", "label"})
             else:
                 array = mapped(path)
                 shape, kind = array.shape, array.dtype
         except Exception as error:  # what is wrong with it is said where it is read
             told.append(f"{file}: {reason_of(error)}")
             continue
-        told.append(f"{file}: {shape[0]:,} clouds of {shape[1]:,} points, {kind}")
+        unread = f"; not read: {', '.join(others[:NAMED])}" if others else ""
+        told.append(f"{file}: {shape[0]:,} clouds of {shape[1]:,} points, {kind}{unread}")
     return "; ".join(told[:3])
 
 

@@ -262,11 +262,12 @@ def _options(sampling: Sampling) -> dict[str, Any]:
 
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for text in path.read_text().splitlines() if path.is_file() else ():
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
             line = json.loads(text)
-            found[line["file"]] = line
-        except (ValueError, KeyError, TypeError):  # cut off when a run was killed
+            if isinstance(line["status"], str):
+                found[line["file"]] = line
+        except (ValueError, KeyError, TypeError, RecursionError):  # cut off when a run was killed, or damaged
             continue
     return found
 

@@ -33,10 +33,12 @@ def read_prepared(root: Path) -> Prepared | None:
         return None
     try:
         found = json.loads((root / PREPARED).read_text())
-        channels = found["channels"]
-        return Prepared(found["layout"], found["up"], None if channels is None else tuple(channels))
-    except (OSError, ValueError, KeyError, TypeError):
+        layout, up, channels = found["layout"], found["up"], found["channels"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    known = isinstance(layout, str) and up in ("x", "y", "z")
+    named = channels is None or (isinstance(channels, list) and all(isinstance(name, str) for name in channels))
+    return Prepared(layout, up, None if channels is None else tuple(channels)) if known and named else None
 
 
 def write_prepared(root: Path, prepared: Prepared) -> None:

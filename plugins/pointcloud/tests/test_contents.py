@@ -1,6 +1,7 @@
 """Splits, columns and contents of collections of shapes: what was found is said, and what is not certain is asked."""
 
 import json
+import os
 import sys
 
 import h5py
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mim_core.errors import BadSample, MimError
+from mim_core.runs.inventory import digest_of
 from mim_pointcloud.data import Clouds
 from mim_pointcloud.files import read_cloud
 from mim_pointcloud.layouts import find_shapes
@@ -214,3 +216,59 @@ def test_prepare_takes_columns_too(put, tmp_path, monkeypatch, capsys):
     assert np.allclose(np.load(tmp_path / "out/a.npy")[:, 3:] * 255, (250, 20, 60))
     line = json.loads((tmp_path / "out/manifest.jsonl").read_text())
     assert line["options"]["columns"] == list(columns[1:])
+
+
+# ---- what is not read ------------------------------------------------------------------------------------------------
+
+
+def test_columns_that_are_not_read_are_said(put, tmp_path):
+    rows = np.random.default_rng(0).normal(size=(30, 5))
+    put("scan/a.txt", ("x y z intensity label\n" + "\n".join(" ".join(map(str, row)) for row in rows)).encode())
+    said = source(tmp_path / "scan", whole=True).contents()["files hold"]
+    assert "not read: intensity, label" in said
+    assert "not asked for" not in said
+    put("bare/a.npy", rows)
+    assert "not read: 2 columns without names" in source(tmp_path / "bare", whole=True).contents()["files hold"]
+    names = ["x", "y", "z", "nx", "ny", "nz", "red", "green", "blue", "time"]
+    put("named/a.npy", np.zeros(9, [(name, "f4") for name in names]))
+    for channels in (("xyz",), ("xyz", "rgb"), ("xyz", "normals", "rgb")):
+        said = source(tmp_path / "named", whole=True, channels=channels).contents()["files hold"]
+        left = ", ".join(name for name in ("normals", "rgb") if name not in channels)
+        assert "not read: time" in said
+        assert (f"not asked for: {left} (--data.channels)" in said) == bool(left), said
+
+
+def test_columns_of_ply_pcd_and_npz_that_are_not_read_are_said(put, tmp_path):
+    head = "ply\nformat ascii 1.0\nelement vertex 2\n" + "".join(f"property float {n}\n" for n in "xyzq")
+    put("a.ply", f"{head}end_header\n0 0 0 1\n1 1 1 2\n".encode())
+    head = "FIELDS x y z label\nSIZE 4 4 4 4\nTYPE F F F U\nCOUNT 1 1 1 1\nWIDTH 2\nHEIGHT 1\nPOINTS 2\nDATA ascii\n"
+    put("b.pcd", f"{head}0 0 0 7\n1 1 1 8\n".encode())
+    np.savez(tmp_path / "c.npz", points=np.eye(3), labels=np.arange(3))
+    said = source(tmp_path, whole=True).contents()["files hold"]
+    assert "not read: q in 1, label in 1, labels in 1" in said
+
+
+def test_kept_features_know_the_files_that_they_were_made_of(put, tmp_path):
+    for label in ("ball", "egg"):
+        for number in range(5):
+            put(f"train/{label}/{number}.npy")
+            put(f"test/{label}/{number}.npy")
+    put("train/egg/9.gltf", b"{}")
+    buffer = put("train/egg/9.bin", b"0")
+
+    def digest():
+        clouds = source(tmp_path)
+        return digest_of(clouds, [clouds.labelled("train"), clouds.labelled("test")])
+
+    seen = [digest()]
+    assert digest() == seen[0]
+    for change in (
+        lambda: os.utime(tmp_path / "train/egg/0.npy", (1, 1)),
+        lambda: put("test/ball/3.npy", np.eye(3)),
+        lambda: buffer.write_bytes(b"01"),
+        lambda: [(tmp_path / f"{a}.npy").rename(tmp_path / f"{b}.npy") for a, b in
+                 (("train/egg/1", "x"), ("train/ball/1", "train/egg/1"), ("x", "train/ball/1"))],
+    ):  # fmt: skip
+        change()
+        seen.append(digest())
+    assert len({*seen}) == len(seen)

@@ -327,6 +327,28 @@ def test_modelnet_clouds_with_normals(put, tmp_path):
         find_shapes(tmp_path, variant="modelnet11")
 
 
+def test_shapes_of_both_lists_are_held_out(put, tmp_path):
+    put("modelnet40_shape_names.txt", text="chair\nsofa\n")
+    put("modelnet40_train.txt", text="chair_0001\nsofa_0001\nchair_0002\nchair_0001\n")
+    put("modelnet40_test.txt", text="chair_0002\nsofa_0003\n")
+    for name in ("chair_0001", "chair_0002", "sofa_0001", "sofa_0003"):
+        put(f"{name[:-5]}/{name}.txt", text="0,0,0,0,1,0\n0,1,0,0,1,0\n")
+    clouds = source(tmp_path)
+    assert clouds.found.pretrain.files == ("chair/chair_0001.txt", "sofa/sofa_0001.txt")
+    assert clouds.found.test.files == ("chair/chair_0002.txt", "sofa/sofa_0003.txt")
+    said = clouds.advice()
+    assert any("1 shape of" in line and "never trained on (chair/chair_0002.txt)" in line for line in said)
+    assert any("listed more than once in the train list: counted once (chair/chair_0001.txt)" in line for line in said)
+
+
+@pytest.mark.parametrize("text", ["synsetId,modelId\n02691156,a\n", "id,synsetId,modelId,split\n0,02691156\n"])
+def test_a_table_of_shapenet_without_its_columns_is_named(put, tmp_path, text):
+    put("02691156/a/models/model_normalized.obj", text="v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    put("all.csv", text=text)
+    with pytest.raises(MimError, match=r"all\.csv, line 2: each row needs synsetId, modelId, split"):
+        find_shapes(tmp_path)
+
+
 # ---- ScanObjectNN ----------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from mim_core.errors import MimError
 from mim_pointcloud.files import read_cloud
 from mim_pointcloud.plugin import main
 from mim_pointcloud.prepare import Sampling, path_key, plan, prepare_collection
+from mim_pointcloud.prepared import read_prepared
 
 OFF = "OFF 4 4 0\n0 0 0\n{size} 0 0\n0 {size} 0\n0 0 {size}\n3 0 2 1\n3 0 1 3\n3 0 3 2\n3 1 2 3\n"
 SHAPES = [f"some/class/{number}.off" for number in range(6)]
@@ -256,3 +257,24 @@ def test_a_file_that_takes_too_long_is_named(collection, tmp_path, monkeypatch):
     failed = [line["reason"] for line in lines if line["status"] == "failed"]
     assert failed
     assert all("longer than 0.1 s" in reason for reason in failed)
+
+
+@pytest.mark.parametrize(
+    "line", [b"7\n", b"{}\n", b"\xff\xfe\n", b'{"file": ["a"], "status": "done"}\n', b"[" * 9000 + b"\n"]
+)
+def test_a_damaged_manifest_does_not_stop_it(collection, tmp_path, line):
+    out = tmp_path / "out"
+    first = [each["status"] for each in prepare_collection(collection, out, Sampling(8), 1)]
+    with open(out / "manifest.jsonl", "ab") as file:
+        file.write(line)
+    again = [each["status"] for each in prepare_collection(collection, out, Sampling(8), 1)]
+    assert again.count("skipped") == first.count("done") + first.count("copied")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "7", '{"layout": [], "up": "y", "channels": null}', '{"layout": "folder", "up": 7, "channels": "abc"}'],
+)
+def test_a_damaged_record_of_a_prepared_folder_is_none(tmp_path, text):
+    (tmp_path / "prepared.json").write_text(text)
+    assert read_prepared(tmp_path) is None

@@ -161,7 +161,7 @@ class PrepareOptions:
     Videos become H.264 in MP4 under the same name below OUT, upright, every frame at its own time; of two that would
     get one name the second keeps its ending. Lists and others are copied, hidden files left out. The same command goes
     on where it was stopped, and does again what was made from a file that has since changed, or with other options.
-    OUT/manifest.jsonl says what was done.
+    A file of which a frame takes longer than a minute has failed. OUT/manifest.jsonl says what was done.
     """
 
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]

@@ -219,12 +219,16 @@ def _listed(
         by_stem.setdefault(os.path.splitext(os.path.basename(file))[0], []).append(file)
     missing: list[str] = []
     number = {name: i for i, name in enumerate(classes)}
-    stores = []
-    for split, (name, entries) in zip(("train", "test"), lists.items(), strict=True):
-        word = listings.split_of(Path(name))
-        places = [(entry, _place(by_stem, entry, word)) for entry in entries]
-        found = [(entry, place) for entry, place in places if place]
-        absent = [entry.stem for entry, place in places if not place]
+    stores, there, absences = [], {}, {}
+    for name, entries in lists.items():
+        places = [(entry, _place(by_stem, entry, listings.split_of(Path(name)))) for entry in entries]
+        there[name] = [(entry, place) for entry, place in places if place]
+        absences[name] = [entry.stem for entry, place in places if not place]
+    kept, advice = collections.listed_once(
+        {name: [(place, entry.label) for entry, place in rows] for name, rows in there.items()}, root, "clip"
+    )
+    for split, (name, entries), keep in zip(("train", "test"), lists.items(), kept, strict=True):
+        found, absent = [there[name][row] for row in keep], absences[name]
         missing += absent
         note = f"{len(absent):,} of {len(entries):,} listed {split} clips are missing." if absent else ""
         files = tuple(file for _, (file, _) in found)
@@ -238,7 +242,7 @@ def _listed(
     said = ", ".join(f"{name} {use} ({len(store):,})" for name, use, store in
                      zip(lists, ("for training", "held out"), stores, strict=True) if store)  # fmt: skip
     unlisted = len(set(videos) - {file for store in stores for file in store.files})
-    return Clipping(kind, stores[0], stores[0], stores[1], tuple(missing), said, others, unlisted)
+    return Clipping(kind, stores[0], stores[0], stores[1], tuple(missing), said, others, unlisted, advice)
 
 
 def _place(by_stem: dict[str, list[str]], entry: Entry, split: str) -> tuple[str, tuple[float, float] | None] | None:

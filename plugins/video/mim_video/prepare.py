@@ -16,7 +16,7 @@ from typing import Any, Literal
 import av
 import torch
 from av.video.reformatter import Colorspace
-from mim_core import BadSample, MimError, in_processes, walk_folders
+from mim_core import ITEM_SECONDS, BadSample, MimError, in_processes, in_time, walk_folders
 
 from mim_video.layouts import EXTENSIONS, no_videos
 from mim_video.reader_pyav import PyavReader
@@ -25,6 +25,8 @@ from mim_video.sound import open_sound
 
 MANIFEST = "manifest.jsonl"
 HIDDEN = "it is hidden"
+SLOWEST = 10 * 2**20
+"""Bytes per second of a slow disk, by which a pass over a whole file may take longer than an item."""
 PARTIAL = ".partial"
 """What the name of a file that is being written ends in."""
 
@@ -213,32 +215,49 @@ def encode_video(source: Path, target: Path, encoding: Encoding) -> dict[str, An
     """Re-encode a video; frames keep their times. Those that do not decode are left out, and counted as ``lost``.
 
     Raises:
-        BadSample: It cannot be read, or what was written does not read back as many frames.
+        BadSample: It cannot be read, or not in time, or what was written does not read back as many frames.
     """
-    with PyavReader(_regular(source)) as reader:
+    # one frame has the time of an item, and passes over the whole file as much more as its bytes take
+    whole = functools.partial(in_time, str(source), ITEM_SECONDS + _regular(source).stat().st_size / SLOWEST)
+    with whole():
+        opened = PyavReader(source)
+    with opened as reader:
         size, frames = new_size(reader.size, encoding.short_side), 0
         with av.open(f"file:{target}", "w", format="mp4") as out, ExitStack() as stack:
             stream = _stream(out, reader, size, encoding)
-            sound = stack.enter_context(open_sound(source, out)) if encoding.sound == "keep" else None
-            for stamp, picture in reader.walk(size):
-                frame = av.VideoFrame.from_ndarray(picture.numpy(), format="rgb24")
-                frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.SMPTE170M, threads=1)
-                frame.pts, frame.time_base = stamp, reader.time_base
-                frames += 1
+            with whole():
+                sound = stack.enter_context(open_sound(source, out)) if encoding.sound == "keep" else None
+            pictures = reader.walk(size)
+            while True:
+                with in_time(str(source), ITEM_SECONDS):
+                    found = next(pictures, None)
+                    if found is None:
+                        break
+                    _write(found, reader, out, stream, sound)
+                    frames += 1
+            with whole():
+                out.mux(stream.encode(None))
                 if sound is not None:
-                    sound.write_until(float(stamp * reader.time_base))
-                out.mux(stream.encode(frame))
-            out.mux(stream.encode(None))
-            if sound is not None:
-                sound.write_until(math.inf)
+                    sound.write_until(math.inf)
         seconds, lost = float(reader.times[-1] - reader.times[0]), len(reader) - frames
-    with open_reader(target, "pyav") as written:
+    with whole(), open_reader(target, "pyav") as written:
         if len(written) != frames:
             raise BadSample(str(source), f"{len(written)} of {frames} frames were written")
     sizes = {"bytes_before": source.stat().st_size, "bytes": target.stat().st_size}
     more: dict[str, Any] = {} if sound is None else {"sound": sound.codec}
     more |= {"lost": lost} if lost else {}
     return {"frames": frames, "seconds": round(seconds, 3), "size": list(size), **sizes, **more}
+
+
+def _write(found: tuple[int, Any], reader: PyavReader, out: Any, stream: Any, sound: Any) -> None:
+    """One frame, and the sound up to it."""
+    stamp, picture = found
+    frame = av.VideoFrame.from_ndarray(picture.numpy(), format="rgb24")
+    frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.SMPTE170M, threads=1)
+    frame.pts, frame.time_base = stamp, reader.time_base
+    if sound is not None:
+        sound.write_until(float(stamp * reader.time_base))
+    out.mux(stream.encode(frame))
 
 
 def _stream(out: Any, reader: PyavReader, size: tuple[int, int], encoding: Encoding) -> Any:
@@ -266,12 +285,13 @@ def _regular(path: Path) -> Path:
 
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for text in path.read_text().splitlines() if path.is_file() else ():
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
             line = json.loads(text)
-        except ValueError:  # cut off when a run was killed
+            if isinstance(line["status"], str):
+                found[line["file"]] = line
+        except (ValueError, KeyError, TypeError, RecursionError):  # cut off when a run was killed, or damaged
             continue
-        found[line["file"]] = line
     return found
 
 

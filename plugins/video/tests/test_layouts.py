@@ -404,3 +404,21 @@ def test_ucf101_classes_of_another_form(ucf, content, said):
     next(ucf.rglob("classInd.txt")).write_bytes(content)
     with pytest.raises(MimError, match=said):
         find_clips(ucf)
+
+
+def test_clips_that_are_listed_twice_count_once_and_held_out_ones_are_never_trained_on(film, tmp_path):
+    (tmp_path / "labels.json").write_text(json.dumps({"Holding": "0", "Pushing": "1"}))
+    train = [("1", "Holding"), ("2", "Pushing"), ("1", "Holding"), ("2", "Holding"), ("3", "Pushing"), ("4", "Holding")]
+    for name, rows in (("train", train), ("validation", [("3", "Pushing"), ("5", "Holding")])):
+        rows = [{"id": number, "template": label} for number, label in rows]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    for number in range(1, 6):
+        film(f"{number}.webm", 2)
+    clips = source(tmp_path)
+    assert stems(clips.clips.pretrain) == ["1", "2", "4"]
+    assert clips.labelled("train").labels.tolist() == [0, 1, 0]
+    assert stems(clips.clips.test) == ["3", "5"]
+    said = clips.advice()
+    assert any("1 clip of" in line and "never trained on (3.webm)" in line for line in said)
+    assert any("listed more than once in train: counted once (1.webm)" in line for line in said)
+    assert any("with more than one class: the first is taken (2.webm)" in line for line in said)

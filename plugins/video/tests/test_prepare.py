@@ -12,6 +12,7 @@ import torch
 from mim_core.errors import BadSample
 from mim_video.plugin import main
 from mim_video.prepare import Encoding, new_size, prepare_collection
+from mim_video.reader_pyav import PyavReader
 from mim_video.readers import open_reader
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -245,6 +246,44 @@ def test_out_may_lie_in_the_collection(tmp_path, monkeypatch, capsys):
         assert code == 0
         assert f"{skipped} skipped" in said.out
     assert not (tmp_path / "small/small").exists()
+
+
+@pytest.mark.parametrize("line", [b"7\n", b"{}\n", b"\xff\xfe\n", b'{"file": "a.mp4"}\n', b"[" * 9000 + b"\n"])
+def test_a_damaged_manifest_does_not_stop_it(tmp_path, line):
+    encode(tmp_path / "in", Kind("a.mp4", frames=4))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.jsonl").write_bytes(line)
+    for status in ("done", "skipped"):
+        assert [each["status"] for each in prepare_collection(tmp_path / "in", tmp_path / "out", Encoding(), 1)] == [
+            status
+        ]
+
+
+@pytest.mark.parametrize("slow", ["opening", "a frame"])
+def test_a_file_that_takes_too_long_is_named(tmp_path, monkeypatch, slow):
+    for name in ("a.mp4", "b.mp4"):
+        encode(tmp_path / "in", Kind(name))
+    open_it, walk = PyavReader.__init__, PyavReader.walk
+
+    def opened(reader, path):
+        while slow == "opening" and path == tmp_path / "in" / "b.mp4":
+            pass
+        open_it(reader, path)
+
+    def walked(reader, size=None):
+        for number, found in enumerate(walk(reader, size)):
+            while slow == "a frame" and number == 5 and reader.path.name == "b.mp4":
+                pass
+            yield found
+
+    monkeypatch.setattr("mim_video.prepare.ITEM_SECONDS", 1)
+    monkeypatch.setattr(PyavReader, "__init__", opened)
+    monkeypatch.setattr(PyavReader, "walk", walked)
+    lines = {line["file"]: line for line in prepare_collection(tmp_path / "in", tmp_path / "out", Encoding(), 1)}
+    assert lines["a.mp4"]["status"] == "done"
+    assert lines["b.mp4"]["status"] == "failed"
+    assert "longer than 1" in lines["b.mp4"]["reason"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.mp4", "manifest.jsonl"]
 
 
 def test_new_sizes_are_even_and_never_larger():

@@ -1,5 +1,6 @@
 """What the command line says before a run begins: the plan, advice, and mistakes that are told at once."""
 
+import os
 import sys
 
 import av
@@ -9,6 +10,7 @@ import torch
 from mim_core.cli import main
 from mim_core.data.labelled import LabelledSource
 from mim_core.errors import MimError
+from mim_core.runs.inventory import digest_of
 from mim_video.data import Clips
 
 
@@ -123,3 +125,22 @@ def test_no_labels_are_told(few):
         path.rename(few / path.name)
     with pytest.raises(MimError, match="has no classes"):
         LabelledSource(Clips(Clips.Config(root=few), {"video": (3, 4, 16, 16)}))
+
+
+def test_kept_features_know_the_files_that_they_were_made_of(few):
+    def digest():
+        clips = Clips(Clips.Config(root=few), {"video": (3, 4, 16, 16)})
+        return digest_of(clips, [clips.labelled("train"), clips.labelled("test")])
+
+    for name in ("hop/4.mp4", "hop/5.mp4", "run/4.mp4", "run/5.mp4"):
+        noise(few / name, frames=4)
+    seen = [digest()]
+    assert digest() == seen[0]
+    os.utime(few / "hop/a.mp4", (1, 1))
+    seen.append(digest())
+    noise(few / "run/a.mp4", frames=9)
+    seen.append(digest())
+    for old, new in (("hop/4.mp4", "x"), ("run/4.mp4", "hop/4.mp4"), ("x", "run/4.mp4")):  # mended labels
+        (few / old).rename(few / new)
+    seen.append(digest())
+    assert len({*seen}) == len(seen)

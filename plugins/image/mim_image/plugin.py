@@ -12,6 +12,7 @@ MAE = "MAE, arXiv 2111.06377"
 SIMMIM = "SimMIM, arXiv 2111.09886"
 IJEPA = "I-JEPA, arXiv 2301.08243"
 SDAE = "SdAE, arXiv 2208.00449"
+HPM = "HPM, arXiv 2304.05919"
 MVP = "MVP, arXiv 2203.05175; EVA, arXiv 2211.07636"
 
 
@@ -50,7 +51,7 @@ def mim_register_data(register: Register) -> None:
 
 @hookimpl
 def mim_register_recipes(register: RecipeRegister) -> None:
-    """MAE in five sizes, SimMIM and MVP in one."""
+    """MAE in five sizes, SimMIM, HPM and MVP."""
     sizes = {
         "tiny": "MAE with a 128-wide, 4-block encoder on 28-pixel images: the bundled sample in minutes on a CPU.",
         "small": "MAE with ViT-S/16 at 224 pixels; MAE's settings, a size that the paper does not have.",
@@ -72,6 +73,20 @@ def mim_register_recipes(register: RecipeRegister) -> None:
         twin="mim_image.recipes:simmim_vit_base.twin",
         summary="SimMIM with ViT-B/16 at 224 pixels, the paper's 800-epoch settings.",
         paper=SIMMIM,
+    )
+    register(
+        name="hpm-vit-base",
+        load="mim_image.recipes_hpm:hpm_vit_base",
+        twin="mim_image.recipes_hpm:hpm_vit_base.twin",
+        summary="HPM with ViT-B/16 at 224 pixels: hides what it finds hard; the paper's 800-epoch settings.",
+        paper=HPM,
+    )
+    register(
+        name="hpm-vit-tiny",
+        load="mim_image.recipes_hpm:hpm_vit_tiny",
+        twin="mim_image.recipes_hpm:hpm_vit_tiny.twin",
+        summary="HPM with the encoder of mae-vit-tiny on the bundled sample, minutes on a CPU.",
+        paper=HPM,
     )
     register(
         name="mvp-vit-base",
@@ -105,6 +120,12 @@ def mim_register_importers(register: Register) -> None:
         load="mim_image.interop_sdae:import_sdae",
         summary="Official SdAE weights, student and teacher.",
         paper=SDAE,
+    )
+    register(
+        name="hpm",
+        load="mim_image.interop_hpm:import_hpm",
+        summary="Official HPM weights, student and teacher with both decoders.",
+        paper=HPM,
     )
     register(
         name="hf-vitmae",

@@ -144,7 +144,6 @@ class Parts:
             decoder_role = f"{scope}.decoder" if f"{scope}.decoder" in self else "decoder"
             yield scope or "main", segment, self.make(decoder_role, encoder, tokenizer.layout, target.size), target
 
-
     def _check_of_head(self, role: str, name: str, other: str) -> None:
         """Refuses a target of another head's losses where that head is missing."""
         there = [scope or "main" for scope, _ in self.scopes("target") if (scope or "main") != name]

@@ -63,7 +63,8 @@ class GuidedMasker(Masker):
         done = float(now)
         if self.config.every == "epoch":
             done = min(1.0, (math.floor(now.epoch + 1e-9) + 1) / now.epochs)
-        return int(count * (self.config.share_from + (self.config.share_to - self.config.share_from) * done))
+        start, end = self.config.share_from, self.config.share_to
+        return int(count * (end if done >= 1 else start + (end - start) * done))
 
     def hide(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None) -> Bool[Tensor, "R N"]:
         """By score, then at random; units that are not valid are always hidden, and are not chosen by score."""

@@ -5,10 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mim_core import Method, MimError, Part, Progress, State, fill, fill_weights, importers, warn
-from mim_core.parts.masker_guided import hide_guided
-from mim_core.parts.target import Losses
-from mim_core.parts.target_ranks import RankTarget
+from mim_core import (
+    Losses,
+    Method,
+    MimError,
+    Part,
+    Progress,
+    RankTarget,
+    State,
+    fill,
+    fill_weights,
+    hide_guided,
+    importers,
+    warn,
+)
 from mim_core.testing.golden import GoldenAdapter, GoldenCase
 from torch import Tensor
 

@@ -54,6 +54,19 @@ class TestGrid(MaskerContract):
     unsuitable = [FREE, Layout.on_grid(8), Layout.on_grid(2, 4, 4), Layout.on_grid(7, 14)]
 
 
+class TestMultiBlock(MaskerContract):
+    part = "core:multi-block"
+    options = {"smallest": 1}
+    layouts = [Layout.on_grid(14, 14), Layout.on_grid(5, 7)]
+    partitions = exact = False
+    unsuitable = [FREE, Layout.on_grid(8), Layout.on_grid(2, 4, 4)]
+
+    def fixed_units(self, layout):
+        """No block touches the last row or column, as in the official code; nor the rest, where a block is small."""
+        rows, columns = layout.grid
+        return [unit for unit in range(layout.count) if unit // columns == rows - 1 or unit % columns == columns - 1]
+
+
 class TestTube(MaskerContract):
     part = "core:grid"
     options = {"ratio": 0.9, "block": (-1, 1, 1), "rounding": "down"}

@@ -1,12 +1,16 @@
 """Every registered target keeps the contract; the normalised one is MAE's formula."""
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
+from mim_core.parts.encoder import ViTEncoder
 from mim_core.parts.mask import Mask
 from mim_core.parts.target import Losses, ValueTarget
 from mim_core.parts.target_ranks import RankTarget
+from mim_core.parts.target_features import Answers, FeatureTarget
+from mim_core.parts.teacher import EmaTeacher, Student
 from mim_core.parts.tokenizer import PatchTokenizer
 from mim_core.testing import TargetContract, noise, uncovered
 
@@ -58,6 +62,41 @@ class TestRanks(_Values):
 class TestLossesAsNumbers(TestRanks):
     options = {"loss": "absolute", "size": 3}
     lowest = 0.0
+
+
+class _Features(TargetContract):
+    part = "core:features"
+    inverse = False
+
+    def make_tokenizer(self):
+        return tokenizer()
+
+    def make_teacher(self, tokenizer):
+        encoder = ViTEncoder(ViTEncoder.Config(width=8, depth=3, heads=2), tokenizer.layout)
+        return EmaTeacher(EmaTeacher.Config(**self.looks), Student(tokenizer, encoder))
+
+    looks: ClassVar = {}
+
+    def truth(self, values):
+        return values.features
+
+
+class TestFeatures(_Features):
+    pass
+
+
+class TestFeaturesOfSeveralLayers(_Features):
+    options = {"layers": 2, "final_norm": False, "loss": "l2", "over": "root"}
+
+
+class TestFeaturesByTheCosine(_Features):
+    options = {"norm": "standardize", "loss": "cosine"}
+
+
+class TestFeaturesInFolds(_Features):
+    options = {"norm": "standardize", "norm_eps": 1e-6, "loss": "cosine", "along": "units"}
+    looks = {"sees": "hidden", "folds": 2}
+    couples_queries = True
 
 
 def test_every_target_has_a_contract():
@@ -175,3 +214,12 @@ def test_a_rank_target_has_no_values_of_its_own():
         ranks(size=0)
     with pytest.raises(ValueError, match="head must name the head"):
         ranks(head="")
+
+
+def test_the_cosine_of_a_channel_along_units():
+    """By hand: two folds of two units, one channel each of which is answered rightly or turned round."""
+    target = FeatureTarget(FeatureTarget.Config(loss="cosine", along="units"), tokenizer())
+    features = torch.tensor([[[1.0, 2.0], [2.0, 1.0], [3.0, -1.0], [1.0, 1.0]]])
+    prediction = features * torch.tensor([[[1.0, -1.0], [1.0, -1.0], [5.0, 2.0], [5.0, 2.0]]])
+    loss = target.loss(prediction, Answers(features, torch.tensor([[[0, 1], [3, 2]]])))
+    assert loss[0].tolist() == pytest.approx([1.0, 1.0, 0.0, 0.0], abs=1e-6)

@@ -110,6 +110,8 @@ CASES = {
     "distilled": ("image:mae-vit-tiny", distilled),
     "hpm": ("image:hpm-vit-tiny", None),
     "tied": ("image:hpm-vit-tiny", tied),
+    "ijepa": ("image:ijepa-vit-tiny", None),
+    "sdae": ("image:sdae-vit-base", None),
 }
 
 

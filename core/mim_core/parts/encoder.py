@@ -166,6 +166,17 @@ def check_sizes(width: int, depth: int, heads: int) -> None:
         raise ValueError(f"width {width} is not a multiple of {heads} heads")
 
 
+def last_blocks(count: int, depth: int) -> tuple[int, ...]:
+    """The numbers of the last blocks, counted from 1.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    if not 1 <= count <= depth:
+        raise ValueError(f"the encoder has {depth} blocks; outputs of the last {count} are asked for")
+    return tuple(range(depth - count + 1, depth + 1))
+
+
 def rising(last: float, depth: int) -> list[float]:
     """Drop-path rates of the blocks: from 0 in the first linearly to ``last``."""
     return [last * i / max(1, depth - 1) for i in range(depth)]
@@ -328,10 +339,7 @@ class ViTEncoder(Encoder):
 
     def give_last_levels(self, count: int) -> None:
         """Asks for the outputs of the last blocks, without the final norm."""
-        depth = len(self.blocks)
-        if not 1 <= count <= depth:
-            raise ValueError(f"the encoder has {depth} blocks; outputs of the last {count} are asked for")
-        self.levels, self.levels_normed = tuple(range(depth - count + 1, depth + 1)), False
+        self.levels, self.levels_normed = last_blocks(count, len(self.blocks)), False
 
     def give_attention(self) -> None:
         """Asks for the attention of the last block; a block is computed up to there twice."""

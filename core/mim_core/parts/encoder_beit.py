@@ -14,7 +14,7 @@ from timm.layers import resize_rel_pos_bias_table, trunc_normal_
 from timm.models import beit
 from torch import Tensor, nn
 
-from mim_core.parts.encoder import Encoded, Encoder, check_sizes, rising, token
+from mim_core.parts.encoder import Encoded, Encoder, check_sizes, last_blocks, rising, token
 from mim_core.parts.layout import Layout
 from mim_core.parts.mask import Mask
 from mim_core.parts.position import TablePosition, Units
@@ -124,10 +124,17 @@ class BeitEncoder(Encoder):
         tokens = torch.where(mask.kept_hidden()[:, :, None], self.mask_token.to(tokens.dtype), tokens)
         x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         bias = self.rel_pos_bias.at(layout)
-        for block in self.blocks:
+        levels = []
+        for number, block in enumerate(self.blocks, start=1):
             x = block(x, shared_rel_pos_bias=bias)
+            if number in self.levels:
+                levels.append(x[:, 1:])
         x = self.norm(x)
-        return Encoded(tokens=x[:, 1:], prefix=x[:, :1])
+        return Encoded(x[:, 1:], x[:, :1], tuple(levels))
+
+    def give_last_levels(self, count: int) -> None:
+        """Asks for the outputs of the last blocks, without the final norm."""
+        self.levels = last_blocks(count, len(self.blocks))
 
     def timm_weights(self) -> dict[str, Tensor]:
         """All but the mask token; the names are timm's already."""

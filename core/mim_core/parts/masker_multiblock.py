@@ -82,7 +82,7 @@ class MultiBlockMasker(Masker):
 
     def _most(self, grid: tuple[int, int]) -> tuple[int, int]:
         """The largest areas of target and context."""
-        draws = torch.linspace(0, 1, 1001).tolist()
+        draws = [number / 1000 for number in range(1001)]
         areas = [tuple(h * w for h, w in self.sizes((u, u), grid)) for u in draws]
         return max(area[0] for area in areas), max(area[1] for area in areas)
 
@@ -92,22 +92,22 @@ class MultiBlockMasker(Masker):
 
     def forward(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None = None) -> Mask:
         """The masks of a batch: contexts are kept, target blocks asked, one group each."""
-        grid, device = self._grid(layout), draw.key.device
-        if layout.valid is not None:
-            raise ValueError("multi-block masks need all units of every sample")
-        step = randomness.make_key(0, draw.step, torch.zeros(1, dtype=torch.int64))
+        grid = self._grid(layout)
+        step = randomness.make_key(0, draw.step, torch.zeros(1, dtype=torch.int64, device="cpu"))
         first, second = randomness.uniform(step, "mask.sizes", 2)[0].tolist()
         target, context = self.sizes((first, second), grid)
         places = randomness.uniform(draw.key, "mask.targets", 2 * self.config.targets)
         blocks = _blocks(places.unflatten(1, (-1, 2)), target, grid)  # [B, T, N]
         kept = self._context(draw.key, blocks, context, grid)
+        if layout.valid is not None:
+            kept, blocks = kept & layout.valid, blocks & layout.valid[:, None]
         area, most = self._most(grid)
         kept_ids, kept_valid = _ids(kept, most)
         query_ids, query_valid = _ids(blocks.flatten(0, 1), area)
         rows = len(draw.key)
         query_ids, query_valid = query_ids.reshape(rows, -1), query_valid.reshape(rows, -1)
-        return Mask(~kept, kept_ids, query_ids, query_valid.float(), 1, self.config.targets,
-                    kept_valid.to(device), query_valid)  # fmt: skip
+        groups = self.config.targets
+        return Mask(~kept, kept_ids, query_ids, query_valid.float(), 1, groups, kept_valid, query_valid)
 
     def _context(
         self, key: Int[Tensor, " B"], blocks: Bool[Tensor, "B T N"], size: tuple[int, int], grid: tuple[int, int]

@@ -253,7 +253,8 @@ class EmaTeacher(Teacher):
         order = sample.get("ids_unkeep")
         if order is None:
             places = [randomness.permutation(sample["key"], f"folds {m}", count) for m in range(mask.per_sample)]
-            order = mask.query_ids.gather(1, torch.stack(places, dim=1).reshape(rows, count))
+            units = mask.query_ids.sort(dim=1).values  # so that the order of queries does not count
+            order = units.gather(1, torch.stack(places, dim=1).reshape(rows, count))
         each = min(count, self.config.hidden or count) // self.config.folds
         if each < 1:
             raise ValueError(f"{count} hidden units are too few for {self.config.folds} folds")

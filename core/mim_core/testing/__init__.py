@@ -9,8 +9,10 @@
     def test_all_are_covered():
         assert not uncovered("maskers", globals().values(), plugin="mine")
 
-There is one for maskers, tokenizers, targets, methods, data sources, and whole plugins. What follows from a plugin's
-registration alone can be had without a file: ``MIM_PLUGIN=mine pytest --pyargs mim_core.testing.suite``.
+There is one for maskers, tokenizers, targets, teachers, scorers, methods, data sources, and whole plugins. What follows
+from a plugin's registration alone can be had without a file:
+
+    MIM_PLUGIN=mine pytest --pyargs mim_core.testing.suite
 
 Every check says in words what is broken, so nothing here needs pytest, nor its rewriting of asserts. Checks that need a
 GPU are passed over without one.
@@ -22,6 +24,7 @@ from mim_core.testing.maskers import MaskerContract
 from mim_core.testing.methods import MethodContract
 from mim_core.testing.plugins import PluginContract
 from mim_core.testing.targets import TargetContract
+from mim_core.testing.teachers import ScorerContract, TeacherContract
 from mim_core.testing.tokenizers import TokenizerContract
 
 __all__ = [
@@ -29,7 +32,9 @@ __all__ = [
     "MaskerContract",
     "MethodContract",
     "PluginContract",
+    "ScorerContract",
     "TargetContract",
+    "TeacherContract",
     "TokenizerContract",
     "keys",
     "noise",

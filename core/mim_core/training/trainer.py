@@ -45,6 +45,8 @@ class Trainer:
     batches: Any = None
     """The micro-batches, while the run steps."""
     watch: Watch
+    latent: Tensor | None = None
+    """The encoder's output for the last micro-batch."""
 
     def __init__(
         self,
@@ -138,6 +140,7 @@ class Trainer:
             (outcome.loss / run.accumulation).backward()
         except RuntimeError as error:
             raise self.engine.explain(error) from error
+        self.latent = outcome.latent.detach()
         parts = {f"loss/{name}": value for name, value in outcome.parts.items()}
         return {"loss": outcome.loss, **(parts if len(parts) > 1 else {})}
 
@@ -154,6 +157,17 @@ class Trainer:
         self.bad.note(batch)
         assert batch.sample is not None
         return {name: value.to(self.run.device, non_blocking=True) for name, value in batch.sample.items()}
+
+    def effective_rank(self) -> float:
+        """Of the features of the last micro-batch on this rank, one row per sample and mask: exp of the entropy of the
+        singular values' shares (RankMe, arXiv 2210.02885, equation 1). Near 1, all samples have one direction: a
+        collapse."""
+        if self.latent is None:
+            return math.nan
+        rows = self.latent.float().mean(dim=1)
+        values = torch.linalg.svdvals(rows - rows.mean(dim=0))
+        shares = values / values.sum().clamp(min=1e-12)
+        return round(float((-(shares * (shares + 1e-12).log()).sum()).exp()), 3)
 
     def read_metrics(self) -> None:
         """Moves the metrics of the steps since the last reading to the host, checks and writes them. All ranks call it
@@ -185,6 +199,7 @@ class Trainer:
             "lr": learning_rate(run.step - 1, run.steps_per_epoch, run.train),
             "samples_per_second": rate,
             "seconds_per_step": seconds / steps,
+            "effective_rank": self.effective_rank(),
             **{f"time/{name}": round(value / seconds, 4) for name, value in phases.items()},
             **power(run, rate),
         }

@@ -95,6 +95,23 @@ def mim_register_recipes(register: RecipeRegister) -> None:
         summary="MVP with ViT-B/16: CLIP's features are predicted, the paper's 300 epochs.",
         paper=MVP,
     )
+    for name, summary in {
+        "ijepa-vit-base": "I-JEPA with ViT-B/16: a moving average's features of four blocks, 600 epochs.",
+        "ijepa-vit-huge": "I-JEPA with ViT-H/14, the paper's 300 epochs.",
+        "ijepa-vit-tiny": "I-JEPA with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
+    }.items():
+        _register(register, "ijepa", name, summary, IJEPA)
+    for name, summary in {
+        "sdae-vit-base": "SdAE with ViT-B/16: a slow teacher's features of hidden patches, 300 epochs.",
+        "sdae-vit-tiny": "SdAE with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
+    }.items():
+        _register(register, "sdae", name, summary, SDAE)
+
+
+def _register(register: RecipeRegister, method: str, name: str, summary: str, paper: str) -> None:
+    """A recipe of the module ``recipes_METHOD``, with its twin."""
+    load = f"mim_image.recipes_{method}:{name.replace('-', '_')}"
+    register(name=name, load=load, twin=f"{load}.twin", summary=summary, paper=paper)
 
 
 @hookimpl

@@ -8,8 +8,8 @@ import torch
 from mim_core.parts.encoder import ViTEncoder
 from mim_core.parts.mask import Mask
 from mim_core.parts.target import Losses, ValueTarget
-from mim_core.parts.target_ranks import RankTarget
 from mim_core.parts.target_features import Answers, FeatureTarget
+from mim_core.parts.target_ranks import RankTarget
 from mim_core.parts.teacher import EmaTeacher, Student
 from mim_core.parts.tokenizer import PatchTokenizer
 from mim_core.testing import TargetContract, noise, uncovered

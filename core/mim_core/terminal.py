@@ -3,6 +3,7 @@ terminal; see `mim_core.text.shown`."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +24,7 @@ def console(error: bool = False, wide: bool = True, **options: Any) -> Any:
 
     Args:
         error: On standard error.
-        wide: Where it is no terminal, lines are `WIDTH` characters long.
+        wide: Where it is no terminal, lines are `WIDTH` characters long, or as long as COLUMNS in the environment says.
         options: Of `rich.console.Console`.
     """
     from rich.console import Console as Base
@@ -35,7 +36,11 @@ def console(error: bool = False, wide: bool = True, **options: Any) -> Any:
                 yield Segment(text if control else shown(text), style, control)
 
     made = Console(highlight=False, stderr=error, **options)
-    return made if made.is_terminal or not wide else Console(highlight=False, stderr=error, width=WIDTH, **options)
+    if made.is_terminal or not wide:
+        return made
+    asked = os.environ.get("COLUMNS", "")
+    width = int(asked) if asked.isdecimal() and int(asked) > 0 else WIDTH
+    return Console(highlight=False, stderr=error, width=width, **options)
 
 
 def table(*columns: str) -> Any:

@@ -16,6 +16,33 @@ HPM = "HPM, arXiv 2304.05919"
 MVP = "MVP, arXiv 2203.05175; EVA, arXiv 2211.07636"
 
 
+BY_MODULE = {
+    "ijepa": (
+        IJEPA,
+        {
+            "ijepa-vit-base": "I-JEPA with ViT-B/16: a moving average's features of four blocks, 600 epochs.",
+            "ijepa-vit-huge": "I-JEPA with ViT-H/14, the paper's 300 epochs.",
+            "ijepa-vit-tiny": "I-JEPA with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
+        },
+    ),
+    "sdae": (
+        SDAE,
+        {
+            "sdae-vit-base": "SdAE with ViT-B/16: a slow teacher's features of hidden patches, 300 epochs.",
+            "sdae-vit-tiny": "SdAE with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
+        },
+    ),
+    "hpm": (
+        HPM,
+        {
+            "hpm-vit-base": "HPM with ViT-B/16: MAE that hides what its teacher finds hard, the paper's 800 epochs.",
+            "hpm-vit-tiny": "HPM with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
+        },
+    ),
+}
+"""Recipes of the modules ``recipes_METHOD``, with their paper and summaries."""
+
+
 @hookimpl
 def mim_register_tokenizers(register: Register) -> None:
     """Square patches of images."""
@@ -51,7 +78,7 @@ def mim_register_data(register: Register) -> None:
 
 @hookimpl
 def mim_register_recipes(register: RecipeRegister) -> None:
-    """MAE in five sizes, SimMIM, HPM and MVP."""
+    """MAE in five sizes, SimMIM, MVP, and those of modules of their own."""
     sizes = {
         "tiny": "MAE with a 128-wide, 4-block encoder on 28-pixel images: the bundled sample in minutes on a CPU.",
         "small": "MAE with ViT-S/16 at 224 pixels; MAE's settings, a size that the paper does not have.",
@@ -75,37 +102,15 @@ def mim_register_recipes(register: RecipeRegister) -> None:
         paper=SIMMIM,
     )
     register(
-        name="hpm-vit-base",
-        load="mim_image.recipes_hpm:hpm_vit_base",
-        twin="mim_image.recipes_hpm:hpm_vit_base.twin",
-        summary="HPM with ViT-B/16 at 224 pixels: hides what it finds hard; the paper's 800-epoch settings.",
-        paper=HPM,
-    )
-    register(
-        name="hpm-vit-tiny",
-        load="mim_image.recipes_hpm:hpm_vit_tiny",
-        twin="mim_image.recipes_hpm:hpm_vit_tiny.twin",
-        summary="HPM with the encoder of mae-vit-tiny on the bundled sample, minutes on a CPU.",
-        paper=HPM,
-    )
-    register(
         name="mvp-vit-base",
         load="mim_image.recipes:mvp_vit_base",
         twin="mim_image.recipes:mvp_vit_base.twin",
         summary="MVP with ViT-B/16: CLIP's features are predicted, the paper's 300 epochs.",
         paper=MVP,
     )
-    for name, summary in {
-        "ijepa-vit-base": "I-JEPA with ViT-B/16: a moving average's features of four blocks, 600 epochs.",
-        "ijepa-vit-huge": "I-JEPA with ViT-H/14, the paper's 300 epochs.",
-        "ijepa-vit-tiny": "I-JEPA with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
-    }.items():
-        _register(register, "ijepa", name, summary, IJEPA)
-    for name, summary in {
-        "sdae-vit-base": "SdAE with ViT-B/16: a slow teacher's features of hidden patches, 300 epochs.",
-        "sdae-vit-tiny": "SdAE with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
-    }.items():
-        _register(register, "sdae", name, summary, SDAE)
+    for method, (paper, recipes) in BY_MODULE.items():
+        for name, summary in recipes.items():
+            _register(register, method, name, summary, paper)
 
 
 def _register(register: RecipeRegister, method: str, name: str, summary: str, paper: str) -> None:

@@ -125,7 +125,7 @@ def test_every_strategy_writes_the_same_files(alone, two):
         assert (state["ranks"], state["step"]) == (2, 8)
         found = load_file(path / "weights.safetensors")
         assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in plain.items()}
-        assert any(name.startswith("teacher.") for name in found)
+        assert any(name.startswith("teachers.main.") for name in found)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

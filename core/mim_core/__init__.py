@@ -80,6 +80,8 @@ if TYPE_CHECKING:
     from mim_core.parts.masker import check_ratio as check_ratio
     from mim_core.parts.masker import hide_first as hide_first
     from mim_core.parts.masker import rounded as rounded
+    from mim_core.parts.masker_guided import GuidedMasker as GuidedMasker
+    from mim_core.parts.masker_guided import hide_guided as hide_guided
     from mim_core.parts.norm import BatchNorm as BatchNorm
     from mim_core.parts.position import PositionKind as PositionKind
     from mim_core.parts.position import make_position as make_position
@@ -87,10 +89,12 @@ if TYPE_CHECKING:
     from mim_core.parts.schedule import Progress as Progress
     from mim_core.parts.schedule import Schedule as Schedule
     from mim_core.parts.scorer import Scorer as Scorer
+    from mim_core.parts.target import Losses as Losses
     from mim_core.parts.target import Target as Target
     from mim_core.parts.target import ValueTarget as ValueTarget
     from mim_core.parts.target_features import Answers as Answers
     from mim_core.parts.target_features import FeatureTarget as FeatureTarget
+    from mim_core.parts.target_ranks import RankTarget as RankTarget
     from mim_core.parts.teacher import EmaTeacher as EmaTeacher
     from mim_core.parts.teacher import Lesson as Lesson
     from mim_core.parts.teacher import Student as Student
@@ -155,12 +159,14 @@ _ROOMS = {
     "parts.layout": ("Layout", "Patches", "take"),
     "parts.mask": ("Draw", "Mask"),
     "parts.masker": ("Masker", "Rounding", "check_ratio", "hide_first", "rounded"),
+    "parts.masker_guided": ("GuidedMasker", "hide_guided"),
     "parts.norm": ("BatchNorm",),
     "parts.position": ("PositionKind", "make_position", "sincos_table"),
     "parts.schedule": ("Progress", "Schedule"),
     "parts.scorer": ("Scorer",),
-    "parts.target": ("Target", "ValueTarget"),
+    "parts.target": ("Losses", "Target", "ValueTarget"),
     "parts.target_features": ("Answers", "FeatureTarget"),
+    "parts.target_ranks": ("RankTarget",),
     "parts.teacher": ("EmaTeacher", "Lesson", "Student", "Teacher"),
     "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "Tokenizer"),
     "randomness": ("bits", "make_key", "name_code", "permutation", "torch_seed", "uniform"),

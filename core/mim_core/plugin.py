@@ -53,6 +53,12 @@ def mim_register_maskers(register: Register) -> None:
         summary="Several target blocks, and a large context block without them.",
         paper="I-JEPA, arXiv 2301.08243",
     )
+    register(
+        name="guided",
+        load="mim_core.parts.masker_guided:GuidedMasker",
+        summary="Units of the highest or lowest scores, a share that changes during the run; the rest at random.",
+        paper="HPM, arXiv 2304.05919",
+    )
 
 
 @hookimpl
@@ -69,6 +75,12 @@ def mim_register_targets(register: Register) -> None:
         load="mim_core.parts.target_features:FeatureTarget",
         summary="What a teacher says of the hidden units: its last layer or a mean of several.",
         paper="data2vec, arXiv 2202.03555",
+    )
+    register(
+        name="ranks",
+        load="mim_core.parts.target_ranks:RankTarget",
+        summary="What another head loses at the hidden units: their order, or how much.",
+        paper="HPM, arXiv 2304.05919",
     )
 
 

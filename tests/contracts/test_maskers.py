@@ -7,6 +7,8 @@ import torch
 from mim_core.parts.layout import Layout
 from mim_core.parts.mask import Draw
 from mim_core.parts.masker import BlockMasker, GridMasker, RandomMasker
+from mim_core.parts.masker_guided import GuidedMasker, hide_guided
+from mim_core.parts.schedule import Progress
 from mim_core.testing import MaskerContract, keys, uncovered
 
 FREE = Layout(count=64, positions=torch.rand(64, 3))
@@ -88,6 +90,30 @@ class TestBlock(MaskerContract):
 class TestBlockBeit(MaskerContract):
     part = "core:block"
     expected_hidden = {(14, 14): 78}
+
+
+class _Guided(MaskerContract):
+    part = "core:guided"
+
+    def make_scores(self, layout, rows):
+        return torch.randn(rows, layout.count)
+
+
+class TestGuided(_Guided):
+    options = {"every": "step"}
+    layouts = [Layout.join({"a": Layout.on_grid(3, 4), "b": Layout(count=5)})]
+    expected_hidden = {(14, 14): 147, (3, 5): 12}
+
+
+class TestGuidedByEpoch(_Guided):
+    options = {"ratio": 0.6, "rounding": "down"}
+    layouts = [FREE]
+    expected_hidden = {64: 64 - 26}
+
+
+class TestGuidedLow(_Guided):
+    options = {"direction": "low", "share_from": 1.0, "share_to": 1.0}
+    expected_hidden = {(6, 9): 41}
 
 
 def test_every_masker_has_a_contract():
@@ -172,3 +198,60 @@ def test_refusals_name_the_grid():
     masker = GridMasker(GridMasker.Config(block=(2, 2)))
     with pytest.raises(ValueError, match=r"\(2, 2\) does not divide the grid \(7, 14\)"):
         masker(Layout.on_grid(7, 14), Draw(keys(1)))
+
+
+def guided(**options):
+    return GuidedMasker(GuidedMasker.Config(**options))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "epochs", "by_score"),
+    # HPM's code: int(147 * 0.5 * (epoch + 1) / epochs)
+    [(0, 200, 0), (2, 200, 1), (99, 200, 36), (149, 200, 55), (199, 200, 73), (0, 1, 73), (0.99, 2, 36), (1.0, 2, 73)],
+)
+def test_hard_units_by_epoch_are_hpms(epoch, epochs, by_score):
+    assert guided().by_score(147, Progress(epoch / epochs, epoch=epoch, epochs=epochs)) == by_score
+
+
+def test_a_share_may_follow_the_steps_and_fall():
+    masker = guided(every="step", share_from=0.8, share_to=0.2)
+    assert [masker.by_score(100, progress) for progress in (0.0, 0.25, 0.5, 1.0)] == [80, 65, 50, 20]
+
+
+def test_scores_are_hidden_first_and_the_rest_by_rank():
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.9, -2.0, 0.0]])
+    rank = torch.tensor([[3, 0, 5, 4, 2, 1]])
+
+    def hidden(chosen, count, absent=None):
+        return hide_guided(scores, rank, chosen, count, absent)[0].nonzero().flatten().tolist()
+
+    assert hidden(0, 3) == [1, 4, 5]  # at random alone
+    assert hidden(1, 3) == [1, 4, 5]  # 1 comes before 3, whose score is the same
+    assert hidden(2, 3) == [1, 3, 5]
+    assert hidden(3, 3) == [1, 2, 3]
+    absent = torch.tensor([[False, True, False, False, False, False]])
+    assert hidden(1, 3, absent) == [1, 3, 5]  # an absent unit is hidden and is not one of those by score
+    as_floats = hide_guided(scores, -rank.float(), 2, 3)
+    assert as_floats[0].nonzero().flatten().tolist() == [1, 2, 3]
+
+
+def test_without_a_share_guided_masks_are_random_ones():
+    layout, draw = Layout.on_grid(7, 5), Draw(keys(32), 4, 0.7)
+    plain = RandomMasker(RandomMasker.Config(ratio=0.75))(layout, draw)
+    scores = torch.randn(32, 35)
+    assert torch.equal(guided(share_to=0.0)(layout, draw, scores).hidden, plain.hidden)
+    assert not torch.equal(guided()(layout, draw, scores).hidden, plain.hidden)
+
+
+def test_low_scores_are_hidden_where_that_is_asked():
+    scores = torch.arange(16.0).flip(0).expand(3, 16)
+    mask = guided(direction="low", share_from=1.0, share_to=1.0)(Layout.on_grid(4, 4), Draw(keys(3)), scores)
+    assert mask.hidden.tolist() == [[False] * 4 + [True] * 12] * 3
+
+
+def test_shares_lie_between_none_and_all():
+    for name in ("share_from", "share_to"):
+        with pytest.raises(ValueError, match=f"{name} must lie in"):
+            guided(**{name: 1.1})
+    with pytest.raises(ValueError, match="ratio must lie between 0 and 1"):
+        guided(ratio=1.0)

@@ -1,13 +1,15 @@
 """Every registered target keeps the contract; the normalised one is MAE's formula."""
 
+import math
 from typing import ClassVar
 
 import pytest
 import torch
 from mim_core.parts.encoder import ViTEncoder
 from mim_core.parts.mask import Mask
-from mim_core.parts.target import ValueTarget
+from mim_core.parts.target import Losses, ValueTarget
 from mim_core.parts.target_features import Answers, FeatureTarget
+from mim_core.parts.target_ranks import RankTarget
 from mim_core.parts.teacher import EmaTeacher, Student
 from mim_core.parts.tokenizer import PatchTokenizer
 from mim_core.testing import TargetContract, noise, uncovered
@@ -42,6 +44,24 @@ class TestNormalisedAbsolute(_Values):
 
 class TestSmooth(_Values):
     options = {"normalize": True, "loss": "smooth_l1", "beta": 0.5}
+
+
+class TestRanks(_Values):
+    part = "core:ranks"
+    lowest = None
+    inverse = False
+    couples_queries = True
+
+    def truth(self, values):
+        each = values.each
+        apart = (each - each.mean(dim=1, keepdim=True)) / each.std(dim=1, keepdim=True)
+        factor = 1.0 if self.options.get("loss") == "absolute" else 1e4
+        return (factor * apart)[:, :, None].expand(-1, -1, self.options.get("size", 18))
+
+
+class TestLossesAsNumbers(TestRanks):
+    options = {"loss": "absolute", "size": 3}
+    lowest = 0.0
 
 
 class _Features(TargetContract):
@@ -136,6 +156,64 @@ def test_options_that_make_no_target(options, patch, text):
     cut = PatchTokenizer(PatchTokenizer.Config(size=(4,), patch=patch, channels=1), 4)
     with pytest.raises(ValueError, match=text):
         ValueTarget(ValueTarget.Config(**options), cut)
+
+
+def ranks(**options):
+    return RankTarget(RankTarget.Config(**options), tokenizer(1)).eval()
+
+
+def losses(each, weight=None):
+    each = torch.tensor(each)
+    return Losses(each, torch.ones_like(each) if weight is None else torch.tensor(weight))
+
+
+def of_pairs(scores, each, weight):
+    """A plain loop over all ordered pairs of the batch, as HPM's code has it."""
+    total, pairs = 0.0, 0
+    for score, loss, counts in zip(scores, each, weight, strict=True):
+        for i in range(len(score)):
+            for j in range(len(score)):
+                if loss[i] == loss[j] or not counts[i] or not counts[j]:
+                    continue
+                p = 1 / (1 + math.exp(score[j] - score[i]))
+                total -= math.log((p if loss[i] > loss[j] else 1 - p) + 1e-6)
+                pairs += 1
+    return total / pairs
+
+
+@pytest.mark.parametrize("weight", [[[1.0] * 4] * 2, [[1.0, 0.0, 1.0, 1.0], [1.0] * 4]])
+def test_ranks_are_the_mean_over_unequal_pairs_of_the_batch(weight):
+    scores = [[0.5, -0.2, 1.0, 3.0], [0.0, 0.1, -4.0, 2.0]]
+    each = [[3.0, 1.0, 1.0, 2.0], [0.5, 0.5, 0.5, 7.0]]
+    target = ranks(size=2)
+    answers = torch.tensor(scores)[:, :, None] + torch.tensor([-5.0, 5.0])  # their mean is the score
+    found = target.loss(answers, losses(each, weight))
+    share = torch.tensor(weight) / torch.tensor(weight).sum()
+    assert float((found * share).sum()) == pytest.approx(of_pairs(scores, each, weight), rel=1e-5)
+
+
+def test_equal_losses_make_no_pairs():
+    answers = torch.randn(2, 3, 6, requires_grad=True)
+    found = ranks().loss(answers, losses([[1.0] * 3] * 2))
+    assert found.tolist() == [[0.0] * 3] * 2
+    found.sum().backward()
+    assert answers.grad.abs().max() == 0
+
+
+def test_losses_as_numbers_are_standardised_per_sample():
+    each, weight = [[1.0, 2.0, 6.0, 100.0]], [[0.5, 0.5, 0.5, 0.0]]
+    found = ranks(loss="absolute", size=1).loss(torch.zeros(1, 4, 1), losses(each, weight))
+    assert found[0, :3].tolist() == pytest.approx([(x - 3) ** 2 / (7 + 1e-6) for x in (1, 2, 6)], rel=1e-5)
+
+
+def test_a_rank_target_has_no_values_of_its_own():
+    sample, hidden = noise(tokenizer(1).shapes, 1), torch.arange(16)[None] < 8
+    with pytest.raises(ValueError, match="only what the head 'main' loses"):
+        ranks().make(sample, tokenizer(1).split(sample), Mask.from_bool(hidden))
+    with pytest.raises(ValueError, match="size must be at least 1"):
+        ranks(size=0)
+    with pytest.raises(ValueError, match="head must name the head"):
+        ranks(head="")
 
 
 def test_the_cosine_of_a_channel_along_units():

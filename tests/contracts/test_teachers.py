@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from mim_core.methods.build import build_method
+from mim_core.parts.decoder import TransformerDecoder
 from mim_core.parts.schedule import Progress, Schedule
 from mim_core.parts.scorer import AttentionScorer, Scorer
 from mim_core.parts.teacher import EmaTeacher, Teacher
-from mim_core.testing import ScorerContract, TeacherContract, uncovered
+from mim_core.testing import ScorerContract, TeacherContract, seeded, uncovered
 
 
 class TestEma(TeacherContract):
@@ -36,6 +37,22 @@ class TestAttention(ScorerContract):
         return EmaTeacher(EmaTeacher.Config(), student)
 
 
+class _Followed:
+    """A teacher that follows a decoder of losses."""
+
+    def make_teacher(self, student):
+        teacher = EmaTeacher(EmaTeacher.Config(heads=("losses",)), student)
+        options = TransformerDecoder.Config(width=16, depth=1, heads=2)
+        with seeded(4):
+            decoder = TransformerDecoder(options, student.encoder, student.tokenizer.layout, 5)
+        teacher.begin({"losses": decoder})
+        return teacher
+
+
+class TestAnswers(_Followed, ScorerContract):
+    part = "core:answers"
+
+
 class TestFrozen(TeacherContract):
     part = "core:frozen"
     moves = False
@@ -59,6 +76,10 @@ class TestFrozen(TeacherContract):
 
 def test_every_teacher_of_core_is_covered():
     assert not uncovered("teachers", globals().values(), "core")
+
+
+def test_every_scorer_of_core_is_covered():
+    assert not uncovered("scorers", globals().values(), "core")
 
 
 # ---- each rule, and a part that breaks it ----------------------------------------------------------------------------

@@ -18,10 +18,12 @@ import torch
 from mim_core.errors import BadSample
 from mim_core.host.loading import installed
 from mim_core.methods.masked_autoencoder import Head, MaskedAutoencoder
+from mim_core.parts.decoder import Decoder
 from mim_core.parts.mask import Mask
 from mim_core.parts.masker import RandomMasker
 from mim_core.parts.norm import BatchNorm
-from mim_core.parts.target import Target
+from mim_core.parts.target import Losses, Target
+from mim_core.parts.target_ranks import RankTarget
 from mim_core.parts.teacher import EmaTeacher
 from mim_core.ranks import world as ranks
 from mim_core.recipes.resolve import load_recipe
@@ -41,7 +43,7 @@ class SomeCount(RandomMasker):
         return replace(mask, weight=mask.weight * (rank <= (draw.key % 5)[:, None]))
 
 
-class Normed(nn.Module):
+class Normed(Decoder):
     """A decoder whose answers pass a batch normalisation."""
 
     def __init__(self, decoder: nn.Module, size: int) -> None:
@@ -66,6 +68,18 @@ class TeacherTarget(Target):
 
     def loss(self, prediction: Tensor, values: Tensor) -> Tensor:
         return (prediction.float() - values).square().mean(dim=-1)
+
+
+class Tied(RankTarget):
+    """Losses that are nearly alike count as equal: another number of pairs on every rank."""
+
+    def loss(self, prediction: Tensor, values: Losses) -> Tensor:
+        return super().loss(prediction, replace(values, each=values.each.round(decimals=0)))
+
+
+def tied(plain: MaskedAutoencoder) -> MaskedAutoencoder:
+    plain.heads["losses"].target.__class__ = Tied
+    return plain
 
 
 def varying(plain: MaskedAutoencoder) -> MaskedAutoencoder:
@@ -94,6 +108,8 @@ CASES = {
     "varying": ("image:mae-vit-tiny", varying),
     "normed": ("image:mae-vit-tiny", normed),
     "distilled": ("image:mae-vit-tiny", distilled),
+    "hpm": ("image:hpm-vit-tiny", None),
+    "tied": ("image:hpm-vit-tiny", tied),
     "ijepa": ("image:ijepa-vit-tiny", None),
     "sdae": ("image:sdae-vit-base", None),
 }

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
-METHODS = ["mae", "simmim", "varying", "normed", "distilled", "ijepa", "sdae"]
+METHODS = ["mae", "simmim", "varying", "normed", "distilled", "ijepa", "sdae", "hpm", "tied"]
 VARIANTS = [
     "strategy=ddp",
     "strategy=fsdp2",
@@ -26,8 +26,8 @@ VARIANTS = [
     "strategy=ddp,activation_checkpointing=1",
     "strategy=fsdp2,compile=1,activation_checkpointing=1,ema=0.9",
 ]
-EVERY = {"distilled": VARIANTS}
-"""A method with a teacher is trained in every way; the others in the plain ones and in all at once."""
+EVERY = {"distilled": VARIANTS, "hpm": VARIANTS}
+"""Methods with a teacher are trained in every way; the others in the plain ones and in all at once."""
 PAIRS = [(m, v) for m in METHODS for v in EVERY.get(m, [*VARIANTS[:2], VARIANTS[-1]])]
 MIXED = [
     "mae,strategy=ddp,micro_batch=4,compile=1",
@@ -36,7 +36,10 @@ MIXED = [
 ]
 BF16 = ["mae,precision=bf16,strategy=ddp", "mae,precision=bf16,strategy=fsdp2"]
 STOPPED = [f"mae,strategy={s},stop=1,into=stopped-{s}" for s in ("ddp", "fsdp2")]
-AGAIN = [f"mae,strategy={s}{stop},into=again-{s}" for s in ("ddp", "fsdp2") for stop in (",stop=1", "")]
+RESUMED = ["mae", "hpm"]
+AGAIN = [
+    f"{m},strategy={s}{stop},into=again-{m}-{s}" for m in RESUMED for s in ("ddp", "fsdp2") for stop in (",stop=1", "")
+]
 PROBES = [f"mae,strategy={s},probes=1" for s in ("ddp", "fsdp2")]
 AVERAGED = [f"mae,strategy={s},probes=1,ema=0.9,checkpoint_every=100" for s in ("ddp", "fsdp2")]
 
@@ -122,12 +125,13 @@ def test_every_strategy_writes_the_same_files(alone, two):
         assert (state["ranks"], state["step"]) == (2, 8)
         found = load_file(path / "weights.safetensors")
         assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in plain.items()}
-        assert any(name.startswith("teacher.") for name in found)
+        assert any(name.startswith("teachers.main.") for name in found)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_going_on_with_the_same_ranks_is_exact(two, strategy):
-    whole, again = two / f"mae,strategy={strategy}", two / f"again-{strategy}"
+@pytest.mark.parametrize("method", RESUMED)
+def test_going_on_with_the_same_ranks_is_exact(two, method, strategy):
+    whole, again = two / f"{method},strategy={strategy}", two / f"again-{method}-{strategy}"
     assert column(whole) == column(again)
     for file in ("weights", "optimizer"):
         a, b = (load_file(checkpoint.newest(path) / f"{file}.safetensors") for path in (whole, again))

@@ -140,12 +140,23 @@ class Parts:
                 tokenizer.part(segment) if segment is not None and isinstance(tokenizer, JoinedTokenizer) else tokenizer
             )
             target = self.make(role, own)
+            self._check_of_head(role, scope or "main", target.of_head)
             if target.needs_teacher:
                 teacher = self._teacher_of(role, scope, teachers or {})
                 with building(role, self.get(role)):
                     target.bind(teacher)
             decoder_role = f"{scope}.decoder" if f"{scope}.decoder" in self else "decoder"
             yield scope or "main", segment, self.make(decoder_role, encoder, tokenizer.layout, target.size), target
+
+    def _check_of_head(self, role: str, name: str, other: str) -> None:
+        """Refuses a target of another head's losses where that head is missing."""
+        there = [scope or "main" for scope, _ in self.scopes("target") if (scope or "main") != name]
+        if other and other not in there:
+            raise MimError(
+                f"{role} ({self.get(role).name}): it is held against what the head {other!r} loses, and the other "
+                f"heads of this run are: {', '.join(there) or 'none'}. Make it a head of its own (--use "
+                f"losses.target={self.get(role).name}), or name another (--{role}.head)."
+            )
 
 
 @contextmanager

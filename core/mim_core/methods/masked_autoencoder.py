@@ -20,7 +20,7 @@ from mim_core.parts.mask import Draw, Mask
 from mim_core.parts.masker import Masker
 from mim_core.parts.samples import check_key, check_sizes
 from mim_core.parts.scorer import Scorer
-from mim_core.parts.target import Target
+from mim_core.parts.target import Losses, Target
 from mim_core.parts.teacher import Lesson, Teacher
 from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
 from mim_core.ranks.tensors import batch_mean
@@ -38,7 +38,7 @@ class Prepared:
         inputs: Values of the kept units [R, K, ...]; of all units [B, N, ...] where the tokenizer embeds all.
         layout: Where the units lie.
         mask: What is hidden, kept and asked.
-        targets: What each head should answer.
+        targets: What each head should answer; none where it is held against another head's losses.
         weights: float32 [R, Q] per head, summing to one over the batch, so that the sum of weighted losses is their
             mean.
     """
@@ -170,7 +170,7 @@ class MaskedAutoencoder(Method):
     ) -> None:
         super().__init__()
         self.tokenizer, self.masker, self.encoder = tokenizer, masker, encoder
-        self.heads, self.scorer = nn.ModuleDict(heads), scorer
+        self.heads, self.scorer = nn.ModuleDict(_in_order(heads)), scorer
         self.teachers = nn.ModuleDict(teachers or {})
         self._join(heads)
         kept = tokenizer.layout.count - masker.count(tokenizer.layout)
@@ -199,10 +199,20 @@ class MaskedAutoencoder(Method):
             for wanted in filter(None, (other, head.target.of_head)):
                 if wanted not in heads or wanted == name:
                     raise ValueError(f"the head {name!r} goes with the head {wanted!r}; there are {', '.join(heads)}")
+            if head.target.of_head:
+                self._join_losses(name, head, heads[head.target.of_head])
             if other:
                 head.decoder.share(heads[other].decoder)
         for teacher in self.teachers.values():
             teacher.begin({name: head.decoder for name, head in heads.items()})  # type: ignore[operator]
+
+    def _join_losses(self, name: str, head: Head, other: Head) -> None:
+        """Whether a head can be held against what another one loses."""
+        of, order = head.target.of_head, list(self.heads)
+        if order.index(of) > order.index(name):
+            raise ValueError(f"the heads {name!r} and {of!r} are held against each other's losses")
+        if (head.segment, head.decoder.asks) != (other.segment, other.decoder.asks):
+            raise ValueError(f"the head {name!r} is held against the losses of {of!r}, and asks for something else")
 
     def _heads(self) -> Iterable[tuple[str, Head]]:
         for name, head in self.heads.items():
@@ -253,8 +263,10 @@ class MaskedAutoencoder(Method):
         targets, weights = {}, {}
         for name, head in self._heads():
             lesson = head.lesson(lessons, patches.layout)
-            targets[name] = head.target.make(sample, *head.local(patches, mask), lesson)
-            weight, told = head.asked(patches.layout, mask).weight, head.target.told(targets[name])
+            weight, told = head.asked(patches.layout, mask).weight, None
+            if not head.target.of_head:
+                targets[name] = head.target.make(sample, *head.local(patches, mask), lesson)
+                told = head.target.told(targets[name])
             weights[name] = head.shares(weight if told is None else weight * told)
         return Prepared(inputs, patches.layout, mask, targets, weights)
 
@@ -268,7 +280,7 @@ class MaskedAutoencoder(Method):
         for name, head in self._heads():
             predictions[name] = head.decoder(encoded, layout, head.asked(layout, mask))
             other = head.target.of_head
-            values = each[other].detach() if other else prepared.targets[name]
+            values = Losses(each[other].detach(), prepared.weights[other]) if other else prepared.targets[name]
             each[name] = head.target.loss(predictions[name], values)
             parts[name] = (each[name] * prepared.weights[name]).sum()
             loss = loss + head.weight * parts[name]
@@ -318,6 +330,15 @@ class MaskedAutoencoder(Method):
         if mask.kept_ids.shape[1] == layout.count:
             raise ValueError("an encoder that drops hidden units needs visible units, as many in every row")
         return mask
+
+
+def _in_order(heads: Mapping[str, Head]) -> dict[str, Head]:
+    """The heads, those that are held against another's losses after it; otherwise as they were."""
+    found: dict[str, Head] = {}
+    while len(found) < len(heads):
+        ready = [n for n, head in heads.items() if n not in found and head.target.of_head in ("", *found)]
+        found |= {name: heads[name] for name in ready or (n for n in heads if n not in found)}
+    return found
 
 
 def _rows(patches: Patches) -> int:

@@ -15,10 +15,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mim_core.data.source import DataSource, Sample
-from mim_core.parts.layout import Patches
+from mim_core.parts.layout import Patches, tensor_tree
 from mim_core.parts.mask import Mask
 from mim_core.parts.teacher import Lesson, Teacher
 from mim_core.parts.tokenizer import Tokenizer
+
+
+@tensor_tree
+@dataclass(frozen=True)
+class Losses:
+    """What another head loses, as a target with ``of_head`` is held against it.
+
+    Attributes:
+        each: float32 [R, Q], one per query, without gradient.
+        weight: float32 [R, Q], 0 where a query does not count in that head's loss.
+    """
+
+    each: Float[Tensor, "R Q"]
+    weight: Float[Tensor, "R Q"]
 
 
 class Target(nn.Module):
@@ -29,8 +43,8 @@ class Target(nn.Module):
         role: Of the run, such as ``depth.target``; what options are called in messages follows from it.
         needs_truth: `to_input_space` uses the sample's own statistics, so pictures show more than the model knew.
         needs_teacher: It reads what a teacher says, so a method without one is refused.
-        of_head: Another head, whose losses per unit it is held against in place of values that `make` gives; they have
-            no gradient (HPM). Empty: none.
+        of_head: Another head, whose `Losses` it is held against in place of values from `make`, which is not called
+            (HPM). Both must ask the same units. Empty: none.
     """
 
     Config: ClassVar[type[Any]]

@@ -163,7 +163,8 @@ class Teacher(nn.Module):
 
 
 class EmaTeacher(Teacher):
-    """A teacher that follows a student: m * teacher + (1 - m) * student after each step, or each epoch.
+    """A teacher that follows a student: m * teacher + (1 - m) * student after each step, or each epoch. HPM (arXiv
+    2304.05919) has the momentum rise in the first 100 epochs.
 
     It sees every unit (data2vec, I-JEPA), hidden units alone in folds (SdAE, arXiv 2208.00449), or another view of the
     sample (CMAE, arXiv 2207.13532).
@@ -179,6 +180,8 @@ class EmaTeacher(Teacher):
         """Momentum at its end."""
         schedule: Shape = "cosine"
         """Along half a cosine (BYOL) or a straight line (data2vec)."""
+        epochs: float | None = None
+        """Epochs after which the momentum stays at its end; none: it arrives there with the run."""
         every: Literal["step", "epoch"] = "step"
         """How often it moves."""
         begins: Literal["copy", "own"] = "copy"
@@ -201,6 +204,8 @@ class EmaTeacher(Teacher):
     def __init__(self, config: Config, student: Student) -> None:
         if not 0 <= config.start <= config.end <= 1:
             raise ValueError(f"a teacher's momentum must rise within [0, 1], got {config.start} to {config.end}")
+        if config.epochs is not None and config.epochs < 0:
+            raise ValueError(f"the epochs of a teacher's momentum must be 0 or more, got {config.epochs}")
         if config.folds < 1 or (config.hidden is not None and config.hidden < config.folds):
             raise ValueError(f"folds must be 1 or more, and hidden no less; got {config.folds} and {config.hidden}")
         if config.sees == "all" and (config.folds != 1 or config.hidden is not None):
@@ -210,7 +215,7 @@ class EmaTeacher(Teacher):
         if config.begins == "own" and student.fresh is not None:
             student = Student(*student.fresh())
         super().__init__(config, student)
-        self.momentum = Schedule(config.start, config.end, config.schedule)
+        self.momentum = Schedule(config.start, config.end, config.schedule, config.epochs)
         self.needs_mask, self.heads = config.sees == "hidden", tuple(config.heads)
 
     def train(self, mode: bool = True) -> EmaTeacher:

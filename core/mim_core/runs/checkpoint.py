@@ -78,17 +78,21 @@ def gather(method: Method, optimizer: torch.optim.Optimizer, average: WeightAver
     """Collects the tensors of a run, sharded or not, on the first rank. All ranks must call it.
 
     Whole tensors and not shards go to disk, so that one format serves every strategy, any number of ranks and other
-    programs; one tensor at a time is on a device in full.
+    programs; one tensor at a time is on a device in full. A weight that two parts share is there under both names.
     """
     files = {WEIGHTS: method.state_dict(), MOMENTS: _moments(method, optimizer)}
     if average is not None:
         files[AVERAGE] = dict(average.tensors)
     found: dict[str, dict[str, Tensor]] = {name: {} for name in files}
     for file, tensors in files.items():
+        memory: set[int] = set()
         for name, tensor in tensors.items():
             full = whole_tensor(tensor.detach())
             if first:
-                found[file][name] = full.cpu().contiguous()
+                kept = full.cpu().contiguous()
+                place = kept.untyped_storage().data_ptr()
+                found[file][name] = kept.clone() if place in memory else kept  # a file holds no tensor twice
+                memory.add(place)
     return Contents(found, tuple(name for name, p in _trained(method, optimizer).items() if not optimizer.state.get(p)))
 
 

@@ -13,7 +13,7 @@ from mim_core.data.source import Sample
 from mim_core.parts.layout import Patches
 from mim_core.parts.mask import Draw, Mask
 from mim_core.parts.masker import RandomMasker
-from mim_core.parts.target import Target
+from mim_core.parts.target import Losses, Target
 from mim_core.parts.teacher import Lesson, Teacher
 from mim_core.parts.tokenizer import Tokenizer
 from mim_core.testing.checks import Contract, equal, keys, near, noise, on_gpu, seeded, tensors, to_gpu
@@ -56,7 +56,12 @@ class TargetContract(Contract):
         return None
 
     def make_values(self, target: Target, sample: Sample, patches: Patches, mask: Mask) -> Any:
-        """What the target makes of a batch."""
+        """What the target makes of a batch; where it is held against another head's losses, such losses: the spread of
+        each unit's values, as a stand-in."""
+        if target.of_head:
+            assert isinstance(patches.values, Tensor), "patches of several modalities: override make_values"
+            each = mask.take(patches.values, mask.query_ids).flatten(2).float().square().mean(dim=-1)
+            return Losses(each, mask.weight)
         return target.make(sample, patches, mask, self._lesson(sample, patches, mask))
 
     def _lesson(self, sample: Sample, patches: Patches, mask: Mask) -> Lesson | None:
@@ -250,6 +255,9 @@ class TargetContract(Contract):
         here = target.loss(guess, values)
         sample = self.make_sample(self.make_tokenizer(), 4)
         lesson = to_gpu(self._lesson(sample, patches, mask))
-        there = target.cuda().make(to_gpu(sample), to_gpu(patches), to_gpu(mask), lesson)
+        target = target.cuda()
+        there = to_gpu(values)
+        if not target.of_head:
+            there = target.make(to_gpu(sample), to_gpu(patches), to_gpu(mask), lesson)
         assert all(value.is_cuda for value in tensors(there)), "values left the GPU"
         near(target.loss(guess.cuda(), there).cpu(), here, "the loss is another on a GPU", 1e-3, 1e-4)

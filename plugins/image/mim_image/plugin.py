@@ -12,8 +12,43 @@ MAE = "MAE, arXiv 2111.06377"
 SIMMIM = "SimMIM, arXiv 2111.09886"
 IJEPA = "I-JEPA, arXiv 2301.08243"
 SDAE = "SdAE, arXiv 2208.00449"
+HPM = "HPM, arXiv 2304.05919"
 MCMAE = "MCMAE (ConvMAE), arXiv 2205.03892"
 MVP = "MVP, arXiv 2203.05175; EVA, arXiv 2211.07636"
+
+
+BY_MODULE = {
+    "ijepa": (
+        IJEPA,
+        {
+            "ijepa-vit-base": "I-JEPA with ViT-B/16: a moving average's features of four blocks, 600 epochs.",
+            "ijepa-vit-huge": "I-JEPA with ViT-H/14, the paper's 300 epochs.",
+            "ijepa-vit-tiny": "I-JEPA with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
+        },
+    ),
+    "sdae": (
+        SDAE,
+        {
+            "sdae-vit-base": "SdAE with ViT-B/16: a slow teacher's features of hidden patches, 300 epochs.",
+            "sdae-vit-tiny": "SdAE with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
+        },
+    ),
+    "hpm": (
+        HPM,
+        {
+            "hpm-vit-base": "HPM with ViT-B/16: MAE that hides what its teacher finds hard, the paper's 800 epochs.",
+            "hpm-vit-tiny": "HPM with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
+        },
+    ),
+    "mcmae": (
+        MCMAE,
+        {
+            "mcmae-base": "MCMAE (ConvMAE): convolutions in front of ViT-B's blocks, the paper's 1600 epochs.",
+            "mcmae-tiny": "MCMAE as wide as mae-vit-tiny on the bundled sample.",
+        },
+    ),
+}
+"""Recipes of the modules ``recipes_METHOD``, with their paper and summaries."""
 
 
 @hookimpl
@@ -62,7 +97,7 @@ def mim_register_data(register: Register) -> None:
 
 @hookimpl
 def mim_register_recipes(register: RecipeRegister) -> None:
-    """MAE in five sizes, SimMIM and MVP in one."""
+    """MAE in five sizes, SimMIM, MVP, and those of modules of their own."""
     sizes = {
         "tiny": "MAE with a 128-wide, 4-block encoder on 28-pixel images: the bundled sample in minutes on a CPU.",
         "small": "MAE with ViT-S/16 at 224 pixels; MAE's settings, a size that the paper does not have.",
@@ -92,22 +127,9 @@ def mim_register_recipes(register: RecipeRegister) -> None:
         summary="MVP with ViT-B/16: CLIP's features are predicted, the paper's 300 epochs.",
         paper=MVP,
     )
-    for name, summary in {
-        "ijepa-vit-base": "I-JEPA with ViT-B/16: a moving average's features of four blocks, 600 epochs.",
-        "ijepa-vit-huge": "I-JEPA with ViT-H/14, the paper's 300 epochs.",
-        "ijepa-vit-tiny": "I-JEPA with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
-    }.items():
-        _register(register, "ijepa", name, summary, IJEPA)
-    for name, summary in {
-        "mcmae-base": "MCMAE (ConvMAE): convolutions in front of ViT-B's blocks, the paper's 1600 epochs.",
-        "mcmae-tiny": "MCMAE as wide as mae-vit-tiny on the bundled sample.",
-    }.items():
-        _register(register, "mcmae", name, summary, MCMAE)
-    for name, summary in {
-        "sdae-vit-base": "SdAE with ViT-B/16: a slow teacher's features of hidden patches, 300 epochs.",
-        "sdae-vit-tiny": "SdAE with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
-    }.items():
-        _register(register, "sdae", name, summary, SDAE)
+    for method, (paper, recipes) in BY_MODULE.items():
+        for name, summary in recipes.items():
+            _register(register, method, name, summary, paper)
 
 
 def _register(register: RecipeRegister, method: str, name: str, summary: str, paper: str) -> None:
@@ -145,6 +167,12 @@ def mim_register_importers(register: Register) -> None:
         load="mim_image.interop_sdae:import_sdae",
         summary="Official SdAE weights, student and teacher.",
         paper=SDAE,
+    )
+    register(
+        name="hpm",
+        load="mim_image.interop_hpm:import_hpm",
+        summary="Official HPM weights, student and teacher with both decoders.",
+        paper=HPM,
     )
     register(
         name="hf-vitmae",

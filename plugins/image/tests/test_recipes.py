@@ -86,6 +86,33 @@ def test_simmim_has_the_papers_numbers():
     assert train.clip_grad == 5.0
 
 
+def test_hpm_has_the_papers_numbers():
+    """arXiv 2304.05919, section 4 and appendix: MAE's settings, 800 epochs; the official engine_pretrain.py."""
+    run, mae = (load_recipe(f"image:{name}-vit-base", installed()) for name in ("hpm", "mae"))
+    for role in ("data", "tokenizer", "encoder", "decoder", "target"):
+        assert run.parts[role] == mae.parts[role]
+    masker = options(run, "masker")
+    assert (masker.ratio, masker.direction, masker.share_from, masker.share_to) == (0.75, "high", 0, 0.5)
+    assert run.parts["masker"].cls(masker).count(layout(196)) == 147
+    teacher = options(run, "teacher")
+    assert (teacher.start, teacher.end, teacher.schedule, teacher.epochs) == (0.999, 0.9999, "linear", 100)
+    assert teacher.heads == ("losses",)
+    second = options(run, "losses.decoder")
+    assert (second.width, second.depth, second.heads, second.input_of) == (512, 8, 16, "main")
+    target = options(run, "losses.target")
+    assert (target.head, target.loss, target.size) == ("main", "pairs", None)  # 16 * 16 * 3 numbers
+    train = run.train
+    assert (train.epochs, train.warmup_epochs, train.batch_size, train.base_lr) == (800, 40, 4096, 1.5e-4)
+    assert (train.betas, train.weight_decay) == ((0.9, 0.95), 0.05)
+
+
+def test_the_tiny_hpm_sees_what_the_tiny_mae_sees():
+    run, mae = (load_recipe(f"image:{name}-vit-tiny", installed()) for name in ("hpm", "mae"))
+    assert run.train == mae.train
+    for role in ("data", "tokenizer", "encoder", "target"):
+        assert run.parts[role] == mae.parts[role]
+
+
 IMAGENET = 1_281_167
 
 

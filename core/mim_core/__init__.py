@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from mim_core.host.registry import RecipeRegister as RecipeRegister
     from mim_core.host.registry import Register as Register
     from mim_core.interop import importers as importers
+    from mim_core.interop.frozen import FrozenTeacher as FrozenTeacher
+    from mim_core.interop.frozen import parts_text as parts_text
     from mim_core.interop.weight_files import is_program as is_program
     from mim_core.interop.weight_files import said_of as said_of
     from mim_core.interop.weights import State as State
@@ -147,6 +149,7 @@ _ROOMS = {
     "host.findings": ("Finding", "first_line", "library"),
     "host.loading": ("installed",),
     "host.registry": ("RecipeRegister", "Register"),
+    "interop.frozen": ("FrozenTeacher", "parts_text"),
     "interop.weight_files": ("is_program", "said_of"),
     "interop.weights": ("State", "fill_weights"),
     "methods.assembly": ("Parts",),

@@ -11,6 +11,7 @@ from mim_core.parts.position import (
     SinCosPosition,
     make_position,
     moved_positions,
+    quarter_table,
     sincos_table,
 )
 from torch import nn
@@ -188,3 +189,18 @@ def test_what_becomes_of_positions_is_told(kind, grids, said):
     found = moved_positions(module, new)
     assert said in found
     assert bool(said) == bool(found)
+
+
+def test_a_quarter_of_the_channels_for_the_first_axis():
+    """By hand: 2 x 1 x 3 units, 16 channels, of which 4 are time's and 6 each the column's and the row's."""
+    table = quarter_table((2, 1, 3), 16)
+    assert table.shape == (6, 16)
+    frequencies = [1.0, 10000.0**-0.5]
+    unit = table[1 * 3 + 2].tolist()  # the second frame, third column
+    time = [math.sin(f) for f in frequencies] + [math.cos(f) for f in frequencies]
+    assert unit[:4] == pytest.approx(time[:4], abs=1e-6)
+    column = [10000.0 ** -(k / 3) for k in range(3)]
+    assert unit[4:10] == pytest.approx([math.sin(2 * f) for f in column] + [math.cos(2 * f) for f in column], abs=1e-6)
+    assert unit[10:] == pytest.approx([0.0] * 3 + [1.0] * 3, abs=1e-6)
+    with pytest.raises(ValueError, match="three axes"):
+        quarter_table((2, 3), 16)

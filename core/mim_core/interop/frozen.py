@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.interop.weights import import_checkpoint, sizes_given
+from mim_core.methods.assembly import Parts
+from mim_core.methods.method import Method
 from mim_core.parts.encoder import Encoder
 from mim_core.parts.teacher import Student, Teacher
 from mim_core.parts.tokenizer import Tokenizer
+from mim_core.recipes.config import EvaluateConfig, Part, ResolvedPart, ResolvedRun, RunConfig, TrainConfig
+from mim_core.recipes.resolve import resolve
+from mim_core.recipes.toml import from_toml, to_toml
 from mim_core.runs.load import load_run
 
 
 class FrozenTeacher(Teacher):
     """The encoder of another run, of any recipe, or of weights of any format that `mim-core list importers` names (MVD,
-    arXiv 2212.04500). It is not trained, and its weights are in every checkpoint of the run.
+    arXiv 2212.04500). It is not trained, and its weights are in every checkpoint of the run, as its parts are in the
+    run's recipe: the run can be judged and exported where the other one is no longer at hand.
 
     It must split a sample into the units that the student has: the same grid on the same shapes.
     """
@@ -34,11 +40,28 @@ class FrozenTeacher(Teacher):
         """Their format: mim-core list importers."""
         sizes: tuple[str, ...] = ()
         """What the weights do not tell, under the code base's own names, such as num_heads=3; see mim-core import."""
+        random: bool = False
+        """Weights as they were drawn, for tests and to measure what a trained teacher brings."""
+        parts: str = ""
+        """Its tokenizer and encoder as a recipe has them, as text. Written into the run's recipe when it starts."""
+
+    filled: bool = True
+    """Its weights are more than a draw, or a draw is what is wanted."""
 
     def __init__(self, config: Config, student: Student) -> None:
-        tokenizer, encoder = _opened(config)
-        super().__init__(config, Student(tokenizer, encoder))
+        tokenizer, encoder, parts = _opened(config)
+        super().__init__(replace(config, parts=parts), Student(tokenizer, encoder))
+        self.filled = config.random or _there(config)
         self.check(student.tokenizer)
+
+    def check_filled(self) -> None:
+        """Refuses to teach with weights that were only drawn, where the ones that are meant are gone."""
+        if not self.filled:
+            where = self.config.run or self.config.weights
+            raise ValueError(
+                f"the teacher's weights are not at hand: {where or 'no run and no weights are named'}; give them with "
+                "--teacher.run FOLDER, or --teacher.weights FILE and --teacher.format NAME"
+            )
 
     def check(self, student: Tokenizer) -> None:
         """Whether its units are the student's.
@@ -59,19 +82,38 @@ class FrozenTeacher(Teacher):
             )
 
 
-def _opened(config: Any) -> tuple[Tokenizer, Encoder]:
-    """Tokenizer and encoder that the options name."""
-    if (config.run is None) == (config.weights is None):
-        raise ValueError(
-            "say whose encoder it is: --teacher.run FOLDER, or --teacher.weights FILE and --teacher.format"
-        )
+def parts_text(**parts: Part) -> str:
+    """Parts by role, a tokenizer and an encoder, as the option ``parts`` of a frozen teacher."""
+    return to_toml(resolve(RunConfig(parts=parts), installed()), installed())
+
+
+def _text_of(parts: dict[str, ResolvedPart]) -> str:
+    own = {role: part for role, part in parts.items() if role.rpartition(".")[2] in ("tokenizer", "encoder")}
+    return to_toml(ResolvedRun(own, TrainConfig(), EvaluateConfig(), ""), installed())
+
+
+def _there(config: Any) -> bool:
+    return any(path is not None and path.exists() for path in (config.run, config.weights))
+
+
+def _opened(config: Any) -> tuple[Tokenizer, Encoder, str]:
+    """Tokenizer, encoder, and the text of both: with the weights that the options name, or, where these are gone and
+    the parts are known, as they are drawn, for a checkpoint to fill."""
+    if config.run is not None and config.weights is not None:
+        raise ValueError("say --teacher.run or --teacher.weights, not both")
+    if config.parts and not _there(config):
+        parts = Parts(from_toml(config.parts, installed()).parts)
+        tokenizer = parts.tokenizer()
+        return tokenizer, parts.encoder(tokenizer), config.parts
+    if config.run is None and config.weights is None:
+        raise ValueError("say whose encoder it is: --teacher.run FOLDER, or --teacher.weights and --teacher.format")
     if config.run is not None:
         method: Any = load_run(config.run, installed()).method
     else:
         if not config.format:
             raise ValueError("--teacher.weights needs --teacher.format NAME; see: mim-core list importers")
         method = import_checkpoint(config.weights, format=config.format, **sizes_given(config.sizes))
-    tokenizer, encoder = getattr(method, "tokenizer", None), getattr(method, "encoder", None)
-    if not isinstance(tokenizer, Tokenizer) or not isinstance(encoder, Encoder):
+    mine, own = getattr(method, "tokenizer", None), getattr(method, "encoder", None)
+    if not isinstance(method, Method) or not isinstance(mine, Tokenizer) or not isinstance(own, Encoder):
         raise MimError(f"A {type(method).__name__} has no tokenizer and encoder that could teach.")
-    return tokenizer, encoder
+    return mine, own, _text_of(dict(method.built_from))

@@ -87,6 +87,14 @@ def build(**parts: Part) -> Method:
     return build_method(resolve(RunConfig(parts=parts), installed()))
 
 
+def without_slot(state: State, token: str, table: str) -> dict[str, Tensor]:
+    """Adds the class token's own position, zero in MAE's tables, to the token, and leaves the units' positions."""
+    moved = dict(state)
+    moved[token] = state[token] + state[table][:, :1]
+    moved[table] = state[table][:, 1:]
+    return moved
+
+
 def with_slot(slot: Tensor, table: Tensor) -> Tensor:
     """A table of positions [1, N, width] with the class token's slot [1, 1, width] in front."""
     return torch.cat([slot, table], dim=1)

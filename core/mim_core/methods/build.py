@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,7 @@ from mim_core.methods.assembly import Parts, _check_call, building
 from mim_core.methods.method import Method
 from mim_core.parts.masker import Masker
 from mim_core.parts.target import Target
+from mim_core.parts.teacher import Teacher
 from mim_core.parts.tokenizer import Tokenizer
 from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.resolve import load_recipe
@@ -71,6 +73,31 @@ def build_method(run: ResolvedRun | str, registry: Registry | None = None, seed:
             method: Method = part.cls.build(part.options, parts)
     method.built_from = run.parts
     return method
+
+
+def check_teachers(method: Method) -> None:
+    """Whether every teacher has something to teach.
+
+    Raises:
+        MimError: The weights of one are gone.
+    """
+    for module in method.modules():
+        if isinstance(module, Teacher):
+            try:
+                module.check_filled()
+            except ValueError as error:
+                raise MimError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
+
+
+def settled(run: ResolvedRun, method: Method) -> ResolvedRun:
+    """The run with the options of its teachers as they are once built: a frozen one adds the parts that it is made of,
+    so that the run can be opened where its source is gone."""
+    parts = dict(run.parts)
+    for name, teacher in getattr(method, "teachers", {}).items():
+        role = "teacher" if name == "main" else f"{name}.teacher"
+        if role in parts:
+            parts[role] = replace(parts[role], options=teacher.config)
+    return replace(run, parts=parts)
 
 
 def make_source(config: ResolvedRun, method: Method) -> DataSource:

@@ -76,8 +76,9 @@ class TransformerDecoder(Decoder):
         mlp_ratio: float = 4.0
         """Hidden width of the MLP over the token width."""
         position: PositionKind = "sincos"
-        """sincos, sincos-first (first axis first), flat (sine-cosine over the sequence of units), learned, separable
-        (learned per axis), coordinates (an MLP of where units lie) or none."""
+        """sincos, sincos-first (first axis first), sincos-quarter (of three axes, a quarter of the channels for the
+        first), flat (sine-cosine over the sequence of units), learned, separable (learned per axis), coordinates (an
+        MLP of where units lie) or none."""
         position_at: PositionAt = "input"
         """Add positions once, or at the input of every block (Point-MAE)."""
         norm_eps: float = 1e-6

@@ -234,8 +234,9 @@ class ViTEncoder(Encoder):
         class_token: bool = True
         """Put one learned token in front."""
         position: PositionKind = "sincos"
-        """sincos, sincos-first (first axis first), flat (sine-cosine over the sequence of units), learned, separable
-        (learned per axis), coordinates (an MLP of where units lie) or none."""
+        """sincos, sincos-first (first axis first), sincos-quarter (of three axes, a quarter of the channels for the
+        first), flat (sine-cosine over the sequence of units), learned, separable (learned per axis), coordinates (an
+        MLP of where units lie) or none."""
         position_at: PositionAt = "input"
         """Add positions once, or at the input of every block (Point-MAE); then the class token has a learned one."""
         norm_eps: float = 1e-6

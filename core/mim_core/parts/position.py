@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 from mim_core.parts.layout import Layout
 
-PositionKind = Literal["sincos", "sincos-first", "flat", "learned", "separable", "coordinates", "none"]
+PositionKind = Literal[
+    "sincos", "sincos-first", "sincos-quarter", "flat", "learned", "separable", "coordinates", "none"
+]
 PositionAt = Literal["input", "blocks"]
 SMOOTH = {1: "linear", 2: "bilinear", 3: "trilinear"}  # interpolation over that many axes
 
@@ -90,6 +92,16 @@ class TablePosition(nn.Module):
         return "are interpolated to that grid"
 
 
+def quarter_table(grid: tuple[int, ...], width: int) -> Float[Tensor, "N width"]:
+    """The same on a grid of three axes, with a quarter of the channels for the first axis and the rest for the others
+    (MVD, arXiv 2212.04500, code)."""
+    if len(grid) != 3 or width % 4:
+        raise ValueError(f"sincos-quarter needs a grid of three axes and a width that 4 divides; got {grid}, {width}")
+    first = sincos_table(grid[:1], width // 4)
+    rest = sincos_table(grid[1:], width - width // 4)
+    return torch.cat([first.repeat_interleave(len(rest), dim=0), rest.repeat(grid[0], 1)], dim=1)
+
+
 class SinCosPosition(TablePosition):
     """Fixed positions on a grid, see `sincos_table`. For another grid than the one built for, the table is interpolated
     as trained positions are, see `resampled`; a segment that it was not built for has its positions computed."""
@@ -97,11 +109,10 @@ class SinCosPosition(TablePosition):
     table: Tensor
     computed = True
 
-    def __init__(self, layout: Layout, width: int, last: bool = True) -> None:
+    def __init__(self, layout: Layout, width: int, kind: str = "sincos") -> None:
         super().__init__()
-        self.width, self.last, self.units = width, last, Units.of(layout)
-        self.kind = "sincos" if last else "sincos-first"
-        tables = [sincos_table(grid, width, last) for grid in _on_grids(self.units)]
+        self.width, self.kind, self.units = width, kind, Units.of(layout)
+        tables = [self._computed(grid) for grid in _on_grids(self.units)]
         self.register_buffer("table", torch.cat(tables)[None])
 
     def forward(self, layout: Layout) -> Float[Tensor, "1 N width"]:
@@ -119,8 +130,13 @@ class SinCosPosition(TablePosition):
             if name in own and len(own[name]) == len(grid):
                 found.append(resampled(shares[name], own[name], grid))
             else:
-                found.append(sincos_table(grid, self.width, self.last)[None].to(self.table))
+                found.append(self._computed(grid)[None].to(self.table))
         return {"table": torch.cat(found, dim=1)}
+
+    def _computed(self, grid: tuple[int, ...]) -> Tensor:
+        if self.kind == "sincos-quarter":
+            return quarter_table(grid, self.width)
+        return sincos_table(grid, self.width, last=self.kind == "sincos")
 
 
 def resampled(table: Float[Tensor, "B N width"], own: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
@@ -302,7 +318,8 @@ class SegmentPositions(nn.Module):
 
 POSITIONS: dict[str, Callable[[Layout, int], nn.Module]] = {
     "sincos": SinCosPosition,
-    "sincos-first": partial(SinCosPosition, last=False),
+    "sincos-first": partial(SinCosPosition, kind="sincos-first"),
+    "sincos-quarter": partial(SinCosPosition, kind="sincos-quarter"),
     "flat": FlatPosition,
     "learned": LearnedPosition,
     "separable": SeparablePosition,

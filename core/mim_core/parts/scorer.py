@@ -27,7 +27,7 @@ class Scorer(nn.Module):
     Config: ClassVar[type[Any]]
     needs_teacher: bool = False
 
-    def __init__(self, config: Any, student: Student) -> None:
+    def __init__(self, config: Any = None, student: Student | None = None) -> None:
         super().__init__()
         self.config = config
 

@@ -125,6 +125,14 @@ class Teacher(nn.Module):
             self.encoder.give_attention()
             self.gives_attention = True
 
+    def check_filled(self) -> None:
+        """Called before the first step of a run.
+
+        Raises:
+            ValueError: Its weights should be somebody's, and are only drawn.
+        """
+        return
+
     def begin(self, decoders: Mapping[str, Decoder]) -> None:
         """Called once when the method is built, with the decoders of all heads: copies those that it follows.
 

@@ -47,19 +47,22 @@ class Twins:
         self.items, self.batch, self.changes = items, batch, changes
 
     def __call__(
-        self, changes: Changes | None = None, items: int | None = None, **train: Any
+        self, changes: Changes | Callable[[], Changes] | None = None, items: int | None = None, **train: Any
     ) -> Callable[[Callable[[], RunConfig]], Recipe]:
         """Decorates a recipe's function.
 
         Args:
             changes: Options in which its twin differs from the others, by role; a role's replace those of all twins.
+                A function is called when the twin is made.
             items: Items of its data, where these are others.
             train: Training options of its twin.
         """
-        both = {**self.changes, **(changes or {})}
-        return lambda function: Recipe(
-            function, lambda config: small(config, items or self.items, self.batch, both, train)
-        )
+
+        def twin(config: RunConfig) -> RunConfig:
+            own = changes() if callable(changes) else changes or {}
+            return small(config, items or self.items, self.batch, {**self.changes, **own}, train)
+
+        return lambda function: Recipe(function, twin)
 
 
 def small(config: RunConfig, items: int, batch: int, changes: Changes, train: Mapping[str, Any]) -> RunConfig:

@@ -74,7 +74,8 @@ class GoldenAdapter:
             where it is not among them.
         names: Of a method: our names of parameters -> official names, for gradients.
         left_out: Outputs that are not compared, by the start of their name -> why.
-        after: Of (case, method, outputs so far): what is compared after the backward pass, such as a teacher's update.
+        after: Of (case, method): what is compared after the backward pass, such as a teacher's update, and gradients
+            under names such as "grad/blocks.0.attn.q_bias" that are parts of ours.
     """
 
     sample: Callable[[GoldenCase], dict[str, Tensor]]
@@ -154,7 +155,9 @@ def try_case(path: Path) -> list[Comparison]:
     lines = [_compare(name, wanted, found.get(name), adapter.left_out) for name, wanted in case.outputs.items()]
     ours = {theirs: name for name, theirs in adapter.names(method).items()}
     for theirs, wanted in case.gradients.items():
-        gradient = method.get_parameter(ours[theirs]).grad if theirs in ours else None
+        gradient = found.get(f"grad/{theirs}")
+        if gradient is None and theirs in ours:
+            gradient = method.get_parameter(ours[theirs]).grad
         lines.append(_compare(f"grad/{theirs}", wanted, gradient, adapter.left_out))
     return lines
 

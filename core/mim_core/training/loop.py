@@ -29,7 +29,7 @@ from mim_core.data.loading import end_readers, readers_gone
 from mim_core.errors import MimError, RankError, warn
 from mim_core.evaluation.online import OnlineProbe
 from mim_core.host.registry import Registry
-from mim_core.methods.build import build_method, check_data, make_source
+from mim_core.methods.build import build_method, check_data, check_teachers, make_source, settled
 from mim_core.ranks import world as ranks
 from mim_core.ranks.world import World
 from mim_core.recipes.config import ResolvedRun
@@ -79,6 +79,7 @@ def start(
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     method = build_method(config, registry).to(world.device)
+    config = settled(config, method)
     if method.couples_batch and accumulation > 1:
         raise MimError(
             "This method compares the samples of a batch, so the batch cannot be accumulated; leave "
@@ -195,6 +196,7 @@ class _Session:
             self.recipe = (run.folder / "recipe.toml").read_text()  # with the versions that it was trained with before
             latest = checkpoint.to_resume(run.folder, warn)
             if latest is None:
+                check_teachers(run.method)
                 run_folder.forget_after(run.folder, 0)
                 inventory.record(run.folder, run.source)
                 return skipped, None, {}

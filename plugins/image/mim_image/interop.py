@@ -25,14 +25,6 @@ def _image_size(given: Any, patch: tuple[int, int], units: int) -> tuple[int, in
     return side * patch[0], side * patch[1]
 
 
-def _fold_class_position(state: State, token: str, table: str) -> dict[str, Tensor]:
-    """Adds the class token's own position, zero in MAE's tables, to the token, and leaves the units' positions."""
-    moved = dict(state)
-    moved[token] = state[token] + state[table][:, :1]
-    moved[table] = state[table][:, 1:]
-    return moved
-
-
 @dataclass(frozen=True)
 class MaeSizes:
     """What may be said of MAE weights, under MAE's own names. Most is read off the weights, and checked where given."""
@@ -111,7 +103,7 @@ def import_mae(state: State, **sizes: Any) -> Method:
 
 def _with_decoder(method: Method, state: State, given: MaeSizes) -> Method:
     """The method with the weights; with a fresh decoder where that is asked for."""
-    moved = _fold_class_position(state, "cls_token", "pos_embed")
+    moved = importers.without_slot(state, "cls_token", "pos_embed")
     if given.fresh_decoder:
         warn("the decoder is not in these weights and is randomly initialised: its reconstructions mean nothing yet.")
         moved |= {

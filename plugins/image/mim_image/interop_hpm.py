@@ -22,7 +22,7 @@ from mim_core import (
 from mim_core.testing.golden import GoldenAdapter, GoldenCase
 from torch import Tensor
 
-from mim_image.interop import RELEASED_HEADS, _decoder_table, _fold_class_position, _image_size, _mae_name
+from mim_image.interop import RELEASED_HEADS, _decoder_table, _image_size, _mae_name
 
 LOSSES, TEACHER = "heads.losses.decoder.", "teachers.main."
 SHARED = ("embed.", "mask_token", "position.")
@@ -118,12 +118,12 @@ def _momentum(given: HpmSizes) -> dict[str, Any]:
 
 def _fill(method: Method, state: State) -> None:
     """The weights in their places. The teacher's first decoder and mask token have none: no score depends on them."""
-    moved = _fold_class_position(state, "cls_token", "pos_embed")
+    moved = importers.without_slot(state, "cls_token", "pos_embed")
     moved["decoder_pos_embed"] = _decoder_table(state)
     names = {name: _hpm_name(name) for name in method.state_dict()}
     unused = []
     if any(name.startswith("teacher.") for name in state):
-        moved = _fold_class_position(moved, "teacher.cls_token", "teacher.pos_embed")
+        moved = importers.without_slot(moved, "teacher.cls_token", "teacher.pos_embed")
         table = importers.need(state, "teacher.decoder_pos_embed", "HPM's teacher")
         if bool(table[:, 0].any()):
             raise MimError("The class token's slot of the teacher's decoder_pos_embed is not zero; HPM's is.")

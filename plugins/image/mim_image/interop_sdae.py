@@ -9,7 +9,8 @@ from mim_core import Method, MimError, Part, Progress, State, fill, fill_weights
 from mim_core.testing.golden import GoldenAdapter, GoldenCase
 from torch import Tensor
 
-from mim_image.interop import RELEASED_HEADS, _fold_class_position, _image_size, _mae_name
+from mim_image.interop import RELEASED_HEADS, _image_size, _mae_name
+from mim_image.recipes_sdae import TARGET, TEACHES
 
 TEACHER = "teachers.main."
 
@@ -68,20 +69,16 @@ def import_sdae(state: State, **sizes: Any) -> Method:
                         start=given.momentum_teacher, begins="own" if taught else "copy"),
         target=Part.of("core:features", **TARGET),
     )  # fmt: skip
-    moved = _fold_class_position(state, "cls_token", "pos_embed")
+    moved = importers.without_slot(state, "cls_token", "pos_embed")
     moved["decoder_pos_embed"] = state["decoder_pos_embed"][:, 1:]
     names = {name: _sdae_name(name) for name in method.state_dict()}
     if taught:
-        moved = _fold_class_position(moved, "teacher.cls_token", "teacher.pos_embed")
+        moved = importers.without_slot(moved, "teacher.cls_token", "teacher.pos_embed")
     else:
         warn("there is no teacher in these weights: it starts as a copy of the student.")
         names = {ours: theirs.removeprefix("teacher.") for ours, theirs in names.items()}
     fill_weights(method, moved, names)
     return method
-
-
-TEACHES: dict[str, Any] = {"sees": "hidden", "every": "epoch", "end": 0.99, "buffers": "follow"}
-TARGET: dict[str, Any] = {"norm": "standardize", "norm_eps": 1e-6, "loss": "cosine", "along": "units"}
 
 
 def _sdae_name(ours: str) -> str:

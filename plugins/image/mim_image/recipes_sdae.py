@@ -6,12 +6,14 @@ Source: arXiv 2208.00449, sections 3 and 4, and the settings of its official cod
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from mim_core import Part, RunConfig
 
-from mim_image.interop_sdae import TARGET, TEACHES
 from mim_image.recipes import DECODER, TWINS, mae_vit_base, mae_vit_tiny
 
+TEACHES: dict[str, Any] = {"sees": "hidden", "every": "epoch", "end": 0.99, "buffers": "follow"}
+TARGET: dict[str, Any] = {"norm": "standardize", "norm_eps": 1e-6, "loss": "cosine", "along": "units"}
 FEATURES = Part.of("core:features", **TARGET)
 
 

@@ -9,6 +9,7 @@ from mim_core import Finding, RecipeRegister, Register, hookimpl, library
 VIDEOMAE = "VideoMAE, arXiv 2203.12602"
 VIDEOMAE_V2 = "VideoMAE V2, arXiv 2303.16727"
 MAE_ST = "MAE-ST, arXiv 2205.09113"
+MVD = "MVD, arXiv 2212.04500"
 
 COMMANDS = {
     "probe": ("mim_video.commands:probe", "Show what each installed reader sees in a video file: probe FILE"),
@@ -95,14 +96,28 @@ RECIPES = {
     "videomae-v2-vit-giant": ("VideoMAE V2's dual masking with ViT-g/14, the paper's settings.", VIDEOMAE_V2),
     "mae-st-vit-base": ("MAE-ST with ViT-B/16: masking without regard to space and time.", MAE_ST),
     "mae-st-vit-large": ("MAE-ST with ViT-L/16, the paper's settings.", MAE_ST),
+    "mvd-vit-base": ("MVD with ViT-B/16: an image and a video teacher's features, the paper's 400 epochs.", MVD),
+    "mvd-vit-tiny": ("MVD with a 128-wide encoder on the bundled clips, taught by runs of yours.", MVD),
 }
+
+
+@hookimpl
+def mim_register_teachers(register: Register) -> None:
+    """Image encoders on frames; others are core's."""
+    register(
+        name="frames",
+        load="mim_video.teacher:FramesTeacher",
+        summary="An image encoder on the first frame of each tubelet.",
+        paper=MVD,
+    )
 
 
 @hookimpl
 def mim_register_recipes(register: RecipeRegister) -> None:
     """VideoMAE, VideoMAE V2 and MAE-ST."""
     for name, (summary, paper) in RECIPES.items():
-        function = f"mim_video.recipes:{name.replace('-', '_')}"
+        module = "recipes_mvd" if paper == MVD else "recipes"
+        function = f"mim_video.{module}:{name.replace('-', '_')}"
         register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
 
 
@@ -113,6 +128,7 @@ def mim_register_importers(register: Register) -> None:
         "videomae": ("interop:import_videomae", "Official VideoMAE pre-training weights (.pth).", VIDEOMAE),
         "videomae-v2": ("interop:import_videomae_v2", "Official VideoMAE V2 pre-training weights (.pth).", VIDEOMAE_V2),
         "mae-st": ("interop_mae_st:import_mae_st", "Official MAE-ST pre-training weights (.pth).", MAE_ST),
+        "mvd": ("interop_mvd:import_mvd", "Official MVD weights with both decoders and teachers.", MVD),
         "hf-videomae": ("interop:import_hf_videomae", "VideoMAEForPreTraining of transformers (folder).", VIDEOMAE),
     }
     for name, (attribute, summary, paper) in formats.items():

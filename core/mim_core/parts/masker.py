@@ -44,12 +44,14 @@ def check_ratio(ratio: float) -> None:
 
 class Masker(nn.Module):
     """Base class. A subclass gives `count` and `hide`; it may set ``per_sample`` to draw several masks of each sample,
-    ``needs_scores`` where it cannot do without, so that a method that has no scorer is refused, and ``reads_scores``
-    where it goes by them if there are any."""
+    ``needs_scores`` where it cannot do without, so that a method that has no scorer is refused, ``reads_scores`` where
+    it goes by them if there are any, and ``exact = False`` where rows hide at least what `count` says: it then gives
+    ``Mask.kept_valid``."""
 
     Config: ClassVar[type[Any]]
     per_sample: int = 1
     needs_scores: bool = False
+    exact: bool = True
     _counted_away: bool = False
     """One batch on an accelerator was counted."""
 

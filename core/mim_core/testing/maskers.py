@@ -30,8 +30,6 @@ class MaskerContract(Contract):
         expected_hidden: Hidden units per row, by grid, or by unit count where units lie freely; these layouts are
             tried too.
         partitions: Kept and queried units are disjoint and together all; false where queries repeat or are visible.
-        exact: Every row hides what `Masker.count` says; false where rows hide at least that, and ``kept_valid`` says
-            which kept units are filled up.
         keyed: Masks differ between keys; false where a batch shares them by step.
         tries: Keys over which every unit must be hidden once and visible once; raise it where few units are hidden, or
             few visible.
@@ -42,7 +40,6 @@ class MaskerContract(Contract):
     unsuitable: ClassVar[Sequence[Layout]] = ()
     expected_hidden: ClassVar[Mapping[tuple[int, ...] | int, int]] = {}
     partitions: ClassVar[bool] = True
-    exact: ClassVar[bool] = True
     keyed: ClassVar[bool] = True
     tries: ClassVar[int] = 512
 
@@ -108,7 +105,7 @@ class MaskerContract(Contract):
                     f"{when}: hidden is {tuple(mask.hidden.shape)}, not {(rows, layout.count)}"
                 )
                 found = sorted(set(mask.hidden.sum(dim=1).tolist()))
-                fits = found == [count] if self.exact else count <= found[0] <= found[-1] < layout.count
+                fits = found == [count] if masker.exact else count <= found[0] <= found[-1] < layout.count
                 assert fits, f"{when}: rows hide {found}; count says {count} (True = hidden)"
                 assert masker.count(layout) == count, f"{when}: count says {masker.count(layout)}, at first {count}"
 

@@ -58,7 +58,7 @@ class TestMultiBlock(MaskerContract):
     part = "core:multi-block"
     options = {"smallest": 1}
     layouts = [Layout.on_grid(14, 14), Layout.on_grid(5, 7)]
-    partitions = exact = False
+    partitions = False
     unsuitable = [FREE, Layout.on_grid(8), Layout.on_grid(2, 4, 4)]
 
     def fixed_units(self, layout):

@@ -42,6 +42,8 @@ class MultiBlockMasker(Masker):
     and are not asked.
     """
 
+    exact = False
+
     @dataclass(frozen=True)
     class Config:
         """Options of the multi-block masker."""

@@ -70,20 +70,6 @@ def import_mvd(state: State, **sizes: Any) -> Method:
     }
     importers.agree(given, read)
     size = importers.pair(given.img_size)
-    heads = importers.heads_of("feat_decoder_num_heads", given, inner, HEADS)
-    decoders = {
-        name: Part.of("core:transformer", width=inner, depth=importers.depth_of(state, f"decoder_{name}.blocks."),
-                      mlp_ratio=importers.mlp_ratio_of(state, f"decoder_{name}.blocks.", inner), heads=heads)
-        for name in ("img", "vid")
-    }  # fmt: skip
-    named = {
-        "img_feat.target": Part.of("core:features", **TARGET),
-        "img_feat.decoder": decoders["img"],
-        "img_feat.teacher": Part.of("video:frames", random=True, parts=_image_parts(state, given, size)),
-        "vid_feat.target": Part.of("core:features", **TARGET),
-        "vid_feat.decoder": decoders["vid"],
-        "vid_feat.teacher": Part.of("core:frozen", random=True, parts=_video_parts(state, given, size)),
-    }
     method = importers.build(
         method=Part.of("core:masked-autoencoder", weights={"img_feat": given.image_teacher_loss_weight,
                                                            "vid_feat": given.video_teacher_loss_weight}),
@@ -92,7 +78,7 @@ def import_mvd(state: State, **sizes: Any) -> Method:
         encoder=Part.of("core:vit", width=width, depth=read["encoder_depth"], class_token=False,
                         mlp_ratio=importers.mlp_ratio_of(state, "blocks.", width),
                         heads=importers.heads_of("encoder_num_heads", given, width, HEADS)),
-        **named,
+        **_heads(state, given, size),
     )  # fmt: skip
     moved = importers.without_slot(state, "teacher_image.cls_token", "teacher_image.pos_embed")
     own = method.state_dict()
@@ -100,6 +86,25 @@ def import_mvd(state: State, **sizes: Any) -> Method:
     names = {name: name if name in flat else _name(name) for name in own}
     fill_weights(method, {**_whole_bias(moved), **flat}, names)
     return method
+
+
+def _heads(state: State, given: MvdSizes, size: tuple[int, int]) -> dict[str, Part]:
+    """Target, decoder and teacher of both heads."""
+    inner = state["down_img.weight"].shape[0]
+    heads = importers.heads_of("feat_decoder_num_heads", given, inner, HEADS)
+    decoders = {
+        name: Part.of("core:transformer", width=inner, depth=importers.depth_of(state, f"decoder_{name}.blocks."),
+                      mlp_ratio=importers.mlp_ratio_of(state, f"decoder_{name}.blocks.", inner), heads=heads)
+        for name in ("img", "vid")
+    }  # fmt: skip
+    return {
+        "img_feat.target": Part.of("core:features", **TARGET),
+        "img_feat.decoder": decoders["img"],
+        "img_feat.teacher": Part.of("video:frames", random=True, parts=_image_parts(state, given, size)),
+        "vid_feat.target": Part.of("core:features", **TARGET),
+        "vid_feat.decoder": decoders["vid"],
+        "vid_feat.teacher": Part.of("core:frozen", random=True, parts=_video_parts(state, given, size)),
+    }
 
 
 def _image_parts(state: State, given: MvdSizes, size: tuple[int, int]) -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mim_core.data.source import Sample as Sample
     from mim_core.data.time_limits import ITEM_SECONDS as ITEM_SECONDS
     from mim_core.data.time_limits import in_time as in_time
+    from mim_core.errors import did_you_mean as did_you_mean
     from mim_core.errors import nearest as nearest
     from mim_core.errors import one_line as one_line
     from mim_core.errors import unknown as unknown
@@ -125,7 +126,7 @@ _ROOMS = {
     "data.normalise": ("check_statistics",),
     "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
-    "errors": ("nearest", "one_line", "unknown", "warn"),
+    "errors": ("did_you_mean", "nearest", "one_line", "unknown", "warn"),
     "evaluation.reconstruction": ("reconstruct",),
     "evaluation.study": ("Study",),
     "host.findings": ("Finding", "first_line", "library"),

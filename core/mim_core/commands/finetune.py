@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,16 @@ from mim_core.methods.supervised import Supervised
 from mim_core.ranks import world as ranks
 from mim_core.recipes.config import EvaluateConfig, Part, ResolvedRun, TrainConfig
 from mim_core.recipes.resolve import resolve_part
-from mim_core.recipes.toml import completed, from_toml, to_toml
+from mim_core.recipes.toml import from_toml
 from mim_core.runs import checkpoint, logs
 from mim_core.runs import run as running
-from mim_core.runs.folder import FREE, check_folder, read_recipe
+from mim_core.runs.folder import FREE, read_recipe
 from mim_core.runs.initial_weights import take_encoder
 from mim_core.runs.load import load_run
 from mim_core.scores import FINE_TUNED, SCRATCH, Score, columns_of
 from mim_core.terminal import tell
 from mim_core.training import loop
-from mim_core.training.plan import print_plan
+from mim_core.training.plan import dry_run
 from mim_core.training.signals import STOPPED
 
 FOLDERS = {False: "finetune", True: "scratch"}
@@ -88,11 +87,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
             if world.first and not options.quiet:
                 tell("\n".join([f"Weights of tokenizer and encoder: {weights}", *left]))
         if options.dry_run:
-            world.on_first(
-                lambda: check_folder(folder, to_toml(started.config, registry), partial(completed, registry=registry))
-            )
-            if world.first:
-                print_plan(started)
+            dry_run(started)
             return 0
         done = loop.train(started, quiet=options.quiet)
     if world.first and done:

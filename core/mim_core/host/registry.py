@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mim_core.errors import MimError, nearest, one_line, strict, unknown, warn
+from mim_core.errors import MimError, did_you_mean, one_line, strict, unknown, warn
 from mim_core.host import process_state
 from mim_core.host.kinds import KINDS, fault_of
 
@@ -259,7 +259,6 @@ class Registry:
         names = {record.name for record in self.plugins}
         if plugin and plugin not in names:
             package = f'"mim-core[{plugin}]"' if plugin in EXTRAS else f"mim-{plugin}"
-            near = None if plugin in EXTRAS else nearest(plugin, {*names, *EXTRAS})
-            advice = f"Did you mean {near!r}?" if near else f"Try: pip install {package}"
-            notes.append(f"\nNo plugin {plugin!r} is installed. {advice}")
+            guess = "" if plugin in EXTRAS else did_you_mean(plugin, {*names, *EXTRAS})
+            notes.append(f"\nNo plugin {plugin!r} is installed.{guess or f' Try: pip install {package}'}")
         return "".join(notes)

@@ -14,7 +14,18 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
-from mim_core import BadSample, DataSource, Labelled, MimError, Picture, Sample, counted, left_out, nearest, randomness
+from mim_core import (
+    BadSample,
+    DataSource,
+    Labelled,
+    MimError,
+    Picture,
+    Sample,
+    counted,
+    did_you_mean,
+    left_out,
+    randomness,
+)
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -120,11 +131,11 @@ class Clouds(DataSource):
             return find_shapes(SAMPLE, "sample", config.variant, config.whole)
         if not config.root.is_dir():
             beside = [path.name for path in config.root.parent.glob("*") if path.is_dir()]
-            near = nearest(config.root.name, beside)
+            guess = did_you_mean(config.root.name, beside, shown=lambda near: str(config.root.parent / near))
             raise MimError(
                 f"--data.root {config.root} {'is not a folder' if config.root.exists() else 'does not exist'}. It "
                 f"should be a folder of shapes ({', '.join(EXTENSIONS)}), nested or not, or of ShapeNet, ModelNet, "
-                f"ScanObjectNN or ShapeNetPart." + (f" Did you mean {config.root.parent / near}?" if near else "")
+                f"ScanObjectNN or ShapeNetPart.{guess}"
             )
         return find_shapes(config.root, config.layout, config.variant, config.whole)
 

@@ -21,17 +21,24 @@ if TYPE_CHECKING:
     from mim_core.data.collections import arrange as arrange
     from mim_core.data.collections import left_out as left_out
     from mim_core.data.collections import split_of as split_of
+    from mim_core.data.conversion import MANIFEST as MANIFEST
+    from mim_core.data.conversion import PARTIAL as PARTIAL
+    from mim_core.data.conversion import Conversion as Conversion
+    from mim_core.data.conversion import Manifest as Manifest
     from mim_core.data.conversion import in_processes as in_processes
+    from mim_core.data.conversion import with_own_names as with_own_names
+    from mim_core.data.conversion import write_file as write_file
     from mim_core.data.folders import walk_folders as walk_folders
     from mim_core.data.loading import Readable as Readable
     from mim_core.data.loading import loader as loader
-    from mim_core.data.normalise import check_statistics as check_statistics
+    from mim_core.data.normalise import Normalisation as Normalisation
     from mim_core.data.source import DataSource as DataSource
     from mim_core.data.source import Labelled as Labelled
     from mim_core.data.source import Picture as Picture
     from mim_core.data.source import Sample as Sample
     from mim_core.data.time_limits import ITEM_SECONDS as ITEM_SECONDS
     from mim_core.data.time_limits import in_time as in_time
+    from mim_core.data.wrapped import WrappedSource as WrappedSource
     from mim_core.errors import did_you_mean as did_you_mean
     from mim_core.errors import nearest as nearest
     from mim_core.errors import one_line as one_line
@@ -120,12 +127,21 @@ _ROOMS = {
     "cli": ("main",),
     "commands.options": ("parse",),
     "data.collections": ("HELD_OUT", "arrange", "left_out", "split_of"),
-    "data.conversion": ("in_processes",),
+    "data.conversion": (
+        "MANIFEST",
+        "PARTIAL",
+        "Conversion",
+        "Manifest",
+        "in_processes",
+        "with_own_names",
+        "write_file",
+    ),
     "data.folders": ("walk_folders",),
     "data.loading": ("Readable", "loader"),
-    "data.normalise": ("check_statistics",),
+    "data.normalise": ("Normalisation",),
     "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
+    "data.wrapped": ("WrappedSource",),
     "errors": ("did_you_mean", "nearest", "one_line", "unknown", "warn"),
     "evaluation.reconstruction": ("reconstruct",),
     "evaluation.study": ("Study",),

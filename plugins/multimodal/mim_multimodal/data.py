@@ -14,9 +14,9 @@ from mim_core import (
     DataSource,
     Labelled,
     MimError,
+    Normalisation,
     Picture,
     Sample,
-    check_statistics,
     one_line,
     randomness,
     unknown,
@@ -104,9 +104,8 @@ class Aligned(DataSource):
         if "caption" in shapes:
             captions.check_installed()
             captions.load_tokenizer()  # here, so that workers need not
-        check_statistics(config.mean, config.std, 3)
-        self.mean, self.std = (torch.tensor(v).reshape(3, 1, 1) for v in (config.mean, config.std))
-        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.normalisation = Normalisation(config.mean, config.std, 3, axes=2)
+        self.mean, self.std = self.normalisation.mean, self.normalisation.std
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.root = self._root()
         wanted = [name for name in MODALITIES if name in shapes]
@@ -256,19 +255,12 @@ class Aligned(DataSource):
         box = crops.random_resized(frame, self.size, config.area, config.ratio, draws)
         return crops.Cut(frame, box, draws[-1] < config.flip)
 
-    def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and deviation on a device; copied there once, because a copy waits for the device."""
-        if device not in self._copies:
-            self._copies[device] = (self.mean.to(device), self.std.to(device))
-        return self._copies[device]
-
     def finish(self, sample: Sample) -> Sample:
         """rgb with mean 0 and deviation 1 over the data; depth standardised, see `depth.standardise`; class ids int64.
         ``depth_raw`` stays as it is: the file's unit, NaN where nothing was measured."""
         done = dict(sample)
         if "rgb" in sample:
-            mean, std = self._statistics_on(sample["rgb"].device)
-            done["rgb"] = (sample["rgb"].float() / 255 - mean) / std
+            done["rgb"] = self.normalisation.of_bytes(sample["rgb"])
         if "depth" in sample:
             depth, limit = standardise(sample["depth"]), self.config.depth_limit
             done["depth"] = depth if limit is None else depth.clamp(-limit, limit)
@@ -339,8 +331,7 @@ class Aligned(DataSource):
         `raw.side_by_side`."""
         done = {name: sample[name] for name in MODALITIES if name in sample}
         if "rgb" in done:
-            mean, std = self._statistics_on(done["rgb"].device)
-            done["rgb"] = done["rgb"] * std + mean
+            done["rgb"] = self.normalisation.undone(done["rgb"])
         return side_by_side(done, self.class_count or self.ids.get("semseg") or maps.IGNORE)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
@@ -351,8 +342,7 @@ class Aligned(DataSource):
             return pictures.class_map(values)
         if modality == "caption":
             return pictures.text(captions.decode_caption(values.tolist()))
-        pixels = ((values.float().cpu() * self.std + self.mean) * 255).round().clamp(0, 255)
-        return pictures.colour(pixels.to(torch.uint8))
+        return pictures.colour(self.normalisation.to_bytes(values))
 
     def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:
         """The same, where hidden depths and class ids are of a grey that no value has."""

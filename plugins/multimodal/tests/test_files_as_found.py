@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from mim_core.errors import BadSample
+from mim_core.errors import BadSample, MimError
 from mim_multimodal import files, maps
 from mim_multimodal.crops import whole_factor
 from mim_multimodal.data import Aligned
@@ -327,7 +327,7 @@ def test_pictures_that_would_fill_the_memory_are_refused(tmp_path, side):
 
 
 def test_mean_and_deviation_of_0_to_255_are_refused(root):
-    with pytest.raises(ValueError, match=r"0 to 255: --data.mean 0.485 0.456 0.406 --data.std 0.229 0.224 0.225"):
+    with pytest.raises(MimError, match=r"255: --data.mean 0.485 0.456 0.406 --data.std 0.229 0.224 0.225"):
         source(root, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 

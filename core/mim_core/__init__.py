@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mim_core.data.loading import Readable as Readable
     from mim_core.data.loading import loader as loader
     from mim_core.data.normalise import Normalisation as Normalisation
+    from mim_core.data.normalise import check_statistics as check_statistics
     from mim_core.data.source import DataSource as DataSource
     from mim_core.data.source import Labelled as Labelled
     from mim_core.data.source import Picture as Picture
@@ -138,7 +139,7 @@ _ROOMS = {
     ),
     "data.folders": ("walk_folders",),
     "data.loading": ("Readable", "loader"),
-    "data.normalise": ("Normalisation",),
+    "data.normalise": ("Normalisation", "check_statistics"),
     "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
     "data.wrapped": ("WrappedSource",),

@@ -23,6 +23,7 @@ from mim_core.methods.method import Method
 from mim_core.methods.supervised import Supervised
 from mim_core.ranks import world as ranks
 from mim_core.recipes.config import EvaluateConfig, Part, ResolvedRun, TrainConfig
+from mim_core.recipes.fine_tuning import METHOD, TRAINING
 from mim_core.recipes.resolve import resolve_part
 from mim_core.recipes.toml import from_toml
 from mim_core.runs import checkpoint, logs
@@ -38,10 +39,6 @@ from mim_core.training.signals import STOPPED
 
 FOLDERS = {False: "finetune", True: "scratch"}
 """Where in RUN the run goes, by whether it starts from untrained weights; another method's name follows."""
-
-
-OWN = "core:classifier"
-"""The method that is trained where none is named."""
 
 
 @dataclass(frozen=True)
@@ -99,32 +96,20 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
 
 
 def _recipe(base: ResolvedRun, registry: Registry) -> ResolvedRun:
-    """The run's tokenizer, encoder and data under `core:classifier`, with the numbers of Point-MAE's fine-tuning
-    (arXiv 2203.06604 and its code), for 100 epochs instead of 300. What concerns the machine stays as it was."""
+    """The run's tokenizer, encoder and data under `core:classifier`, trained as `mim_core.recipes.fine_tuning` says.
+    What concerns the machine stays as it was."""
     kept = {role: part for role, part in base.parts.items() if role.rpartition(".")[2] in ("tokenizer", "encoder")}
-    method = resolve_part("method", Part.of(OWN), registry)
+    method = resolve_part("method", Part.of(METHOD), registry)
     data = {"data": base.parts["data"]} if "data" in base.parts else {}
     machine = {name: getattr(base.train, name) for name in FREE["train"] if name not in ("micro_batch", "max_hours")}
-    train = TrainConfig(
-        epochs=100.0,
-        batch_size=32,
-        base_lr=5e-4,
-        lr_batch=32,
-        warmup_epochs=10.0,
-        min_lr=1e-6,
-        weight_decay=0.05,
-        betas=(0.9, 0.999),
-        clip_grad=10.0,
-        seed=base.train.seed,
-        **machine,
-    )
+    train = TrainConfig(**TRAINING, seed=base.train.seed, **machine)
     return replace(base, parts={**data, "method": method, **kept}, train=train)
 
 
 def _task(run: ResolvedRun) -> str:
     """What follows the folder's name, so that two tasks of one run do not meet in it."""
     method = run.parts["method"].name
-    return "" if method == OWN else f"-{method.rpartition(':')[2]}"
+    return "" if method == METHOD else f"-{method.rpartition(':')[2]}"
 
 
 def _home(named: Path) -> Path:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from mim_core.host.registry import Register as Register
     from mim_core.interop import importers as importers
     from mim_core.interop.weight_files import is_program as is_program
-    from mim_core.interop.weight_files import said_of as said_of
+    from mim_core.interop.weight_files import reason_of as reason_of
     from mim_core.interop.weights import State as State
     from mim_core.interop.weights import fill_weights as fill_weights
     from mim_core.methods.assembly import Parts as Parts
@@ -149,7 +149,7 @@ _ROOMS = {
     "host.findings": ("Finding", "first_line", "library"),
     "host.loading": ("installed",),
     "host.registry": ("RecipeRegister", "Register"),
-    "interop.weight_files": ("is_program", "said_of"),
+    "interop.weight_files": ("is_program", "reason_of"),
     "interop.weights": ("State", "fill_weights"),
     "methods.assembly": ("Parts",),
     "methods.build": ("build_method",),

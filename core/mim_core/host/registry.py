@@ -50,7 +50,7 @@ class Entry:
         return f"{self.plugin}:{self.name}"
 
     @property
-    def told(self) -> str:
+    def title(self) -> str:
         """The part in a sentence: masker 'mine:checker' of the plugin 'mine' (mim-mine 1.0)."""
         where = f" ({self.origin})" if self.origin else ""
         return f"{KINDS[self.kind]} {self.full_name!r} of the plugin {self.plugin!r}{where}"
@@ -74,7 +74,7 @@ class Entry:
         value = self._import(reference)
         fault = fault_of(self.kind, value)
         if fault is not None:
-            raise MimError(f"The {self.told} cannot be used: {reference!r} {fault}.")
+            raise MimError(f"The {self.title} cannot be used: {reference!r} {fault}.")
         return value
 
     def _import(self, reference: str) -> Any:
@@ -89,13 +89,13 @@ class Entry:
         except BaseException as error:  # some libraries' errors are no Exception
             needs = " Is everything that it needs installed?" if isinstance(error, ImportError) else ""
             raise MimError(
-                f"The {self.told} cannot be loaded from {reference!r}: {one_line(error)}\n{needs.lstrip()}"
+                f"The {self.title} cannot be loaded from {reference!r}: {one_line(error)}\n{needs.lstrip()}"
                 f'{" " if needs else ""}Its traceback: python -c "import {module}; {module}.{attribute}"'
             ) from error
         finally:
             changed = process_state.settle(before)
         if changed:
-            said = f"The {self.told} changes global state when it is imported: {', '.join(changed)}."
+            said = f"The {self.title} changes global state when it is imported: {', '.join(changed)}."
             if strict():
                 raise MimError(said)
             warn(said)

@@ -57,11 +57,11 @@ def made(entry: Entry, twin: bool = False) -> RunConfig:
     except Exception as error:
         module, _, function = str(entry.twin if twin else entry.load).partition(":")
         raise MimError(
-            f"The {entry.told} cannot be made: {one_line(error)}\nIts traceback: python -c "
+            f"The {entry.title} cannot be made: {one_line(error)}\nIts traceback: python -c "
             f'"import {module}; {module}.{function}()"'
         ) from error
     if not isinstance(config, RunConfig):
-        raise MimError(f"The {entry.told} returned {type(config).__name__}, not a RunConfig.")
+        raise MimError(f"The {entry.title} returned {type(config).__name__}, not a RunConfig.")
     return replace(config, recipe=entry.full_name)
 
 

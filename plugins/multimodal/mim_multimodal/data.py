@@ -24,11 +24,11 @@ from mim_core import (
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mim_multimodal import captions, checks, crops, files, maps, pictures, told
+from mim_multimodal import account, captions, checks, crops, files, maps, pictures
 from mim_multimodal.depth import standardise
 from mim_multimodal.fixed import Fixed
 from mim_multimodal.labels import Labels, find_labels
-from mim_multimodal.layouts import EXPECTED, MODALITIES, Found, Items, find_items
+from mim_multimodal.layouts import EXPECTED, MODALITIES, Items, ItemSplits, find_items
 from mim_multimodal.raw import side_by_side
 from mim_multimodal.tables import class_names
 
@@ -109,8 +109,8 @@ class Aligned(DataSource):
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.root = self._root()
         wanted = [name for name in MODALITIES if name in shapes]
-        self.found: Found = find_items(self.root, wanted, config.folders, config.missing, config.suffixes)
-        self.masked = tuple(self.found.missing) if config.missing == "mask" else ()
+        self.collection: ItemSplits = find_items(self.root, wanted, config.folders, config.missing, config.suffixes)
+        self.masked = tuple(self.collection.missing) if config.missing == "mask" else ()
         self.classes = class_names(self.root)
         if self.classes and config.classes not in (None, len(self.classes)):
             raise MimError(
@@ -123,8 +123,8 @@ class Aligned(DataSource):
             )
         if (self.class_count or 0) > maps.IGNORE:
             raise MimError(f"{self.class_count} classes: ids above 254 cannot be used, because 255 means no class.")
-        self.labels: Labels = find_labels(self.found)
-        self._looked: told.Looked | None = None
+        self.labels: Labels = find_labels(self.collection)
+        self._looked: account.Looked | None = None
 
     def _root(self) -> Path:
         root = self.config.root
@@ -141,26 +141,26 @@ class Aligned(DataSource):
         return Path(root)
 
     def __len__(self) -> int:
-        return len(self.found.train)
+        return len(self.collection.train)
 
     def name_of(self, index: int) -> str:
         """The path of the item's first file, below the root."""
-        return self.found.train.name(index)
+        return self.collection.train.name(index)
 
     def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The files of each item of a split, whether it has labels or not."""
-        items = self.found.test if split == "test" else self.found.train
+        items = self.collection.test if split == "test" else self.collection.train
         return map(items.paths, range(len(items)))
 
     def items_named(self, names: Collection[str]) -> dict[str, int]:
         """The items that have these files, of whatever modality."""
-        items = self.found.train
+        items = self.collection.train
         every = ((items.file(m, i), i) for i in range(len(items)) for m in items.folders)
         return {name: index for name, index in every if name in names}
 
     def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
         """Where some items lack a modality and are kept: which have which."""
-        items, found = self.found.train, dict[frozenset[str], tuple[int, str]]()
+        items, found = self.collection.train, dict[frozenset[str], tuple[int, str]]()
         for i in range(len(items) if self.masked else 0):
             there = frozenset(name for name in self.shapes if items.has(name, i))
             count, name = found.get(there, (0, items.name(i)))
@@ -171,12 +171,12 @@ class Aligned(DataSource):
         """An item's modalities under one random crop and flip: rgb uint8 [3, H, W], depth float32 [1, H, W] (NaN: not
         measured), semseg uint8 [h, w], caption int64 [L]. Where some items lack a modality, ``MODALITY.present`` is a
         bool []; without it, values are zeros, NaN or 255."""
-        return self.take(self.found.train, index, self.shapes, key)
+        return self.take(self.collection.train, index, self.shapes, key)
 
     def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
         """The same of a labelled item of the training split, with its class as int64 ``label``."""
         item, label = self.labels.train[index]
-        return {**self.take(self.found.train, item, self.shapes, key), "label": torch.tensor(label)}
+        return {**self.take(self.collection.train, item, self.shapes, key), "label": torch.tensor(label)}
 
     def take(
         self, items: Items, index: int, shapes: Mapping[str, tuple[int, ...]], key: int | None = None
@@ -281,18 +281,18 @@ class Aligned(DataSource):
         rows = labels.train if split == "train" else labels.test
         items = Fixed(self, self._split(split), [item for item, _ in rows], self.shapes)
         names = tuple(self._split(split).name(item) for item, _ in rows)
-        note = " ".join(text for text in (self.found.note, labels.note) if text)
+        note = " ".join(text for text in (self.collection.note, labels.note) if text)
         return Labelled(split, torch.tensor([label for _, label in rows]), labels.classes, items, note, names=names)
 
     def _split(self, split: str) -> Items:
         if split not in ("train", "test"):
             raise unknown("split", split, ("train", "test"))
-        return self.found.train if split == "train" else self.found.test
+        return self.collection.train if split == "train" else self.collection.test
 
     def held_out(self) -> Dataset[Any] | None:
         """All items of the test split under the fixed crop, labelled or not."""
-        count = len(self.found.test)
-        return Fixed(self, self.found.test, range(count), self.shapes) if count else None
+        count = len(self.collection.test)
+        return Fixed(self, self.collection.test, range(count), self.shapes) if count else None
 
     def dense(self, split: str) -> Fixed:
         """Items under the fixed crop, whether they have labels or not: the tokenizers' modalities, and depth,
@@ -352,20 +352,20 @@ class Aligned(DataSource):
 
     def plan(self) -> dict[str, str]:
         """Where items come from, how many, which modalities, what is missing, classes and bit depth."""
-        return told.plan(self)
+        return account.plan(self)
 
     def advice(self) -> list[str]:
         """What is missing or left out, and what in the files is rarely meant."""
-        return told.advice(self)
+        return account.advice(self)
 
     def contents(self) -> dict[str, str]:
         """Splits, classes, what is left out, and what some of the files hold."""
-        return told.contents(self)
+        return account.contents(self)
 
-    def looked(self) -> told.Looked:
+    def looked(self) -> account.Looked:
         """What some of the files for training hold; they are looked at once."""
         if self._looked is None:
-            self._looked = told.look(self)
+            self._looked = account.look(self)
         return self._looked
 
 

@@ -149,7 +149,7 @@ def test_items_of_splits_in_the_order_of_names(root):
     assert len(data) == 3
     assert [data.name_of(i) for i in range(3)] == [f"train/rgb/{stem}.jpg" for stem in ("a/1", "a/2", "b/1")]
     (root / "test").rename(root / "val")
-    assert source(root).found.test.file("depth", 2) == "val/depth/b/1.png"
+    assert source(root).collection.test.file("depth", 2) == "val/depth/b/1.png"
 
 
 def test_folders_may_have_other_names(root):
@@ -176,7 +176,7 @@ def test_only_wanted_modalities_count(root):
 def test_without_a_held_out_split_one_is_drawn_by_names(tmp_path, inside):
     for number in range(40):
         save(tmp_path, f"{'ab'[number % 2]}/{number}", split=inside)
-    found = source(tmp_path).found
+    found = source(tmp_path).collection
     train, test = set(found.train.stems), set(found.test.stems)
     assert 2 <= len(test) <= 16
     assert not train & test
@@ -185,7 +185,7 @@ def test_without_a_held_out_split_one_is_drawn_by_names(tmp_path, inside):
     assert "drawn by their names" in source(tmp_path).plan()["split"]
     assert found.note in source(tmp_path).labelled("test").note
     save(tmp_path, "a/new", split=inside)
-    again = source(tmp_path).found
+    again = source(tmp_path).collection
     assert train <= set(again.train.stems)
     assert test <= set(again.test.stems)
 
@@ -193,7 +193,7 @@ def test_without_a_held_out_split_one_is_drawn_by_names(tmp_path, inside):
 def test_two_items_still_have_a_split(tmp_path):
     for number in range(2):
         save(tmp_path, f"{number}", split="")
-    found = source(tmp_path).found
+    found = source(tmp_path).collection
     assert len(found.train) == len(found.test) == 1
 
 
@@ -234,8 +234,8 @@ def test_an_item_with_a_missing_file_is_left_out_and_counted(root):
     (root / "train" / "depth" / "a" / "2.png").unlink()
     (root / "test" / "rgb" / "b" / "1.jpg").unlink()
     data = source(root, missing="skip")
-    assert data.found.train.stems == ("a/1", "b/1")
-    assert data.found.test.stems == ("a/1", "a/2")
+    assert data.collection.train.stems == ("a/1", "b/1")
+    assert data.collection.test.stems == ("a/1", "a/2")
     assert data.plan()["missing files"] == "rgb of 1, depth of 1; 2 items are left out"
     assert not any(name.endswith("present") for name in data.read(0, 0))
 

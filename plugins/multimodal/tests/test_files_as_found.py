@@ -50,7 +50,7 @@ def source(root, shapes=None, **options):
 
 
 def every(data):
-    return [data.take(data.found.train, i, data.shapes) for i in range(len(data))]
+    return [data.take(data.collection.train, i, data.shapes) for i in range(len(data))]
 
 
 # ---- depth -----------------------------------------------------------------------------------------------------------
@@ -119,9 +119,9 @@ def test_a_map_without_any_measurement_is_bad_and_named(root, values):
     values = values.reshape(8, 8) if values.ndim == 1 else values
     put(root, "depth", 3, values, "npy")
     data = source(root)
-    bad = [i for i in range(len(data)) if data.found.train.stems[i] == "3"]
+    bad = [i for i in range(len(data)) if data.collection.train.stems[i] == "3"]
     with pytest.raises(BadSample, match="no pixel was measured") as error:
-        data.read(bad[0] if bad else 0, 0) if bad else data.take(data.found.test, 0, SHAPES)
+        data.read(bad[0] if bad else 0, 0) if bad else data.take(data.collection.test, 0, SHAPES)
     assert error.value.path == "train/depth/3.npy"
 
 
@@ -384,7 +384,7 @@ def test_damaged_files_are_named(root, modality, ending, values):
     kind = {"jpg": "jpeg", "tif": "tiff"}.get(ending, ending)
     np.save(content, values) if ending == "npy" else Image.fromarray(values).save(content, kind)
     data = source(root, missing="mask")
-    item = data.found.train
+    item = data.collection.train
     [file] = [path for path in folder.iterdir() if path.stem == item.stems[0]]
     file.unlink()
     file = file.with_suffix(f".{ending}")

@@ -109,17 +109,17 @@ class Clouds(DataSource):
         _check(config, *shapes["points"])
         self.normals = 3 * config.channels.index("normals") if "normals" in config.channels else None
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
-        self.found = self._find()
-        lacking = [name for name in config.channels if name not in (self.found.channels or config.channels)]
+        self.collection = self._find()
+        lacking = [name for name in config.channels if name not in (self.collection.channels or config.channels)]
         if lacking:
             raise MimError(
-                f"--data.channels asks for {', '.join(lacking)}; files of the layout {self.found.kind} have "
-                f"{', '.join(self.found.channels or ())} only."
+                f"--data.channels asks for {', '.join(lacking)}; files of the layout {self.collection.kind} have "
+                f"{', '.join(self.collection.channels or ())} only."
             )
-        if len(config.channels) > 1 and self.found.kind == "folder":
-            check_columns(self.found.pretrain, config.channels, config.columns)
-        self.parts = self.found.parts
-        self.up = cast(Axis, self.found.up if config.up == "auto" else config.up)
+        if len(config.channels) > 1 and self.collection.kind == "folder":
+            check_columns(self.collection.pretrain, config.channels, config.columns)
+        self.parts = self.collection.parts
+        self.up = cast(Axis, self.collection.up if config.up == "auto" else config.up)
 
     def _find(self) -> Shapes:
         config = self.config
@@ -140,20 +140,20 @@ class Clouds(DataSource):
         return find_shapes(config.root, config.layout, config.variant, config.whole)
 
     def __len__(self) -> int:
-        return len(self.found.pretrain)
+        return len(self.collection.pretrain)
 
     def name_of(self, index: int) -> str:
         """The shape's file, and its row where a file holds many."""
-        return self.found.pretrain.name(index)
+        return self.collection.pretrain.name(index)
 
     def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The file of each shape of a split, which may hold many."""
-        stores = {"pretrain": self.found.pretrain, "train": self.found.train, "test": self.found.test}
+        stores = {"pretrain": self.collection.pretrain, "train": self.collection.train, "test": self.collection.test}
         return ((os.path.join(stores[split].root, file),) for file in stores[split].files)
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented cloud, float32 [P, C]."""
-        return {"points": self._augment(self.take(self.found.pretrain, index, key)["points"], key)}
+        return {"points": self._augment(self.take(self.collection.pretrain, index, key)["points"], key)}
 
     def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented cloud of the labelled training split with its "label" and, where there are any, its points'
@@ -226,7 +226,7 @@ class Clouds(DataSource):
         return parts
 
     def _with_classes(self, split: str) -> ShapeStore:
-        store = self.found.train if split == "train" else self.found.test
+        store = self.collection.train if split == "train" else self.collection.test
         if store.classes is None:
             raise MimError(
                 f"{self.config.root} has no classes to evaluate with: shapes should lie in one folder per class, at "
@@ -234,7 +234,9 @@ class Clouds(DataSource):
                 f"train/CLASS and test/CLASS."
             )
         if not store:
-            raise MimError(f"{self.config.root} ({self.found.kind}) has no shapes in its {split} split. {store.note}")
+            raise MimError(
+                f"{self.config.root} ({self.collection.kind}) has no shapes in its {split} split. {store.note}"
+            )
         return store
 
     def labelled(self, split: str) -> Labelled:
@@ -264,7 +266,7 @@ class Clouds(DataSource):
 
     def plan(self) -> dict[str, str]:
         """Where shapes come from, how many, their classes, how points are drawn, and what is missing."""
-        config, found = self.config, self.found
+        config, found = self.config, self.collection
         root = "the bundled sample (furniture, CC0 and CC-BY)" if self.bundled else f"{config.root} ({found.kind})"
         classes = counted(len(found.train.classes or ()), "class", "classes")
         probes = f", {len(found.train):,} + {len(found.test):,} labelled" if found.train.classes else ""
@@ -283,7 +285,7 @@ class Clouds(DataSource):
 
     def contents(self) -> dict[str, str]:
         """Splits and classes that were found, files that were left out, and what some of the others hold."""
-        found = self.found
+        found = self.collection
         rows = {"splits": found.splits or self._splits()}
         classes = found.train.classes or ()
         if classes:
@@ -295,7 +297,7 @@ class Clouds(DataSource):
         return {**rows, "files hold": files_hold(found.pretrain, self.config.columns)}
 
     def _splits(self) -> str:
-        found = self.found
+        found = self.collection
         if not found.test:
             return "none: all shapes are for pre-training"
         if found.test.note.startswith(DRAWN):
@@ -304,12 +306,12 @@ class Clouds(DataSource):
 
     def advice(self) -> list[str]:
         """Files that look like data and are not read, and what the splits left out."""
-        beside = {ending: many for ending, many in self.found.others.items() if ending not in TEXTURES}
-        if any(file.lower().endswith(".gltf") for file in self.found.pretrain.files):
+        beside = {ending: many for ending, many in self.collection.others.items() if ending not in TEXTURES}
+        if any(file.lower().endswith(".gltf") for file in self.collection.pretrain.files):
             beside.pop(".bin", None)
         _, data = left_out(beside)
         told = [f"{self.config.root}: {data}. Read are {' '.join(EXTENSIONS)}."] if data else []
-        return [*self.found.advice, *told]
+        return [*self.collection.advice, *told]
 
 
 class Plain(Dataset[Any]):

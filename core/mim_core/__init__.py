@@ -22,10 +22,17 @@ if TYPE_CHECKING:
     from mim_core.data.collections import left_out as left_out
     from mim_core.data.collections import listed_once as listed_once
     from mim_core.data.collections import split_of as split_of
+    from mim_core.data.conversion import MANIFEST as MANIFEST
+    from mim_core.data.conversion import PARTIAL as PARTIAL
+    from mim_core.data.conversion import Conversion as Conversion
+    from mim_core.data.conversion import Manifest as Manifest
     from mim_core.data.conversion import in_processes as in_processes
+    from mim_core.data.conversion import with_own_names as with_own_names
+    from mim_core.data.conversion import write_file as write_file
     from mim_core.data.folders import walk_folders as walk_folders
     from mim_core.data.loading import Readable as Readable
     from mim_core.data.loading import loader as loader
+    from mim_core.data.normalise import Normalisation as Normalisation
     from mim_core.data.normalise import check_statistics as check_statistics
     from mim_core.data.said_once import SaidOnce as SaidOnce
     from mim_core.data.source import DataSource as DataSource
@@ -34,6 +41,8 @@ if TYPE_CHECKING:
     from mim_core.data.source import Sample as Sample
     from mim_core.data.time_limits import ITEM_SECONDS as ITEM_SECONDS
     from mim_core.data.time_limits import in_time as in_time
+    from mim_core.data.wrapped import WrappedSource as WrappedSource
+    from mim_core.errors import did_you_mean as did_you_mean
     from mim_core.errors import nearest as nearest
     from mim_core.errors import one_line as one_line
     from mim_core.errors import unknown as unknown
@@ -50,7 +59,7 @@ if TYPE_CHECKING:
     from mim_core.interop.frozen import FrozenTeacher as FrozenTeacher
     from mim_core.interop.frozen import parts_text as parts_text
     from mim_core.interop.weight_files import is_program as is_program
-    from mim_core.interop.weight_files import said_of as said_of
+    from mim_core.interop.weight_files import reason_of as reason_of
     from mim_core.interop.weights import State as State
     from mim_core.interop.weights import fill_weights as fill_weights
     from mim_core.methods.assembly import Parts as Parts
@@ -136,21 +145,30 @@ _ROOMS = {
     "cli": ("main",),
     "commands.options": ("parse",),
     "data.collections": ("HELD_OUT", "arrange", "left_out", "listed_once", "split_of"),
-    "data.conversion": ("in_processes",),
+    "data.conversion": (
+        "MANIFEST",
+        "PARTIAL",
+        "Conversion",
+        "Manifest",
+        "in_processes",
+        "with_own_names",
+        "write_file",
+    ),
     "data.folders": ("walk_folders",),
     "data.loading": ("Readable", "loader"),
-    "data.normalise": ("check_statistics",),
+    "data.normalise": ("Normalisation", "check_statistics"),
     "data.said_once": ("SaidOnce",),
     "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
-    "errors": ("nearest", "one_line", "unknown", "warn"),
+    "data.wrapped": ("WrappedSource",),
+    "errors": ("did_you_mean", "nearest", "one_line", "unknown", "warn"),
     "evaluation.reconstruction": ("reconstruct",),
     "evaluation.study": ("Study",),
     "host.findings": ("Finding", "first_line", "library"),
     "host.loading": ("installed",),
     "host.registry": ("RecipeRegister", "Register"),
     "interop.frozen": ("FrozenTeacher", "parts_text"),
-    "interop.weight_files": ("is_program", "said_of"),
+    "interop.weight_files": ("is_program", "reason_of"),
     "interop.weights": ("State", "fill_weights"),
     "methods.assembly": ("Parts",),
     "methods.build": ("build_method",),

@@ -108,8 +108,9 @@ def _run(program: str, plugin: str | None, arguments: list[str], known: Mapping[
     if arguments[0] in ("-V", "--version"):
         tell(f"{program} {__version__}" if plugin is None else f"{program} (mim-core {__version__})")
         return 0
-    if arguments[0] in known and known[arguments[0]] == COMMANDS.get(arguments[0]):
-        text = _help_of(program, plugin, arguments)
+    if arguments[0] in known:
+        own = known[arguments[0]] != COMMANDS.get(arguments[0])
+        text = _help_of(program, plugin, arguments, known[arguments[0]][0] if own else None)
         if text is not None:
             tell(text)
             return 0
@@ -118,11 +119,14 @@ def _run(program: str, plugin: str | None, arguments: list[str], known: Mapping[
         return _command(program, arguments[0], known)(program, plugin, arguments[1:])
 
 
-def _help_of(program: str, plugin: str | None, arguments: list[str]) -> str | None:
+def _help_of(program: str, plugin: str | None, arguments: list[str], reference: str | None) -> str | None:
+    """What a command says of itself; ``reference`` is that of a plugin's own."""
     if "--help" not in arguments and "-h" not in arguments:
         return None
-    from mim_core.commands.help import help_text
+    from mim_core.commands.help import help_of_own, help_text
 
+    if reference is not None:
+        return help_of_own(program, arguments[0], reference)
     return help_text(program, plugin, arguments[0], arguments[1:])
 
 

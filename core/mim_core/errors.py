@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from mim_core.terminal import tell
 
@@ -71,13 +71,28 @@ def nearest(asked: str, known: Iterable[str]) -> str | None:
     return inside[0] if inside else None
 
 
+def did_you_mean(
+    asked: str, known: Iterable[str], start: str = " Did you mean ", shown: Callable[[str], str] = repr
+) -> str:
+    """`` Did you mean 'NAME'?`` with the nearest of the known names, to put behind a message; empty when none is close.
+
+    Args:
+        asked: What was written.
+        known: What exists.
+        start: What the words begin with, such as ``; did you mean `` within a sentence.
+        shown: How the name is written.
+    """
+    near = nearest(asked, known)
+    return f"{start}{shown(near)}?" if near else ""
+
+
 def unknown(kind: str, asked: str, known: Iterable[str], more: str = "") -> MimError:
     """The error for a name that does not exist: what was asked, what exists, and the nearest."""
     known = sorted(known)
-    near = nearest(asked, known)
-    guess = f" Did you mean {near!r}?" if near else ""
     listed = ", ".join(known) if known else "none"
-    return MimError(f"Unknown {kind} {asked!r}.{guess}\nKnown: {listed}.{' ' if more else ''}{more}")
+    return MimError(
+        f"Unknown {kind} {asked!r}.{did_you_mean(asked, known)}\nKnown: {listed}.{' ' if more else ''}{more}"
+    )
 
 
 def one_line(error: BaseException) -> str:

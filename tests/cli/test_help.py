@@ -2,22 +2,34 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from mim_core.commands.help import OPTIONS, OWN, USAGE, USED
 from mim_core.host.loading import installed
 
 COMMANDS = [[name, "--help"] for name in (*USAGE, *OPTIONS)] + [["show", "runs/x", "-h"], ["list", "--help"]]
+OLD_RUN = str(Path(__file__).parents[1] / "flow/old_run")
 RECIPES = [entry.full_name for entry in installed().of_kind("recipes")]
 
 
 def test_no_help_imports_torch():
     asked = [*COMMANDS, *(["pretrain", name, "--help"] for name in RECIPES), ["new-plugin", "-h"], ["doctor", "-h"]]
+    asked += [[name, "image:mae-vit-tiny", "--help"] for name in ("bench", "import")]
+    asked += [[name, OLD_RUN, "--help"] for name in ("evaluate", "finetune")]
+    asked += [["pretrain", f"{OLD_RUN}/recipe.toml", "--help"]]
     script = f"""
 import sys
 from mim_core.cli import main
 for arguments in {asked!r}:
     assert main(arguments) == 0, arguments
+    assert "torch" not in sys.modules, arguments
+"""
+    script += """
+import mim_pointcloud.plugin, mim_video.plugin
+own = [("video", ["prepare", "-h"]), ("video", ["probe", "--help"]), ("pointcloud", ["prepare", "-h"])]
+for plugin, arguments in own:
+    assert main(arguments, plugin, more=getattr(sys.modules[f"mim_{plugin}.plugin"], "COMMANDS")) == 0
     assert "torch" not in sys.modules, arguments
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
@@ -50,3 +62,37 @@ def test_an_unknown_recipe_is_a_mistake_as_ever(mim):
     said = mim("pretrain", "image:no-such", "--help")
     assert said.code == 2
     assert "Unknown recipe" in said.err
+
+
+def test_a_run_shows_its_own_values(mim):
+    said = mim("evaluate", OLD_RUN, "--help").out
+    for option in (
+        "--on",
+        "--data-root",
+        "--size",
+        "--evaluate.k",
+        "--evaluate.few-labels",
+        "--data.root",
+        "--data.crop",
+    ):
+        assert f"\n{option} " in said
+    assert "[0.6, 1.0]" in said
+    said = mim("finetune", OLD_RUN, "--help").out
+    for option in ("--scratch", "--method.head", "--data.root", "--train.epochs"):
+        assert f"\n{option} " in said
+    assert "(100.0)" in said
+    assert "init" not in said
+
+
+def test_a_file_shows_what_it_changes(mim, tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text('recipe = "image:mae-vit-tiny"\n[masker]\nuse = "block"\n[train]\nbase-lr = 0.125\n')
+    said = mim("pretrain", path, "--help").out
+    assert "starts from image:mae-vit-tiny" in said
+    assert "(0.125)" in said
+    assert "--masker.ratio" in said
+
+
+@pytest.mark.parametrize("command", ["evaluate", "finetune"])
+def test_a_run_that_is_not_there_is_a_mistake_as_ever(mim, tmp_path, command):
+    assert mim(command, tmp_path / "none", "--help").code == 2

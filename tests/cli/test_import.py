@@ -11,6 +11,7 @@ from mim_core.methods.build import build_method
 from mim_core.recipes.resolve import load_recipe
 from mim_core.runs.load import load_run
 from mim_image.interop import _mae_name
+from PIL import Image
 from safetensors.torch import save_file
 
 HEADS = ("--sizes", "num_heads=4", "decoder_num_heads=4")
@@ -85,9 +86,18 @@ def test_what_the_weights_decide_is_no_option(mim, weights):
     assert "encoder.depth" in said.all
 
 
+def pictures(folder):
+    """Two classes of ten small pictures each: the bundled sample has 12,000, and here it is the words that count."""
+    for number in range(20):
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), 10 * number).save(path)
+    return folder
+
+
 def test_the_other_commands_take_it(mim, weights, tmp_path):
     assert mim("import", "image:mae-vit-tiny", weights, "--format", "mae", *HEADS, "--out", "run").code == 0
-    said = mim("evaluate", "run", "--on", "knn")
+    said = mim("evaluate", "run", "--data-root", pictures(tmp_path / "some"), "--on", "knn")
     assert said.code == 0
     assert "pre-trained encoder" in said.out
     assert mim("export", "run").code == 0
@@ -145,7 +155,7 @@ def test_without_data_it_says_what_evaluate_needs(mim, weights, tmp_path):
     assert said.code == 0, said.err
     assert "--data.root FOLDER" in said.out
     assert not (tmp_path / "runs/official/report.html").exists()
-    assert mim("evaluate", "runs/official", "--data-root", "sample", "--on", "knn").code == 0
+    assert mim("evaluate", "runs/official", "--data-root", pictures(tmp_path / "some"), "--on", "knn").code == 0
 
 
 def test_a_folder_with_a_run_stays(mim, weights, tmp_path):

@@ -417,4 +417,4 @@ def test_a_watch_tells_what_was_read():
     with watch.over():
         watch.join(5)
     assert over == [1]
-    assert watch.found[:2] == (1, "a/slow.x")
+    assert watch.stuck[:2] == (1, "a/slow.x")

@@ -7,7 +7,7 @@ import torch
 from mim_core.commands.tables import print_table
 from mim_core.errors import MimError
 from mim_core.evaluation.probes import knn, linear, probe
-from mim_core.evaluation.study import Features, Study
+from mim_core.evaluation.study import SplitFeatures, Study
 from mim_core.host.loading import installed
 from mim_core.methods.build import build_method
 from mim_core.methods.classifier import Classifier
@@ -151,7 +151,7 @@ def test_simmims_relative_bias_moves_to_another_size():
 @pytest.mark.parametrize(("share", "columns"), [(50, 1), (60, 1), (70, 2), (95, 2)])
 def test_uneven_classes_have_their_own_column(share, columns):
     labels = (torch.arange(100) >= share).long()
-    rows = {"raw input": Features(torch.randn(100, 4), torch.randn(100, 4))}
+    rows = {"raw input": SplitFeatures(torch.randn(100, 4), torch.randn(100, 4))}
     study = Study(EvaluateConfig(few_labels=()), (labels, labels), ("a", "b"), rows)
     assert len({score.column for score in knn(study)}) == columns
     assert len({score.column for score in linear(study)}) == columns
@@ -175,7 +175,7 @@ def test_no_column_of_a_wide_table_is_cut_off(capsys, monkeypatch):
 
 def test_one_rare_class_among_many_is_uneven():
     labels = torch.cat([torch.arange(10).repeat_interleave(20), torch.full((4,), 10)])
-    rows = {"raw input": Features(torch.randn(204, 4), torch.randn(204, 4))}
+    rows = {"raw input": SplitFeatures(torch.randn(204, 4), torch.randn(204, 4))}
     study = Study(EvaluateConfig(), (labels, labels), tuple(map(str, range(11))), rows)
     assert {score.column for score in knn(study)} == {"k-NN", "k-NN, mean class accuracy"}
 

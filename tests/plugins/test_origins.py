@@ -29,7 +29,7 @@ def test_earlier_versions_are_kept_in_front_and_named_once(capsys):
     third = versions.with_earlier(recipe(mim_core="0.3.0"), after)
     assert tomllib.loads(third)["plugins"] == {"mim-core": "0.1.0, 0.2.0, 0.3.0"}
     capsys.readouterr()
-    versions.told_of_changes({"mim-core": "0.1.0"}, {"mim-core": "0.2.0"})
+    versions.warn_of_changes({"mim-core": "0.1.0"}, {"mim-core": "0.2.0"})
     assert not capsys.readouterr().err, "it was said already"
 
 

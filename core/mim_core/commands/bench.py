@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from mim_core.commands.options import apply, command_class, parse, swap_all, take_name
+from mim_core.commands.options import apply, command_class, hints_of, parse, swap_all, take_name
 from mim_core.commands.pretrain import load_named
 from mim_core.errors import MimError, RankError
 from mim_core.host.loading import installed
@@ -30,6 +29,17 @@ from mim_core.training.progress import lasting
 
 LABELS = {"data": "data wait", "forward_backward": "forward and backward"}
 """Names of phases that read better otherwise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchOptions:
+    """Measure how fast a recipe trains on this machine. Takes the options of pretrain, of which --out and --init have
+    no effect: nothing is read or kept."""
+
+    seconds: float = 60.0
+    """How long it may take, about, with the steps that warm up."""
+    json: bool = False
+    """Print the result as JSON."""
 
 
 def bench(program: str, plugin: str | None, arguments: list[str]) -> int:
@@ -56,16 +66,9 @@ def bench(program: str, plugin: str | None, arguments: list[str]) -> int:
 
 def _options(run: ResolvedRun) -> type[Any]:
     """Those of ``pretrain`` and two more."""
-    seconds, as_json = "How long it may take, about, with the steps that warm up.", "Print the result as JSON."
-    cls = dataclasses.make_dataclass(
-        "Bench",
-        [
-            ("seconds", Annotated[float, tyro.conf.arg(help=seconds)], dataclasses.field(default=60.0)),
-            ("json", Annotated[bool, tyro.conf.arg(help=as_json)], dataclasses.field(default=False)),
-        ],
-        bases=(command_class(run),),
-        frozen=True,
-    )
+    hints = hints_of(BenchOptions)
+    own = [(f.name, hints[f.name], dataclasses.field(default=f.default)) for f in dataclasses.fields(BenchOptions)]
+    cls = dataclasses.make_dataclass("Bench", own, bases=(command_class(run),), frozen=True)
     cls.__doc__ = (
         f"Measure how fast {run.recipe} trains on this machine. Takes the options of pretrain, of which --out and "
         "--init have no effect: nothing is read or kept."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +23,22 @@ from mim_core.methods.method import Method
 from mim_core.methods.supervised import Supervised
 from mim_core.ranks import world as ranks
 from mim_core.recipes.config import EvaluateConfig, Part, ResolvedRun, TrainConfig
+from mim_core.recipes.fine_tuning import METHOD, TRAINING
 from mim_core.recipes.resolve import resolve_part
-from mim_core.recipes.toml import completed, from_toml, to_toml
+from mim_core.recipes.toml import from_toml
 from mim_core.runs import checkpoint, logs
 from mim_core.runs import run as running
-from mim_core.runs.folder import FREE, check_folder, read_recipe
+from mim_core.runs.folder import FREE, read_recipe
 from mim_core.runs.initial_weights import take_encoder
 from mim_core.runs.load import load_run
 from mim_core.scores import FINE_TUNED, SCRATCH, Score, columns_of
 from mim_core.terminal import tell
 from mim_core.training import loop
-from mim_core.training.plan import print_plan
+from mim_core.training.plan import dry_run
 from mim_core.training.signals import STOPPED
 
 FOLDERS = {False: "finetune", True: "scratch"}
 """Where in RUN the run goes, by whether it starts from untrained weights; another method's name follows."""
-
-
-OWN = "core:classifier"
-"""The method that is trained where none is named."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +84,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
             if world.first and not options.quiet:
                 tell("\n".join([f"Weights of tokenizer and encoder: {weights}", *left]))
         if options.dry_run:
-            world.on_first(
-                lambda: check_folder(folder, to_toml(started.config, registry), partial(completed, registry=registry))
-            )
-            if world.first:
-                print_plan(started)
+            dry_run(started)
             return 0
         done = loop.train(started, quiet=options.quiet)
     if world.first and done:
@@ -104,32 +96,20 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
 
 
 def _recipe(base: ResolvedRun, registry: Registry) -> ResolvedRun:
-    """The run's tokenizer, encoder and data under `core:classifier`, with the numbers of Point-MAE's fine-tuning
-    (arXiv 2203.06604 and its code), for 100 epochs instead of 300. What concerns the machine stays as it was."""
+    """The run's tokenizer, encoder and data under `core:classifier`, trained as `mim_core.recipes.fine_tuning` says.
+    What concerns the machine stays as it was."""
     kept = {role: part for role, part in base.parts.items() if role.rpartition(".")[2] in ("tokenizer", "encoder")}
-    method = resolve_part("method", Part.of(OWN), registry)
+    method = resolve_part("method", Part.of(METHOD), registry)
     data = {"data": base.parts["data"]} if "data" in base.parts else {}
     machine = {name: getattr(base.train, name) for name in FREE["train"] if name not in ("micro_batch", "max_hours")}
-    train = TrainConfig(
-        epochs=100.0,
-        batch_size=32,
-        base_lr=5e-4,
-        lr_batch=32,
-        warmup_epochs=10.0,
-        min_lr=1e-6,
-        weight_decay=0.05,
-        betas=(0.9, 0.999),
-        clip_grad=10.0,
-        seed=base.train.seed,
-        **machine,
-    )
+    train = TrainConfig(**TRAINING, seed=base.train.seed, **machine)
     return replace(base, parts={**data, "method": method, **kept}, train=train)
 
 
 def _task(run: ResolvedRun) -> str:
     """What follows the folder's name, so that two tasks of one run do not meet in it."""
     method = run.parts["method"].name
-    return "" if method == OWN else f"-{method.rpartition(':')[2]}"
+    return "" if method == METHOD else f"-{method.rpartition(':')[2]}"
 
 
 def _home(named: Path) -> Path:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import textwrap
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -14,9 +15,10 @@ from rich.markup import escape
 from mim_core import terminal
 from mim_core.errors import MimError
 from mim_core.host.described import NotPlain, Option, describe, describe_options
+from mim_core.host.kinds import ROLES, role_kind
 from mim_core.host.loading import installed
 from mim_core.host.registry import Entry, Registry
-from mim_core.recipes.resolve import made, role_kind
+from mim_core.recipes.fine_tuning import METHOD, TRAINING
 from mim_core.recipes.toml import toml_of_parts
 
 ASKED = ("-h", "--help")
@@ -41,11 +43,24 @@ USED = (
     "train.seed",
 )
 """Options of a run's parts and of its training that people use."""
+HEAD = ("method.head", "method.pool", "method.label-smoothing", "method.balance")
+"""Options of `core:classifier` that people use."""
+SECTIONS = {
+    "train": "mim_core.recipes.config:TrainConfig",
+    "evaluate": "mim_core.recipes.config:EvaluateConfig",
+    "pretrain": "mim_core.commands.options:PretrainOptions",
+    "finetune": "mim_core.commands.finetune:FinetuneOptions",
+    "import": "mim_core.commands.import_weights:ImportOptions",
+    "bench": "mim_core.commands.bench:BenchOptions",
+}
+"""Options that are no part's, and those of the commands that take a run's: where their class is."""
+Tables = dict[str, Any]
+"""A recipe as in its file: a table for each role, and for training and evaluation."""
 
 
 def help_text(program: str, plugin: str | None, command: str, arguments: Sequence[str]) -> str | None:
     """What ``--help`` says; None where the command itself must say it: a part's source does not show its options, or
-    the options depend on a run."""
+    no such run or recipe is there."""
     if not set(arguments) & set(ASKED):
         return None
     named = arguments[0] not in ASKED
@@ -55,60 +70,180 @@ def help_text(program: str, plugin: str | None, command: str, arguments: Sequenc
         if command in OPTIONS and (not named or command != "evaluate"):
             takes, reference = OPTIONS[command]
             return _of_options(f"{program} {command} {takes}", reference)
-        if command == "pretrain" and named and not arguments[0].endswith(".toml"):
-            return _of_recipe(program, plugin, arguments)
+        return WITH_PARTS[command](program, plugin, arguments) if named and command in WITH_PARTS else None
+    except (NotPlain, MimError):  # the command says it better
+        return None
+
+
+def help_of_own(program: str, command: str, reference: str) -> str | None:
+    """What ``--help`` says of a plugin's own command ``module:function``; None where the command itself must say it:
+    the options of ``to-images`` are not in a class ``ToImagesOptions`` of that module."""
+    name = "".join(word.capitalize() for word in command.split("-"))
+    try:
+        return _of_options(f"{program} {command}", f"{reference.partition(':')[0]}:{name}Options")
     except NotPlain:
         return None
-    return None
 
 
 def _of_options(usage: str, reference: str) -> str:
     """A command's own options."""
     found = describe_options(reference)
+    takes = [(option.metavar or option.name.upper(), option) for option in found.options or () if option.positional]
     rows = [(f"--{option.name.replace('_', '-')}", option) for option in found.options or () if not option.positional]
-    return f"usage: {usage} [OPTIONS]\n\n{_filled(found.doc)}\n\n{_table(rows)}"
+    usage = " ".join([usage, *(name for name, _ in takes)])
+    return f"usage: {usage} [OPTIONS]\n\n{_filled(found.doc)}\n\n{_table([*takes, *rows])}"
 
 
-def _of_recipe(program: str, plugin: str | None, arguments: Sequence[str]) -> str | None:
-    """The options of a recipe that people use, with the recipe's values."""
-    registry, name = installed(), arguments[0]
-    try:
-        entry = registry.get("recipes", f"{plugin}:{name}" if plugin and ":" not in name else name)
-    except MimError:
-        return None
-    own = {option.name.replace("_", "-"): option for option in _options_of("mim_core.commands.options:PretrainOptions")}
-    rows = [(f"--{option}", own[option]) for option in OWN]
-    rows += _of_parts(entry, registry, "--twin" in arguments)
+def _pretrain_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str:
+    """The options of a recipe, or of a file, that people use, with its values."""
+    tables, title = _recipe(arguments[0], plugin, "--twin" in arguments)
+    rows = [*_of_section("pretrain", OWN), *_of_parts(tables, USED)]
     return (
-        f"usage: {program} pretrain {name} [OPTIONS]\n\n{_filled(f'{entry.card.summary} ({entry.card.paper})')}\n\n"
-        f"{_table(rows)}\n\nAll options of its parts: {program} pretrain {name} {ALL}\n"
+        f"usage: {program} pretrain {arguments[0]} [OPTIONS]\n\n{_filled(title)}\n\n{_table(rows)}\n\n"
+        f"All options of its parts: {program} pretrain {arguments[0]} {ALL}\n"
         "The same command resumes a run that was stopped."
     )
 
 
-def _of_parts(entry: Entry, registry: Registry, twin: bool) -> list[tuple[str, Option]]:
-    tables: dict[str, Any] = tomllib.loads(toml_of_parts(entry, registry, twin))
-    parts = {role: registry.get(role_kind(role), part.name).load for role, part in made(entry, twin).parts.items()}
+def _bench_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str:
+    tables, _ = _recipe(arguments[0], plugin, "--twin" in arguments)
+    title = describe_options(SECTIONS["bench"]).doc
+    own = [*_of_section("bench"), *_of_section("pretrain", ("use", "dry-run", "twin"))]
+    return (
+        f"usage: {program} bench {arguments[0]} [OPTIONS]\n\n{_filled(title)}\n\n"
+        f"{_table([*own, *_of_parts(tables, USED)])}\n\n"
+        f"All options of its parts: {program} bench {arguments[0]} {ALL}"
+    )
+
+
+def _import_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str:
+    """Sizes and parts are those of the weights: of the recipe's parts only the data have options."""
+    tables, _ = _recipe(arguments[0], plugin, False)
+    used = [name for name in USED if not name.startswith("masker.")]
+    title = f"Weights of another code base as a run, with the data and training of {arguments[0]}."
+    return (
+        f"usage: {program} import {arguments[0]} WEIGHTS --format NAME [OPTIONS]\n\n{_filled(title)}\n\n"
+        f"{_table([*_of_section('import'), *_of_parts(tables, used)])}\n\n"
+        f"All options of its parts: {program} import {arguments[0]} {ALL}"
+    )
+
+
+def _finetune_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str | None:
+    """The options of training a run on labels. Those of another method are known to the command alone."""
+    tables = _of_run(arguments[0])
+    if any(argument.startswith("--use") for argument in arguments) or "init" in tables["method"]:
+        return None
+    train = {name: value for name, value in tables["train"].items() if name in ("workers", "device", "seed")}
+    tables = {**tables, "method": {"use": METHOD}, "train": {**train, **TRAINING}}
+    rows = [*_of_section("finetune"), *_of_parts(tables, (*HEAD, *USED[:1], *USED[2:]))]
+    return (
+        f"usage: {program} finetune {arguments[0]} [OPTIONS]\n\nTrain on labels: the encoder of "
+        f"{arguments[0]}.\n\n{_table(rows)}\n\nAll options of its parts: {program} finetune {arguments[0]} {ALL}\n"
+        "The same command resumes a run that was stopped."
+    )
+
+
+def _evaluate_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str:
+    """The options of judging a run, and all of its data's."""
+    tables = _of_run(arguments[0])
+    found = describe_options(OPTIONS["evaluate"][1])
+    own = [(f"--{option.name.replace('_', '-')}", option) for option in found.options or ()]
+    more = [f"{role}.{option.name}" for role in ("evaluate", "data") for option in _known(tables, role).values()]
+    return (
+        f"usage: {program} evaluate {arguments[0]} [OPTIONS]\n\n{_filled(found.doc)}\n\n"
+        f"{_table([*own, *_of_parts(tables, more)])}"
+    )
+
+
+WITH_PARTS: dict[str, Callable[[str, str | None, Sequence[str]], str | None]] = {
+    "pretrain": _pretrain_with,
+    "bench": _bench_with,
+    "import": _import_with,
+    "finetune": _finetune_with,
+    "evaluate": _evaluate_with,
+}
+"""Commands whose options are also those of a recipe's or a run's parts: what they say with it."""
+
+
+def _recipe(name: str, plugin: str | None, twin: bool) -> tuple[Tables, str]:
+    """A recipe's parts and options, and what it is; of a TOML file those of its recipe, changed as it says."""
+    registry = installed()
+    if not name.endswith(".toml"):
+        entry = registry.get("recipes", f"{plugin}:{name}" if plugin and ":" not in name else name)
+        return _of_entry(entry, registry, twin), f"{entry.card.summary} ({entry.card.paper})"
+    values = _read(Path(name))
+    entry = registry.get("recipes", str(values.get("recipe")))
+    tables = _of_entry(entry, registry, False)
+    for role in {*ROLES, "train", "evaluate"} & {*values}:
+        own = {key.replace("-", "_"): value for key, value in values[role].items()}
+        other = "use" in own and _full_name(role, own["use"]) != tables.get(role, {}).get("use")
+        tables[role] = own if other else {**tables.get(role, {}), **own}
+    return tables, f"{name}, which starts from {entry.full_name}."
+
+
+def _of_entry(entry: Entry, registry: Registry, twin: bool) -> Tables:
+    found: Tables = tomllib.loads(toml_of_parts(entry, registry, twin))
+    return found
+
+
+def _of_run(name: str) -> Tables:
+    tables = _read(Path(name) / "recipe.toml")
+    if not {"method", "data", "train", "evaluate"} <= {*tables}:
+        raise NotPlain(f"{name} is not a run of all parts")
+    return tables
+
+
+def _read(path: Path) -> Tables:
+    """A recipe's file.
+
+    Raises:
+        NotPlain: It cannot be read, or holds something else than a table for a role.
+    """
+    try:
+        tables: Tables = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise NotPlain(f"{path}: {error}") from error
+    if not all(isinstance(tables[role], dict) for role in {*ROLES, "train", "evaluate"} & {*tables}):
+        raise NotPlain(f"{path} has no table for each role")
+    return tables
+
+
+def _full_name(role: str, name: str) -> str:
+    return installed().get(role_kind(role), str(name)).full_name
+
+
+def _known(tables: Tables, role: str) -> Mapping[str, Option]:
+    """The options of a role by name; none where the role is empty."""
+    if role in SECTIONS:
+        found = describe_options(SECTIONS[role])
+    elif role in tables:
+        found = describe(installed().get(role_kind(role), str(tables[role].get("use"))).load)
+    else:
+        return {}
+    return {option.name: option for option in found.options or ()}
+
+
+def _of_parts(tables: Tables, names: Iterable[str]) -> list[tuple[str, Option]]:
+    """Options such as "masker.ratio", with the values of the tables; those that a part does not have are left out."""
     rows = []
-    for option in USED:
-        role, _, name = option.partition(".")
+    for role, _, name in (text.partition(".") for text in names):
         key = name.replace("-", "_")
-        if role == "train":
-            known = {option.name: option for option in _options_of("mim_core.recipes.config:TrainConfig")}
-        else:
-            known = {option.name: option for option in (describe(parts[role]).options if role in parts else ()) or ()}
-        if key in known:
-            found = known[key]
-            rows.append((f"--{option}", Option(key, found.type, tables[role].get(key, found.default), found.help)))
+        option = _known(tables, role).get(key)
+        if option is not None:
+            value = tables[role].get(key, option.default)
+            rows.append((f"--{role}.{key.replace('_', '-')}", Option(key, option.type, value, option.help)))
     return rows
 
 
-def _options_of(reference: str) -> tuple[Option, ...]:
-    return describe_options(reference).options or ()
+def _of_section(section: str, names: Sequence[str] | None = None) -> list[tuple[str, Option]]:
+    """A command's own options, all or these, in this order."""
+    known = {name.replace("_", "-"): option for name, option in _known({}, section).items() if not option.positional}
+    return [(f"--{name}", known[name]) for name in names or known]
 
 
 def _filled(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), terminal.WIDTH)
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(textwrap.fill(" ".join(paragraph.split()), terminal.WIDTH) for paragraph in paragraphs)
 
 
 def _table(rows: Sequence[tuple[str, Option]]) -> str:

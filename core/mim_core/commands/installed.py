@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from mim_core import terminal
 from mim_core.commands.options import option_rows, parse
-from mim_core.errors import MimError, nearest, unknown
+from mim_core.errors import MimError, did_you_mean, unknown
 from mim_core.host.described import Described, NotPlain, Option
 from mim_core.host.described import describe as describe_source
 from mim_core.host.kinds import KINDS
@@ -157,8 +157,7 @@ def describe(program: str, plugin: str | None, arguments: list[str]) -> int:
     found = [entry for entry in registry.entries if options.name in (entry.full_name, entry.name)]
     if not found:
         names = [entry.full_name for entry in registry.entries]
-        near = nearest(options.name, [*names, *(entry.name for entry in registry.entries)])
-        guess = f" Did you mean {near!r}?" if near else ""
+        guess = did_you_mean(options.name, [*names, *(entry.name for entry in registry.entries)])
         raise MimError(
             f"Nothing is named {options.name!r}.{guess}{registry.absent(options.name)}\nSee: {program} list KIND, with "
             f"one of {', '.join(KINDS)}."

@@ -91,7 +91,7 @@ class PretrainOptions:
 def command_class(run: ResolvedRun, own: type[Any] = PretrainOptions, what: str = "Pre-train") -> type[Any]:
     """A dataclass with the command's own options, those of training, of evaluation and of every part, with the run's
     values as defaults."""
-    hints = _hints(own)
+    hints = hints_of(own)
     fields: list[Any] = [(f.name, hints[f.name], dataclasses.field(default=f.default)) for f in dataclasses.fields(own)]
     for name, content in _tree(run).items():
         if isinstance(content, dict):
@@ -118,7 +118,7 @@ def with_data(own: type[T], data: Any, **given: Any) -> T:
     return made
 
 
-def _hints(cls: type) -> dict[str, Any]:
+def hints_of(cls: type) -> dict[str, Any]:
     """Types with tyro's help taken from the strings below the fields, which a made dataclass would lose."""
     hints = typing.get_type_hints(cls, include_extras=True)
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
@@ -170,7 +170,7 @@ def type_text(hint: Any) -> str:
 
 def option_rows(cls: type) -> list[tuple[str, str, str, str]]:
     """(name, type, default, help) of every option of a dataclass, for ``describe``."""
-    hints = _hints(cls)
+    hints = hints_of(cls)
     rows = []
     for field in dataclasses.fields(cls):
         hint = hints[field.name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,14 @@ from mim_core.methods.supervised import Supervised
 from mim_core.ranks import world as ranks
 from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.resolve import load_recipe
-from mim_core.recipes.toml import completed, read_file, to_toml
+from mim_core.recipes.toml import read_file
 from mim_core.runs import checkpoint
 from mim_core.runs import load as run_load
 from mim_core.runs import run as running
-from mim_core.runs.folder import check_folder
 from mim_core.runs.initial_weights import take_encoder, take_weights
 from mim_core.terminal import tell
 from mim_core.training import loop
-from mim_core.training.plan import print_plan
+from mim_core.training.plan import dry_run
 from mim_core.training.signals import STOPPED
 
 
@@ -44,11 +42,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
         if world.on_first(lambda: checkpoint.newest(folder) is None):
             world.together(lambda: _begin(started, options, registry))
         if options.dry_run:
-            world.on_first(
-                lambda: check_folder(folder, to_toml(started.config, registry), partial(completed, registry=registry))
-            )
-            if world.first:
-                print_plan(started)
+            dry_run(started)
             return 0
         done = loop.train(started, quiet=options.quiet)
     if world.first and try_report(folder, registry) and done and not options.quiet:

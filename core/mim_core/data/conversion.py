@@ -1,24 +1,147 @@
-"""Jobs in processes of their own, for commands that go through a collection once."""
+"""Commands that go through a collection once and write it anew: a file at a time, in processes of their own, with a
+manifest of what was done, by which a stopped conversion goes on."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
 
-from mim_core.errors import MimError
+from mim_core.disk import write_whole
+from mim_core.errors import BadSample, MimError
 
 Job = TypeVar("Job")
-
-
 Result = TypeVar("Result")
+Line = dict[str, Any]
+"""A line of the manifest: ``file``, ``status`` ("done", "copied", "aside", "failed"), and what else there is to say."""
+MANIFEST = "manifest.jsonl"
+PARTIAL = ".partial"
+"""What the name of a file that is being written ends in."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One file of a collection, and where it goes; paths below the two folders.
+
+    Attributes:
+        source: The file below IN.
+        target: Its place below OUT.
+        kind: What is done with it.
+        renamed: Why it does not get its own name.
+        reason: Why it is left out, or why it is written again.
+    """
+
+    source: str
+    target: str
+    kind: Literal["convert", "copy", "aside"]
+    renamed: str = ""
+    reason: str = ""
+
+
+def with_own_names(files: Sequence[Conversion], ending: str) -> list[Conversion]:
+    """The same, each with a target of its own: of files that would get one name, the first that has it already, or
+    else the first, gets it; the others keep their endings, and ``ending`` follows."""
+    takers: dict[str, str] = {}
+    for file in sorted(files, key=lambda file: file.source != file.target):  # stable: who has the name comes first
+        if file.kind != "aside":
+            takers.setdefault(file.target, file.source)
+    named = []
+    for file in files:
+        if file.kind == "aside" or takers[file.target] == file.source:
+            named.append(file)
+            continue
+        target = file.source + ending
+        while target in takers:
+            target += ending
+        takers[target] = file.source
+        named.append(replace(file, target=target, renamed=f"{file.target} is made of {takers[file.target]}"))
+    return named
+
+
+def write_file(
+    file: Conversion,
+    root: Path,
+    out: Path,
+    write: Callable[[Path, Path], Line],
+    keep: bool,
+    faults: tuple[type[Exception], ...] = (),
+) -> Line:
+    """Writes one file of OUT, under another name until it is whole. Returns its line of the manifest.
+
+    Args:
+        file: Which one.
+        root: IN.
+        out: OUT.
+        write: Makes the second file of the first; returns the rest of the line.
+        keep: Whether what an earlier run wrote stays when this fails, or is removed.
+        faults: What it may raise besides `BadSample`, `OSError` and `ValueError` where the file is at fault.
+    """
+    source, target = root / file.source, out / file.target
+    partial = target.with_name(target.name + PARTIAL)
+    line: Line = {"file": file.source, "out": file.target}
+    line |= {name: text for name, text in (("again", file.reason), ("renamed", file.renamed)) if text}
+    expected: tuple[type[Exception], ...] = (BadSample, OSError, ValueError, *faults)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        line |= write(source, partial)
+        partial.replace(target)
+        return line
+    except expected as error:
+        for old in (partial,) if keep else (partial, target):
+            if old.is_file():
+                old.unlink()
+        reason = error.reason if isinstance(error, BadSample) else str(error)
+        stays = "; the one written before stays" if target.is_file() else ""
+        return {"file": file.source, "status": "failed", "reason": reason + stays}
+
+
+class Manifest:
+    """``OUT/manifest.jsonl``: a line for each file of IN, in order, and while a conversion runs in the order in which
+    they are done.
+
+    Attributes:
+        path: Where it is.
+        before: The lines of earlier runs, by the file's path below IN.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / MANIFEST
+        self.before: dict[str, Line] = {}
+        for text in self.path.read_text().splitlines() if self.path.is_file() else ():
+            try:
+                line = json.loads(text)
+                self.before[line["file"]] = line
+            except (ValueError, KeyError, TypeError):  # cut off when a run was killed
+                continue
+
+    def follow(self, files: Sequence[Conversion], lines: Iterable[Line]) -> Iterator[Line]:
+        """Writes the line of each file as it comes, and hands it on. Of a file that is "skipped", because an earlier
+        run did it, that run's line stays."""
+        self._write(list(self.before.values()))  # a line that was cut off would spoil the next
+        done: dict[str, Line] = {}
+        with self.path.open("a") as manifest:
+            for line in lines:
+                if line["status"] == "skipped":
+                    done[line["file"]] = self.before[line["file"]]
+                else:
+                    done[line["file"]] = line
+                    manifest.write(json.dumps(line) + "\n")
+                    manifest.flush()
+                yield line
+        self._write([done[file.source] for file in files])
+
+    def _write(self, lines: Sequence[Line]) -> None:
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:

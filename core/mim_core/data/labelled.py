@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor
 
-from mim_core.data.source import DataSource, Labelled, Picture, Sample
+from mim_core.data.source import DataSource, Labelled
+from mim_core.data.wrapped import WrappedSource
 from mim_core.text import counted
 
 
-class LabelledSource(DataSource):
+class LabelledSource(WrappedSource):
     """A source whose labelled training split is what is trained on; for methods that learn from labels.
 
     Raises:
@@ -18,9 +19,9 @@ class LabelledSource(DataSource):
     """
 
     def __init__(self, source: DataSource) -> None:
-        super().__init__(source.config, source.shapes)
-        self.item_seconds = source.item_seconds
-        self.source, self.split = source, source.labelled("train")
+        super().__init__(source)
+        self.split = source.labelled("train")
+        self.samples_per_item = 1  # `read_labelled` gives one sample of each
 
     def __len__(self) -> int:
         return len(self.split.labels)
@@ -28,14 +29,6 @@ class LabelledSource(DataSource):
     def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The source's; what is trained on is its split "train"."""
         return self.source.files_of("train" if split == "pretrain" else split)
-
-    def advice(self) -> list[str]:
-        """The source's."""
-        return self.source.advice()
-
-    def contents(self) -> dict[str, str]:
-        """The source's."""
-        return self.source.contents()
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented item with its ``label``."""
@@ -55,37 +48,13 @@ class LabelledSource(DataSource):
         known = {**{name: name for name in names if name in own}, **found}
         return {name: own[item] for name, item in known.items() if item in own}
 
-    def finish(self, sample: Sample) -> Sample:
-        """The source's."""
-        return self.source.finish(sample)
+    def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
+        """Not looked up: the source's is of its items for pre-training."""
+        return {}
 
     def labelled(self, split: str) -> Labelled:
         """The source's."""
         return self.split if split == "train" else self.source.labelled(split)
-
-    def raw(self, sample: Sample) -> Tensor:
-        """The source's."""
-        return self.source.raw(sample)
-
-    def picture(self, modality: str, values: Tensor) -> Picture:
-        """The source's."""
-        return self.source.picture(modality, values)
-
-    def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:
-        """The source's."""
-        return self.source.masked_picture(modality, values, hidden)
-
-    def animation(self, modality: str, values: Tensor) -> Picture | None:
-        """The source's."""
-        return self.source.animation(modality, values)
-
-    def page(self, modality: str, rows: Mapping[str, Tensor]) -> str | None:
-        """The source's."""
-        return self.source.page(modality, rows)
-
-    def controls(self) -> Mapping[str, Callable[[Sample], Sample]]:
-        """The source's."""
-        return self.source.controls()
 
     def plan(self) -> dict[str, str]:
         """The source's, the labelled samples, and whether they are augmented."""

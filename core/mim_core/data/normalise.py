@@ -1,12 +1,58 @@
-"""Means and standard deviations that users state for their data."""
+"""Normalisation by means and standard deviations that users state for their data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from mim_core.errors import MimError
 from mim_core.text import counted
+
+
+class Normalisation:
+    """Brings the values of each channel to mean 0 and deviation 1 over the data, on the device where a batch is.
+
+    Attributes:
+        mean: float32 [C, 1, ...], of values in [0, 1], with a 1 for each axis behind the channels.
+        std: The same, of the standard deviation.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int, axes: int) -> None:
+        """Checks the numbers, see `check_statistics`.
+
+        Args:
+            mean: One number for each channel.
+            std: The same.
+            channels: How many there are.
+            axes: How many axes follow that of the channels.
+        """
+        check_statistics(mean, std, channels)
+        self.mean, self.std = (torch.tensor(values).reshape(-1, *[1] * axes) for values in (mean, std))
+        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation on a device; copied there once, because a copy waits for the device."""
+        if device not in self._copies:
+            self._copies[device] = (self.mean.to(device), self.std.to(device))
+        return self._copies[device]
+
+    def of_bytes(self, values: Tensor) -> Tensor:
+        """Values from 0 to 255 [..., C, ...], normalised; float32."""
+        mean, std = self.on(values.device)
+        return (values.float() / 255 - mean) / std
+
+    def undone(self, values: Tensor) -> Tensor:
+        """Normalised values as they were in [0, 1]."""
+        mean, std = self.on(values.device)
+        return values * std + mean
+
+    def to_bytes(self, values: Tensor) -> Tensor:
+        """Normalised values as uint8 on the CPU, to be shown; those outside [0, 255] at its ends."""
+        pixels = (values.float().cpu() * self.std + self.mean) * 255
+        return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:

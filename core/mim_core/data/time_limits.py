@@ -146,7 +146,7 @@ class Watch(threading.Thread):
         super().__init__(name="watch over reading", daemon=True)
         self.places, self.seconds, self.end, self.stopped = places, seconds, end, stopped
         self.waiting: float | None = None
-        self.found: tuple[int, str, float] | None = None
+        self.stuck: tuple[int, str, float] | None = None
         """What was read when the processes were ended."""
         self.ended = threading.Event()
 
@@ -170,7 +170,7 @@ class Watch(threading.Thread):
             over_time = now - waiting > self.seconds + 2  # the loader's own limit comes first where it holds
             over_stop = told is not None and now - max(told, waiting) > self.AFTER_STOP
             if over_time or over_stop:
-                self.found = self.places.longest()
+                self.stuck = self.places.longest()
                 self.end()
                 return
 

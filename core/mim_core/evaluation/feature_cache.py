@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from mim_core.evaluation.study import Features
+from mim_core.evaluation.study import SplitFeatures
 from mim_core.tensor_files import write_tensors
 
 
@@ -44,22 +44,22 @@ class Store:
     trained: Any
     step: str
 
-    def raw(self, make: Callable[[], Features], rows: tuple[int, int]) -> Features:
+    def raw(self, make: Callable[[], SplitFeatures], rows: tuple[int, int]) -> SplitFeatures:
         """Of the raw input."""
         return self._get("raw", "raw", self.data, make, rows)
 
-    def fresh(self, make: Callable[[], Features], rows: tuple[int, int]) -> Features:
+    def fresh(self, make: Callable[[], SplitFeatures], rows: tuple[int, int]) -> SplitFeatures:
         """Of the untrained encoder."""
         return self._get("untrained", "untrained", [self.data, self.untrained], make, rows)
 
-    def own(self, make: Callable[[], Features], rows: tuple[int, int], control: str = "") -> Features:
+    def own(self, make: Callable[[], SplitFeatures], rows: tuple[int, int], control: str = "") -> SplitFeatures:
         """Of the trained encoder; with a control, of samples that were changed by it."""
         behind = f"-{re.sub('[^0-9A-Za-z_.]+', '-', control)}" if control else ""
         return self._get(f"{self.step}{behind}", f"step-[0-9]*{behind}", [self.data, self.trained], make, rows)
 
     def _get(
-        self, row: str, replaced: str, made_of: Any, make: Callable[[], Features], rows: tuple[int, int]
-    ) -> Features:
+        self, row: str, replaced: str, made_of: Any, make: Callable[[], SplitFeatures], rows: tuple[int, int]
+    ) -> SplitFeatures:
         """Features from disk, or made and written there in the place of those that are out of date.
 
         Args:
@@ -87,12 +87,12 @@ class Store:
         return made
 
 
-def _read(path: Path, rows: tuple[int, int]) -> Features | None:
+def _read(path: Path, rows: tuple[int, int]) -> SplitFeatures | None:
     """Whole features of so many rows; None where there are none."""
     try:
         if not path.is_file():
             return None
-        found = Features(**load_file(path))
+        found = SplitFeatures(**load_file(path))
     except (OSError, SafetensorError, TypeError):
         return None
     whole = (len(found.train), len(found.test)) == rows and found.train.ndim == found.test.ndim == 2

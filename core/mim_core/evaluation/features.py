@@ -17,11 +17,10 @@ from mim_core.data.source import DataSource, Labelled, Sample
 from mim_core.errors import MimError, unknown
 from mim_core.evaluation.feature_cache import Store
 from mim_core.evaluation.input_size import size_of, tokenizer_at
-from mim_core.evaluation.study import Features, Study
+from mim_core.evaluation.study import SplitFeatures, Study
 from mim_core.host.registry import Registry
 from mim_core.methods.build import build_method, make_source, open_source, working
-from mim_core.methods.method import Features as Encoded
-from mim_core.methods.method import Method
+from mim_core.methods.method import Features, Method
 from mim_core.parts.position import moved_positions
 from mim_core.parts.samples import finite_rows, known_entries
 from mim_core.parts.tokenizer import zeros
@@ -106,7 +105,7 @@ def check_inputs(inputs: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]])
             raise unknown("modality in --evaluate.inputs", name, shapes, "Several are written with spaces between.")
 
 
-def _pooled(features: Encoded, pool: str) -> Tensor:
+def _pooled(features: Features, pool: str) -> Tensor:
     """One vector per sample [B, D], or [B, 2 D] for "mean-max".
 
     Raises:
@@ -121,11 +120,11 @@ def _pooled(features: Encoded, pool: str) -> Tensor:
 
 
 def _readable(
-    rows: dict[str, Features], train: Tensor, test: Tensor
-) -> tuple[dict[str, Features], tuple[Tensor, Tensor]]:
+    rows: dict[str, SplitFeatures], train: Tensor, test: Tensor
+) -> tuple[dict[str, SplitFeatures], tuple[Tensor, Tensor]]:
     """Features and labels of the samples that could be read: those of the raw input are not NaN."""
     a, b = (~values.isnan().any(dim=1) for values in (rows[RAW].train, rows[RAW].test))
-    kept = {row: Features(features.train[a], features.test[b]) for row, features in rows.items()}
+    kept = {row: SplitFeatures(features.train[a], features.test[b]) for row, features in rows.items()}
     return kept, (train[a], test[b])
 
 
@@ -254,10 +253,10 @@ def _pooled_study(
         raise MimError("There are no labelled samples to train or to test the probes on.")
     store, sizes = keep(source, (train, test)), (len(train.labels), len(test.labels))
 
-    def both(row: str, change: Callable[[Sample], Sample] | None = None) -> Features:
+    def both(row: str, change: Callable[[Sample], Sample] | None = None) -> SplitFeatures:
         network = methods[row]() if row in methods else None
         splits = (extract(network, source, split, config, device, change=change) for split in (train, test))
-        return Features(*splits)
+        return SplitFeatures(*splits)
 
     get = {RAW: store.raw, UNTRAINED: store.fresh, PRETRAINED: store.own}
     rows = {row: keep_row(partial(both, row), sizes) for row, keep_row in get.items()}

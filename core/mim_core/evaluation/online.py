@@ -16,7 +16,7 @@ from mim_core import randomness
 from mim_core.data.source import Labelled
 from mim_core.errors import MimError
 from mim_core.evaluation.features import extract
-from mim_core.evaluation.study import Features, Study, run_study
+from mim_core.evaluation.study import SplitFeatures, Study, run_study
 from mim_core.runs import logs
 from mim_core.runs.average import WeightAverage
 from mim_core.scores import MAJORITY, RAW, Score
@@ -45,7 +45,7 @@ class OnlineProbe:
         if min(len(split.labels) for split in self.splits) == 0:
             raise MimError("--evaluate.every: there are no labelled samples to train or to test the probes on.")
         self.chosen = [self._some(split) for split in self.splits]
-        self.raw: Features | None = None
+        self.raw: SplitFeatures | None = None
         self.path = run.folder / "probes.jsonl"
 
     def _some(self, split: Labelled) -> Tensor:
@@ -76,7 +76,8 @@ class OnlineProbe:
             return []
         labels = [split.labels[chosen] for split, chosen in zip(self.splits, self.chosen, strict=True)]
         kept = [~values.isnan().any(dim=1) for values in (now.train, now.test)]
-        rows = {name: Features(each.train[kept[0]], each.test[kept[1]]) for name, each in ((RAW, self.raw), (NOW, now))}
+        both = ((RAW, self.raw), (NOW, now))
+        rows = {name: SplitFeatures(each.train[kept[0]], each.test[kept[1]]) for name, each in both}
         study = Study(self.config, (labels[0][kept[0]], labels[1][kept[1]]), self.splits[1].classes, rows)
         scores = [*run_study(study, run.registry)]
         scores += [replace(score, row=START) for score in self._at_start(scores) if score.row == NOW]
@@ -93,9 +94,9 @@ class OnlineProbe:
         before = logs.read(self.path)
         return next(([Score(**s) for s in line["scores"]] for line in before if line["step"] == 0), [])
 
-    def _both(self, method: Method | None) -> Features:
+    def _both(self, method: Method | None) -> SplitFeatures:
         pairs = zip(self.splits, self.chosen, strict=True)
-        return Features(*(self._features(method, split, chosen) for split, chosen in pairs))
+        return SplitFeatures(*(self._features(method, split, chosen) for split, chosen in pairs))
 
     def _features(self, method: Method | None, split: Labelled, chosen: Tensor) -> Tensor:
         """Features of the chosen samples [n, D], each rank's share put together."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Features:
+class SplitFeatures:
     """What a row's encoder makes of both splits: float32 [n, D] and [m, D]."""
 
     train: Tensor
@@ -35,7 +35,7 @@ class Study:
         config: The evaluation options.
         labels: int64 [n] of the training split, and [m] of the test split.
         classes: Names of the classes.
-        rows: Features by row.
+        rows: Features of both splits, by row.
         notes: What to print under the table.
         source: The data, for evaluations that need more than one vector per sample.
         methods: What gives the methods of the rows that have one, by row; each is built when it is called for.
@@ -45,7 +45,7 @@ class Study:
     config: EvaluateConfig
     labels: tuple[Tensor, Tensor]
     classes: tuple[str, ...]
-    rows: dict[str, Features]
+    rows: dict[str, SplitFeatures]
     notes: list[str] = field(default_factory=list)
     source: DataSource | None = None
     methods: Mapping[str, Callable[[], Method]] = field(default_factory=dict)

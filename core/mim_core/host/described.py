@@ -29,6 +29,7 @@ class Option:
         default: Its value.
         help: What it does.
         positional: Given by its place, without its name.
+        metavar: What stands for its value in the usage, where the source says it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Option:
     default: Any
     help: str
     positional: bool = False
+    metavar: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,8 +206,15 @@ def _options(module: _Module, config: ast.ClassDef, needed: bool = False) -> dic
             continue
         value = None if child.value is None else _value(module, child.value, kind)
         place = "Positional" in ast.unparse(child.annotation)
-        found[child.target.id] = Option(child.target.id, kind, value, inspect.cleandoc(str(text)), place)
+        name, told = child.target.id, inspect.cleandoc(str(text))
+        found[name] = Option(name, kind, value, told, place, _metavar(child.annotation))
     return found
+
+
+def _metavar(annotation: ast.expr) -> str:
+    """The ``metavar`` among tyro's notes to a type."""
+    notes = [node for node in ast.walk(annotation) if isinstance(node, ast.keyword) and node.arg == "metavar"]
+    return str(notes[0].value.value) if notes and isinstance(notes[0].value, ast.Constant) else ""
 
 
 def _type(module: _Module, node: ast.expr) -> str:

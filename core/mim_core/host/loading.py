@@ -25,7 +25,7 @@ import pluggy
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from mim_core.errors import MimError, nearest, one_line, strict, warn
+from mim_core.errors import MimError, did_you_mean, one_line, strict, warn
 from mim_core.host import hookspecs, process_state
 from mim_core.host.kinds import KINDS
 from mim_core.host.registry import EXTRAS, LETTERS, Entry, PluginRecord, RecipeRegister, Register, Registry
@@ -147,10 +147,8 @@ def _selection(candidates: list[Candidate], environ: Mapping[str, str]) -> set[s
         if variable == "MIM_CORE_DISABLE" and "core" in asked:
             raise MimError(f"{variable} names 'core', whose parts are always there.")
         for name in sorted(asked - names - {"core"}):
-            near = nearest(name, names)
-            guess = f" Did you mean {near!r}?" if near else ""
             raise MimError(
-                f"{variable} names {name!r}, which is not installed.{guess} Installed: "
+                f"{variable} names {name!r}, which is not installed.{did_you_mean(name, names)} Installed: "
                 f"{', '.join(sorted(names)) or 'none'}."
             )
         return asked
@@ -272,10 +270,7 @@ def _check_pending(manager: pluggy.PluginManager, module: ModuleType) -> None:
     for caller in manager.get_hookcallers(module) or []:
         optional = all(impl.optionalhook for impl in caller.get_hookimpls() if impl.plugin is module)
         if not caller.has_spec() and not optional:
-            near = nearest(caller.name, known)
-            raise PluginError(
-                f"it implements {caller.name!r}, which is no hook.{f' Did you mean {near!r}?' if near else ''}"
-            )
+            raise PluginError(f"it implements {caller.name!r}, which is no hook.{did_you_mean(caller.name, known)}")
 
 
 def _collect(manager: pluggy.PluginManager, candidate: Candidate, module: ModuleType) -> list[Entry]:

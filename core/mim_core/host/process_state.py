@@ -34,7 +34,7 @@ class Facet:
         read: Its value, from the module.
         write: Gives it a value again; None where that is not safe.
         fresh: Its value when the module has just been imported; None where that is not known.
-        told: What to say of a change, from the values before and after.
+        change: What to say of a change, from the values before and after.
         same: Whether two values are the same to people.
     """
 
@@ -43,7 +43,7 @@ class Facet:
     read: Callable[[Any], Any]
     write: Callable[[Any, Any], object] | None = None
     fresh: Callable[[Any], Any] | None = None
-    told: Callable[[Any, Any], str] = lambda before, after: f"{before} became {after}"
+    change: Callable[[Any, Any], str] = lambda before, after: f"{before} became {after}"
     same: Callable[[Any, Any], bool] = operator.eq
 
 
@@ -155,19 +155,19 @@ FACETS = (
           lambda t, v: t.use_deterministic_algorithms(v), fresh=lambda t: False),
     Facet("cuDNN's search for fast algorithms", "torch.backends.cudnn", lambda c: bool(c.benchmark),
           lambda c, v: setattr(c, "benchmark", v), fresh=lambda c: False),
-    Facet("torch's random state", "torch", _torch_state, _set_torch, told=_silent),
-    Facet("numpy's random state", "numpy.random", _numpy_state, _set_numpy, told=_silent),
-    Facet("Python's random state", "random", lambda r: r.getstate(), lambda r, v: r.setstate(v), told=_silent,
+    Facet("torch's random state", "torch", _torch_state, _set_torch, change=_silent),
+    Facet("numpy's random state", "numpy.random", _numpy_state, _set_numpy, change=_silent),
+    Facet("Python's random state", "random", lambda r: r.getstate(), lambda r, v: r.setstate(v), change=_silent,
           same=_drawn_from),
     Facet("the working folder", "os", _folder, _set_folder),
-    Facet("the warnings' filters", "warnings", lambda w: tuple(w.filters), _set_filters, told=_silent,
+    Facet("the warnings' filters", "warnings", lambda w: tuple(w.filters), _set_filters, change=_silent,
           same=_same_filters),
-    Facet("os.environ", "os", lambda m: dict(m.environ), _restore_environ, told=_names, same=_same_environ),
-    Facet("sys.path", "sys", lambda m: list(m.path), told=_entries),
+    Facet("os.environ", "os", lambda m: dict(m.environ), _restore_environ, change=_names, same=_same_environ),
+    Facet("sys.path", "sys", lambda m: list(m.path), change=_entries),
     Facet("the root logger's level", "logging", lambda m: m.root.level, lambda m, v: m.root.setLevel(v),
           fresh=lambda m: m.WARNING),
     Facet("the root logger's handlers", "logging", lambda m: tuple(m.root.handlers), _set_handlers,
-          fresh=lambda m: (), told=lambda before, after: f"{len(before)} became {len(after)}"),
+          fresh=lambda m: (), change=lambda before, after: f"{len(before)} became {len(after)}"),
 )  # fmt: skip
 
 
@@ -191,6 +191,6 @@ def settle(before: Mapping[str, Any]) -> list[str]:
         if facet.write is not None:
             facet.write(module, then)
         left = facet.write is None or not facet.same(then, facet.read(module))
-        said = "; ".join(text for text in (facet.told(then, now), "left" if left else "put back") if text)
+        said = "; ".join(text for text in (facet.change(then, now), "left" if left else "put back") if text)
         found.append(f"{facet.name} ({said})")
     return found

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mim_core.errors import MimError, nearest, one_line, strict, unknown, warn
+from mim_core.errors import MimError, did_you_mean, one_line, strict, unknown, warn
 from mim_core.host import process_state
 from mim_core.host.kinds import KINDS, fault_of
 
@@ -50,7 +50,7 @@ class Entry:
         return f"{self.plugin}:{self.name}"
 
     @property
-    def told(self) -> str:
+    def title(self) -> str:
         """The part in a sentence: masker 'mine:checker' of the plugin 'mine' (mim-mine 1.0)."""
         where = f" ({self.origin})" if self.origin else ""
         return f"{KINDS[self.kind]} {self.full_name!r} of the plugin {self.plugin!r}{where}"
@@ -74,7 +74,7 @@ class Entry:
         value = self._import(reference)
         fault = fault_of(self.kind, value)
         if fault is not None:
-            raise MimError(f"The {self.told} cannot be used: {reference!r} {fault}.")
+            raise MimError(f"The {self.title} cannot be used: {reference!r} {fault}.")
         return value
 
     def _import(self, reference: str) -> Any:
@@ -89,13 +89,13 @@ class Entry:
         except BaseException as error:  # some libraries' errors are no Exception
             needs = " Is everything that it needs installed?" if isinstance(error, ImportError) else ""
             raise MimError(
-                f"The {self.told} cannot be loaded from {reference!r}: {one_line(error)}\n{needs.lstrip()}"
+                f"The {self.title} cannot be loaded from {reference!r}: {one_line(error)}\n{needs.lstrip()}"
                 f'{" " if needs else ""}Its traceback: python -c "import {module}; {module}.{attribute}"'
             ) from error
         finally:
             changed = process_state.settle(before)
         if changed:
-            said = f"The {self.told} changes global state when it is imported: {', '.join(changed)}."
+            said = f"The {self.title} changes global state when it is imported: {', '.join(changed)}."
             if strict():
                 raise MimError(said)
             warn(said)
@@ -259,7 +259,6 @@ class Registry:
         names = {record.name for record in self.plugins}
         if plugin and plugin not in names:
             package = f'"mim-core[{plugin}]"' if plugin in EXTRAS else f"mim-{plugin}"
-            near = None if plugin in EXTRAS else nearest(plugin, {*names, *EXTRAS})
-            advice = f"Did you mean {near!r}?" if near else f"Try: pip install {package}"
-            notes.append(f"\nNo plugin {plugin!r} is installed. {advice}")
+            guess = "" if plugin in EXTRAS else did_you_mean(plugin, {*names, *EXTRAS})
+            notes.append(f"\nNo plugin {plugin!r} is installed.{guess or f' Try: pip install {package}'}")
         return "".join(notes)

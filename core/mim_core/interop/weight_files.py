@@ -42,13 +42,13 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     except MimError:
         raise
     except Exception as error:  # damaged files raise many kinds
-        raise MimError(f"{path} cannot be read as weights: {said_of(error)}") from error
+        raise MimError(f"{path} cannot be read as weights: {reason_of(error)}") from error
     if not isinstance(content, Mapping):
         raise MimError(f"{path} holds a {type(content).__name__}, not weights by name. {SAVE}")
     return content
 
 
-def said_of(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Why a file of weights was refused, in one line. torch's own text for one that it does not trust advises to run
     its code; that is not repeated."""
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mim_core.errors import MimError, warn
 from mim_core.host.loading import installed
 from mim_core.host.registry import Registry
-from mim_core.interop.weight_files import read_sizes, read_weights, said_of
+from mim_core.interop.weight_files import read_sizes, read_weights, reason_of
 from mim_core.methods.build import build_method
 from mim_core.methods.method import Method
 from mim_core.recipes.toml import from_toml
@@ -51,7 +51,7 @@ def import_checkpoint(
         if not isinstance(path_or_state, (str, Path)):
             raise
         raise MimError(
-            f"{path_or_state} does not make a method of the format {format!r}, with these sizes: {said_of(error)}"
+            f"{path_or_state} does not make a method of the format {format!r}, with these sizes: {reason_of(error)}"
         ) from error
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from mim_core.errors import MimError, nearest
+from mim_core.errors import MimError, did_you_mean
 
 NONE = "none"
 """How None is written in TOML, which has no word for it."""
@@ -34,8 +34,7 @@ def fill(cls: type, values: Mapping[str, Any], where: str, base: Any = None) -> 
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in names:
-            near = nearest(name, names)
-            guess = f" Did you mean {near!r}?" if near else ""
+            guess = did_you_mean(name, names)
             known = ", ".join(names) if names else "none"
             raise MimError(f"{where} has no option {key!r}.{guess}\nOptions: {known}.")
         try:
@@ -67,8 +66,7 @@ def convert(kind: Any, value: Any) -> Any:
         return convert(rest[-1], value)
     if origin is Literal:
         if value not in arguments:
-            near = nearest(str(value), map(str, arguments))
-            guess = f"; did you mean {near!r}?" if near else ""
+            guess = did_you_mean(str(value), map(str, arguments), "; did you mean ")
             raise ValueError(f"must be one of {', '.join(map(str, arguments))}; got {value!r}{guess}")
         return value
     if origin is tuple:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
 from typing import Any
 
-from mim_core.errors import MimError, nearest, one_line
+from mim_core.errors import MimError, did_you_mean, one_line
 from mim_core.host.kinds import ROLES, role_kind
 from mim_core.host.registry import Entry, Registry
 from mim_core.recipes.config import DEFAULTS, EvaluateConfig, Part, ResolvedPart, ResolvedRun, RunConfig, TrainConfig
@@ -57,11 +57,11 @@ def made(entry: Entry, twin: bool = False) -> RunConfig:
     except Exception as error:
         module, _, function = str(entry.twin if twin else entry.load).partition(":")
         raise MimError(
-            f"The {entry.told} cannot be made: {one_line(error)}\nIts traceback: python -c "
+            f"The {entry.title} cannot be made: {one_line(error)}\nIts traceback: python -c "
             f'"import {module}; {module}.{function}()"'
         ) from error
     if not isinstance(config, RunConfig):
-        raise MimError(f"The {entry.told} returned {type(config).__name__}, not a RunConfig.")
+        raise MimError(f"The {entry.title} returned {type(config).__name__}, not a RunConfig.")
     return replace(config, recipe=entry.full_name)
 
 
@@ -116,8 +116,7 @@ def _roles(table: str, content: Mapping[str, Any], run: ResolvedRun, where: str)
     if nested:
         return [(f"{table}.{role}", options) for role, options in content.items()]
     known = {*ROLES, "train", "evaluate", *scopes}
-    near = nearest(table, known)
-    guess = f" Did you mean [{near}]?" if near else ""
+    guess = did_you_mean(table, known, shown="[{}]".format)
     raise MimError(f"{where}: unknown table [{table}].{guess}\nTables: {', '.join(sorted(known))}.")
 
 
@@ -134,8 +133,7 @@ def drop(run: ResolvedRun, role: str) -> ResolvedRun:
     """
     scope, _, last = role.rpartition(".")
     if role not in run.parts:
-        near = nearest(role, run.parts)
-        guess = f" Did you mean {near!r}?" if near else ""
+        guess = did_you_mean(role, run.parts)
         raise MimError(f"There is no role {role!r} to take out.{guess}\nThis run has: {', '.join(run.parts)}.")
     if last not in DROPPED or (last == "decoder" and not scope):
         raise MimError(f"A run cannot do without {role!r}. Only tokenizers, targets and decoders of a scope can go.")

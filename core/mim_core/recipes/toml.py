@@ -17,7 +17,7 @@ from mim_core.host.registry import Entry, Registry
 from mim_core.recipes.config import DEFAULTS, EvaluateConfig, ResolvedRun, TrainConfig
 from mim_core.recipes.options import check_text, fill, plain
 from mim_core.recipes.resolve import drop, load_recipe, made, override
-from mim_core.recipes.versions import told_of_changes
+from mim_core.recipes.versions import warn_of_changes
 
 
 def read_file(path: Path, registry: Registry) -> ResolvedRun:
@@ -58,7 +58,7 @@ def _origins(plugins: Any, registry: Registry) -> Iterator[None]:
         raise MimError(
             f"{error}\nThis run was written with {named}, not installed here. Run: pip install {' '.join(lost)}"
         ) from error
-    told_of_changes(plugins, registry.versions())
+    warn_of_changes(plugins, registry.versions())
 
 
 def to_toml(run: ResolvedRun, registry: Registry) -> str:

@@ -15,7 +15,7 @@ from mim_core.errors import warn
 BETWEEN = ", "
 
 
-def told_of_changes(written: Mapping[str, Any], here: Mapping[str, str]) -> None:
+def warn_of_changes(written: Mapping[str, Any], here: Mapping[str, str]) -> None:
     """Warns of each distribution that is here in another version than a run was last written with; once in a process.
 
     Args:
@@ -31,7 +31,7 @@ def with_earlier(recipe: str, before: str) -> str:
     """The text of a recipe with the versions that the text of before has and this has not, in front; warns of them."""
     content, old = tomllib.loads(recipe), tomllib.loads(before).get("plugins", {})
     now = content.get("plugins", {})
-    told_of_changes(old, now)
+    warn_of_changes(old, now)
     kept = {name: _kept(old[name], version) if name in old else version for name, version in now.items()}
     if kept == now:
         return recipe

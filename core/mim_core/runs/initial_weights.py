@@ -44,7 +44,7 @@ def take_weights(method: Method, other: nn.Module, path: Path) -> list[str]:
         raise MimError(f"--init {path}: " + " ".join(places.refused))
     shared = _segments(own) & _segments(theirs)
     taken: dict[str, Tensor] = {}
-    said: list[str] = [*places.said]
+    said: list[str] = [*places.notes]
     fresh: list[str] = []
     faults: list[str] = []
     for name, value in own.items():
@@ -77,7 +77,7 @@ class Places:
         tables: Values for this method's tables, by the names of its weights.
         kept: Its computed tables that stay as they are, by name.
         passed: The other's tables that are dealt with, or follow from its units, by name.
-        said: What is not simply the same table, in words.
+        notes: What is not simply the same table, in words.
         refused: Trained positions that this method has no place for, in words, with the way around.
         unlike: Computed positions of different kinds: path -> (here, there).
     """
@@ -85,7 +85,7 @@ class Places:
     tables: dict[str, Tensor] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     passed: set[str] = field(default_factory=set)
-    said: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     unlike: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -125,7 +125,7 @@ def _match(path: str, own: TablePosition, theirs: TablePosition, found: Places) 
         )
     elif own.computed and own.kind != theirs.kind:
         found.unlike[path] = (own.kind, theirs.kind)
-        found.said.append(
+        found.notes.append(
             f"{path}: this recipe's positions are {own.kind}; the {theirs.kind} ones there are not used. To take them: "
             f"{_option(path)} {theirs.kind}"
         )
@@ -148,12 +148,12 @@ def _move(path: str, own: TablePosition, theirs: TablePosition, found: Places) -
     grids = {name: (there, here) for name, there, here in _other_grids(theirs, own)}
     for name, (there, here) in grids.items():
         where = f"{path} of {name}" if name else path
-        found.said.append(f"{where}: trained at a grid of {there}, here {here}; they {theirs.moved(own.units)}")
+        found.notes.append(f"{where}: trained at a grid of {there}, here {here}; they {theirs.moved(own.units)}")
     alike = all(torch.allclose(state[name].float(), value.float(), atol=1e-4) for name, value in moved.items())
     if own.computed and not grids and theirs.units.names == own.units.names and not alike:
-        found.said.append(f"{path}: taken as they are there, interpolated from another grid")
+        found.notes.append(f"{path}: taken as they are there, interpolated from another grid")
     if own.kind != theirs.kind:
-        found.said.append(f"{path}: {own.kind} here, and start from the {theirs.kind} ones there")
+        found.notes.append(f"{path}: {own.kind} here, and start from the {theirs.kind} ones there")
 
 
 def _other_grids(theirs: TablePosition, own: TablePosition) -> Iterator[tuple[str, str, str]]:
@@ -185,9 +185,9 @@ def _match_one(
                 f"To take them: {_option(path)} {sorted(kinds)[0]}."
             )
         elif module is None:
-            found.said.append(f"{path}: {own.kind} here; there were none")
+            found.notes.append(f"{path}: {own.kind} here; there were none")
     if theirs is not None and theirs.computed and module is None:
-        found.said.append(f"{path}: {theirs.kind} there; none here")
+        found.notes.append(f"{path}: {theirs.kind} there; none here")
 
 
 def _at(method: nn.Module, path: str) -> nn.Module | None:
@@ -289,7 +289,7 @@ def take_encoder(method: Supervised, other: Method, path: Path) -> list[str]:
         )
     method.load_state_dict({name: value for name, value in theirs.items() if name in own}, strict=False)
     said = [f"new, and trained from its drawn values: {', '.join(added)}"] if added else []
-    said += [line for line in places.said if _is_kept(line)]
+    said += [line for line in places.notes if _is_kept(line)]
     return said + ([f"in {path} and not used: {', '.join(dropped)}"] if dropped else [])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
@@ -9,7 +11,9 @@ from torch import nn
 from mim_core.methods.method import Method
 from mim_core.parts.layout import Layout
 from mim_core.parts.mask import Mask
+from mim_core.recipes.toml import completed, to_toml
 from mim_core.runs import checkpoint
+from mim_core.runs.folder import check_folder
 from mim_core.runs.run import Run
 from mim_core.terminal import console, tell
 from mim_core.text import amount, counted, rounded, times
@@ -92,6 +96,18 @@ def plan_rows(run: Run, timed: bool = False) -> dict[str, str]:
     newest = checkpoint.newest(run.folder)
     rows["output"] = f"{run.folder}" + (f", resuming {newest.name}" if newest else "")
     return rows
+
+
+def dry_run(run: Run) -> None:
+    """What ``--dry-run`` does instead of training: checks the run's folder and prints the plan, on the first rank.
+
+    Raises:
+        MimError: The folder cannot be used, or holds a run of another recipe.
+    """
+    text, complete = to_toml(run.config, run.registry), partial(completed, registry=run.registry)
+    run.world.on_first(lambda: check_folder(run.folder, text, complete))
+    if run.world.first:
+        print_plan(run)
 
 
 def print_plan(run: Run) -> None:

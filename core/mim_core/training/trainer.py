@@ -152,7 +152,7 @@ class Trainer:
         except (OSError, EOFError, RuntimeError) as error:  # the watch ended it, or it died while it handed one over
             if isinstance(error, RuntimeError) and not readers_gone(error):
                 raise
-            found = self.watch.found or self.watch.places.longest()
+            found = self.watch.stuck or self.watch.places.longest()
             raise ReadersGone(f"{one_line(error)}.{of_reading(found)}") from error
         self.bad.note(batch)
         assert batch.sample is not None

@@ -76,7 +76,7 @@ class ClipTarget(Target):
             self.register_buffer(name, torch.tensor(values).reshape(-1, 1, 1), persistent=False)
         self.clip = ImageEncoder(config.model, config.layer, config.projected, config.clip_mean, config.clip_std)
         self.size = self.clip.size
-        self.fault, self.said = self.clip.fill(config.weights), False
+        self.fault, self.warned = self.clip.fill(config.weights), False
         self.clip.finish()
         # in checkpoints, so that they say that the weights are there
         self.register_buffer("ready", torch.tensor(self.fault is None, dtype=torch.uint8))
@@ -89,7 +89,7 @@ class ClipTarget(Target):
             if self.config.weights is None:
                 raise MimError(f"{self.fault}\n{_how(self.clip.model, self.role)}")
             warn(f"{self.fault} Only a run with a checkpoint, which holds the weights, can go on without.")
-            self.said = True
+            self.warned = True
         for name in ("mean", "std"):
             theirs, own = getattr(source, name, None), getattr(self, name).flatten()
             if isinstance(theirs, Tensor) and theirs.numel() not in (1, own.numel()):
@@ -116,7 +116,7 @@ class ClipTarget(Target):
         """
         if self.fault is not None and not self.ready.is_meta:
             if not bool(self.ready):
-                what = f"CLIP's {self.clip.model} has no weights." if self.said else self.fault
+                what = f"CLIP's {self.clip.model} has no weights." if self.warned else self.fault
                 raise MimError(f"{what}\n{_how(self.clip.model, self.role)}")
             self.fault = None
         grid = patches.layout.grid

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from mim_core import MimError, is_program, said_of, unknown
+from mim_core import MimError, is_program, reason_of, unknown
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -206,7 +206,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RecursionError, MemoryError) as error:
-        raise ValueError(said_of(error)) from error
+        raise ValueError(reason_of(error)) from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping):
         raise ValueError(f"it holds a {type(state).__name__}, no weights by name.")

@@ -16,10 +16,10 @@ from mim_core import (
     DataSource,
     Labelled,
     MimError,
+    Normalisation,
     Picture,
     SaidOnce,
     Sample,
-    check_statistics,
     counted,
     one_line,
     randomness,
@@ -108,8 +108,8 @@ class Images(DataSource):
             raise ValueError(f"evaluate_crop must lie in (0, 1], got {config.evaluate_crop}")
         if config.range is not None and not config.range[0] < config.range[1] < float("inf"):
             raise ValueError(f"range must be two rising numbers, got {config.range}")
-        self.mean, self.std = self._statistics()
-        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.normalisation = self._normalisation()
+        self.mean, self.std = self.normalisation.mean, self.normalisation.std
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.splits = self._open()
         self._look: Look | None = None
@@ -124,18 +124,11 @@ class Images(DataSource):
         )
         self.augment = v2.Compose([crop, v2.RandomHorizontalFlip(config.flip)])
 
-    def _statistics(self) -> tuple[Tensor, Tensor]:
+    def _normalisation(self) -> Normalisation:
         colour = self.channels == 3
         mean = self.config.mean or (IMAGENET_MEAN if colour else (0.5,) * self.channels)
         std = self.config.std or (IMAGENET_STD if colour else (0.5,) * self.channels)
-        check_statistics(mean, std, self.channels)
-        return torch.tensor(mean).reshape(-1, 1, 1), torch.tensor(std).reshape(-1, 1, 1)
-
-    def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and deviation on a device; copied there once, because a copy waits for the device."""
-        if device not in self._copies:
-            self._copies[device] = (self.mean.to(device), self.std.to(device))
-        return self._copies[device]
+        return Normalisation(mean, std, self.channels, axes=2)
 
     def _open(self) -> Splits:
         root = self.config.root
@@ -180,7 +173,7 @@ class Images(DataSource):
         if self._look is None:
             self._look = look(self.splits.pretrain, self.channels, self.config.range)
             if self._look.looked < len(self):
-                self._said = SaidOnce((*self._look.kinds, *self._look.found))
+                self._said = SaidOnce((*self._look.kinds, *self._look.examples))
         self._look.refuse(self.config.max_bad)
         return self._look
 
@@ -245,9 +238,7 @@ class Images(DataSource):
 
     def finish(self, sample: Sample) -> Sample:
         """Values from 0 to 255 to float32, with mean 0 and deviation 1 over the data."""
-        x = sample["image"]
-        mean, std = self._statistics_on(x.device)
-        return {**sample, "image": (x.float() / 255 - mean) / std}
+        return {**sample, "image": self.normalisation.of_bytes(sample["image"])}
 
     def labelled(self, split: str) -> Labelled:
         """Images with their class; the classes of both splits are the same."""
@@ -271,16 +262,14 @@ class Images(DataSource):
 
     def raw(self, sample: Sample) -> Tensor:
         """The pixels in [0, 1], not centred; of images above 32 x 32, the means of a 32 x 32 grid."""
-        x = sample["image"]
-        mean, std = self._statistics_on(x.device)
-        x = x * std + mean
+        x = self.normalisation.undone(sample["image"])
         if max(self.size) > 32:
             x = torch.nn.functional.adaptive_avg_pool2d(x, 32)
         return x.flatten(1)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
         """[C, H, W] as PNG, without a fourth channel, at least 112 pixels wide so that small images can be seen."""
-        pixels = ((values.float().cpu() * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        pixels = self.normalisation.to_bytes(values)
         pixels = pixels[:3] if len(pixels) == 4 else pixels  # where the fourth is 0, it would hide the others
         image = v2.functional.to_pil_image(pixels)
         factor = max(1, -(-112 // image.width))

@@ -44,7 +44,7 @@ class Look:
         sizes: Width and height of each.
         refused: Why files cannot be read -> files.
         broken: Files that cannot be opened.
-        found: What is left out of files -> files.
+        unused: What is left out of files -> files.
         low: Smallest value of grey of more than 8 bits.
         high: The largest.
         full: The largest that such a file can hold.
@@ -57,7 +57,7 @@ class Look:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     broken: int = 0
-    found: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     low: float | None = None
     high: float | None = None
@@ -102,7 +102,7 @@ class Look:
             texts.append(f"{sizes} pixels" if small == large else f"{sizes} to {large[0]:,} x {large[1]:,} pixels")
         if self.high is not None:
             texts.append(f"grey values from {self.low:,g} to {self.high:,g}")
-        texts += [f"{number} with {what}" for what, number in self.found.items()]
+        texts += [f"{number} with {what}" for what, number in self.unused.items()]
         if self.broken or self.refused:
             texts.append(f"{self.broken + sum(self.refused.values())} that cannot be read")
         return f"{self.looked:,} of {max(self.looked, self.stored):,} looked at: {'; '.join(texts)}"
@@ -111,7 +111,7 @@ class Look:
         """What is left out, and values that use little of their range."""
         lines = [
             f"{number} of {counted(self.looked, 'image')} looked at: {what} ({self.examples[what]})."
-            for what, number in self.found.items()
+            for what, number in self.unused.items()
         ]
         lines += [
             f"{number} of {counted(self.looked, 'image')} looked at cannot be read, {self.examples[why]}: {why}."
@@ -183,7 +183,7 @@ def _look_at(result: Look, image: Image.Image, name: str, channels: int, limits:
     result.note(result.kinds, describe(image, channels), name)
     result.sizes.append(image.size)
     for what in _passed_over(image, pages, channels):
-        result.note(result.found, what, name)
+        result.note(result.unused, what, name)
     if image.mode in DEEP or full_range(image) is None:
         _note_values(result, image)
     elif is_deep_colour(image) and result.decoded < DECODED:

@@ -53,11 +53,3 @@ def check_options(config: Any) -> None:
         raise ValueError(f"depth_bits must be 8 or 16, got {config.depth_bits}")
     if config.classes is not None and config.classes < 2:
         raise ValueError(f"classes must be at least 2, got {config.classes}")
-    if len(config.mean) != 3 or len(config.std) != 3 or min(config.std) <= 0:
-        raise ValueError(f"mean {config.mean} and std {config.std} need 3 values each, and std must be positive")
-    if max(config.mean) > 1 or max(config.std) > 1:
-        listed = {name: " ".join(f"{v / 255:.3f}" for v in getattr(config, name)) for name in ("mean", "std")}
-        raise ValueError(
-            f"mean and std are of colours in [0, 1]; these look like 0 to 255: --data.mean {listed['mean']} --data.std "
-            f"{listed['std']}"
-        )

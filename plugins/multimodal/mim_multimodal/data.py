@@ -14,10 +14,10 @@ from mim_core import (
     DataSource,
     Labelled,
     MimError,
+    Normalisation,
     Picture,
     SaidOnce,
     Sample,
-    check_statistics,
     one_line,
     randomness,
     unknown,
@@ -25,11 +25,11 @@ from mim_core import (
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mim_multimodal import captions, checks, crops, files, maps, pictures, told
+from mim_multimodal import account, captions, checks, crops, files, maps, pictures
 from mim_multimodal.depth import standardise
 from mim_multimodal.fixed import Fixed
 from mim_multimodal.labels import Labels, find_labels
-from mim_multimodal.layouts import EXPECTED, MODALITIES, Found, Items, find_items
+from mim_multimodal.layouts import EXPECTED, MODALITIES, Items, ItemSplits, find_items
 from mim_multimodal.raw import side_by_side
 from mim_multimodal.tables import class_names
 
@@ -106,14 +106,13 @@ class Aligned(DataSource):
         if "caption" in shapes:
             captions.check_installed()
             captions.load_tokenizer()  # here, so that workers need not
-        check_statistics(config.mean, config.std, 3)
-        self.mean, self.std = (torch.tensor(v).reshape(3, 1, 1) for v in (config.mean, config.std))
-        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.normalisation = Normalisation(config.mean, config.std, 3, axes=2)
+        self.mean, self.std = self.normalisation.mean, self.normalisation.std
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.root = self._root()
         wanted = [name for name in MODALITIES if name in shapes]
-        self.found: Found = find_items(self.root, wanted, config.folders, config.missing, config.suffixes)
-        self.masked = tuple(self.found.missing) if config.missing == "mask" else ()
+        self.collection: ItemSplits = find_items(self.root, wanted, config.folders, config.missing, config.suffixes)
+        self.masked = tuple(self.collection.missing) if config.missing == "mask" else ()
         self.classes = class_names(self.root)
         if self.classes and config.classes not in (None, len(self.classes)):
             raise MimError(
@@ -126,8 +125,8 @@ class Aligned(DataSource):
             )
         if (self.class_count or 0) > maps.IGNORE:
             raise MimError(f"{self.class_count} classes: ids above 254 cannot be used, because 255 means no class.")
-        self.labels: Labels = find_labels(self.found)
-        self._looked: told.Looked | None = None
+        self.labels: Labels = find_labels(self.collection)
+        self._looked: account.Looked | None = None
         self._kinds: dict[str, str] | None = None
         self._said: SaidOnce | None = None
 
@@ -146,26 +145,26 @@ class Aligned(DataSource):
         return Path(root)
 
     def __len__(self) -> int:
-        return len(self.found.pretrain)
+        return len(self.collection.pretrain)
 
     def name_of(self, index: int) -> str:
         """The path of the item's first file, below the root."""
-        return self.found.pretrain.name(index)
+        return self.collection.pretrain.name(index)
 
     def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The files of each item of a split, whether it has labels or not."""
-        items = self.found.pretrain if split == "pretrain" else self._split(split)
+        items = self.collection.pretrain if split == "pretrain" else self._split(split)
         return map(items.paths, range(len(items)))
 
     def items_named(self, names: Collection[str]) -> dict[str, int]:
         """The items that have these files, of whatever modality."""
-        items = self.found.pretrain
+        items = self.collection.pretrain
         every = ((items.file(m, i), i) for i in range(len(items)) for m in items.folders)
         return {name: index for name, index in every if name in names}
 
     def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
         """Where some items lack a modality and are kept: which have which."""
-        items, found = self.found.pretrain, dict[frozenset[str], tuple[int, str]]()
+        items, found = self.collection.pretrain, dict[frozenset[str], tuple[int, str]]()
         for i in range(len(items) if self.masked else 0):
             there = frozenset(name for name in self.shapes if items.has(name, i))
             count, name = found.get(there, (0, items.name(i)))
@@ -176,12 +175,12 @@ class Aligned(DataSource):
         """An item's modalities under one random crop and flip: rgb uint8 [3, H, W], depth float32 [1, H, W] (NaN: not
         measured), semseg uint8 [h, w], caption int64 [L]. Where some items lack a modality, ``MODALITY.present`` is a
         bool []; without it, values are zeros, NaN or 255."""
-        return self.take(self.found.pretrain, index, self.shapes, key)
+        return self.take(self.collection.pretrain, index, self.shapes, key)
 
     def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
         """The same of a labelled item of the training split, with its class as int64 ``label``."""
         item, label = self.labels.train[index]
-        return {**self.take(self.found.train, item, self.shapes, key), "label": torch.tensor(label)}
+        return {**self.take(self.collection.train, item, self.shapes, key), "label": torch.tensor(label)}
 
     def take(
         self, items: Items, index: int, shapes: Mapping[str, tuple[int, ...]], key: int | None = None
@@ -271,19 +270,12 @@ class Aligned(DataSource):
         box = crops.random_resized(frame, self.size, config.area, config.ratio, draws)
         return crops.Cut(frame, box, draws[-1] < config.flip)
 
-    def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and deviation on a device; copied there once, because a copy waits for the device."""
-        if device not in self._copies:
-            self._copies[device] = (self.mean.to(device), self.std.to(device))
-        return self._copies[device]
-
     def finish(self, sample: Sample) -> Sample:
         """rgb with mean 0 and deviation 1 over the data; depth standardised, see `depth.standardise`; class ids int64.
         ``depth_raw`` stays as it is: the file's unit, NaN where nothing was measured."""
         done = dict(sample)
         if "rgb" in sample:
-            mean, std = self._statistics_on(sample["rgb"].device)
-            done["rgb"] = (sample["rgb"].float() / 255 - mean) / std
+            done["rgb"] = self.normalisation.of_bytes(sample["rgb"])
         if "depth" in sample:
             depth, limit = standardise(sample["depth"]), self.config.depth_limit
             done["depth"] = depth if limit is None else depth.clamp(-limit, limit)
@@ -304,18 +296,18 @@ class Aligned(DataSource):
         rows = labels.train if split == "train" else labels.test
         items = Fixed(self, self._split(split), [item for item, _ in rows], self.shapes)
         names = tuple(self._split(split).name(item) for item, _ in rows)
-        note = " ".join(text for text in (self.found.note, labels.note) if text)
+        note = " ".join(text for text in (self.collection.note, labels.note) if text)
         return Labelled(split, torch.tensor([label for _, label in rows]), labels.classes, items, note, names=names)
 
     def _split(self, split: str) -> Items:
         if split not in ("train", "test"):
             raise unknown("split", split, ("train", "test"))
-        return self.found.train if split == "train" else self.found.test
+        return self.collection.train if split == "train" else self.collection.test
 
     def held_out(self) -> Dataset[Any] | None:
         """All items of the test split under the fixed crop, labelled or not."""
-        count = len(self.found.test)
-        return Fixed(self, self.found.test, range(count), self.shapes) if count else None
+        count = len(self.collection.test)
+        return Fixed(self, self.collection.test, range(count), self.shapes) if count else None
 
     def dense(self, split: str) -> Fixed:
         """Items under the fixed crop, whether they have labels or not: the tokenizers' modalities, and depth,
@@ -354,8 +346,7 @@ class Aligned(DataSource):
         `raw.side_by_side`."""
         done = {name: sample[name] for name in MODALITIES if name in sample}
         if "rgb" in done:
-            mean, std = self._statistics_on(done["rgb"].device)
-            done["rgb"] = done["rgb"] * std + mean
+            done["rgb"] = self.normalisation.undone(done["rgb"])
         return side_by_side(done, self.class_count or self.ids.get("semseg") or maps.IGNORE)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
@@ -366,8 +357,7 @@ class Aligned(DataSource):
             return pictures.class_map(values)
         if modality == "caption":
             return pictures.text(captions.decode_caption(values.tolist()))
-        pixels = ((values.float().cpu() * self.std + self.mean) * 255).round().clamp(0, 255)
-        return pictures.colour(pixels.to(torch.uint8))
+        return pictures.colour(self.normalisation.to_bytes(values))
 
     def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:
         """The same, where hidden depths and class ids are of a grey that no value has."""
@@ -377,11 +367,11 @@ class Aligned(DataSource):
 
     def plan(self) -> dict[str, str]:
         """Where items come from, how many, which modalities, what is missing, classes and bit depth."""
-        return told.plan(self)
+        return account.plan(self)
 
     def advice(self) -> list[str]:
         """What is missing or left out, and what in the files is rarely meant."""
-        lines = told.advice(self)
+        lines = account.advice(self)
         if "depth" in self.shapes and self.config.depth_bits is None and self._said is None:
             self._said = SaidOnce((*self.depth_kinds(), *self.looked().kinds))
         return lines
@@ -389,17 +379,17 @@ class Aligned(DataSource):
     def depth_kinds(self) -> dict[str, str]:
         """Kinds of depth maps among some of the items, see `checks.depth_kinds`; they are looked at once."""
         if self._kinds is None:
-            self._kinds = checks.depth_kinds(self.found.pretrain)
+            self._kinds = checks.depth_kinds(self.collection.pretrain)
         return self._kinds
 
     def contents(self) -> dict[str, str]:
         """Splits, classes, what is left out, and what some of the files hold."""
-        return told.contents(self)
+        return account.contents(self)
 
-    def looked(self) -> told.Looked:
+    def looked(self) -> account.Looked:
         """What some of the files for training hold; they are looked at once."""
         if self._looked is None:
-            self._looked = told.look(self)
+            self._looked = account.look(self)
         return self._looked
 
 

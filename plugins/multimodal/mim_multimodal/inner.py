@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mim_core import DataSource, MimError, fill, installed, nearest
+from mim_core import DataSource, MimError, did_you_mean, fill, installed
 
 Option = bool | int | float | str
 """What an option of an inner source is written as; text is read as TOML where it is TOML, so a list is "[1, 2]"."""
@@ -74,8 +74,7 @@ def options_of(names: Mapping[str, str], options: Mapping[str, Option]) -> dict[
             takers = [m for m in names if modality in ("", m) and name in known[m]]
             if not takers:
                 every = sorted({option for options in known.values() for option in options})
-                near = nearest(name, every)
-                guess = f" Did you mean {near!r}?" if near else ""
+                guess = did_you_mean(name, every)
                 raise MimError(f"data.options: no source has the option {key!r}.{guess}\nOptions: {', '.join(every)}.")
             for taker in takers:
                 found[taker][name] = value

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mim_core import MimError, counted, split_of
 
-from mim_multimodal.layouts import Found, Items
+from mim_multimodal.layouts import Items, ItemSplits
 from mim_multimodal.tables import rows_of
 
 
@@ -30,7 +30,7 @@ class Labels:
     note: str = ""
 
 
-def find_labels(found: Found) -> Labels:
+def find_labels(found: ItemSplits) -> Labels:
     """Labels by ``ROOT/labels.csv`` (columns path and label; an empty label is none), or else by CLASS folders.
 
     Raises:

@@ -115,7 +115,7 @@ class Items:
 
 
 @dataclass(frozen=True)
-class Found:
+class ItemSplits:
     """The splits of a folder.
 
     Attributes:
@@ -154,7 +154,7 @@ def find_items(
     folders: Mapping[str, str] | None = None,
     missing: Missing = "refuse",
     suffixes: Mapping[str, str] | None = None,
-) -> Found:
+) -> ItemSplits:
     """The items below a folder. Files of modalities that are not wanted are found too, where their folder exists.
 
     Args:
@@ -206,7 +206,7 @@ def _together(items: Items, wanted: Sequence[str], missing: Missing) -> tuple[st
 
 def _splits(
     root: Path, named: Mapping[str, str], wanted: Sequence[str], missing: Missing, suffixes: Mapping[str, str]
-) -> Found:
+) -> ItemSplits:
     """The splits as the folders have them, with all their items."""
     tops = _top_splits(root, named)
     held = next((name for name in HELD_OUT if name in tops), None)
@@ -231,7 +231,7 @@ def _splits(
     for items in (test, more) if missing == "refuse" else ():
         if items is not None:
             _together(items, wanted, missing)
-    found = _drawn(train) if test is None else Found(train, test)
+    found = _drawn(train) if test is None else ItemSplits(train, test)
     return replace(found, splits="; ".join(said), advice=advice, more=more)
 
 
@@ -253,7 +253,7 @@ def _top_splits(root: Path, named: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _inner_splits(items: Items) -> Found:
+def _inner_splits(items: Items) -> ItemSplits:
     """Splits inside the modalities' folders, rgb/train/1.png; without any, a fifth is drawn."""
     parts = [stem.split("/")[:-1] for stem in items.stems]
     named = collections.split_names([tuple(each) for each in parts])
@@ -283,7 +283,7 @@ def _inner_splits(items: Items) -> Found:
     left_out = f"{counted(len(rest), 'item')} of {items.root} left out: in no split" if rest else ""
     advice = (f"{left_out} ({items.name(rest[0])}).",) if rest else ()
     whole = items.subset(train)
-    found = Found(whole, items.subset(test)) if held else _drawn(whole)
+    found = ItemSplits(whole, items.subset(test)) if held else _drawn(whole)
     return replace(found, splits="; ".join(said), advice=advice)
 
 
@@ -300,7 +300,7 @@ def _incomplete(root: Path, absent: Mapping[str, Sequence[str]], items: Items) -
     )
 
 
-def _drawn(items: Items) -> Found:
+def _drawn(items: Items) -> ItemSplits:
     """A split by the names of the items, so that further items move none of the others."""
     codes = [name_code(stem) for stem in items.stems]
     test = [i for i, code in enumerate(codes) if code % 5 == 0]
@@ -313,7 +313,7 @@ def _drawn(items: Items) -> Found:
         f"{where} has no held-out split: {len(test):,} of its {len(codes):,} items, drawn by their names, are held out "
         "from pre-training and from the probes' training."
     )
-    return Found(items.subset(train), items.subset(test), note)
+    return ItemSplits(items.subset(train), items.subset(test), note)
 
 
 def _scan(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
-from mim_core import Draw, Layout, Masker, MimError, nearest, randomness
+from mim_core import Draw, Layout, Masker, MimError, did_you_mean, randomness
 from torch import Tensor
 
 TRIES = 24
@@ -59,8 +59,7 @@ class DirichletMasker(Masker):
         for option in ("inputs", "weights"):
             wrong = [name for name in getattr(self.config, option) if name not in names]
             if wrong:
-                near = nearest(wrong[0], names)
-                guess = f"; did you mean {near!r}?" if near else ""
+                guess = did_you_mean(wrong[0], names, "; did you mean ")
                 lists = " (write several with spaces between: rgb depth)" if any("," in name for name in wrong) else ""
                 raise ValueError(
                     f"{option} names {', '.join(wrong)}{lists}; the modalities are {', '.join(names)}{guess}"

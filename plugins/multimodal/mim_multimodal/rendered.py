@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from mim_core import DataSource, Labelled, Picture, Sample, randomness
+from mim_core import Labelled, Picture, Sample, WrappedSource, randomness
 from torch import Tensor
 
 from mim_multimodal.inner import Option, open_inner, options_of
@@ -24,7 +24,7 @@ AXES = "xyz"
 RAW_NOTE = "Of the view, the raw input is its pixels."
 
 
-class Rendered(DataSource):
+class Rendered(WrappedSource):
     """Clouds, and the depth of an orthographic view of each: ``depth`` float32 [B, 1, H, W], from 1 (near) to 0.1
     (far); the background is 0.
 
@@ -59,7 +59,6 @@ class Rendered(DataSource):
         """Largest share of unusable files; beyond it the run stops. Each is named in skipped.jsonl."""
 
     def __init__(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        super().__init__(config, shapes)
         if set(shapes) != {ENTRY, "depth"} or len(shapes["depth"]) != 3 or shapes["depth"][0] != 1:
             text = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             raise ValueError(f"rendered data give 'points' [P, C] and 'depth' [1, H, W]; the tokenizers want {text}")
@@ -71,39 +70,16 @@ class Rendered(DataSource):
             "max_bad": config.max_bad,
             **options_of({ENTRY: config.source}, config.options)[ENTRY],
         }
-        self.inner = open_inner(config.source, config.root, options, {ENTRY: shapes[ENTRY]}, "the source of points")
-        self.samples_per_item = self.inner.samples_per_item
-        self.up = str(getattr(self.inner, "up", "y")) if config.up == "auto" else config.up
+        inner = open_inner(config.source, config.root, options, {ENTRY: shapes[ENTRY]}, "the source of points")
+        super().__init__(inner, config, shapes)
+        self.up = str(getattr(inner, "up", "y")) if config.up == "auto" else config.up
         height, width = shapes["depth"][1:]
         holes = math.sqrt(height * width / shapes[ENTRY][0])  # side of the square that each point stands for
         self.splat = max(0, math.ceil((holes - 1) / 2)) if config.splat is None else config.splat
 
-    def __len__(self) -> int:
-        return len(self.inner)
-
-    def name_of(self, index: int) -> str:
-        """As the source has it."""
-        return self.inner.name_of(index)
-
-    def items_named(self, names: Collection[str]) -> dict[str, int]:
-        """As the source has it."""
-        return self.inner.items_named(names)
-
-    def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
-        """As the source has it."""
-        return self.inner.files_of(split)
-
-    def read(self, index: int, key: int) -> dict[str, Tensor]:
-        """An augmented shape of the source; the view is rendered in `finish`."""
-        return self.inner.read(index, key)
-
-    def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
-        """The source's."""
-        return self.inner.read_labelled(index, key)
-
     def finish(self, sample: Sample) -> Sample:
         """The source's, and the view of each sample on the device where its points are."""
-        done = self.inner.finish(sample)
+        done = self.source.finish(sample)
         if ENTRY not in done:
             return done
         config, points = self.config, done[ENTRY]
@@ -116,29 +92,29 @@ class Rendered(DataSource):
 
     def labelled(self, split: str) -> Labelled:
         """The source's; the view is rendered in `finish`."""
-        found = self.inner.labelled(split)
+        found = self.source.labelled(split)
         return replace(found, note=f"{found.note} {RAW_NOTE}".strip())
 
     def raw(self, sample: Sample) -> Tensor:
         """The source's description of the points, and the pixels of the view."""
-        found = [self.inner.raw(sample)] if ENTRY in sample else []
+        found = [self.source.raw(sample)] if ENTRY in sample else []
         return torch.cat([*found, *([sample["depth"].flatten(1)] if "depth" in sample else [])], dim=1)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
         """Depth in grey, near is bright; points as the source draws them."""
-        return _grey(values) if modality == "depth" else self.inner.picture(modality, values)
+        return _grey(values) if modality == "depth" else self.source.picture(modality, values)
 
     def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:
         """The same, where hidden pixels of the view are blue, which no depth is."""
-        return _grey(values, hidden) if modality == "depth" else self.inner.masked_picture(modality, values, hidden)
+        return _grey(values, hidden) if modality == "depth" else self.source.masked_picture(modality, values, hidden)
 
     def animation(self, modality: str, values: Tensor) -> Picture | None:
         """The source's."""
-        return None if modality == "depth" else self.inner.animation(modality, values)
+        return None if modality == "depth" else self.source.animation(modality, values)
 
     def page(self, modality: str, rows: Mapping[str, Tensor]) -> str | None:
         """The source's."""
-        return None if modality == "depth" else self.inner.page(modality, rows)
+        return None if modality == "depth" else self.source.page(modality, rows)
 
     def controls(self) -> Mapping[str, Callable[[Sample], Sample]]:
         """None: the source's would change the points and not the view."""
@@ -150,15 +126,7 @@ class Rendered(DataSource):
         side = 2 * self.splat + 1
         way = f"any angle about {self.up}" if config.turn else f"{config.angle:g} degrees about {self.up}"
         view = f"{height} x {width}, {way}, from {config.elevation:g} degrees above, {side} x {side} pixels a point"
-        return {**self.inner.plan(), "depth": view}
-
-    def advice(self) -> list[str]:
-        """The source's."""
-        return self.inner.advice()
-
-    def contents(self) -> dict[str, str]:
-        """The source's."""
-        return self.inner.contents()
+        return {**self.source.plan(), "depth": view}
 
 
 def turn(

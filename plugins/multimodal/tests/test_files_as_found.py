@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from mim_core.errors import BadSample
+from mim_core.errors import BadSample, MimError
 from mim_multimodal import files, maps
 from mim_multimodal.crops import whole_factor
 from mim_multimodal.data import Aligned
@@ -50,7 +50,7 @@ def source(root, shapes=None, **options):
 
 
 def every(data):
-    return [data.take(data.found.train, i, data.shapes) for i in range(len(data))]
+    return [data.take(data.collection.train, i, data.shapes) for i in range(len(data))]
 
 
 # ---- depth -----------------------------------------------------------------------------------------------------------
@@ -119,9 +119,9 @@ def test_a_map_without_any_measurement_is_bad_and_named(root, values):
     values = values.reshape(8, 8) if values.ndim == 1 else values
     put(root, "depth", 3, values, "npy")
     data = source(root)
-    bad = [i for i in range(len(data)) if data.found.train.stems[i] == "3"]
+    bad = [i for i in range(len(data)) if data.collection.train.stems[i] == "3"]
     with pytest.raises(BadSample, match="no pixel was measured") as error:
-        data.read(bad[0] if bad else 0, 0) if bad else data.take(data.found.test, 0, SHAPES)
+        data.read(bad[0] if bad else 0, 0) if bad else data.take(data.collection.test, 0, SHAPES)
     assert error.value.path == "train/depth/3.npy"
 
 
@@ -327,7 +327,7 @@ def test_pictures_that_would_fill_the_memory_are_refused(tmp_path, side):
 
 
 def test_mean_and_deviation_of_0_to_255_are_refused(root):
-    with pytest.raises(ValueError, match=r"0 to 255: --data.mean 0.485 0.456 0.406 --data.std 0.229 0.224 0.225"):
+    with pytest.raises(MimError, match=r"255: --data.mean 0.485 0.456 0.406 --data.std 0.229 0.224 0.225"):
         source(root, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
@@ -384,7 +384,7 @@ def test_damaged_files_are_named(root, modality, ending, values):
     kind = {"jpg": "jpeg", "tif": "tiff"}.get(ending, ending)
     np.save(content, values) if ending == "npy" else Image.fromarray(values).save(content, kind)
     data = source(root, missing="mask")
-    item = data.found.train
+    item = data.collection.train
     [file] = [path for path in folder.iterdir() if path.stem == item.stems[0]]
     file.unlink()
     file = file.with_suffix(f".{ending}")

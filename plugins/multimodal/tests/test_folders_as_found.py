@@ -60,9 +60,9 @@ def test_names_that_differ_by_a_suffix_are_told_and_can_be_read(tmp_path, names,
     assert told in text
     assert "--data.missing" not in text
     data = source(tmp_path, suffixes=names)
-    assert len(data.found.train) + len(data.found.test) == 10
-    assert not data.found.missing
-    assert data.name_of(0) == f"rgb/{data.found.train.stems[0]}{names.get('rgb', '')}.png"
+    assert len(data.collection.train) + len(data.collection.test) == 10
+    assert not data.collection.missing
+    assert data.name_of(0) == f"rgb/{data.collection.train.stems[0]}{names.get('rgb', '')}.png"
     data.read(0, 0)
 
 
@@ -89,7 +89,7 @@ def test_a_modality_of_few_items_is_no_fault_of_names(tmp_path):
     frames(tmp_path, modalities=("depth",), stems=range(3))
     text = refused(tmp_path)
     assert "57 files are missing" in text
-    assert len(source(tmp_path, missing="mask").found.train) > 40
+    assert len(source(tmp_path, missing="mask").collection.train) > 40
 
 
 def test_files_without_the_suffix_are_left_out_and_said(tmp_path):
@@ -121,7 +121,7 @@ def test_names_that_are_no_utf_8_are_items_as_others_are(tmp_path):
             (tmp_path / modality / "1.png").rename(tmp_path / modality / os.fsdecode(b"caf\xe9.png"))
     except OSError:
         pytest.skip("this disk takes no such names")
-    found = source(tmp_path).found
+    found = source(tmp_path).collection
     assert len(found.train) + len(found.test) == 6
 
 
@@ -184,13 +184,13 @@ def test_splits_of_every_name_and_place(tmp_path, train, test, layout):
     frames(tmp_path, stems=range(6), folder=layout.format(split=train))
     frames(tmp_path, stems=range(6, 9), folder=layout.format(split=test))
     data = source(tmp_path)
-    assert sorted(stem[-1] for stem in data.found.train.stems) == list("012345")
-    assert sorted(stem[-1] for stem in data.found.test.stems) == list("678")
+    assert sorted(stem[-1] for stem in data.collection.train.stems) == list("012345")
+    assert sorted(stem[-1] for stem in data.collection.test.stems) == list("678")
     assert not data.labels.classes
-    assert not data.found.note
+    assert not data.collection.note
     assert f"{train}/ for training" in data.contents()["splits"]
     assert f"{test}/ held out" in data.contents()["splits"]
-    data.take(data.found.test, 0, SHAPES)
+    data.take(data.collection.test, 0, SHAPES)
 
 
 def test_classes_lie_above_or_below_splits_and_are_never_splits(tmp_path):
@@ -201,7 +201,7 @@ def test_classes_lie_above_or_below_splits_and_are_never_splits(tmp_path):
     for root in (tmp_path / "1", tmp_path / "2"):
         data = source(root)
         assert data.labels.classes == ("cat", "dog")
-        assert (len(data.found.train), len(data.found.test)) == (6, 4)
+        assert (len(data.collection.train), len(data.collection.test)) == (6, 4)
         assert data.contents()["classes"].startswith("2 of items (cat, dog)")
 
 
@@ -211,7 +211,7 @@ def test_a_second_held_out_split_is_not_used_and_said(tmp_path):
         frames(tmp_path / "2", stems=stems, folder=f"{{modality}}/{split}")
     for root in (tmp_path / "1", tmp_path / "2"):
         data = source(root)
-        assert (len(data.found.train), len(data.found.test)) == (4, 2)
+        assert (len(data.collection.train), len(data.collection.test)) == (4, 2)
         assert "val/ not used" in data.contents()["splits"]
 
 
@@ -221,7 +221,7 @@ def test_splits_that_can_be_read_in_two_ways_are_refused(tmp_path):
     assert "rgb/cat/4.png in none" in refused(tmp_path / "1")
     frames(tmp_path / "1", folder="{modality}/test", stems=range(8, 9))
     data = source(tmp_path / "1")
-    assert len(data.found.train) == 4
+    assert len(data.collection.train) == 4
     assert any("4 items of" in line and "in no split" in line for line in data.advice())
     frames(tmp_path / "2", folder="{modality}/test")
     assert "held-out items only" in refused(tmp_path / "2")
@@ -233,9 +233,9 @@ def test_splits_that_can_be_read_in_two_ways_are_refused(tmp_path):
 def test_a_lone_training_split_has_a_fifth_drawn_from_it(tmp_path):
     frames(tmp_path, folder="{modality}/train", stems=range(20))
     data = source(tmp_path)
-    assert 0 < len(data.found.test) < 12
-    assert len(data.found.train) + len(data.found.test) == 20
-    assert "drawn by their names" in data.found.note
+    assert 0 < len(data.collection.test) < 12
+    assert len(data.collection.train) + len(data.collection.test) == 20
+    assert "drawn by their names" in data.collection.note
 
 
 def test_captions_of_a_split_by_any_of_its_names(tmp_path):

@@ -379,10 +379,10 @@ def test_the_source_is_wrapped_whole(furniture):
     assert source.raw(ready).shape == (3, 45 + 24 * 24)
     assert len(source.labelled("test").classes) > 1
     assert "3 x 3 pixels a point" in source.plan()["depth"]
-    assert source.name_of(0) == source.inner.name_of(0)
+    assert source.name_of(0) == source.source.name_of(0)
     assert source.finish({"key": torch.arange(3)}).keys() == {"key"}
     still = clouds(options={"augment": False, "scale": "[1, 1]"})
-    assert still.inner.config.augment is False
+    assert still.source.config.augment is False
 
 
 @needs_clouds

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from mim_core import MimError, parse, tell
+from mim_core import MANIFEST, MimError, parse, tell
 
 from mim_pointcloud.columns import check_names
 from mim_pointcloud.layouts_store import shown
-from mim_pointcloud.prepare import MANIFEST, Sampling, prepare_collection
+from mim_pointcloud.prepare import Sampling, prepare_collection
 
 STATUSES = {
     "done": "done",

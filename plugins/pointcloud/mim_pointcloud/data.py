@@ -13,7 +13,18 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
-from mim_core import BadSample, DataSource, Labelled, MimError, Picture, Sample, counted, left_out, nearest, randomness
+from mim_core import (
+    BadSample,
+    DataSource,
+    Labelled,
+    MimError,
+    Picture,
+    Sample,
+    counted,
+    did_you_mean,
+    left_out,
+    randomness,
+)
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -98,17 +109,17 @@ class Clouds(DataSource):
         _check(config, *shapes["points"])
         self.normals = 3 * config.channels.index("normals") if "normals" in config.channels else None
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
-        self.found = self._find()
-        lacking = [name for name in config.channels if name not in (self.found.channels or config.channels)]
+        self.collection = self._find()
+        lacking = [name for name in config.channels if name not in (self.collection.channels or config.channels)]
         if lacking:
             raise MimError(
-                f"--data.channels asks for {', '.join(lacking)}; files of the layout {self.found.kind} have "
-                f"{', '.join(self.found.channels or ())} only."
+                f"--data.channels asks for {', '.join(lacking)}; files of the layout {self.collection.kind} have "
+                f"{', '.join(self.collection.channels or ())} only."
             )
-        if len(config.channels) > 1 and self.found.kind == "folder":
-            check_columns(self.found.pretrain, config.channels, config.columns)
-        self.parts = self.found.parts
-        self.up = cast(Axis, self.found.up if config.up == "auto" else config.up)
+        if len(config.channels) > 1 and self.collection.kind == "folder":
+            check_columns(self.collection.pretrain, config.channels, config.columns)
+        self.parts = self.collection.parts
+        self.up = cast(Axis, self.collection.up if config.up == "auto" else config.up)
 
     def _find(self) -> Shapes:
         config = self.config
@@ -120,31 +131,33 @@ class Clouds(DataSource):
             return find_shapes(SAMPLE, "sample", config.variant, config.whole)
         if not config.root.is_dir():
             beside = [path.name for path in config.root.parent.glob("*") if path.is_dir()]
-            near = nearest(config.root.name, beside)
+            guess = did_you_mean(config.root.name, beside, shown=lambda near: str(config.root.parent / near))
             raise MimError(
                 f"--data.root {config.root} {'is not a folder' if config.root.exists() else 'does not exist'}. It "
                 f"should be a folder of shapes ({', '.join(EXTENSIONS)}), nested or not, or of ShapeNet, ModelNet, "
-                f"ScanObjectNN or ShapeNetPart." + (f" Did you mean {config.root.parent / near}?" if near else "")
+                f"ScanObjectNN or ShapeNetPart.{guess}"
             )
         return find_shapes(config.root, config.layout, config.variant, config.whole)
 
     def __len__(self) -> int:
-        return len(self.found.pretrain)
+        return len(self.collection.pretrain)
 
     def name_of(self, index: int) -> str:
         """The shape's file, and its row where a file holds many."""
-        return self.found.pretrain.name(index)
+        return self.collection.pretrain.name(index)
 
     def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The file of each shape of a split, which may hold many; and the buffers of a .gltf, which lie beside it."""
-        store = {"pretrain": self.found.pretrain, "train": self.found.train, "test": self.found.test}[split]
+        store = {"pretrain": self.collection.pretrain, "train": self.collection.train, "test": self.collection.test}[
+            split
+        ]
         for file in store.files:
             path = store.root / file
             yield (str(path), *(buffers_beside(path) if path.suffix.lower() == ".gltf" else ()))
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented cloud, float32 [P, C]."""
-        return {"points": self._augment(self.take(self.found.pretrain, index, key)["points"], key)}
+        return {"points": self._augment(self.take(self.collection.pretrain, index, key)["points"], key)}
 
     def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented cloud of the labelled training split with its "label" and, where there are any, its points'
@@ -217,7 +230,7 @@ class Clouds(DataSource):
         return parts
 
     def _with_classes(self, split: str) -> ShapeStore:
-        store = self.found.train if split == "train" else self.found.test
+        store = self.collection.train if split == "train" else self.collection.test
         if store.classes is None:
             raise MimError(
                 f"{self.config.root} has no classes to evaluate with: shapes should lie in one folder per class, at "
@@ -225,7 +238,9 @@ class Clouds(DataSource):
                 f"train/CLASS and test/CLASS."
             )
         if not store:
-            raise MimError(f"{self.config.root} ({self.found.kind}) has no shapes in its {split} split. {store.note}")
+            raise MimError(
+                f"{self.config.root} ({self.collection.kind}) has no shapes in its {split} split. {store.note}"
+            )
         return store
 
     def labelled(self, split: str) -> Labelled:
@@ -255,7 +270,7 @@ class Clouds(DataSource):
 
     def plan(self) -> dict[str, str]:
         """Where shapes come from, how many, their classes, how points are drawn, and what is missing."""
-        config, found = self.config, self.found
+        config, found = self.config, self.collection
         root = "the bundled sample (furniture, CC0 and CC-BY)" if self.bundled else f"{config.root} ({found.kind})"
         classes = counted(len(found.train.classes or ()), "class", "classes")
         probes = f", {len(found.train):,} + {len(found.test):,} labelled" if found.train.classes else ""
@@ -274,7 +289,7 @@ class Clouds(DataSource):
 
     def contents(self) -> dict[str, str]:
         """Splits and classes that were found, files that were left out, and what some of the others hold."""
-        found = self.found
+        found = self.collection
         rows = {"splits": found.splits or self._splits()}
         classes = found.train.classes or ()
         if classes:
@@ -289,7 +304,7 @@ class Clouds(DataSource):
         }
 
     def _splits(self) -> str:
-        found = self.found
+        found = self.collection
         if not found.test:
             return "none: all shapes are for pre-training"
         if found.test.note.startswith(DRAWN):
@@ -298,12 +313,12 @@ class Clouds(DataSource):
 
     def advice(self) -> list[str]:
         """Files that look like data and are not read, and what the splits left out."""
-        beside = {ending: many for ending, many in self.found.others.items() if ending not in TEXTURES}
-        if any(file.lower().endswith(".gltf") for file in self.found.pretrain.files):
+        beside = {ending: many for ending, many in self.collection.others.items() if ending not in TEXTURES}
+        if any(file.lower().endswith(".gltf") for file in self.collection.pretrain.files):
             beside.pop(".bin", None)
         _, data = left_out(beside)
         told = [f"{self.config.root}: {data}. Read are {' '.join(EXTENSIONS)}."] if data else []
-        return [*self.found.advice, *told]
+        return [*self.collection.advice, *told]
 
 
 class Plain(Dataset[Any]):

@@ -156,7 +156,7 @@ def stem_of(name: str) -> str:
     return name
 
 
-def as_there(file: str, there: Container[str]) -> str:
+def as_stored(file: str, there: Container[str]) -> str:
     """A file as it lies on disk: itself, or what ``prepare`` makes of it where that alone is there."""
     made = os.path.splitext(file)[0] + ".npy"
     return made if file not in there and made in there else file
@@ -212,7 +212,7 @@ def from_lists(
     stores, missing, notes, rows = [], [], list[str](), dict[str, list[Listed]]()
     number = {name: i for i, name in enumerate(classes)}
     for split in ("train", "test"):
-        entries: Sequence[Listed] = [replace(entry, file=as_there(entry.file, there)) for entry in splits[split]]
+        entries: Sequence[Listed] = [replace(entry, file=as_stored(entry.file, there)) for entry in splits[split]]
         strange = sorted({entry.label for entry in entries} - set(number))
         if strange:
             raise MimError(f"{root}: the {split} list has classes that are not known: {', '.join(strange[:5])}.")

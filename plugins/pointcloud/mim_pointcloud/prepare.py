@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
-from mim_core import ITEM_SECONDS, BadSample, MimError, in_processes, in_time, walk_folders
+from mim_core import (
+    ITEM_SECONDS,
+    MANIFEST,
+    PARTIAL,
+    BadSample,
+    Conversion,
+    Manifest,
+    MimError,
+    in_processes,
+    in_time,
+    walk_folders,
+    with_own_names,
+    write_file,
+)
 
 from mim_pointcloud.files import EXTENSIONS, is_list, read_centred
 from mim_pointcloud.layouts import find_shapes, recognise
 from mim_pointcloud.looking import TEXTURES
 from mim_pointcloud.prepared import PREPARED, WHOLE, Prepared, write_prepared
 
-MANIFEST = "manifest.jsonl"
-PARTIAL = ".partial"
-"""What the name of a file that is being written ends in."""
 ASIDE = (*TEXTURES, ".mtl", ".bin", ".binvox", PARTIAL)
 """Materials, textures, buffers and voxels that meshes bring along: of no use beside points, so they are left out."""
 HALF_OFFSET = 8
@@ -45,24 +54,7 @@ class Sampling:
     columns: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Job:
-    """One file of the collection, and where it goes; paths below the two folders, with forward slashes.
-
-    Attributes:
-        source: The file below IN.
-        target: Its place below OUT.
-        kind: What is done with it.
-        renamed: Why it does not get its own name.
-    """
-
-    source: str
-    target: str
-    kind: Literal["cloud", "copy", "aside"]
-    renamed: str = ""
-
-
-def plan(root: Path, out: Path, layout: str = "folder") -> list[Job]:
+def plan(root: Path, out: Path, layout: str = "folder") -> list[Conversion]:
     """What there is to do: meshes and clouds become .npy, lists and other files are copied, textures are left out.
 
     Args:
@@ -78,41 +70,21 @@ def plan(root: Path, out: Path, layout: str = "folder") -> list[Job]:
     inside, outside = root.resolve(), out.resolve()
     if inside == outside or inside in outside.parents or outside in inside.parents:
         raise MimError(f"OUT ({out}) and IN ({root}) lie in each other: IN is never written to. Give another OUT.")
-    jobs, shapes = [], False
+    files, shapes = list[Conversion](), False
     for folder, names in _folders(root):
         for name in names:
             path = folder / name
             source = path.relative_to(root)
-            kind: Literal["cloud", "copy", "aside"] = "copy"
+            kind: Literal["convert", "copy", "aside"] = "copy"
             if path.suffix.lower() in (*EXTENSIONS, ".h5") and not is_list(path):
-                shapes, kind = True, "copy" if layout in WHOLE or path.suffix.lower() == ".h5" else "cloud"
+                shapes, kind = True, "copy" if layout in WHOLE or path.suffix.lower() == ".h5" else "convert"
             elif path.suffix.lower() in ASIDE or source in (Path(MANIFEST), Path(PREPARED)):
                 kind = "aside"
-            target = source.with_suffix(".npy") if kind == "cloud" else source
-            jobs.append(Job(source.as_posix(), target.as_posix(), kind))
+            target = source.with_suffix(".npy") if kind == "convert" else source
+            files.append(Conversion(source.as_posix(), target.as_posix(), kind))
     if not shapes:
         raise MimError(f"There are no shapes in {root}. Looked for {', '.join(EXTENSIONS)}.")
-    return _with_own_names(jobs)
-
-
-def _with_own_names(jobs: list[Job]) -> list[Job]:
-    """The same, each with a target of its own: of files that would get one name, the first that has it already, or
-    else the first, gets it; the others keep their endings."""
-    takers: dict[str, str] = {}
-    for job in sorted(jobs, key=lambda job: job.source != job.target):  # stable: who has the name comes first
-        if job.kind != "aside":
-            takers.setdefault(job.target, job.source)
-    named = []
-    for job in jobs:
-        if job.kind == "aside" or takers[job.target] == job.source:
-            named.append(job)
-            continue
-        target = f"{job.source}.npy"
-        while target in takers:
-            target += ".npy"
-        takers[target] = job.source
-        named.append(replace(job, target=target, renamed=f"{job.target} is made of {takers[job.target]}"))
-    return named
+    return with_own_names(files, ".npy")
 
 
 def source_of(root: Path, sampling: Sampling) -> Prepared:
@@ -142,47 +114,47 @@ def prepare_collection(root: Path, out: Path, sampling: Sampling, workers: int) 
         MimError: Nothing to do, or a worker died.
     """
     layout = source_of(root, sampling) if root.is_dir() else Prepared("folder")
-    jobs = plan(root, out, layout.layout)
+    files = plan(root, out, layout.layout)
     out.mkdir(parents=True, exist_ok=True)
     write_prepared(out, layout)
-    before = _read_manifest(out / MANIFEST)
-    yield from _remove_stale(out, before, jobs)
-    _write_manifest(out / MANIFEST, list(before.values()))  # a line that was cut off would spoil the next
-    lines: dict[str, dict[str, Any]] = {}
-    with (out / MANIFEST).open("a") as manifest:
-        left = []
-        for job in jobs:
-            if _is_done(root, out, sampling, job, before.get(job.source)):
-                lines[job.source] = before[job.source]
-                yield {**before[job.source], "status": "skipped"}
-            else:
-                left.append(job)
-        for line in in_processes(functools.partial(run_job, root, out, sampling), left, workers):
-            lines[line["file"]] = line
-            manifest.write(json.dumps(line) + "\n")
-            manifest.flush()
-            yield {**line, "known": True} if line == before.get(line["file"]) and line["status"] == "failed" else line
-    _write_manifest(out / MANIFEST, [lines[job.source] for job in jobs])
+    manifest = Manifest(out)
+    before = manifest.before
+    yield from _remove_stale(out, before, files)
+    for line in manifest.follow(files, _results(root, out, sampling, workers, files, before)):
+        again = line["status"] == "failed" and line == before.get(line["file"])
+        yield {**line, "known": True} if again else line
 
 
-def _remove_stale(out: Path, before: dict[str, dict[str, Any]], jobs: list[Job]) -> Iterator[dict[str, Any]]:
+def _results(
+    root: Path, out: Path, sampling: Sampling, workers: int, files: list[Conversion], before: dict[str, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    left = []
+    for file in files:
+        if _is_done(root, out, sampling, file, before.get(file.source)):
+            yield {**before[file.source], "status": "skipped"}
+        else:
+            left.append(file)
+    yield from in_processes(functools.partial(write_one, root, out, sampling), left, workers)
+
+
+def _remove_stale(out: Path, before: dict[str, dict[str, Any]], files: list[Conversion]) -> Iterator[dict[str, Any]]:
     """What was made of files that are no longer in IN, or that go elsewhere now: training would take it for a shape."""
-    sources, targets = {job.source for job in jobs}, {job.target for job in jobs if job.kind != "aside"}
-    for file in [file for file, line in before.items() if file not in sources or line.get("out") not in targets]:
-        made = before[file].get("out")
-        if file not in sources:
-            del before[file]
+    sources, targets = {file.source for file in files}, {file.target for file in files if file.kind != "aside"}
+    for name in [name for name, line in before.items() if name not in sources or line.get("out") not in targets]:
+        made = before[name].get("out")
+        if name not in sources:
+            del before[name]
         if made is not None and made not in targets and (out / made).is_file():
             (out / made).unlink()
-            yield {"file": file, "out": made, "status": "removed"}
+            yield {"file": name, "out": made, "status": "removed"}
 
 
-def _is_done(root: Path, out: Path, sampling: Sampling, job: Job, line: dict[str, Any] | None) -> bool:
+def _is_done(root: Path, out: Path, sampling: Sampling, file: Conversion, line: dict[str, Any] | None) -> bool:
     if line is None or line["status"] not in ("done", "copied"):
         return False
-    target = out / job.target
-    same = line.get("out") == job.target and line.get("source") == _stamp(root / job.source)
-    if job.kind == "cloud":
+    target = out / file.target
+    same = line.get("out") == file.target and line.get("source") == _stamp(root / file.source)
+    if file.kind == "convert":
         same = same and line.get("options") == _options(sampling)
     elif line["status"] == "done":
         return False
@@ -195,34 +167,25 @@ def path_key(source: str) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
 
 
-def run_job(root: Path, out: Path, sampling: Sampling, job: Job) -> dict[str, Any]:
+def write_one(root: Path, out: Path, sampling: Sampling, file: Conversion) -> dict[str, Any]:
     """Write one file, under another name until it is whole. Returns its line of the manifest."""
-    if job.kind == "aside":
-        return {"file": job.source, "status": "aside"}
-    source, target = root / job.source, out / job.target
-    partial = target.with_name(target.name + PARTIAL)
-    line: dict[str, Any] = {"file": job.source, "out": job.target}
-    line |= {"renamed": job.renamed} if job.renamed else {}
-    try:
+    if file.kind == "aside":
+        return {"file": file.source, "status": "aside"}
+
+    def write(source: Path, target: Path) -> dict[str, Any]:
         stamp = _stamp(source)  # before reading: what changes meanwhile is done again
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if job.kind == "cloud":
-            centre = _write_points(source, partial, sampling, path_key(job.source))
-            line |= {"status": "done", "options": _options(sampling)}
+        if file.kind == "convert":
+            centre = _write_points(source, target, sampling, path_key(file.source))
+            line: dict[str, Any] = {"status": "done", "options": _options(sampling)}
             line |= {"centre": centre} if any(centre) else {}
         elif not source.is_file():  # a pipe or a device may have no end
             raise BadSample(str(source), "no regular file")
         else:
-            shutil.copyfile(source, partial)
-            line["status"] = "copied"
-        partial.replace(target)
+            shutil.copyfile(source, target)
+            line = {"status": "copied"}
         return {**line, "source": stamp, "bytes": target.stat().st_size}
-    except (BadSample, OSError, ValueError) as error:
-        reason = error.reason if isinstance(error, BadSample) else str(error)
-        for old in (partial, target):  # points of an earlier source would pass for this one's
-            if old.is_file():
-                old.unlink()
-        return {"file": job.source, "status": "failed", "reason": reason}
+
+    return write_file(file, root, out, write, keep=False)  # points of an earlier source would pass for this one's
 
 
 def _write_points(source: Path, target: Path, sampling: Sampling, key: int) -> list[float]:
@@ -258,21 +221,3 @@ def _stamp(path: Path) -> list[int]:
 def _options(sampling: Sampling) -> dict[str, Any]:
     told = {**asdict(sampling), "channels": list(sampling.channels), "columns": list(sampling.columns)}
     return told if sampling.columns else {name: value for name, value in told.items() if name != "columns"}
-
-
-def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            line = json.loads(text)
-            if isinstance(line["status"], str):
-                found[line["file"]] = line
-        except (ValueError, KeyError, TypeError, RecursionError):  # cut off when a run was killed, or damaged
-            continue
-    return found
-
-
-def _write_manifest(path: Path, lines: list[dict[str, Any]]) -> None:
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    partial.replace(path)

@@ -56,9 +56,9 @@ def test_splits_in_any_case_and_place(put, tmp_path, train, held, inner):
             for number in range(count):
                 put(f"{label}/{name}/{number}.npy" if inner else f"{name}/{label}/{number}.npy")
     clouds = source(tmp_path)
-    assert clouds.found.train.classes == clouds.found.test.classes == ("ball", "egg")
-    assert (len(clouds), len(clouds.found.test)) == (6, 4)
-    assert not {clouds.name_of(i) for i in range(6)} & set(clouds.found.test.files)
+    assert clouds.collection.train.classes == clouds.collection.test.classes == ("ball", "egg")
+    assert (len(clouds), len(clouds.collection.test)) == (6, 4)
+    assert not {clouds.name_of(i) for i in range(6)} & set(clouds.collection.test.files)
     assert clouds.labelled("test").labels.tolist() == [0, 0, 1, 1]
     said = clouds.contents()
     assert said["splits"] == f"{train}/ for training (6); {held}/ held out (4)"

@@ -76,7 +76,9 @@ def test_an_item_without_augmentation_is_always_the_same(put, source):
             put(f"{label}/{i}.npy")
     first, again = (source(points=8).labelled("train").items for _ in range(2))
     assert torch.equal(first[2]["points"], again[2]["points"])
-    assert torch.equal(first[2]["points"], Plain(source(points=8, augment=False), source().found.train)[2]["points"])
+    assert torch.equal(
+        first[2]["points"], Plain(source(points=8, augment=False), source().collection.train)[2]["points"]
+    )
     assert float(first[2]["points"].norm(dim=1).max()) == pytest.approx(1, abs=1e-6)
 
 
@@ -373,9 +375,9 @@ def test_test_shapes_are_held_out_and_stratified():
     clouds = sample()
     seen = {clouds.name_of(i) for i in range(len(clouds))}
     test = {row["name"] for row in found if row["split"] == "test"}
-    assert set(clouds.found.test.names) == test
+    assert set(clouds.collection.test.names) == test
     assert seen == {row["name"] for row in found} - test
-    assert set(clouds.found.train.names) <= seen
+    assert set(clouds.collection.train.names) <= seen
     whole = sample(whole=True)
     assert len(whole) == 820
     assert "seen these shapes" in whole.labelled("test").note
@@ -386,7 +388,7 @@ def test_the_sample_s_rows_and_labels_agree():
     clouds = sample(1024, augment=False, normalise=False)
     for split in ("train", "test"):
         labelled = clouds.labelled(split)
-        store = clouds.found.train if split == "train" else clouds.found.test
+        store = clouds.collection.train if split == "train" else clouds.collection.test
         for i in range(0, len(store), 20):
             place, row = found[store.name(i)]
             assert labelled.classes[int(labelled.labels[i])] == row["class"]

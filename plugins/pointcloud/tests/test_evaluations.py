@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from mim_core.errors import MimError
-from mim_core.evaluation.study import Features, Study
+from mim_core.evaluation.study import SplitFeatures, Study
 from mim_core.recipes.config import EvaluateConfig
 from mim_core.scores import MAJORITY, PRETRAINED, RAW
 from mim_pointcloud import evaluations
@@ -24,8 +24,8 @@ def make_study(classes=12, each=(30, 10), spread=0.2, width=24, seed=0):
     labels = tuple(
         torch.arange(classes).repeat(count)[torch.randperm(classes * count, generator=generator)] for count in each
     )
-    blobs = Features(*(centres[y] + spread * torch.randn(len(y), width, generator=generator) for y in labels))
-    noise = Features(*(100 * torch.randn(len(y), 6, generator=generator) + 7 for y in labels))
+    blobs = SplitFeatures(*(centres[y] + spread * torch.randn(len(y), width, generator=generator) for y in labels))
+    noise = SplitFeatures(*(100 * torch.randn(len(y), 6, generator=generator) + 7 for y in labels))
     names = tuple(f"class {number}" for number in range(classes))
     return Study(EvaluateConfig(), labels, names, {RAW: noise, PRETRAINED: blobs})
 
@@ -135,7 +135,7 @@ def test_svm_is_a_direct_call():
 
 def test_svm_does_not_depend_on_the_scale_of_features():
     study, other = make_study(spread=1.6), make_study(spread=1.6)
-    other.rows = {row: Features(1e4 * f.train - 3, 1e4 * f.test - 3) for row, f in other.rows.items()}
+    other.rows = {row: SplitFeatures(1e4 * f.train - 3, 1e4 * f.test - 3) for row, f in other.rows.items()}
     assert by_cell(svm(study))[PRETRAINED, "SVM"][0] == pytest.approx(by_cell(svm(other))[PRETRAINED, "SVM"][0])
 
 

@@ -175,7 +175,7 @@ def test_shapenet55(put, tmp_path, below):
     put(f"{below}shapenet_pc/{CHAIR}-unlisted.npy")
     assert recognise(tmp_path) == "shapenet55"
     clouds = source(tmp_path)
-    assert clouds.found.train.classes == ("airplane", "chair")
+    assert clouds.collection.train.classes == ("airplane", "chair")
     assert clouds.labelled("train").labels.tolist() == [1, 0]
     assert [clouds.name_of(i) for i in range(len(clouds))] == names["train"][:2]
     assert len(source(tmp_path, whole=True)) == 3
@@ -218,8 +218,8 @@ def test_shapenetcore(put, tmp_path, mesh):
     put("ShapeNetCore.v2/all.csv", text=text)
     clouds = source(tmp_path)
     assert [clouds.name_of(i) for i in range(len(clouds))] == [f"{PLANE}/{m}/{mesh}" for m in "ab"]
-    assert clouds.found.test.files == (f"{CHAIR}/g/{mesh}",)
-    assert clouds.found.missing == (f"{CHAIR}/lost",)
+    assert clouds.collection.test.files == (f"{CHAIR}/g/{mesh}",)
+    assert clouds.collection.missing == (f"{CHAIR}/lost",)
     readable(clouds)
 
 
@@ -247,7 +247,7 @@ def parts_tree(put, tmp_path):
 def test_shapenetpart(parts_tree, tmp_path):
     assert recognise(tmp_path) == recognise(parts_tree) == "shapenetpart"
     clouds = source(tmp_path)
-    assert clouds.found.train.classes == ("Airplane", "Chair")
+    assert clouds.collection.train.classes == ("Airplane", "Chair")
     assert clouds.labelled("train").labels.tolist() == [0, 1, 1]
     assert clouds.parts == {"Airplane": (0, 1, 2, 3), "Chair": (12, 13, 14, 15)}
     assert set(clouds.read(0, 1)) == {"points"}
@@ -296,7 +296,7 @@ def test_modelnet_meshes(put, tmp_path, below):
         put(f"{below}{label}/test/{label}_000{3 + i}.off", text=CUBE)
     assert recognise(tmp_path) == "modelnet40"
     clouds = source(tmp_path)
-    assert clouds.found.train.classes == ("chair", "night_stand")
+    assert clouds.collection.train.classes == ("chair", "night_stand")
     assert clouds.labelled("test").labels.tolist() == [0, 1]
     assert clouds.name_of(0) == "chair/train/chair_0001.off"
     assert clouds.up == "z"
@@ -317,8 +317,8 @@ def test_modelnet_clouds_with_normals(put, tmp_path):
     (tmp_path / "sofa/sofa_0900.txt").unlink()
     assert recognise(tmp_path) == "modelnet40"
     clouds = source(tmp_path, channels=("xyz", "normals"))
-    assert clouds.found.train.classes == ("chair", "night_stand", "sofa")
-    assert clouds.found.missing == ("sofa_0900",)
+    assert clouds.collection.train.classes == ("chair", "night_stand", "sofa")
+    assert clouds.collection.missing == ("sofa_0900",)
     assert clouds.up == "y"
     assert torch.allclose(clouds.read(0, 2)["points"][:, 3:].norm(dim=1), torch.ones(16))
     readable(clouds)
@@ -372,7 +372,7 @@ def test_scanobjectnn(tmp_path):
     for variant, count in counts.items():
         clouds = source(tmp_path, variant=variant)
         assert len(clouds) == count
-        assert clouds.found.train.classes == SCAN_CLASSES
+        assert clouds.collection.train.classes == SCAN_CLASSES
         assert clouds.labelled("train").labels.tolist() == list(range(count))
         readable(clouds)
     assert "obj_only" in source(tmp_path, variant="obj_only").labelled("test").note

@@ -229,7 +229,7 @@ def test_links_in_circles_end(collection, tmp_path):
     (collection / "some/round").symlink_to(collection)
     (collection / "some/class/up").symlink_to(collection / "some")
     (collection / "gone.off").symlink_to(tmp_path / "nothing")
-    assert sorted(job.source for job in plan(collection, tmp_path / "out") if job.kind == "cloud") == sorted(
+    assert sorted(job.source for job in plan(collection, tmp_path / "out") if job.kind == "convert") == sorted(
         [*SHAPES, "cloud.txt", "empty.obj", "gone.off"]
     )
     lines = {line["file"]: line for line in prepare_collection(collection, tmp_path / "out", Sampling(5), 1)}

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from mim_core import BadSample, MimError, console, counted, parse, tell
+from mim_core import MANIFEST, BadSample, MimError, console, counted, parse, tell
 from rich.table import Table
 
-from mim_video.prepare import MANIFEST, Encoding, prepare_collection
+from mim_video.prepare import Encoding, prepare_collection
 from mim_video.reader_pyav import PyavReader
 from mim_video.readers import LIBRARIES, Reader, known_readers, open_reader
 

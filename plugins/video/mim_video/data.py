@@ -16,9 +16,9 @@ from mim_core import (
     DataSource,
     Labelled,
     MimError,
+    Normalisation,
     Picture,
     Sample,
-    check_statistics,
     counted,
     one_line,
     randomness,
@@ -118,8 +118,8 @@ class Clips(DataSource):
         _check(config)
         load_reader(chosen(config.reader))  # here, so that one that is missing is told before a run begins
         self.samples_per_item = config.repeat
-        self.mean, self.std = self._statistics()
-        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.normalisation = self._normalisation()
+        self.mean, self.std = self.normalisation.mean, self.normalisation.std
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.clips = self._find()
         self.look = Look(self.clips.pretrain)
@@ -140,18 +140,11 @@ class Clips(DataSource):
             )
         return find_clips(root, self.config.layout, self.config.split)
 
-    def _statistics(self) -> tuple[Tensor, Tensor]:
+    def _normalisation(self) -> Normalisation:
         colour = self.channels == 3
         mean = self.config.mean or (IMAGENET_MEAN if colour else (0.5,))
         std = self.config.std or (IMAGENET_STD if colour else (0.5,))
-        check_statistics(mean, std, self.channels)
-        return torch.tensor(mean).reshape(-1, 1, 1, 1), torch.tensor(std).reshape(-1, 1, 1, 1)
-
-    def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and deviation on a device; copied there once, because a copy waits for the device."""
-        if device not in self._copies:
-            self._copies[device] = (self.mean.to(device), self.std.to(device))
-        return self._copies[device]
+        return Normalisation(mean, std, self.channels, axes=3)
 
     def __len__(self) -> int:
         return len(self.clips.pretrain)
@@ -251,8 +244,7 @@ class Clips(DataSource):
             more = {name: sample[name].repeat_interleave(repeat) for name in ("index",) if name in sample}
             if "key" in sample:
                 more["key"] = randomness.bits(sample["key"], "repeat", repeat).flatten()
-        mean, std = self._statistics_on(x.device)
-        return {**sample, **more, "video": (x.float() / 255 - mean) / std}
+        return {**sample, **more, "video": self.normalisation.of_bytes(x)}
 
     def labelled(self, split: str) -> Labelled:
         """Clips with their class; the classes of both splits are the same."""
@@ -275,9 +267,8 @@ class Clips(DataSource):
     def raw(self, sample: Sample) -> Tensor:
         """The pixels in [0, 1], not centred; of larger clips, the means of a grid of 8 x 16 x 16."""
         x = sample["video"]
-        mean, std = self._statistics_on(x.device)
         grid = (min(x.shape[2], 8), min(x.shape[3], 16), min(x.shape[4], 16))
-        return F.adaptive_avg_pool3d(x * std + mean, grid).flatten(1)
+        return F.adaptive_avg_pool3d(self.normalisation.undone(x), grid).flatten(1)
 
     def controls(self) -> Mapping[str, Callable[[Sample], Sample]]:
         """The first frame in place of all, and frames in an order drawn by the sample's index."""
@@ -285,8 +276,7 @@ class Clips(DataSource):
 
     def _pixels(self, values: Tensor) -> Tensor:
         """uint8 [T, H, W, C] of a clip as `finish` left it."""
-        pixels = ((values.float().cpu() * self.std + self.mean) * 255).round().clamp(0, 255)
-        return pixels.to(torch.uint8).permute(1, 2, 3, 0)
+        return self.normalisation.to_bytes(values).permute(1, 2, 3, 0)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
         """[C, T, H, W] as a film strip of up to 8 frames."""

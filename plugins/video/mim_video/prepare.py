@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import shutil
 from collections import Counter
@@ -16,19 +15,28 @@ from typing import Any, Literal
 import av
 import torch
 from av.video.reformatter import Colorspace
-from mim_core import ITEM_SECONDS, BadSample, MimError, in_processes, in_time, walk_folders
+from mim_core import (
+    ITEM_SECONDS,
+    MANIFEST,
+    BadSample,
+    Conversion,
+    Manifest,
+    MimError,
+    in_processes,
+    in_time,
+    walk_folders,
+    with_own_names,
+    write_file,
+)
 
 from mim_video.layouts import EXTENSIONS, no_videos
 from mim_video.reader_pyav import PyavReader
 from mim_video.readers import open_reader
 from mim_video.sound import open_sound
 
-MANIFEST = "manifest.jsonl"
 HIDDEN = "it is hidden"
 SLOWEST = 10 * 2**20
 """Bytes per second of a slow disk, by which a pass over a whole file may take longer than an item."""
-PARTIAL = ".partial"
-"""What the name of a file that is being written ends in."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +58,7 @@ class Encoding:
     sound: Literal["keep", "drop"] = "drop"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One file of the collection, and where it goes; paths below the two folders.
-
-    Attributes:
-        source: The file below IN; a folder's path ends in a slash.
-        target: Its place below OUT.
-        video: Whether it is encoded; else copied.
-        again: Why it is written a second time.
-        renamed: Why it does not get its own name.
-        aside: Why it is left out.
-    """
-
-    source: str
-    target: str
-    video: bool
-    again: str = ""
-    renamed: str = ""
-    aside: str = ""
-
-
-def plan(root: Path, out: Path) -> list[Job]:
+def plan(root: Path, out: Path) -> list[Conversion]:
     """What there is to do: videos become MP4, lists and other files are copied; hidden ones are left out, and so is a
     manifest in IN. Links are followed, and each real folder is visited once.
 
@@ -82,40 +69,22 @@ def plan(root: Path, out: Path) -> list[Job]:
         raise MimError(f"{root} is no folder. Usage: mim-video prepare IN OUT, with IN a folder of videos.")
     if root.resolve() == out.resolve():
         raise MimError(f"IN and OUT are both {root}: originals are never overwritten. Give another folder as OUT.")
-    jobs = []
+    files: list[Conversion] = []
     for folder, names, folders in walk_folders(root, hidden=True):
         below = folder.relative_to(root)
-        jobs += [Job(f"{below / n}/", "", False, aside=HIDDEN) for n in folders if n.startswith(".")]
+        files += [Conversion(f"{below / n}/", "", "aside", reason=HIDDEN) for n in folders if n.startswith(".")]
         folders[:] = [n for n in folders if not n.startswith(".") and (folder / n).resolve() != out.resolve()]
         for source in (below / name for name in names):
             video = source.suffix.lower() in EXTENSIONS
             aside = HIDDEN if source.name.startswith(".") else ""
             aside = f"OUT/{MANIFEST} is written here" if source == Path(MANIFEST) else aside
-            jobs.append(Job(str(source), str(source.with_suffix(".mp4") if video else source), video, aside=aside))
-    if not any(job.video and not job.aside for job in jobs):
-        others = Counter(Path(job.source).suffix.lower() or "no ending" for job in jobs if not job.aside)
+            kind: Literal["convert", "copy", "aside"] = "aside" if aside else "convert" if video else "copy"
+            target = source.with_suffix(".mp4") if video else source
+            files.append(Conversion(str(source), str(target), kind, reason=aside))
+    if not any(file.kind == "convert" for file in files):
+        others = Counter(Path(file.source).suffix.lower() or "no ending" for file in files if file.kind == "copy")
         raise no_videos(root, ", ".join(EXTENSIONS), others)
-    return _with_own_names(jobs)
-
-
-def _with_own_names(jobs: list[Job]) -> list[Job]:
-    """The same, each with a target of its own: of videos that would get one name, the first that has it already, or
-    else the first, gets it; the others keep their endings."""
-    takers: dict[str, str] = {}
-    for job in sorted(jobs, key=lambda job: job.source != job.target):  # stable: who has the name comes first
-        if not job.aside:
-            takers.setdefault(job.target, job.source)
-    named = []
-    for job in jobs:
-        if job.aside or takers[job.target] == job.source:
-            named.append(job)
-            continue
-        target = f"{job.source}.mp4"
-        while target in takers:
-            target += ".mp4"
-        takers[target] = job.source
-        named.append(replace(job, target=target, renamed=f"{job.target} is made of {takers[job.target]}"))
-    return named
+    return with_own_names(files, ".mp4")
 
 
 def prepare_collection(root: Path, out: Path, encoding: Encoding, workers: int) -> Iterator[dict[str, Any]]:
@@ -125,21 +94,10 @@ def prepare_collection(root: Path, out: Path, encoding: Encoding, workers: int) 
     Raises:
         MimError: Nothing to do, or a worker died.
     """
-    jobs = plan(root, out)
+    files = plan(root, out)
     out.mkdir(parents=True, exist_ok=True)
-    before = _read_manifest(out / MANIFEST)
-    lines: dict[str, dict[str, Any]] = {}
-    with (out / MANIFEST).open("a") as manifest:
-        for line in _results(root, out, encoding, workers, jobs, before):
-            if line["status"] == "skipped":  # done by an earlier run: what that one wrote stays
-                lines[line["file"]] = before[line["file"]]
-            else:
-                lines[line["file"]] = line
-                manifest.write(json.dumps(line) + "\n")
-                manifest.flush()
-            yield line
-    ordered = [lines[job.source] for job in jobs]
-    _write_whole(out / MANIFEST, "".join(json.dumps(line) + "\n" for line in ordered))
+    manifest = Manifest(out)
+    yield from manifest.follow(files, _results(root, out, encoding, workers, files, manifest.before))
 
 
 def made_of(source: Path, encoding: Encoding | None) -> dict[str, Any]:
@@ -170,45 +128,37 @@ def outdated(before: dict[str, Any] | None, now: dict[str, Any], target: str) ->
 
 
 def _results(
-    root: Path, out: Path, encoding: Encoding, workers: int, jobs: list[Job], before: dict[str, dict[str, Any]]
+    root: Path, out: Path, encoding: Encoding, workers: int, files: list[Conversion], before: dict[str, dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    left: list[Job] = []
-    for job in jobs:
-        if job.aside:
-            yield {"file": job.source, "status": "aside", "reason": job.aside}
+    left: list[Conversion] = []
+    for file in files:
+        if file.kind == "aside":
+            yield {"file": file.source, "status": "aside", "reason": file.reason}
             continue
-        there = (out / job.target).is_file() and (root / job.source).is_file()
-        now = made_of(root / job.source, encoding if job.video else None) if there else {}
-        why = outdated(before.get(job.source), now, job.target) if there else ""
+        there = (out / file.target).is_file() and (root / file.source).is_file()
+        now = made_of(root / file.source, encoding if file.kind == "convert" else None) if there else {}
+        why = outdated(before.get(file.source), now, file.target) if there else ""
         if why is None:
-            yield {"file": job.source, "out": job.target, "status": "skipped"}
+            yield {"file": file.source, "out": file.target, "status": "skipped"}
         else:
-            left.append(replace(job, again=why))
-    yield from in_processes(functools.partial(run_job, root, out, encoding), left, workers)
+            left.append(replace(file, reason=why))
+    yield from in_processes(functools.partial(write_one, root, out, encoding), left, workers)
 
 
-def run_job(root: Path, out: Path, encoding: Encoding, job: Job) -> dict[str, Any]:
+def write_one(root: Path, out: Path, encoding: Encoding, file: Conversion) -> dict[str, Any]:
     """Write one file, under another name until it is whole. Returns its line of the manifest."""
     torch.set_num_threads(1)
-    source, target = root / job.source, out / job.target
-    partial = target.with_name(target.name + PARTIAL)
-    line: dict[str, Any] = {"file": job.source, "out": job.target}
-    line |= {name: text for name, text in (("again", job.again), ("renamed", job.renamed)) if text}
-    try:
-        line |= made_of(source, encoding if job.video else None)  # before it is read: a later change is noticed
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if job.video:
-            line |= {"status": "done", **encode_video(source, partial, encoding)}
-        else:
-            shutil.copyfile(source, partial)
-            line["status"] = "copied"
-        partial.replace(target)
-    except (BadSample, OSError, av.FFmpegError, ValueError) as error:
-        partial.unlink(missing_ok=True)
-        reason = error.reason if isinstance(error, BadSample) else str(error)
-        stays = "; the one written before stays" if target.is_file() else ""
-        return {"file": job.source, "status": "failed", "reason": reason + stays}
-    return line
+
+    def write(source: Path, target: Path) -> dict[str, Any]:
+        origin = made_of(
+            source, encoding if file.kind == "convert" else None
+        )  # before it is read: a later change shows
+        if file.kind == "convert":
+            return {**origin, "status": "done", **encode_video(source, target, encoding)}
+        shutil.copyfile(source, target)
+        return {**origin, "status": "copied"}
+
+    return write_file(file, root, out, write, keep=True, faults=(av.FFmpegError,))
 
 
 def encode_video(source: Path, target: Path, encoding: Encoding) -> dict[str, Any]:
@@ -281,21 +231,3 @@ def _regular(path: Path) -> Path:
     if not path.is_file() or path.stat().st_size == 0:
         raise BadSample(str(path), "the file is empty" if path.is_file() else "it is no regular file")
     return path
-
-
-def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            line = json.loads(text)
-            if isinstance(line["status"], str):
-                found[line["file"]] = line
-        except (ValueError, KeyError, TypeError, RecursionError):  # cut off when a run was killed, or damaged
-            continue
-    return found
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(text)
-    partial.replace(path)

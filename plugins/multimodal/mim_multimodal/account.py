@@ -46,7 +46,7 @@ class Looked:
 
 def plan(source: Any) -> dict[str, str]:
     """Where items come from, how many, which modalities, what is missing, classes and bit depth."""
-    found = source.found
+    found = source.collection
     root = "the bundled sample (Freedoom, BSD licence)" if source.bundled else str(source.config.root)
     sizes = (f"{name} {' x '.join(map(str, shape))}" for name, shape in source.shapes.items())
     labels = f"{len(source.labels.classes)} classes of items" if source.labels.classes else "no classes of items"
@@ -75,9 +75,9 @@ def _classes_of_maps(source: Any) -> str:
 
 def _missing(source: Any) -> str:
     """How many files are missing, and what becomes of their items."""
-    counts = ", ".join(f"{name} of {len(names):,}" for name, names in source.found.missing.items())
+    counts = ", ".join(f"{name} of {len(names):,}" for name, names in source.collection.missing.items())
     kept = "kept, and what they lack is hidden" if source.config.missing == "mask" else "left out"
-    left_out = source.found.left_out
+    left_out = source.collection.left_out
     return f"{counts}; {f'{left_out:,} items are' if left_out else 'these items are'} {kept}"
 
 
@@ -91,19 +91,19 @@ def _bits(source: Any) -> str:
 
 def advice(source: Any) -> list[str]:
     """What is missing or left out, depth maps of several kinds in one folder, and what in the files is rarely meant."""
-    lines = [f"missing files: {_missing(source)}"] if source.found.missing else []
+    lines = [f"missing files: {_missing(source)}"] if source.collection.missing else []
     found = source.depth_kinds() if "depth" in source.shapes and not source.config.depth_bits else {}
     if len(found) > 1:
         kinds = ", ".join(f"{file} has {kind}" for kind, file in found.items())
         lines.append(f"depth maps are of different kinds: {kinds}. To refuse all but one: --data.depth-bits 8 (or 16).")
-    lines += source.found.advice
+    lines += source.collection.advice
     return [*lines, *_left_out(source)[1], *source.looked().advice]
 
 
 def contents(source: Any) -> dict[str, str]:
     """Splits, classes, what is left out, and what some of the files hold."""
-    held = f"{len(source.found.test):,} items, drawn by their names, are held out"
-    rows = {"splits": source.found.splits or f"none: {held}"}
+    held = f"{len(source.collection.test):,} items, drawn by their names, are held out"
+    rows = {"splits": source.collection.splits or f"none: {held}"}
     names = source.labels.classes
     if names:
         more = f"; of maps {_classes_of_maps(source)}" if "semseg" in source.shapes else ""
@@ -123,7 +123,7 @@ def _left_out(source: Any) -> tuple[str, list[str]]:
     if source.bundled:
         return "", []
     others, beside = {}, dict[str, None]()
-    for items in (items for items in source.found.every() if len(items)):
+    for items in (items for items in source.collection.every() if len(items)):
         head = f"{items.split}/" if items.split else ""
         beside.update(dict.fromkeys(f"{head}{name}/" for name in items.beside))
         for name, folder in items.folders.items():
@@ -149,11 +149,11 @@ def look(source: Any) -> Looked:
     lookers = {"rgb": _look_at_rgb, "depth": _look_at_depth, "semseg": _look_at_ids, "caption": _look_at_captions}
     for name in MODALITIES:
         if name in source.shapes:
-            looker = _Looker(source.found.pretrain, name)
+            looker = _Looker(source.collection.pretrain, name)
             text = lookers[name](looker, source, done.advice)
             done.kinds = tuple(looker.kinds) if name == "depth" else done.kinds
             if looker.seen or looker.bad:
-                done.texts[name] = looker.said(text)
+                done.texts[name] = looker.summary(text)
                 done.items = max(done.items, looker.seen + looker.bad)
     return done
 
@@ -188,7 +188,7 @@ class _Looker:
             self.kinds.setdefault(kind)
             yield values
 
-    def said(self, text: str) -> str:
+    def summary(self, text: str) -> str:
         """Kinds, sizes and what was found, of how many files."""
         sizes = sorted(self.sizes)
         shown = [f"{width} x {height}" for height, width in ([sizes[0], sizes[-1]] if sizes[1:] else sizes) if width]

@@ -117,11 +117,12 @@ class Manifest:
     def __init__(self, out: Path) -> None:
         self.path = out / MANIFEST
         self.before: dict[str, Line] = {}
-        for text in self.path.read_text().splitlines() if self.path.is_file() else ():
+        for text in self.path.read_text(errors="replace").splitlines() if self.path.is_file() else ():
             try:
                 line = json.loads(text)
-                self.before[line["file"]] = line
-            except (ValueError, KeyError, TypeError):  # cut off when a run was killed
+                if isinstance(line["status"], str):
+                    self.before[line["file"]] = line
+            except (ValueError, KeyError, TypeError, RecursionError):  # cut off when a run was killed, or damaged
                 continue
 
     def follow(self, files: Sequence[Conversion], lines: Iterable[Line]) -> Iterator[Line]:

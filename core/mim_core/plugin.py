@@ -116,6 +116,23 @@ def mim_register_decoders(register: Register) -> None:
         summary="One linear layer per unit, for encoders that see all positions.",
         paper="SimMIM, arXiv 2111.09886",
     )
+    register(
+        name="sample",
+        load="mim_core.parts.decoder_sample:SampleDecoder",
+        summary="One answer for a sample: units averaged, a projector and a predictor.",
+        paper="CMAE, arXiv 2207.13532",
+    )
+
+
+@hookimpl(specname="mim_register_targets")
+def mim_register_sample_targets(register: Register) -> None:
+    """Of samples as a whole."""
+    register(
+        name="contrast",
+        load="mim_core.parts.target_contrast:ContrastTarget",
+        summary="The teacher's view of the same sample among those of all others (InfoNCE).",
+        paper="CMAE, arXiv 2207.13532",
+    )
 
 
 @hookimpl

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from mim_core.host.loading import installed
 from mim_core.parts.encoder import ViTEncoder
 from mim_core.parts.mask import Mask
 from mim_core.parts.target import Losses, ValueTarget
@@ -100,7 +101,9 @@ class TestFeaturesInFolds(_Features):
 
 
 def test_every_target_has_a_contract():
-    assert not uncovered("targets", globals().values(), "core")
+    """Those of whole samples have no value per unit: contracts/test_contrast.py tries them."""
+    left = [installed().get("targets", name) for name in uncovered("targets", globals().values(), "core")]
+    assert [entry.full_name for entry in left if not entry.resolve().couples_samples] == []
 
 
 def test_normalised_values_are_maes():

@@ -112,6 +112,7 @@ CASES = {
     "tied": ("image:hpm-vit-tiny", tied),
     "ijepa": ("image:ijepa-vit-tiny", None),
     "sdae": ("image:sdae-vit-base", None),
+    "cmae": ("image:cmae-vit-tiny", None),
 }
 
 

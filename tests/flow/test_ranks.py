@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
-METHODS = ["mae", "simmim", "varying", "normed", "distilled", "ijepa", "sdae", "hpm", "tied"]
+METHODS = ["mae", "simmim", "varying", "normed", "distilled", "ijepa", "sdae", "hpm", "tied", "cmae"]
 VARIANTS = [
     "strategy=ddp",
     "strategy=fsdp2",

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT.parent / "shared" / "golden"
-CASES = ["convmae", "ijepa", "mvd", "sdae"]
+CASES = ["cmae", "convmae", "ijepa", "mvd", "sdae"]
 
 
 def golden(name):

@@ -30,6 +30,7 @@ class Noise(DataSource):
         super().__init__(config, shapes)
         if config.items < 1:
             raise ValueError(f"items must be at least 1, got {config.items}")
+        self.views: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return int(self.config.items)
@@ -38,11 +39,16 @@ class Noise(DataSource):
         """Draws from the sample's key and its number: normal, float32, or ids, int64."""
         generator = torch.Generator().manual_seed(randomness.torch_seed(key, f"noise {index}"))
         return {
-            name: torch.randint(self.ids[name], shape, generator=generator)
+            f"{name}{view}": torch.randint(self.ids[name], shape, generator=generator)
             if name in self.ids
             else torch.randn(shape, generator=generator)
+            for view in ("", *(f"_{view}" for view in self.views))
             for name, shape in self.shapes.items()
         }
+
+    def give_views(self, names: tuple[str, ...]) -> None:
+        """More draws of the same shapes."""
+        self.views = names
 
     def labelled(self, split: str) -> Labelled:
         """Refused."""

@@ -115,6 +115,19 @@ class DataSource:
         names = map(self.name_of, range(len(self))) if split == "pretrain" else iter(self.labelled(split).names)
         return ((os.path.join(root, name),) if root else () for name in names)
 
+    def give_views(self, names: tuple[str, ...]) -> None:
+        """Asks for other views of every sample, beside the plain one: a view "target" is the entry image_target beside
+        image, of the same shape. Called once, before anything is read.
+
+        Raises:
+            ValueError: This source gives no such view; says what it gives.
+        """
+        if names:
+            raise ValueError(
+                f"the method needs a view {names[0]!r} of every sample, and {type(self).__name__} gives none but the "
+                "plain one"
+            )
+
     def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
         """Which modalities items have, where some lack one (``MODALITY.present``): each set of modalities that occurs
         among the items for pre-training -> how many have it, and the name of one. Empty where every item has all."""

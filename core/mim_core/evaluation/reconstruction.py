@@ -40,7 +40,7 @@ def reconstruct(
     """Hides, predicts and joins, for every head whose target has a way back to the input space. The first mask of each
     sample is shown; ``mask`` is drawn, or given as `Method.prepare` takes it."""
     with _evaluating(method):
-        prepared = method.prepare(sample, mask)
+        prepared = method.prepare(_with_views(method, sample), mask)
         outcome = method(prepared)
     patches = method.tokenizer.split(sample)
     found = {}
@@ -91,7 +91,7 @@ def across(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, di
     """Of several joined modalities, each predicted from each other one alone: head -> modality that is seen -> what is
     made of it. Heads whose pictures need the truth are left out, and so are modalities that a sample lacks."""
     with _evaluating(method):
-        prepared = method.prepare(sample)
+        prepared = method.prepare(_with_views(method, sample))
     layout = prepared.layout
     if len(layout.segments) < 2:
         return {}
@@ -141,6 +141,18 @@ def _place(values: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
     flat = answers.reshape(*ids.shape, -1).to(values.dtype)
     index = ids[:, :, None].expand_as(flat)
     return values.flatten(2).scatter(1, index, flat).reshape(values.shape)
+
+
+def _with_views(method: Method, sample: Sample) -> Sample:
+    """The sample with itself as every other view that the method trains on: held-out samples have none, and no picture
+    shows them."""
+    more = {
+        f"{name}_{view}": sample[name]
+        for view in method.views()
+        for name in method.tokenizer.shapes  # type: ignore[union-attr]
+        if name in sample and f"{name}_{view}" not in sample
+    }
+    return {**sample, **more}
 
 
 def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor], str]:

@@ -113,6 +113,10 @@ def make_source(config: ResolvedRun, method: Method) -> DataSource:
             target.check(source)
         except ValueError as error:
             raise MimError(f"A target does not fit the data ({config.parts['data'].name}): {error}.") from error
+    try:
+        source.give_views(method.views())
+    except ValueError as error:
+        raise MimError(f"data ({config.parts['data'].name}): {error}.") from error
     return method.training_source(source)
 
 

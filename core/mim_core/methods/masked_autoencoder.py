@@ -79,8 +79,6 @@ class Head(nn.Module):
 
     def asked(self, layout: Layout, mask: Mask) -> Mask:
         """The mask with this head's queries."""
-        if self.decoder.asks == "sample":
-            return mask.ask_sample()
         return mask if self.segment is None else mask.ask_segment(layout, self.segment)
 
     def local(self, patches: Patches, mask: Mask) -> tuple[Patches, Mask]:
@@ -88,6 +86,10 @@ class Head(nn.Module):
         if self.segment is None:
             return patches, mask
         return patches.segment(self.segment), mask.ask_segment(patches.layout, self.segment, local=True)
+
+    def weight_of(self, layout: Layout, mask: Mask) -> Tensor:
+        """How much each answer counts, [R, Q]; of a head that asks about samples, [R, 1]."""
+        return self.asked(layout, mask.ask_sample() if self.decoder.asks == "sample" else mask).weight
 
     def lesson(self, lessons: Mapping[str, Lesson], layout: Layout) -> Lesson | None:
         """What the target's teacher says, of the head's own segment."""
@@ -172,6 +174,7 @@ class MaskedAutoencoder(Method):
         self.tokenizer, self.masker, self.encoder = tokenizer, masker, encoder
         self.heads, self.scorer = nn.ModuleDict(_in_order(heads)), scorer
         self.teachers = nn.ModuleDict(teachers or {})
+        self.couples_batch = any(head.target.couples_samples for head in heads.values())
         self._join(heads)
         kept = tokenizer.layout.count - masker.count(tokenizer.layout)
         if not 0 < kept < tokenizer.layout.count:
@@ -263,7 +266,7 @@ class MaskedAutoencoder(Method):
         targets, weights = {}, {}
         for name, head in self._heads():
             lesson = head.lesson(lessons, patches.layout)
-            weight, told = head.asked(patches.layout, mask).weight, None
+            weight, told = head.weight_of(patches.layout, mask), None
             if not head.target.of_head:
                 targets[name] = head.target.make(sample, *head.local(patches, mask), lesson)
                 told = head.target.told(targets[name])

@@ -97,6 +97,12 @@ class Method(nn.Module):
         """Features with nothing hidden, for evaluation and export."""
         raise NotImplementedError
 
+    def views(self) -> tuple[str, ...]:
+        """Other views of a sample that training needs, by name: "target" stands for entries such as image_target. Those
+        that its teachers see."""
+        found = {module.view for module in self.modules() if isinstance(module, Teacher) and module.view}
+        return tuple(sorted(found))
+
     def training_source(self, source: DataSource) -> DataSource:
         """What the loop trains on: the source itself, or one made of it, such as its labelled training split.
 

@@ -43,6 +43,7 @@ class Target(nn.Module):
         role: Of the run, such as ``depth.target``; what options are called in messages follows from it.
         needs_truth: `to_input_space` uses the sample's own statistics, so pictures show more than the model knew.
         needs_teacher: It reads what a teacher says, so a method without one is refused.
+        couples_samples: The loss of a sample depends on the others of the batch, so a batch cannot be accumulated.
         of_head: Another head, whose `Losses` it is held against in place of values from `make`, which is not called
             (HPM). Both must ask the same units. Empty: none.
     """
@@ -52,6 +53,7 @@ class Target(nn.Module):
     role: str = "target"
     needs_truth: bool = False
     needs_teacher: bool = False
+    couples_samples: bool = False
     of_head: str = ""
 
     def bind(self, teacher: Teacher) -> None:

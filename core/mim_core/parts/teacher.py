@@ -82,11 +82,13 @@ class Teacher(nn.Module):
     Attributes:
         needs_mask: It looks at what a mask hides, so no scorer can read it: the mask is not drawn yet.
         heads: Names of the heads whose decoders it has copies of; their answers are `Lesson.answers`.
+        view: Name of the view of the sample that it sees; empty where that is the student's.
     """
 
     Config: ClassVar[type[Any]]
     needs_mask: bool = False
     heads: tuple[str, ...] = ()
+    view: str = ""
 
     def __init__(self, config: Any, student: Student) -> None:
         super().__init__()
@@ -142,7 +144,10 @@ class Teacher(nn.Module):
         for name in self.heads:
             if name not in decoders:
                 raise ValueError(f"the teacher follows the head {name!r}; there are: {', '.join(decoders)}")
-            self.decoders[name] = copy.deepcopy(decoders[name].for_teacher()).requires_grad_(False)
+            part = decoders[name].for_teacher()
+            if getattr(part, "needs_levels", 0):
+                self.give(levels=part.needs_levels)  # type: ignore[arg-type]
+            self.decoders[name] = copy.deepcopy(part).requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, patches: Patches, sample: Sample | None = None, mask: Mask | None = None) -> Lesson:
@@ -224,7 +229,7 @@ class EmaTeacher(Teacher):
             student = Student(*student.fresh())
         super().__init__(config, student)
         self.momentum = Schedule(config.start, config.end, config.schedule, config.epochs)
-        self.needs_mask, self.heads = config.sees == "hidden", tuple(config.heads)
+        self.needs_mask, self.heads, self.view = config.sees == "hidden", tuple(config.heads), config.view
 
     def train(self, mode: bool = True) -> EmaTeacher:
         """Stays in evaluation mode, save the followed decoders where ``statistics`` is "training"."""

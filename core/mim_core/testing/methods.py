@@ -15,7 +15,7 @@ from mim_core.methods.build import build_method
 from mim_core.methods.masked_autoencoder import Prepared
 from mim_core.methods.method import Features, Method, Outcome
 from mim_core.parts.mask import Mask
-from mim_core.parts.tokenizer import Tokenizer
+from mim_core.parts.tokenizer import Tokenizer, with_views
 from mim_core.recipes.resolve import load_recipe
 from mim_core.testing.checks import (
     Contract,
@@ -63,7 +63,7 @@ class MethodContract(Contract):
         """A batch that it takes; by default noise of the shapes that its tokenizer declares."""
         tokenizer = method.tokenizer
         assert isinstance(tokenizer, Tokenizer), "the method has no tokenizer: override make_sample"
-        return noise(tokenizer.shapes, rows, seed, tokenizer.ids)
+        return noise(with_views(tokenizer.shapes, method.views()), rows, seed, tokenizer.ids)
 
     def case(self) -> tuple[Method, Sample, Any]:
         """A method, a batch and what it prepares of it."""

@@ -35,6 +35,7 @@ from mim_image.idx import idx_files, idx_splits
 from mim_image.looking import Look, look, notice, pages_of
 from mim_image.pixels import bands_of, convert_mode
 from mim_image.shards import packed
+from mim_image.views import SecondView
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = Path(__file__).parent / "sample"
@@ -81,6 +82,16 @@ class Images(DataSource):
         range: tuple[float, float] | None = None
         """Values of grey files with more than 8 bits that become 0 and 1, such as 0 4095 for a camera of 12 bits; what
         lies beyond is cut. None: the whole range of 16 bits; floats and 32-bit files need it."""
+        view_shift: int = 31
+        """Where a method asks for a second view, it lies up to so many pixels to the right and below of the first,
+        in a crop that is larger by one pixel more (CMAE)."""
+        view_colour: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+        """The second view's brightness, contrast, saturation and hue change by up to so much, in four of five
+        images; grey images have the first two."""
+        view_grey: float = 0.2
+        """Chance that a second view in colour loses it."""
+        view_blur: float = 0.5
+        """Chance that it is blurred, with a deviation of 0.1 to 2 pixels."""
         max_bad: float = 0.5
         """Largest share of unreadable files; beyond it the run stops. Each is named in skipped.jsonl."""
 
@@ -123,6 +134,7 @@ class Images(DataSource):
             antialias=True,
         )
         self.augment = v2.Compose([crop, v2.RandomHorizontalFlip(config.flip)])
+        self.second: SecondView | None = None
 
     def _normalisation(self) -> Normalisation:
         colour = self.channels == 3
@@ -173,7 +185,7 @@ class Images(DataSource):
         if self._look is None:
             self._look = look(self.splits.pretrain, self.channels, self.config.range)
             if self._look.looked < len(self):
-                self._said = SaidOnce((*self._look.kinds, *self._look.examples))
+                self._said = SaidOnce((*self._look.kinds, *self._look.unused))
         self._look.refuse(self.config.max_bad)
         return self._look
 
@@ -222,7 +234,18 @@ class Images(DataSource):
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """A random crop, perhaps flipped, as uint8 [C, H, W]; as float32 in the same units, where the file has more
         bits."""
+        if self.second is not None:
+            image = self._load(self.splits.pretrain, index, self.config.crop[0])
+            return {name: torch.from_numpy(bands_of(view, self.channels)) for name, view in self.second(image, key)}
         return {"image": self._cropped(self.splits.pretrain, index, key)}
+
+    def give_views(self, names: tuple[str, ...]) -> None:
+        """A view "target" beside the plain one, see `mim_image.views`."""
+        if set(names) - {"target"}:
+            raise ValueError(
+                f"images have a view 'target', and none named {', '.join(sorted(set(names) - {'target'}))}"
+            )
+        self.second = SecondView(self.config, self.size, self.channels) if names else None
 
     def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
         """The same of an image of the training split, with its class as int64 ``label``."""
@@ -238,7 +261,8 @@ class Images(DataSource):
 
     def finish(self, sample: Sample) -> Sample:
         """Values from 0 to 255 to float32, with mean 0 and deviation 1 over the data."""
-        return {**sample, "image": self.normalisation.of_bytes(sample["image"])}
+        both = {name: sample[name] for name in ("image", "image_target") if name in sample}
+        return {**sample, **{name: self.normalisation.of_bytes(value) for name, value in both.items()}}
 
     def labelled(self, split: str) -> Labelled:
         """Images with their class; the classes of both splits are the same."""

@@ -13,6 +13,7 @@ SIMMIM = "SimMIM, arXiv 2111.09886"
 IJEPA = "I-JEPA, arXiv 2301.08243"
 SDAE = "SdAE, arXiv 2208.00449"
 HPM = "HPM, arXiv 2304.05919"
+CMAE = "CMAE, arXiv 2207.13532"
 MCMAE = "MCMAE (ConvMAE), arXiv 2205.03892"
 MVP = "MVP, arXiv 2203.05175; EVA, arXiv 2211.07636"
 
@@ -38,6 +39,13 @@ BY_MODULE = {
         {
             "hpm-vit-base": "HPM with ViT-B/16: MAE that hides what its teacher finds hard, the paper's 800 epochs.",
             "hpm-vit-tiny": "HPM with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
+        },
+    ),
+    "cmae": (
+        CMAE,
+        {
+            "cmae-vit-base": "CMAE with ViT-B/16: MAE and a contrast with a shifted view, the paper's 1600 epochs.",
+            "cmae-vit-tiny": "CMAE with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
         },
     ),
     "mcmae": (
@@ -155,6 +163,12 @@ def mim_register_importers(register: Register) -> None:
         load="mim_image.interop_ijepa:import_ijepa",
         summary="Official I-JEPA weights: encoder, predictor and target encoder.",
         paper=IJEPA,
+    )
+    register(
+        name="cmae",
+        load="mim_image.interop_cmae:import_cmae",
+        summary="Official CMAE weights with both decoders and the target branch (.pth).",
+        paper=CMAE,
     )
     register(
         name="convmae",

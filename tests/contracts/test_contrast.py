@@ -7,6 +7,7 @@ import torch
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.methods.build import build_method, make_source
+from mim_core.parts.layout import Layout, Patches
 from mim_core.parts.mask import Mask
 from mim_core.parts.target_contrast import ContrastTarget, Keys
 from mim_core.parts.tokenizer import PatchTokenizer
@@ -49,7 +50,8 @@ def test_rows_of_several_masks_have_the_key_of_their_sample():
     hidden[:, 0] = True
     mask = Mask.with_count(hidden, 1, per_sample=2)
     lesson = Lesson(torch.zeros(3, 4, 2), torch.zeros(3, 0, 2), answers={"contrast": answers})
-    values = target().make({}, None, mask, lesson)
+    patches = Patches(torch.zeros(3, 4, 1, 1), Layout.on_grid(4))
+    values = target().make({}, patches, mask, lesson)
     assert values.own.tolist() == [0, 0, 1, 1, 2, 2]
     torch.testing.assert_close(values.keys, torch.nn.functional.normalize(answers[:, 0], dim=1))
 
@@ -113,10 +115,8 @@ def test_the_second_view_is_the_first_one_shifted():
     assert len(shifts) > 12, "all shifts up to 3 come up"
 
 
-@pytest.mark.parametrize(
-    ("options", "text"), [({"view_shift": -1}, "view_shift"), ({"view_blur": 2.0}, "view_blur"), ({"view_grey": -1.0}, "view_grey")]
-)  # fmt: skip
-def test_options_that_make_no_view(options, text):
-    run = override(twin(), {"data": options}, "test", installed())
-    with pytest.raises(MimError, match=text):
+@pytest.mark.parametrize(("name", "value"), [("view_shift", -1), ("view_blur", 2.0), ("view_grey", -1.0)])
+def test_options_that_make_no_view(name, value):
+    run = override(twin(), {"data": {name: value}}, "test", installed())
+    with pytest.raises(MimError, match=name):
         make_source(run, build_method(run))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mim_core.data.loading import Readable
-from mim_core.data.source import DataSource
+from mim_core.data.source import DataSource, Sample
 from mim_core.errors import MimError
 from mim_core.methods.masked_autoencoder import Head, MaskedAutoencoder
 from mim_core.methods.method import Method

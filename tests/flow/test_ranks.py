@@ -50,7 +50,7 @@ def launch(ranks, folder, cases):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command += [str(WORKER), str(folder), *cases]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2400, env=env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 

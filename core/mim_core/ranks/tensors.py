@@ -38,11 +38,11 @@ def batch_mean(value: Tensor) -> Tensor:
 def gather(value: Tensor) -> tuple[Tensor, int]:
     """The rows [n, ...] of all ranks, one after another, without gradient, and the number of this rank's first row. All
     ranks must have as many, and call it. For modules in training mode only."""
-    group = dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
-    if group is None or value.is_meta:
+    if not dist.is_initialized() or dist.get_world_size() == 1 or value.is_meta:
         return value.detach(), 0
-    whole = functional.all_gather_tensor(value.detach().contiguous(), 0, group)
-    return functional.wait_tensor(whole), dist.get_rank() * len(value)
+    rows = value.new_empty(dist.get_world_size() * len(value), *value.shape[1:])
+    dist.all_gather_into_tensor(rows, value.detach().contiguous())
+    return rows, dist.get_rank() * len(value)
 
 
 def _total(value: Tensor) -> Tensor:

@@ -40,9 +40,10 @@ def gather(value: Tensor) -> tuple[Tensor, int]:
     ranks must have as many, and call it. For modules in training mode only."""
     if not dist.is_initialized() or dist.get_world_size() == 1 or value.is_meta:
         return value.detach(), 0
-    rows = value.new_empty(dist.get_world_size() * len(value), *value.shape[1:])
-    dist.all_gather_into_tensor(rows, value.detach().contiguous())
-    return rows, dist.get_rank() * len(value)
+    mine = value.detach().contiguous()
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
+    return torch.cat(parts), dist.get_rank() * len(value)
 
 
 def _total(value: Tensor) -> Tensor:

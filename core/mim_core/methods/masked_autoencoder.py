@@ -135,6 +135,8 @@ class MaskedAutoencoder(Method):
         """Factor of a head's loss, by head; 1 where not named."""
         segments: dict[str, str] = field(default_factory=dict)
         """Which modality a head asks for, where that is not the head's own name."""
+        carries: Literal["student", "teacher"] = "student"
+        """Whose encoder a finished run gives to evaluate, export, finetune and --init: I-JEPA's is the teacher's."""
 
     @classmethod
     def build(cls, config: Any, parts: Parts) -> MaskedAutoencoder:
@@ -159,7 +161,13 @@ class MaskedAutoencoder(Method):
         if not all(0 <= factor < math.inf for factor in factors) or not any(factors):
             raise ValueError(f"weights must be finite and not negative, and one positive; got {dict(config.weights)}")
         named = {scope or "main": teacher for scope, teacher in teachers.items()}
-        return cls(tokenizer, parts.masker(tokenizer), encoder, heads, scorer, named)
+        if config.carries == "teacher" and "main" not in named:
+            raise ValueError('carries is "teacher", and this run has no teacher that all heads share')
+        made = cls(tokenizer, parts.masker(tokenizer), encoder, heads, scorer, named)
+        made.carries = config.carries
+        return made
+
+    carries: Literal["student", "teacher"] = "student"
 
     def __init__(
         self,
@@ -305,6 +313,13 @@ class MaskedAutoencoder(Method):
         """Encodes every unit that is there; of several modalities any subset. Units that are not valid are seen by
         nobody: their tokens are zero, and the mean is over the others."""
         return encode_all(self.tokenizer, self.encoder, sample)
+
+    def carry(self) -> None:
+        """The teacher's encoder in the place of the student's, where the recipe says so."""
+        if self.carries == "teacher":
+            teacher = self.teachers["main"].requires_grad_(True)
+            assert isinstance(teacher, Teacher)
+            self.tokenizer, self.encoder = teacher.tokenizer, teacher.encoder
 
     def _fit(self, mask: Mask | Tensor | Mapping[str, Tensor], layout: Layout, samples: int) -> Mask:
         """The mask in the form that the encoder needs."""

@@ -122,6 +122,11 @@ class Method(nn.Module):
             if isinstance(module, Teacher):
                 module.follow(self, progress)
 
+    def carry(self) -> None:
+        """Called when a finished or stopped run is opened: makes ``tokenizer`` and ``encoder`` those that are carried
+        on, to evaluate, export, finetune and --init. Training goes on from a checkpoint without it."""
+        return
+
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks, which are sharded, recomputed and, when sharded, compiled one by one: by default the
         children of every list named ``blocks``, of teachers too."""

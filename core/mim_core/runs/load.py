@@ -70,4 +70,5 @@ def load_run(folder: Path | str, registry: Registry | None = None) -> OpenedRun:
     config = from_toml(read_recipe(path / "recipe.toml"), registry)
     method = build_method(config, registry)
     checkpoint.load_weights(method, loaded, averaged=checkpoint.has_average(path))
+    method.carry()
     return OpenedRun(config, method, path)

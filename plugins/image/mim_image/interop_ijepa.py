@@ -67,6 +67,7 @@ def import_ijepa(state: State, **sizes: Any) -> Method:
     size = _image_size(given.crop_size, (patch[0], patch[1]), state["encoder.pos_embed"].shape[1])
     grid = (size[0] // patch[0], size[1] // patch[1])
     method = importers.build(
+        method=Part.of("core:masked-autoencoder", carries="teacher"),
         tokenizer=Part.of("image:patch", size=size, patch=tuple(patch), channels=channels),
         masker=Part.of("core:multi-block", targets=given.num_pred_masks, target_scale=given.pred_mask_scale,
                        context_scale=given.enc_mask_scale, target_aspect=given.aspect_ratio, smallest=4),

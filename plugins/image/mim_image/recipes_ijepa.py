@@ -18,6 +18,7 @@ def _ijepa(width: int, depth: int, heads: int, patch: int, predictor: int, epoch
     """I-JEPA at 224 pixels with a predictor 384 wide; no flips, no colours."""
     return RunConfig(
         parts={
+            "method": Part.of("core:masked-autoencoder", carries="teacher"),
             "data": Part.of("image:images", crop=(0.3, 1.0), flip=0.0),
             "tokenizer": Part.of("image:patch", size=(224, 224), patch=(patch, patch), channels=3),
             "masker": Part.of("core:multi-block"),
@@ -51,6 +52,7 @@ def ijepa_vit_tiny() -> RunConfig:
     mae = mae_vit_tiny()
     parts = {
         **mae.parts,
+        "method": Part.of("core:masked-autoencoder", carries="teacher"),
         "masker": Part.of("core:multi-block", smallest=3),
         "encoder": Part.of("core:vit", width=128, depth=4, heads=4, class_token=False),
         "teacher": Part.of("core:ema", start=0.99, end=1.0, schedule="linear"),

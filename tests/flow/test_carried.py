@@ -1,0 +1,59 @@
+"""What a finished run carries on: the student's encoder, or the teacher's where the recipe says so."""
+
+import pytest
+import timm
+import torch
+from mim_core.cli import main
+from mim_core.runs import checkpoint
+from mim_core.runs.load import load_run
+from safetensors.torch import load_file
+
+QUICK = ["--twin", "--quiet", "--train.epochs", "0.02", "--train.warmup-epochs", "0.002"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("carried") / "run"
+    assert main(["pretrain", "image:ijepa-vit-tiny", *QUICK, "--teacher.start", "0.5", "--out", str(out)]) == 0
+    return out
+
+
+def test_the_teacher_is_judged_exported_and_gone_on_with(run, tmp_path, capsys):
+    weights = load_file(checkpoint.newest(run) / "weights.safetensors")
+    method = load_run(run).method.eval()
+    own, student = "teachers.main.encoder.blocks.0.attn.qkv.weight", "encoder.blocks.0.attn.qkv.weight"
+    assert not torch.equal(weights[own], weights[student])
+    assert torch.equal(method.encoder.blocks[0].attn.qkv.weight, weights[own])
+    assert main(["export", str(run)]) == 0
+    exported = load_file(run / "encoder-timm.safetensors")
+    assert torch.equal(exported["blocks.0.attn.qkv.weight"], weights[own])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("timm."))
+    model = eval(line, {"timm": timm}).eval()
+    image = torch.randn(2, 1, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), method.encode({"image": image}).pooled, rtol=1e-4, atol=1e-5)
+    other = tmp_path / "tuned"
+    given = ["--train.epochs", "0.02", "--train.warmup-epochs", "0", "--quiet", "--out", str(other)]
+    assert main(["finetune", str(run), *given]) == 0
+
+
+def test_training_goes_on_with_the_student(run, tmp_path):
+    """A checkpoint has both, and a resumed run does not carry the teacher over."""
+    out = tmp_path / "whole"
+    assert main(["pretrain", "image:ijepa-vit-tiny", *QUICK, "--teacher.start", "0.5", "--out", str(out)]) == 0
+    one, other = (load_file(checkpoint.newest(folder) / "weights.safetensors") for folder in (run, out))
+    assert all(torch.equal(one[name], value) for name, value in other.items())
+
+
+def test_the_student_where_the_recipe_says_so(run, tmp_path):
+    out = tmp_path / "student"
+    given = [*QUICK, "--teacher.start", "0.5", "--method.carries", "student", "--out", str(out)]
+    assert main(["pretrain", "image:ijepa-vit-tiny", *given]) == 0
+    weights = load_file(checkpoint.newest(out) / "weights.safetensors")
+    name = "encoder.blocks.0.attn.qkv.weight"
+    assert torch.equal(load_run(out).method.encoder.blocks[0].attn.qkv.weight, weights[name])
+
+
+def test_no_teacher_to_carry(capsys):
+    assert main(["pretrain", "image:mae-vit-tiny", "--twin", "--method.carries", "teacher", "--dry-run"]) == 2
+    assert "this run has no teacher that all heads share" in " ".join(capsys.readouterr().err.split())

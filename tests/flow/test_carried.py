@@ -18,7 +18,7 @@ def run(tmp_path_factory):
     return out
 
 
-def test_the_teacher_is_judged_exported_and_gone_on_with(run, tmp_path, capsys):
+def test_the_teacher_is_judged_exported_and_gone_on_with(run, tmp_path, capsys, monkeypatch):
     weights = load_file(checkpoint.newest(run) / "weights.safetensors")
     method = load_run(run).method.eval()
     own, student = "teachers.main.encoder.blocks.0.attn.qkv.weight", "encoder.blocks.0.attn.qkv.weight"
@@ -28,6 +28,7 @@ def test_the_teacher_is_judged_exported_and_gone_on_with(run, tmp_path, capsys):
     exported = load_file(run / "encoder-timm.safetensors")
     assert torch.equal(exported["blocks.0.attn.qkv.weight"], weights[own])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("timm."))
+    monkeypatch.chdir(run)
     model = eval(line, {"timm": timm}).eval()
     image = torch.randn(2, 1, 28, 28)
     with torch.no_grad():
@@ -57,3 +58,28 @@ def test_the_student_where_the_recipe_says_so(run, tmp_path):
 def test_no_teacher_to_carry(capsys):
     assert main(["pretrain", "image:mae-vit-tiny", "--twin", "--method.carries", "teacher", "--dry-run"]) == 2
     assert "this run has no teacher that all heads share" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_encoder_that_takes_values_is_fine_tuned(tmp_path):
+    out = tmp_path / "run"
+    assert main(["pretrain", "image:mcmae-tiny", *QUICK, "--out", str(out)]) == 0
+    given = ["--train.epochs", "0.02", "--train.warmup-epochs", "0", "--quiet", "--out", str(tmp_path / "tuned")]
+    assert main(["finetune", str(out), *given]) == 0
+
+
+def test_a_frozen_teacher_by_the_command_line(run, tmp_path, capfd):
+    frozen = ["--use", "teacher=core:frozen", "--teacher.run", str(run), "--method.carries", "student"]
+    given = ["pretrain", "image:ijepa-vit-tiny", *QUICK, *frozen, "--out", str(tmp_path / "taught")]
+    assert main([*given, "--dry-run"]) == 0
+    assert main(given) == 0
+    assert "no-op" not in capfd.readouterr().err
+    wanted = load_run(run).method.encoder.blocks[0].attn.qkv.weight
+    assert torch.equal(load_run(tmp_path / "taught").method.teachers["main"].encoder.blocks[0].attn.qkv.weight, wanted)
+
+
+def test_a_teacher_is_taken_out(capsys):
+    plain = ["--use", "target=core:values", "--method.carries", "student", "--dry-run"]
+    assert main(["pretrain", "image:ijepa-vit-tiny", "--twin", "--use", "teacher=none", *plain]) == 0
+    capsys.readouterr()
+    assert main(["pretrain", "image:sdae-vit-tiny", "--twin", "--use", "teacher=none", "--dry-run"]) == 2
+    assert "reads what a teacher says, and this run has none" in " ".join(capsys.readouterr().err.split())

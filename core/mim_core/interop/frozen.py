@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.interop.weights import import_checkpoint, sizes_given
@@ -101,7 +103,7 @@ def _opened(config: Any) -> tuple[Tokenizer, Encoder, str]:
     the parts are known, as they are drawn, for a checkpoint to fill."""
     if config.run is not None and config.weights is not None:
         raise ValueError("say --teacher.run or --teacher.weights, not both")
-    if config.parts and not _there(config):
+    if config.parts and (not _there(config) or torch.get_default_device().type == "meta"):
         parts = Parts(from_toml(config.parts, installed()).parts)
         tokenizer = parts.tokenizer()
         return tokenizer, parts.encoder(tokenizer), config.parts

@@ -126,7 +126,9 @@ class Supervised(Method):
 
     def encoded(self, prepared: Taught) -> Encoded:
         """Tokens of all units."""
-        return self.encoder(self.tokenizer.embed(prepared.inputs), prepared.layout, prepared.mask)
+        inputs = prepared.inputs if self.encoder.takes == "values" else self.tokenizer.embed(prepared.inputs)
+        encoded: Encoded = self.encoder(inputs, prepared.layout, prepared.mask)
+        return encoded
 
     def encode(self, sample: Sample) -> Features:
         """Features of every unit, as training on labels has made them. Needs no labels."""

@@ -147,7 +147,7 @@ class Teacher(nn.Module):
             part = decoders[name].for_teacher()
             if getattr(part, "needs_levels", 0):
                 self.give(levels=part.needs_levels)  # type: ignore[arg-type]
-            self.decoders[name] = copy.deepcopy(part).requires_grad_(False)
+            self.decoders[name] = copy.deepcopy(part).requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, patches: Patches, sample: Sample | None = None, mask: Mask | None = None) -> Lesson:

@@ -120,8 +120,8 @@ def _roles(table: str, content: Mapping[str, Any], run: ResolvedRun, where: str)
     raise MimError(f"{where}: unknown table [{table}].{guess}\nTables: {', '.join(sorted(known))}.")
 
 
-DROPPED = ("tokenizer", "target", "decoder")
-"""Roles that may be taken out, each with a scope in front."""
+DROPPED = ("tokenizer", "target", "decoder", "teacher", "scorer")
+"""Roles that may be taken out, each with a scope in front; a method says where it cannot do without a teacher."""
 
 
 def drop(run: ResolvedRun, role: str) -> ResolvedRun:
@@ -136,15 +136,17 @@ def drop(run: ResolvedRun, role: str) -> ResolvedRun:
         guess = did_you_mean(role, run.parts)
         raise MimError(f"There is no role {role!r} to take out.{guess}\nThis run has: {', '.join(run.parts)}.")
     if last not in DROPPED or (last == "decoder" and not scope):
-        raise MimError(f"A run cannot do without {role!r}. Only tokenizers, targets and decoders of a scope can go.")
+        raise MimError(
+            f"A run cannot do without {role!r}. Teachers and scorers can go, and tokenizers, targets and decoders of a "
+            "scope."
+        )
     gone = {role}
     segments: Mapping[str, str] = getattr(run.parts["method"].options, "segments", {}) if "method" in run.parts else {}
     heads = [name.rpartition(".")[0] for name in run.parts if name.rpartition(".")[2] == "target"]
     lost = {name for name in heads if last == "tokenizer" and segments.get(name, name) == scope}
     lost |= {scope} if last == "target" else set()
-    gone |= {
-        f"{name}.{part}".lstrip(".") for name in lost for part in ("target", "decoder") if name or part == "target"
-    }
+    own = ("target", "decoder", "teacher")
+    gone |= {f"{name}.{part}".lstrip(".") for name in lost for part in own if name or part == "target"}
     parts = {name: part for name, part in run.parts.items() if name not in gone}
     for needed in ("tokenizer", "target"):
         if not any(name.rpartition(".")[2] == needed for name in parts):

@@ -74,6 +74,8 @@ class SampleDecoder(Decoder):
         """Their positions, as the transformer decoder has them."""
         hidden: int = 1536
         """Hidden width of projector and predictor."""
+        predictor_hidden: int | None = None
+        """That of the predictor, where it is another."""
         predictor: bool = True
         """A predictor behind the projector, which a teacher has not (BYOL)."""
         norm_eps: float = 1e-5
@@ -90,7 +92,8 @@ class SampleDecoder(Decoder):
         options = TransformerDecoder.Config(**inner)
         self.units = TransformerDecoder(options, encoder, layout, encoder.width) if config.depth else None
         self.projector = Projector(Mlp(encoder.width, config.hidden, size, config.norm_eps), config.teacher_norm)
-        self.predictor = Mlp(size, config.hidden, size, config.norm_eps) if config.predictor else None
+        hidden = config.predictor_hidden or config.hidden
+        self.predictor = Mlp(size, hidden, size, config.norm_eps) if config.predictor else None
 
     def features(self, encoded: Encoded, layout: Layout, mask: Mask) -> Float[Tensor, "R N width"]:
         """What is averaged: kept units first, then hidden ones."""

@@ -71,6 +71,7 @@ def import_cmae(state: State, **sizes: Any) -> Method:
             "rc.decoder": Part.of("core:transformer", **_decoder(state, "pixel_decoder", given.pixel)),
             "rc.target": Part.of("core:values", normalize=given.norm_pix, loss="l2"),
             "ct.decoder": Part.of("core:sample", **HEAD, hidden=hidden,
+                                  predictor_hidden=state["head.predictor.fc0.weight"].shape[0],
                                   **_decoder(state, "feature_decoder", given.feature)),
             "ct.target": Part.of("core:contrast", head="ct", size=out, temperature=given.temperature),
         },

@@ -88,7 +88,7 @@ def test_a_file_shows_what_it_changes(mim, tmp_path):
     path = tmp_path / "own.toml"
     path.write_text('recipe = "image:mae-vit-tiny"\n[masker]\nuse = "block"\n[train]\nbase-lr = 0.125\n')
     said = " ".join(mim("pretrain", path, "--help").out.split())
-    assert "starts from image:mae-vit-tiny" in said
+    assert "startsfromimage:mae-vit-tiny" in said.replace(" ", "")  # a long path breaks lines anywhere
     assert "(0.125)" in said
     assert "--masker.ratio" in said
 

@@ -17,7 +17,7 @@ TWICE = ("--train.epochs", "0.016", "--train.checkpoint-every", "5")  # ten step
 
 ASKED = {
     "plguins": "Unknown command 'plguins'. Did you mean 'plugins'?",
-    "pretrain": "Which recipe? Recipes: mae-vit-base",
+    "pretrain": "Which recipe? Recipes: cmae-vit-base",
     "pretrain --twin": "Which recipe?",
     "pretrain mae-vit-tny": "Unknown recipe 'mae-vit-tny'. Did you mean 'mae-vit-tiny'?",
     "pretrain imgae:mae-vit-tiny": "Unknown recipe 'imgae:mae-vit-tiny'. Did you mean 'image:mae-vit-tiny'?",

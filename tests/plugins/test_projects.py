@@ -134,7 +134,8 @@ def test_chosen_plugins_only(session):
     assert done.returncode == 0
     assert done.stderr == ""
     names = [line.split()[0] for line in done.stdout.splitlines()[1:] if not line.startswith(" ")]
-    assert names == ["core:block", "core:grid", "core:random", "example:checker"]
+    core = ["core:block", "core:grid", "core:guided", "core:multi-block", "core:random"]
+    assert names == [*core, "example:checker"]
 
 
 def test_list_and_describe_the_strangers_parts(session):

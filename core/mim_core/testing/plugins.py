@@ -21,12 +21,14 @@ from typing import Any, ClassVar
 
 import torch
 
+from mim_core.errors import MimError
 from mim_core.host.kinds import KINDS, base_of
 from mim_core.host.loading import discover, installed
 from mim_core.host.registry import LETTERS, Entry, PluginRecord, Registry
 from mim_core.methods.build import build_method
 from mim_core.methods.method import Method
-from mim_core.recipes.config import ResolvedRun, RunConfig
+from mim_core.parts.teacher import Teacher
+from mim_core.recipes.config import ResolvedPart, ResolvedRun, RunConfig
 from mim_core.recipes.resolve import load_recipe
 from mim_core.recipes.toml import from_toml, to_toml
 from mim_core.testing.checks import saying
@@ -122,12 +124,16 @@ class PluginContract:
             assert not changed, f"importing {module} changes global state: {changed}"
 
     def test_recipes_build(self) -> None:
-        """Every recipe returns a `RunConfig` that builds, at full size on the meta device; so does its twin."""
+        """Every recipe returns a `RunConfig` that builds, at full size on the meta device; so does its twin. A recipe whose
+        teacher only a user can name says so."""
         for entry in self.entries("recipes"):
             assert entry.twin, f"the recipe {entry.full_name} names no twin"
             assert isinstance(entry.resolve()(), RunConfig), f"{entry.full_name} returns no RunConfig"
             for twin in (False, True):
                 run = load_recipe(entry.full_name, self.registry(), twin=twin)
+                if waits := [role for role, part in run.parts.items() if _waits(part)]:
+                    assert waits[0] in _refusal(run, self.registry()), f"{entry.full_name} does not say what it lacks"
+                    continue
                 with torch.device("meta"):
                     method = build_method(run, self.registry())
                 assert isinstance(method, Method), f"{entry.full_name} builds a {type(method).__name__}"
@@ -162,3 +168,18 @@ class PluginContract:
                 text = (folder / "recipe.toml").read_text()
             assert self.record().distribution in text, f"recipe.toml does not name {self.record().distribution}"
             self.check_same(entry, run, from_toml(text, self.registry()))
+
+
+def _waits(part: ResolvedPart) -> bool:
+    """Whether a part is a teacher whose run or weights nobody has named."""
+    unnamed = all(getattr(part.options, name, name) in (None, "") for name in ("run", "weights", "parts"))
+    return issubclass(part.cls, Teacher) and unnamed
+
+
+def _refusal(run: ResolvedRun, registry: Registry) -> str:
+    """What is said of a run that cannot be built."""
+    try:
+        build_method(run, registry)
+    except MimError as error:
+        return str(error)
+    return ""

@@ -287,7 +287,7 @@ def test_items_without_labels_are_for_pre_training_alone(tmp_path):
         frames(tmp_path, folder=f"test/{{modality}}/{label}", stems=range(2))
     frames(tmp_path, folder="unlabeled/{modality}", stems=range(4))
     data = source(tmp_path)
-    assert (len(data), len(data.found.train), len(data.found.test)) == (10, 6, 4)
+    assert (len(data), len(data.collection.train), len(data.collection.test)) == (10, 6, 4)
     assert data.contents()["splits"].endswith("unlabeled/ without labels (4)")
     assert "not used" not in data.contents()["splits"]
     assert [data.name_of(i) for i in (0, 6, 9)] == [
@@ -318,12 +318,12 @@ def test_several_captions_of_an_item_are_choices(tmp_path):
     rows = "0,a red cat\nrgb/0.png,a small cat\n0,a red cat\n1,a dog\ntest/0,none\n"
     (tmp_path / "captions.csv").write_text(f"path,caption\n{rows}")
     data = source(tmp_path, {"rgb": (3, 8, 8), "caption": (8,)})
-    assert data.found.train.captions == (("a red cat", "a small cat"), ("a dog",))
+    assert data.collection.train.captions == (("a red cat", "a small cat"), ("a dog",))
     drawn = [captions.decode_caption(data.read(0, key)["caption"].tolist()) for key in range(40)]
     assert {*drawn} == {"a red cat", "a small cat"}
     assert 5 < drawn.count("a red cat") < 35
     assert drawn[:5] == [captions.decode_caption(data.read(0, key)["caption"].tolist()) for key in range(5)]
-    fixed = data.take(data.found.train, 0, data.shapes)["caption"].tolist()
+    fixed = data.take(data.collection.train, 0, data.shapes)["caption"].tolist()
     assert captions.decode_caption(fixed) == "a red cat"
     assert "up to 2 for an item, of which one is drawn" in data.contents()["files hold"]
 

@@ -334,8 +334,8 @@ def test_shapes_of_both_lists_are_held_out(put, tmp_path):
     for name in ("chair_0001", "chair_0002", "sofa_0001", "sofa_0003"):
         put(f"{name[:-5]}/{name}.txt", text="0,0,0,0,1,0\n0,1,0,0,1,0\n")
     clouds = source(tmp_path)
-    assert clouds.found.pretrain.files == ("chair/chair_0001.txt", "sofa/sofa_0001.txt")
-    assert clouds.found.test.files == ("chair/chair_0002.txt", "sofa/sofa_0003.txt")
+    assert clouds.collection.pretrain.files == ("chair/chair_0001.txt", "sofa/sofa_0001.txt")
+    assert clouds.collection.test.files == ("chair/chair_0002.txt", "sofa/sofa_0003.txt")
     said = clouds.advice()
     assert any("1 shape of" in line and "never trained on (chair/chair_0002.txt)" in line for line in said)
     assert any("listed more than once in the train list: counted once (chair/chair_0001.txt)" in line for line in said)

@@ -124,8 +124,8 @@ class PluginContract:
             assert not changed, f"importing {module} changes global state: {changed}"
 
     def test_recipes_build(self) -> None:
-        """Every recipe returns a `RunConfig` that builds, at full size on the meta device; so does its twin. A recipe whose
-        teacher only a user can name says so."""
+        """Every recipe returns a `RunConfig` that builds, at full size on the meta device; so does its twin. A recipe
+        whose teacher only a user can name says so."""
         for entry in self.entries("recipes"):
             assert entry.twin, f"the recipe {entry.full_name} names no twin"
             assert isinstance(entry.resolve()(), RunConfig), f"{entry.full_name} returns no RunConfig"

@@ -100,7 +100,7 @@ def test_the_second_view_is_the_first_one_shifted():
     from mim_image.data import Images
     from mim_image.views import SecondView
 
-    config = Images.Config(view_shift=3, view_colour=(0, 0, 0, 0), view_blur=0.0, flip=0.0, crop=(1.0, 1.0))
+    config = Images.Config(view_shift=3, view_colour=0.0, view_blur=0.0, flip=0.0, crop=(1.0, 1.0))
     views = SecondView(config, (28, 28), 1)
     picture = Image.fromarray((torch.arange(64 * 64).reshape(64, 64) % 251).to(torch.uint8).numpy())
     shifts = set()

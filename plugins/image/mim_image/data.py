@@ -85,9 +85,9 @@ class Images(DataSource):
         view_shift: int = 31
         """Where a method asks for a second view, it lies up to so many pixels to the right and below of the first,
         in a crop that is larger by one pixel more (CMAE)."""
-        view_colour: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-        """The second view's brightness, contrast, saturation and hue change by up to so much, in four of five
-        images; grey images have the first two."""
+        view_colour: float = 0.4
+        """The second view's brightness, contrast and saturation change by up to so much, and its hue by a quarter of
+        that, in four of five images; grey images have the first two."""
         view_grey: float = 0.2
         """Chance that a second view in colour loses it."""
         view_blur: float = 0.5

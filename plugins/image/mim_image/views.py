@@ -27,8 +27,8 @@ class SecondView:
         low, high = 0, min(size) * 4
         if not low <= config.view_shift <= high:
             raise ValueError(f"view_shift must lie in {low} to {high} pixels, got {config.view_shift}")
-        if min(config.view_colour) < 0 or config.view_colour[3] > 0.5:
-            raise ValueError(f"view_colour must be four numbers from 0, the last up to 0.5; got {config.view_colour}")
+        if not 0 <= config.view_colour <= 2:
+            raise ValueError(f"view_colour must lie in [0, 2], got {config.view_colour}")
         for name in ("view_grey", "view_blur"):
             if not 0 <= getattr(config, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(config, name)}")
@@ -41,7 +41,9 @@ class SecondView:
         )
         self.both = v2.Compose([crop, v2.RandomHorizontalFlip(config.flip)])
         colour = channels == 3
-        jitter = v2.ColorJitter(*(config.view_colour if colour else config.view_colour[:2]))
+        strength = config.view_colour
+        own = (strength, strength, strength, strength / 4) if colour else (strength, strength)
+        jitter = v2.ColorJitter(*own)
         changes: list[Any] = [v2.RandomApply([jitter], 0.8)] if channels in (1, 3) else []
         self.changes = v2.Compose([*changes, v2.RandomGrayscale(config.view_grey if colour else 0.0)])
 

@@ -55,6 +55,19 @@ def test_a_spoiled_case_fails(name, entry, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["cmae", "convmae"])
+@pytest.mark.parametrize("entry", ["pred", "target"])
+def test_answers_at_visible_units_count_too(name, entry, tmp_path):
+    """Official codes put them out, though they are in no loss."""
+
+    def spoil(tensors):
+        row, unit = (~tensors["in/mask"]).nonzero()[0].tolist()
+        tensors[f"out/{entry}"][row, unit] += 0.01 * tensors[f"out/{entry}"].abs().max()
+
+    lines = try_case(rewritten(golden(name), tmp_path / "spoiled.safetensors", spoil))
+    assert [line.name for line in lines if not line.fits] == [entry]
+
+
 def test_the_teachers_weights_count(tmp_path):
     def spoil(tensors):
         tensors["teacher/norm.weight"] = tensors["teacher/norm.weight"] + 0.01 * torch.randn(48)

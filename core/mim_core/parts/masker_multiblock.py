@@ -67,6 +67,7 @@ class MultiBlockMasker(Masker):
             low, high = getattr(config, name)
             if not 0 < low <= high <= 1:
                 raise ValueError(f"{name} must be two rising shares in (0, 1], got {low} and {high}")
+        self._areas: dict[tuple[int, int], tuple[int, int]] = {}
         low, high = config.target_aspect
         if not 0 < low <= high:
             raise ValueError(f"target_aspect must be two rising numbers, got {low} and {high}")
@@ -83,10 +84,13 @@ class MultiBlockMasker(Masker):
         return target, block_size(u[1], grid, self.config.context_scale, (1.0, 1.0))
 
     def _most(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """The largest areas of target and context."""
+        """The largest areas of target and context; looked for once per grid."""
+        if grid in self._areas:
+            return self._areas[grid]
         draws = [number / 1000 for number in range(1001)]
         areas = [tuple(h * w for h, w in self.sizes((u, u), grid)) for u in draws]
-        return max(area[0] for area in areas), max(area[1] for area in areas)
+        self._areas[grid] = (max(area[0] for area in areas), max(area[1] for area in areas))
+        return self._areas[grid]
 
     def count(self, layout: Layout) -> int:
         """Units that at least are not seen."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,13 @@ def as_text(lines: list[Comparison]) -> str:
     return "\n".join(rows)
 
 
-def hidden_ids(mask: Tensor) -> Tensor:
-    """The hidden units of every row in ascending order, int64 [B, hidden]; every row hides as many."""
-    return mask.to(torch.uint8).argsort(dim=1, stable=True, descending=True)[:, : int(mask[0].sum())]
+def whole_answers(head: Any, encoded: Any, sample: Any, patches: Any, mask: Any) -> tuple[Tensor, Tensor]:
+    """What a head's transformer decoder answers at every unit, kept ones too, and what its target wants there: [B, N,
+    size] each, by place. Official codes put out both, though only hidden units are in the loss."""
+    decoder = head.decoder
+    found = decoder.decode(encoded, patches.layout, mask)[:, encoded.prefix.shape[1] :]
+    found = decoder.pred(decoder.norm(found))
+    places = torch.cat([mask.kept_ids, mask.query_ids], dim=1)
+    every = replace(mask, query_ids=places.sort(dim=1).values)
+    wanted = head.target.make(sample, patches, every)
+    return torch.zeros_like(found).scatter(1, places[:, :, None].expand_as(found), found), wanted

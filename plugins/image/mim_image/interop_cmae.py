@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from mim_core import Method, Part, Progress, State, fill, fill_weights, importers
-from mim_core.testing.golden import GoldenAdapter, GoldenCase, hidden_ids
+from mim_core.testing.golden import GoldenAdapter, GoldenCase, whole_answers
 from torch import Tensor, nn
 
 from mim_image.interop import RELEASED_HEADS, _image_size
@@ -135,19 +135,16 @@ def _outputs(case: GoldenCase, method: Any, prepared: Any, outcome: Any) -> dict
     """Both heads' answers and what is behind them. A copy of the teacher is asked, for statistics move with each
     batch."""
     mask, layout, head = prepared.mask, prepared.layout, method.heads["ct"].decoder
-    hidden = hidden_ids(case.inputs["mask"])[:, :, None].expand(-1, -1, outcome.predictions["rc"].shape[-1])
-    whole = {
-        name: case.outputs[name].scatter(1, hidden, value.detach())
-        for name, value in {"pred": outcome.predictions["rc"], "target": prepared.targets["rc"]}.items()
-    }
     with torch.no_grad():
         twin = copy.deepcopy(head).eval()  # the inner decoder has no statistics
-        encoded = method._encoded(prepared.inputs, layout, mask)
+        encoded, sample = method._encoded(prepared.inputs, layout, mask), _sample(case)
+        patches = method.tokenizer.split(sample)
+        answers, target = whole_answers(method.heads["rc"], encoded, sample, patches, mask)
         found = twin.features(encoded, layout, mask)
         places = torch.cat([mask.kept_ids, mask.query_ids], dim=1)[:, :, None].expand_as(found)
         teacher = copy.deepcopy(method.teachers["main"])
         teacher.encoder.norm = nn.Identity()
-        lesson = teacher(method.tokenizer.split(_sample(case)), _sample(case))
+        lesson = teacher(patches, sample)
         projection = copy.deepcopy(head.projector).train()(found)
     return {
         "latent": outcome.latent,
@@ -158,7 +155,8 @@ def _outputs(case: GoldenCase, method: Any, prepared: Any, outcome: Any) -> dict
         "pred_feature": torch.zeros_like(found).scatter(1, places, found),
         "teacher_features": torch.cat([lesson.prefix, lesson.tokens], dim=1),
         "teacher_projection": lesson.answers["ct"][:, 0],
-        **whole,
+        "pred": answers,
+        "target": target,
     }
 
 

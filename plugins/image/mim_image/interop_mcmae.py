@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mim_core import Method, MimError, Part, State, fill, fill_weights, importers
-from mim_core.testing.golden import GoldenAdapter, GoldenCase, hidden_ids
+from mim_core.testing.golden import GoldenAdapter, GoldenCase, whole_answers
 from torch import Tensor
 
 from mim_image.interop import RELEASED_HEADS, _image_size
@@ -80,12 +80,12 @@ def _name(ours: str) -> str:
 
 
 def _outputs(case: GoldenCase, method: Any, prepared: Any, outcome: Any) -> dict[str, Tensor]:
-    """Maps of the stages; answers and targets of all patches, of which ours has the hidden ones."""
+    """Maps of the stages; answers and targets of all patches."""
     first, second, _ = method.encoder.stages(prepared.inputs, prepared.layout, prepared.mask)
-    hidden = hidden_ids(case.inputs["mask"])[:, :, None].expand(-1, -1, outcome.prediction.shape[-1])
-    found = {"pred": outcome.prediction, "target": prepared.targets["main"]}
-    whole = {name: case.outputs[name].scatter(1, hidden, value.detach()) for name, value in found.items()}
-    return {"latent": outcome.latent, "stage1": first, "stage2": second, **whole}
+    encoded, sample = method._encoded(prepared.inputs, prepared.layout, prepared.mask), {"image": case.inputs["image"]}
+    patches = method.tokenizer.split(sample)
+    answers, target = whole_answers(method.heads["main"], encoded, sample, patches, prepared.mask)
+    return {"latent": outcome.latent, "stage1": first, "stage2": second, "pred": answers, "target": target}
 
 
 GOLDEN = {

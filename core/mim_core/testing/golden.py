@@ -195,6 +195,6 @@ def whole_answers(head: Any, encoded: Any, sample: Any, patches: Any, mask: Any)
     found = decoder.decode(encoded, patches.layout, mask)[:, encoded.prefix.shape[1] :]
     found = decoder.pred(decoder.norm(found))
     places = torch.cat([mask.kept_ids, mask.query_ids], dim=1)
-    every = replace(mask, query_ids=places.sort(dim=1).values)
+    every = replace(mask, query_ids=places.sort(dim=1).values, weight=torch.ones(places.shape))
     wanted = head.target.make(sample, patches, every)
     return torch.zeros_like(found).scatter(1, places[:, :, None].expand_as(found), found), wanted

@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     from mim_core.data.source import Sample as Sample
     from mim_core.data.time_limits import ITEM_SECONDS as ITEM_SECONDS
     from mim_core.data.time_limits import in_time as in_time
+    from mim_core.data.views import View as View
+    from mim_core.data.views import Viewed as Viewed
+    from mim_core.data.views import carried as carried
+    from mim_core.data.views import keys_of as keys_of
+    from mim_core.data.views import unpaired as unpaired
     from mim_core.data.wrapped import WrappedSource as WrappedSource
     from mim_core.errors import did_you_mean as did_you_mean
     from mim_core.errors import nearest as nearest
@@ -76,6 +81,7 @@ if TYPE_CHECKING:
     from mim_core.methods.supervised import entry as entry
     from mim_core.parts.decoder import Decoder as Decoder
     from mim_core.parts.decoder import TransformerDecoder as TransformerDecoder
+    from mim_core.parts.decoder_prototypes import PrototypeDecoder as PrototypeDecoder
     from mim_core.parts.encoder import Encoded as Encoded
     from mim_core.parts.encoder import Encoder as Encoder
     from mim_core.parts.encoder import check_sizes as check_sizes
@@ -103,6 +109,9 @@ if TYPE_CHECKING:
     from mim_core.parts.target import Losses as Losses
     from mim_core.parts.target import Target as Target
     from mim_core.parts.target import ValueTarget as ValueTarget
+    from mim_core.parts.target_contrast import ContrastTarget as ContrastTarget
+    from mim_core.parts.target_contrast import Keys as Keys
+    from mim_core.parts.target_distillation import SelfDistillationTarget as SelfDistillationTarget
     from mim_core.parts.target_features import Answers as Answers
     from mim_core.parts.target_features import FeatureTarget as FeatureTarget
     from mim_core.parts.target_ranks import RankTarget as RankTarget
@@ -160,6 +169,7 @@ _ROOMS = {
     "data.said_once": ("SaidOnce",),
     "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
+    "data.views": ("View", "Viewed", "carried", "keys_of", "unpaired"),
     "data.wrapped": ("WrappedSource",),
     "errors": ("did_you_mean", "nearest", "one_line", "unknown", "warn"),
     "evaluation.reconstruction": ("reconstruct",),
@@ -176,6 +186,7 @@ _ROOMS = {
     "methods.method": ("Features", "Method", "Outcome", "encode_all"),
     "methods.supervised": ("Supervised", "Taught", "entry"),
     "parts.decoder": ("Decoder", "TransformerDecoder"),
+    "parts.decoder_prototypes": ("PrototypeDecoder",),
     "parts.encoder": ("Encoded", "Encoder", "check_sizes", "init_transformer", "token"),
     "parts.layout": ("Layout", "Patches", "take"),
     "parts.mask": ("Draw", "Mask"),
@@ -186,6 +197,8 @@ _ROOMS = {
     "parts.schedule": ("Progress", "Schedule"),
     "parts.scorer": ("Scorer",),
     "parts.target": ("Losses", "Target", "ValueTarget"),
+    "parts.target_contrast": ("ContrastTarget", "Keys"),
+    "parts.target_distillation": ("SelfDistillationTarget",),
     "parts.target_features": ("Answers", "FeatureTarget"),
     "parts.target_ranks": ("RankTarget",),
     "parts.teacher": ("EmaTeacher", "Lesson", "Student", "Teacher"),

@@ -124,6 +124,17 @@ def mim_register_decoders(register: Register) -> None:
     )
 
 
+@hookimpl(specname="mim_register_decoders")
+def mim_register_sample_decoders(register: Register) -> None:
+    """Of samples as a whole."""
+    register(
+        name="prototypes",
+        load="mim_core.parts.decoder_prototypes:PrototypeDecoder",
+        summary="A sample's scores for each of many prototypes: DINO's head.",
+        paper="DINO, arXiv 2104.14294",
+    )
+
+
 @hookimpl(specname="mim_register_targets")
 def mim_register_sample_targets(register: Register) -> None:
     """Of samples as a whole."""
@@ -132,6 +143,12 @@ def mim_register_sample_targets(register: Register) -> None:
         load="mim_core.parts.target_contrast:ContrastTarget",
         summary="The teacher's view of the same sample among those of all others (InfoNCE).",
         paper="CMAE, arXiv 2207.13532",
+    )
+    register(
+        name="self-distillation",
+        load="mim_core.parts.target_distillation:SelfDistillationTarget",
+        summary="How a teacher sorts the other view of the item, centred and sharpened (DINO).",
+        paper="DINO, arXiv 2104.14294",
     )
 
 

@@ -26,11 +26,12 @@ class Noise(DataSource):
         items: int = 100_000
         """Items in an epoch."""
 
+    shows_whole = True
+
     def __init__(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__(config, shapes)
         if config.items < 1:
             raise ValueError(f"items must be at least 1, got {config.items}")
-        self.views: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return int(self.config.items)
@@ -39,16 +40,11 @@ class Noise(DataSource):
         """Draws from the sample's key and its number: normal, float32, or ids, int64."""
         generator = torch.Generator().manual_seed(randomness.torch_seed(key, f"noise {index}"))
         return {
-            f"{name}{view}": torch.randint(self.ids[name], shape, generator=generator)
+            name: torch.randint(self.ids[name], shape, generator=generator)
             if name in self.ids
             else torch.randn(shape, generator=generator)
-            for view in ("", *(f"_{view}" for view in self.views))
             for name, shape in self.shapes.items()
         }
-
-    def give_views(self, names: tuple[str, ...]) -> None:
-        """More draws of the same shapes."""
-        self.views = names
 
     def labelled(self, split: str) -> Labelled:
         """Refused."""

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mim_core.data.time_limits import ITEM_SECONDS
+
+if TYPE_CHECKING:
+    from mim_core.data.views import View
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,12 @@ class DataSource:
     Attributes:
         samples_per_item: How many samples `finish` makes of each item that was read, such as several cuts of a file.
             A batch size counts items; speed and operations count samples.
+        shows_whole: Every reading of an item shows all of it, and none is mirrored.
         item_seconds: The longest that reading an item may take; 0 is no limit.
     """
 
     samples_per_item: int = 1
+    shows_whole: bool = False
     item_seconds: float = ITEM_SECONDS
     Config: ClassVar[type[Any]]
     ids: Mapping[str, int] = {}
@@ -115,18 +120,15 @@ class DataSource:
         names = map(self.name_of, range(len(self))) if split == "pretrain" else iter(self.labelled(split).names)
         return ((os.path.join(root, name),) if root else () for name in names)
 
-    def give_views(self, names: tuple[str, ...]) -> None:
-        """Asks for other views of every sample, beside the plain one: a view "target" is the entry image_target beside
-        image, of the same shape. Called once, before anything is read.
+    def give_views(self, views: tuple[View, ...]) -> bool:
+        """Asks for other views of every sample beside the plain one; called once, before anything is read. True where
+        the source gives them itself; otherwise each is another reading of the item by a key of its own, see
+        `mim_core.data.views.Viewed`.
 
         Raises:
-            ValueError: This source gives no such view; says what it gives.
+            ValueError: This source gives no such view.
         """
-        if names:
-            raise ValueError(
-                f"the method needs a view {names[0]!r} of every sample, and {type(self).__name__} gives none but the "
-                "plain one"
-            )
+        return False
 
     def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
         """Which modalities items have, where some lack one (``MODALITY.present``): each set of modalities that occurs

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from mim_core.data.loading import Readable
 from mim_core.data.source import DataSource, Sample
+from mim_core.data.views import entries, kinds
 from mim_core.errors import MimError
 from mim_core.methods.masked_autoencoder import Head, MaskedAutoencoder
 from mim_core.methods.method import Method
@@ -39,13 +40,18 @@ def reconstruct(
 ) -> dict[str, Rebuilt]:
     """Hides, predicts and joins, for every head whose target has a way back to the input space. The first mask of each
     sample is shown; ``mask`` is drawn, or given as `Method.prepare` takes it."""
+    each, sample = _samples_of_item(method), _with_views(method, sample)
+    if mask is not None:
+        mask = {name: value.repeat_interleave(each, dim=0) for name, value in mask.items()}
     with _evaluating(method):
-        prepared = method.prepare(_with_views(method, sample), mask)
+        prepared = method.prepare(sample, mask)
         outcome = method(prepared)
     patches = method.tokenizer.split(sample)
     found = {}
     for name, head in method.heads.items():
         assert isinstance(head, Head)
+        if head.view or head.decoder.asks != "units":
+            continue
         own, asked = head.local(patches, prepared.mask)
         answers = head.target.to_input_space(outcome.predictions[name], own, asked)
         tokenizer = method.tokenizer
@@ -61,11 +67,11 @@ def reconstruct(
         rebuilt = torch.where(pick, filled, own.values)
         found[name] = Rebuilt(
             modality=_modality(tokenizer),
-            input=tokenizer.join(own.values, own.layout),
-            masked=tokenizer.join(tokenizer.blank(own.values, hidden), own.layout),
-            rebuilt=tokenizer.join(rebuilt, own.layout),
+            input=tokenizer.join(own.values, own.layout)[::each],
+            masked=tokenizer.join(tokenizer.blank(own.values, hidden), own.layout)[::each],
+            rebuilt=tokenizer.join(rebuilt, own.layout)[::each],
             needs_truth=head.target.needs_truth,
-            hidden=None if own.layout.grid is None else _spread(tokenizer, pick, own),
+            hidden=None if own.layout.grid is None else _spread(tokenizer, pick, own)[::each],
         )
     return found
 
@@ -92,7 +98,7 @@ def across(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, di
     made of it. Heads whose pictures need the truth are left out, and so are modalities that a sample lacks."""
     with _evaluating(method):
         prepared = method.prepare(_with_views(method, sample))
-    layout = prepared.layout
+    layout = prepared.layout.rows(torch.arange(0, len(prepared.mask.hidden), _samples_of_item(method)))
     if len(layout.segments) < 2:
         return {}
     found: dict[str, dict[str, Tensor]] = {}
@@ -143,16 +149,29 @@ def _place(values: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
     return values.flatten(2).scatter(1, index, flat).reshape(values.shape)
 
 
+def _samples_of_item(method: Method) -> int:
+    """How many samples of an item the method wants side by side."""
+    return 2 if "pair" in kinds(method.views()) else 1
+
+
 def _with_views(method: Method, sample: Sample) -> Sample:
-    """The sample with itself as every other view that the method trains on: held-out samples have none, and no picture
-    shows them."""
-    more = {
-        f"{name}_{view}": sample[name]
-        for view in method.views()
-        for name in method.tokenizer.shapes  # type: ignore[union-attr]
-        if name in sample and f"{name}_{view}" not in sample
-    }
-    return {**sample, **more}
+    """The sample with itself, or a part of it, as every other view that the method trains on: held-out samples have
+    none, and no picture shows them."""
+    found = {name: value.repeat_interleave(_samples_of_item(method), dim=0) for name, value in sample.items()}
+    shapes = {name: tuple(found[name].shape[1:]) for name in method.tokenizer.shapes if name in found}  # type: ignore[union-attr]
+    for name, shape in entries(shapes, method.views()).items():
+        if name in found:
+            continue
+        value = found[name.rpartition("." if name.endswith(".place") else "_")[0].removesuffix("_target")]
+        if name.endswith(".place"):
+            whole = torch.stack([value.new_zeros(shape[1]), value.new_ones(shape[1])])
+            found[name] = whole.expand(len(value), -1, -1)
+        elif name.endswith("_local"):
+            part = value[tuple(slice(n) for n in (len(value), *shape[1:]))]
+            found[name] = part[:, None].expand(-1, shape[0], *part.shape[1:])
+        else:
+            found[name] = value
+    return found
 
 
 def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor], str]:

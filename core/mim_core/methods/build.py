@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from mim_core.data.source import DataSource
+from mim_core.data.views import viewed
 from mim_core.errors import MimError, warn
 from mim_core.host.loading import installed
 from mim_core.host.registry import Registry
@@ -114,7 +115,7 @@ def make_source(config: ResolvedRun, method: Method) -> DataSource:
         except ValueError as error:
             raise MimError(f"A target does not fit the data ({config.parts['data'].name}): {error}.") from error
     try:
-        source.give_views(method.views())
+        source = viewed(source, method.views())
     except ValueError as error:
         raise MimError(f"data ({config.parts['data'].name}): {error}.") from error
     return method.training_source(source)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mim_core.data.source import Sample
+from mim_core.data.views import View
 from mim_core.errors import nearest
 from mim_core.methods.method import Features, Method, Outcome, encode_all
 from mim_core.parts.decoder import Decoder
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
 
 @tensor_tree
 @dataclass(frozen=True)
+class Seen:
+    """What the encoder is given of one view: values of the kept units, where all units lie, and what is hidden."""
+
+    inputs: Any
+    layout: Layout
+    mask: Mask
+
+
+@tensor_tree
+@dataclass(frozen=True)
 class Prepared:
     """All that `forward` needs.
 
@@ -41,6 +52,7 @@ class Prepared:
         targets: What each head should answer; none where it is held against another head's losses.
         weights: float32 [R, Q] per head, summing to one over the batch, so that the sum of weighted losses is their
             mean.
+        views: Other views that the student sees, nothing hidden in them, by name.
     """
 
     inputs: Any
@@ -48,6 +60,7 @@ class Prepared:
     mask: Mask
     targets: dict[str, Any]
     weights: dict[str, Tensor]
+    views: dict[str, Seen] = field(default_factory=dict)
 
 
 class Head(nn.Module):
@@ -62,6 +75,8 @@ class Head(nn.Module):
         average: "batch" divides by all answers of the batch together (MAE); "sample" averages per sample, then over
             the samples that have any (MultiMAE).
         teacher: Name of the teacher that the target reads; None where it reads none.
+        view: Another view of the sample that is asked, with nothing hidden: "target" or "local"; empty: the masked one.
+        every: All units are asked and count, in place of those that the mask asks (MST).
     """
 
     def __init__(
@@ -72,24 +87,31 @@ class Head(nn.Module):
         segment: str | None = None,
         average: Literal["batch", "sample"] = "batch",
         teacher: str | None = None,
+        view: str = "",
+        every: bool = False,
     ) -> None:
         super().__init__()
+        if view and decoder.asks != "sample":
+            raise ValueError(f"nothing is hidden in the view {view!r}, so only a head that asks about samples reads it")
         self.decoder, self.target = decoder, target
         self.weight, self.segment, self.average, self.teacher = weight, segment, average, teacher
+        self.view, self.every = view, every
 
     def asked(self, layout: Layout, mask: Mask) -> Mask:
         """The mask with this head's queries."""
-        return mask if self.segment is None else mask.ask_segment(layout, self.segment)
+        if self.segment is not None:
+            return mask.ask_segment(layout, self.segment)
+        return mask.ask_all(layout) if self.every else mask
 
     def local(self, patches: Patches, mask: Mask) -> tuple[Patches, Mask]:
         """The patches and the mask as the target sees them: of its own segment alone."""
         if self.segment is None:
-            return patches, mask
+            return patches, self.asked(patches.layout, mask)
         return patches.segment(self.segment), mask.ask_segment(patches.layout, self.segment, local=True)
 
     def weight_of(self, layout: Layout, mask: Mask) -> Tensor:
-        """How much each answer counts, [R, Q]; of a head that asks about samples, [R, 1]."""
-        return self.asked(layout, mask.ask_sample() if self.decoder.asks == "sample" else mask).weight
+        """How much each answer counts, [R, Q]; of one that asks about samples or regions, [R, 1]."""
+        return self.asked(layout, mask if self.decoder.asks == "units" else mask.ask_sample()).weight
 
     def lesson(self, lessons: Mapping[str, Lesson], layout: Layout) -> Lesson | None:
         """What the target's teacher says, of the head's own segment."""
@@ -137,6 +159,14 @@ class MaskedAutoencoder(Method):
         """Which modality a head asks for, where that is not the head's own name."""
         carries: Literal["student", "teacher"] = "student"
         """Whose encoder a finished run gives to evaluate, export, finetune and --init: I-JEPA's is the teacher's."""
+        every_unit: tuple[str, ...] = ()
+        """Heads that answer every unit, hidden or not, and whose loss counts all (MST restores whole images)."""
+        views: dict[str, Literal["target", "local"]] = field(default_factory=dict)
+        """Which other view of the sample a head asks, by head; the masked one where not named."""
+        local_views: int = 4
+        """Where a head asks local views: how many of each sample."""
+        local_size: tuple[int, ...] = (96, 96)
+        """Their size along the last axes."""
 
     @classmethod
     def build(cls, config: Any, parts: Parts) -> MaskedAutoencoder:
@@ -148,10 +178,10 @@ class MaskedAutoencoder(Method):
         scorer = parts.scorer(tokenizer, encoder, teachers)
         heads = {
             name: Head(decoder, target, config.weights.get(name, 1.0), segment, config.average,
-                       name if name in teachers else "main")
+                       name if name in teachers else "main", config.views.get(name, ""), name in config.every_unit)
             for name, segment, decoder, target in parts.heads(tokenizer, encoder, config.segments, teachers)
         }  # fmt: skip
-        for option in ("weights", "segments"):
+        for option in ("weights", "segments", "views", "every_unit"):
             strange = [name for name in getattr(config, option) if name not in heads]
             if strange:
                 near = nearest(strange[0], heads)
@@ -165,9 +195,14 @@ class MaskedAutoencoder(Method):
             raise ValueError('carries is "teacher", and this run has no teacher that all heads share')
         made = cls(tokenizer, parts.masker(tokenizer), encoder, heads, scorer, named)
         made.carries = config.carries
+        asked = dict.fromkeys(config.views.values())
+        made.needs_views = tuple(
+            View(kind, config.local_views, config.local_size) if kind == "local" else View(kind) for kind in asked
+        )
         return made
 
     carries: Literal["student", "teacher"] = "student"
+    needs_views: tuple[View, ...] = ()
 
     def __init__(
         self,
@@ -267,29 +302,44 @@ class MaskedAutoencoder(Method):
             mask = self.masker(patches.layout, Draw(sample["key"], step, progress), scores)
         mask = self._fit(mask, patches.layout, _rows(patches))
         lessons |= {name: teacher(patches, sample, mask) for name, teacher in self._teachers() if teacher.needs_mask}
+        lessons = {name: replace(lesson, progress=progress) for name, lesson in lessons.items()}
         inputs = patches.values
         if self.tokenizer.embeds == "kept" and self.encoder.takes == "tokens":
             assert isinstance(inputs, Tensor)
             inputs = mask.take(inputs, mask.kept_ids)
+        views = {head.view: self._view(sample, head.view) for _, head in self._heads() if head.view}
         targets, weights = {}, {}
         for name, head in self._heads():
             lesson = head.lesson(lessons, patches.layout)
-            weight, told = head.weight_of(patches.layout, mask), None
+            units, seen = views.get(head.view, (patches, mask))
+            weight, told = head.weight_of(units.layout, seen), None
             if not head.target.of_head:
-                targets[name] = head.target.make(sample, *head.local(patches, mask), lesson)
+                targets[name] = head.target.make(sample, *head.local(units, seen), lesson)
                 told = head.target.told(targets[name])
             weights[name] = head.shares(weight if told is None else weight * told)
-        return Prepared(inputs, patches.layout, mask, targets, weights)
+        others = {name: Seen(units.values, units.layout, seen) for name, (units, seen) in views.items()}
+        return Prepared(inputs, patches.layout, mask, targets, weights, others)
+
+    def _view(self, sample: Sample, view: str) -> tuple[Patches, Mask]:
+        """Another view of the batch, nothing hidden; of several for each sample one after the other."""
+        whole = self.tokenizer.shapes
+        other = {name: sample[f"{name}_{view}"] for name in whole}
+        other = {name: x.flatten(0, 1) if x.ndim > 1 + len(whole[name]) else x for name, x in other.items()}
+        patches = self.tokenizer.split(other)
+        device = next(iter(other.values())).device
+        return patches, Mask.nothing_hidden(_rows(patches), patches.layout, device)
 
     def forward(self, prepared: Prepared) -> Outcome:
         """Embeds the kept units, encodes, and asks every head."""
-        layout, mask = prepared.layout, prepared.mask
-        encoded = self._encoded(prepared.inputs, layout, mask)
+        seen = {"": Seen(prepared.inputs, prepared.layout, prepared.mask), **prepared.views}
+        found = {name: self._encoded(view.inputs, view.layout, view.mask) for name, view in seen.items()}
+        encoded = found[""]
         parts, predictions = {}, {}
         each: dict[str, Tensor] = {}
         loss = encoded.tokens.new_zeros((), dtype=torch.float32)
         for name, head in self._heads():
-            predictions[name] = head.decoder(encoded, layout, head.asked(layout, mask))
+            layout, mask = seen[head.view].layout, seen[head.view].mask
+            predictions[name] = head.decoder(found[head.view], layout, head.asked(layout, mask))
             other = head.target.of_head
             values = Losses(each[other].detach(), prepared.weights[other]) if other else prepared.targets[name]
             each[name] = head.target.loss(predictions[name], values)

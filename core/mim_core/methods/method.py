@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from mim_core.data.source import Sample
+from mim_core.data.views import View
 from mim_core.parts.encoder import Encoder
 from mim_core.parts.layout import Layout, Patches, take, tensor_tree
 from mim_core.parts.mask import Mask
 from mim_core.parts.samples import check_sample
+from mim_core.parts.target import Target
 from mim_core.parts.teacher import Teacher
 from mim_core.parts.tokenizer import Tokenizer
 
@@ -97,11 +99,10 @@ class Method(nn.Module):
         """Features with nothing hidden, for evaluation and export."""
         raise NotImplementedError
 
-    def views(self) -> tuple[str, ...]:
-        """Other views of a sample that training needs, by name: "target" stands for entries such as image_target. Those
-        that its teachers see."""
-        found = {module.view for module in self.modules() if isinstance(module, Teacher) and module.view}
-        return tuple(sorted(found))
+    def views(self) -> tuple[View, ...]:
+        """Other views of a sample that training needs: what its parts say in ``needs_views``. Data, noise, the plan and
+        the tests follow from it."""
+        return tuple(dict.fromkeys(view for part in self.modules() for view in getattr(part, "needs_views", ())))
 
     def training_source(self, source: DataSource) -> DataSource:
         """What the loop trains on: the source itself, or one made of it, such as its labelled training split.
@@ -112,8 +113,8 @@ class Method(nn.Module):
         return source
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimizer step: every `Teacher` of the method follows it. A subclass that does more calls
-        this too.
+        """Called after each optimizer step: every `Teacher` of the method follows it, and every `Target` that keeps
+        something of past batches takes the last one in. A subclass that does more calls this too.
 
         Args:
             progress: Share of the run that is done; in a run a `Progress`, which knows step and epoch.
@@ -121,6 +122,8 @@ class Method(nn.Module):
         for module in self.modules():
             if isinstance(module, Teacher):
                 module.follow(self, progress)
+            elif isinstance(module, Target):
+                module.after_step()
 
     def carry(self) -> None:
         """Called when a finished or stopped run is opened: makes ``tokenizer`` and ``encoder`` those that are carried

@@ -22,11 +22,13 @@ class Decoder(nn.Module):
 
     Attributes:
         asks: "units" where it answers each of ``mask.query_ids``; "sample" where it gives one answer for the sample as
-            a whole, [R, 1, size].
+            a whole, [R, 1, size]; "region" where that is of the place that is hidden.
+        needs_mask: A teacher's copy is given the batch and the mask too, see `teach`.
     """
 
     Config: ClassVar[type[Any]]
-    asks: Literal["units", "sample"] = "units"
+    asks: Literal["units", "sample", "region"] = "units"
+    needs_mask: bool = False
 
     def forward(self, encoded: Encoded, layout: Layout, mask: Mask) -> Float[Tensor, "R Q size"]:
         """An answer for each of ``mask.query_ids``, in that order."""
@@ -38,7 +40,8 @@ class Decoder(nn.Module):
         return self
 
     def teach(self, encoded: Encoded, layout: Layout) -> Float[Tensor, "S n size"]:
-        """What a teacher's copy says when nothing is hidden.
+        """What a teacher's copy says when nothing is hidden. With ``needs_mask`` it is called with the batch and the
+        mask behind these two.
 
         Raises:
             ValueError: This decoder says nothing then.

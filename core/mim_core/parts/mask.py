@@ -129,6 +129,13 @@ class Mask:
             groups=1, query_valid=None,
         )  # fmt: skip
 
+    def ask_all(self, layout: Layout) -> Mask:
+        """The same mask, asked for every unit, all of which count where they are valid."""
+        weight = torch.ones_like(self.hidden, dtype=torch.float32)
+        if layout.valid is not None:
+            weight = weight * layout.valid.repeat_interleave(self.per_sample, dim=0)
+        return replace(self, query_ids=_all_ids(self.hidden), weight=weight, groups=1, query_valid=None)
+
     def kept_hidden(self) -> Bool[Tensor, "R K"]:
         """Which kept units are hidden, and so become mask tokens."""
         return self.hidden.gather(1, self.kept_ids)

@@ -39,6 +39,9 @@ class GuidedMasker(Masker):
         """How the number of hidden units is rounded."""
         direction: Literal["high", "low"] = "high"
         """Which scores are hidden first."""
+        among: float = 0.0
+        """Those that go by scores are drawn uniformly from this share of all units, the first of them (MST); where it
+        is less than what is hidden, they are the first ones themselves."""
         share_from: float = 0.0
         """Share of the hidden units that goes by scores, at the start of the run."""
         share_to: float = 0.5
@@ -49,7 +52,7 @@ class GuidedMasker(Masker):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._random = RandomMasker(RandomMasker.Config(config.ratio, rounding=config.rounding))
-        for name in ("share_from", "share_to"):
+        for name in ("share_from", "share_to", "among"):
             if not 0 <= getattr(config, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(config, name)}")
 
@@ -77,6 +80,7 @@ class GuidedMasker(Masker):
             self.by_score(count, draw.progress),
             count,
             None if layout.valid is None else ~layout.valid,
+            int(layout.count * self.config.among),
         )
 
 
@@ -86,12 +90,15 @@ def hide_guided(
     chosen: int,
     count: int,
     absent: Bool[Tensor, "B N"] | None = None,
+    among: int = 0,
 ) -> Bool[Tensor, "B N"]:
-    """Hides ``chosen`` units with the highest scores, then those of the lowest rank until ``count`` are hidden. Units
-    that are absent come before all others. Ties by position."""
+    """Hides ``chosen`` units with the highest scores, or of the ``among`` highest those of the lowest rank; then others
+    of the lowest rank until ``count`` are hidden. Units that are absent come before all others. Ties by position."""
     if absent is not None:
         scores = scores.masked_fill(absent, -math.inf)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :chosen]
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, : max(chosen, among)]
+    if among > chosen:
+        order = order.gather(1, rank.gather(1, order).argsort(dim=1, stable=True)[:, :chosen])
     first = torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, True)
     place = rank.argsort(dim=1, stable=True).argsort(dim=1)  # whatever the ranks are, as whole numbers from 0
     place = place.masked_fill(first, -1)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mim_core.data.source import Sample
+from mim_core.data.views import View
 from mim_core.parts.layout import Patches
 from mim_core.parts.teacher import Lesson, Student, Teacher
 
@@ -22,10 +23,12 @@ class Scorer(nn.Module):
 
     Attributes:
         needs_teacher: It reads what a teacher says, so a method without one is refused.
+        needs_views: Other views of every sample that it reads.
     """
 
     Config: ClassVar[type[Any]]
     needs_teacher: bool = False
+    needs_views: tuple[View, ...] = ()
 
     def __init__(self, config: Any = None, student: Student | None = None) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mim_core.data.source import DataSource, Sample
+from mim_core.data.views import View
 from mim_core.parts.layout import Patches, tensor_tree
 from mim_core.parts.mask import Mask
 from mim_core.parts.teacher import Lesson, Teacher
@@ -44,6 +45,7 @@ class Target(nn.Module):
         needs_truth: `to_input_space` uses the sample's own statistics, so pictures show more than the model knew.
         needs_teacher: It reads what a teacher says, so a method without one is refused.
         couples_samples: The loss of a sample depends on the others of the batch, so a batch cannot be accumulated.
+        needs_views: Other views of every sample that it reads.
         of_head: Another head, whose `Losses` it is held against in place of values from `make`, which is not called
             (HPM). Both must ask the same units. Empty: none.
     """
@@ -54,6 +56,7 @@ class Target(nn.Module):
     needs_truth: bool = False
     needs_teacher: bool = False
     couples_samples: bool = False
+    needs_views: tuple[View, ...] = ()
     of_head: str = ""
 
     def bind(self, teacher: Teacher) -> None:
@@ -77,6 +80,11 @@ class Target(nn.Module):
         """The values that the decoder should give at ``mask.query_ids``; ``lesson`` is what the teacher says, where
         ``needs_teacher``."""
         raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after each optimizer step: takes the last batch into what it keeps of past ones, such as a centre.
+        `make` itself changes nothing that a later `make` reads."""
+        return
 
     def told(self, values: Any) -> Bool[Tensor, "R Q"] | None:
         """At which queries there is a value at all; others do not count in the loss. None: at all."""

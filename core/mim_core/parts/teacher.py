@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mim_core import randomness
 from mim_core.data.source import Sample
+from mim_core.data.views import View
 from mim_core.parts.decoder import Decoder
 from mim_core.parts.encoder import Encoded, Encoder
 from mim_core.parts.layout import Layout, Patches, take, tensor_tree
@@ -42,6 +43,7 @@ class Lesson:
         attention: [S, heads, P + N, P + N] of the last block, where a scorer asked for it.
         answers: What the teacher's copies of decoders say, by head: [S, n, size].
         folds: int64 [S, folds, n], the units that were seen together; None where all were. Others it did not see.
+        progress: When it was said: the share of the run that is done, for targets with temperatures that change.
     """
 
     tokens: Float[Tensor, "S N D"]
@@ -50,6 +52,7 @@ class Lesson:
     attention: Tensor | None = None
     answers: Mapping[str, Tensor] = field(default_factory=dict)
     folds: Int[Tensor, "S F n"] | None = None
+    progress: float = field(default=0.0, metadata={"static": True})
 
     def segment(self, layout: Layout, name: str) -> Lesson:
         """The same of one segment of a joined layout, as a target of that segment reads it."""
@@ -80,9 +83,10 @@ class Teacher(nn.Module):
     in `follow`, and may look at something else, in `forward`.
 
     Attributes:
-        needs_mask: It looks at what a mask hides, so no scorer can read it: the mask is not drawn yet.
+        needs_mask: It looks at what a mask hides, or a head does that it follows, so no scorer can read it: the mask is
+            not drawn yet.
         heads: Names of the heads whose decoders it has copies of; their answers are `Lesson.answers`.
-        view: Name of the view of the sample that it sees; empty where that is the student's.
+        view: "target" where it sees another view of the sample than the student, image_target.
     """
 
     Config: ClassVar[type[Any]]
@@ -103,6 +107,11 @@ class Teacher(nn.Module):
     def of(cls: type[T], tokenizer: Tokenizer, encoder: Encoder, **options: Any) -> T:
         """A teacher of these two, made in Python."""
         return cls(cls.Config(**options), Student(tokenizer, encoder))
+
+    @property
+    def needs_views(self) -> tuple[View, ...]:
+        """Other views of every sample that it reads: its own."""
+        return (View("target"),) if self.view else ()
 
     @property
     def width(self) -> int:
@@ -145,6 +154,7 @@ class Teacher(nn.Module):
             if name not in decoders:
                 raise ValueError(f"the teacher follows the head {name!r}; there are: {', '.join(decoders)}")
             part = decoders[name].for_teacher()
+            self.needs_mask = self.needs_mask or getattr(part, "needs_mask", False)
             if getattr(part, "needs_levels", 0):
                 self.give(levels=part.needs_levels)  # type: ignore[arg-type]
             self.decoders[name] = copy.deepcopy(part).requires_grad_(False).eval()
@@ -162,11 +172,14 @@ class Teacher(nn.Module):
         assert isinstance(inputs, Tensor)
         nothing = Mask.nothing_hidden(len(inputs), patches.layout, inputs.device)
         encoded: Encoded = self.encoder(inputs, patches.layout, nothing)
-        return self._lesson(encoded, patches.layout)
+        return self._lesson(encoded, patches.layout, sample, mask)
 
-    def _lesson(self, encoded: Encoded, layout: Layout) -> Lesson:
+    def _lesson(self, encoded: Encoded, layout: Layout, sample: Sample | None, mask: Mask | None) -> Lesson:
         """What was encoded, with the answers of its decoders."""
-        answers = {name: part.teach(encoded, layout) for name, part in self.decoders.items()}  # type: ignore[operator]
+        answers = {}
+        for name, part in self.decoders.items():
+            asked = (encoded, layout, sample, mask) if getattr(part, "needs_mask", False) else (encoded, layout)
+            answers[name] = part.teach(*asked)  # type: ignore[operator]
         return Lesson(encoded.tokens, encoded.prefix, encoded.levels, encoded.attention, answers)
 
     def follow(self, student: nn.Module, progress: float) -> None:
@@ -207,7 +220,7 @@ class EmaTeacher(Teacher):
         """Hidden units are dealt into so many folds, in a random order; units of one fold see each other alone."""
         hidden: int | None = None
         """How many hidden units it sees; none: all. What does not fill the folds evenly is left out."""
-        view: str = ""
+        view: Literal["", "target"] = ""
         """Which view of the sample it sees: "target" reads image_target where the student reads image."""
         heads: tuple[str, ...] = ()
         """Heads whose decoders it follows too, such as a projector."""
@@ -243,7 +256,7 @@ class EmaTeacher(Teacher):
         if self.config.view:
             patches = self.tokenizer.split(self._view(sample or {}))
         if self.config.sees == "all":
-            return super().forward(patches)
+            return super().forward(patches, sample, mask)
         assert mask is not None, "a teacher of hidden units needs the mask"
         return self._in_folds(patches, self._folds(sample or {}, mask), mask.per_sample)
 

@@ -70,12 +70,6 @@ class Tokenizer(nn.Module):
         return values.masked_fill(hidden.reshape(*hidden.shape, *([1] * (values.ndim - 2))), 0.0)
 
 
-def with_views(shapes: Mapping[str, tuple[int, ...]], views: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a sample's entries, with those of other views of it."""
-    more = {f"{name}_{view}": shape for view in views for name, shape in shapes.items()}
-    return {**shapes, **more}
-
-
 def zeros(
     shapes: Mapping[str, tuple[int, ...]], ids: Mapping[str, int], rows: int, device: torch.device | None = None
 ) -> Sample:

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mim_core.data.source import Sample
+from mim_core.data.views import entries
 from mim_core.host.loading import installed
 from mim_core.methods.build import build_method
 from mim_core.methods.masked_autoencoder import Prepared
 from mim_core.methods.method import Features, Method, Outcome
 from mim_core.parts.mask import Mask
-from mim_core.parts.tokenizer import Tokenizer, with_views
+from mim_core.parts.tokenizer import Tokenizer
 from mim_core.recipes.resolve import load_recipe
 from mim_core.testing.checks import (
     Contract,
@@ -63,7 +64,7 @@ class MethodContract(Contract):
         """A batch that it takes; by default noise of the shapes that its tokenizer declares."""
         tokenizer = method.tokenizer
         assert isinstance(tokenizer, Tokenizer), "the method has no tokenizer: override make_sample"
-        return noise(with_views(tokenizer.shapes, method.views()), rows, seed, tokenizer.ids)
+        return noise(entries(tokenizer.shapes, method.views()), rows, seed, tokenizer.ids)
 
     def case(self) -> tuple[Method, Sample, Any]:
         """A method, a batch and what it prepares of it."""

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mim_core.data.views import entries
 from mim_core.methods.build import build_method, working
-from mim_core.parts.tokenizer import with_views, zeros
+from mim_core.parts.tokenizer import zeros
 
 if TYPE_CHECKING:
     from mim_core.runs.run import Run
@@ -74,7 +75,7 @@ def step_cost(run: Run, samples: int = 2) -> tuple[int, int, Any]:
     """
     with torch.device("meta"):
         method = build_method(run.config, run.registry)
-        sample = zeros(with_views(run.source.shapes, method.views()), getattr(method.tokenizer, "ids", {}), samples)
+        sample = zeros(entries(run.source.shapes, method.views()), getattr(method.tokenizer, "ids", {}), samples)
         sample["key"] = torch.zeros(samples, dtype=torch.int64)
         method.train()
         owned = {tensor.untyped_storage()._cdata for tensor in [*method.parameters(), *method.buffers()]}

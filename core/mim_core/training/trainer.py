@@ -90,6 +90,7 @@ class Trainer:
         finally:
             self.watch.stop()
             end_readers(self.batches)
+            self.batches = None  # a process that is forked later would clear it away once more, and complain
 
     def _phase(self, name: str) -> None:
         self.clock.start(name)

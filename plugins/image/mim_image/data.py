@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mim_core import (
@@ -20,9 +20,11 @@ from mim_core import (
     Picture,
     SaidOnce,
     Sample,
+    View,
     counted,
     one_line,
     randomness,
+    unpaired,
 )
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -35,7 +37,7 @@ from mim_image.idx import idx_files, idx_splits
 from mim_image.looking import Look, look, notice, pages_of
 from mim_image.pixels import bands_of, convert_mode
 from mim_image.shards import packed
-from mim_image.views import SecondView
+from mim_image.views import ImageViews
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = Path(__file__).parent / "sample"
@@ -85,6 +87,11 @@ class Images(DataSource):
         view_shift: int = 31
         """Where a method asks for a second view, it lies up to so many pixels to the right and below of the first,
         in a crop that is larger by one pixel more (CMAE)."""
+        view_place: Literal["shift", "own"] = "shift"
+        """Where it lies: so near the first, or in a random crop of its own (MoCo, DINO)."""
+        view_changes: Literal["second", "all"] = "second"
+        """Which views are changed in colour as the next options say, where a method asks for several: the second, or
+        the first too. Local views always are."""
         view_colour: float = 0.4
         """The second view's brightness, contrast and saturation change by up to so much, and its hue by a quarter of
         that, in four of five images; grey images have the first two."""
@@ -92,6 +99,10 @@ class Images(DataSource):
         """Chance that a second view in colour loses it."""
         view_blur: float = 0.5
         """Chance that it is blurred, with a deviation of 0.1 to 2 pixels."""
+        view_solarize: float = 0.0
+        """Chance that values of its upper half are turned around."""
+        local_crop: tuple[float, float] = (0.05, 0.4)
+        """Where a method asks for local views: smallest and largest share of the image's area that one shows (DINO)."""
         max_bad: float = 0.5
         """Largest share of unreadable files; beyond it the run stops. Each is named in skipped.jsonl."""
 
@@ -134,7 +145,7 @@ class Images(DataSource):
             antialias=True,
         )
         self.augment = v2.Compose([crop, v2.RandomHorizontalFlip(config.flip)])
-        self.second: SecondView | None = None
+        self.views: ImageViews | None = None
 
     def _normalisation(self) -> Normalisation:
         colour = self.channels == 3
@@ -234,18 +245,15 @@ class Images(DataSource):
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """A random crop, perhaps flipped, as uint8 [C, H, W]; as float32 in the same units, where the file has more
         bits."""
-        if self.second is not None:
-            image = self._load(self.splits.pretrain, index, self.config.crop[0])
-            return {name: torch.from_numpy(bands_of(view, self.channels)) for name, view in self.second(image, key)}
+        if self.views is not None:
+            return self.views(self._load(self.splits.pretrain, index, self.config.crop[0]), key)
         return {"image": self._cropped(self.splits.pretrain, index, key)}
 
-    def give_views(self, names: tuple[str, ...]) -> None:
-        """A view "target" beside the plain one, see `mim_image.views`."""
-        if set(names) - {"target"}:
-            raise ValueError(
-                f"images have a view 'target', and none named {', '.join(sorted(set(names) - {'target'}))}"
-            )
-        self.second = SecondView(self.config, self.size, self.channels) if names else None
+    def give_views(self, views: tuple[View, ...]) -> bool:
+        """All kinds, see `mim_image.views`."""
+        self.views = ImageViews(self.config, self.size, self.channels, views)
+        self.samples_per_item = 2 if self.views.pair else 1
+        return True
 
     def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
         """The same of an image of the training split, with its class as int64 ``label``."""
@@ -261,8 +269,14 @@ class Images(DataSource):
 
     def finish(self, sample: Sample) -> Sample:
         """Values from 0 to 255 to float32, with mean 0 and deviation 1 over the data."""
-        both = {name: sample[name] for name in ("image", "image_target") if name in sample}
-        return {**sample, **{name: self.normalisation.of_bytes(value) for name, value in both.items()}}
+        if sample["image"].ndim > 4:  # two samples of each item
+            sample = unpaired(sample)
+        views = {name: sample[name] for name in ("image", "image_target") if name in sample}
+        done: Sample = {name: self.normalisation.of_bytes(value) for name, value in views.items()}
+        if (local := sample.get("image_local")) is not None:
+            flat = self.normalisation.of_bytes(local.flatten(0, 1))
+            done["image_local"] = flat.unflatten(0, local.shape[:2])
+        return {**sample, **done}
 
     def labelled(self, split: str) -> Labelled:
         """Images with their class; the classes of both splits are the same."""

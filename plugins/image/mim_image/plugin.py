@@ -15,6 +15,7 @@ SDAE = "SdAE, arXiv 2208.00449"
 HPM = "HPM, arXiv 2304.05919"
 CMAE = "CMAE, arXiv 2207.13532"
 MCMAE = "MCMAE (ConvMAE), arXiv 2205.03892"
+MST = "MST, arXiv 2106.05656"
 MVP = "MVP, arXiv 2203.05175; EVA, arXiv 2211.07636"
 
 
@@ -53,6 +54,13 @@ BY_MODULE = {
         {
             "mcmae-base": "MCMAE (ConvMAE): convolutions in front of ViT-B's blocks, the paper's 1600 epochs.",
             "mcmae-tiny": "MCMAE as wide as mae-vit-tiny on the bundled sample.",
+        },
+    ),
+    "mst": (
+        MST,
+        {
+            "mst-vit-small": "MST with ViT-S/16: views sorted alike, what the teacher minds least hidden, 300 epochs.",
+            "mst-vit-tiny": "MST with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
         },
     ),
 }

@@ -99,6 +99,7 @@ if TYPE_CHECKING:
     from mim_core.parts.masker import rounded as rounded
     from mim_core.parts.masker_guided import GuidedMasker as GuidedMasker
     from mim_core.parts.masker_guided import hide_guided as hide_guided
+    from mim_core.parts.masker_region import RegionMasker as RegionMasker
     from mim_core.parts.norm import BatchNorm as BatchNorm
     from mim_core.parts.position import PositionKind as PositionKind
     from mim_core.parts.position import make_position as make_position
@@ -128,6 +129,7 @@ if TYPE_CHECKING:
     from mim_core.randomness import permutation as permutation
     from mim_core.randomness import torch_seed as torch_seed
     from mim_core.randomness import uniform as uniform
+    from mim_core.ranks.tensors import gather as gather
     from mim_core.recipes.config import EvaluateConfig as EvaluateConfig
     from mim_core.recipes.config import Part as Part
     from mim_core.recipes.config import RunConfig as RunConfig
@@ -192,6 +194,7 @@ _ROOMS = {
     "parts.mask": ("Draw", "Mask"),
     "parts.masker": ("Masker", "Rounding", "check_ratio", "hide_first", "rounded"),
     "parts.masker_guided": ("GuidedMasker", "hide_guided"),
+    "parts.masker_region": ("RegionMasker",),
     "parts.norm": ("BatchNorm",),
     "parts.position": ("PositionKind", "make_position", "sincos_table"),
     "parts.schedule": ("Progress", "Schedule"),
@@ -204,6 +207,7 @@ _ROOMS = {
     "parts.teacher": ("EmaTeacher", "Lesson", "Student", "Teacher"),
     "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "Tokenizer"),
     "randomness": ("bits", "make_key", "name_code", "permutation", "torch_seed", "uniform"),
+    "ranks.tensors": ("gather",),
     "recipes.config": ("EvaluateConfig", "Part", "RunConfig", "TrainConfig"),
     "recipes.options": ("fill",),
     "recipes.resolve": ("load_recipe",),

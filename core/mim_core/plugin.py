@@ -59,6 +59,12 @@ def mim_register_maskers(register: Register) -> None:
         summary="Units of the highest or lowest scores, a share that changes during the run; the rest at random.",
         paper="HPM, arXiv 2304.05919",
     )
+    register(
+        name="region",
+        load="mim_core.parts.masker_region:RegionMasker",
+        summary="One rectangle, where scores allow it.",
+        paper="MaskCo, arXiv 2108.07954",
+    )
 
 
 @hookimpl
@@ -171,7 +177,7 @@ def mim_register_teachers(register: Register) -> None:
 
 @hookimpl
 def mim_register_scorers(register: Register) -> None:
-    """What a teacher attends to, or what it answers."""
+    """What a teacher attends to, what it answers, or what two views share."""
     register(
         name="attention",
         load="mim_core.parts.scorer:AttentionScorer",
@@ -183,6 +189,12 @@ def mim_register_scorers(register: Register) -> None:
         load="mim_core.parts.scorer:AnswerScorer",
         summary="What the teacher's copy of a head answers at a unit, such as a predicted loss.",
         paper="HPM, arXiv 2304.05919",
+    )
+    register(
+        name="overlap",
+        load="mim_core.parts.scorer:OverlapScorer",
+        summary="Whether another view of the sample shows a unit too.",
+        paper="MaskCo, arXiv 2108.07954",
     )
 
 

@@ -97,18 +97,17 @@ def test_views_follow_from_the_key(source):
 
 
 def test_the_second_view_is_the_first_one_shifted():
+    from mim_core import View
     from mim_image.data import Images
-    from mim_image.views import SecondView
+    from mim_image.views import ImageViews
 
     config = Images.Config(view_shift=3, view_colour=0.0, view_blur=0.0, flip=0.0, crop=(1.0, 1.0))
-    views = SecondView(config, (28, 28), 1)
+    views = ImageViews(config, (28, 28), 1, (View("target"),))
     picture = Image.fromarray((torch.arange(64 * 64).reshape(64, 64) % 251).to(torch.uint8).numpy())
     shifts = set()
     for key in range(64):
-        (_, first), (_, second) = views(picture, key)
-        one, two = (
-            torch.frombuffer(bytearray(v.tobytes()), dtype=torch.uint8).reshape(28, 28) for v in (first, second)
-        )
+        found = views(picture, key)
+        one, two = found["image"][0], found["image_target"][0]
         fits = [(y, x) for y in range(4) for x in range(4) if torch.equal(one[y:, x:], two[: 28 - y, : 28 - x])]
         assert len(fits) == 1, key
         shifts.add(fits[0])

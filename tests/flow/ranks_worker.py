@@ -113,6 +113,9 @@ CASES = {
     "ijepa": ("image:ijepa-vit-tiny", None),
     "sdae": ("image:sdae-vit-base", None),
     "cmae": ("image:cmae-vit-tiny", None),
+    "mst": ("image:mst-vit-tiny", None),
+    "maskco": ("image:maskco-resnet-tiny", None),
+    "mcmae": ("image:mcmae-tiny", None),
 }
 
 

@@ -17,7 +17,21 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
-METHODS = ["mae", "simmim", "varying", "normed", "distilled", "ijepa", "sdae", "hpm", "tied", "cmae"]
+METHODS = [
+    "mae",
+    "simmim",
+    "varying",
+    "normed",
+    "distilled",
+    "ijepa",
+    "sdae",
+    "hpm",
+    "tied",
+    "cmae",
+    "mst",
+    "maskco",
+    "mcmae",
+]
 VARIANTS = [
     "strategy=ddp",
     "strategy=fsdp2",
@@ -36,7 +50,7 @@ MIXED = [
 ]
 BF16 = ["mae,precision=bf16,strategy=ddp", "mae,precision=bf16,strategy=fsdp2"]
 STOPPED = [f"mae,strategy={s},stop=1,into=stopped-{s}" for s in ("ddp", "fsdp2")]
-RESUMED = ["mae", "hpm"]
+RESUMED = ["mae", "hpm", "ijepa", "sdae", "cmae", "mst", "maskco", "mcmae"]
 AGAIN = [
     f"{m},strategy={s}{stop},into=again-{m}-{s}" for m in RESUMED for s in ("ddp", "fsdp2") for stop in (",stop=1", "")
 ]

@@ -139,8 +139,8 @@ def export_timm(
     except NotImplementedError:
         raise MimError(f"timm has no model for this run's encoder, a {type(encoder).__name__}.") from None
     patch: Any = config.patch[0] if len(set(config.patch)) == 1 else config.patch
-    sizes = {"img_size": config.size, "patch_size": patch, "in_chans": config.channels, "num_classes": 0}
-    arguments = {**arguments, **sizes}
+    sizes = {"img_size": config.size, "patch_size": patch} if encoder.takes == "tokens" else {}
+    arguments = {**arguments, **sizes, "in_chans": config.channels, "num_classes": 0}
     head, pool = timm_head(method)
     if isinstance(method, Supervised) and not head:
         warn(f"the file has the encoder alone (num_classes=0): timm has no head like this run's, {_head(method)}.")

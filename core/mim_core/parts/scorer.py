@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mim_core.data.source import Sample
-from mim_core.data.views import View
+from mim_core.data.views import View, carried
 from mim_core.parts.layout import Patches
 from mim_core.parts.teacher import Lesson, Student, Teacher
 
@@ -102,3 +103,29 @@ class AnswerScorer(Scorer):
         """float32 [B, N]."""
         assert lesson is not None
         return lesson.answers[self.config.head].float().mean(dim=-1)
+
+
+class OverlapScorer(Scorer):
+    """1 for units that the target view of the sample shows as a whole too, 0 for others: a region that is hidden there
+    has a counterpart (MaskCo, arXiv 2108.07954)."""
+
+    needs_views = (View("target"), View("place"))
+
+    @dataclass(frozen=True)
+    class Config:
+        """The overlap scorer has no options."""
+
+    def __init__(self, config: Config, student: Student) -> None:
+        super().__init__(config, student)
+        self.modality = next(iter(student.tokenizer.shapes))
+
+    def forward(self, sample: Sample, patches: Patches, lesson: Lesson | None = None) -> Float[Tensor, "B N"]:
+        """float32 [B, N], from ``MODALITY.place`` and ``MODALITY_target.place``."""
+        grid = patches.layout.grid
+        place, other = (sample[f"{self.modality}{view}.place"] for view in ("", "_target"))
+        if grid is None or len(grid) != place.shape[-1]:
+            raise ValueError(f"units of a view need a grid of as many axes as its place; this grid is {grid}")
+        first = patches.layout.coordinates(place.device)
+        boxes = torch.stack([first, first + 1], dim=1) / torch.tensor(grid, device=place.device)
+        there = carried(boxes.expand(len(place), -1, -1, -1), place, other)
+        return ((there > -1e-4) & (there < 1 + 1e-4)).flatten(2).all(dim=2).float()

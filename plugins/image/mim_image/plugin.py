@@ -16,6 +16,7 @@ HPM = "HPM, arXiv 2304.05919"
 CMAE = "CMAE, arXiv 2207.13532"
 MCMAE = "MCMAE (ConvMAE), arXiv 2205.03892"
 MST = "MST, arXiv 2106.05656"
+MASKCO = "MaskCo, arXiv 2108.07954"
 MVP = "MVP, arXiv 2203.05175; EVA, arXiv 2211.07636"
 
 
@@ -63,6 +64,13 @@ BY_MODULE = {
             "mst-vit-tiny": "MST with a 128-wide encoder on the bundled sample, beside mae-vit-tiny.",
         },
     ),
+    "maskco": (
+        MASKCO,
+        {
+            "maskco-resnet50": "MaskCo with ResNet-50: a hidden region is told apart by its place in another view.",
+            "maskco-resnet-tiny": "MaskCo with a small ResNet on the bundled sample.",
+        },
+    ),
 }
 """Recipes of the modules ``recipes_METHOD``, with their paper and summaries."""
 
@@ -87,11 +95,34 @@ def mim_register_encoders(register: Register) -> None:
         summary="Two stages of masked convolutions, then a transformer on what is visible.",
         paper=MCMAE,
     )
+    register(
+        name="resnet",
+        load="mim_image.resnet:ResNetEncoder",
+        summary="A ResNet as timm has it, or a small one; hidden pixels are zero.",
+        paper="arXiv 1512.03385",
+    )
+
+
+@hookimpl
+def mim_register_decoders(register: Register) -> None:
+    """Of regions; others are core's."""
+    register(
+        name="regions",
+        load="mim_image.maskco:RegionDecoder",
+        summary="An answer for the hidden region: filled in, cut out, projected.",
+        paper=MASKCO,
+    )
 
 
 @hookimpl
 def mim_register_targets(register: Register) -> None:
-    """Features of a teacher; pixels are core's values."""
+    """Features of a teacher, and regions found again; pixels are core's values."""
+    register(
+        name="region-contrast",
+        load="mim_image.maskco:RegionContrastTarget",
+        summary="The hidden region's place in another view, among regions of all images (InfoNCE).",
+        paper=MASKCO,
+    )
     register(
         name="clip",
         load="mim_image.clip:ClipTarget",

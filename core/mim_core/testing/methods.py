@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mim_core.data.source import Sample
-from mim_core.data.views import entries
+from mim_core.data.views import entries, kinds
 from mim_core.host.loading import installed
 from mim_core.methods.build import build_method
 from mim_core.methods.masked_autoencoder import Prepared
@@ -284,13 +284,14 @@ class MethodContract(Contract):
         assert not differ, f"a run that was resumed ends with other {', '.join(differ[:3])}: state outside state_dict?"
 
     def test_row_does_not_depend_on_the_batch(self) -> None:
-        """At the same step a sample alone hides the units that it hides in a batch."""
+        """At the same step a sample alone, or the two of one item, hides the units that it hides in a batch."""
         method, sample, _ = self.case()
+        size = 2 if "pair" in kinds(method.views()) else 1
         whole = method.prepare(sample, step=3)
-        alone = method.prepare({name: value[2:3] for name, value in sample.items()}, step=3)
+        alone = method.prepare({name: value[2 : 2 + size] for name, value in sample.items()}, step=3)
         for one, other in zip(self.masks_in(whole), self.masks_in(alone), strict=True):
-            each = other.per_sample
-            rows = one.hidden[2 * each : 3 * each]
+            each = len(other.hidden) // size
+            rows = one.hidden[2 * each : (2 + size) * each]
             assert torch.equal(rows, other.hidden), "a sample alone is masked otherwise"
 
     def masks_in(self, prepared: Any) -> list[Mask]:

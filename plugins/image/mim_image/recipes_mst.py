@@ -17,9 +17,10 @@ from mim_core import Part, RunConfig, TrainConfig
 
 from mim_image.recipes import TWINS, mae_vit_tiny
 
+TARGET = {"size": 64, "teacher_start": 0.1, "teacher_end": 0.1, "center_momentum": 0.99}
 SMALL: dict[str, dict[str, object]] = {
-    "views.target": {"size": 64},
-    "local.target": {"size": 64},
+    "views.target": TARGET,
+    "local.target": TARGET,
     "views.decoder": {"hidden": 32, "bottleneck": 16},
     "local.decoder": {"hidden": 32, "bottleneck": 16},
     "masker": {"ratio": 0.125, "among": 0.5},
@@ -59,7 +60,7 @@ def _mst(run: RunConfig, local: tuple[int, int], size: int, head: dict[str, Any]
     return replace(run, parts=parts)
 
 
-@TWINS(SMALL)
+@TWINS(SMALL, base_lr=3e-3)
 def mst_vit_small() -> RunConfig:
     """ViT-S/16 (DeiT-S), 300 epochs, two views of 224 and eight of 96 pixels; the batch cannot be accumulated."""
     run = RunConfig(
@@ -83,7 +84,7 @@ def mst_vit_small() -> RunConfig:
     return _mst(run, (4, 96), 65536, {}, 0.996)
 
 
-@TWINS(SMALL)
+@TWINS(SMALL, base_lr=3e-3)
 def mst_vit_tiny() -> RunConfig:
     """For the bundled 28-pixel grey sample, beside image:mae-vit-tiny: the same encoder; half as many items a batch,
     for each gives two samples."""

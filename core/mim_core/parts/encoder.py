@@ -138,13 +138,20 @@ def through(blocks: nn.Sequential, x: Tensor, places: Tensor | None, seen: Tenso
     return x
 
 
-def attention_of(block: nn.Module, x: Tensor) -> Tensor:
-    """Softmax weights [R, heads, L, L] of a timm block at its input x [R, L, D]; fused attention keeps none."""
-    part: Any = block.attn
-    shape = (*x.shape[:2], 3, part.num_heads, -1)
-    query, key, _ = part.qkv(block.norm1(x)).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)  # type: ignore[operator]
-    weights: Tensor = (part.q_norm(query) * part.scale) @ part.k_norm(key).transpose(-2, -1)
-    return weights.softmax(dim=-1)
+class WatchedBlock(vision_transformer.Block):
+    """timm's block that gives its softmax weights [R, heads, L, L] too, which fused attention does not keep: computed
+    beside it, where the weights of a sharded block are whole."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Any:
+        """timm's answer, and the weights."""
+        part = self.attn
+        shape = (*x.shape[:2], 3, part.num_heads, -1)
+        query, key, _ = part.qkv(self.norm1(x)).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (part.q_norm(query) * part.scale) @ part.k_norm(key).transpose(-2, -1)
+        if attn_mask is not None:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+            options["attn_mask"] = attn_mask
+        return super().forward(x, **options), scores.softmax(dim=-1)
 
 
 def token(count: int, width: int) -> nn.Parameter:
@@ -322,13 +329,14 @@ class ViTEncoder(Encoder):
             places = torch.cat([self.prefix_position.expand(len(places), -1, -1).to(places.dtype), places], dim=1)
         seen = None if mask.kept_valid is None else F.pad(mask.kept_valid, (count, 0), value=True)
         levels, done, attention = [], 0, None
-        for number in self.levels:
-            x, done = through(self.blocks[done:number], x, places, seen), number
-            levels.append((self.norm(x) if self.levels_normed else x)[:, count:])
-        if self.gives_attention:
-            x, done = through(self.blocks[done:-1], x, places, seen), len(self.blocks) - 1
-            attention = attention_of(self.blocks[-1], x if places is None else x + places)
-        x = self.norm(through(self.blocks[done:] if done else self.blocks, x, places, seen))
+        for number in dict.fromkeys((*self.levels, len(self.blocks))):
+            some = self.blocks if number - done == len(self.blocks) else self.blocks[done:number]
+            x, done = through(some, x, places, seen), number
+            if self.gives_attention and number == len(self.blocks):
+                x, attention = x
+            if number in self.levels:
+                levels.append((self.norm(x) if self.levels_normed else x)[:, count:])
+        x = self.norm(x)
         return Encoded(x[:, count:], x[:, :count], tuple(levels), attention)
 
     def give_levels(self, blocks: tuple[int, ...]) -> None:
@@ -343,9 +351,11 @@ class ViTEncoder(Encoder):
         self.levels, self.levels_normed = last_blocks(count, len(self.blocks)), False
 
     def give_attention(self) -> None:
-        """Asks for the attention of the last block; a block is computed up to there twice."""
-        if not len(self.blocks):
-            raise ValueError("an encoder without blocks has no attention")
+        """Asks for the attention of the last block, whose queries and keys are computed twice."""
+        last: Any = self.blocks[-1] if len(self.blocks) else None
+        if type(last) not in (vision_transformer.Block, WatchedBlock):
+            raise ValueError("an encoder without plain transformer blocks has no attention to give")
+        last.__class__ = WatchedBlock
         self.gives_attention = True
 
     def _front(self) -> list[Tensor]:

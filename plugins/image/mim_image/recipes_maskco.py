@@ -21,8 +21,9 @@ SMALL: dict[str, dict[str, object]] = {
     "encoder": {"name": None, "widths": (16, 32), "depths": (1, 1), "channels": 1},
     "tokenizer": {"size": (28, 28), "patch": (2, 2), "channels": 1},
     "regions.decoder": {"depth": 1, "bottleneck": 8, "hidden": 32},
-    "regions.target": {"size": 16, "queue": 16},
+    "regions.target": {"size": 16, "queue": 16, "temperature": 0.07},
     "teacher": {"start": 0.5, "end": 0.5},
+    "data": {"root": "sample", "mean": (0.286,), "std": (0.353,), "view_place": "shift", "view_shift": 3},
 }
 
 
@@ -43,7 +44,7 @@ def _maskco(data: Part, tokenizer: Part, encoder: Part, momentum: float, head: d
     }
 
 
-@TWINS(SMALL, base_lr=1e-2)
+@TWINS(SMALL, base_lr=3e-3)
 def maskco_resnet50() -> RunConfig:
     """ResNet-50 at 224 pixels, 200 epochs; the batch cannot be accumulated."""
     tokenizer = Part.of("image:patch", size=(224, 224), patch=(32, 32), channels=3)
@@ -54,7 +55,7 @@ def maskco_resnet50() -> RunConfig:
     return RunConfig(parts=parts, train=train)
 
 
-@TWINS(SMALL, base_lr=1e-2)
+@TWINS(SMALL, base_lr=3e-3)
 def maskco_resnet_tiny() -> RunConfig:
     """For the bundled 28-pixel grey sample: minutes on a CPU, as many samples as image:mae-vit-tiny, with a ResNet in
     place of its transformer."""

@@ -17,7 +17,7 @@ from mim_core import Part, RunConfig, TrainConfig
 
 from mim_image.recipes import TWINS, mae_vit_tiny
 
-TARGET = {"size": 64, "teacher_start": 0.1, "teacher_end": 0.1, "center_momentum": 0.99}
+TARGET: dict[str, object] = {"size": 64, "teacher_start": 0.1, "teacher_end": 0.1, "center_momentum": 0.99}
 SMALL: dict[str, dict[str, object]] = {
     "views.target": TARGET,
     "local.target": TARGET,

@@ -1,6 +1,7 @@
 """The recipes carry the papers' numbers, typed here by hand from the papers' tables and official configurations."""
 
 import pytest
+import torch
 from mim_core import build_method
 from mim_core.host.loading import installed
 from mim_core.methods.build import make_source

@@ -27,6 +27,7 @@ from mim_core.parts.target_ranks import RankTarget
 from mim_core.parts.teacher import EmaTeacher
 from mim_core.ranks import world as ranks
 from mim_core.recipes.resolve import load_recipe
+from mim_core.recipes.twins import STEPS as TWIN_STEPS
 from mim_core.runs.run import Run
 from mim_core.training.loop import start, train
 from torch import Tensor, nn
@@ -116,6 +117,7 @@ CASES = {
     "mst": ("image:mst-vit-tiny", None),
     "maskco": ("image:maskco-resnet-tiny", None),
     "mcmae": ("image:mcmae-tiny", None),
+    "mvd": ("video:mvd-vit-tiny", None),
 }
 
 
@@ -152,7 +154,8 @@ def make(case: str, folder: Path, world: ranks.World) -> Run:
     if "probes" in given:
         probes = replace(config.evaluate, every=0.005, online=("knn", "linear"), online_samples=251)
         config = replace(config, evaluate=probes)
-    options = replace(config.train, epochs=STEPS * BATCH / 10_000, **{**settings, **chosen})
+    per_sample = config.train.epochs / (TWIN_STEPS * config.train.batch_size)
+    options = replace(config.train, epochs=STEPS * BATCH * per_sample, **{**settings, **chosen})
     run = start(replace(config, train=options), folder / given.get("into", case), installed(), world)
     if "bad" in given:
         spoil(run.source)

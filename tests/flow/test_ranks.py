@@ -40,8 +40,9 @@ VARIANTS = [
     "strategy=ddp,activation_checkpointing=1",
     "strategy=fsdp2,compile=1,activation_checkpointing=1,ema=0.9",
 ]
-EVERY = {"distilled": VARIANTS, "hpm": VARIANTS}
-"""Methods with a teacher are trained in every way; the others in the plain ones and in all at once."""
+EVERY = {"distilled": VARIANTS, "hpm": VARIANTS, "maskco": VARIANTS[:3]}
+"""Some methods are trained in every way, the others in the plain ones and in all at once. A ResNet names no blocks, for
+its batch statistics would be taken twice where they are computed again."""
 PAIRS = [(m, v) for m in METHODS for v in EVERY.get(m, [*VARIANTS[:2], VARIANTS[-1]])]
 MIXED = [
     "mae,strategy=ddp,micro_batch=4,compile=1",

@@ -31,6 +31,7 @@ METHODS = [
     "mst",
     "maskco",
     "mcmae",
+    "mvd",
 ]
 VARIANTS = [
     "strategy=ddp",
@@ -51,7 +52,8 @@ MIXED = [
 ]
 BF16 = ["mae,precision=bf16,strategy=ddp", "mae,precision=bf16,strategy=fsdp2"]
 STOPPED = [f"mae,strategy={s},stop=1,into=stopped-{s}" for s in ("ddp", "fsdp2")]
-RESUMED = ["mae", "hpm", "ijepa", "sdae", "cmae", "mst", "maskco", "mcmae"]
+RESUMED = ["mae", "hpm", "ijepa", "sdae", "cmae", "mst", "maskco", "mcmae", "mvd"]
+ALONE = [f"{m}{stop},into=again-{m}" for m in RESUMED for stop in (",stop=1", "")]
 AGAIN = [
     f"{m},strategy={s}{stop},into=again-{m}-{s}" for m in RESUMED for s in ("ddp", "fsdp2") for stop in (",stop=1", "")
 ]
@@ -77,7 +79,9 @@ def column(folder, name="loss"):
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     launch(
-        1, folder, [*METHODS, "mae,precision=bf16", "mae,compile=1", "simmim,compile=1", "mae,probes=1", "mae,bad=1"]
+        1,
+        folder,
+        [*METHODS, "mae,precision=bf16", "mae,compile=1", "simmim,compile=1", "mae,probes=1", "mae,bad=1", *ALONE],
     )
     return folder
 
@@ -143,10 +147,12 @@ def test_every_strategy_writes_the_same_files(alone, two):
         assert any(name.startswith("teachers.main.") for name in found)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["alone", "ddp", "fsdp2"])
 @pytest.mark.parametrize("method", RESUMED)
-def test_going_on_with_the_same_ranks_is_exact(two, method, strategy):
+def test_going_on_with_the_same_ranks_is_exact(alone, two, method, strategy):
     whole, again = two / f"{method},strategy={strategy}", two / f"again-{method}-{strategy}"
+    if strategy == "alone":
+        whole, again = alone / method, alone / f"again-{method}"
     assert column(whole) == column(again)
     for file in ("weights", "optimizer"):
         a, b = (load_file(checkpoint.newest(path) / f"{file}.safetensors") for path in (whole, again))

@@ -23,6 +23,7 @@ from mim_core import (
     counted,
     one_line,
     randomness,
+    usual_statistics,
 )
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -37,7 +38,6 @@ from mim_image.pixels import bands_of, convert_mode
 from mim_image.shards import packed
 from mim_image.views import SecondView
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = Path(__file__).parent / "sample"
 STRONG_PIXELS = (
     "Raw pixels are strong on these small centred pictures: 100 epochs pass them in every column, 20 do not "
@@ -137,9 +137,7 @@ class Images(DataSource):
         self.second: SecondView | None = None
 
     def _normalisation(self) -> Normalisation:
-        colour = self.channels == 3
-        mean = self.config.mean or (IMAGENET_MEAN if colour else (0.5,) * self.channels)
-        std = self.config.std or (IMAGENET_STD if colour else (0.5,) * self.channels)
+        mean, std = usual_statistics(self.config.mean, self.config.std, self.channels)
         return Normalisation(mean, std, self.channels, axes=2)
 
     def _open(self) -> Splits:

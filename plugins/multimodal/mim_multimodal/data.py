@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from mim_core import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     BadSample,
     DataSource,
     Labelled,
@@ -33,7 +35,6 @@ from mim_multimodal.layouts import EXPECTED, MODALITIES, Items, ItemSplits, find
 from mim_multimodal.raw import side_by_side
 from mim_multimodal.tables import class_names
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = Path(__file__).parent / "sample"
 STRIDE = 4
 """Class ids of dense evaluation are this much coarser than the pictures, where no tokenizer says otherwise."""

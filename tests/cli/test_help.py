@@ -53,6 +53,12 @@ def test_all_options_are_a_word_away(mim):
     assert said.code == 0
     for option in ("--decoder.width", "--train.betas", "--evaluate.k", "--data.crop", "--tokenizer.patch"):
         assert option in said.all
+    assert "heads one (--use depth.target=none), of several tokenizers one with its heads" in said.all
+
+
+def test_docstrings_are_shown_without_their_line_breaks(mim):
+    said = mim("evaluate", OLD_RUN, "--help-all").out
+    assert "the same encoder untrained. A run that was trained on labels is tested instead" in said
 
 
 def test_a_twin_shows_its_own_values(mim):

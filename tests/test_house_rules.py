@@ -25,6 +25,14 @@ def test_no_file_hides_what_is_in_it():
     assert not [path for path in SOURCES if path.stem.rstrip("s") in ("util", "misc", "helper", "common")]
 
 
+def test_private_names_say_what_a_value_is():
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not names & {"_said", "_told", "_found", "_there"}, path.name
+
+
 @pytest.mark.parametrize(
     ("rule", "home"),
     [

@@ -124,7 +124,7 @@ class Images(DataSource):
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.splits = self._open()
         self._look: Look | None = None
-        self._said: SaidOnce | None = None
+        self._warnings: SaidOnce | None = None
         shape = self.size[1] / self.size[0]  # a crop is about as wide as the input is, so that nothing is stretched
         crop = v2.RandomResizedCrop(
             self.size,
@@ -183,7 +183,7 @@ class Images(DataSource):
         if self._look is None:
             self._look = look(self.splits.pretrain, self.channels, self.config.range)
             if self._look.looked < len(self):
-                self._said = SaidOnce((*self._look.kinds, *self._look.unused))
+                self._warnings = SaidOnce((*self._look.kinds, *self._look.unused))
         self._look.refuse(self.config.max_bad)
         return self._look
 
@@ -215,8 +215,8 @@ class Images(DataSource):
             large = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
             with large, store.open(index) as image:
                 pages = pages_of(image, self.channels)
-                if self._said is not None and self._look is not None:
-                    notice(self._said, image, store.name(index), pages, self.channels, self._look.looked)
+                if self._warnings is not None and self._look is not None:
+                    notice(self._warnings, image, store.name(index), pages, self.channels, self._look.looked)
                 side = max(self.size) / smallest**0.5
                 full = image.width * image.height
                 image.draft(None, (int(side) + 1, int(side) + 1))

@@ -129,7 +129,7 @@ class Aligned(DataSource):
         self.labels: Labels = find_labels(self.collection)
         self._looked: account.Looked | None = None
         self._kinds: dict[str, str] | None = None
-        self._said: SaidOnce | None = None
+        self._warnings: SaidOnce | None = None
 
     def _root(self) -> Path:
         root = self.config.root
@@ -236,8 +236,8 @@ class Aligned(DataSource):
 
     def _note_kind(self, file: str, kind: str) -> None:
         """Says of a depth map that its kind is none of those that were looked at before the run."""
-        if self._said is not None:
-            self._said.say(
+        if self._warnings is not None:
+            self._warnings.say(
                 kind,
                 f"{file} holds depth of {kind}, as none of the depth maps looked at before the run does. To refuse all "
                 "but one kind: --data.depth-bits 8 (or 16).",
@@ -373,8 +373,8 @@ class Aligned(DataSource):
     def advice(self) -> list[str]:
         """What is missing or left out, and what in the files is rarely meant."""
         lines = account.advice(self)
-        if "depth" in self.shapes and self.config.depth_bits is None and self._said is None:
-            self._said = SaidOnce((*self.depth_kinds(), *self.looked().kinds))
+        if "depth" in self.shapes and self.config.depth_bits is None and self._warnings is None:
+            self._warnings = SaidOnce((*self.depth_kinds(), *self.looked().kinds))
         return lines
 
     def depth_kinds(self) -> dict[str, str]:

@@ -158,14 +158,10 @@ def arrange(files: Sequence[str], root: PurePath, noun: str = "file") -> Arrange
     if classes is not None and test is not None:
         _same_classes(root, noun, _folder(folders, test, named), classes, {names[i] for i in test})
     unused = [name for name in HELD_OUT if name != held and by_split[name]]
-    uses = {
-        "for training": train,
-        "without labels": by_split["unlabelled"],
-        "held out": test or (),
-        "not used": tuple(i for name in unused for i in by_split[name]),
-    }
-    splits = _splits_text(folders, named, uses)
-    return Arrangement(pretrain, train, test, labels, classes, splits, tuple(advice))
+    text = _splits_text(folders, named, {"for training": train, "without labels": by_split["unlabelled"],
+                                         "held out": test or (),
+                                         "not used": tuple(i for name in unused for i in by_split[name])})  # fmt: skip
+    return Arrangement(pretrain, train, test, labels, classes, text, tuple(advice))
 
 
 def every_fifth(labels: Sequence[int], items: Iterable[int]) -> tuple[list[int], list[int]]:

@@ -1,6 +1,7 @@
 """House rules that a machine can check: small functions, names that hide nothing, no modality in the core."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,26 @@ def test_functions_stay_small(path):
 
 def test_no_file_hides_what_is_in_it():
     assert not [path for path in SOURCES if path.stem.rstrip("s") in ("util", "misc", "helper", "common")]
+
+
+def test_private_names_say_what_a_value_is():
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not names & {"_said", "_told", "_found", "_there"}, path.name
+
+
+@pytest.mark.parametrize(
+    ("rule", "home"),
+    [
+        (r"did you mean \{", "errors.py"),  # `did_you_mean`
+        (r"0\.485, 0\.456", "data/normalise.py"),  # `IMAGENET_MEAN`
+    ],
+)
+def test_rules_are_written_once(rule, home):
+    places = [path for path in SOURCES if re.search(rule, path.read_text(), re.IGNORECASE)]
+    assert [path for path in places if not path.as_posix().endswith(f"core/mim_core/{home}")] == []
 
 
 def test_the_core_names_no_modality():

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from mim_core.data.folders import walk_folders as walk_folders
     from mim_core.data.loading import Readable as Readable
     from mim_core.data.loading import loader as loader
+    from mim_core.data.normalise import IMAGENET_MEAN as IMAGENET_MEAN
+    from mim_core.data.normalise import IMAGENET_STD as IMAGENET_STD
     from mim_core.data.normalise import Normalisation as Normalisation
     from mim_core.data.normalise import check_statistics as check_statistics
+    from mim_core.data.normalise import usual_statistics as usual_statistics
     from mim_core.data.said_once import SaidOnce as SaidOnce
     from mim_core.data.source import DataSource as DataSource
     from mim_core.data.source import Labelled as Labelled
@@ -167,7 +170,7 @@ _ROOMS = {
     ),
     "data.folders": ("walk_folders",),
     "data.loading": ("Readable", "loader"),
-    "data.normalise": ("Normalisation", "check_statistics"),
+    "data.normalise": ("IMAGENET_MEAN", "IMAGENET_STD", "Normalisation", "check_statistics", "usual_statistics"),
     "data.said_once": ("SaidOnce",),
     "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),

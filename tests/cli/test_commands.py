@@ -1,9 +1,6 @@
 """Every command answers, and what it says holds what it should."""
 
-import gzip
-import math
 import re
-import struct
 import tomllib
 from pathlib import Path
 
@@ -240,22 +237,6 @@ def test_pretrain_leaves_what_it_says(trained):
     assert pictures > 0
     assert pictures % 3 == 0
     assert "<svg" in report
-
-
-@pytest.fixture
-def few(tmp_path):
-    """The first 300 + 100 images of the bundled sample, as a folder of idx files."""
-    from mim_image.data import SAMPLE
-
-    for path in SAMPLE.glob("*.gz"):
-        content, count = gzip.decompress(path.read_bytes()), 300 if "train" in path.name else 100
-        axes = content[3]
-        sizes = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
-        body = content[4 + 4 * axes :][: count * math.prod(sizes[1:])]
-        (tmp_path / path.name).write_bytes(
-            gzip.compress(content[:4] + struct.pack(f">{axes}I", count, *sizes[1:]) + body)
-        )
-    return tmp_path
 
 
 def test_evaluate_show_export(mim, trained, few):

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 from mim_core.commands.options import option_rows
 from mim_core.host import described
-from mim_core.host.described import NotPlain, as_float, describe
+from mim_core.host.described import NotPlain, as_float, constant, describe
 from mim_core.host.loading import installed
 from mim_core.recipes.options import plain
 from mim_core.recipes.resolve import load_recipe
@@ -72,6 +72,30 @@ def test_options_of_base_classes_and_names_for_types_and_defaults(tmp_path, monk
         ("kind", "a | b", "a", "Which."),
         ("range", "tuple[float, float]", (1.0, 2.0), ""),
     ]
+
+
+def test_values_by_way_of_another_module_and_of_base_classes(tmp_path, monkeypatch):
+    (tmp_path / "a_front_door.py").write_text("from mim_core.data.normalise import IMAGENET_MEAN\n")
+    module(
+        tmp_path,
+        monkeypatch,
+        """
+        from typing import ClassVar
+        from a_front_door import IMAGENET_MEAN
+        from torch import nn
+        class Base(nn.Module):
+            train_options: ClassVar[dict] = {"base_lr": 0.5}
+        class Part(Base):
+            class Config:
+                mean: tuple[float, ...] = IMAGENET_MEAN
+        """,
+    )
+    found = describe("a_described_part:Part")
+    assert found.doc == "", "torch imports its own modules, which must not go in a circle"
+    assert found.options[0].default == (0.485, 0.456, 0.406)
+    assert constant("a_described_part:Part", "train_options") == {"base_lr": 0.5}
+    with pytest.raises(NotPlain, match="has no others"):
+        constant("a_described_part:Part", "others")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from collections import namedtuple
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 
+import mim_core
 import pytest
 import torch
 from mim_core.commands import doctor as doctor_command
@@ -48,6 +50,10 @@ def with_plugin(monkeypatch):
 
 
 # ---- a machine in order ----------------------------------------------------------------------------------------------
+
+
+def test_the_core_is_named_with_its_folder(found):
+    assert found()["mim-core"]["text"] == f"{mim_core.__version__}, {Path(mim_core.__file__).parent}"
 
 
 def test_a_table_for_people(mim, tmp_path):

@@ -18,6 +18,8 @@ def test_no_help_imports_torch():
     asked += [[name, "image:mae-vit-tiny", "--help"] for name in ("bench", "import")]
     asked += [[name, OLD_RUN, "--help"] for name in ("evaluate", "finetune")]
     asked += [["pretrain", f"{OLD_RUN}/recipe.toml", "--help"]]
+    asked += [[name, "image:mae-vit-tiny", "--use", "masker=block", "--help"] for name in ("pretrain", "bench")]
+    asked += [["finetune", OLD_RUN, f"--use=method={name}", "--help"] for name in ("classifier", "part-segmenter")]
     script = f"""
 import sys
 from mim_core.cli import main
@@ -51,6 +53,12 @@ def test_all_options_are_a_word_away(mim):
     assert said.code == 0
     for option in ("--decoder.width", "--train.betas", "--evaluate.k", "--data.crop", "--tokenizer.patch"):
         assert option in said.all
+    assert "heads one (--use depth.target=none), of several tokenizers one with its heads" in said.all
+
+
+def test_docstrings_are_shown_without_their_line_breaks(mim):
+    said = mim("evaluate", OLD_RUN, "--help-all").out
+    assert "the same encoder untrained. A run that was trained on labels is tested instead" in said
 
 
 def test_a_twin_shows_its_own_values(mim):
@@ -91,6 +99,37 @@ def test_a_file_shows_what_it_changes(mim, tmp_path):
     assert "startsfromimage:mae-vit-tiny" in said.replace(" ", "")  # a long path breaks lines anywhere
     assert "(0.125)" in said
     assert "--masker.ratio" in said
+
+
+def test_another_part_shows_its_own_options_and_values(mim):
+    said = mim("pretrain", "image:mae-vit-tiny", "--use", "data=core:noise", "--help").out
+    assert "--masker.ratio" in said
+    assert "--data.root" not in said
+    said = mim("finetune", OLD_RUN, "--use", "method=part-segmenter", "--help").out
+    assert "\n--method.levels " in said
+    assert "--method.head" not in said
+    assert "(0.0002)" in said, "the method's own learning rate"
+
+
+@pytest.mark.parametrize(
+    ("command", "use", "words"),
+    [
+        (("pretrain", "image:mae-vit-tiny"), "masker=blok", "Unknown masker 'blok'. Did you mean 'block'?"),
+        (("pretrain", "image:mae-vit-tiny"), "head=linear", "Unknown role 'head'"),
+        (("finetune", OLD_RUN), "method=masked-autoencoder", "does not learn from labels"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_a_mistake_as_ever(mim, command, use, words):
+    said = mim(*command, "--use", use, "--help")
+    assert said.code == 2
+    assert words in said.err
+
+
+@pytest.mark.parametrize("command", USAGE)
+def test_what_needs_a_name_fits_80_columns(mim, command):
+    said = mim(command, "--help").out
+    assert max(map(len, said.splitlines())) <= 80
+    assert "image:mae-vit-tiny" in said or command == "finetune"
 
 
 @pytest.mark.parametrize("command", ["evaluate", "finetune"])

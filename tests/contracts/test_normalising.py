@@ -1,7 +1,7 @@
 """Means and standard deviations that users state."""
 
 import pytest
-from mim_core.data.normalise import check_statistics
+from mim_core.data.normalise import IMAGENET_MEAN, IMAGENET_STD, check_statistics, usual_statistics
 from mim_core.errors import MimError
 
 
@@ -30,3 +30,9 @@ def test_what_fits_no_data_is_refused(mean, std):
 def test_what_fits_is_taken():
     check_statistics((0.0,), (1.0,), 1)
     check_statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3)
+
+
+def test_what_is_not_stated_is_the_usual():
+    assert usual_statistics(None, (), 3) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert usual_statistics((), None, 2) == ((0.5, 0.5), (0.5, 0.5))
+    assert usual_statistics([0.25], None, 1) == ((0.25,), (0.5,))

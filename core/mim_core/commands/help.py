@@ -14,11 +14,12 @@ from rich.markup import escape
 
 from mim_core import terminal
 from mim_core.errors import MimError
-from mim_core.host.described import NotPlain, Option, describe, describe_options
+from mim_core.host.described import NotPlain, Option, constant, describe, describe_options
 from mim_core.host.kinds import ROLES, role_kind
 from mim_core.host.loading import installed
 from mim_core.host.registry import Entry, Registry
 from mim_core.recipes.fine_tuning import METHOD, TRAINING
+from mim_core.recipes.options import NONE
 from mim_core.recipes.toml import toml_of_parts
 
 ASKED = ("-h", "--help")
@@ -65,7 +66,7 @@ def help_text(program: str, plugin: str | None, command: str, arguments: Sequenc
         return None
     named = arguments[0] not in ASKED
     if command in USAGE and not named:
-        return USAGE[command](program, plugin)
+        return _filled(USAGE[command](program, plugin))
     try:
         if command in OPTIONS and (not named or command != "evaluate"):
             takes, reference = OPTIONS[command]
@@ -97,7 +98,7 @@ def _of_options(usage: str, reference: str) -> str:
 def _pretrain_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str:
     """The options of a recipe, or of a file, that people use, with its values."""
     tables, title = _recipe(arguments[0], plugin, "--twin" in arguments)
-    rows = [*_of_section("pretrain", OWN), *_of_parts(tables, USED)]
+    rows = [*_of_section("pretrain", OWN), *_of_parts(_swapped(tables, arguments), USED)]
     return (
         f"usage: {program} pretrain {arguments[0]} [OPTIONS]\n\n{_filled(title)}\n\n{_table(rows)}\n\n"
         f"All options of its parts: {program} pretrain {arguments[0]} {ALL}\n"
@@ -107,7 +108,7 @@ def _pretrain_with(program: str, plugin: str | None, arguments: Sequence[str]) -
 
 def _bench_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str:
     tables, _ = _recipe(arguments[0], plugin, "--twin" in arguments)
-    title = describe_options(SECTIONS["bench"]).doc
+    tables, title = _swapped(tables, arguments), describe_options(SECTIONS["bench"]).doc
     own = [*_of_section("bench"), *_of_section("pretrain", ("use", "dry-run", "twin"))]
     return (
         f"usage: {program} bench {arguments[0]} [OPTIONS]\n\n{_filled(title)}\n\n"
@@ -129,13 +130,17 @@ def _import_with(program: str, plugin: str | None, arguments: Sequence[str]) -> 
 
 
 def _finetune_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str | None:
-    """The options of training a run on labels. Those of another method are known to the command alone."""
+    """The options of training a run on labels, and all of another method's."""
     tables = _of_run(arguments[0])
-    if any(argument.startswith("--use") for argument in arguments) or "init" in tables["method"]:
+    if "init" in tables["method"]:
         return None
     train = {name: value for name, value in tables["train"].items() if name in ("workers", "device", "seed")}
-    tables = {**tables, "method": {"use": METHOD}, "train": {**train, **TRAINING}}
-    rows = [*_of_section("finetune"), *_of_parts(tables, (*HEAD, *USED[:1], *USED[2:]))]
+    tables = _swapped({**tables, "method": {"use": METHOD}, "train": {**train, **TRAINING}}, arguments)
+    head: Sequence[str] = HEAD
+    if tables["method"]["use"] != METHOD:
+        tables["train"].update(constant(_reference("method", tables["method"]["use"]), "train_options"))
+        head = [f"method.{name}" for name in _known(tables, "method") if name != "init"]
+    rows = [*_of_section("finetune"), *_of_parts(tables, (*head, *USED[:1], *USED[2:]))]
     return (
         f"usage: {program} finetune {arguments[0]} [OPTIONS]\n\nTrain on labels: the encoder of "
         f"{arguments[0]}.\n\n{_table(rows)}\n\nAll options of its parts: {program} finetune {arguments[0]} {ALL}\n"
@@ -193,6 +198,27 @@ def _of_run(name: str) -> Tables:
     return tables
 
 
+def _swapped(tables: Tables, arguments: Sequence[str]) -> Tables:
+    """The tables with every ``--use`` applied: another part has options of its own.
+
+    Raises:
+        NotPlain: A role is taken out or added, which may change what other roles there are.
+        MimError: There is no such part.
+    """
+    if not any(argument.startswith("--use") for argument in arguments):
+        return tables
+    from mim_core.commands.options import used  # and tyro, which no other help needs
+
+    changed = dict(tables)
+    for role, name in used([*arguments]):
+        if role not in ROLES or role not in tables or name == NONE:
+            raise NotPlain(f"--use {role}={name}")
+        full = _full_name(role, name)
+        if full != changed[role].get("use"):
+            changed[role] = {"use": full}
+    return changed
+
+
 def _read(path: Path) -> Tables:
     """A recipe's file.
 
@@ -208,6 +234,10 @@ def _read(path: Path) -> Tables:
     return tables
 
 
+def _reference(role: str, name: object) -> str:
+    return installed().get(role_kind(role), str(name)).load
+
+
 def _full_name(role: str, name: str) -> str:
     return installed().get(role_kind(role), str(name)).full_name
 
@@ -217,7 +247,7 @@ def _known(tables: Tables, role: str) -> Mapping[str, Option]:
     if role in SECTIONS:
         found = describe_options(SECTIONS[role])
     elif role in tables:
-        found = describe(installed().get(role_kind(role), str(tables[role].get("use"))).load)
+        found = describe(_reference(role, tables[role].get("use")))
     else:
         return {}
     return {option.name: option for option in found.options or ()}
@@ -242,8 +272,11 @@ def _of_section(section: str, names: Sequence[str] | None = None) -> list[tuple[
 
 
 def _filled(text: str) -> str:
-    paragraphs = text.split("\n\n")
-    return "\n\n".join(textwrap.fill(" ".join(paragraph.split()), terminal.WIDTH) for paragraph in paragraphs)
+    """Paragraphs as wide as a table; names and commands stay in one piece."""
+    return "\n\n".join(
+        textwrap.fill(" ".join(paragraph.split()), terminal.WIDTH, break_long_words=False, break_on_hyphens=False)
+        for paragraph in text.split("\n\n")
+    )
 
 
 def _table(rows: Sequence[tuple[str, Option]]) -> str:
@@ -267,7 +300,7 @@ def _pretrain(program: str, plugin: str | None) -> str:
     return (
         f"usage: {program} pretrain RECIPE [OPTIONS]\n\nTrains a recipe, or a TOML file that starts from "
         f"one.\n\nrecipes: {_recipes(plugin)}\n\n"
-        f"Options depend on the recipe's parts: {program} pretrain RECIPE --help\n"
+        f"Options depend on the recipe's parts: {program} pretrain RECIPE --help\n\n"
         "Swap a part: --use masker=block. See what would happen: --dry-run. The same command resumes a run that was "
         "stopped."
     )
@@ -277,7 +310,7 @@ def _finetune(program: str, plugin: str | None) -> str:
     return (
         f"usage: {program} finetune RUN [OPTIONS]\n\nTrains the encoder of a pre-trained run on labels, all of its "
         "weights at one learning rate (no layer-wise decay), and tests it on held-out samples.\n\n"
-        f"Options depend on the run's parts: {program} finetune RUN --help\n"
+        f"Options depend on the run's parts: {program} finetune RUN --help\n\n"
         "The same from untrained weights: --scratch. Other data: --data.root FOLDER. Another head: --method.head mlp "
         "--method.pool max. See what would happen: --dry-run. The same command resumes a run that was stopped."
     )
@@ -289,7 +322,7 @@ def _import(program: str, plugin: str | None) -> str:
         f"usage: {program} import RECIPE WEIGHTS --format NAME [OPTIONS]\n\nMakes weights of another code base a run "
         "of no step: evaluate, show, export, finetune and pretrain --init take it, and pretrain RUN/recipe.toml --out "
         "RUN trains it on. Sizes and parts are those of the weights; data and training those of the recipe.\n\n"
-        f"recipes: {_recipes(plugin)}\nformats: {formats or 'none'}\n\n"
+        f"recipes: {_recipes(plugin)}\n\nformats: {formats or 'none'}\n\n"
         f"Options: {program} import RECIPE --help"
     )
 
@@ -297,9 +330,9 @@ def _import(program: str, plugin: str | None) -> str:
 def _bench(program: str, plugin: str | None) -> str:
     return (
         f"usage: {program} bench RECIPE [OPTIONS]\n\nMeasures the training loop on real steps and keeps nothing: "
-        f"samples per second, where the time goes,\nmemory, operations per second and their share of what the device "
+        f"samples per second, where the time goes, memory, operations per second and their share of what the device "
         f"could do.\n\nrecipes: {_recipes(plugin)}\n\n"
-        f"Options are those of pretrain, with --seconds 60 and --json: {program} bench RECIPE --help\n"
+        f"Options are those of pretrain, with --seconds 60 and --json: {program} bench RECIPE --help\n\n"
         "Without data: --use data=core:noise. Several GPUs: start it as pretrain, by torchrun."
     )
 

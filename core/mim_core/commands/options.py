@@ -29,7 +29,7 @@ def parse(cls: type[T], program: str, arguments: list[str], default: T | None = 
     extra: dict[str, Any] = {} if default is None else {"default": default}
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     with escaped_output():
-        return tyro.cli(cls, prog=program, args=arguments, description=cls.__doc__, **extra)
+        return tyro.cli(cls, prog=program, args=arguments, description=inspect.getdoc(cls), **extra)
 
 
 def take_name(arguments: list[str], what: str, hint: str) -> tuple[str, list[str]]:
@@ -125,7 +125,7 @@ def hints_of(cls: type) -> dict[str, Any]:
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     for field, text in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-            help_text = ast.literal_eval(text.value)
+            help_text = " ".join(ast.literal_eval(text.value).split())
             hints[field.target.id] = Annotated[hints[field.target.id], tyro.conf.arg(help=help_text)]
     return hints
 

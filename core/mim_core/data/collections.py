@@ -158,10 +158,10 @@ def arrange(files: Sequence[str], root: PurePath, noun: str = "file") -> Arrange
     if classes is not None and test is not None:
         _same_classes(root, noun, _folder(folders, test, named), classes, {names[i] for i in test})
     unused = [name for name in HELD_OUT if name != held and by_split[name]]
-    said = _said(folders, named, {"for training": train, "without labels": by_split["unlabelled"],
-                                  "held out": test or (),
-                                  "not used": tuple(i for name in unused for i in by_split[name])})  # fmt: skip
-    return Arrangement(pretrain, train, test, labels, classes, said, tuple(advice))
+    text = _splits_text(folders, named, {"for training": train, "without labels": by_split["unlabelled"],
+                                         "held out": test or (),
+                                         "not used": tuple(i for name in unused for i in by_split[name])})  # fmt: skip
+    return Arrangement(pretrain, train, test, labels, classes, text, tuple(advice))
 
 
 def every_fifth(labels: Sequence[int], items: Iterable[int]) -> tuple[list[int], list[int]]:
@@ -301,7 +301,9 @@ def _same_classes(root: PurePath, noun: str, name: str, train: tuple[str, ...], 
         raise MimError(f"{root}: the classes of train and {name} differ, in: {', '.join(different[:10])}.")
 
 
-def _said(folders: Sequence[tuple[str, ...]], named: Mapping[str, str], uses: Mapping[str, Sequence[int]]) -> str:
+def _splits_text(
+    folders: Sequence[tuple[str, ...]], named: Mapping[str, str], uses: Mapping[str, Sequence[int]]
+) -> str:
     """Such as "train/ for training (1,200), valid/ held out (300)"."""
     texts = []
     for use, items in uses.items():

@@ -11,6 +11,18 @@ from torch import Tensor
 from mim_core.errors import MimError
 from mim_core.text import counted
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's training images by colour, of values in [0, 1]."""
+
+
+def usual_statistics(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation as they were stated. What was not is ImageNet's of as many channels, else 0.5."""
+    colour = channels == len(IMAGENET_MEAN)
+    half = (0.5,) * channels
+    return tuple(mean or (IMAGENET_MEAN if colour else half)), tuple(std or (IMAGENET_STD if colour else half))
+
 
 class Normalisation:
     """Brings the values of each channel to mean 0 and deviation 1 over the data, on the device where a batch is.

@@ -88,11 +88,28 @@ def describe_options(reference: str) -> Described:
     return Described(doc, tuple(_options(where, node, needed=True).values()))
 
 
+def constant(reference: str, name: str) -> Any:
+    """The literal that the class at ``module:Class``, or a base class of it, gives an attribute.
+
+    Raises:
+        NotPlain: Its source cannot be read, or gives no literal.
+    """
+    module, _, cls = reference.partition(":")
+    where, node = _find(_module(module), cls)
+    waiting = [(where, node)] if isinstance(node, ast.ClassDef) else []
+    for where, node in waiting:
+        for child in node.body:
+            if isinstance(child, ast.AnnAssign) and ast.unparse(child.target) == name and child.value is not None:
+                return _literal(child.value)
+        waiting.extend(_bases(where, node))
+    raise NotPlain(f"{reference} has no {name}")
+
+
 def _find(module: _Module, name: str) -> tuple[_Module, ast.ClassDef | ast.FunctionDef]:
     """The definition that a name leads to, and the module that it stands in."""
     outer, _, inner = name.partition(".")
-    if outer in module.imports:
-        other, original = module.imports[outer]
+    other, original = module.imports.get(outer, (module.name, outer))
+    if (other, original) != (module.name, outer):  # a package may import its own modules, as torch does
         return _find(_module(other), f"{original}.{inner}" if inner else original)
     node = module.classes.get(outer) or module.functions.get(outer)
     if node is None:
@@ -262,8 +279,8 @@ def _value(module: _Module, node: ast.expr, kind: str) -> Any:
         if node.id in module.imports:
             other, name = module.imports[node.id]
             where = _module(other)
-            if name in where.values:
-                return _value(where, where.values[name], kind)
+            if name in where.values or name in where.imports:  # a front door imports it itself
+                return _value(where, ast.Name(name), kind)
     return as_float(_literal(node), kind)
 
 

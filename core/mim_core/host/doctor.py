@@ -79,7 +79,7 @@ def tried(topic: str, probe: Probe) -> list[Finding]:
 
 def _python() -> Iterator[Finding]:
     yield Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
-    yield Finding("mim-core", "ok", f"{__version__}, {Path(__file__).parent}")
+    yield Finding("mim-core", "ok", f"{__version__}, {Path(__file__).parents[1]}")
 
 
 def _torch() -> Iterator[Finding]:

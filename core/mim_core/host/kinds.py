@@ -8,7 +8,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from mim_core.errors import MimError, nearest
+from mim_core.errors import MimError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,7 @@ def role_kind(role: str) -> str:
     """
     last = role.rpartition(".")[2]
     if last not in ROLES:
-        near = nearest(last, ROLES)
-        guess = f" Did you mean {near!r}?" if near else ""
+        guess = did_you_mean(last, ROLES)
         raise MimError(
             f"Unknown role {role!r}.{guess}\nRoles: {', '.join(ROLES)}; with a scope in front, such as depth.tokenizer."
         )

@@ -53,7 +53,7 @@ class FrozenTeacher(Teacher):
     def __init__(self, config: Config, student: Student) -> None:
         tokenizer, encoder, parts = _opened(config)
         super().__init__(replace(config, parts=parts), Student(tokenizer, encoder))
-        self.filled = config.random or _there(config)
+        self.filled = config.random or _weights_exist(config)
         self.check(student.tokenizer)
 
     def check_filled(self) -> None:
@@ -94,7 +94,7 @@ def _text_of(parts: dict[str, ResolvedPart]) -> str:
     return to_toml(ResolvedRun(own, TrainConfig(), EvaluateConfig(), ""), installed())
 
 
-def _there(config: Any) -> bool:
+def _weights_exist(config: Any) -> bool:
     return any(path is not None and path.exists() for path in (config.run, config.weights))
 
 
@@ -103,7 +103,7 @@ def _opened(config: Any) -> tuple[Tokenizer, Encoder, str]:
     the parts are known, as they are drawn, for a checkpoint to fill."""
     if config.run is not None and config.weights is not None:
         raise ValueError("say --teacher.run or --teacher.weights, not both")
-    if config.parts and (not _there(config) or torch.get_default_device().type == "meta"):
+    if config.parts and (not _weights_exist(config) or torch.get_default_device().type == "meta"):
         parts = Parts(from_toml(config.parts, installed()).parts)
         tokenizer = parts.tokenizer()
         return tokenizer, parts.encoder(tokenizer), config.parts

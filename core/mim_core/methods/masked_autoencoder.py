@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mim_core.data.source import Sample
 from mim_core.data.views import View
-from mim_core.errors import nearest
+from mim_core.errors import did_you_mean
 from mim_core.methods.method import Features, Method, Outcome, encode_all
 from mim_core.parts.decoder import Decoder
 from mim_core.parts.encoder import Encoded, Encoder
@@ -184,8 +184,7 @@ class MaskedAutoencoder(Method):
         for option in ("weights", "segments", "views", "every_unit"):
             strange = [name for name in getattr(config, option) if name not in heads]
             if strange:
-                near = nearest(strange[0], heads)
-                guess = f"; did you mean {near!r}?" if near else ""
+                guess = did_you_mean(strange[0], heads, "; did you mean ")
                 raise ValueError(f"{option} names {', '.join(strange)}; the heads are {', '.join(heads)}{guess}")
         factors = [head.weight for head in heads.values()]
         if not all(0 <= factor < math.inf for factor in factors) or not any(factors):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mim_core.data.source import Sample
-from mim_core.errors import nearest
+from mim_core.errors import did_you_mean
 from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
 
 OTHERS = ("index", "key", "label")
@@ -27,8 +27,7 @@ def check_sample(tokenizer: Tokenizer, sample: Sample) -> None:
     joined = isinstance(tokenizer, JoinedTokenizer) and any(name in sample for name in tokenizer.shapes)
     strange = [name for name in sample if name not in known]
     if joined and strange:  # without any modality the tokenizer refuses
-        near = nearest(strange[0], tokenizer.shapes)
-        guess = f" Did you mean {near!r}?" if near else ""
+        guess = did_you_mean(strange[0], tokenizer.shapes)
         modalities = ", ".join(tokenizer.shapes)
         raise ValueError(f"the sample has {strange[0]!r}, which is no modality of this run: {modalities}.{guess}")
     check_sizes(tokenizer, sample)

@@ -26,7 +26,7 @@ def begin(registry: Registry, run: Any) -> None:
             raise
         except Exception as error:
             raise MimError(
-                f"{_told(registry, name)} failed in mim_run_started: {one_line(error)}{_without(name)}"
+                f"{_observer_name(registry, name)} failed in mim_run_started: {one_line(error)}{_without(name)}"
             ) from error
 
 
@@ -46,14 +46,14 @@ def tell(registry: Registry, hook: str, failures: dict[tuple[str, str], tuple[in
             count, said = failures.get((name, hook), (0, ""))[0] + 1, one_line(error)
             failures[name, hook] = count, said
             if count == 1:
-                warn(f"{_told(registry, name)} failed in {hook}: {said}{_without(name)}")
+                warn(f"{_observer_name(registry, name)} failed in {hook}: {said}{_without(name)}")
 
 
 def summarize(registry: Registry, failures: dict[tuple[str, str], tuple[int, str]]) -> None:
     """At a run's end, says how often each observer failed that failed more than once; and forgets it."""
     for (name, hook), (count, said) in failures.items():
         if count > 1:
-            warn(f"{_told(registry, name)} failed {count} times in {hook}, the last time with: {said}")
+            warn(f"{_observer_name(registry, name)} failed {count} times in {hook}, the last time with: {said}")
     failures.clear()
 
 
@@ -71,7 +71,7 @@ def _observers(registry: Registry, hook: str) -> Iterator[tuple[str, Callable[..
         yield found.plugin_name, call
 
 
-def _told(registry: Registry, name: str) -> str:
+def _observer_name(registry: Registry, name: str) -> str:
     """An observer in a sentence."""
     if name == OWN:
         return "one of mim-core's trackers (--train.track)"

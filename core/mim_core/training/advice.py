@@ -5,7 +5,7 @@ from __future__ import annotations
 from mim_core.errors import warn
 from mim_core.recipes.config import TrainConfig
 from mim_core.text import counted, rounded
-from mim_core.training.optimizer import learning_rate
+from mim_core.training.learning_rate import learning_rate
 
 FEW, ENOUGH = 500, 64
 """Steps that a run on a small collection should have at least, and the largest batch that is advised for one."""

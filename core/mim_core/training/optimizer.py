@@ -1,8 +1,6 @@
-"""AdamW and the learning rate per step."""
+"""AdamW over a method's parameters, and its weight decay per step."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
@@ -22,26 +20,6 @@ def make_optimizer(method: Method, train: TrainConfig, device: torch.device) -> 
     ]
     rate = torch.tensor(0.0, device=device) if device.type == "cuda" else 0.0
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=train.betas, fused=True)
-
-
-def learning_rate(step: int, steps_per_epoch: float, train: TrainConfig) -> float:
-    """The rate of an update, counted from 0.
-
-    Linear warm-up from ``warmup_lr``, then half a cosine to ``min_lr``, or a factor of 0.1 at each milestone, or
-    constant. All rates are scaled by batch_size / lr_batch. As in MAE's code, the first update's rate is the warm-up's
-    start.
-    """
-    scale = train.batch_size / train.lr_batch
-    peak, low, start = train.base_lr * scale, train.min_lr * scale, train.warmup_lr * scale
-    epoch = step / steps_per_epoch
-    if epoch < train.warmup_epochs:
-        return start + (peak - start) * epoch / train.warmup_epochs
-    if train.schedule == "constant":
-        return peak
-    if train.schedule == "steps":
-        return peak * 0.1 ** sum(epoch >= milestone for milestone in train.milestones)
-    done = (epoch - train.warmup_epochs) / max(1e-12, train.epochs - train.warmup_epochs)
-    return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def check_steps(train: TrainConfig, items: int) -> None:

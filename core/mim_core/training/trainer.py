@@ -22,7 +22,8 @@ from mim_core.runs.average import WeightAverage
 from mim_core.training.cost import power
 from mim_core.training.engine import Engine
 from mim_core.training.faults import BadFiles, not_finite
-from mim_core.training.optimizer import learning_rate, set_decay, set_rate, weight_decay
+from mim_core.training.learning_rate import learning_rate
+from mim_core.training.optimizer import set_decay, set_rate, weight_decay
 from mim_core.training.progress import Reporter
 from mim_core.training.stopwatch import Stopwatch
 

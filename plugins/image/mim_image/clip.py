@@ -8,13 +8,23 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from mim_core import DataSource, Lesson, Mask, MimError, Patches, Sample, Target, Tokenizer, counted, warn
+from mim_core import (
+    DataSource,
+    Lesson,
+    Mask,
+    MimError,
+    Patches,
+    Sample,
+    Target,
+    Tokenizer,
+    counted,
+    usual_statistics,
+    warn,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
 from mim_image.clip_encoder import ImageEncoder, recommended
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ClipTarget(Target):
@@ -69,8 +79,8 @@ class ClipTarget(Target):
         grid = tokenizer.layout.grid
         if more or len(shape) != 3 or shape[0] not in (1, 3) or grid is None or len(grid) != 2:
             raise ValueError("this target is for patches of images with 1 or 3 channels, on a grid of two axes")
-        for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            values = getattr(config, name) or (default if shape[0] == 3 else (0.5,))
+        mean, std = usual_statistics(config.mean, config.std, shape[0])
+        for name, values in (("mean", mean), ("std", std)):
             if len(values) != shape[0] or (name == "std" and min(values) <= 0):
                 raise ValueError(f"{name} needs {shape[0]} values, and std positive ones; got {values}")
             self.register_buffer(name, torch.tensor(values).reshape(-1, 1, 1), persistent=False)

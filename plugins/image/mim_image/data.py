@@ -25,6 +25,7 @@ from mim_core import (
     one_line,
     randomness,
     unpaired,
+    usual_statistics,
 )
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -39,7 +40,6 @@ from mim_image.pixels import bands_of, convert_mode
 from mim_image.shards import packed
 from mim_image.views import ImageViews
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = Path(__file__).parent / "sample"
 STRONG_PIXELS = (
     "Raw pixels are strong on these small centred pictures: 100 epochs pass them in every column, 20 do not "
@@ -135,7 +135,7 @@ class Images(DataSource):
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.splits = self._open()
         self._look: Look | None = None
-        self._said: SaidOnce | None = None
+        self._warnings: SaidOnce | None = None
         shape = self.size[1] / self.size[0]  # a crop is about as wide as the input is, so that nothing is stretched
         crop = v2.RandomResizedCrop(
             self.size,
@@ -148,9 +148,7 @@ class Images(DataSource):
         self.views: ImageViews | None = None
 
     def _normalisation(self) -> Normalisation:
-        colour = self.channels == 3
-        mean = self.config.mean or (IMAGENET_MEAN if colour else (0.5,) * self.channels)
-        std = self.config.std or (IMAGENET_STD if colour else (0.5,) * self.channels)
+        mean, std = usual_statistics(self.config.mean, self.config.std, self.channels)
         return Normalisation(mean, std, self.channels, axes=2)
 
     def _open(self) -> Splits:
@@ -196,7 +194,7 @@ class Images(DataSource):
         if self._look is None:
             self._look = look(self.splits.pretrain, self.channels, self.config.range)
             if self._look.looked < len(self):
-                self._said = SaidOnce((*self._look.kinds, *self._look.unused))
+                self._warnings = SaidOnce((*self._look.kinds, *self._look.unused))
         self._look.refuse(self.config.max_bad)
         return self._look
 
@@ -228,8 +226,8 @@ class Images(DataSource):
             large = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
             with large, store.open(index) as image:
                 pages = pages_of(image, self.channels)
-                if self._said is not None and self._look is not None:
-                    notice(self._said, image, store.name(index), pages, self.channels, self._look.looked)
+                if self._warnings is not None and self._look is not None:
+                    notice(self._warnings, image, store.name(index), pages, self.channels, self._look.looked)
                 side = max(self.size) / smallest**0.5
                 full = image.width * image.height
                 image.draft(None, (int(side) + 1, int(side) + 1))

@@ -146,7 +146,7 @@ def _tar_folder_splits(root: Path, found: _Found) -> Splits:
     if about.test is None:
         return _fifths(train) if train is pretrain else replace(_fifths(train), pretrain=pretrain)
     test = stores[about.test]
-    _same_classes(root, train, _said(found.tars[about.test[0]]), test)
+    _same_classes(root, train, _split_of_tar(found.tars[about.test[0]]), test)
     return Splits(pretrain, train, test)
 
 
@@ -156,11 +156,11 @@ def _unused(root: Path, tars: Sequence[str], about: collections.Arrangement) -> 
     unused = [tar for i, tar in enumerate(tars) if i not in used]
     if not unused or about.advice or about.test is None:
         return ()
-    held = _said(tars[about.test[0]])
+    held = _split_of_tar(tars[about.test[0]])
     return (f"{counted(len(unused), 'shard')} of {root} not used: {held} is what is held out ({unused[0]}).",)
 
 
-def _said(tar: str) -> str:
+def _split_of_tar(tar: str) -> str:
     """The split that the path of a tar file says."""
     folders = (split for name in Path(tar).parts[:-1] if (split := collections.split_of(name)))
     return next(folders, collections.split_in(Path(tar).name) or "test")

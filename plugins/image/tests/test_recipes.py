@@ -6,7 +6,7 @@ from mim_core import build_method
 from mim_core.host.loading import installed
 from mim_core.methods.build import make_source
 from mim_core.recipes.resolve import load_recipe
-from mim_core.training.optimizer import learning_rate
+from mim_core.training.learning_rate import learning_rate
 from mim_core.training.plan import count_parameters
 
 # MAE, arXiv 2111.06377: section 4 and table 8; PRETRAIN.md of the official repository

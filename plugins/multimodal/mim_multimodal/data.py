@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from mim_core import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     BadSample,
     DataSource,
     Labelled,
@@ -33,7 +35,6 @@ from mim_multimodal.layouts import EXPECTED, MODALITIES, Items, ItemSplits, find
 from mim_multimodal.raw import side_by_side
 from mim_multimodal.tables import class_names
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = Path(__file__).parent / "sample"
 STRIDE = 4
 """Class ids of dense evaluation are this much coarser than the pictures, where no tokenizer says otherwise."""
@@ -128,7 +129,7 @@ class Aligned(DataSource):
         self.labels: Labels = find_labels(self.collection)
         self._looked: account.Looked | None = None
         self._kinds: dict[str, str] | None = None
-        self._said: SaidOnce | None = None
+        self._warnings: SaidOnce | None = None
 
     def _root(self) -> Path:
         root = self.config.root
@@ -235,8 +236,8 @@ class Aligned(DataSource):
 
     def _note_kind(self, file: str, kind: str) -> None:
         """Says of a depth map that its kind is none of those that were looked at before the run."""
-        if self._said is not None:
-            self._said.say(
+        if self._warnings is not None:
+            self._warnings.say(
                 kind,
                 f"{file} holds depth of {kind}, as none of the depth maps looked at before the run does. To refuse all "
                 "but one kind: --data.depth-bits 8 (or 16).",
@@ -372,8 +373,8 @@ class Aligned(DataSource):
     def advice(self) -> list[str]:
         """What is missing or left out, and what in the files is rarely meant."""
         lines = account.advice(self)
-        if "depth" in self.shapes and self.config.depth_bits is None and self._said is None:
-            self._said = SaidOnce((*self.depth_kinds(), *self.looked().kinds))
+        if "depth" in self.shapes and self.config.depth_bits is None and self._warnings is None:
+            self._warnings = SaidOnce((*self.depth_kinds(), *self.looked().kinds))
         return lines
 
     def depth_kinds(self) -> dict[str, str]:

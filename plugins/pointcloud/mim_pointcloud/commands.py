@@ -73,7 +73,7 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
     for line in prepare_collection(options.root, options.out, sampling, workers):
         counts[line["status"]] += 1
         counts["known"] += "known" in line
-        said = _told(line, counts["done"])
+        said = _file_note(line, counts["done"])
         if said:
             tell(shown(said))
     told = ", ".join(f"{counts[status]} {word}" for status, word in STATUSES.items())
@@ -84,7 +84,7 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
     return 1 if counts["failed"] > counts["known"] else 0
 
 
-def _told(line: dict[str, Any], done: int) -> str:
+def _file_note(line: dict[str, Any], done: int) -> str:
     """What is said of a file while the run goes on; mostly nothing."""
     if line["status"] == "failed":
         return f"failed: {line['file']}: {line['reason']}"

@@ -120,13 +120,13 @@ def files_hold(
         left -= whole if found else 0
         looks, large = [*looks, *([found] if found else [])], large + (found is None)
     listed = ", ".join(f"{count} x {ending}" for ending, count in endings.most_common())
-    told = [f"{len(numbers):,} of {len(store):,} looked at: {listed}", *_told(looks, asked, parts)]
+    told = [f"{len(numbers):,} of {len(store):,} looked at: {listed}", *_kinds_text(looks, asked, parts)]
     told += [f"{large} too large for a look"] if large else []
     told += [f"{counted(len(wrong), 'file')} cannot be read ({wrong[0]})"] if wrong else []
     return "; ".join(told)
 
 
-def _told(looks: Sequence[Look], asked: Sequence[str], parts: bool) -> list[str]:
+def _kinds_text(looks: Sequence[Look], asked: Sequence[str], parts: bool) -> list[str]:
     if not looks:
         return []
     told = []

@@ -155,7 +155,7 @@ def page(rows: Mapping[str, Float[Tensor, "B P C"]], up: Axis = "y") -> str:
     hidden: Array = np.asarray(np.isnan(masked).any(axis=2))
     extent = 1.15 * float(np.abs(np.nan_to_num(points, nan=0.0, posinf=0.0, neginf=0.0)).max(initial=1e-6))
     shapes = [(points[i][~hidden[i]], points[i][hidden[i]], rebuilt[i][hidden[i]]) for i in range(len(points))]
-    titles = [f"Shape {i + 1} of {len(shapes)}: {_told(shape, extent)}" for i, shape in enumerate(shapes)]
+    titles = [f"Shape {i + 1} of {len(shapes)}: {_counts_text(shape, extent)}" for i, shape in enumerate(shapes)]
     return _html(shapes, titles, extent, up)
 
 
@@ -170,7 +170,7 @@ def _clouds(rows: Mapping[str, Tensor]) -> dict[str, Array]:
     return {name: rows[name].detach().to("cpu", torch.float32).numpy() for name in names}
 
 
-def _told(shape: tuple[Array, Array, Array], extent: float) -> str:
+def _counts_text(shape: tuple[Array, Array, Array], extent: float) -> str:
     """How many points there are of each kind, and how many cannot be seen."""
     visible, hidden, rebuilt = shape
     outside = int((~(np.abs(rebuilt) <= extent)).any(axis=1).sum())

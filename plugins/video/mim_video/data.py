@@ -22,6 +22,7 @@ from mim_core import (
     counted,
     one_line,
     randomness,
+    usual_statistics,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,7 +33,6 @@ from mim_video.layouts import EXTENSIONS, Clipping, ClipStore, find_clips
 from mim_video.looking import Look
 from mim_video.readers import Reader, chosen, known_readers, load_reader, open_reader
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA = torch.tensor((0.299, 0.587, 0.114))
 """Red, green and blue in grey (ITU-R BT.601)."""
 SAMPLE = Path(__file__).parent / "sample"
@@ -141,9 +141,7 @@ class Clips(DataSource):
         return find_clips(root, self.config.layout, self.config.split)
 
     def _normalisation(self) -> Normalisation:
-        colour = self.channels == 3
-        mean = self.config.mean or (IMAGENET_MEAN if colour else (0.5,))
-        std = self.config.std or (IMAGENET_STD if colour else (0.5,))
+        mean, std = usual_statistics(self.config.mean, self.config.std, self.channels)
         return Normalisation(mean, std, self.channels, axes=3)
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mim_core import Method, MimError, Part, State, fill, fill_weights, importers
+from mim_core import IMAGENET_MEAN, IMAGENET_STD, Method, MimError, Part, State, fill, fill_weights, importers
 from torch import Tensor
 
 from mim_video.weights import tubelets
@@ -41,9 +41,9 @@ class VideomaeSizes:
     """Small number in the normalisation layers."""
     decoder_norm_eps: float | None = None
     """The same in the decoder's last one, where it differs."""
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean that the data subtracts."""
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: tuple[float, ...] = IMAGENET_STD
     """Deviation that the data divides by."""
     position: str | None = None
     """A description, ignored."""

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from mim_core import DataSource, Layout, Lesson, Mask, Patches, Sample, Target, Tokenizer, ValueTarget
+from mim_core import DataSource, Layout, Lesson, Mask, Patches, Sample, Target, Tokenizer, ValueTarget, usual_statistics
 from torch import Tensor
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 EPS = 1e-6
 
 
@@ -51,8 +50,7 @@ class CubeTarget(Target):
         self.needs_truth = config.normalize
         if config.normalize and self.positions < 2:
             raise ValueError("a tubelet of a single position cannot be normalised; set normalize to false")
-        mean = config.mean or (MEAN if channels == len(MEAN) else (0.5,))
-        std = config.std or (STD if channels == len(STD) else (0.5,))
+        mean, std = usual_statistics(config.mean, config.std, channels)
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, channels):
                 raise ValueError(f"{name} has {len(values)} values for {channels} channels; give one, or one for each")

@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from mim_core.data.source import Sample as Sample
     from mim_core.data.time_limits import ITEM_SECONDS as ITEM_SECONDS
     from mim_core.data.time_limits import in_time as in_time
+    from mim_core.data.viewed import Viewed as Viewed
+    from mim_core.data.viewed import keys_of as keys_of
+    from mim_core.data.viewed import unpaired as unpaired
     from mim_core.data.views import View as View
-    from mim_core.data.views import Viewed as Viewed
     from mim_core.data.views import carried as carried
-    from mim_core.data.views import keys_of as keys_of
-    from mim_core.data.views import unpaired as unpaired
     from mim_core.data.wrapped import WrappedSource as WrappedSource
     from mim_core.errors import did_you_mean as did_you_mean
     from mim_core.errors import nearest as nearest
@@ -174,7 +174,8 @@ _ROOMS = {
     "data.said_once": ("SaidOnce",),
     "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
-    "data.views": ("View", "Viewed", "carried", "keys_of", "unpaired"),
+    "data.viewed": ("Viewed", "keys_of", "unpaired"),
+    "data.views": ("View", "carried"),
     "data.wrapped": ("WrappedSource",),
     "errors": ("did_you_mean", "nearest", "one_line", "unknown", "warn"),
     "evaluation.reconstruction": ("reconstruct",),

@@ -4,7 +4,8 @@ import pytest
 import torch
 from mim_core import View, Viewed, carried, unpaired
 from mim_core.data.noise import Noise
-from mim_core.data.views import entries, viewed
+from mim_core.data.viewed import viewed
+from mim_core.data.views import entries
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.methods.build import build_method, make_source

@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mim_core.data.time_limits import ITEM_SECONDS
-
-if TYPE_CHECKING:
-    from mim_core.data.views import View
+from mim_core.data.views import View
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class DataSource:
     def give_views(self, views: tuple[View, ...]) -> bool:
         """Asks for other views of every sample beside the plain one; called once, before anything is read. True where
         the source gives them itself; otherwise each is another reading of the item by a key of its own, see
-        `mim_core.data.views.Viewed`.
+        `mim_core.data.viewed.Viewed`.
 
         Raises:
             ValueError: This source gives no such view.

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from mim_core.data.source import DataSource
-from mim_core.data.views import viewed
+from mim_core.data.viewed import viewed
 from mim_core.errors import MimError, warn
 from mim_core.host.loading import installed
 from mim_core.host.registry import Registry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mim_core import randomness
 from mim_core.data.source import DataSource, Sample

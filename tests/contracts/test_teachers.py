@@ -242,3 +242,26 @@ def test_a_teacher_that_nobody_reads_is_refused():
     both = swap(swap(mae, "scorer", "core:attention", installed()), "teacher", "core:ema", installed())
     with pytest.raises(MimError, match="this masker reads no scores"):
         build_method(both)
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_attention_is_given_beside_levels(levels):
+    """The encoder's answer stays the same, and the weights are those of timm's unfused attention."""
+    layout = Layout.on_grid(3, 3)
+    torch.manual_seed(0)
+    encoder = ViTEncoder(ViTEncoder.Config(width=16, depth=2, heads=2), layout).eval()
+    tokens, mask = torch.randn(2, 9, 16), Mask.nothing_hidden(2, layout, torch.device("cpu"))
+    plain = encoder(tokens, layout, mask)
+    found = []
+    block = encoder.blocks[-1]
+    block.attn.fused_attn = False
+    block.attn.attn_drop.register_forward_hook(lambda module, given, out: found.append(given[0]))
+    encoder.give_attention()
+    if levels:
+        encoder.give_last_levels(levels)
+    seen = encoder(tokens, layout, mask)
+    torch.testing.assert_close(seen.tokens, plain.tokens)
+    torch.testing.assert_close(seen.attention, found[-1])
+    assert len(seen.levels) == levels
+    if levels:
+        torch.testing.assert_close(encoder.norm(seen.levels[-1]), plain.tokens)

@@ -125,12 +125,12 @@ def init_transformer(module: nn.Module, kind: Init = "xavier") -> None:
             nn.init.zeros_(part.bias)
 
 
-def through(blocks: nn.Sequential, x: Tensor, places: Tensor | None, seen: Tensor | None = None) -> Tensor:
+def through(blocks: nn.Sequential, x: Tensor, places: Tensor | None, seen: Tensor | None = None) -> Any:
     """The tokens after all blocks; ``places``, where given, are added at the input of every one, and tokens that are
-    not ``seen``, bool [R, L], are attended to by nobody."""
+    not ``seen``, bool [R, L], are attended to by nobody. With the attention
+    beside them, where the last block is watched."""
     if places is None and seen is None:
-        out: Tensor = blocks(x)
-        return out
+        return blocks(x)
     keys = None if seen is None else seen[:, None, None, :]
     for block in blocks:
         x = x if places is None else x + places

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,13 +14,20 @@ from torch.utils import _pytree as pytree
 
 from mim_core.data.source import Sample
 from mim_core.data.views import entries, kinds
+from mim_core.errors import MimError
+from mim_core.evaluation.features import extract
+from mim_core.evaluation.report import write_report
 from mim_core.host.loading import installed
-from mim_core.methods.build import build_method
+from mim_core.methods.build import build_method, open_source
 from mim_core.methods.masked_autoencoder import Prepared
 from mim_core.methods.method import Features, Method, Outcome
 from mim_core.parts.mask import Mask
 from mim_core.parts.tokenizer import Tokenizer
+from mim_core.ranks.world import alone
+from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.resolve import load_recipe
+from mim_core.recipes.twins import STEPS
+from mim_core.runs.load import load_run
 from mim_core.testing.checks import (
     Contract,
     equal,
@@ -31,6 +41,9 @@ from mim_core.testing.checks import (
     to_gpu,
     unchecked,
 )
+from mim_core.training import loop
+from mim_core.training.bench import measure
+from mim_core.training.plan import plan_rows
 
 
 class MethodContract(Contract):
@@ -293,6 +306,42 @@ class MethodContract(Contract):
             each = len(other.hidden) // size
             rows = one.hidden[2 * each : (2 + size) * each]
             assert torch.equal(rows, other.hidden), "a sample alone is masked otherwise"
+
+    def test_commands_take_its_runs(self) -> None:
+        """Of a recipe: its twin is planned, trained for two steps, measured as `bench` does it, and opened again; then
+        a report is written and samples are encoded as `evaluate` does it."""
+        if not self.recipe:
+            return
+        config = load_recipe(self.recipe, installed(), twin=True)
+        epochs = config.train.epochs * 2 / STEPS
+        train = replace(config.train, workers=0, epochs=epochs, warmup_epochs=0.0, schedule="constant", milestones=())
+        config = replace(config, train=train)
+        with tempfile.TemporaryDirectory(prefix="mim-contract-") as folder:
+            self.check_run(config, Path(folder) / "run")
+
+    def check_run(self, config: ResolvedRun, folder: Path) -> None:
+        """The commands one after the other, on a run in this folder."""
+        registry = installed()
+        run = loop.start(config, folder, registry)
+        with saying("--dry-run"):
+            assert {"parameters", "operations", "steps"} <= set(plan_rows(run)), "the plan lacks a row"
+        with saying("pretrain"):
+            assert loop.train(run, quiet=True), "two steps did not come to their end"
+        with saying("bench"):
+            speed = measure(config, registry, alone(run.device), 0.01, lambda line: None).samples_per_second
+        assert speed > 0, "bench measured no sample"
+        opened, method, _ = load_run(folder, registry)
+        with saying("show"):
+            assert write_report(folder, registry, samples=2).stat().st_size > 0, "the report is empty"
+        source = open_source(opened, method.tokenizer)  # type: ignore[arg-type]
+        try:
+            split = source.labelled("test")
+        except MimError:  # data without labels
+            return
+        some = torch.arange(min(3, len(split.labels)))
+        with saying("evaluate"):
+            rows = extract(method, source, split, opened.evaluate, torch.device("cpu"), some)
+        assert bool(rows.isfinite().all()), "features of held-out samples are not finite"
 
     def masks_in(self, prepared: Any) -> list[Mask]:
         """The masks in what was prepared."""

@@ -6,6 +6,9 @@ import pytest
 import torch
 from mim_core.methods.build import build_method
 from mim_core.parts.decoder import TransformerDecoder
+from mim_core.parts.encoder import ViTEncoder
+from mim_core.parts.layout import Layout
+from mim_core.parts.mask import Mask
 from mim_core.parts.schedule import Progress, Schedule
 from mim_core.parts.scorer import AttentionScorer, Scorer
 from mim_core.parts.teacher import EmaTeacher, Teacher

@@ -96,7 +96,8 @@ class Masker(nn.Module):
                 )
 
     def hide(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None) -> Bool[Tensor, "R N"]:
-        """Which units are hidden: True in exactly `count` places of each row; rows of one sample are adjacent."""
+        """Which units are hidden: True in exactly `count` places of each row; rows of one sample are adjacent. Units
+        that are not ``layout.valid`` (padding, a modality that a sample lacks) come first."""
         raise NotImplementedError
 
     def forward(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None = None) -> Mask:
@@ -105,8 +106,9 @@ class Masker(nn.Module):
         Raises:
             ValueError: The layout cannot be served, as `count` says, which is asked first; or there are no scores, and
                 the masker needs them.
-            MimError: Scores are not one per unit; or `hide` does not hide what `count` says. Every batch on the CPU is
-                counted, and the first on an accelerator, where each count would make the host wait.
+            MimError: Scores are not one per unit; or `hide` does not hide what `count` says, or shows units that are
+                not valid and hides others. Every batch on the CPU is counted, and the first on an accelerator, where
+                each count would make the host wait.
         """
         count = self.count(layout)
         if scores is None and self.needs_scores:
@@ -143,6 +145,14 @@ class Masker(nn.Module):
                 f"{who}: rows hide {sorted(set(found.tolist()))} of {layout.count} units; count says {count} (True = "
                 "hidden). Its count and hide must agree in every row, at every step."
             )
+        if layout.valid is not None:
+            there = layout.valid.repeat_interleave(self.per_sample, dim=0)
+            seen, spared = (~hidden & ~there).any(dim=1), (hidden & there).any(dim=1)
+            if bool((seen & spared).any()):
+                raise MimError(
+                    f"{who}: shows units that are none (padding, a modality that a sample lacks) and hides others. "
+                    "Those that are not layout.valid are hidden first."
+                )
         self._counted_away = self._counted_away or away
 
 

@@ -43,10 +43,13 @@ def check_ratio(ratio: float) -> None:
 
 
 class Masker(nn.Module):
-    """Base class. A subclass gives `count` and `hide`; it may set ``per_sample`` to draw several masks of each sample,
-    ``needs_scores`` where it cannot do without, so that a method that has no scorer is refused, ``reads_scores`` where
-    it goes by them if there are any, and ``exact = False`` where rows hide at least what `count` says: it then gives
-    ``Mask.kept_valid``."""
+    """Base class. Built from its options. A subclass gives `count` and `hide`.
+
+    Attributes:
+        per_sample: Masks that it draws of each sample.
+        needs_scores: It cannot do without scores, so a method that has no scorer is refused.
+        exact: False where rows hide at least what `count` says: it then gives ``Mask.kept_valid``.
+    """
 
     Config: ClassVar[type[Any]]
     per_sample: int = 1

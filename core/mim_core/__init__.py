@@ -132,6 +132,7 @@ if TYPE_CHECKING:
     from mim_core.randomness import permutation as permutation
     from mim_core.randomness import torch_seed as torch_seed
     from mim_core.randomness import uniform as uniform
+    from mim_core.ranks.tensors import batch_mean as batch_mean
     from mim_core.ranks.tensors import gather as gather
     from mim_core.recipes.config import EvaluateConfig as EvaluateConfig
     from mim_core.recipes.config import Part as Part
@@ -211,7 +212,7 @@ _ROOMS = {
     "parts.teacher": ("EmaTeacher", "Lesson", "Student", "Teacher"),
     "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "Tokenizer"),
     "randomness": ("bits", "make_key", "name_code", "permutation", "torch_seed", "uniform"),
-    "ranks.tensors": ("gather",),
+    "ranks.tensors": ("batch_mean", "gather"),
     "recipes.config": ("EvaluateConfig", "Part", "RunConfig", "TrainConfig"),
     "recipes.options": ("fill",),
     "recipes.resolve": ("load_recipe",),

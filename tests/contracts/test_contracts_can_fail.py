@@ -256,7 +256,7 @@ class Learns(ValueTarget):
         super().__init__(config, tokenizer)
         self.scale = torch.nn.Parameter(torch.ones(()))
 
-    def make(self, sample, patches, mask, teacher=None):
+    def make(self, sample, patches, mask, lesson=None):
         return super().make(sample, patches, mask) * self.scale
 
 
@@ -267,7 +267,7 @@ class SizeOff(ValueTarget):
 
 
 class AsksTheVisible(ValueTarget):
-    def make(self, sample, patches, mask, teacher=None):
+    def make(self, sample, patches, mask, lesson=None):
         ones = torch.ones(mask.kept_ids.shape)
         return super().make(sample, patches, replace(mask, query_ids=mask.kept_ids, weight=ones))
 
@@ -275,13 +275,13 @@ class AsksTheVisible(ValueTarget):
 class IgnoresTheQueries(ValueTarget):
     """Values of all hidden units, in their order, whatever is asked."""
 
-    def make(self, sample, patches, mask, teacher=None):
+    def make(self, sample, patches, mask, lesson=None):
         rows = mask.hidden.nonzero()[:, 1].reshape(len(mask.hidden), -1)[:, : mask.query_ids.shape[1]]
         return super().make(sample, patches, replace(mask, query_ids=rows))
 
 
 class ChangesThePatches(ValueTarget):
-    def make(self, sample, patches, mask, teacher=None):
+    def make(self, sample, patches, mask, lesson=None):
         values = super().make(sample, patches, mask).clone()
         patches.values.mul_(0.5)
         return values
@@ -479,6 +479,9 @@ def test_a_recipe_covers_its_method():
 
     assert uncovered("methods", [TestRecipe], plugin="core") == ["core:classifier"]
     assert uncovered("methods", [], plugin="core") == ["core:classifier", "core:masked-autoencoder"]
+    for kind, used in (("encoders", "core:vit"), ("decoders", "core:transformer")):
+        assert used in uncovered(kind, [], plugin="core")
+        assert used not in uncovered(kind, [TestRecipe], plugin="core")
     left = uncovered("recipes", [TestRecipe], plugin="image")
     assert left
     assert "image:mae-vit-tiny" not in left

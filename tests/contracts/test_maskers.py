@@ -1,9 +1,11 @@
 """Every registered masker keeps the contract; the papers' counts are exact."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from mim_core.errors import MimError
 from mim_core.parts.layout import Layout
 from mim_core.parts.mask import Draw
 from mim_core.parts.masker import BlockMasker, GridMasker, RandomMasker
@@ -160,6 +162,23 @@ def test_units_that_are_absent_are_hidden_first():
     mask = RandomMasker(RandomMasker.Config(ratio=0.5, masks=2))(layout, Draw(keys(2)))
     assert mask.hidden[:2, 3:9].all()
     assert mask.weight.sum(dim=1).tolist() == [4, 4, 10, 10]
+
+
+@pytest.mark.parametrize("masks", [1, 2])
+def test_a_masker_that_shows_absent_units_is_refused(masks):
+    class Careless(RandomMasker):
+        def hide(self, layout, draw, scores):
+            return super().hide(replace(layout, valid=None), draw, scores)
+
+    valid = torch.ones(16, 20, dtype=torch.bool)
+    valid[3, 3:9] = False
+    masker, layout = Careless(Careless.Config(ratio=0.5, masks=masks)), Layout(count=20, grid=(4, 5), valid=valid)
+    with pytest.raises(MimError, match=r"Careless: shows units that are none .* layout\.valid are hidden first"):
+        masker(layout, Draw(keys(16)))
+    masker(replace(layout, valid=torch.ones_like(valid)), Draw(keys(16)))
+    few = torch.zeros(16, 20, dtype=torch.bool)
+    few[:, :2] = True  # fewer than are shown: no choice of the masker's
+    RandomMasker(masker.config)(replace(layout, valid=few), Draw(keys(16)))
 
 
 def _neighbours(hidden):

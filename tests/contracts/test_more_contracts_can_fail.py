@@ -156,13 +156,13 @@ def test_wrong_tokenizers(tokenizer, check, text):
 
 
 class AddsNoise(ValueTarget):
-    def make(self, sample, patches, mask, teacher=None):
+    def make(self, sample, patches, mask, lesson=None):
         values = super().make(sample, patches, mask)
         return values + torch.randn(values.shape)
 
 
 class SubtractsTheOthers(ValueTarget):
-    def make(self, sample, patches, mask, teacher=None):
+    def make(self, sample, patches, mask, lesson=None):
         values = super().make(sample, patches, mask)
         return values - values.mean()
 
@@ -172,7 +172,7 @@ class ScaledByChance(ValueTarget):
         super().__init__(config, tokenizer)
         self.scale = torch.rand(()) + 1
 
-    def make(self, sample, patches, mask, teacher=None):
+    def make(self, sample, patches, mask, lesson=None):
         return super().make(sample, patches, mask) * self.scale
 
 

@@ -161,7 +161,7 @@ class ChamferTarget(Target):
         super().__init__()
         self.unit_shape, self.size = tokenizer.unit_shape, tokenizer.unit_shape[0] * 3
 
-    def make(self, sample, patches, mask, teacher=None):
+    def make(self, sample, patches, mask, lesson=None):
         return mask.take(patches.values, mask.query_ids)
 
     def loss(self, prediction, values):

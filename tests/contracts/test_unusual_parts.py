@@ -242,7 +242,7 @@ class Codes(Target):
         generator = torch.Generator().manual_seed(3)
         self.register_buffer("codes", torch.randn(self.size, math.prod(self.unit_shape), generator=generator))
 
-    def make(self, sample, patches, mask, teacher=None):
+    def make(self, sample, patches, mask, lesson=None):
         values = mask.take(patches.values, mask.query_ids).flatten(2).float()
         return torch.cdist(values, self.codes).argmin(dim=-1)
 
@@ -262,7 +262,7 @@ class Contrast(Target):
         super().__init__()
         self.size = math.prod(tokenizer.unit_shape)
 
-    def make(self, sample, patches, mask, teacher=None):
+    def make(self, sample, patches, mask, lesson=None):
         return F.normalize(mask.take(patches.values, mask.query_ids).flatten(2).float(), dim=-1)
 
     def loss(self, prediction, values):
@@ -286,6 +286,33 @@ class Latent(Target):
 
     def loss(self, prediction, values):
         return (prediction.float() - values).square().mean(dim=-1)
+
+
+class Alike(Target):
+    """What the teacher's copy of a sample head says (BYOL, without the norm)."""
+
+    Config = NoOptions
+    size = 8
+    needs_teacher = True
+
+    def __init__(self, config, tokenizer):
+        super().__init__()
+
+    def make(self, sample, patches, mask, lesson=None):
+        return lesson.answers["pull"].float().repeat_interleave(mask.per_sample, dim=0)
+
+    def loss(self, prediction, values):
+        return (prediction.float() - values).square().mean(dim=-1)
+
+
+class Apart(Alike):
+    """Samples should also lie apart (VICReg's variance)."""
+
+    couples_samples = True
+
+    def loss(self, prediction, values):
+        apart = (1 - prediction.float().var(dim=0).add(1e-4).sqrt()).relu().mean()
+        return 25 * super().loss(prediction, values) + apart
 
 
 def small():
@@ -328,6 +355,28 @@ class TestLatent(_Target):
         return EmaTeacher.of(tokenizer, encoder_for(tokenizer))
 
 
+class TestLatentOfTheDefaultTeacher(TargetContract):
+    inverse = False
+
+    def make_target(self, tokenizer):
+        return Latent(NoOptions(), tokenizer)
+
+
+class TestAlike(TestLatentOfTheDefaultTeacher):
+    asks = "sample"
+    head = "pull"
+
+    def make_target(self, tokenizer):
+        return Alike(NoOptions(), tokenizer)
+
+
+class TestApart(TestAlike):
+    lowest = None
+
+    def make_target(self, tokenizer):
+        return Apart(NoOptions(), tokenizer)
+
+
 class TestPaddedValues(_Target):
     def make_tokenizer(self):
         return Padded(NoOptions(), 16)
@@ -337,6 +386,23 @@ class TestPaddedValues(_Target):
 
     def make_target(self, tokenizer):
         return ValueTarget(ValueTarget.Config(normalize=False), tokenizer)
+
+
+def test_what_a_sample_head_s_attributes_excuse_is_said():
+    units = type("Units", (TestAlike,), {"asks": "units"})
+    fails(units, "test_shapes", r"values of \(4, 1\) .* set asks = \"sample\"")
+    alone = type("Uncoupled", (Apart,), {"couples_samples": False})
+    wrong = type("Wrong", (TestApart,), {"make_target": lambda self, tokenizer: alone(NoOptions(), tokenizer)})
+    fails(wrong, "test_values_follow_from_the_sample", "couples_samples = True")
+
+
+def test_a_sample_head_answers_every_mask():
+    class OfEachSample(Alike):
+        def make(self, sample, patches, mask, lesson=None):
+            return lesson.answers["pull"].float()
+
+    wrong = type("Wrong", (TestAlike,), {"make_target": lambda self, tokenizer: OfEachSample(NoOptions(), tokenizer)})
+    fails(wrong, "test_shapes", r"values of \(4, 1\) where \(8, 1\) are asked: one for each mask")
 
 
 def test_what_a_target_s_attributes_excuse_is_said():

@@ -1,6 +1,7 @@
 """A run ends within seconds of whatever ends it, and leaves no process."""
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -420,3 +421,30 @@ def test_a_watch_tells_what_was_read():
         watch.join(5)
     assert over == [1]
     assert watch.stuck[:2] == (1, "a/slow.x")
+
+
+class Collecting(torch.utils.data.Dataset):
+    """An item is the number of errors of what is left over, when it is collected in the process that reads."""
+
+    def __getitem__(self, index):
+        errors = []
+        sys.unraisablehook = errors.append
+        gc.collect()
+        return len(errors)
+
+
+def test_a_reader_does_not_collect_what_its_parent_left_over():
+    def first():
+        left = [iter(loader(Collecting(), [[0], [1]], 1, list, wait=60))]
+        left.append(left)  # only the collector finds it
+        return next(left[0])
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert [first(), first()] == [[0], [0]]
+    finally:
+        gc.enable()
+        end_readers()
+        gc.collect()
+    assert not gc.get_freeze_count()

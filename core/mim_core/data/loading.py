@@ -7,13 +7,14 @@ so that one that hangs is named, and none outlives the run, however that ends.
 from __future__ import annotations
 
 import atexit
+import gc
 import math
 import os
 import shutil
 import signal
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import util
@@ -230,6 +231,19 @@ def _clear_away(folder: str, parent: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def _kept_from_readers() -> Iterator[None]:
+    """What exists now is not collected in a process that is forked here: an earlier iterator that waits to be collected
+    would look for its own readers there, and torch would print a traceback."""
+    frozen = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not frozen:
+            gc.unfreeze()
+
+
 class Loader(DataLoader[Any]):
     """A loader whose processes end with this one, however it ends: they pass over the signal with which
     multiprocessing would end them, and it would wait for them for ever."""
@@ -237,7 +251,8 @@ class Loader(DataLoader[Any]):
     def __iter__(self) -> Any:
         if self.num_workers:
             util.get_temp_dir()  # readers share it, and one that is killed removes none of its own
-        batches = super().__iter__()
+        with _kept_from_readers():
+            batches = super().__iter__()
         _READERS.update(getattr(batches, "_workers", ()))
         return batches
 

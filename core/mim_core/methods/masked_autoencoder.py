@@ -154,9 +154,9 @@ class MaskedAutoencoder(Method):
         average: Literal["batch", "sample"] = "batch"
         """Divide by all answers of the batch together (MAE), or average per sample first (MultiMAE)."""
         weights: dict[str, float] = field(default_factory=dict)
-        """Factor of a head's loss, by head; 1 where not named."""
+        """Factor of a head's loss, by head, such as: depth 0.5; 1 where not named."""
         segments: dict[str, str] = field(default_factory=dict)
-        """Which modality a head asks for, where that is not the head's own name."""
+        """Which modality a head asks for, such as: normals depth, where that is not the head's own name."""
         carries: Literal["student", "teacher"] = "student"
         """Whose encoder a finished run gives to evaluate, export, finetune and --init: I-JEPA's is the teacher's."""
         every_unit: tuple[str, ...] = ()

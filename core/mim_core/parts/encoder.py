@@ -45,7 +45,7 @@ class Encoded:
 
 
 class Encoder(nn.Module):
-    """Base class.
+    """Base class. Built from its options and the layout of the units.
 
     Attributes:
         sees: "visible" when it receives visible units only, "all" when hidden ones are replaced by a mask token.

@@ -43,10 +43,13 @@ def check_ratio(ratio: float) -> None:
 
 
 class Masker(nn.Module):
-    """Base class. A subclass gives `count` and `hide`; it may set ``per_sample`` to draw several masks of each sample,
-    ``needs_scores`` where it cannot do without, so that a method that has no scorer is refused, ``reads_scores`` where
-    it goes by them if there are any, and ``exact = False`` where rows hide at least what `count` says: it then gives
-    ``Mask.kept_valid``."""
+    """Base class. Built from its options. A subclass gives `count` and `hide`.
+
+    Attributes:
+        per_sample: Masks that it draws of each sample.
+        needs_scores: It cannot do without scores, so a method that has no scorer is refused.
+        exact: False where rows hide at least what `count` says: it then gives ``Mask.kept_valid``.
+    """
 
     Config: ClassVar[type[Any]]
     per_sample: int = 1
@@ -96,7 +99,8 @@ class Masker(nn.Module):
                 )
 
     def hide(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None) -> Bool[Tensor, "R N"]:
-        """Which units are hidden: True in exactly `count` places of each row; rows of one sample are adjacent."""
+        """Which units are hidden: True in exactly `count` places of each row; rows of one sample are adjacent. Units
+        that are not ``layout.valid`` (padding, a modality that a sample lacks) come first."""
         raise NotImplementedError
 
     def forward(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None = None) -> Mask:
@@ -105,8 +109,9 @@ class Masker(nn.Module):
         Raises:
             ValueError: The layout cannot be served, as `count` says, which is asked first; or there are no scores, and
                 the masker needs them.
-            MimError: Scores are not one per unit; or `hide` does not hide what `count` says. Every batch on the CPU is
-                counted, and the first on an accelerator, where each count would make the host wait.
+            MimError: Scores are not one per unit; or `hide` does not hide what `count` says, or shows units that are
+                not valid and hides others. Every batch on the CPU is counted, and the first on an accelerator, where
+                each count would make the host wait.
         """
         count = self.count(layout)
         if scores is None and self.needs_scores:
@@ -143,6 +148,14 @@ class Masker(nn.Module):
                 f"{who}: rows hide {sorted(set(found.tolist()))} of {layout.count} units; count says {count} (True = "
                 "hidden). Its count and hide must agree in every row, at every step."
             )
+        if layout.valid is not None:
+            there = layout.valid.repeat_interleave(self.per_sample, dim=0)
+            seen, spared = (~hidden & ~there).any(dim=1), (hidden & there).any(dim=1)
+            if bool((seen & spared).any()):
+                raise MimError(
+                    f"{who}: shows units that are none (padding, a modality that a sample lacks) and hides others. "
+                    "Those that are not layout.valid are hidden first."
+                )
         self._counted_away = self._counted_away or away
 
 

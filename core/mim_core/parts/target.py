@@ -37,7 +37,7 @@ class Losses:
 
 
 class Target(nn.Module):
-    """Base class.
+    """Base class. Built from its options and the tokenizer.
 
     Attributes:
         size: What the decoder must output per unit.

@@ -24,7 +24,7 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class Tokenizer(nn.Module):
-    """Base class.
+    """Base class. Built from its options and the width of the encoder.
 
     Attributes:
         embeds: "kept" when `embed` is called on kept units only; "all" when it needs every unit (Point-MAE's

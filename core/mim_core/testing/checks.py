@@ -107,7 +107,8 @@ def refusal(function: Callable[..., Any], *arguments: Any) -> str:
 
 def uncovered(kind: str, classes: Iterable[Any], plugin: str | None = None) -> list[str]:
     """Full names of registered parts of a kind that no contract among ``classes`` covers: none has it as its ``part``.
-    A `MethodContract` with a ``recipe`` covers that recipe and its method.
+    A `MethodContract` with a ``recipe`` covers that recipe, its method, and its encoders and decoders, which have no
+    contract of their own.
 
     A test file ends with ``assert not uncovered("maskers", globals().values(), plugin="mine")``.
 
@@ -132,8 +133,9 @@ def _covered(kind: str, cls: Any, registry: Registry) -> set[str]:
     part, recipe = getattr(cls, "part", ""), getattr(cls, "recipe", "")
     if recipe and kind == "recipes":
         return {registry.get("recipes", recipe).full_name}
-    if recipe and kind == "methods":
-        return {load_recipe(recipe, registry, twin=True).parts["method"].name}
+    if recipe and kind in ("methods", "encoders", "decoders"):
+        parts = load_recipe(recipe, registry, twin=True).parts
+        return {part.name for role, part in parts.items() if f"{role.rpartition('.')[2]}s" == kind}
     if not part or getattr(cls, "kind", "") not in ("", kind):
         return set()
     return {entry.full_name for entry in registry.of_kind(kind) if part in (entry.full_name, entry.name)}

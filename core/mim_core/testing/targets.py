@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mim_core.data.source import Sample
+from mim_core.parts.decoder_sample import SampleDecoder
 from mim_core.parts.layout import Patches
 from mim_core.parts.mask import Draw, Mask
 from mim_core.parts.masker import RandomMasker
 from mim_core.parts.target import Losses, Target
-from mim_core.parts.teacher import Lesson, Teacher
+from mim_core.parts.teacher import EmaTeacher, Lesson, Teacher
 from mim_core.parts.tokenizer import Tokenizer
-from mim_core.testing.checks import Contract, equal, keys, near, noise, on_gpu, seeded, tensors, to_gpu
+from mim_core.testing.checks import equal, keys, near, on_gpu, seeded, tensors, to_gpu
+from mim_core.testing.student import WithStudent
 
 
-class TargetContract(Contract):
-    """What every target keeps to.
+class TargetContract(WithStudent):
+    """What every target keeps to. One that sets ``couples_samples`` is not asked what a sample alone would lose.
 
     Attributes:
+        asks: "units", or "sample" for the target of a sample head: it gives a value for each mask, [R, 1, size].
+        head: Of a sample head, its name, under which the teacher's copy of it answers.
         lowest: The loss at the truth; None where it has no fixed value, as of classes or probabilities, and is only
             smaller there than for noise.
         inverse: `to_input_space` gives the true unit values back.
@@ -35,25 +39,26 @@ class TargetContract(Contract):
     lowest: ClassVar[float | None] = 0.0
     inverse: ClassVar[bool] = True
     couples_queries: ClassVar[bool] = False
+    asks: ClassVar[Literal["units", "sample"]] = "units"
+    head: ClassVar[str] = ""
     step: ClassVar[float] = 1e-3
-
-    def make_tokenizer(self) -> Tokenizer:
-        """The tokenizer whose units the target reads."""
-        raise NotImplementedError
 
     def make_target(self, tokenizer: Tokenizer) -> Target:
         """The target under test."""
         target: Target = self._make("target", tokenizer)
         return target
 
-    def make_sample(self, tokenizer: Tokenizer, rows: int) -> Sample:
-        """A batch that the tokenizer takes."""
-        return noise(tokenizer.shapes, rows, ids=tokenizer.ids)
-
     def make_teacher(self, tokenizer: Tokenizer) -> Teacher | None:
         """The teacher that the target reads, where it needs one; the same weights each time, as torch's generator is
-        seeded."""
-        return None
+        seeded. By default it follows `make_encoder`, of two blocks, and a sample decoder under the name ``head``."""
+        target = self.make_target(tokenizer)
+        if not target.needs_teacher:
+            return None
+        encoder = self.make_encoder(tokenizer)
+        teacher = EmaTeacher.of(tokenizer, encoder, heads=(self.head,) if self.head else ())
+        options = SampleDecoder.Config(depth=0, hidden=16)
+        teacher.begin({self.head: SampleDecoder(options, encoder, tokenizer.layout, target.size)} if self.head else {})
+        return teacher
 
     def make_values(self, target: Target, sample: Sample, patches: Patches, mask: Mask) -> Any:
         """What the target makes of a batch; where it is held against another head's losses, such losses: the spread of
@@ -98,13 +103,19 @@ class TargetContract(Contract):
         patches = tokenizer.split(sample)
         mask = self._mask(patches, keys(4), masks)
         values = self.make_values(target, sample, patches, mask)
-        wanted, found = (*mask.query_ids.shape, target.size), tuple(self.truth(values).shape)
-        assert found[:2] == wanted[:2], (
-            f"make gives values of {found[:2]} units where {wanted[:2]} are hidden and {tuple(mask.kept_ids.shape)} "
-            "visible: those at query_ids are asked (True = hidden)"
-        )
+        wanted, found = (*self._asked(mask), target.size), tuple(self.truth(values).shape)
+        each = f"{wanted[:2]} are asked: one for each mask, mask.per_sample of a sample side by side"
+        if self.asks == "units":
+            each = f"{wanted[:2]} are hidden and {tuple(mask.kept_ids.shape)} visible: those at query_ids are asked "
+            each += '(True = hidden), or of a sample head one for each mask: then set asks = "sample"'
+        assert found[:2] == wanted[:2], f"make gives values of {found[:2]} where {each}"
         assert found == wanted, f"size {target.size} does not fit the values: they are {found}, by size {wanted}"
         return target, patches, mask, values
+
+    def _asked(self, mask: Mask) -> tuple[int, int]:
+        """Masks, and answers that are asked of each."""
+        rows, queries = mask.query_ids.shape
+        return rows, 1 if self.asks == "sample" else queries
 
     def _mask(self, patches: Patches, key: Tensor, masks: int = 1) -> Mask:
         """Three quarters of the units hidden, where there are four or more."""
@@ -116,20 +127,22 @@ class TargetContract(Contract):
     def guess(self, target: Target, mask: Mask, seed: int = 0) -> Tensor:
         """A prediction made of noise."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(*mask.query_ids.shape, target.size, generator=generator)
+        return torch.randn(*self._asked(mask), target.size, generator=generator)
 
     def test_shapes(self) -> None:
         """A prediction of ``size`` per query gives a finite loss per query, in float32, for one or two masks."""
         for masks in (1, 2):
             target, _, mask, values = self.case(masks)
             loss = target.loss(self.guess(target, mask), values)
-            assert loss.shape == mask.query_ids.shape, f"the loss is {tuple(loss.shape)}: it must not be reduced"
+            assert loss.shape == self._asked(mask), f"the loss is {tuple(loss.shape)}: it must not be reduced"
             assert loss.dtype == torch.float32, f"the loss is {loss.dtype}"
             assert bool(loss.isfinite().all()), "the loss of noise is not finite"
 
     def test_values_are_those_of_the_queries(self) -> None:
         """Queries in another order, or fewer of them, have the same losses: an answer is held against its own unit,
-        whatever else is asked. Fewer are not tried where ``couples_queries``."""
+        whatever else is asked. Fewer are not tried where ``couples_queries``, and neither of a sample head."""
+        if self.asks == "sample":
+            return
         target, patches, mask, values = self.case()
         sample = self.make_sample(self.make_tokenizer(), 4)
         guess = self.guess(target, mask)
@@ -203,7 +216,7 @@ class TargetContract(Contract):
         pictures = target.to_input_space(truth, patches, mask)
         if pictures is not None:
             found = tuple(pictures.shape[:2])
-            assert found == tuple(mask.query_ids.shape), f"pictures are of {found} units; one per query is asked"
+            assert found == self._asked(mask), f"pictures are of {found} units; one per query is asked"
             other = target.to_input_space(self.guess(target, mask), patches, mask)
             assert other is not None, "to_input_space gives None for some predictions only"
             same = other.shape == pictures.shape and torch.equal(other, pictures)
@@ -217,7 +230,7 @@ class TargetContract(Contract):
 
     def test_values_follow_from_the_sample(self) -> None:
         """Made twice they are the same, whatever torch's generator says, and a sample alone has the loss that it has
-        in a batch."""
+        in a batch, unless the target says ``couples_samples``."""
         target, patches, mask, values = self.case()
         with seeded():
             sample = self.make_sample(self.make_tokenizer(), 4)
@@ -227,6 +240,8 @@ class TargetContract(Contract):
         for name, before, after in zip(("sample", "patches", "mask"), given, (sample, patches, mask), strict=True):
             assert equal(before, after), f"make changes the {name} in place"
         assert equal(values, again), "make gives other values each time"
+        if target.couples_samples:
+            return
         alone = {name: value[2:3] for name, value in sample.items()}
         with seeded():
             cut = self.make_tokenizer().split(alone)
@@ -234,7 +249,12 @@ class TargetContract(Contract):
         guess = self.guess(target, mask)
         one = target.loss(guess, values)[2:3]
         other = target.loss(guess[2:3], self.make_values(target, alone, cut, draw))
-        near(other, one, "a sample alone has another loss than in a batch")
+        near(
+            other,
+            one,
+            "a sample alone has another loss than in a batch; a target that compares samples says so by "
+            "couples_samples = True",
+        )
 
     def test_state_dict_round_trip(self) -> None:
         """Another with the same weights and buffers gives the same loss."""

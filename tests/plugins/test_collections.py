@@ -96,6 +96,19 @@ def test_folders_that_differ_in_the_word_for_a_split_only_are_splits(train, test
     assert found.splits.count("(2)") == 2
 
 
+@pytest.mark.parametrize("names", [("01_train", "02_test"), ("1. Train", "2. Val"), ("part1-train", "part2-test")])
+def test_folders_that_differ_in_numbers_too_are_splits(names):
+    found = arrange(two(*(f"{name}/CLASS" for name in names)), ROOT)
+    assert (found.pretrain, found.test, found.classes) == ((0, 1), (2, 3), CLASSES)
+
+
+@pytest.mark.parametrize("outer", ["train", "Training_Set", "unlabeled"])
+def test_a_held_out_folder_below_another_split_is_never_trained_on(outer):
+    found = arrange(two(f"{outer}/train/CLASS", f"{outer}/test/CLASS"), ROOT)
+    assert (found.pretrain, found.test, found.classes) == ((0, 1), (2, 3), CLASSES)
+    assert "test/ held out (2)" in found.splits
+
+
 def test_what_lies_beside_such_folders_is_left_out_and_told():
     found = arrange([*two("seg_train/CLASS", "seg_test/CLASS"), "seg_pred/1.x"], ROOT)
     assert (found.pretrain, found.test) == ((0, 1), (2, 3))

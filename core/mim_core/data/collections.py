@@ -1,11 +1,12 @@
 """How a collection of files is split: which folders are for training, held out, or without labels, and what a class is.
 One rule for every plugin.
 
-The split of a file is the first folder on its path that is named like a split; its class is the first folder that is
-not. So ``train/cat/1.png``, ``cat/train/1.png`` and ``Training_Set/cat/1.png`` say the same. Names count in any case,
+The split of a file is the first folder on its path that is named like a split, or one for held-out files below it; its
+class is the first folder that is no split. So ``train/cat/1.png``, ``cat/train/1.png`` and ``Training_Set/cat/1.png``
+say the same. Names count in any case,
 with a number or "set" behind them (``train2017``, ``test_set``). A folder named like a split is never a class, and a
 file of a held-out split is never trained on. Where no folder has such a name alone, folders that differ in the word
-for a split only are splits too: ``seg_train`` beside ``seg_test``, ``trainA`` beside ``testA``.
+for a split and in numbers only are splits too: ``seg_train`` beside ``seg_test``, ``01_train`` beside ``02_test``.
 """
 
 from __future__ import annotations
@@ -70,13 +71,14 @@ def split_in(name: str) -> str | None:
 
 
 def alike(names: Iterable[str]) -> dict[str, str]:
-    """Names that differ in the word for a split only, such as seg_train and seg_test, and the split of each; empty
-    unless one says train and one a held-out split."""
+    """Names that differ in the word for a split and in numbers only, such as seg_train and seg_test or 01_train and
+    02_test, and the split of each; empty unless one says train and one a held-out split."""
     found: dict[str, dict[str, str]] = {}
     for name in sorted(set(names)):
         for part in _PARTS.finditer(name):
             if split := WORDS.get(part[0].lower()):
-                found.setdefault(f"{name[: part.start()]}*{name[part.end() :]}", {})[name] = split
+                rest = re.sub(r"\d+", "#", f"{name[: part.start()]}*{name[part.end() :]}")
+                found.setdefault(rest, {})[name] = split
     sure = [pairs for pairs in found.values() if "train" in pairs.values() and set(HELD_OUT) & set(pairs.values())]
     return {name: split for pairs in sure for name, split in pairs.items()}
 
@@ -90,6 +92,12 @@ def split_names(folders: Sequence[tuple[str, ...]]) -> dict[str, str]:
         return own
     level = next((i for i, level in enumerate(zip(*folders, strict=False)) if len(set(level)) > 1), None)
     return alike(parts[level] for parts in folders) if level is not None else {}
+
+
+def deciding(parts: Sequence[str], named: Mapping[str, str]) -> int | None:
+    """Which folder of a path says its split: the first that is held out, or else the first split; None without one."""
+    places = [i for i, name in enumerate(parts) if name in named]
+    return next((i for i in places if named[parts[i]] in HELD_OUT), next(iter(places), None))
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,8 @@ def arrange(files: Sequence[str], root: PurePath, noun: str = "file") -> Arrange
     """
     folders = [PurePath(file).parts[:-1] for file in files]
     named = split_names(folders)
-    splits = [next((named[name] for name in parts if name in named), None) for parts in folders]
+    places = [deciding(parts, named) for parts in folders]
+    splits = [None if i is None else named[parts[i]] for parts, i in zip(folders, places, strict=True)]
     if not any(splits):
         first = [parts[0] if parts else "" for parts in folders]
         everything = tuple(range(len(files)))
@@ -273,8 +282,8 @@ def _folder(folders: Sequence[tuple[str, ...]], items: Sequence[int], named: Map
     if not items:
         return ""
     parts = folders[items[0]]
-    end = next((i for i, name in enumerate(parts) if name in named), len(parts) - 1)
-    return "/".join(parts[: end + 1])
+    end = deciding(parts, named)
+    return "/".join(parts if end is None else parts[: end + 1])
 
 
 def _refuse_two_readings(
@@ -308,6 +317,7 @@ def _splits_text(
     texts = []
     for use, items in uses.items():
         if items:
-            found = {next((f"{name}/" for name in folders[i] if name in named), "all others") for i in items}
+            deep = ((folders[i], deciding(folders[i], named)) for i in items)
+            found = {"all others" if place is None else f"{parts[place]}/" for parts, place in deep}
             texts.append(f"{', '.join(sorted(found))} {use} ({len(items):,})")
     return "; ".join(texts)

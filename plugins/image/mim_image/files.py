@@ -121,7 +121,7 @@ def _tar_folder_splits(root: Path, found: _Found) -> Splits:
         _tar_store(root, found)  # raises
     parts = [[name for name in Path(tar).parts[:-1] if collections.split_of(name)] for tar in found.tars]
     if any(parts):
-        said = [str(Path(*folders[:1], Path(tar).name)) for folders, tar in zip(parts, found.tars, strict=True)]
+        said = [str(Path(*folders, Path(tar).name)) for folders, tar in zip(parts, found.tars, strict=True)]
     else:
         words = [collections.split_in(Path(tar).name) for tar in found.tars]
         held = next((word for word in collections.HELD_OUT if word in words), None)
@@ -162,8 +162,9 @@ def _unused(root: Path, tars: Sequence[str], about: collections.Arrangement) -> 
 
 def _split_of_tar(tar: str) -> str:
     """The split that the path of a tar file says."""
-    folders = (split for name in Path(tar).parts[:-1] if (split := collections.split_of(name)))
-    return next(folders, collections.split_in(Path(tar).name) or "test")
+    folders = [split for name in Path(tar).parts[:-1] if (split := collections.split_of(name))]
+    held = next((split for split in folders if split in collections.HELD_OUT), None)
+    return held or next(iter(folders), None) or collections.split_in(Path(tar).name) or "test"
 
 
 def _same_classes(root: Path, train: ImageStore, name: str, test: ImageStore) -> None:

@@ -203,6 +203,14 @@ def test_folders_of_shards_are_splits(tmp_path, images, held_out):
     assert source.labelled("test").note == ""
 
 
+def test_held_out_shards_below_a_folder_for_training_are_never_trained_on(tmp_path, images):
+    write(tmp_path / "training/train/0.tar", samples(range(6)))
+    write(tmp_path / "training/test/0.tar", samples(range(6, 10)))
+    source = images()
+    assert names(source) == [f"training/train/0.tar/{i:03}.png" for i in range(6)]
+    assert source.labelled("test").labels.tolist() == [0, 1, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("train", "held_out"),
     [("in1k-train-{}.tar", "in1k-validation-{}.tar"), ("TRAIN{}.tar", "val_{}.tar"), ("a.train.{}.tar", "{}-test.tar")],

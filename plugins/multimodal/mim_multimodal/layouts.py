@@ -257,7 +257,8 @@ def _inner_splits(items: Items) -> ItemSplits:
     """Splits inside the modalities' folders, rgb/train/1.png; without any, a fifth is drawn."""
     parts = [stem.split("/")[:-1] for stem in items.stems]
     named = collections.split_names([tuple(each) for each in parts])
-    names = [next((name for name in each if name in named), "") for each in parts]
+    places = [collections.deciding(each, named) for each in parts]
+    names = ["" if place is None else each[place] for each, place in zip(parts, places, strict=True)]
     kinds = [named.get(name) for name in names]
     if not any(kinds):
         return _drawn(items)

@@ -193,6 +193,14 @@ def test_splits_of_every_name_and_place(tmp_path, train, test, layout):
     data.take(data.collection.test, 0, SHAPES)
 
 
+def test_a_held_out_folder_below_one_for_training_is_never_trained_on(tmp_path):
+    frames(tmp_path, stems=range(6), folder="{modality}/training/train")
+    frames(tmp_path, stems=range(6, 9), folder="{modality}/training/test")
+    contents = source(tmp_path).contents()
+    assert "training/ for training (6)" in contents["splits"]
+    assert "test/ held out (3)" in contents["splits"]
+
+
 def test_classes_lie_above_or_below_splits_and_are_never_splits(tmp_path):
     for split, stems in (("train", range(3)), ("valid", range(3, 5))):
         for name in ("cat", "dog"):

@@ -19,6 +19,7 @@ from mim_core.errors import BadSample
 from mim_core.host.loading import installed
 from mim_core.methods.masked_autoencoder import Head, MaskedAutoencoder
 from mim_core.parts.decoder import Decoder
+from mim_core.parts.decoder_sample import SampleDecoder
 from mim_core.parts.mask import Mask
 from mim_core.parts.masker import RandomMasker
 from mim_core.parts.norm import BatchNorm
@@ -26,6 +27,7 @@ from mim_core.parts.target import Losses, Target
 from mim_core.parts.target_ranks import RankTarget
 from mim_core.parts.teacher import EmaTeacher
 from mim_core.ranks import world as ranks
+from mim_core.ranks.tensors import gather
 from mim_core.recipes.resolve import load_recipe
 from mim_core.recipes.twins import STEPS as TWIN_STEPS
 from mim_core.runs.run import Run
@@ -78,6 +80,30 @@ class Tied(RankTarget):
         return super().loss(prediction, replace(values, each=values.each.round(decimals=0)))
 
 
+class Apart(Target):
+    """Samples are told apart among those of all ranks, by a loss with a gradient to every one of them."""
+
+    couples_samples = True
+    size = 8
+
+    def make(self, sample, patches, mask, lesson=None):
+        return torch.zeros(len(mask.hidden), 1, 1)
+
+    def loss(self, prediction: Tensor, values: Tensor) -> Tensor:
+        mine = nn.functional.normalize(prediction[:, 0].float(), dim=-1)
+        every, start = gather(mine, gradient=True) if self.training else (mine, 0)
+        alike = (mine @ every.T).masked_fill(torch.arange(len(every)) == torch.arange(len(mine))[:, None] + start, 0)
+        return alike.square().sum(dim=1, keepdim=True)
+
+
+def apart(plain: MaskedAutoencoder) -> MaskedAutoencoder:
+    torch.manual_seed(5)
+    options = SampleDecoder.Config(depth=0, hidden=16)
+    decoder = SampleDecoder(options, plain.encoder, plain.tokenizer.layout, Apart.size)
+    heads = {**plain.heads, "apart": Head(decoder, Apart())}
+    return MaskedAutoencoder(plain.tokenizer, plain.masker, plain.encoder, heads)
+
+
 def tied(plain: MaskedAutoencoder) -> MaskedAutoencoder:
     plain.heads["losses"].target.__class__ = Tied
     return plain
@@ -114,6 +140,7 @@ CASES = {
     "ijepa": ("image:ijepa-vit-tiny", None),
     "sdae": ("image:sdae-vit-base", None),
     "cmae": ("image:cmae-vit-tiny", None),
+    "apart": ("image:mae-vit-tiny", apart),
     "mst": ("image:mst-vit-tiny", None),
     "maskco": ("image:maskco-resnet-tiny", None),
     "mcmae": ("image:mcmae-tiny", None),

@@ -28,6 +28,7 @@ METHODS = [
     "hpm",
     "tied",
     "cmae",
+    "apart",
     "mst",
     "maskco",
     "mcmae",

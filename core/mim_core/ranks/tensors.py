@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,15 +36,43 @@ def batch_mean(value: Tensor) -> Tensor:
     return functional.all_reduce(value.detach(), "sum", group) / dist.get_world_size()
 
 
-def gather(value: Tensor) -> tuple[Tensor, int]:
-    """The rows [n, ...] of all ranks, one after another, without gradient, and the number of this rank's first row. All
-    ranks must have as many, and call it. For modules in training mode only."""
+def gather(value: Tensor, gradient: bool = False) -> tuple[Tensor, int]:
+    """The rows [n, ...] of all ranks, one after another, and the number of this rank's first row. All ranks must have
+    as many, and call it. For modules in training mode only.
+
+    Args:
+        value: This rank's rows.
+        gradient: Whether it goes through, to the rows of all ranks, as one process with the whole batch has it when
+            every rank's loss is the mean over its own rows. Without it, what comes back is detached.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1 or value.is_meta:
-        return value.detach(), 0
-    mine = value.detach().contiguous()
-    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, mine)
-    return torch.cat(parts), dist.get_rank() * len(value)
+        return value if gradient else value.detach(), 0
+    start = dist.get_rank() * len(value)
+    if gradient:
+        rows: Tensor = _Gathered.apply(value)
+        return rows, start
+    return _all_rows(value), start
+
+
+def _all_rows(value: Tensor) -> Tensor:
+    """The rows of all ranks. Functional, so that a compiler sees through it."""
+    mine, group = value.detach().contiguous(), dist.group.WORLD
+    assert group is not None
+    return functional.wait_tensor(functional.all_gather_tensor(mine, 0, group))
+
+
+class _Gathered(torch.autograd.Function):
+    """The rows of all ranks. A row's gradient is the sum of what all ranks' losses say of it: the mean over the ranks,
+    which is taken of all gradients later, makes it that of the mean of their losses."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.rows, ctx.start = len(value), dist.get_rank() * len(value)
+        return _all_rows(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _total(grad)[ctx.start : ctx.start + ctx.rows]
 
 
 def _total(value: Tensor) -> Tensor:

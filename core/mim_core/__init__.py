@@ -118,6 +118,7 @@ if TYPE_CHECKING:
     from mim_core.parts.target_distillation import SelfDistillationTarget as SelfDistillationTarget
     from mim_core.parts.target_features import Answers as Answers
     from mim_core.parts.target_features import FeatureTarget as FeatureTarget
+    from mim_core.parts.target_ids import IdTarget as IdTarget
     from mim_core.parts.target_ranks import RankTarget as RankTarget
     from mim_core.parts.teacher import EmaTeacher as EmaTeacher
     from mim_core.parts.teacher import Lesson as Lesson
@@ -208,6 +209,7 @@ _ROOMS = {
     "parts.target_contrast": ("ContrastTarget", "Keys"),
     "parts.target_distillation": ("SelfDistillationTarget",),
     "parts.target_features": ("Answers", "FeatureTarget"),
+    "parts.target_ids": ("IdTarget",),
     "parts.target_ranks": ("RankTarget",),
     "parts.teacher": ("EmaTeacher", "Lesson", "Student", "Teacher"),
     "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "Tokenizer"),

@@ -83,6 +83,12 @@ def mim_register_targets(register: Register) -> None:
         paper="data2vec, arXiv 2202.03555",
     )
     register(
+        name="ids",
+        load="mim_core.parts.target_ids:IdTarget",
+        summary="Which of many names a teacher gives the hidden units.",
+        paper="BEiT, arXiv 2106.08254",
+    )
+    register(
         name="ranks",
         load="mim_core.parts.target_ranks:RankTarget",
         summary="What another head loses at the hidden units: their order, or how much.",
@@ -166,6 +172,12 @@ def mim_register_teachers(register: Register) -> None:
         load="mim_core.parts.teacher:EmaTeacher",
         summary="A moving average of the student; sees all units, hidden ones in folds, or another view.",
         paper="BYOL, arXiv 2006.07733",
+    )
+    register(
+        name="random-codes",
+        load="mim_core.parts.teacher_codes:RandomCodesTeacher",
+        summary="Names units by a random projection of their values; no network, never trained.",
+        paper="BEST-RQ, arXiv 2202.01855",
     )
     register(
         name="frozen",

@@ -118,6 +118,20 @@ class TestGuidedLow(_Guided):
     expected_hidden = {(6, 9): 41}
 
 
+class TestGuidedAmong(_Guided):
+    options = {"ratio": 0.25, "direction": "low", "among": 0.5, "share_from": 1.0, "share_to": 1.0}
+    expected_hidden = {(4, 4): 4}
+
+
+class TestRegion(MaskerContract):
+    part = "core:region"
+    options = {"size": (2, 3)}
+    layouts = [Layout.on_grid(7, 7), Layout.on_grid(4, 5)]
+    expected_hidden = {(7, 7): 6}
+    partitions = False
+    unsuitable = [FREE, Layout.on_grid(8), Layout.on_grid(2, 2), Layout.on_grid(4, 4, 4)]
+
+
 def test_every_masker_has_a_contract():
     assert not [part for plugin in ("core", "image") for part in uncovered("maskers", globals().values(), plugin)]
 

@@ -9,8 +9,10 @@ from mim_core.parts.encoder import ViTEncoder
 from mim_core.parts.mask import Mask
 from mim_core.parts.target import Losses, ValueTarget
 from mim_core.parts.target_features import Answers, FeatureTarget
+from mim_core.parts.target_ids import IdTarget
 from mim_core.parts.target_ranks import RankTarget
 from mim_core.parts.teacher import EmaTeacher, Student
+from mim_core.parts.teacher_codes import RandomCodesTeacher
 from mim_core.parts.tokenizer import PatchTokenizer
 from mim_core.testing import TargetContract, noise, uncovered
 
@@ -110,6 +112,63 @@ class TestContrast(TargetContract):
     def truth(self, values):
         others = (values.keys.sum(dim=0) - values.keys[values.own]) / (len(values.keys) - 1)
         return (values.keys[values.own] - others)[:, None]
+
+
+class TestSelfDistillation(TargetContract):
+    part = "core:self-distillation"
+    options: ClassVar = {"size": 8, "teacher_start": 1.0, "teacher_end": 1.0, "head": "views"}
+    asks = "sample"
+    head = "views"
+    lowest = None
+    inverse = False
+
+    def truth(self, values):
+        return 0.1 * values.log()[:, None]
+
+
+class TestIds(TargetContract):
+    part = "core:ids"
+    lowest = None
+    inverse = False
+
+    def make_tokenizer(self):
+        return tokenizer()
+
+    def make_teacher(self, tokenizer):
+        student = Student(tokenizer, ViTEncoder(ViTEncoder.Config(width=8, depth=1, heads=2), tokenizer.layout))
+        return RandomCodesTeacher(RandomCodesTeacher.Config(codes=12), student)
+
+    def truth(self, values):
+        return 20.0 * torch.nn.functional.one_hot(values, 12)
+
+
+def test_ids_by_hand():
+    """The nearest direction of the projection, standardised values in front; the loss is that of a plain loop."""
+    one = tokenizer()
+    student = Student(one, ViTEncoder(ViTEncoder.Config(width=8, depth=1, heads=2), one.layout))
+    teacher = RandomCodesTeacher(RandomCodesTeacher.Config(codes=12, size=4), student)
+    patches = one.split(noise(one.shapes, 3))
+    lesson = teacher(patches)
+    for row, unit in ((0, 0), (2, 5)):
+        x = patches.values[row, unit].flatten()
+        x = ((x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()) @ teacher.projection
+        alike = [float(torch.nn.functional.cosine_similarity(x, code, dim=0)) for code in teacher.book]
+        assert int(lesson.ids[row, unit]) == alike.index(max(alike))
+    assert len(lesson.ids.unique()) > 4
+    target = IdTarget(IdTarget.Config(), one)
+    target.bind(teacher)
+    assert target.size == 12
+    asked, ids = torch.randn(2, 3, 12), torch.tensor([[0, 5, 11], [3, 3, 7]])
+    wanted = -asked.log_softmax(dim=-1).gather(2, ids[:, :, None])[:, :, 0]
+    torch.testing.assert_close(target.loss(asked, ids), wanted)
+
+
+def test_ids_of_a_teacher_that_gives_none():
+    one = tokenizer()
+    with pytest.raises(ValueError, match="random-codes"):
+        IdTarget(IdTarget.Config(), one).bind(
+            EmaTeacher.of(one, ViTEncoder(ViTEncoder.Config(width=8, depth=1, heads=2), one.layout))
+        )
 
 
 def test_every_target_has_a_contract():

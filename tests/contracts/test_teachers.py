@@ -33,6 +33,21 @@ class TestEmaOfAView(TeacherContract):
         return {**sample, "image_target": sample["image"].flip(3)}
 
 
+class TestRandomCodes(TeacherContract):
+    part = "core:random-codes"
+    options = {"codes": 32, "size": 4}
+    moves = False
+
+
+class TestOverlap(ScorerContract):
+    part = "core:overlap"
+
+    def make_sample(self, tokenizer, rows):
+        place = torch.tensor([[0.0, 0.0], [1.0, 1.0]]).expand(rows, -1, -1)
+        other = torch.tensor([[0.0, 1.0], [1.0, 0.4]]).expand(rows, -1, -1)
+        return {**super().make_sample(tokenizer, rows), "image.place": place, "image_target.place": other}
+
+
 class TestAttention(ScorerContract):
     part = "core:attention"
 

@@ -192,6 +192,8 @@ class MaskedAutoencoder(Method):
         named = {scope or "main": teacher for scope, teacher in teachers.items()}
         if config.carries == "teacher" and "main" not in named:
             raise ValueError('carries is "teacher", and this run has no teacher that all heads share')
+        if config.carries == "teacher" and not hasattr(named["main"], "encoder"):
+            raise ValueError('carries is "teacher", and this run\'s teacher is no encoder')
         made = cls(tokenizer, parts.masker(tokenizer), encoder, heads, scorer, named)
         made.carries = config.carries
         asked = dict.fromkeys(config.views.values())

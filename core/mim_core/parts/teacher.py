@@ -43,6 +43,7 @@ class Lesson:
         attention: [S, heads, P + N, P + N] of the last block, where a scorer asked for it.
         answers: What the teacher's copies of decoders say, by head: [S, n, size].
         folds: int64 [S, folds, n], the units that were seen together; None where all were. Others it did not see.
+        ids: int64 [S, N], the name that it gives each unit, of a teacher that says ``codes``.
         progress: When it was said: the share of the run that is done, for targets with temperatures that change.
     """
 
@@ -52,13 +53,15 @@ class Lesson:
     attention: Tensor | None = None
     answers: Mapping[str, Tensor] = field(default_factory=dict)
     folds: Int[Tensor, "S F n"] | None = None
+    ids: Int[Tensor, "S N"] | None = None
     progress: float = field(default=0.0, metadata={"static": True})
 
     def segment(self, layout: Layout, name: str) -> Lesson:
         """The same of one segment of a joined layout, as a target of that segment reads it."""
         start, part = layout.span(name)
         tokens, *levels = (each[:, start : start + part.count] for each in (self.tokens, *self.levels))
-        return replace(self, tokens=tokens, levels=tuple(levels))
+        ids = None if self.ids is None else self.ids[:, start : start + part.count]
+        return replace(self, tokens=tokens, levels=tuple(levels), ids=ids)
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,14 @@ class Teacher(nn.Module):
         needs_mask: It looks at what a mask hides, or a head does that it follows, so no scorer can read it: the mask is
             not drawn yet.
         heads: Names of the heads whose decoders it has copies of; their answers are `Lesson.answers`.
+        codes: How many names it gives units, in `Lesson.ids`; 0: none.
         view: "target" where it sees another view of the sample than the student, image_target.
     """
 
     Config: ClassVar[type[Any]]
     needs_mask: bool = False
     heads: tuple[str, ...] = ()
+    codes: int = 0
     view: str = ""
 
     def __init__(self, config: Any, student: Student) -> None:

@@ -83,3 +83,24 @@ def test_a_teacher_is_taken_out(capsys):
     capsys.readouterr()
     assert main(["pretrain", "image:sdae-vit-tiny", "--twin", "--use", "teacher=none", "--dry-run"]) == 2
     assert "reads what a teacher says, and this run has none" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_may_be_counted_in_steps(tmp_path):
+    """As many steps as are asked for, whatever the data; epochs follow, and the run goes on under the same words."""
+    words = [
+        "pretrain",
+        "image:mae-vit-tiny",
+        "--twin",
+        "--train.steps",
+        "7",
+        "--out",
+        str(tmp_path / "run"),
+        "--quiet",
+    ]
+    assert main(words) == 0
+    opened = load_run(tmp_path / "run").recipe
+    assert opened.train.steps == 7
+    assert opened.train.epochs == pytest.approx(7 * 16 / 10_000)
+    assert checkpoint.newest(tmp_path / "run").name == "step-00000007"
+    assert main(words) == 0, "the same command finds the run finished"
+    assert main([*recipe, "--train.steps", "0", "--out", str(tmp_path / "no")]) == 2

@@ -29,6 +29,8 @@ class TrainConfig:
 
     epochs: float = 800.0
     """Passes over the data; one epoch is as many samples as there are."""
+    steps: int | None = None
+    """Optimizer steps of the whole run, in place of epochs, which follow from them and the data."""
     batch_size: int = 4096
     """Samples per optimizer step, over all devices; items, where the data make several samples of each that is
     read."""
@@ -114,6 +116,8 @@ class TrainConfig:
             raise MimError(f"train: option 'betas' must lie in [0, 1), got {self.betas}")
         if self.max_hours is not None and not self.max_hours >= 0:
             raise MimError(f"train: option 'max_hours' must be 0 or more, got {self.max_hours}")
+        if self.steps is not None and self.steps < 1:
+            raise MimError(f"train: option 'steps' must be at least 1, got {self.steps}")
         if self.epochs <= 0:
             raise MimError(f"train: option 'epochs' must be positive, got {self.epochs}")
         if self.micro_batch is not None and self.micro_batch < 1:

@@ -18,6 +18,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,9 @@ def start(
             "--train.micro-batch out."
         )
     source = make_source(config, method)
+    if train.steps is not None:
+        train = replace(train, epochs=train.steps * train.batch_size / max(1, len(source)))
+        config = replace(config, train=train)
     steps = max(1, round(train.epochs * len(source) / train.batch_size))
     trackers.check(train.track)
     if trains:

@@ -87,16 +87,8 @@ def test_a_teacher_is_taken_out(capsys):
 
 def test_a_run_may_be_counted_in_steps(tmp_path):
     """As many steps as are asked for, whatever the data; epochs follow, and the run goes on under the same words."""
-    words = [
-        "pretrain",
-        "image:mae-vit-tiny",
-        "--twin",
-        "--train.steps",
-        "7",
-        "--out",
-        str(tmp_path / "run"),
-        "--quiet",
-    ]
+    recipe = ["pretrain", "image:mae-vit-tiny", "--twin", "--quiet"]
+    words = [*recipe, "--train.steps", "7", "--out", str(tmp_path / "run")]
     assert main(words) == 0
     opened = load_run(tmp_path / "run").recipe
     assert opened.train.steps == 7

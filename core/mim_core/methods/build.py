@@ -115,6 +115,7 @@ def make_source(config: ResolvedRun, method: Method) -> DataSource:
         except ValueError as error:
             raise MimError(f"A target does not fit the data ({config.parts['data'].name}): {error}.") from error
     try:
+        method.check(source)
         source = viewed(source, method.views())
     except ValueError as error:
         raise MimError(f"data ({config.parts['data'].name}): {error}.") from error

@@ -104,6 +104,14 @@ class Method(nn.Module):
         the tests follow from it."""
         return tuple(dict.fromkeys(view for part in self.modules() for view in getattr(part, "needs_views", ())))
 
+    def check(self, source: DataSource) -> None:
+        """Called with a run's data before it starts, for methods that cannot be trained on any.
+
+        Raises:
+            ValueError: The two do not fit; says which options should agree. MimError where the sentence is whole.
+        """
+        return
+
     def training_source(self, source: DataSource) -> DataSource:
         """What the loop trains on: the source itself, or one made of it, such as its labelled training split.
 

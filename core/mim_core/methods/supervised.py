@@ -74,16 +74,8 @@ class Supervised(Method):
         raise NotImplementedError
 
     def training_source(self, source: DataSource) -> DataSource:
-        """The labelled training split, once `check` has passed."""
-        self.check(source)
+        """The labelled training split."""
         return LabelledSource(source)
-
-    def check(self, source: DataSource) -> None:
-        """Refuses data that this method cannot answer.
-
-        Raises:
-            MimError: Says what was made for what.
-        """
 
     def answers(self, sample: Sample) -> Tensor:
         """The right answers: int64 [B], the classes, by default."""

@@ -5,9 +5,10 @@ import math
 import pytest
 import timm
 import torch
-from mim_core import Keys, Layout, Lesson, Mask, Patches, build_method
+from mim_core import Keys, Layout, Lesson, Mask, MimError, Patches, build_method
 from mim_core.data.views import entries
 from mim_core.host.loading import installed
+from mim_core.interop.timm import export_timm
 from mim_core.recipes.resolve import load_recipe, override
 from mim_core.testing import noise
 from mim_image.maskco import RegionContrastTarget, Regions, box_of, cut
@@ -225,3 +226,23 @@ def test_units_that_are_no_places_of_the_map():
     sample = noise(entries(one.tokenizer.shapes, one.views()), 2, 0, {})
     with pytest.raises(ValueError, match=r"tokenizer\.patch"):
         one(one.prepare(sample))
+
+
+def test_an_encoder_goes_to_timm(tmp_path):
+    """Exported, and loaded by timm alone as the line says: the same features."""
+    one = method(
+        encoder={"name": "resnet18", "channels": 3},
+        tokenizer={"size": (64, 64), "patch": (32, 32), "channels": 3},
+        masker={"size": (1, 1)},
+    ).eval()
+    line = export_timm(one, tmp_path / "encoder.safetensors")
+    assert line.startswith('timm.create_model("resnet18"')
+    model = timm.create_model("resnet18", num_classes=0, checkpoint_path=str(tmp_path / "encoder.safetensors")).eval()
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(one.encode({"image": image}).pooled, model(image), atol=1e-5, rtol=1e-4)
+
+
+def test_a_small_network_has_no_name_in_timm(tmp_path):
+    with pytest.raises(MimError, match="timm has no name"):
+        export_timm(method(), tmp_path / "encoder.safetensors")

@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 from mim_core.cli import main
-from mim_core.commands.new_plugin import FILES, TEMPLATES, Names, names_of, write_project
+from mim_core.commands.new_plugin import FILES, KINDS, TEMPLATES, Names, names_of, write_project
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.host.registry import PluginRecord, Registry
@@ -112,6 +112,37 @@ def test_the_project_says_who_it_is(project):
 
 
 def test_the_project_is_in_good_style(project):
+    check_style(project)
+
+
+@pytest.mark.parametrize("only", ["masker", "tokenizer", "target", "data", "masker,target", "target, tokenizer"])
+def test_a_project_may_be_limited_to_some_parts(only, tmp_path):
+    """It holds their files alone, in good style, and the plugin registers what is there."""
+    assert main(["new-plugin", "mim-few", "--only", only, "--into", str(tmp_path)]) == 0
+    project, kinds = tmp_path / "mim-few", {kind.strip() for kind in only.split(",")}
+    assert {path.stem for path in (project / "mim_few").glob("*.py")} == {"__init__", "__main__", "plugin", *kinds}
+    hooks = re.findall(r"def mim_register_(\w+)", (project / "mim_few/plugin.py").read_text())
+    assert hooks == [KINDS[kind][1] for kind in ("tokenizer", "masker", "target", "data") if kind in kinds]
+    assert "mae-tiny" not in (project / "README.md").read_text()
+    check_style(project)
+
+
+def test_a_project_of_unknown_parts(tmp_path, capsys):
+    assert main(["new-plugin", "mim-few", "--only", "maskr", "--into", str(tmp_path)]) == 2
+    assert "Did you mean 'masker'?" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_masker_alone_passes_its_own_tests(environment, tmp_path):
+    assert main(["new-plugin", "mim-one", "--only", "masker", "--into", str(tmp_path)]) == 0
+    environment.install(tmp_path / "mim-one")
+    done = environment.run("pytest -q -p no:cacheprovider", tmp_path / "mim-one", MIM_CORE_STRICT="1")
+    assert " passed" in done.stdout
+    environment.run("mim-core pretrain image:mae-vit-tiny --twin --use masker=one:spans --out run --quiet", tmp_path)
+
+
+def check_style(project):
     rules = "E,F,W,I,B,UP,C4,SIM,RUF,PT,RET,T20"
     for command in (["check", f"--select={rules}"], ["format", "--check", "--diff"]):
         arguments = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", "--line-length=120", "."]

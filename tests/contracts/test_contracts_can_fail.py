@@ -1,5 +1,6 @@
 """Parts that are wrong on purpose: each must fail the check that is there for it."""
 
+import unittest
 from dataclasses import replace
 
 import pytest
@@ -504,3 +505,14 @@ def test_a_contract_of_another_kind_covers_nothing():
 def test_nothing_is_covered_by_a_typo(kind, plugin, text):
     with pytest.raises(MimError, match=text):
         uncovered(kind, [], plugin=plugin)
+
+
+def test_checks_that_take_seconds_may_be_left_out(monkeypatch):
+    class TestTiny(MethodContract):
+        recipe = "image:mae-vit-tiny"
+
+    monkeypatch.setenv("MIM_QUICK", "1")
+    for check in ("test_forward_compiles", "test_loss_falls", "test_commands_take_its_runs"):
+        with pytest.raises(unittest.SkipTest, match="MIM_QUICK"):
+            getattr(TestTiny(), check)()
+    TestTiny().test_prepare_has_no_gradient()

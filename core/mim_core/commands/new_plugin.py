@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from mim_core.commands.options import parse
-from mim_core.errors import MimError
+from mim_core.errors import MimError, unknown
 from mim_core.host.loading import installed
 from mim_core.host.registry import EXTRAS, Registry
 from mim_core.terminal import tell
@@ -43,6 +43,13 @@ FILES = {
     "contracts.py": "tests/test_contracts.py",
 }
 """Template, less its ending ``.tmpl``, -> where it goes in the project."""
+KINDS = {
+    "masker": ("spans", "maskers", "MaskerContract"),
+    "tokenizer": ("windows", "tokenizers", "TokenizerContract"),
+    "target": ("centred", "targets", "TargetContract"),
+    "data": ("waves", "data", "DataContract"),
+}
+"""What a project may be limited to -> the example's name, what its kind is called, and its contract."""
 
 
 NAME = re.compile(r"mim-[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -64,6 +71,8 @@ class NewPluginOptions:
     """Of the distribution, such as mim-audio; the package is then mim_audio and the plugin audio."""
     into: Path = Path()
     """The folder in which the project's folder is made."""
+    only: str = ""
+    """Limit it to some parts: masker, tokenizer, target, data; several with commas. There is no recipe then."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +91,14 @@ def new_plugin(program: str, plugin: str | None, arguments: list[str]) -> int:
     options = parse(NewPluginOptions, f"{program} new-plugin", arguments)
     names = names_of(options.name, installed())
     folder = options.into / names.distribution
-    written = write_project(folder, names)
+    kinds = kinds_of(options.only)
+    written = write_project(folder, names, kinds)
     tell(
         f"Wrote {folder}: {counted(len(written), 'file')}. The plugin is {names.plugin!r}, its package {names.package}."
     )
     tell("The licence is yours to choose: nothing was written in your name.")
-    tell(
-        f'Next: cd {shlex.quote(str(folder))} && pip install -e ".[dev]" && mim-core plugins && pytest && '
-        f"{names.distribution} pretrain mae-tiny --twin"
-    )
+    run = f" && {names.distribution} pretrain mae-tiny --twin" if "recipe" in kinds else ""
+    tell(f'Next: cd {shlex.quote(str(folder))} && pip install -e ".[dev]" && mim-core plugins && pytest{run}')
     return 0
 
 
@@ -148,18 +156,35 @@ def names_of(name: str, registry: Registry) -> Names:
     return names
 
 
-def write_project(folder: Path, names: Names) -> list[Path]:
-    """Writes every file of the project.
+def kinds_of(only: str) -> tuple[str, ...]:
+    """The parts that a project brings: those that are named, or all with a recipe of them.
+
+    Raises:
+        MimError: One is no such part.
+    """
+    chosen = [name.strip() for name in only.split(",") if name.strip()]
+    for name in chosen:
+        if name not in KINDS:
+            raise unknown("part of a project", name, KINDS)
+    return tuple(kind for kind in KINDS if kind in chosen) if chosen else (*KINDS, "recipe")
+
+
+def write_project(folder: Path, names: Names, kinds: tuple[str, ...] = (*KINDS, "recipe")) -> list[Path]:
+    """Writes every file of the project, or those of some parts.
 
     Raises:
         MimError: The folder holds something, or cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise MimError(f"{folder} exists and is not empty. Name another folder: --into FOLDER, or another plugin.")
-    values = {**vars(names), "core": _requirement()}
+    values = {**vars(names), "core": _requirement(), **_about(kinds)}
     written = []
+    left_out = {f"{kind}.py" for kind in KINDS if kind not in kinds}
+    left_out |= set() if "recipe" in kinds else {"recipes.py"}
     try:
         for template, place in FILES.items():
+            if template in left_out:
+                continue
             path = folder / place.format(package=names.package)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(_filled((TEMPLATES / f"{template}.tmpl").read_text(encoding="utf-8"), values), "utf-8")
@@ -169,11 +194,25 @@ def write_project(folder: Path, names: Names) -> list[Path]:
     return written
 
 
-def _filled(text: str, values: Mapping[str, str]) -> str:
-    """The text with each ``{{name}}`` replaced; other braces, such as those of a workflow's expressions, stay."""
-    for name, value in values.items():
-        text = text.replace(f"{{{{{name}}}}}", value)
-    return text
+def _about(kinds: tuple[str, ...]) -> dict[str, Any]:
+    """What templates ask about the parts of a project."""
+    parts = [KINDS[kind] for kind in kinds if kind in KINDS]
+    contracts = sorted([*(part[2] for part in parts), "PluginContract"])
+    helpers = ["keys", "uncovered"] if "masker" in kinds else ["uncovered"]
+    registered = [f'"{part[1]}"' for part in parts]
+    return {"kinds": kinds, "example": parts[0][0], "contracts": [*contracts, *helpers], "registered": registered}
+
+
+def _filled(text: str, values: Mapping[str, Any]) -> str:
+    """The text with each ``{{name}}`` replaced, and parts of it left out; the expressions of a workflow, which have a
+    dollar in front, stay."""
+    from jinja2 import Environment, StrictUndefined  # here, so that --help is quick
+
+    kept = text.replace("${{", "\0")
+    made = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
+    ).from_string(kept)  # Python and TOML, no HTML
+    return made.render(values).replace("\0", "${{")
 
 
 def _requirement() -> str:

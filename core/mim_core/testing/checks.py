@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import unittest
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,6 +89,19 @@ def on_gpu(check: Callable[[Any], None]) -> Callable[[Any], None]:
         check(self)
 
     guarded.needs_gpu = True  # type: ignore[attr-defined]
+    return guarded
+
+
+def takes_seconds(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A check that is passed over, and said to be, where the environment says ``MIM_QUICK``: it compiles, trains or
+    starts processes."""
+
+    @functools.wraps(check)
+    def guarded(self: Any) -> None:
+        if os.environ.get("MIM_QUICK"):
+            raise unittest.SkipTest("MIM_QUICK is set")
+        check(self)
+
     return guarded
 
 

@@ -16,7 +16,7 @@ from mim_core.errors import BadSample, MimError, one_line
 from mim_core.host.loading import installed
 from mim_core.recipes.config import Part
 from mim_core.recipes.resolve import resolve_part
-from mim_core.testing.checks import Contract, equal, keys, near, on_gpu, refusal, saying, seeded
+from mim_core.testing.checks import Contract, equal, keys, near, on_gpu, refusal, saying, seeded, takes_seconds
 
 SIGNATURES = {
     "image/png": (b"\x89PNG\r\n\x1a\n",),
@@ -130,6 +130,7 @@ class DataContract(Contract):
             alike = all(equal(a, b) for a, b in itertools.pairwise(same_key))
             assert not alike, "with one key all items are the same: the index is not used"
 
+    @takes_seconds
     def test_workers_do_not_matter(self) -> None:
         """None and two reading processes give the same batches in the same order."""
         found = []
@@ -139,6 +140,7 @@ class DataContract(Contract):
             found.append([b.sample for b in loader(KeyedDataset(source), sampler, workers, collate, wait=120)])
         assert equal(*found), "batches depend on the number of workers"
 
+    @takes_seconds
     def test_pickles_into_workers(self) -> None:
         """A source goes to a process that is started afresh, also after something was read: an open file would not."""
         source = self.make_source()

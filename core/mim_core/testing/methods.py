@@ -37,6 +37,7 @@ from mim_core.testing.checks import (
     saying,
     seeded,
     shapes,
+    takes_seconds,
     tensors,
     to_gpu,
     unchecked,
@@ -147,6 +148,7 @@ class MethodContract(Contract):
         assert shapes(prepared) == shapes(other), "what is prepared has other shapes for another batch"
         assert shapes(self.run(method, prepared)) == shapes(self.run(method, other)), "so has the outcome"
 
+    @takes_seconds
     def test_forward_compiles(self) -> None:
         """Dynamo traces all of `forward` as one graph, which gives the same loss, and a second batch needs no new
         one."""
@@ -255,6 +257,7 @@ class MethodContract(Contract):
         copied = pytree.tree_map_only(Tensor, lambda tensor: tensor.clone(), prepared)
         assert equal(self.run(method, copied), outcome), "a copy of what was prepared gives another outcome"
 
+    @takes_seconds
     def test_loss_falls(self) -> None:
         """A few AdamW steps on one batch lower its loss."""
         method, _, prepared = self.case()
@@ -279,6 +282,7 @@ class MethodContract(Contract):
             optimizer.step()
             method.after_step((step + 1) / 4)
 
+    @takes_seconds
     def test_resumes_to_the_bit(self) -> None:
         """Two steps, another copy with the states of method and optimizer, two more: the same weights as four steps."""
         with seeded():
@@ -307,6 +311,7 @@ class MethodContract(Contract):
             rows = one.hidden[2 * each : (2 + size) * each]
             assert torch.equal(rows, other.hidden), "a sample alone is masked otherwise"
 
+    @takes_seconds
     def test_commands_take_its_runs(self) -> None:
         """Of a recipe: its twin is planned, trained for two steps, measured as `bench` does it, and opened again; then
         a report is written and samples are encoded as `evaluate` does it."""

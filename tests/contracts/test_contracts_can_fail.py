@@ -470,7 +470,7 @@ def test_a_part_without_contract_is_named():
     class TestOther(MaskerContract):
         part = "core:random"
 
-    left = ["core:block", "core:grid", "core:guided", "core:multi-block"]
+    left = ["core:block", "core:grid", "core:guided", "core:multi-block", "core:region"]
     assert uncovered("maskers", [TestOther], plugin="core") == left
 
 

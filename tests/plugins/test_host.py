@@ -394,7 +394,7 @@ def test_misspelt_selection(plugin, variable):
         ("video:thing", "No plugin 'video' is installed. Try: pip install \"mim-core[video]\""),
         ("vidoe:thing", "No plugin 'vidoe' is installed. Did you mean 'video'?"),
         ("checker:thing", "No plugin 'checker' is installed. Try: pip install mim-checker"),
-        ("nothing-like-it", "Known: block, grid, guided, multi-block, random, tube."),
+        ("nothing-like-it", "Known: block, grid, guided, multi-block, random, region, tube."),
     ],
 )
 def test_unknown_name_says_what_to_do(plugin, asked, said):

@@ -134,7 +134,7 @@ def test_chosen_plugins_only(session):
     assert done.returncode == 0
     assert done.stderr == ""
     names = [line.split()[0] for line in done.stdout.splitlines()[1:] if not line.startswith(" ")]
-    core = ["core:block", "core:grid", "core:guided", "core:multi-block", "core:random"]
+    core = ["core:block", "core:grid", "core:guided", "core:multi-block", "core:random", "core:region"]
     assert names == [*core, "example:checker"]
 
 

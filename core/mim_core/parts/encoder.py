@@ -127,8 +127,8 @@ def init_transformer(module: nn.Module, kind: Init = "xavier") -> None:
 
 def through(blocks: nn.Sequential, x: Tensor, places: Tensor | None, seen: Tensor | None = None) -> Any:
     """The tokens after all blocks; ``places``, where given, are added at the input of every one, and tokens that are
-    not ``seen``, bool [R, L], are attended to by nobody. With the attention
-    beside them, where the last block is watched."""
+    not ``seen``, bool [R, L], are attended to by nobody; with the attention beside them,
+    where the last block is watched."""
     if places is None and seen is None:
         return blocks(x)
     keys = None if seen is None else seen[:, None, None, :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -14,6 +15,15 @@ from mim_core import randomness
 from mim_core.parts.layout import Layout
 from mim_core.parts.mask import Draw
 from mim_core.parts.masker import Masker
+
+
+@functools.cache
+def rectangles(grid: tuple[int, ...], size: tuple[int, ...], device: torch.device) -> Bool[Tensor, "P N"]:
+    """Every rectangle of a size on a grid, True at its units: a table that is made once for a device."""
+    where = Layout.on_grid(*grid).coordinates().to(torch.int64)
+    starts = torch.tensor(list(itertools.product(*(range(n - s + 1) for n, s in zip(grid, size, strict=True)))))
+    ahead = where[None] - starts[:, None]
+    return ((ahead >= 0) & (ahead < torch.tensor(size))).all(dim=-1).to(device)
 
 
 class RegionMasker(Masker):
@@ -49,17 +59,9 @@ class RegionMasker(Masker):
             raise ValueError(f"a region of {size} does not fit into the grid {grid}")
         return math.prod(size)
 
-    def places(self, layout: Layout, device: torch.device) -> Bool[Tensor, "P N"]:
-        """Every rectangle, True at its units."""
-        grid, size = layout.grid or (), self.config.size
-        where = layout.coordinates(device).to(torch.int64)
-        starts = torch.tensor(list(itertools.product(*(range(n - s + 1) for n, s in zip(grid, size, strict=True)))))
-        ahead = where[None] - starts.to(device)[:, None]
-        return ((ahead >= 0) & (ahead < torch.tensor(size, device=device))).all(dim=-1)
-
     def hide(self, layout: Layout, draw: Draw, scores: Float[Tensor, "B N"] | None) -> Bool[Tensor, "R N"]:
         """One place for each row."""
-        places = self.places(layout, draw.key.device)
+        places = rectangles(layout.grid or (), tuple(self.config.size), draw.key.device)
         rank = randomness.bits(draw.key, "mask", len(places))
         if scores is not None:
             total = scores.double() @ places.double().T

@@ -93,11 +93,7 @@ class AnswerScorer(Scorer):
 
     def bind(self, teacher: Teacher) -> None:
         """The teacher must follow the head."""
-        if self.config.head not in teacher.heads:
-            raise ValueError(
-                f"the scorer reads the teacher's copy of the head {self.config.head!r}, and the teacher follows "
-                f"{', '.join(teacher.heads) or 'none'}: set --teacher.heads {self.config.head}"
-            )
+        teacher.check_follows(self.config.head)
 
     def forward(self, sample: Sample, patches: Patches, lesson: Lesson | None = None) -> Float[Tensor, "B N"]:
         """float32 [B, N]."""

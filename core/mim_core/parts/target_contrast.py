@@ -74,11 +74,7 @@ class ContrastTarget(Target):
 
     def bind(self, teacher: Teacher) -> None:
         """The teacher must follow the head."""
-        if self.config.head not in teacher.heads:
-            raise ValueError(
-                f"it is held against the teacher's copy of the head {self.config.head!r}, and the teacher follows "
-                f"{', '.join(teacher.heads) or 'none'}: set --teacher.heads {self.config.head}"
-            )
+        teacher.check_follows(self.config.head)
 
     def make(self, sample: Sample, patches: Patches, mask: Mask, lesson: Lesson | None = None) -> Keys:
         """The teacher's answers for all samples. In training mode those of all ranks are gathered."""

@@ -141,6 +141,18 @@ class Teacher(nn.Module):
             self.encoder.give_attention()
             self.gives_attention = True
 
+    def check_follows(self, head: str) -> None:
+        """Called while a method is built, by a target or scorer that reads its copy of a head.
+
+        Raises:
+            ValueError: It has none; says how it gets one.
+        """
+        if head not in self.heads:
+            raise ValueError(
+                f"it reads the teacher's copy of the head {head!r}, and the teacher follows "
+                f"{', '.join(self.heads) or 'none'}: set --teacher.heads {head}"
+            )
+
     def check_filled(self) -> None:
         """Called before the first step of a run.
 

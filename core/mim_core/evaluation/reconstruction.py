@@ -98,7 +98,8 @@ def across(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, di
     made of it. Heads whose pictures need the truth are left out, and so are modalities that a sample lacks."""
     with _evaluating(method):
         prepared = method.prepare(_with_views(method, sample))
-    layout = prepared.layout.rows(torch.arange(0, len(prepared.mask.hidden), _samples_of_item(method)))
+    each, mask = _samples_of_item(method), prepared.mask
+    layout = prepared.layout.rows(torch.arange(0, len(mask.hidden) // mask.per_sample, each))
     if len(layout.segments) < 2:
         return {}
     found: dict[str, dict[str, Tensor]] = {}

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from mim_core.data.labelled import LabelledSource
-from mim_core.evaluation.reconstruction import held_out_samples, reconstruct
+from mim_core.evaluation.reconstruction import across, held_out_samples, reconstruct
 from mim_core.evaluation.report import _pictures
 from mim_core.host.loading import installed
 from mim_core.methods.build import build_method, make_source
 from mim_core.parts.tokenizer import zeros
-from mim_core.recipes.resolve import load_recipe
+from mim_core.recipes.resolve import load_recipe, override, swap
 from mim_multimodal import pictures
 from mim_multimodal.text import TextTokenizer
 from PIL import Image
@@ -124,3 +124,13 @@ def test_captions_are_large_enough_and_show_gaps():
     values = tokenizer.split({"caption": torch.tensor([[7, 8, 9, 0, 0]])}).values
     hidden = torch.tensor([[False, True, True, True, True]])
     assert tokenizer.blank(values, hidden).flatten().tolist() == [7, -1, -1, 0, 0]
+
+
+def test_across_where_each_sample_has_several_masks():
+    run = swap(
+        load_recipe("multimodal:multimae-vit-tiny", installed(), twin=True), "masker", "core:random", installed()
+    )
+    several = build_method(override(run, {"masker": {"masks": 2}}, "test", installed())).eval()
+    sample = batch(several) | {"key": torch.arange(2), "depth.present": torch.tensor([True, False])}
+    found = across(several, sample)
+    assert all(len(value) == 2 for made in found.values() for value in made.values())

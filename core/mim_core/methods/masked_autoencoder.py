@@ -305,7 +305,7 @@ class MaskedAutoencoder(Method):
         lessons |= {name: teacher(patches, sample, mask) for name, teacher in self._teachers() if teacher.needs_mask}
         lessons = {name: replace(lesson, progress=progress) for name, lesson in lessons.items()}
         inputs = patches.values
-        if self.tokenizer.embeds == "kept" and self.encoder.takes == "tokens":
+        if self.tokenizer.embeds == "kept":
             assert isinstance(inputs, Tensor)
             inputs = mask.take(inputs, mask.kept_ids)
         views = {head.view: self._view(sample, head.view) for _, head in self._heads() if head.view}
@@ -350,14 +350,10 @@ class MaskedAutoencoder(Method):
 
     def _encoded(self, inputs: Any, layout: Layout, mask: Mask) -> Encoded:
         """The kept units through tokenizer and encoder; an encoder that takes values embeds them itself."""
-        encoded: Encoded
-        if self.encoder.takes == "values":
-            encoded = self.encoder(inputs, layout, mask)
-            return encoded
         tokens = self.tokenizer.embed(inputs)
         if self.tokenizer.embeds == "all":
             tokens = mask.take(tokens, mask.kept_ids)
-        encoded = self.encoder(tokens, layout, mask)
+        encoded: Encoded = self.encoder(tokens, layout, mask)
         return encoded
 
     def encode(self, sample: Sample) -> Features:

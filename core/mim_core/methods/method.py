@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mim_core.data.source import Sample
 from mim_core.data.views import View
 from mim_core.parts.encoder import Encoder
-from mim_core.parts.layout import Layout, Patches, take, tensor_tree
+from mim_core.parts.layout import Layout, take, tensor_tree
 from mim_core.parts.mask import Mask
 from mim_core.parts.samples import check_sample
 from mim_core.parts.target import Target
@@ -169,23 +169,13 @@ def encode_all(tokenizer: Tokenizer, encoder: Encoder, sample: Sample) -> Featur
     """
     check_sample(tokenizer, sample)
     patches = tokenizer.split(sample)
-    if encoder.takes == "values":
-        return _encode_values(encoder, patches)
     tokens = tokenizer.embed(patches.values)
     mask = Mask.nothing_hidden(tokens.shape[0], patches.layout, tokens.device)
     if patches.layout.valid is not None:
+        if encoder.takes == "values":
+            raise ValueError(f"a {type(encoder).__name__} needs all units, and some of these samples lack some")
         return _encode_valid(encoder, tokens, patches.layout, mask, patches.layout.valid)
     encoded = encoder(tokens, patches.layout, mask)
-    return Features(encoded.tokens, encoded.tokens.mean(dim=1), encoded.prefix)
-
-
-def _encode_values(encoder: Encoder, patches: Patches) -> Features:
-    """By an encoder that embeds the units itself."""
-    if patches.layout.valid is not None:
-        raise ValueError(f"a {type(encoder).__name__} needs all units, and some of these samples lack some")
-    values = patches.values
-    assert isinstance(values, Tensor), "several modalities are embedded by their tokenizers"
-    encoded = encoder(values, patches.layout, Mask.nothing_hidden(len(values), patches.layout, values.device))
     return Features(encoded.tokens, encoded.tokens.mean(dim=1), encoded.prefix)
 
 

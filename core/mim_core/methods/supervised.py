@@ -118,8 +118,7 @@ class Supervised(Method):
 
     def encoded(self, prepared: Taught) -> Encoded:
         """Tokens of all units."""
-        inputs = prepared.inputs if self.encoder.takes == "values" else self.tokenizer.embed(prepared.inputs)
-        encoded: Encoded = self.encoder(inputs, prepared.layout, prepared.mask)
+        encoded: Encoded = self.encoder(self.tokenizer.embed(prepared.inputs), prepared.layout, prepared.mask)
         return encoded
 
     def encode(self, sample: Sample) -> Features:

@@ -185,10 +185,9 @@ class Teacher(nn.Module):
             sample: The batch, for teachers that look at another entry of it.
             mask: What is hidden, for those that say ``needs_mask``.
         """
-        inputs = patches.values if self.encoder.takes == "values" else self.tokenizer.embed(patches.values)
-        assert isinstance(inputs, Tensor)
-        nothing = Mask.nothing_hidden(len(inputs), patches.layout, inputs.device)
-        encoded: Encoded = self.encoder(inputs, patches.layout, nothing)
+        tokens = self.tokenizer.embed(patches.values)
+        nothing = Mask.nothing_hidden(len(tokens), patches.layout, tokens.device)
+        encoded: Encoded = self.encoder(tokens, patches.layout, nothing)
         return self._lesson(encoded, patches.layout, sample, mask)
 
     def _lesson(self, encoded: Encoded, layout: Layout, sample: Sample | None, mask: Mask | None) -> Lesson:

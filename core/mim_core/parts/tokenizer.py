@@ -28,7 +28,7 @@ class Tokenizer(nn.Module):
 
     Attributes:
         embeds: "kept" when `embed` is called on kept units only; "all" when it needs every unit (Point-MAE's
-            BatchNorm, masked convolutions, joined modalities).
+            BatchNorm, masked convolutions, joined modalities); "none" after `leave_values`.
         layout: The geometry of a sample as configured; where units lie freely, its count alone.
         shapes: What each modality must look like, without the batch: ``{"image": (3, 224, 224)}``. Data sources read
             it.
@@ -38,7 +38,7 @@ class Tokenizer(nn.Module):
     """
 
     Config: ClassVar[type[Any]]
-    embeds: Literal["kept", "all"] = "kept"
+    embeds: Literal["kept", "all", "none"] = "kept"
     layout: Layout
     shapes: dict[str, tuple[int, ...]]
     unit_shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class Tokenizer(nn.Module):
 
     def leave_values(self) -> None:
         """Called when the method is built, where the encoder embeds the values itself: takes the embedding out, which
-        would be weights that nothing trains.
+        would be weights that nothing trains, and sets ``embeds`` to "none": `embed` gives values as they are.
 
         Raises:
             ValueError: These units have no values that an encoder could take.
@@ -116,7 +116,7 @@ class PatchTokenizer(Tokenizer):
 
     def leave_values(self) -> None:
         """No linear embedding."""
-        self.proj = None
+        self.proj, self.embeds = None, "none"
 
     def grid_of(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Patches along each axis of an input of this size.
@@ -152,7 +152,9 @@ class PatchTokenizer(Tokenizer):
         return Patches(values, Layout.on_grid(*grid))
 
     def embed(self, values: Tensor) -> Tensor:
-        """Values [B, K, *patch, C] to tokens [B, K, D]."""
+        """Values [B, K, *patch, C] to tokens [B, K, D]; to themselves after `leave_values`."""
+        if self.embeds == "none":
+            return values
         weight = self.proj.weight.movedim(1, -1).flatten(1)
         return F.linear(values.flatten(2), weight, self.proj.bias)
 
@@ -175,7 +177,7 @@ class JoinedTokenizer(Tokenizer):
     batch lack one, ``sample["MODALITY.present"]``, bool [B], says which have it, and its values elsewhere do not count.
     """
 
-    embeds: Literal["kept", "all"] = (
+    embeds: Literal["kept", "all", "none"] = (
         "all"  # which modality a kept unit belongs to differs between samples; shapes must not
     )
 

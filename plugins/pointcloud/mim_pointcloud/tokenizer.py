@@ -22,7 +22,7 @@ class GroupTokenizer(Tokenizer):
     embedded, hidden ones too: the statistics of the batch normalisation are over all of them, as in the paper's code.
     """
 
-    embeds: Literal["kept", "all"] = "all"
+    embeds: Literal["kept", "all", "none"] = "all"
 
     @dataclass(frozen=True)
     class Config:

@@ -64,6 +64,7 @@ FLOORS = (
     ("methods",),
     ("runs",),
     ("evaluation",),
+    ("inference",),
     ("training",),
     ("interop", "testing"),
     ("commands", "cli", "plugin"),

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mim_core.data.source import DataSource as DataSource
     from mim_core.data.source import Labelled as Labelled
     from mim_core.data.source import Picture as Picture
+    from mim_core.data.source import PlainItems as PlainItems
     from mim_core.data.source import Sample as Sample
     from mim_core.data.time_limits import ITEM_SECONDS as ITEM_SECONDS
     from mim_core.data.time_limits import in_time as in_time
@@ -174,7 +175,7 @@ _ROOMS = {
     "data.loading": ("Readable", "loader"),
     "data.normalise": ("IMAGENET_MEAN", "IMAGENET_STD", "Normalisation", "check_statistics", "usual_statistics"),
     "data.said_once": ("SaidOnce",),
-    "data.source": ("DataSource", "Labelled", "Picture", "Sample"),
+    "data.source": ("DataSource", "Labelled", "Picture", "PlainItems", "Sample"),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
     "data.viewed": ("Viewed", "keys_of", "unpaired"),
     "data.views": ("View", "carried"),

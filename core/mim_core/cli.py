@@ -23,6 +23,8 @@ COMMANDS = {
     "finetune": ("mim_core.commands.finetune:finetune", "Train a run's encoder on labels, all of it: finetune RUN"),
     "evaluate": ("mim_core.commands.evaluate:evaluate", "Judge a run's features by k-NN and linear probes"),
     "show": ("mim_core.commands.show:show", "Write a run's report.html: curves, reconstructions, scores"),
+    "embed": ("mim_core.commands.embed:embed", "Write the features of files, by a run: embed RUN FOLDER"),
+    "predict": ("mim_core.commands.predict:predict", "Write what a run answers about files: predict RUN FOLDER"),
     "export": ("mim_core.commands.export:export", "Write a run's encoder for timm"),
     "import": (
         "mim_core.commands.import_weights:import_weights",
@@ -47,7 +49,9 @@ COMMANDS = {
 }
 
 
-OF_A_PLUGIN = ("pretrain", "finetune", "evaluate", "show", "export", "import", "bench", "recipes", "doctor")
+OF_A_PLUGIN = (
+    *("pretrain", "finetune", "evaluate", "show", "embed", "predict", "export", "import", "bench", "recipes", "doctor"),
+)
 
 
 TRAIN = ("pretrain", "finetune")

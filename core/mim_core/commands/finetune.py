@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +77,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
     run = replace(run, train=replace(run.train, **run.parts["method"].cls.train_options))
     options = parse(command_class(run, FinetuneOptions, "Train on labels:"), f"{program} finetune {name}", rest)
     folder = options.out or _home(Path(name)) / (FOLDERS[options.scratch] + _task(run))
-    run = _completed(apply(run, options), None if options.scratch else _recorded(folder, weights))
+    run = _completed(apply(run, options), None if options.scratch else _recorded(folder, weights), folder)
     with ranks.world(run.train.device, run.train.timeout) as world:
         started = world.together(lambda: loop.start(run, folder, registry, world, plans=options.dry_run))
         if not options.scratch and world.on_first(lambda: checkpoint.newest(folder) is None):
@@ -127,12 +128,17 @@ def _recorded(folder: Path, weights: Path) -> Path:
     return weights.resolve() if named is None or named.exists() else named
 
 
-def _completed(run: ResolvedRun, weights: Path | None) -> ResolvedRun:
-    """With what the data alone knows, and the weights that it starts from."""
+def _completed(run: ResolvedRun, weights: Path | None, folder: Path) -> ResolvedRun:
+    """With what the data alone knows, and the weights that it starts from. Options that the recipe of a run that goes
+    on does not have, for it was written by an older version, stay as they were."""
     part = run.parts["method"]
     if part.options.init is not None:
         raise MimError("finetune starts from the weights of RUN, or from none with --scratch; leave --method.init out.")
     options = part.cls.completed(part.options, open_source(run, Parts(run.parts).tokenizer()))
+    path = checkpoint.newest(folder)
+    if path is not None:
+        known = tomllib.loads(read_recipe(path / "recipe.toml")).get("method", {})
+        options = replace(options, **{name: old for name, old in vars(part.options).items() if name not in known})
     return replace(run, parts={**run.parts, "method": replace(part, options=replace(options, init=weights))})
 
 

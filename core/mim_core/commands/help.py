@@ -27,6 +27,8 @@ ALL = "--help-all"
 OPTIONS = {
     "evaluate": ("RUN", "mim_core.commands.evaluate:EvaluateOptions"),
     "show": ("RUN", "mim_core.commands.show:ShowOptions"),
+    "embed": ("RUN", "mim_core.commands.embed:EmbedOptions"),
+    "predict": ("RUN", "mim_core.commands.predict:PredictOptions"),
     "export": ("RUN", "mim_core.commands.export:ExportOptions"),
 }
 """Commands with options of their own: what they take, and the class of their options."""
@@ -68,7 +70,7 @@ def help_text(program: str, plugin: str | None, command: str, arguments: Sequenc
     if command in USAGE and not named:
         return _filled(USAGE[command](program, plugin))
     try:
-        if command in OPTIONS and (not named or command != "evaluate"):
+        if command in OPTIONS and (not named or command not in WITH_PARTS):
             takes, reference = OPTIONS[command]
             return _of_options(f"{program} {command} {takes}", reference)
         return WITH_PARTS[command](program, plugin, arguments) if named and command in WITH_PARTS else None

@@ -123,28 +123,31 @@ class Arrangement:
     advice: tuple[str, ...] = ()
 
 
-def arrange(files: Sequence[str], root: PurePath, noun: str = "file") -> Arrangement:
+def arrange(files: Sequence[str], root: PurePath, noun: str = "file", splits: bool = True) -> Arrangement:
     """Splits and classes of files, by the folders on their paths.
 
     Args:
         files: Paths below the root.
         root: The collection, for messages.
         noun: What a file is called in messages, such as "image".
+        splits: Whether folders may be splits and classes; without, all files are one collection.
 
     Raises:
         MimError: All files are held out; a split lies beside folders that are none, so that both readings are
             possible; or the classes of the splits differ.
     """
+    if not splits:
+        return Arrangement(tuple(range(len(files))), tuple(range(len(files))), None, (-1,) * len(files), None)
     folders = [PurePath(file).parts[:-1] for file in files]
     named = split_names(folders)
     places = [deciding(parts, named) for parts in folders]
-    splits = [None if i is None else named[parts[i]] for parts, i in zip(folders, places, strict=True)]
-    if not any(splits):
+    kinds = [None if i is None else named[parts[i]] for parts, i in zip(folders, places, strict=True)]
+    if not any(kinds):
         first = [parts[0] if parts else "" for parts in folders]
         everything = tuple(range(len(files)))
         labels, classes = _labels(first, everything)
         return Arrangement(everything, everything, None, labels, classes, advice=_like_splits(root, files, noun))
-    by_split = {name: tuple(i for i, split in enumerate(splits) if split == name) for name in (*WORDS.values(), None)}
+    by_split = {name: tuple(i for i, split in enumerate(kinds) if split == name) for name in (*WORDS.values(), None)}
     rest, advice = by_split[None], list[str]()
     held = next((name for name in HELD_OUT if by_split[name]), None)
     if by_split["train"] and rest:

@@ -167,6 +167,32 @@ class Readable(Dataset[Any]):
         return {name: torch.stack([item[name] for item in found]) for name in found[0]} if found else {}
 
 
+class Reported(Dataset[Any]):
+    """The items of a split, each with its ``index``; for one whose file cannot be used, or not in time, why.
+
+    Args:
+        items: Read by index.
+        seconds: The longest that reading an item may take.
+    """
+
+    def __init__(self, items: Dataset[Any], seconds: float = ITEM_SECONDS) -> None:
+        self.items, self.seconds = items, seconds
+
+    def __getitem__(self, index: int) -> dict[str, Tensor] | tuple[int, str]:
+        try:
+            with time_limit(self.seconds):
+                return {**self.items[index], "index": torch.tensor(index, dtype=torch.int64)}
+        except BadSample as error:
+            return index, error.reason
+        except TooSlow as error:
+            return index, str(error)
+
+    @staticmethod
+    def collate(items: Sequence[dict[str, Tensor] | tuple[int, str]]) -> tuple[Sample, list[tuple[int, str]]]:
+        """Stacks those that could be read; and the numbers of the others, with why."""
+        return Readable.collate([x for x in items if isinstance(x, dict)]), [x for x in items if isinstance(x, tuple)]
+
+
 class KeyedBatches(Sampler[list[Request]]):
     """Requests in micro-batches, from any sample of the run onwards.
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from mim_core.data.time_limits import ITEM_SECONDS
 from mim_core.data.views import View
+from mim_core.errors import MimError
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,21 @@ class Labelled:
     def middle(self, sample: int) -> int:
         """Number of the item that shows the middle view of a sample."""
         return sample * self.views + self.views // 2
+
+
+@dataclass(frozen=True)
+class PlainItems:
+    """Items that are read as they are, without augmentation and without labels, see `DataSource.plain`.
+
+    Attributes:
+        items: Read by index.
+        names: Of the samples, as `DataSource.name_of` has them.
+        views: How many consecutive items are views of one sample, see `Labelled.views`.
+    """
+
+    items: Dataset[Any]
+    names: tuple[str, ...]
+    views: int = 1
 
 
 class DataSource:
@@ -164,6 +180,24 @@ class DataSource:
         """
         split = self.labelled("train")
         return {**split.items[split.middle(index)], "label": split.labels[index]}
+
+    def plain(self) -> PlainItems:
+        """Every item for pre-training as evaluation would read it: without augmentation, and without labels. What the
+        commands embed and predict read.
+
+        Raises:
+            MimError: This source reads its items only as training does.
+        """
+        raise MimError(
+            f"{type(self).__name__} reads its items only as training does, augmented, so their features would be of "
+            "random parts. A data source says how else by its method `plain` (docs/plugins.md)."
+        )
+
+    def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
+        """One item of a modality, as `finish` left it or as a method predicts it, as a file: its ending and its
+        content. As it stands here, its `picture`."""
+        found = self.picture(modality, values)
+        return "." + found.media_type.rpartition("/")[2], found.content
 
     def held_out(self) -> Dataset[Any] | None:
         """Items that training never sees, by number and without augmentation, for pictures of data without labels."""

@@ -66,7 +66,7 @@ def extract(
             vectors = source.raw(ready)
         else:
             with working(method):
-                vectors = _pooled(method.encode(known_entries(ready, source.shapes)), config.pool)
+                vectors = pooled(method.encode(known_entries(ready, source.shapes)), config.pool)
         rows = rows if len(rows) else torch.zeros(len(wanted), vectors.shape[1])
         place = torch.searchsorted(wanted, item // split.views)
         rows.index_add_(0, place, vectors.float().cpu())
@@ -105,7 +105,7 @@ def check_inputs(inputs: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]])
             raise unknown("modality in --evaluate.inputs", name, shapes, "Several are written with spaces between.")
 
 
-def _pooled(features: Features, pool: str) -> Tensor:
+def pooled(features: Features, pool: str) -> Tensor:
     """One vector per sample [B, D], or [B, 2 D] for "mean-max".
 
     Raises:

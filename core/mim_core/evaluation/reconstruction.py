@@ -17,6 +17,7 @@ from mim_core.data.views import entries, kinds
 from mim_core.errors import MimError
 from mim_core.methods.masked_autoencoder import Head, MaskedAutoencoder
 from mim_core.methods.method import Method
+from mim_core.methods.modalities import placed
 from mim_core.parts.layout import Layout, Patches
 from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
 
@@ -62,7 +63,7 @@ def reconstruct(
         step = asked.per_sample
         hidden = asked.hidden[::step]
         shape = (*hidden.shape, *([1] * (own.values.ndim - 2)))
-        filled = _place(own.values, asked.query_ids[::step], answers[::step])
+        filled = placed(own.values, asked.query_ids[::step], answers[::step])
         pick = hidden.reshape(shape)
         rebuilt = torch.where(pick, filled, own.values)
         found[name] = Rebuilt(
@@ -141,13 +142,6 @@ def _from_one(
 
 def _modality(tokenizer: Tokenizer) -> str:
     return next(iter(tokenizer.shapes))
-
-
-def _place(values: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
-    """A copy of values [B, N, ...] with answers [B, Q, ...] at ids."""
-    flat = answers.reshape(*ids.shape, -1).to(values.dtype)
-    index = ids[:, :, None].expand_as(flat)
-    return values.flatten(2).scatter(1, index, flat).reshape(values.shape)
 
 
 def _samples_of_item(method: Method) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mim_core.data.source import DataSource
+from mim_core.data.source import DataSource, Sample
 from mim_core.errors import MimError
-from mim_core.methods.method import Outcome
+from mim_core.methods.method import Outcome, Record
 from mim_core.methods.supervised import Supervised, Taught
 from mim_core.parts.encoder import Encoded, Encoder, init_transformer
 from mim_core.parts.norm import BatchNorm
@@ -48,6 +49,8 @@ class Classifier(Supervised):
         """Checkpoint that the weights of tokenizer and encoder are taken from; none: as drawn. finetune fills it in."""
         classes: int = 0
         """Number of classes; 0 takes the data's."""
+        names: tuple[str, ...] = ()
+        """What the classes are called, in their order; none takes the data's."""
         pool: Pool = "mean"
         """One vector per sample: the mean of its tokens, their largest values, the first prefix (class) token, or two
         of them side by side."""
@@ -70,6 +73,8 @@ class Classifier(Supervised):
                 raise MimError("method: dropout and label_smoothing must lie in [0, 1).")
             if self.classes < 0 or any(width < 1 for width in self.hidden):
                 raise MimError("method: classes must not be negative, and hidden widths must be at least 1.")
+            if self.names and len(self.names) != self.classes:
+                raise MimError(f"method: names are {len(self.names)}, for {self.classes} classes.")
             if self.class_weights and (min(self.class_weights) < 0 or not max(self.class_weights) < math.inf):
                 raise MimError("method: class_weights must be finite and not negative.")
 
@@ -107,11 +112,12 @@ class Classifier(Supervised):
 
     @classmethod
     def completed(cls, options: Any, source: DataSource) -> Any:
-        """With the number of classes of the data, and their weights where classes are to be weighed alike."""
-        if options.classes and not options.balance:
-            return options
+        """With the number and the names of the data's classes, and their weights where classes are to be weighed
+        alike."""
         train = source.labelled("train")
         options = replace(options, classes=options.classes or len(train.classes))
+        if not options.names and options.classes == len(train.classes):
+            options = replace(options, names=tuple(train.classes))
         if not options.balance or options.class_weights or options.classes != len(train.classes):
             return options
         found = class_weights(train.labels, options.classes).tolist()
@@ -125,6 +131,17 @@ class Classifier(Supervised):
                 f"The method is for {self.classes} classes (--method.classes); the data has {len(found)}: "
                 f"{', '.join(found[:8])}{', ...' if len(found) > 8 else ''}."
             )
+
+    def predict(self, sample: Sample) -> dict[str, Tensor]:
+        """The probabilities of the classes [B, classes]."""
+        return {"class": super().predict(sample)["class"].float().softmax(dim=1)}
+
+    def record(self, answers: Mapping[str, Tensor], source: DataSource) -> Record:
+        """The most probable class, its probability, and those of all classes under their names."""
+        shares, names = answers["class"], self.config.names or tuple(map(str, range(self.classes)))
+        first = int(shares.argmax())
+        each = {f"p({name})": round(float(share), 6) for name, share in zip(names, shares, strict=True)}
+        return Record({"class": names[first], "probability": round(float(shares[first]), 6), **each})
 
     def forward(self, prepared: Taught) -> Outcome:
         """The cross-entropy, the mean over the batch, each sample with its class's weight; predictions "class" are

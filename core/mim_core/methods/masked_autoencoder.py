@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mim_core.data.source import Sample
+from mim_core.data.source import DataSource, Sample
 from mim_core.data.views import View
 from mim_core.errors import did_you_mean
-from mim_core.methods.method import Features, Method, Outcome, encode_all
+from mim_core.methods.method import Features, Method, Outcome, Record, encode_all
+from mim_core.methods.modalities import from_given
 from mim_core.parts.decoder import Decoder
 from mim_core.parts.encoder import Encoded, Encoder
 from mim_core.parts.layout import Layout, Patches, tensor_tree
@@ -96,6 +97,11 @@ class Head(nn.Module):
         self.decoder, self.target = decoder, target
         self.weight, self.segment, self.average, self.teacher = weight, segment, average, teacher
         self.view, self.every = view, every
+
+    @property
+    def answers_in_kind(self) -> bool:
+        """Whether it answers units in a way that needs no truth to be shown."""
+        return self.decoder.asks == "units" and not self.view and not self.target.needs_truth
 
     def asked(self, layout: Layout, mask: Mask) -> Mask:
         """The mask with this head's queries."""
@@ -360,6 +366,23 @@ class MaskedAutoencoder(Method):
         """Encodes every unit that is there; of several modalities any subset. Units that are not valid are seen by
         nobody: their tokens are zero, and the mean is over the others."""
         return encode_all(self.tokenizer, self.encoder, sample)
+
+    def predict(self, sample: Sample) -> dict[str, Tensor]:
+        """Of several modalities those that the sample lacks, see `mim_core.methods.modalities.from_given`."""
+        return from_given(self, sample)
+
+    def record(self, answers: Mapping[str, Tensor], source: DataSource) -> Record:
+        """A file for each modality, as the data write it."""
+        files = {}
+        for name, values in answers.items():
+            ending, content = source.file(self._modality(name), values)
+            files[f"-{name}{ending}"] = content
+        return Record(files=files)
+
+    def _modality(self, head: str) -> str:
+        """What a head predicts, as the data call it."""
+        assert isinstance(self.tokenizer, JoinedTokenizer)
+        return next(iter(self.tokenizer.part(str(self.heads[head].segment)).shapes))
 
     def carry(self) -> None:
         """The teacher's encoder in the place of the student's, where the recipe says so."""

@@ -8,7 +8,7 @@ VideoMAE, Point-MAE and MultiMAE by its parts alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mim_core.data.source import Sample
 from mim_core.data.views import View
+from mim_core.errors import MimError
 from mim_core.parts.encoder import Encoder
 from mim_core.parts.layout import Layout, take, tensor_tree
 from mim_core.parts.mask import Mask
@@ -63,8 +64,22 @@ class Features:
     prefix: Tensor
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a method says of one sample, as it is written for people.
+
+    Attributes:
+        row: Columns of a table, such as the class and its probability.
+        files: Contents of files, by what follows the sample's name: "-depth.png".
+    """
+
+    row: Mapping[str, str | int | float] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
 class Method(nn.Module):
-    """Base class of all methods. Subclasses give `prepare`, `forward` and `encode`; the loop needs no more.
+    """Base class of all methods. Subclasses give `prepare`, `forward` and `encode`; the loop needs no more. Those that
+    answer something of samples without labels give `predict` and `record` too.
 
     Attributes:
         couples_batch: The loss compares samples with each other (InfoNCE), so a batch cannot be split for accumulation.
@@ -97,6 +112,22 @@ class Method(nn.Module):
 
     def encode(self, sample: Sample) -> Features:
         """Features with nothing hidden, for evaluation and export."""
+        raise NotImplementedError
+
+    def predict(self, sample: Sample) -> dict[str, Tensor]:
+        """Answers for samples without labels, by name, [B, ...] each; what the command predict asks. In evaluation
+        mode, without gradient. Of a sample that is read in several views, the mean of its answers counts.
+
+        Raises:
+            MimError: This method answers nothing, or lacks what it needs; says what there is instead.
+        """
+        raise MimError(
+            f"{type(self).__name__} predicts nothing of new files. To train a head on labels: mim-core finetune RUN; "
+            "to get the encoder's features: mim-core embed RUN FOLDER."
+        )
+
+    def record(self, answers: Mapping[str, Tensor], source: DataSource) -> Record:
+        """The answers for one sample, without the batch, as a row of a table and as files."""
         raise NotImplementedError
 
     def views(self) -> tuple[View, ...]:

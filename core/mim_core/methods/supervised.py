@@ -125,6 +125,15 @@ class Supervised(Method):
         """Features of every unit, as training on labels has made them. Needs no labels."""
         return encode_all(self.tokenizer, self.encoder, sample)
 
+    def predict(self, sample: Sample) -> dict[str, Tensor]:
+        """The predictions of `forward`, which is given `blank` answers."""
+        return dict(self(self.prepare({**self.blank(sample), **sample})).predictions)
+
+    def blank(self, sample: Sample) -> Sample:
+        """Entries that stand for answers where none are known: class 0."""
+        first = next(iter(sample.values()))
+        return {"label": torch.zeros(len(first), dtype=torch.int64, device=first.device)}
+
     @torch.no_grad()
     def predicted(
         self, source: DataSource, split: Labelled, device: torch.device, batch_size: int

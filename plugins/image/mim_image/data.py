@@ -18,6 +18,7 @@ from mim_core import (
     MimError,
     Normalisation,
     Picture,
+    PlainItems,
     SaidOnce,
     Sample,
     View,
@@ -71,6 +72,9 @@ class Images(DataSource):
         root: Path | None = None
         """Folder of images, of .tar shards of them (or one such file), or of MNIST's idx files; "sample" is the bundled
         one, 10,000 + 2,000 images of Fashion-MNIST."""
+        splits: bool = True
+        """Whether folders named like splits are read as these, and others as classes. Without, all files are one
+        collection, as the commands embed and predict read them."""
         crop: tuple[float, float] = (0.2, 1.0)
         """Random resized crop: smallest and largest share of the image's area."""
         flip: float = 0.5
@@ -167,7 +171,7 @@ class Images(DataSource):
                 f"--data.root {root} {kind}. It should be a folder of images ({', '.join(EXTENSIONS)}), or of .tar "
                 "files of them, nested or not."
             )
-        return idx_splits(root) if idx_files(root) else folder_splits(root)
+        return idx_splits(root) if idx_files(root) else folder_splits(root, self.config.splits)
 
     def __len__(self) -> int:
         return len(self.splits.pretrain)
@@ -295,6 +299,10 @@ class Images(DataSource):
         labels = torch.tensor(store.labels, dtype=torch.int64)
         note = STRONG_PIXELS if self.bundled else store.note
         return Labelled(split, labels, store.classes, CenterCrops(self, store), note, names=store.names())
+
+    def plain(self) -> PlainItems:
+        """Images as evaluation reads them: the centre of each."""
+        return PlainItems(CenterCrops(self, self.splits.pretrain), self.splits.pretrain.names())
 
     def raw(self, sample: Sample) -> Tensor:
         """The pixels in [0, 1], not centred; of images above 32 x 32, the means of a 32 x 32 grid."""

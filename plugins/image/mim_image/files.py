@@ -82,16 +82,16 @@ class Splits:
     test: ImageStore
 
 
-def folder_splits(root: Path) -> Splits:
+def folder_splits(root: Path, splits: bool = True) -> Splits:
     """A folder's own splits if it has them, as folders or in the names of its tar files; or one collection, a fifth of
-    each class held out from the probes.
+    each class held out from the probes. Without ``splits`` it is one collection, without classes.
 
     Raises:
         MimError: No images; says what was looked for and what is there.
     """
     found = _walk(root)
     if not found.images:
-        return _tar_folder_splits(root, found)
+        return _tar_folder_splits(root, found) if splits else _fifths(_tar_store(root, found, with_classes=False))
     advice, (other, data) = list[str](), collections.left_out(found.others)
     if found.tars or found.packed:
         tars = counted(len(found.tars) + len(found.packed), "tar file")
@@ -99,7 +99,7 @@ def folder_splits(root: Path) -> Splits:
         advice.append(f"{root} holds loose images, which are used, and {tars} left out ({first}).")
     if data:
         advice.append(f"{root}: left out are {data}.")
-    about = collections.arrange(found.images, root, "image")
+    about = collections.arrange(found.images, root, "image", splits)
     store = ImageStore(root, tuple(found.images), None, about.labels, about.classes, left_out=other)
     store = replace(store, advice=(*about.advice, *advice), splits=about.splits)
     if about.test is None:

@@ -18,6 +18,7 @@ from mim_core import (
     MimError,
     Normalisation,
     Picture,
+    PlainItems,
     SaidOnce,
     Sample,
     one_line,
@@ -61,6 +62,9 @@ class Aligned(DataSource):
 
         root: Path | None = None
         """Folder of aligned files; "sample" is the bundled one, frames of a game."""
+        splits: bool = True
+        """Whether folders named like splits are read as these, and others as classes. Without, all files are one
+        collection, as the commands embed and predict read them."""
         folders: dict[str, str] = field(default_factory=dict)
         """Modality -> folder, where it is named otherwise: --data.folders semseg semseg_coco depth depth_dpt."""
         suffixes: dict[str, str] = field(default_factory=dict)
@@ -112,7 +116,9 @@ class Aligned(DataSource):
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.root = self._root()
         wanted = [name for name in MODALITIES if name in shapes]
-        self.collection: ItemSplits = find_items(self.root, wanted, config.folders, config.missing, config.suffixes)
+        self.collection: ItemSplits = find_items(
+            self.root, wanted, config.folders, config.missing, config.suffixes, config.splits
+        )
         self.masked = tuple(self.collection.missing) if config.missing == "mask" else ()
         self.classes = class_names(self.root)
         if self.classes and config.classes not in (None, len(self.classes)):
@@ -299,6 +305,12 @@ class Aligned(DataSource):
         names = tuple(self._split(split).name(item) for item, _ in rows)
         note = " ".join(text for text in (self.collection.note, labels.note) if text)
         return Labelled(split, torch.tensor([label for _, label in rows]), labels.classes, items, note, names=names)
+
+    def plain(self) -> PlainItems:
+        """Items under the fixed crop of evaluation."""
+        items = self.collection.pretrain
+        names = tuple(map(items.name, range(len(items))))
+        return PlainItems(Fixed(self, items, range(len(items)), self.shapes), names)
 
     def _split(self, split: str) -> Items:
         if split not in ("train", "test"):

@@ -8,6 +8,7 @@ table, ``ROOT/captions.csv``; of several rows for one item, one is drawn at each
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections import Counter
@@ -154,6 +155,7 @@ def find_items(
     folders: Mapping[str, str] | None = None,
     missing: Missing = "refuse",
     suffixes: Mapping[str, str] | None = None,
+    splits: bool = True,
 ) -> ItemSplits:
     """The items below a folder. Files of modalities that are not wanted are found too, where their folder exists.
 
@@ -163,13 +165,15 @@ def find_items(
         folders: Modality -> folder, where it is named otherwise.
         missing: What becomes of an item that lacks a wanted modality.
         suffixes: Modality -> what the names of its files end in, before the ending, and those of others do not.
+        splits: Whether folders may be splits; without, all items are for pre-training.
 
     Raises:
         MimError: No such folders, no items, two files for one item, a missing file that is refused, or names that do
             not bring the modalities together.
     """
     named = {name: (folders or {}).get(name, name) for name in MODALITIES}
-    both = _splits(root, named, wanted, missing, suffixes or {})
+    find = _splits if splits else _one
+    both = find(root, named, wanted, missing, suffixes or {})
     absent: dict[str, list[str]] = {}
     kept = []
     for items in both.every():
@@ -233,6 +237,16 @@ def _splits(
             _together(items, wanted, missing)
     found = _drawn(train) if test is None else ItemSplits(train, test)
     return replace(found, splits="; ".join(said), advice=advice, more=more)
+
+
+def _one(
+    root: Path, named: Mapping[str, str], wanted: Sequence[str], missing: Missing, suffixes: Mapping[str, str]
+) -> ItemSplits:
+    """All items, whatever split their folders say."""
+    tops = _top_splits(root, named).values()
+    every = [_scan(root, top, named, wanted, suffixes, missing, missing == "mask") for top in tops or ("",)]
+    whole = functools.reduce(Items.and_those_of, every)
+    return ItemSplits(whole, whole.subset(()), advice=_together(whole, wanted, missing))
 
 
 def _top_splits(root: Path, named: Mapping[str, str]) -> dict[str, str]:

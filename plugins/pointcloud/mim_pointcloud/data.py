@@ -19,6 +19,7 @@ from mim_core import (
     Labelled,
     MimError,
     Picture,
+    PlainItems,
     Sample,
     counted,
     did_you_mean,
@@ -34,7 +35,7 @@ from mim_pointcloud.description import describe
 from mim_pointcloud.files import EXTENSIONS, LARGEST, read_cloud, reason_of
 from mim_pointcloud.files_array import mapped
 from mim_pointcloud.files_gltf import buffers_beside
-from mim_pointcloud.layouts import Shapes, ShapeStore, find_shapes
+from mim_pointcloud.layouts import Shapes, ShapeStore, every_shape, find_shapes
 from mim_pointcloud.layouts_store import DRAWN, shown
 from mim_pointcloud.limits import TREE_LIMIT, check_file
 from mim_pointcloud.looking import TEXTURES, check_columns, files_hold
@@ -68,6 +69,9 @@ class Clouds(DataSource):
             "auto", "folder", "shapenet55", "shapenetcore", "modelnet40", "scanobjectnn", "shapenetpart", "sample"
         ] = "auto"
         """How files and classes lie in the folder; auto recognises each."""
+        splits: bool = True
+        """Whether folders named like splits are read as these, and others as classes. Without, all files are one
+        collection, as the commands embed and predict read them."""
         variant: str | None = None
         """ScanObjectNN's obj_bg, obj_only or pb_t50_rs; modelnet40 or modelnet10 where there are lists of both."""
         whole: bool = False
@@ -137,6 +141,8 @@ class Clouds(DataSource):
                 f"should be a folder of shapes ({', '.join(EXTENSIONS)}), nested or not, or of ShapeNet, ModelNet, "
                 f"ScanObjectNN or ShapeNetPart.{guess}"
             )
+        if not config.splits:
+            return every_shape(config.root, config.layout, config.variant)
         return find_shapes(config.root, config.layout, config.variant, config.whole)
 
     def __len__(self) -> int:
@@ -249,6 +255,11 @@ class Clouds(DataSource):
         labels = torch.tensor(store.labels, dtype=torch.int64)
         note, names = f"{store.note} {RAW_NOTE}".strip(), tuple(map(store.name, range(len(store))))
         return Labelled(split, labels, store.classes or (), Plain(self, store), note, names=names)
+
+    def plain(self) -> PlainItems:
+        """Clouds as evaluation reads them: the same points of each."""
+        store = self.collection.pretrain
+        return PlainItems(Plain(self, store), tuple(map(store.name, range(len(store)))))
 
     def raw(self, sample: Sample) -> Tensor:
         """45 histogram features by hand [B, 45], because points have no order: box, radii, distances, heights."""

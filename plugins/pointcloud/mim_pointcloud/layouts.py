@@ -55,6 +55,22 @@ def find_shapes(root: Path, layout: str = "auto", variant: str | None = None, wh
     return _with_test(found) if whole else found
 
 
+def every_shape(root: Path, layout: str = "auto", variant: str | None = None) -> Shapes:
+    """All shapes below a folder as one collection; of a layout that has lists, those of all its splits.
+
+    Raises:
+        MimError: There are none.
+    """
+    layout = recognise(root) if layout == "auto" else layout
+    if layout != "folder":
+        return find_shapes(root, layout, variant, whole=True)
+    files, others = walk(root)
+    if not files:
+        raise _no_shapes(root, others)
+    every = ShapeStore(root, tuple(files))
+    return Shapes("folder", every, every, every.subset([]), others=others)
+
+
 def _prepared(root: Path) -> Prepared | None:
     """How a folder was prepared, or one above it, of which it is a part."""
     places = [root, *root.absolute().parents[:3]]

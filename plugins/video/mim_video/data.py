@@ -18,6 +18,7 @@ from mim_core import (
     MimError,
     Normalisation,
     Picture,
+    PlainItems,
     Sample,
     counted,
     one_line,
@@ -29,7 +30,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from mim_video import account, crops, pictures, sampling
-from mim_video.layouts import EXTENSIONS, Clipping, ClipStore, find_clips
+from mim_video.layouts import EXTENSIONS, Clipping, ClipStore, every_clip, find_clips
 from mim_video.looking import Look
 from mim_video.readers import Reader, chosen, known_readers, load_reader, open_reader
 
@@ -65,6 +66,9 @@ class Clips(DataSource):
         root: Path | None = None
         """Folder of clips, or of UCF101, Kinetics or Something-Something v2 as they are handed out; "sample" is the
         bundled one, 480 clips of 12 simulated robot tasks."""
+        splits: bool = True
+        """Whether folders named like splits are read as these, and others as classes. Without, all files are one
+        collection, as the commands embed and predict read them."""
         layout: Literal["auto", "folder", "ucf101", "kinetics", "ssv2"] = "auto"
         """How files and classes lie in the folder; auto recognises the official lists."""
         split: int = 1
@@ -138,7 +142,7 @@ class Clips(DataSource):
                 f"--data.root {root} {kind}. It should be a folder of clips ({', '.join(EXTENSIONS)}), nested or not, "
                 f"or of UCF101, Kinetics or Something-Something v2."
             )
-        return find_clips(root, self.config.layout, self.config.split)
+        return find_clips(root, self.config.layout, self.config.split) if self.config.splits else every_clip(root)
 
     def _normalisation(self) -> Normalisation:
         mean, std = usual_statistics(self.config.mean, self.config.std, self.channels)
@@ -261,6 +265,11 @@ class Clips(DataSource):
         labels = torch.tensor(store.labels, dtype=torch.int64)
         names = tuple(map(store.name, range(len(store))))
         return Labelled(split, labels, store.classes, Views(self, store), " ".join(notes), views, names)
+
+    def plain(self) -> PlainItems:
+        """Clips as evaluation reads them: ``views`` of each file."""
+        store = self.clips.pretrain
+        return PlainItems(Views(self, store), tuple(map(store.name, range(len(store)))), math.prod(self.config.views))
 
     def raw(self, sample: Sample) -> Tensor:
         """The pixels in [0, 1], not centred; of larger clips, the means of a grid of 8 x 16 x 16."""

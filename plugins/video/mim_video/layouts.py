@@ -201,6 +201,13 @@ def folder(root: Path) -> Clipping:
     return Clipping("folder", pretrain, train, test, splits=found.splits, others=others, advice=found.advice)
 
 
+def every_clip(root: Path) -> Clipping:
+    """All videos below a folder as one collection, whatever lists and folders say."""
+    files, others = _videos(root, ", ".join(EXTENSIONS))
+    every = ClipStore(root, tuple(files))
+    return Clipping("folder", every, every, every.subset(()), others=others)
+
+
 # ---- official lists --------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,141 @@
+"""embed: features of files that a run has never seen, as a table, and which of them are alike."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from mim_core.commands.asking import Asked, open_asked, told_of_skipped
+from mim_core.commands.options import parse, take_name, with_data
+from mim_core.disk import write_whole
+from mim_core.errors import MimError
+from mim_core.host.loading import installed
+from mim_core.inference import embedding
+from mim_core.inference.inputs import ask
+from mim_core.runs.load import load_run
+from mim_core.terminal import tell
+from mim_core.text import counted, shown
+
+CHUNK = 256
+"""Samples whose features are kept together while the command works."""
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """Features of files, whatever folders they lie in: one vector for each, by the run's frozen encoder. A command that
+    was stopped goes on where it was. The options of the run's data may be changed too (--data.NAME)."""
+
+    input: Annotated[Path, tyro.conf.Positional]
+    """A folder of files as the run's data source reads them, or one file."""
+    out: Path = Path("features.npz")
+    """File to write: .npz, or .parquet (needs pyarrow)."""
+    pool: embedding.Pool = "mean"
+    """One vector for each sample: the mean of its units, its class token ("prefix"), their largest values, or the mean
+    and these side by side."""
+    units: bool = False
+    """The features of every unit too."""
+    neighbours: int = 0
+    """Write the nearest so many others of each file, by cosine similarity, to NAME-neighbours.csv beside --out."""
+    alike: float = 0.99
+    """With --neighbours: pairs of files at least so similar are listed in NAME-alike.csv, as likely duplicates."""
+    given: tuple[str, ...] = ()
+    """Of several modalities, those that are read; all by default."""
+    batch_size: int = 64
+    """Items at once."""
+    workers: int = 0
+    """Processes that read."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    quiet: bool = False
+    """No progress."""
+
+
+def embed(program: str, plugin: str | None, arguments: list[str]) -> int:
+    """``embed RUN INPUT --out features.npz``."""
+    name, rest = take_name(arguments, "run", f"Usage: {program} embed RUN INPUT [OPTIONS]")
+    if name in ("-h", "--help"):
+        parse(EmbedOptions, f"{program} embed RUN", arguments)
+    registry = installed()
+    run, method, checkpoint = load_run(Path(name), registry)
+    default = with_data(EmbedOptions, run.parts["data"].options, input=tyro.MISSING)
+    options: Any = parse(type(default), f"{program} embed {name}", rest, default)
+    embedding.check_format(options.out)
+    if options.neighbours < 0 or not 0 < options.alike <= 1:
+        raise MimError("--neighbours must not be negative, and --alike must lie in (0, 1].")
+    asked = open_asked(run, method, checkpoint, options, registry)
+    question = embedding.question(method, options.pool, options.units)
+    chunks = asked.chunks(options.out.parent / f".{options.out.name}.parts", [options.pool, options.units], CHUNK)
+
+    def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        found = ask(asked.inputs, method, question, some, options.batch_size, options.workers, asked.device)
+        return found.values, {"skipped": {str(row): why for row, why in found.skipped.items()}}
+
+    names, values, skipped = _gathered(asked, chunks.fill(make, asked.progress(chunks.resumed)))
+    _check(values, len(names))
+    embedding.write(options.out, names, values, skipped)
+    shape = " x ".join(map(str, values["features"].shape[1:]))
+    tell(f"{options.out}: {counted(len(names), 'sample')}, {shape} numbers each")
+    if options.neighbours:
+        _write_neighbours(options, names, values["features"])
+    chunks.remove()
+    told_of_skipped(skipped)
+    return 0
+
+
+def _gathered(asked: Asked, parts: Any) -> tuple[list[str], dict[str, Tensor], dict[str, str]]:
+    """Names and features of the samples that could be used, and the others with why."""
+    names, values, skipped = list[str](), dict[str, list[Tensor]](), dict[str, str]()
+    for some, tensors, facts in parts:
+        bad = {int(row): why for row, why in facts["skipped"].items()}
+        skipped.update({asked.inputs.name(some.start + row): why for row, why in bad.items()})
+        good = [row for row in range(len(some)) if row not in bad]
+        names += [asked.inputs.name(some.start + row) for row in good]
+        for name, value in tensors.items():
+            if name != "none":
+                values.setdefault(name, []).append(value[good])
+    return names, {name: torch.cat(found) for name, found in values.items()}, skipped
+
+
+def _check(values: dict[str, Tensor], count: int) -> None:
+    if not count:
+        raise MimError("None of the files can be used, so there are no features.")
+    if not all(bool(value.isfinite().all()) for value in values.values()):
+        raise MimError("Features are not finite; the run's weights may have diverged.")
+
+
+def _write_neighbours(options: Any, names: list[str], features: Tensor) -> None:
+    near, pairs = _table("name", "rank", "neighbour", "similarity"), _table("name", "other", "similarity")
+    count = 0
+    for row, found in embedding.neighbours(features, options.neighbours):
+        for rank, (other, similarity) in enumerate(found, 1):
+            near.add(names[row], rank, names[other], f"{similarity:.6f}")
+            if similarity >= options.alike and row < other:
+                pairs.add(names[row], names[other], f"{similarity:.6f}")
+                count += 1
+    for table, what in ((near, "neighbours"), (pairs, "alike")):
+        path = options.out.with_name(f"{options.out.stem}-{what}.csv")
+        write_whole(path, table.text())
+        told = f": {counted(count, 'pair')} of files at least {options.alike:g} similar" if what == "alike" else ""
+        tell(f"{path}{told}")
+
+
+class _table:
+    """Rows of a csv file."""
+
+    def __init__(self, *columns: str) -> None:
+        self.content = io.StringIO()
+        self.writer = csv.writer(self.content, lineterminator="\n")
+        self.writer.writerow(columns)
+
+    def add(self, *cells: object) -> None:
+        self.writer.writerow([shown(str(cell)) for cell in cells])
+
+    def text(self) -> str:
+        return self.content.getvalue()

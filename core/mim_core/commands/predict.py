@@ -1,0 +1,121 @@
+"""predict: what a run answers about files that it has never seen, as tables and files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from torch import Tensor
+
+from mim_core.commands.asking import open_asked, told_of_skipped
+from mim_core.commands.options import parse, take_name, with_data
+from mim_core.disk import replaced, write_whole
+from mim_core.errors import MimError
+from mim_core.host.loading import installed
+from mim_core.inference.inputs import ask
+from mim_core.runs.load import load_run
+from mim_core.terminal import tell
+from mim_core.text import counted, shown
+
+CHUNK = 64
+"""Samples that are answered before anything is written."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What a run answers about files: the classes of one that was trained on labels (predictions.csv and .json), or, of
+    several modalities, those that --given leaves out, as files. A command that was stopped goes on where it was. The
+    options of the run's data may be changed too (--data.NAME)."""
+
+    input: Annotated[Path, tyro.conf.Positional]
+    """A folder of files as the run's data source reads them, or one file."""
+    out: Path = Path("predictions")
+    """Folder to write into."""
+    given: tuple[str, ...] = ()
+    """Of several modalities, those that are read; the others are predicted."""
+    batch_size: int = 64
+    """Items at once."""
+    workers: int = 0
+    """Processes that read."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    quiet: bool = False
+    """No progress."""
+
+
+def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
+    """``predict RUN INPUT --out FOLDER``."""
+    name, rest = take_name(arguments, "run", f"Usage: {program} predict RUN INPUT [OPTIONS]")
+    if name in ("-h", "--help"):
+        parse(PredictOptions, f"{program} predict RUN", arguments)
+    registry = installed()
+    run, method, checkpoint = load_run(Path(name), registry)
+    default = with_data(PredictOptions, run.parts["data"].options, input=tyro.MISSING)
+    options: Any = parse(type(default), f"{program} predict {name}", rest, default)
+    if options.out.exists() and not options.out.is_dir():
+        raise MimError(f"--out {options.out} is a file; predict writes into a folder.")
+    asked = open_asked(run, method, checkpoint, options, registry)
+    options.out.mkdir(parents=True, exist_ok=True)
+    chunks, inputs = asked.chunks(options.out / ".parts", [], CHUNK), asked.inputs
+
+    def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        found = ask(inputs, method, method.predict, some, options.batch_size, options.workers, asked.device)
+        rows: dict[str, Any] = {}
+        for row in range(len(some)):
+            if row not in found.skipped:
+                record = method.record({n: v[row] for n, v in found.values.items()}, inputs.source)
+                files = _write_files(options.out, inputs.name(some.start + row), record.files)
+                rows[str(row)] = {**record.row, **files}
+        return {}, {"rows": rows, "skipped": {str(row): why for row, why in found.skipped.items()}}
+
+    rows, skipped = list[dict[str, Any]](), dict[str, str]()
+    for some, _, facts in chunks.fill(make, asked.progress(chunks.resumed)):
+        rows += [{"name": inputs.name(some.start + int(row)), **content} for row, content in facts["rows"].items()]
+        skipped.update({inputs.name(some.start + int(row)): why for row, why in facts["skipped"].items()})
+    if not rows:
+        chunks.remove()
+        told_of_skipped(skipped)
+        raise MimError("None of the files can be used, so there are no answers.")
+    _write_tables(options.out, rows, skipped)
+    chunks.remove()
+    tell(f"{options.out / 'predictions.csv'}: {counted(len(rows), 'sample')}")
+    told_of_skipped(skipped)
+    return 0
+
+
+def _write_files(out: Path, name: str, files: Any) -> dict[str, str]:
+    """A sample's files under its own name below the folder; what follows the name -> the path there."""
+    if not files:
+        return {}
+    stem = Path(shown(name.partition(" (")[0]).lstrip("/"))
+    home = Path(*(part for part in stem.parts if part != ".."))
+    found = {}
+    for behind, content in files.items():
+        path = home.with_name(home.stem + behind)
+        (out / path.parent).mkdir(parents=True, exist_ok=True)
+        with replaced(out / path) as file:
+            file.write(content)
+        found[behind.partition(".")[0].strip("-") or "file"] = path.as_posix()
+    return found
+
+
+def _write_tables(out: Path, rows: list[dict[str, Any]], skipped: dict[str, str]) -> None:
+    """predictions.csv, predictions.json, and skipped.json where a file cannot be used."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    content = io.StringIO()
+    table = csv.writer(content, lineterminator="\n")
+    table.writerow(map(shown, columns))
+    for row in rows:
+        table.writerow([shown(str(row.get(name, ""))) for name in columns])
+    write_whole(out / "predictions.csv", content.getvalue())
+    plain = [{shown(n): shown(v) if isinstance(v, str) else v for n, v in row.items()} for row in rows]
+    write_whole(out / "predictions.json", json.dumps(plain, indent=1))
+    left = {shown(name): shown(why) for name, why in skipped.items()}
+    (out / "skipped.json").unlink(missing_ok=True)
+    if left:
+        write_whole(out / "skipped.json", json.dumps(left, indent=1))

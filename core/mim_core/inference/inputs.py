@@ -1,0 +1,186 @@
+"""Files for a trained run: its own data source on another folder, every file as evaluation reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mim_core.data.loading import Reported, loader
+from mim_core.data.source import DataSource, PlainItems, Sample
+from mim_core.errors import MimError, unknown
+from mim_core.methods.assembly import building
+from mim_core.methods.build import working
+from mim_core.methods.method import Method
+from mim_core.parts.samples import finite_rows, known_entries
+from mim_core.recipes.config import ResolvedPart, ResolvedRun
+
+NOT_FINITE = "it has values that are not finite"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is asked about.
+
+    Attributes:
+        source: The run's data source, opened there.
+        items: Every file.
+        kept: Numbers of the samples that are asked about, in their order.
+    """
+
+    source: DataSource
+    items: PlainItems
+    kept: tuple[int, ...]
+
+    def name(self, number: int) -> str:
+        """Of a sample that is kept, as the source has it."""
+        return self.items.names[self.kept[number]]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+
+def open_inputs(run: ResolvedRun, method: Method, path: Path, data: Any = None, given: Sequence[str] = ()) -> Inputs:
+    """Files below a folder, or one file, whatever splits and classes folders are called after.
+
+    Args:
+        run: The run's recipe.
+        method: Its method.
+        path: The folder, or the file.
+        data: Options of the data source; the run's by default. Its root is replaced.
+        given: Of several modalities, those that are read; all by default.
+
+    Raises:
+        MimError: Nothing there that the run's data source reads.
+    """
+    part = run.parts.get("data")
+    if part is None:
+        raise MimError("This run has no data source, so it cannot read files.")
+    tokenizer: Any = method.tokenizer
+    for name in given:
+        if name not in tokenizer.shapes:
+            raise unknown("modality in --given", name, tokenizer.shapes, "Several are written with spaces between.")
+    shapes = {name: shape for name, shape in tokenizer.shapes.items() if not given or name in given}
+    options = part.options if data is None else data
+    source, alone = _opened(part, options, path, shapes)
+    source.ids = {name: count for name, count in tokenizer.ids.items() if name in shapes}
+    source.item_seconds = run.train.item_timeout
+    items = source.plain()
+    kept = tuple(i for i, name in enumerate(items.names) if not alone or Path(name).name == path.name)
+    if not kept:
+        raise MimError(f"{path} is no file that {part.name} reads.")
+    return Inputs(source, items, kept)
+
+
+def _opened(
+    part: ResolvedPart, options: Any, path: Path, shapes: dict[str, tuple[int, ...]]
+) -> tuple[DataSource, bool]:
+    """The source on a path as one collection; of a single file that it does not take as one, on its folder. And whether
+    that file alone is meant."""
+    names = {f.name for f in fields(options)}
+    if "root" not in names:
+        raise MimError(f"{part.name} reads no folders that could be named: it has no option root.")
+    whole = {"splits": False} if "splits" in names else {}
+    if not path.is_file():
+        with building("data", part):
+            return part.cls(replace(options, root=path, **whole), shapes), False
+    try:
+        with building("data", part):
+            return part.cls(replace(options, root=path, **whole), shapes), False
+    except MimError:  # it wants a folder
+        with building("data", part):
+            return part.cls(replace(options, root=path.parent, **whole), shapes), True
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What was asked of some samples, in their order.
+
+    Attributes:
+        values: Answers by name, float32 [n, ...]; rows of those that cannot be used are zero.
+        skipped: Number of a sample, from 0 for the first of these -> why it cannot be used.
+    """
+
+    values: dict[str, Tensor]
+    skipped: dict[int, str]
+
+
+@torch.no_grad()
+def ask(
+    inputs: Inputs,
+    method: Method,
+    question: Callable[[Sample], dict[str, Tensor]],
+    some: range,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> Answered:
+    """Asks about some of the samples; the mean over the views of each.
+
+    Args:
+        inputs: All samples.
+        method: What is asked, in evaluation mode on the device.
+        question: A batch -> answers [B, ...] by name.
+        some: Which of the samples.
+        batch_size: Items for each call; no effect on results beyond rounding.
+        workers: Processes that read; no effect on results.
+        device: Where to compute.
+    """
+    views, values, skipped = inputs.items.views, dict[str, Tensor](), dict[int, str]()
+    row_of = {inputs.kept[number]: row for row, number in enumerate(some)}
+    seen = torch.zeros(len(some))
+    for sample, bad in _batches(inputs, some, batch_size, workers):
+        skipped.update({row_of[place // views]: reason for place, reason in bad})
+        rows = torch.tensor([row_of[place // views] for place in sample.pop("index", torch.empty(0)).tolist()])
+        ready = inputs.source.finish({name: value.to(device) for name, value in sample.items()}) if len(rows) else {}
+        ready, rows = _finite(ready, rows.long(), inputs.source.shapes, skipped)
+        if not len(rows):
+            continue
+        with working(method):
+            found = question(known_entries(ready, inputs.source.shapes))
+        for name, value in found.items():
+            _check_views(name, value, views)
+            if name not in values:
+                values[name] = torch.zeros(len(some), *value.shape[1:])
+            values[name].index_add_(0, rows, value.float().cpu())
+        seen.index_add_(0, rows, torch.ones(len(rows)))
+    for row in (seen < views).nonzero().flatten().tolist():
+        skipped.setdefault(row, "one of its views cannot be read")
+    return Answered({name: value / views for name, value in values.items()}, dict(sorted(skipped.items())))
+
+
+def _batches(
+    inputs: Inputs, some: range, batch_size: int, workers: int
+) -> Iterator[tuple[Sample, list[tuple[int, str]]]]:
+    views = inputs.items.views
+    places = [inputs.kept[number] * views + view for number in some for view in range(views)]
+    sampler = [places[first : first + batch_size] for first in range(0, len(places), batch_size)]
+    items = Reported(inputs.items.items, inputs.source.item_seconds)
+    yield from loader(items, sampler, workers, Reported.collate)
+
+
+def _finite(sample: Sample, rows: Tensor, shapes: Any, skipped: dict[int, str]) -> tuple[Sample, Tensor]:
+    """The samples of a batch whose values are finite; the others are noted."""
+    fine = torch.ones(len(rows), dtype=torch.bool)
+    for name in shapes:
+        if name in sample and sample[name].is_floating_point():
+            there = sample.get(f"{name}.present")
+            own = finite_rows(sample[name])
+            fine &= (own if there is None else own | ~there).cpu()
+    skipped.update(dict.fromkeys(rows[~fine].tolist(), NOT_FINITE))
+    if bool(fine.all()):
+        return sample, rows
+    return {name: value[fine.to(value.device)] for name, value in sample.items()}, rows[fine]
+
+
+def _check_views(name: str, value: Tensor, views: int) -> None:
+    """Answers of several views are averaged, which numbers that are names cannot be."""
+    if views > 1 and not value.is_floating_point():
+        raise MimError(
+            f"{name} is answered in whole numbers, of which {views} views of a sample have no mean. Read one view of "
+            "each: --data.views 1 1"
+        )

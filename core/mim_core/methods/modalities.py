@@ -1,0 +1,65 @@
+"""Of several joined modalities, those that a sample lacks, predicted from those that it has: all of these is seen, and
+the heads of the others are asked (MultiMAE, arXiv 2204.01678, section 4.4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mim_core.data.source import Sample
+from mim_core.errors import MimError
+from mim_core.parts.tokenizer import JoinedTokenizer, zeros
+
+if TYPE_CHECKING:
+    from mim_core.methods.masked_autoencoder import MaskedAutoencoder
+
+
+@torch.no_grad()
+def from_given(method: MaskedAutoencoder, sample: Sample) -> dict[str, Tensor]:
+    """What the heads make of the modalities that are there, each [B, ...] in its modality's own shape.
+
+    Args:
+        method: In evaluation mode.
+        sample: A batch with some of the method's modalities.
+
+    Raises:
+        MimError: There is one modality, none or all are given, or no head has a way back to what was asked.
+    """
+    tokenizer = method.tokenizer
+    if not isinstance(tokenizer, JoinedTokenizer):
+        raise MimError(
+            "This run has one modality, of which it predicts hidden parts; mim-core show RUN draws them. To train a "
+            "head on labels: mim-core finetune RUN; for the encoder's features: mim-core embed RUN FOLDER."
+        )
+    lacking = tokenizer.lacking(sample)
+    wanted = {n: h for n, h in method.heads.items() if h.segment in lacking and h.answers_in_kind}
+    if len(lacking) == len(tokenizer.parts) or not wanted or method.views():
+        known = sorted({str(h.segment) for h in method.heads.values() if h.answers_in_kind})
+        raise MimError(
+            f"Which modalities are given? --given names some of {', '.join(tokenizer.parts)}, and leaves out one that "
+            f"can be predicted: {', '.join(known) or 'none of this run can'}."
+        )
+    rows, device = len(next(iter(sample.values()))), next(iter(sample.values())).device
+    shapes = {name: shape for part in lacking for name, shape in tokenizer.part(part).shapes.items()}
+    whole = {**zeros(shapes, tokenizer.ids, rows, device), **sample}
+    patches = tokenizer.split(whole)
+    mask = {n: torch.full((rows, part.count), n in lacking, device=device) for n, part in patches.layout.segments}
+    prepared = method.prepare(whole, mask)
+    outcome, found = method(prepared), {}
+    for name, head in wanted.items():
+        own, asked = head.local(patches, prepared.mask)  # type: ignore[operator]
+        answers = head.target.to_input_space(outcome.predictions[name], own, asked)  # type: ignore[union-attr,operator]
+        if answers is not None and isinstance(own.values, Tensor):
+            found[name] = tokenizer.part(str(head.segment)).join(
+                placed(own.values, asked.query_ids, answers), own.layout
+            )
+    return found
+
+
+def placed(values: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
+    """A copy of values [B, N, ...] with answers [B, Q, ...] at ids."""
+    flat = answers.reshape(*ids.shape, -1).to(values.dtype)
+    index = ids[:, :, None].expand_as(flat)
+    return values.flatten(2).scatter(1, index, flat).reshape(values.shape)

@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from mim_core.methods.method import Features as Features
     from mim_core.methods.method import Method as Method
     from mim_core.methods.method import Outcome as Outcome
+    from mim_core.methods.method import Record as Record
     from mim_core.methods.method import encode_all as encode_all
     from mim_core.methods.supervised import Supervised as Supervised
     from mim_core.methods.supervised import Taught as Taught
@@ -192,7 +193,7 @@ _ROOMS = {
     "methods.assembly": ("Parts",),
     "methods.build": ("build_method",),
     "methods.masked_autoencoder": ("Head", "MaskedAutoencoder", "Prepared"),
-    "methods.method": ("Features", "Method", "Outcome", "encode_all"),
+    "methods.method": ("Features", "Method", "Outcome", "Record", "encode_all"),
     "methods.supervised": ("Supervised", "Taught", "entry"),
     "parts.decoder": ("Decoder", "TransformerDecoder"),
     "parts.decoder_prototypes": ("PrototypeDecoder",),

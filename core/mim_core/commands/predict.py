@@ -5,19 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from torch import Tensor
 
 from mim_core.commands.asking import open_asked, told_of_skipped
 from mim_core.commands.options import parse, take_name, with_data
+from mim_core.data.source import Sample
 from mim_core.disk import replaced, write_whole
-from mim_core.errors import MimError
+from mim_core.errors import MimError, unknown
 from mim_core.host.loading import installed
 from mim_core.inference.inputs import ask
+from mim_core.methods.method import Method
 from mim_core.runs.load import load_run
 from mim_core.terminal import tell
 from mim_core.text import counted, shown
@@ -38,6 +42,8 @@ class PredictOptions:
     """Folder to write into."""
     given: tuple[str, ...] = ()
     """Of several modalities, those that are read; the others are predicted."""
+    label: str = ""
+    """What is known of all files, for methods that must be told: the category of shapes whose parts are asked."""
     batch_size: int = 64
     """Items at once."""
     workers: int = 0
@@ -61,10 +67,11 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
         raise MimError(f"--out {options.out} is a file; predict writes into a folder.")
     asked = open_asked(run, method, checkpoint, options, registry)
     options.out.mkdir(parents=True, exist_ok=True)
-    chunks, inputs = asked.chunks(options.out / ".parts", [], CHUNK), asked.inputs
+    chunks, inputs = asked.chunks(options.out / ".parts", [options.label], CHUNK), asked.inputs
+    question = _question(method, options.label)
 
     def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        found = ask(inputs, method, method.predict, some, options.batch_size, options.workers, asked.device)
+        found = ask(inputs, method, question, some, options.batch_size, options.workers, asked.device)
         rows: dict[str, Any] = {}
         for row in range(len(some)):
             if row not in found.skipped:
@@ -86,6 +93,26 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
     tell(f"{options.out / 'predictions.csv'}: {counted(len(rows), 'sample')}")
     told_of_skipped(skipped)
     return 0
+
+
+def _question(method: Method, label: str) -> Callable[[Sample], dict[str, Tensor]]:
+    """What the method is asked of a batch, which is told the label where one is known.
+
+    Raises:
+        MimError: The method knows no such label.
+    """
+    if not label:
+        return method.predict
+    names = tuple(getattr(getattr(method, "config", None), "names", ()))
+    if label not in names:
+        raise unknown("label", label, names, "This run is told none." if not names else "")
+    number = names.index(label)
+
+    def ask(sample: Sample) -> dict[str, Tensor]:
+        first = next(iter(sample.values()))
+        return method.predict({**sample, "label": torch.full((len(first),), number, device=first.device)})
+
+    return ask
 
 
 def _write_files(out: Path, name: str, files: Any) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ class Inputs:
         source: The run's data source, opened there.
         items: Every file.
         kept: Numbers of the samples that are asked about, in their order.
+        shapes: The modalities that the method is given, and the shape of each without the batch.
     """
 
     source: DataSource
     items: PlainItems
     kept: tuple[int, ...]
+    shapes: Mapping[str, tuple[int, ...]]
 
     def name(self, number: int) -> str:
         """Of a sample that is kept, as the source has it."""
@@ -66,14 +68,19 @@ def open_inputs(run: ResolvedRun, method: Method, path: Path, data: Any = None, 
             raise unknown("modality in --given", name, tokenizer.shapes, "Several are written with spaces between.")
     shapes = {name: shape for name, shape in tokenizer.shapes.items() if not given or name in given}
     options = part.options if data is None else data
-    source, alone = _opened(part, options, path, shapes)
-    source.ids = {name: count for name, count in tokenizer.ids.items() if name in shapes}
+    try:
+        source, alone = _opened(part, options, path, shapes)
+    except MimError:
+        if not given:
+            raise
+        source, alone = _opened(part, options, path, tokenizer.shapes)  # it reads all of them together
+    source.ids = {name: count for name, count in tokenizer.ids.items() if name in source.shapes}
     source.item_seconds = run.train.item_timeout
     items = source.plain()
     kept = tuple(i for i, name in enumerate(items.names) if not alone or Path(name).name == path.name)
     if not kept:
         raise MimError(f"{path} is no file that {part.name} reads.")
-    return Inputs(source, items, kept)
+    return Inputs(source, items, kept, shapes)
 
 
 def _opened(
@@ -137,11 +144,11 @@ def ask(
         skipped.update({row_of[place // views]: reason for place, reason in bad})
         rows = torch.tensor([row_of[place // views] for place in sample.pop("index", torch.empty(0)).tolist()])
         ready = inputs.source.finish({name: value.to(device) for name, value in sample.items()}) if len(rows) else {}
-        ready, rows = _finite(ready, rows.long(), inputs.source.shapes, skipped)
+        ready, rows = _finite(ready, rows.long(), inputs.shapes, skipped)
         if not len(rows):
             continue
         with working(method):
-            found = question(known_entries(ready, inputs.source.shapes))
+            found = question(_given(ready, inputs))
         for name, value in found.items():
             _check_views(name, value, views)
             if name not in values:
@@ -175,6 +182,13 @@ def _finite(sample: Sample, rows: Tensor, shapes: Any, skipped: dict[int, str]) 
     if bool(fine.all()):
         return sample, rows
     return {name: value[fine.to(value.device)] for name, value in sample.items()}, rows[fine]
+
+
+def _given(sample: Sample, inputs: Inputs) -> Sample:
+    """The entries of a batch without the modalities that are not given."""
+    others = {name for name in inputs.source.shapes if name not in inputs.shapes}
+    kept = known_entries(sample, inputs.source.shapes)
+    return {name: value for name, value in kept.items() if name.removesuffix(".present") not in others}
 
 
 def _check_views(name: str, value: Tensor, views: int) -> None:

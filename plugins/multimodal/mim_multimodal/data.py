@@ -28,7 +28,7 @@ from mim_core import (
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mim_multimodal import account, captions, checks, crops, files, maps, pictures
+from mim_multimodal import account, captions, checks, crops, files, maps, pictures, written
 from mim_multimodal.depth import standardise
 from mim_multimodal.fixed import Fixed
 from mim_multimodal.labels import Labels, find_labels
@@ -371,6 +371,17 @@ class Aligned(DataSource):
         if modality == "caption":
             return pictures.text(captions.decode_caption(values.tolist()))
         return pictures.colour(self.normalisation.to_bytes(values))
+
+    def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
+        """A modality as `finish` left it: rgb as PNG, standardised depth as PNG of 16 bits (see `written.depth`), class
+        ids as PNG of 8 bits, a caption as text."""
+        if modality == "depth":
+            return ".png", written.depth(values)
+        if modality == "semseg":
+            return ".png", written.class_map(values.round().long())
+        if modality == "caption":
+            return ".txt", captions.decode_caption(values.round().long().tolist()).encode()
+        return ".png", written.colour(self.normalisation.to_bytes(values))
 
     def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:
         """The same, where hidden depths and class ids are of a grey that no value has."""

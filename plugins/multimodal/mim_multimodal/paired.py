@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from mim_core import BadSample, DataSource, Labelled, MimError, Picture, Sample, counted
+from mim_core import BadSample, DataSource, Labelled, MimError, Picture, PlainItems, Sample, counted
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -247,6 +247,23 @@ class Paired(DataSource):
         _, items = self._splits("train")
         return self.joined({m: partial(each.read_labelled, items[m][index], key) for m, each in self.inner.items()})
 
+    def plain(self) -> PlainItems:
+        """Each source's, of the items that all have.
+
+        Raises:
+            MimError: The sources show different numbers of views.
+        """
+        found = {m: source.plain() for m, source in self.inner.items()}
+        views = {each.views for each in found.values()}
+        if len(views) > 1:
+            raise MimError("All paired sources must show equally many views: give them the same data.options views.")
+        names = tuple(map(self.name_of, range(len(self))))
+        return PlainItems(Pairs(self, found, self.items), names, views.pop())
+
+    def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
+        """As the modality's source writes it."""
+        return self.inner[modality].file(self.entries[modality], values)
+
     def raw(self, sample: Sample) -> Tensor:
         """Each source's own description, side by side."""
         return torch.cat([source.raw(self._part(m, sample)) for m, source in self.inner.items() if m in sample], dim=1)
@@ -305,9 +322,11 @@ class Paired(DataSource):
 
 
 class Pairs(Dataset[Any]):
-    """Items of labelled splits that belong together, view by view."""
+    """Items of the sources that belong together, view by view."""
 
-    def __init__(self, source: Paired, splits: Mapping[str, Labelled], items: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self, source: Paired, splits: Mapping[str, Labelled | PlainItems], items: Mapping[str, Sequence[int]]
+    ) -> None:
         self.source, self.splits, self.items = source, splits, items
         self.views = next(iter(splits.values())).views
 

@@ -108,6 +108,17 @@ class Rendered(WrappedSource):
         """The same, where hidden pixels of the view are blue, which no depth is."""
         return _grey(values, hidden) if modality == "depth" else self.source.masked_picture(modality, values, hidden)
 
+    def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
+        """Depth from 0 to 1 as PNG of 16 bits, 65,535 for 1; points as the source writes them."""
+        if modality != "depth":
+            return self.source.file(modality, values)
+        from PIL import Image
+
+        content = io.BytesIO()
+        code = (values[0].float().clamp(0, 1) * 65535).round().cpu().numpy().astype("uint16")
+        Image.fromarray(code).save(content, "png")
+        return ".png", content.getvalue()
+
     def animation(self, modality: str, values: Tensor) -> Picture | None:
         """The source's."""
         return None if modality == "depth" else self.source.animation(modality, values)

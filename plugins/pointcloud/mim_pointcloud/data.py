@@ -29,6 +29,7 @@ from mim_core import (
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mim_pointcloud import written
 from mim_pointcloud.augmentation import Axis, choose_points, rotate, scale_and_shift, to_unit_sphere
 from mim_pointcloud.columns import check_names
 from mim_pointcloud.description import describe
@@ -272,6 +273,10 @@ class Clouds(DataSource):
         channels = self.config.channels
         rgb = 3 * channels.index("rgb") if "rgb" in channels else None
         return pictures.cloud_picture(values, rgb=rgb, up=self.up)
+
+    def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
+        """[P, C] as PLY."""
+        return ".ply", written.ply(values)
 
     def page(self, modality: str, rows: Mapping[str, Tensor]) -> str | None:
         """Shapes to turn by hand: visible, hidden and rebuilt points."""

@@ -20,6 +20,7 @@ from mim_core import (
     MimError,
     Outcome,
     Readable,
+    Record,
     Sample,
     Score,
     Supervised,
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mim_pointcloud import geometry, metrics
+from mim_pointcloud.written import ply
 
 if TYPE_CHECKING:
     from mim_core import Parts
@@ -62,6 +64,8 @@ class PartSegmenter(Supervised):
         """Checkpoint that the weights of tokenizer and encoder are taken from; none: as drawn. finetune fills it in."""
         owners: tuple[int, ...] = ()
         """For every part number the category that it belongs to, -1 for none; nothing takes the data's."""
+        names: tuple[str, ...] = ()
+        """What the categories are called, in their order; nothing takes the data's."""
         levels: tuple[int, ...] = ()
         """Encoder blocks, from 1, whose outputs are used; nothing: those that end the thirds (4, 8 and 12 of 12)."""
         propagation: tuple[int, ...] = (1536, 1024)
@@ -115,8 +119,10 @@ class PartSegmenter(Supervised):
 
     @classmethod
     def completed(cls, options: Any, source: DataSource) -> Any:
-        """With the parts of the data's categories."""
-        return options if options.owners else replace(options, owners=owners_of(source))
+        """With the parts and the names of the data's categories."""
+        if options.owners:
+            return options
+        return replace(options, owners=owners_of(source), names=tuple(source.labelled("train").classes))
 
     def check(self, source: DataSource) -> None:
         """Refuses data with other parts."""
@@ -168,6 +174,38 @@ class PartSegmenter(Supervised):
         loss = F.cross_entropy(logits.float(), prepared.answers.flatten())
         latent = torch.cat([encoded.prefix, encoded.tokens], dim=1)
         return Outcome(loss, {"part": loss}, {"part": logits.unflatten(0, (rows, points))}, latent)
+
+    # ---- shapes without labels ---------------------------------------------------------------------------------------
+
+    def blank(self, sample: Sample) -> Sample:
+        """A shape's first category, and its first part at every point."""
+        points = sample["points"]
+        return {
+            **super().blank(sample),
+            "parts": torch.zeros(points.shape[:2], dtype=torch.int64, device=points.device),
+        }
+
+    def predict(self, sample: Sample) -> dict[str, Tensor]:
+        """Probabilities "part" [B, P, parts], among the parts of the shape's category, and the "points" [B, P, 3].
+
+        Raises:
+            MimError: There are several categories, and the sample has no ``label``.
+        """
+        if "label" not in sample and self.categories > 1:
+            known = ", ".join(self.config.names) or f"0 to {self.categories - 1}"
+            raise MimError(f"Of which category are these shapes? The method is told: --label NAME, of: {known}.")
+        sample = {**self.blank(sample), **sample}
+        allowed: Tensor = self.allowed[sample["label"]][:, None]  # type: ignore[index]
+        logits = super().predict(sample)["part"].float().masked_fill(~allowed, -torch.inf)
+        return {"part": logits.softmax(dim=2), "points": sample["points"][..., :3]}
+
+    def record(self, answers: Mapping[str, Tensor], source: DataSource) -> Record:
+        """How many points each part has; and the points as the method saw them, in the unit sphere, as a PLY file in
+        colours."""
+        parts = answers["part"].argmax(dim=1)
+        numbers, counts = parts.unique(return_counts=True)
+        row = {f"part {number}": int(count) for number, count in zip(numbers.tolist(), counts, strict=True)}
+        return Record({"points": len(parts), **row}, {".ply": ply(answers["points"], parts)})
 
     # ---- the test ----------------------------------------------------------------------------------------------------
 

@@ -289,6 +289,11 @@ class Clips(DataSource):
         """[C, T, H, W] as a film strip of up to 8 frames."""
         return pictures.film_strip(self._pixels(values))
 
+    def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
+        """[C, T, H, W] as a GIF; of one frame as PNG."""
+        found = self.animation(modality, values) or self.picture(modality, values)
+        return "." + found.media_type.rpartition("/")[2], found.content
+
     def animation(self, modality: str, values: Tensor) -> Picture | None:
         """[C, T, H, W] as a GIF."""
         return pictures.moving(self._pixels(values)) if self.frames > 1 else None

@@ -16,7 +16,7 @@ from mim_core.inference.chunks import Chunks
 from mim_core.inference.inputs import Inputs, open_inputs
 from mim_core.methods.method import Method
 from mim_core.ranks.world import choose_device
-from mim_core.recipes.config import ResolvedRun
+from mim_core.recipes.config import ResolvedPart, ResolvedRun
 from mim_core.recipes.options import plain
 from mim_core.runs import checkpoint, inventory
 from mim_core.terminal import tell
@@ -61,6 +61,17 @@ class Asked:
         return told
 
 
+def data_of(run: ResolvedRun) -> ResolvedPart:
+    """The run's data source.
+
+    Raises:
+        MimError: It has none, so it cannot read files.
+    """
+    if "data" not in run.parts:
+        raise MimError(f"{run.recipe} has no data source, so it cannot read files.")
+    return run.parts["data"]
+
+
 def open_asked(run: ResolvedRun, method: Method, path: Path, options: Any, registry: Registry) -> Asked:
     """Opens a command's input for a run, and says what is there.
 
@@ -81,7 +92,7 @@ def open_asked(run: ResolvedRun, method: Method, path: Path, options: Any, regis
     if not options.quiet:
         tell(f"{shown(str(options.input))}: {counted(len(inputs), 'sample')}")
         for label, text in inputs.source.contents().items():
-            if label not in ("splits", "classes"):
+            if label.endswith(("left out", "files hold")):
                 tell(f"{label}: {text}")
     for line in inputs.source.advice():
         warn(line)

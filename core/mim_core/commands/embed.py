@@ -12,7 +12,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from mim_core.commands.asking import Asked, open_asked, told_of_skipped
+from mim_core.commands.asking import Asked, data_of, open_asked, told_of_skipped
 from mim_core.commands.options import parse, take_name, with_data
 from mim_core.disk import write_whole
 from mim_core.errors import MimError
@@ -64,7 +64,7 @@ def embed(program: str, plugin: str | None, arguments: list[str]) -> int:
         parse(EmbedOptions, f"{program} embed RUN", arguments)
     registry = installed()
     run, method, checkpoint = load_run(Path(name), registry)
-    default = with_data(EmbedOptions, run.parts["data"].options, input=tyro.MISSING)
+    default = with_data(EmbedOptions, data_of(run).options, input=tyro.MISSING)
     options: Any = parse(type(default), f"{program} embed {name}", rest, default)
     embedding.check_format(options.out)
     if options.neighbours < 0 or not 0 < options.alike <= 1:
@@ -78,7 +78,10 @@ def embed(program: str, plugin: str | None, arguments: list[str]) -> int:
         return found.values, {"skipped": {str(row): why for row, why in found.skipped.items()}}
 
     names, values, skipped = _gathered(asked, chunks.fill(make, asked.progress(chunks.resumed)))
-    _check(values, len(names))
+    if not names:
+        chunks.remove()
+        told_of_skipped(skipped)
+        raise MimError("None of the files can be used, so there are no features.")
     embedding.write(options.out, names, values, skipped)
     shape = " x ".join(map(str, values["features"].shape[1:]))
     tell(f"{options.out}: {counted(len(names), 'sample')}, {shape} numbers each")
@@ -101,13 +104,6 @@ def _gathered(asked: Asked, parts: Any) -> tuple[list[str], dict[str, Tensor], d
             if name != "none":
                 values.setdefault(name, []).append(value[good])
     return names, {name: torch.cat(found) for name, found in values.items()}, skipped
-
-
-def _check(values: dict[str, Tensor], count: int) -> None:
-    if not count:
-        raise MimError("None of the files can be used, so there are no features.")
-    if not all(bool(value.isfinite().all()) for value in values.values()):
-        raise MimError("Features are not finite; the run's weights may have diverged.")
 
 
 def _write_neighbours(options: Any, names: list[str], features: Tensor) -> None:

@@ -14,13 +14,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from mim_core.commands.asking import open_asked, told_of_skipped
+from mim_core.commands.asking import data_of, open_asked, told_of_skipped
 from mim_core.commands.options import parse, take_name, with_data
 from mim_core.data.source import Sample
 from mim_core.disk import replaced, write_whole
 from mim_core.errors import MimError, unknown
 from mim_core.host.loading import installed
-from mim_core.inference.inputs import ask
+from mim_core.inference.inputs import ask, check_question
 from mim_core.methods.method import Method
 from mim_core.runs.load import load_run
 from mim_core.terminal import tell
@@ -61,14 +61,15 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
         parse(PredictOptions, f"{program} predict RUN", arguments)
     registry = installed()
     run, method, checkpoint = load_run(Path(name), registry)
-    default = with_data(PredictOptions, run.parts["data"].options, input=tyro.MISSING)
+    default = with_data(PredictOptions, data_of(run).options, input=tyro.MISSING)
     options: Any = parse(type(default), f"{program} predict {name}", rest, default)
     if options.out.exists() and not options.out.is_dir():
         raise MimError(f"--out {options.out} is a file; predict writes into a folder.")
+    question = _question(method, options.label)
+    check_question(method, question, options.given)
     asked = open_asked(run, method, checkpoint, options, registry)
     options.out.mkdir(parents=True, exist_ok=True)
     chunks, inputs = asked.chunks(options.out / ".parts", [options.label], CHUNK), asked.inputs
-    question = _question(method, options.label)
 
     def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = ask(inputs, method, question, some, options.batch_size, options.workers, asked.device)

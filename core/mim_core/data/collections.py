@@ -143,10 +143,7 @@ def arrange(files: Sequence[str], root: PurePath, noun: str = "file", splits: bo
     places = [deciding(parts, named) for parts in folders]
     kinds = [None if i is None else named[parts[i]] for parts, i in zip(folders, places, strict=True)]
     if not any(kinds):
-        first = [parts[0] if parts else "" for parts in folders]
-        everything = tuple(range(len(files)))
-        labels, classes = _labels(first, everything)
-        return Arrangement(everything, everything, None, labels, classes, advice=_like_splits(root, files, noun))
+        return _one_collection(files, folders, root, noun)
     by_split = {name: tuple(i for i, split in enumerate(kinds) if split == name) for name in (*WORDS.values(), None)}
     rest, advice = by_split[None], list[str]()
     held = next((name for name in HELD_OUT if by_split[name]), None)
@@ -174,6 +171,13 @@ def arrange(files: Sequence[str], root: PurePath, noun: str = "file", splits: bo
                                          "held out": test or (),
                                          "not used": tuple(i for name in unused for i in by_split[name])})  # fmt: skip
     return Arrangement(pretrain, train, test, labels, classes, text, tuple(advice))
+
+
+def _one_collection(files: Sequence[str], folders: Sequence[tuple[str, ...]], root: PurePath, noun: str) -> Arrangement:
+    """Files of no split; their classes are the first folders."""
+    everything = tuple(range(len(files)))
+    labels, classes = _labels([parts[0] if parts else "" for parts in folders], everything)
+    return Arrangement(everything, everything, None, labels, classes, advice=_like_splits(root, files, noun))
 
 
 def every_fifth(labels: Sequence[int], items: Iterable[int]) -> tuple[list[int], list[int]]:

@@ -17,6 +17,7 @@ from mim_core.methods.assembly import building
 from mim_core.methods.build import working
 from mim_core.methods.method import Method
 from mim_core.parts.samples import finite_rows, known_entries
+from mim_core.parts.tokenizer import zeros
 from mim_core.recipes.config import ResolvedPart, ResolvedRun
 
 NOT_FINITE = "it has values that are not finite"
@@ -63,17 +64,17 @@ def open_inputs(run: ResolvedRun, method: Method, path: Path, data: Any = None, 
     if part is None:
         raise MimError("This run has no data source, so it cannot read files.")
     tokenizer: Any = method.tokenizer
-    for name in given:
-        if name not in tokenizer.shapes:
-            raise unknown("modality in --given", name, tokenizer.shapes, "Several are written with spaces between.")
-    shapes = {name: shape for name, shape in tokenizer.shapes.items() if not given or name in given}
+    shapes = given_shapes(method, given)
     options = part.options if data is None else data
     try:
         source, alone = _opened(part, options, path, shapes)
-    except MimError:
+    except MimError as error:
         if not given:
             raise
-        source, alone = _opened(part, options, path, tokenizer.shapes)  # it reads all of them together
+        try:  # it may read all of them together
+            source, alone = _opened(part, options, path, tokenizer.shapes)
+        except MimError:
+            raise error from None
     source.ids = {name: count for name, count in tokenizer.ids.items() if name in source.shapes}
     source.item_seconds = run.train.item_timeout
     items = source.plain()
@@ -81,6 +82,31 @@ def open_inputs(run: ResolvedRun, method: Method, path: Path, data: Any = None, 
     if not kept:
         raise MimError(f"{path} is no file that {part.name} reads.")
     return Inputs(source, items, kept, shapes)
+
+
+def given_shapes(method: Method, given: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The modalities that are given, all where none is named, and the shape of each.
+
+    Raises:
+        MimError: The method has no such modality; says the nearest.
+    """
+    shapes: dict[str, tuple[int, ...]] = method.tokenizer.shapes  # type: ignore[assignment,union-attr]
+    for name in given:
+        if name not in shapes:
+            raise unknown("modality in --given", name, shapes, "Several are written with spaces between.")
+    return {name: shape for name, shape in shapes.items() if not given or name in given}
+
+
+def check_question(method: Method, question: Callable[[Sample], dict[str, Tensor]], given: Sequence[str]) -> None:
+    """Asks about nothing, so that a method that cannot answer says so before files are read.
+
+    Raises:
+        MimError: It cannot.
+    """
+    tokenizer: Any = method.tokenizer
+    shapes = given_shapes(method, given)
+    with torch.no_grad(), working(method.eval()):
+        question(zeros(shapes, tokenizer.ids, 1))
 
 
 def _opened(
@@ -150,7 +176,7 @@ def ask(
         with working(method):
             found = question(_given(ready, inputs))
         for name, value in found.items():
-            _check_views(name, value, views)
+            _check_answer(name, value, views)
             if name not in values:
                 values[name] = torch.zeros(len(some), *value.shape[1:])
             values[name].index_add_(0, rows, value.float().cpu())
@@ -191,8 +217,10 @@ def _given(sample: Sample, inputs: Inputs) -> Sample:
     return {name: value for name, value in kept.items() if name.removesuffix(".present") not in others}
 
 
-def _check_views(name: str, value: Tensor, views: int) -> None:
-    """Answers of several views are averaged, which numbers that are names cannot be."""
+def _check_answer(name: str, value: Tensor, views: int) -> None:
+    """Refuses answers that say nothing: no numbers, or names of which several views would be averaged."""
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        raise MimError(f"{name} is answered with values that are not finite; the run's weights may have diverged.")
     if views > 1 and not value.is_floating_point():
         raise MimError(
             f"{name} is answered in whole numbers, of which {views} views of a sample have no mean. Read one view of "

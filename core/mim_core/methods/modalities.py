@@ -3,7 +3,7 @@ the heads of the others are asked (MultiMAE, arXiv 2204.01678, section 4.4)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,16 +12,13 @@ from mim_core.data.source import Sample
 from mim_core.errors import MimError
 from mim_core.parts.tokenizer import JoinedTokenizer, zeros
 
-if TYPE_CHECKING:
-    from mim_core.methods.masked_autoencoder import MaskedAutoencoder
-
 
 @torch.no_grad()
-def from_given(method: MaskedAutoencoder, sample: Sample) -> dict[str, Tensor]:
+def from_given(method: Any, sample: Sample) -> dict[str, Tensor]:
     """What the heads make of the modalities that are there, each [B, ...] in its modality's own shape.
 
     Args:
-        method: In evaluation mode.
+        method: A `MaskedAutoencoder` in evaluation mode.
         sample: A batch with some of the method's modalities.
 
     Raises:
@@ -49,8 +46,8 @@ def from_given(method: MaskedAutoencoder, sample: Sample) -> dict[str, Tensor]:
     prepared = method.prepare(whole, mask)
     outcome, found = method(prepared), {}
     for name, head in wanted.items():
-        own, asked = head.local(patches, prepared.mask)  # type: ignore[operator]
-        answers = head.target.to_input_space(outcome.predictions[name], own, asked)  # type: ignore[union-attr,operator]
+        own, asked = head.local(patches, prepared.mask)
+        answers = head.target.to_input_space(outcome.predictions[name], own, asked)
         if answers is not None and isinstance(own.values, Tensor):
             found[name] = tokenizer.part(str(head.segment)).join(
                 placed(own.values, asked.query_ids, answers), own.layout

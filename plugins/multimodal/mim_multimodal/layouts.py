@@ -357,7 +357,7 @@ def _scan(
             if name in wanted and not files[name] and (of_data or missing != "mask"):
                 raise naming.nothing_read(folder, name, ENDINGS[name], others[named[name]], suffixes.get(name, ""))
         elif name in wanted and not lenient:
-            raise _no_folder(base, name, named[name])
+            raise _no_folder(base, name, named[name], alone=len(wanted) == 1)
     stems = sorted({stem for name in wanted for stem in files.get(name, ())})
     if not stems:
         looked = "; ".join(f"{named[name]}: {' '.join(ENDINGS[name])}" for name in wanted)
@@ -396,10 +396,12 @@ def _captions(table: Path, split: str, named: Mapping[str, str], suffixes: Mappi
     return found
 
 
-def _no_folder(base: Path, modality: str, folder: str) -> MimError:
+def _no_folder(base: Path, modality: str, folder: str, alone: bool = False) -> MimError:
     there = _folders(base)
     near = nearest(folder, there)
     guess = f" Is it {near!r}? Say so: --data.folders {modality} {near}." if near else ""
+    if alone and not near:
+        guess = f" If its files lie there themselves: --data.folders {modality} ."
     return MimError(
         f"{base} has no folder {folder!r} for the modality {modality}, which the tokenizers want.{guess}\n"
         f"Folders there: {', '.join(there[:12]) or 'none'}. {EXPECTED}"

@@ -1,0 +1,286 @@
+"""embed and predict: features and answers for files that a run has never seen."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from mim_core.cli import main
+from mim_core.errors import MimError
+from mim_core.inference.chunks import Chunks
+from mim_core.inference.embedding import neighbours
+from mim_core.inference.inputs import ask, open_inputs
+from mim_core.runs.load import load_run
+from PIL import Image
+
+
+def picture(path, seed, size=(28, 28)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    Image.fromarray(values).save(path)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A pre-trained run, and in its folder one that was fine-tuned on two classes."""
+    root = tmp_path_factory.mktemp("inference")
+    for number in range(20):
+        picture(root / "data" / ("round" if number % 2 else "square") / f"{number}.png", number)
+    short = ["--quiet", "--train.warmup-epochs", "0", "--train.workers", "0"]
+    data = ["--data.root", str(root / "data")]
+    start = ["pretrain", "image:mae-vit-tiny", "--twin", "--train.steps", "2", "--out", str(root / "run")]
+    assert main([*start, *short, *data]) == 0
+    assert main(["finetune", str(root / "run"), *short, "--train.epochs", "2", "--train.batch-size", "8"]) == 0
+    return root / "run"
+
+
+@pytest.fixture
+def new(tmp_path):
+    """Files never seen, in folders that would be splits and classes elsewhere; one is damaged, one is no image."""
+    for number, name in enumerate(("b.png", "test/a.png", "train/cat/c.png", "train/dog/d.png")):
+        picture(tmp_path / "new" / name, 100 + number, (30, 40))
+    (tmp_path / "new/bad.png").write_bytes(b"no image")
+    (tmp_path / "new/notes.heic").write_bytes(b"")
+    return tmp_path / "new"
+
+
+CPU = torch.device("cpu")
+NAMES = ["b.png", "test/a.png", "train/cat/c.png", "train/dog/d.png"]
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# ---- features --------------------------------------------------------------------------------------------------------
+
+
+def test_every_file_has_the_encoders_features(runs, new, tmp_path, capsys):
+    out = tmp_path / "f.npz"
+    assert main(["embed", str(runs), str(new), "--out", str(out), "--units"]) == 0
+    said = capsys.readouterr()
+    assert "left out: 1 file with endings that are not read: 1 x .heic" in said.out
+    assert "1 file cannot be used and is left out (bad.png: not an image" in said.err
+    found = np.load(out)
+    assert found["names"].tolist() == NAMES
+    assert found["skipped"].tolist() == [["bad.png", "not an image of a kind that is read"]]
+    run = load_run(runs)
+    source = type(run.source())(run.recipe.parts["data"].options, run.method.tokenizer.shapes)
+    path = new / NAMES[0]
+    with Image.open(path) as image:
+        pixels = np.asarray(image.resize((37, 28), Image.Resampling.BICUBIC))[:, 4:32]
+    sample = source.finish({"image": torch.from_numpy(pixels.copy())[None, None]})
+    run.method.eval()
+    with torch.no_grad():
+        wanted = run.method.encode(sample)
+    np.testing.assert_allclose(found["features"][0], wanted.pooled[0], rtol=0, atol=2e-2)  # resized by another library
+    np.testing.assert_allclose(found["units"][0], wanted.tokens[0], rtol=0, atol=0.1)
+    np.testing.assert_allclose(found["units"].mean(axis=1), found["features"], rtol=0, atol=1e-5)
+
+
+def test_batches_and_workers_do_not_matter(runs, new, tmp_path):
+    found = []
+    for batch, workers in ((64, 0), (1, 0), (3, 2)):
+        out = tmp_path / f"{batch}.npz"
+        options = ["--batch-size", str(batch), "--workers", str(workers), "--quiet"]
+        assert main(["embed", str(runs), str(new), "--out", str(out), *options]) == 0
+        found.append(np.load(out))
+    for other in found[1:]:
+        assert other["names"].tolist() == NAMES
+        assert other["skipped"].tolist() == found[0]["skipped"].tolist()
+        np.testing.assert_allclose(other["features"], found[0]["features"], rtol=0, atol=1e-5)
+
+
+def test_a_copy_is_found(runs, new, tmp_path, capsys):
+    (new / "copy.png").write_bytes((new / "b.png").read_bytes())
+    out = tmp_path / "f.npz"
+    assert main(["embed", str(runs), str(new), "--out", str(out), "--neighbours", "2", "--alike", "0.999999"]) == 0
+    near, alike = rows(tmp_path / "f-neighbours.csv"), rows(tmp_path / "f-alike.csv")
+    assert [(r["name"], r["neighbour"]) for r in near if r["rank"] == "1"][:2] == [
+        ("b.png", "copy.png"),
+        ("copy.png", "b.png"),
+    ]
+    assert [(r["name"], r["other"]) for r in alike] == [("b.png", "copy.png")]
+    assert "1 pair of files" in capsys.readouterr().out
+
+
+def test_neighbours_are_those_of_a_plain_loop():
+    features = torch.randn(37, 5, generator=torch.Generator().manual_seed(0))
+    unit = features / features.norm(dim=1, keepdim=True)
+    found = dict(neighbours(features, 4, rows=10))
+    for i in range(37):
+        alike = sorted(((float(unit[i] @ unit[j]), j) for j in range(37) if j != i), reverse=True)[:4]
+        assert [j for j, _ in found[i]] == [j for _, j in alike]
+        assert [s for _, s in found[i]] == pytest.approx([s for s, _ in alike], abs=1e-6)
+    assert len(dict(neighbours(features[:3], 10))[0]) == 2
+
+
+def test_parquet_holds_the_same(runs, new, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert main(["embed", str(runs), str(new), "--out", str(tmp_path / "f.npz"), "--units", "--quiet"]) == 0
+    assert main(["embed", str(runs), str(new), "--out", str(tmp_path / "f.parquet"), "--units", "--quiet"]) == 0
+    one, two = np.load(tmp_path / "f.npz"), parquet.read_table(tmp_path / "f.parquet")
+    assert two["name"].to_pylist() == NAMES
+    np.testing.assert_array_equal(np.array(two["features"].to_pylist(), np.float32), one["features"])
+    shape = tuple(map(int, two.schema.metadata[b"units.shape"].split()))
+    units = np.array(two["units"].to_pylist(), np.float32).reshape(-1, *shape)
+    np.testing.assert_array_equal(units, one["units"])
+    assert two.schema.metadata[b"skipped"].startswith(b"bad.png\tnot an image")
+
+
+# ---- answers ---------------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_those_of_the_classifier(runs, new, tmp_path):
+    out = tmp_path / "p"
+    assert main(["predict", str(runs / "finetune"), str(new), "--out", str(out), "--quiet"]) == 0
+    found = rows(out / "predictions.csv")
+    assert [row["name"] for row in found] == NAMES
+    assert json.loads((out / "skipped.json").read_text()) == {"bad.png": "not an image of a kind that is read"}
+    run = load_run(runs / "finetune")
+    assert run.method.config.names == ("round", "square")
+    part = run.recipe.parts["data"]
+    items = part.cls(replace(part.options, root=new, splits=False), run.method.tokenizer.shapes)
+    plain = items.plain()
+    batch = items.finish({"image": torch.stack([plain.items[plain.names.index(name)]["image"] for name in NAMES])})
+    run.method.eval()
+    with torch.no_grad():
+        outcome = run.method(run.method.prepare({**batch, "label": torch.zeros(4, dtype=torch.int64)}))
+    shares = outcome.predictions["class"].softmax(dim=1)
+    for row, share in zip(found, shares, strict=True):
+        assert row["class"] == ("round", "square")[int(share.argmax())]
+        assert float(row["probability"]) == pytest.approx(float(share.max()), abs=1e-5)
+        assert float(row["p(round)"]) == pytest.approx(float(share[0]), abs=1e-5)
+    listed = json.loads((out / "predictions.json").read_text())
+    assert [(row["name"], row["class"]) for row in listed] == [(row["name"], row["class"]) for row in found]
+    assert sorted(path.name for path in out.iterdir()) == ["predictions.csv", "predictions.json", "skipped.json"]
+
+
+def test_one_file(runs, new, tmp_path):
+    assert (
+        main(["predict", str(runs / "finetune"), str(new / "test/a.png"), "--out", str(tmp_path / "p"), "--quiet"]) == 0
+    )
+    assert [row["name"] for row in rows(tmp_path / "p/predictions.csv")] == ["a.png"]
+
+
+def test_the_data_of_the_run_need_not_be_there(runs, new, tmp_path):
+    moved = runs.parent / "data"
+    moved.rename(runs.parent / "gone")
+    try:
+        assert main(["predict", str(runs / "finetune"), str(new), "--out", str(tmp_path / "p"), "--quiet"]) == 0
+    finally:
+        (runs.parent / "gone").rename(moved)
+    assert {row["class"] for row in rows(tmp_path / "p/predictions.csv")} <= {"round", "square"}
+
+
+def test_names_of_others_steer_nothing(runs, tmp_path, capsys):
+    picture(tmp_path / "new" / "a\x1b[2J,=1.png", 1)
+    assert main(["predict", str(runs / "finetune"), str(tmp_path / "new"), "--out", str(tmp_path / "p")]) == 0
+    said = capsys.readouterr()
+    text = (tmp_path / "p/predictions.csv").read_text() + said.out + said.err
+    assert "\x1b" not in text
+    assert "\\x1b[2J" in text
+
+
+# ---- going on --------------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_command_goes_on(runs, tmp_path, monkeypatch, capsys):
+    from mim_core.commands import predict
+
+    for number in range(9):
+        picture(tmp_path / "new" / f"{number}.png", number)
+    arguments = ["predict", str(runs / "finetune"), str(tmp_path / "new"), "--out", str(tmp_path / "p")]
+    assert main([*arguments[:-1], str(tmp_path / "whole")]) == 0
+    monkeypatch.setattr(predict, "CHUNK", 2)
+    asked, real = [], predict.ask
+
+    def stops(inputs, method, question, some, *options):
+        asked.append(some.start)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return real(inputs, method, question, some, *options)
+
+    monkeypatch.setattr(predict, "ask", stops)
+    assert main(arguments) == 130
+    assert not (tmp_path / "p/predictions.csv").exists()
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "Going on: 4 of 9 were done before." in capsys.readouterr().out
+    assert asked == [0, 2, 4, 4, 6, 8]
+    assert rows(tmp_path / "p/predictions.csv") == rows(tmp_path / "whole/predictions.csv")
+    assert not (tmp_path / "p/.parts").exists()
+
+
+def test_parts_of_anything_else_are_made_anew(tmp_path):
+    def fill(about):
+        made = []
+
+        def make(some):
+            made.append(some.start)
+            return {"x": torch.tensor([float(n) for n in some])}, {}
+
+        parts = Chunks(tmp_path / "parts", about, 5, 2)
+        values = torch.cat([tensors["x"] for _, tensors, _ in parts.fill(make)])
+        assert values.tolist() == [0, 1, 2, 3, 4]
+        return made
+
+    assert fill("a") == [0, 2, 4]
+    assert fill("a") == []
+    next((tmp_path / "parts").glob("*2.safetensors")).write_bytes(b"torn")
+    assert fill("a") == [2]
+    assert fill("b") == [0, 2, 4]
+
+
+def test_files_that_changed_are_asked_about_anew(runs, new, tmp_path, monkeypatch):
+    def values():
+        return np.load(tmp_path / "f.npz")["features"]
+
+    arguments = ["embed", str(runs), str(new), "--out", str(tmp_path / "f.npz"), "--quiet"]
+    with monkeypatch.context() as patched:  # as if it had been stopped before the end
+        patched.setattr(Chunks, "remove", lambda self: None)
+        assert main(arguments) == 0
+    before = values()
+    picture(new / "b.png", 999, (30, 41))
+    assert main(arguments) == 0
+    assert not np.allclose(before[0], values()[0])
+    np.testing.assert_array_equal(before[1:], values()[1:])
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["predict", "RUN", "NEW"], "one modality, of which it predicts hidden parts"),
+        (["predict", "RUN/finetune", "NEW", "--label", "rond"], "Unknown label 'rond'. Did you mean"),
+        (["predict", "RUN/finetune", "NEW", "--given", "imag"], "Unknown modality in --given 'imag'. Did you mean"),
+        (["predict", "RUN/finetune", "nothing-there"], "does not exist"),
+        (["predict", "RUN/finetune", "NEW/notes.heic"], "notes.heic is no file that image:images reads"),
+        (["embed", "RUN", "NEW", "--out", "f.txt"], ".npz or .parquet"),
+        (["embed", "RUN", "NEW", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["embed", "nowhere", "NEW"], "holds no complete checkpoint"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(runs, new, tmp_path, monkeypatch, capsys, command, says):
+    monkeypatch.chdir(tmp_path)
+    told = [part.replace("RUN", str(runs)).replace("NEW", str(new)) for part in command]
+    code = main(told)
+    said = capsys.readouterr()
+    assert code == 2
+    assert says in " ".join(said.err.split())
+
+
+def test_weights_that_diverged_are_said(runs, new):
+    run = load_run(runs)
+    with torch.no_grad():
+        next(run.method.encoder.parameters()).fill_(torch.nan)
+    inputs = open_inputs(run.recipe, run.method, new)
+    with pytest.raises(MimError, match="not finite"):
+        ask(
+            inputs, run.method.eval(), lambda s: {"x": run.method.encode(s).pooled}, range(2), 4, 0, torch.device("cpu")
+        )

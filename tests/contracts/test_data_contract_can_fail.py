@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from mim_core import randomness
-from mim_core.data.source import DataSource, Labelled, Picture
+from mim_core.data.source import DataSource, Labelled, Picture, PlainItems
 from mim_core.errors import BadSample
 from mim_core.testing import DataContract
 from torch.utils.data import Dataset, get_worker_info
@@ -56,6 +56,9 @@ class Good(DataSource):
         first = 0 if split == "train" else 1000
         names = tuple(f"{first + index}.txt" for index in range(6))
         return Labelled(split, torch.arange(6) % 2, ("even", "odd"), Items(first), names=names)
+
+    def plain(self):
+        return PlainItems(Items(0), tuple(map(self.name_of, range(8))))
 
     def picture(self, modality, values):
         return Picture("image/png", PNG)
@@ -243,6 +246,25 @@ class BreaksAControl(Good):
         return {"half": lambda sample: {**sample, "signal": sample["signal"][:, :1]}}
 
 
+class LeavesItemsOut(Good):
+    def plain(self):
+        return PlainItems(Items(0), ("vector-0.txt",))
+
+
+class AugmentsPlainItems(Good):
+    def plain(self):
+        class Drawn(Items):
+            def __getitem__(self, index):
+                return {"signal": torch.randint(1000, (3,))}
+
+        return PlainItems(Drawn(0), tuple(map(self.name_of, range(8))))
+
+
+class WritesNothing(Good):
+    def file(self, modality, values):
+        return ".txt", b""
+
+
 WRONG = [
     (NoItems, "test_there_are_items_with_names", "0 items"),
     (Nameless, "test_there_are_items_with_names", "is empty"),
@@ -273,6 +295,9 @@ WRONG = [
     (SharesSamples, "test_labels", "in both splits: 0.txt"),
     (OneSplit, "test_labels", "are the same in train and test"),
     (AugmentsTheSplit, "test_labelled_items_are_not_augmented", "differs when read again"),
+    (LeavesItemsOut, "test_plain_items_are_not_augmented", "1 plain items, and 8"),
+    (AugmentsPlainItems, "test_plain_items_are_not_augmented", "differs when read again"),
+    (WritesNothing, "test_plain_items_are_not_augmented", "an empty file"),
     (OtherLabel, "test_labelled_training_items", "another label than the split says"),
     (NoVector, "test_raw", "not .B, D."),
     (NoPng, "test_picture", "is no image/png"),

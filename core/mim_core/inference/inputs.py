@@ -174,7 +174,7 @@ def ask(
         if not len(rows):
             continue
         with working(method):
-            found = question(_given(ready, inputs))
+            found = question(_given(ready, inputs, method.tokenizer.shapes))  # type: ignore[union-attr]
         for name, value in found.items():
             _check_answer(name, value, views)
             if name not in values:
@@ -210,10 +210,10 @@ def _finite(sample: Sample, rows: Tensor, shapes: Any, skipped: dict[int, str]) 
     return {name: value[fine.to(value.device)] for name, value in sample.items()}, rows[fine]
 
 
-def _given(sample: Sample, inputs: Inputs) -> Sample:
-    """The entries of a batch without the modalities that are not given."""
+def _given(sample: Sample, inputs: Inputs, shapes: Any) -> Sample:
+    """The entries of a batch that a method of these modalities takes, without those that are not given."""
     others = {name for name in inputs.source.shapes if name not in inputs.shapes}
-    kept = known_entries(sample, inputs.source.shapes)
+    kept = known_entries(sample, shapes)
     return {name: value for name, value in kept.items() if name.removesuffix(".present") not in others}
 
 

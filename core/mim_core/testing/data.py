@@ -281,6 +281,32 @@ class DataContract(Contract):
                 done = source.finish({key: value[None] for key, value in item.items()})
                 self.check_finished(source, done, 1)
 
+    def test_plain_items_are_not_augmented(self) -> None:
+        """Every item for pre-training has one without augmentation, the same each time, that finishes as declared and
+        can be written as a file; or the source refuses with a MimError."""
+        source = self.make_source()
+        try:
+            plain = source.plain()
+        except MimError:
+            return
+        assert len(plain.names) == len(source), f"{len(plain.names)} plain items, and {len(source)} for pre-training"
+        again, last = self.make_source().plain(), len(plain.names) * plain.views - 1
+        for index in sorted({0, last // 2, last}):
+            try:
+                with seeded(1):
+                    item = plain.items[index]
+                with seeded(2):
+                    other = again.items[index]
+            except BadSample:
+                continue
+            assert equal(item, other), f"plain item {index} differs when read again"
+            done = source.finish({key: value[None] for key, value in item.items()})
+            self.check_finished(source, done, 1)
+            for modality in source.shapes:
+                ending, content = source.file(modality, done[modality][0])
+                assert ending.startswith("."), f"{modality} is written to a file that ends in {ending!r}"
+                assert content, f"{modality} is written as an empty file"
+
     def test_labelled_training_items(self) -> None:
         """`read_labelled` gives the class of the split, and draws from the key only."""
         if not self.labels:

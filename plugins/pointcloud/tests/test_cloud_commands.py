@@ -3,6 +3,7 @@
 import json
 import tomllib
 
+import numpy as np
 import pytest
 import torch
 from mim_core.cli import main
@@ -99,3 +100,29 @@ def test_recipes_judge_standardised_features():
 
     for recipe in (recipes.point_mae_vit_tiny, recipes.point_mae_vit_small):
         assert recipe().evaluate.standardize
+
+
+def test_classes_and_features_of_new_shapes(tmp_path, capsys):
+    for number in range(12):
+        path = tmp_path / "data" / ("ball", "box")[number % 2] / f"{number}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw = np.random.default_rng(number)
+        points = draw.normal(size=(300, 3)) if number % 2 else draw.random((300, 3))
+        np.save(path, points.astype(np.float32))
+    short = ["--quiet", "--train.warmup-epochs", "0", "--train.workers", "0", "--train.batch-size", "4"]
+    run = str(tmp_path / "run")
+    start = ["pretrain", "pointcloud:point-mae-vit-tiny", "--twin", "--train.steps", "1", "--out", run]
+    assert main([*start, *short, "--data.root", str(tmp_path / "data")]) == 0
+    assert main(["finetune", run, *short, "--train.epochs", "1"]) == 0
+    new = tmp_path / "new/test"
+    new.mkdir(parents=True)
+    for number in range(3):
+        np.save(new / f"{number}.npy", np.random.default_rng(50 + number).random((300, 3)).astype(np.float32))
+    np.save(new / "flat.npy", np.zeros((300, 3), np.float32))
+    assert main(["predict", f"{run}/finetune", str(tmp_path / "new"), "--out", str(tmp_path / "p")]) == 0
+    assert "flat.npy: all its points lie at one place" in capsys.readouterr().err
+    found = [row.split(",")[:2] for row in (tmp_path / "p/predictions.csv").read_text().splitlines()[1:]]
+    assert [name for name, _ in found] == ["test/0.npy", "test/1.npy", "test/2.npy"]
+    assert {name for _, name in found} <= {"ball", "box"}
+    assert main(["embed", run, str(tmp_path / "new"), "--out", str(tmp_path / "f.npz"), "--quiet"]) == 0
+    assert np.load(tmp_path / "f.npz")["features"].shape[0] == 3

@@ -253,3 +253,37 @@ def test_data_without_parts_is_refused():
     source.parts = {}
     with pytest.raises(MimError, match="no part for every point"):
         method.check(source)
+
+
+# ---- shapes without labels -------------------------------------------------------------------------------------------
+
+
+def test_parts_of_new_shapes_are_those_of_their_category():
+    method = build_method(segmenter(names=("slices", "halves"))).eval()
+    points = torch.rand(3, POINTS, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with pytest.raises(MimError, match=r"Of which category are these shapes\? .*slices, halves"):
+        method.predict({"points": points})
+    for label, allowed in ((0, {0, 1, 2}), (1, {3, 4})):
+        with torch.no_grad():
+            answers = method.predict({"points": points, "label": torch.full((3,), label)})
+        assert set(answers["part"].argmax(dim=2).unique().tolist()) <= allowed
+        torch.testing.assert_close(answers["part"].sum(dim=2), torch.ones(3, POINTS))
+
+
+def test_a_coloured_file_tells_the_parts(tmp_path):
+    plyfile, source = pytest.importorskip("plyfile"), Sliced(Sliced.Config(), {"points": (POINTS, 3)})
+    method = build_method(segmenter(names=("slices", "halves"))).eval()
+    points = torch.rand(1, POINTS, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        answers = method.predict({"points": points, "label": torch.tensor([1])})
+    record = method.record({name: value[0] for name, value in answers.items()}, source)
+    (tmp_path / "a.ply").write_bytes(record.files[".ply"])
+    found = plyfile.PlyData.read(str(tmp_path / "a.ply"))["vertex"]
+    parts = answers["part"][0].argmax(dim=1)
+    assert found["part"].tolist() == parts.tolist()
+    torch.testing.assert_close(torch.tensor(found["x"].copy()), points[0, :, 0])
+    colours = {(r, g, b) for r, g, b in zip(found["red"], found["green"], found["blue"], strict=True)}
+    assert len(colours) == len(parts.unique())
+    assert (
+        sum(count for name, count in record.row.items() if name.startswith("part ")) == record.row["points"] == POINTS
+    )

@@ -1,0 +1,123 @@
+"""predict and embed where modalities are missing: others are made of those that are there, as files of their kind."""
+
+import csv
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mim_core.cli import main
+from mim_core.data.collections import split_of
+from mim_core.errors import MimError
+from mim_core.evaluation.reconstruction import across
+from mim_core.runs.load import load_run
+from mim_multimodal import written
+from mim_multimodal.data import SAMPLE, Aligned
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from aligned_items import items, save
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of few steps on the bundled frames."""
+    folder = tmp_path_factory.mktemp("answers") / "run"
+    start = ["pretrain", "multimodal:multimae-vit-tiny", "--twin", "--train.steps", "2", "--train.workers", "0"]
+    assert main([*start, "--train.warmup-epochs", "0", "--quiet", "--out", str(folder)]) == 0
+    return folder
+
+
+def predicted(run, root, out, *options):
+    return main(["predict", str(run), str(root), "--out", str(out), "--quiet", *options])
+
+
+def test_colour_alone_gives_depth_and_classes(run, tmp_path):
+    for number in range(3):
+        save(tmp_path / "new", str(number), depth=None, semseg=None, split="test")
+    assert predicted(run, tmp_path / "new", tmp_path / "p", "--given", "rgb") == 0
+    with open(tmp_path / "p/predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [f"test/rgb/{n}.jpg" for n in range(3)]
+    method = load_run(run).method.eval()
+    source = Aligned(Aligned.Config(root=tmp_path / "new", splits=False), {"rgb": method.tokenizer.shapes["rgb"]})
+    sample = source.finish({"rgb": source.plain().items[0]["rgb"][None]})
+    answers = method.predict(sample)
+    assert set(answers) == {"depth", "semseg"}
+    with Image.open(tmp_path / "p" / rows[0]["depth"]) as image:
+        depth = (np.asarray(image).astype(np.float64) - written.MIDDLE) / written.STEP
+    np.testing.assert_allclose(depth, answers["depth"][0, 0].clamp(-7.99, 7.99), rtol=0, atol=1e-3)
+    with Image.open(tmp_path / "p" / rows[0]["semseg"]) as image:
+        np.testing.assert_array_equal(np.asarray(image), answers["semseg"][0])
+
+
+def test_they_are_what_the_report_shows(run):
+    """`across` makes them of the same mask, with the truth of the others in the batch: it is not looked at."""
+    method = load_run(run).method.eval()
+    source = Aligned(Aligned.Config(root=SAMPLE), method.tokenizer.shapes)
+    held = source.held_out()
+    sample = source.finish({name: torch.stack([held[i][name] for i in (0, 5)]) for name in method.tokenizer.shapes})
+    shown = across(method, {**sample, "key": torch.arange(2)})
+    for name, value in method.predict({"rgb": sample["rgb"]}).items():
+        torch.testing.assert_close(value.float(), shown[name]["rgb"].float(), rtol=1e-5, atol=1e-5)
+
+
+def test_two_of_three_are_given(run, tmp_path):
+    items(tmp_path / "new")
+    assert predicted(run, tmp_path / "new", tmp_path / "p", "--given", "rgb", "depth", "--data.classes", "64") == 0
+    made = sorted(path.name for path in (tmp_path / "p").rglob("*-*.png"))
+    assert made == sorted(f"{n}-semseg.png" for _ in range(2) for n in ("1", "2", "1"))
+
+
+def test_features_of_some_modalities(run, tmp_path):
+    save(tmp_path / "new", "1", semseg=None)
+    out = tmp_path / "f.npz"
+    for given in (["rgb"], ["depth"], ["rgb", "depth"]):
+        assert main(["embed", str(run), str(tmp_path / "new"), "--out", str(out), "--given", *given, "--quiet"]) == 0
+        assert np.load(out)["features"].shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "Which modalities are given? --given names some of"),
+        (["--given", "rgb", "depth", "semseg"], "leaves out one that can be predicted: depth, rgb, semseg"),
+        (["--given", "rbg"], "Did you mean 'rgb'"),
+    ],
+)
+def test_what_is_given_must_be_said(run, tmp_path, capsys, options, says):
+    items(tmp_path / "new")
+    assert predicted(run, tmp_path / "new", tmp_path / "p", *options) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_pictures_that_lie_there_themselves(run, tmp_path, capsys):
+    save(tmp_path / "new", "1", depth=None, semseg=None)
+    pictures = tmp_path / "new/train/rgb"
+    assert predicted(run, pictures, tmp_path / "p", "--given", "rgb") == 2
+    assert "If its files lie there themselves: --data.folders rgb ." in " ".join(capsys.readouterr().err.split())
+    assert predicted(run, pictures, tmp_path / "p", "--given", "rgb", "--data.folders", "rgb", ".") == 0
+
+
+def test_files_are_read_again_as_what_they_are(tmp_path):
+    """Written depth and class maps are those that `Aligned` reads."""
+    depth = torch.linspace(-3, 3, 64 * 64).reshape(1, 64, 64)
+    ids = torch.arange(64).reshape(8, 8).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    save(tmp_path, "1", depth=Image.open(io.BytesIO(written.depth(depth))),
+         semseg=Image.open(io.BytesIO(written.class_map(ids))))  # fmt: skip
+    source = Aligned(Aligned.Config(root=tmp_path, splits=False, classes=64),
+                     {"rgb": (3, 64, 64), "depth": (1, 64, 64), "semseg": (16, 16)})  # fmt: skip
+    item = source.plain().items[0]
+    torch.testing.assert_close(item["depth"], depth * written.STEP + written.MIDDLE, rtol=0, atol=0.5)
+    torch.testing.assert_close(item["semseg"].long(), ids)
+
+
+def test_without_splits_every_item_counts(tmp_path):
+    items(tmp_path)
+    whole = Aligned(Aligned.Config(root=tmp_path, splits=False), {"rgb": (3, 64, 64)})
+    assert len(whole) == 6
+    assert {split_of(name.split("/")[0]) for name in whole.plain().names} == {"train", "test"}
+    with pytest.raises(MimError):
+        whole.labelled("test")

@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -34,9 +34,9 @@ class EmbedOptions:
 
     input: Annotated[Path, tyro.conf.Positional]
     """A folder of files as the run's data source reads them, or one file."""
-    out: Path = Path("features.npz")
-    """File to write: .npz, or .parquet (needs pyarrow)."""
-    pool: embedding.Pool = "mean"
+    out: Path | None = None
+    """File to write: .npz, or .parquet (needs pyarrow); features.npz by default."""
+    pool: Literal["mean", "prefix", "max", "mean-max"] = "mean"
     """One vector for each sample: the mean of its units, its class token ("prefix"), their largest values, or the mean
     and these side by side."""
     units: bool = False
@@ -66,12 +66,13 @@ def embed(program: str, plugin: str | None, arguments: list[str]) -> int:
     run, method, checkpoint = load_run(Path(name), registry)
     default = with_data(EmbedOptions, data_of(run).options, input=tyro.MISSING)
     options: Any = parse(type(default), f"{program} embed {name}", rest, default)
-    embedding.check_format(options.out)
+    out = options.out or Path("features.npz")
+    embedding.check_format(out)
     if options.neighbours < 0 or not 0 < options.alike <= 1:
         raise MimError("--neighbours must not be negative, and --alike must lie in (0, 1].")
     asked = open_asked(run, method, checkpoint, options, registry)
     question = embedding.question(method, options.pool, options.units)
-    chunks = asked.chunks(options.out.parent / f".{options.out.name}.parts", [options.pool, options.units], CHUNK)
+    chunks = asked.chunks(out.parent / f".{out.name}.parts", [options.pool, options.units], CHUNK)
 
     def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = ask(asked.inputs, method, question, some, options.batch_size, options.workers, asked.device)
@@ -82,11 +83,11 @@ def embed(program: str, plugin: str | None, arguments: list[str]) -> int:
         chunks.remove()
         told_of_skipped(skipped)
         raise MimError("None of the files can be used, so there are no features.")
-    embedding.write(options.out, names, values, skipped)
+    embedding.write(out, names, values, skipped)
     shape = " x ".join(map(str, values["features"].shape[1:]))
-    tell(f"{options.out}: {counted(len(names), 'sample')}, {shape} numbers each")
+    tell(f"{out}: {counted(len(names), 'sample')}, {shape} numbers each")
     if options.neighbours:
-        _write_neighbours(options, names, values["features"])
+        _write_neighbours(out, options, names, values["features"])
     chunks.remove()
     told_of_skipped(skipped)
     return 0
@@ -106,7 +107,7 @@ def _gathered(asked: Asked, parts: Any) -> tuple[list[str], dict[str, Tensor], d
     return names, {name: torch.cat(found) for name, found in values.items()}, skipped
 
 
-def _write_neighbours(options: Any, names: list[str], features: Tensor) -> None:
+def _write_neighbours(out: Path, options: Any, names: list[str], features: Tensor) -> None:
     near, pairs = _table("name", "rank", "neighbour", "similarity"), _table("name", "other", "similarity")
     count = 0
     for row, found in embedding.neighbours(features, options.neighbours):
@@ -116,7 +117,7 @@ def _write_neighbours(options: Any, names: list[str], features: Tensor) -> None:
                 pairs.add(names[row], names[other], f"{similarity:.6f}")
                 count += 1
     for table, what in ((near, "neighbours"), (pairs, "alike")):
-        path = options.out.with_name(f"{options.out.stem}-{what}.csv")
+        path = out.with_name(f"{out.stem}-{what}.csv")
         write_whole(path, table.text())
         told = f": {counted(count, 'pair')} of files at least {options.alike:g} similar" if what == "alike" else ""
         tell(f"{path}{told}")

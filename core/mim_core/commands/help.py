@@ -152,12 +152,27 @@ def _finetune_with(program: str, plugin: str | None, arguments: Sequence[str]) -
 
 def _evaluate_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str:
     """The options of judging a run, and all of its data's."""
-    tables = _of_run(arguments[0])
-    found = describe_options(OPTIONS["evaluate"][1])
-    own = [(f"--{option.name.replace('_', '-')}", option) for option in found.options or ()]
-    more = [f"{role}.{option.name}" for role in ("evaluate", "data") for option in _known(tables, role).values()]
+    return _of_a_run("evaluate", program, arguments[0], "evaluate", "data")
+
+
+def _embed_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str:
+    """The options of features of files, and all of the run's data's."""
+    return _of_a_run("embed", program, f"{arguments[0]} INPUT", "data")
+
+
+def _predict_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str:
+    """The options of answers about files, and all of the run's data's."""
+    return _of_a_run("predict", program, f"{arguments[0]} INPUT", "data")
+
+
+def _of_a_run(command: str, program: str, takes: str, *roles: str) -> str:
+    """A command's own options, and all of these roles of the run that it takes first."""
+    tables = _of_run(takes.removesuffix(" INPUT"))
+    found = describe_options(OPTIONS[command][1])
+    own = [(f"--{option.name.replace('_', '-')}", option) for option in found.options or () if option.name != "input"]
+    more = [f"{role}.{option.name}" for role in roles for option in _known(tables, role).values()]
     return (
-        f"usage: {program} evaluate {arguments[0]} [OPTIONS]\n\n{_filled(found.doc)}\n\n"
+        f"usage: {program} {command} {takes} [OPTIONS]\n\n{_filled(found.doc)}\n\n"
         f"{_table([*own, *_of_parts(tables, more)])}"
     )
 
@@ -168,6 +183,8 @@ WITH_PARTS: dict[str, Callable[[str, str | None, Sequence[str]], str | None]] = 
     "import": _import_with,
     "finetune": _finetune_with,
     "evaluate": _evaluate_with,
+    "embed": _embed_with,
+    "predict": _predict_with,
 }
 """Commands whose options are also those of a recipe's or a run's parts: what they say with it."""
 

@@ -38,8 +38,8 @@ class PredictOptions:
 
     input: Annotated[Path, tyro.conf.Positional]
     """A folder of files as the run's data source reads them, or one file."""
-    out: Path = Path("predictions")
-    """Folder to write into."""
+    out: Path | None = None
+    """Folder to write into; predictions by default."""
     given: tuple[str, ...] = ()
     """Of several modalities, those that are read; the others are predicted."""
     label: str = ""
@@ -63,13 +63,14 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
     run, method, checkpoint = load_run(Path(name), registry)
     default = with_data(PredictOptions, data_of(run).options, input=tyro.MISSING)
     options: Any = parse(type(default), f"{program} predict {name}", rest, default)
-    if options.out.exists() and not options.out.is_dir():
-        raise MimError(f"--out {options.out} is a file; predict writes into a folder.")
+    out = options.out or Path("predictions")
+    if out.exists() and not out.is_dir():
+        raise MimError(f"--out {out} is a file; predict writes into a folder.")
     question = _question(method, options.label)
     check_question(method, question, options.given)
     asked = open_asked(run, method, checkpoint, options, registry)
-    options.out.mkdir(parents=True, exist_ok=True)
-    chunks, inputs = asked.chunks(options.out / ".parts", [options.label], CHUNK), asked.inputs
+    out.mkdir(parents=True, exist_ok=True)
+    chunks, inputs = asked.chunks(out / ".parts", [options.label], CHUNK), asked.inputs
 
     def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = ask(inputs, method, question, some, options.batch_size, options.workers, asked.device)
@@ -77,7 +78,7 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
         for row in range(len(some)):
             if row not in found.skipped:
                 record = method.record({n: v[row] for n, v in found.values.items()}, inputs.source)
-                files = _write_files(options.out, inputs.name(some.start + row), record.files)
+                files = _write_files(out, inputs.name(some.start + row), record.files)
                 rows[str(row)] = {**record.row, **files}
         return {}, {"rows": rows, "skipped": {str(row): why for row, why in found.skipped.items()}}
 
@@ -89,9 +90,9 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
         chunks.remove()
         told_of_skipped(skipped)
         raise MimError("None of the files can be used, so there are no answers.")
-    _write_tables(options.out, rows, skipped)
+    _write_tables(out, rows, skipped)
     chunks.remove()
-    tell(f"{options.out / 'predictions.csv'}: {counted(len(rows), 'sample')}")
+    tell(f"{out / 'predictions.csv'}: {counted(len(rows), 'sample')}")
     told_of_skipped(skipped)
     return 0
 

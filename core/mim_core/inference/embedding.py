@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from mim_core.evaluation.features import pooled
 from mim_core.methods.method import Method
 from mim_core.text import shown
 
-Pool = Literal["mean", "prefix", "max", "mean-max"]
 FORMATS = (".npz", ".parquet")
 
 

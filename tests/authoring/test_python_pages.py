@@ -1,4 +1,4 @@
-"""Every Python block of README.md and docs/python.md runs, in order, beside a small run called runs/x; what a comment
+"""Every Python block of README.md, docs/python.md and docs/new-files.md runs, in order, beside a small run called runs/x; what a comment
 behind ``print`` says is what is printed, where it starts like a value."""
 
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mim_core.cli import main
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -21,7 +22,19 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+@pytest.fixture(scope="module")
+def asked(folder):
+    """What docs/new-files.md has made before its first block of Python."""
+    short = ["--quiet", "--train.epochs", "0.02", "--train.warmup-epochs", "0"]
+    assert main(["finetune", str(folder / "runs/x"), *short]) == 0
+    (folder / "photos").mkdir()
+    for number in range(2):
+        Image.new("L", (30, 30), 40 * number).save(folder / "photos" / f"{number}.png")
+    assert main(["embed", str(folder / "runs/x"), str(folder / "photos"), "--out", str(folder / "features.npz")]) == 0
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/new-files.md"])
 def test_every_block_runs(page, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     found = BLOCK.findall((ROOT / page).read_text())

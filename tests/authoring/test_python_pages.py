@@ -1,5 +1,5 @@
-"""Every Python block of README.md, docs/python.md and docs/new-files.md runs, in order, beside a small run, runs/x; what
-a comment behind ``print`` says is what is printed, where it starts like a value."""
+"""Every Python block of README.md, docs/python.md and docs/new-files.md runs, in order, beside a small run; what a
+comment behind ``print`` says is what is printed, where it starts like a value."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""export: writes a run's encoder for another library."""
+"""export: writes a run's encoder, with its head, for another library."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tyro
 from mim_core.commands.options import parse
 from mim_core.errors import MimError, warn
 from mim_core.host.loading import installed
+from mim_core.interop.programs import export_program
 from mim_core.interop.timm import export_timm, notes_on
 from mim_core.methods.build import open_source
 from mim_core.methods.method import Method
@@ -21,26 +22,37 @@ from mim_core.recipes.toml import to_toml
 from mim_core.runs.load import load_run
 from mim_core.terminal import tell
 
+FILES = {"timm": "encoder-timm.safetensors", "torch": "program.pt2", "onnx": "program.onnx"}
+"""What the file is called by default."""
+
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a run's encoder for other libraries."""
+    """Write a run's encoder for other libraries; of a run that was trained on labels with its head."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
-    to: Literal["timm"] = "timm"
-    """timm: safetensors under timm's names; the file's metadata says how to load it."""
+    to: Literal["timm", "torch", "onnx"] = "timm"
+    """timm: safetensors under timm's names. torch: a program of torch.export, which runs without mim-core. onnx: the
+    same for ONNX (needs onnx, onnxscript, onnxruntime). The file's metadata say how inputs are made."""
     out: Path | None = None
-    """File to write; RUN/encoder-timm.safetensors by default."""
+    """File to write; RUN/encoder-timm.safetensors by default, or RUN/program.pt2 or .onnx."""
+    given: tuple[str, ...] = ()
+    """torch and onnx: of several modalities, those that the program takes; all by default."""
 
 
 def export(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``export RUN --to timm``."""
+    """``export RUN --to timm|torch|onnx``."""
     options = parse(ExportOptions, f"{program} export", arguments)
     run, method, source = load_run(options.run, installed())
-    path = options.out or options.run / f"encoder-{options.to}.safetensors"
+    path = options.out or options.run / FILES[options.to]
     about = {"recipe": run.recipe, "checkpoint": source.name, "run": to_toml(run, installed())}
-    inputs, classes = _of_data(run, method)
+    inputs, classes = _of_data(run, method, options.to)
+    if options.to != "timm":
+        told = {**about, **inputs, **({"classes": list(classes)} if classes else {})}
+        line, notes = export_program(method, path, options.to, told, options.given)
+        tell("\n".join([str(path), line, *notes]))
+        return 0
     line = export_timm(method, path, about, inputs, classes)
     tell(f"{path}\n{line}")
     for note in notes_on(method):
@@ -48,25 +60,29 @@ def export(program: str, plugin: str | None, arguments: list[str]) -> int:
     return 0
 
 
-def _of_data(run: ResolvedRun, method: Method) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _of_data(run: ResolvedRun, method: Method, to: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What the run's data tell of the encoder's inputs, under timm's names, and the names of a classifier's classes.
     What they leave open is said, for timm then has its own."""
+    classes = tuple(getattr(getattr(method, "config", None), "names", ()))
     try:
         source = open_source(run, method.tokenizer)  # type: ignore[arg-type]
-        classes = source.labelled("train").classes if isinstance(method, Supervised) else ()
+        if isinstance(method, Supervised) and not classes:
+            classes = source.labelled("train").classes
     except MimError as error:
+        called = "" if classes else ", nor what classes are called"
+        own = ", so timm takes its own mean and deviation" if to == "timm" else ""
         warn(
-            "the file does not say how inputs are normalised and cropped, nor what classes are called, so timm takes "
-            f"its own mean and deviation: the run's data cannot be read: {error}"
+            f"the file does not say how inputs are normalised and cropped{called}{own}: the run's data cannot be read: "
+            f"{error}"
         )
-        return {}, ()
+        return {}, classes
     found = {name: getattr(source, name, None) for name in ("mean", "std")}
     known: dict[str, Any] = {
         name: tuple(round(float(n), 6) for n in torch.as_tensor(value).flatten())
         for name, value in found.items()
         if value is not None
     }
-    if len(known) < 2:
+    if len(known) < 2 and to == "timm":
         warn(
             f"the file does not say how inputs are normalised, so timm takes its own mean and deviation: "
             f"{run.parts['data'].name} has no mean and std."

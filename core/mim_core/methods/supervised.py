@@ -132,7 +132,7 @@ class Supervised(Method):
     def blank(self, sample: Sample) -> Sample:
         """Entries that stand for answers where none are known: class 0."""
         first = next(iter(sample.values()))
-        return {"label": torch.zeros(len(first), dtype=torch.int64, device=first.device)}
+        return {"label": torch.zeros(first.shape[0], dtype=torch.int64, device=first.device)}
 
     @torch.no_grad()
     def predicted(

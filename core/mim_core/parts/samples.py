@@ -65,12 +65,12 @@ def check_sizes(tokenizer: Tokenizer, sample: Sample) -> None:
             kind, shape = str(sample[name].dtype).removeprefix("torch."), list(sample[name].shape)
             raise ValueError(f"{name} must be bool [B], which samples have it, got {kind} {shape}")
     sizes = {
-        name: len(sample[name])
+        name: sample[name].shape[0]  # not len, which would make a constant of it in a program that is exported
         for modality in tokenizer.shapes
         for name in (modality, f"{modality}.present")
         if name in sample
     }
-    if len(set(sizes.values())) > 1:
+    if any(size != next(iter(sizes.values())) for size in sizes.values()):
         told = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ValueError(f"the modalities of a batch have different numbers of samples: {told}")
 

@@ -73,8 +73,8 @@ class ClassMapTokenizer(Tokenizer):
         if not config.unknown:
             self._refuse(ids)
         grid, patch = self.patches.grid_of((ids.shape[1], ids.shape[2])), config.patch
-        cut = ids.reshape(len(ids), grid[0], patch[0], grid[1], patch[1]).transpose(2, 3)
-        return Patches(cut.reshape(len(ids), grid[0] * grid[1], *patch, 1), Layout.on_grid(*grid))
+        cut = ids.reshape(ids.shape[0], grid[0], patch[0], grid[1], patch[1]).transpose(2, 3)
+        return Patches(cut.reshape(ids.shape[0], grid[0] * grid[1], *patch, 1), Layout.on_grid(*grid))
 
     def _refuse(self, ids: Tensor) -> None:
         """Raises MimError for ids without a vector."""

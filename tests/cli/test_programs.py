@@ -1,0 +1,164 @@
+"""export --to torch and onnx: programs that run without mim-core give what the run gives."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+from mim_core.cli import main
+from mim_core.errors import MimError
+from mim_core.interop import programs
+from mim_core.runs.load import load_run
+from PIL import Image
+
+SHORT = ("--quiet", "--train.warmup-epochs", "0", "--train.workers", "0")
+
+
+@pytest.fixture(autouse=True)
+def unchecked():
+    """Shapes are not checked here: the checks, which run in tests alone, make constants of sizes."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run on small pictures, and its classifier of two classes."""
+    root = tmp_path_factory.mktemp("programs")
+    for number in range(20):
+        path = root / "data" / ("round", "square")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)
+        Image.fromarray(values).save(path)
+    start = ["pretrain", "image:mae-vit-tiny", "--twin", "--train.steps", "2", "--out", str(root / "run")]
+    assert main([*start, *SHORT, "--data.root", str(root / "data")]) == 0
+    assert main(["finetune", str(root / "run"), *SHORT, "--train.epochs", "2", "--train.batch-size", "8"]) == 0
+    return root / "run"
+
+
+def exported(run, kind, capsys, *options):
+    assert main(["export", str(run), "--to", kind, *options]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def of_the_file(kind, path, **inputs):
+    """What a program answers to numpy arrays, and its metadata; mim-core is not asked."""
+    if kind == "torch":
+        files = {"about.json": ""}
+        program = torch.export.load(path, extra_files=files).module()
+        with torch.no_grad():
+            found = program(*(torch.from_numpy(value) for value in inputs.values()))
+        return {name: value.numpy() for name, value in found.items()}, json.loads(files["about.json"])
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path)
+    names = [each.name for each in session.get_outputs()]
+    found = dict(zip(names, session.run(names, inputs), strict=True))
+    return found, {name: plain(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+
+
+def plain(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_features_are_the_runs(runs, capsys, kind, rows):
+    path, line = exported(runs, kind, capsys)[:2]
+    assert path in line
+    x = np.random.default_rng(1).normal(size=(rows, 1, 28, 28)).astype(np.float32)
+    found, about = of_the_file(kind, path, image=x)
+    with torch.no_grad():
+        wanted = load_run(runs).method.eval().encode({"image": torch.from_numpy(x)}).pooled
+    np.testing.assert_allclose(found["features"], wanted, rtol=0, atol=1e-5)
+    assert (about["inputs"], about["outputs"]) == ({"image": [1, 28, 28]}, ["features"])
+    assert about["recipe"] == "image:mae-vit-tiny"
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_an_evening_ends_with_the_same_answers(runs, tmp_path, capsys, kind):
+    """A stranger's program, with what the file itself says, gives the rows of predict."""
+    path = exported(runs / "finetune", kind, capsys)[0]
+    for number in range(3):
+        values = np.random.default_rng(100 + number).integers(0, 256, (28, 28), dtype=np.uint8)
+        (tmp_path / "new").mkdir(exist_ok=True)
+        Image.fromarray(values).save(tmp_path / "new" / f"{number}.png")
+    assert (
+        main(["predict", str(runs / "finetune"), str(tmp_path / "new"), "--out", str(tmp_path / "p"), "--quiet"]) == 0
+    )
+    with open(tmp_path / "p/predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    pictures = [np.asarray(Image.open(tmp_path / "new" / row["name"]))[None] for row in rows]
+    _, about = of_the_file(kind, path, image=np.zeros((1, 1, 28, 28), np.float32))
+    x = (np.stack(pictures) / 255 - about["mean"][0]) / about["std"][0]
+    found, _ = of_the_file(kind, path, image=x.astype(np.float32))
+    assert about["classes"] == ["round", "square"]
+    for row, share in zip(rows, found["class"], strict=True):
+        assert row["class"] == about["classes"][int(share.argmax())]
+        assert float(row["probability"]) == pytest.approx(float(share.max()), abs=1e-5)
+
+
+def test_it_runs_where_mim_core_is_not_imported(runs, capsys, tmp_path):
+    path = exported(runs, "torch", capsys)[0]
+    text = (
+        "import sys, torch; program = torch.export.load(sys.argv[1]).module();"
+        "print(tuple(program(torch.zeros(2, 1, 28, 28))['features'].shape));"
+        "print([name for name in sys.modules if name.startswith('mim_')])"
+    )
+    done = subprocess.run([sys.executable, "-c", text, path], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split("\n")[:2] == ["(2, 32)", "[]"], done.stderr
+
+
+@pytest.mark.parametrize(("recipe", "given"), [("video:videomae-vit-tiny", ()), ("multimodal:multimae-vit-tiny", ()),
+                                               ("multimodal:multimae-vit-tiny", ("rgb", "depth"))])  # fmt: skip
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_other_modalities(recipe, given, kind, tmp_path):
+    from mim_core.host.loading import installed
+    from mim_core.methods.build import build_method
+    from mim_core.recipes.resolve import load_recipe
+
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
+    method = build_method(load_recipe(recipe, installed(), twin=True)).eval()
+    line, notes = programs.export_program(method, tmp_path / "program", kind, {}, given)
+    assert notes == []
+    assert all(name in line for name in given or method.tokenizer.shapes)
+
+
+def test_clouds_take_one_sample_at_a_time_and_no_onnx(tmp_path):
+    from mim_core.host.loading import installed
+    from mim_core.methods.build import build_method
+    from mim_core.recipes.resolve import load_recipe
+
+    method = build_method(load_recipe("pointcloud:point-mae-vit-tiny", installed(), twin=True)).eval()
+    _, notes = programs.export_program(method, tmp_path / "program.pt2", "torch", {})
+    assert notes == ["The program takes one sample at a time: this method's steps depend on the batch."]
+    pytest.importorskip("onnxscript")
+    with pytest.raises(MimError, match=r"ONNX cannot hold this method: .*--to torch"):
+        programs.export_program(method, tmp_path / "program.onnx", "onnx", {})
+    assert not (tmp_path / "program.onnx").exists()
+
+
+def test_a_file_of_other_answers_is_refused(runs, tmp_path, monkeypatch):
+    method, real = load_run(runs).method.eval(), programs._traced
+
+    def spoiled(module, example):
+        weight = next(p for n, p in module.named_parameters() if n.endswith("norm.weight"))
+        with torch.no_grad():
+            weight.mul_(1.01)
+            found = real(module, example)
+            weight.div_(1.01)
+        return found
+
+    monkeypatch.setattr(programs, "_traced", lambda module, example: spoiled(module, example))
+    monkeypatch.setattr(programs, "_run_torch", lambda path, names, inputs: [torch.zeros(2, 32)])
+    with pytest.raises(MimError, match="gives other features than the run"):
+        programs.export_program(method, tmp_path / "program.pt2", "torch", {})

@@ -28,6 +28,16 @@ if not os.environ.get("MIM_NO_SHAPE_CHECKS"):
     install_import_hook(["mim_core", "mim_image", "mim_video", "mim_pointcloud", "mim_multimodal"], CHECKER)
 
 
+@pytest.fixture(scope="module")
+def unchecked():
+    """Shapes are not checked in this module, whose tests read and train much: checking takes five times as long as what
+    is checked. The contracts check every part that they use."""
+    from mim_core.testing.checks import unchecked
+
+    with unchecked():
+        yield
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Checks of the contracts that need a GPU get the marker ``gpu``; `mim_core.testing` does without pytest."""

@@ -4,7 +4,6 @@ comment behind ``print`` says is what is printed, where it starts like a value."
 import re
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 from mim_core.cli import main
@@ -16,7 +15,7 @@ PRINTED = re.compile(r"^print\((.*)\)  # ([^:;]+?)(?:[:;].*)?$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, unchecked):
     """A folder with a run of twenty steps in it."""
     folder = tmp_path_factory.mktemp("pages")
     assert main(["pretrain", "image:mae-vit-tiny", "--twin", "--quiet", "--out", str(folder / "runs/x")]) == 0
@@ -31,9 +30,7 @@ def asked(folder):
     (folder / "photos").mkdir()
     for number in range(2):
         Image.new("L", (30, 30), 40 * number).save(folder / "photos" / f"{number}.png")
-    with pytest.MonkeyPatch.context() as patch:  # the checks of shapes, in tests alone, make constants of sizes
-        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-        assert main(["export", str(folder / "runs/x"), "--to", "torch"]) == 0
+    assert main(["export", str(folder / "runs/x"), "--to", "torch"]) == 0
     assert main(["embed", str(folder / "runs/x"), str(folder / "photos"), "--out", str(folder / "features.npz")]) == 0
 
 

@@ -9,6 +9,11 @@ import pytest
 from mim_core.cli import main
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fast(unchecked):
+    """Without checks of shapes, which commands of plugins' users do without too."""
+
+
 @dataclass(frozen=True)
 class Said:
     """What a command said, and its exit code."""

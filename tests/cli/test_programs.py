@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -16,15 +15,6 @@ from mim_core.runs.load import load_run
 from PIL import Image
 
 SHORT = ("--quiet", "--train.warmup-epochs", "0", "--train.workers", "0")
-
-
-@pytest.fixture(autouse=True)
-def unchecked():
-    """Shapes are not checked here: the checks, which run in tests alone, make constants of sizes."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="module")

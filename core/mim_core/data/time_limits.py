@@ -37,7 +37,8 @@ class TooSlow(Exception):
 def time_limit(seconds: float) -> Iterator[None]:
     """Raises `TooSlow` inside the block after so many seconds. It ends loops, regular expressions and waiting for a
     file, but not a library that computes without looking up. Only in a main thread, of this or of a process that reads;
-    elsewhere there is no limit. An alarm that the program has set for itself is kept.
+    elsewhere there is no limit. An alarm that the program has set for itself is kept. Whatever a reader or a library
+    makes of the interruption, it leaves the block as `TooSlow`.
 
     Args:
         seconds: The limit; 0 is none.
@@ -46,17 +47,24 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
-    reading = True
+    reading, rung = True, False
+    text = f"reading it took longer than {seconds:g} s (--train.item-timeout)"
 
     def ring(number: int, frame: object) -> None:
+        nonlocal rung
         if reading:
-            raise TooSlow(f"reading it took longer than {seconds:g} s (--train.item-timeout)")
+            rung = True
+            raise TooSlow(text)
 
     began, before = time.monotonic(), signal.signal(signal.SIGALRM, ring)
     # again and again: a library may pass over the first, as all do in what they clear away
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
+    except Exception as error:
+        if rung and not isinstance(error, TooSlow):
+            raise TooSlow(text) from error
+        raise
     finally:
         reading = False
         signal.setitimer(signal.ITIMER_REAL, 0)

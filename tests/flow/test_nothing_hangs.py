@@ -310,7 +310,7 @@ def test_a_slow_item_whose_reader_takes_every_error_for_damage_is_slow():
         assert sample is not None
         assert skipped[0] == ("2.x", "reading it took longer than 0.2 s (--train.item-timeout)")
         assert dataset.slow == {2}  # so it is not tried again
-    with pytest.raises(BadSample, match="longer than 0.1 s"), in_time("2.x", 0.1):
+    with pytest.raises(BadSample, match=r"longer than 0\.1 s"), in_time("2.x", 0.1):
         Wrapping(4, slow=(2,)).read(2, 0)
 
 

@@ -1,8 +1,10 @@
 """What lies in a run's folder: copies, damage, hostile files, other files under the same names."""
 
+import gzip
 import json
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -250,7 +252,54 @@ def test_a_log_that_is_a_pipe(tmp_path):
         logs.read(tmp_path / logs.METRICS)
 
 
-@pytest.mark.parametrize("damage", [b"\xff\xfe", b"= 1", b"a = " + b"[" * 100_000])
+def test_a_log_of_gigabytes_is_read_in_parts(place, capfd):
+    """A damaged file system leaves zeros as long as it likes; the memory that reading takes is that of a line."""
+    run = place / "run"
+    before = (run / "metrics.jsonl").read_text()
+    for name in (logs.METRICS, logs.PROBES, logs.SKIPPED):
+        with open(run / name, "ab") as log:
+            log.truncate(log.tell() + 5 * 2**30)
+    tracemalloc.start()
+    assert main(["show", "run"]) == 0
+    assert resume() == 0
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**28
+    assert "metrics.jsonl: 2 of 3 lines are damaged" in capfd.readouterr().err
+    lines = (run / "metrics.jsonl").read_text()
+    assert lines.startswith(before)
+    assert [json.loads(line)["step"] for line in lines.splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_line_that_is_too_long_hides_no_other(tmp_path):
+    path = tmp_path / logs.SKIPPED
+    good = '{"file": "a", "reason": "b"}\n'
+    for length in (logs.LONGEST - 1, logs.LONGEST, logs.LONGEST + 1, 3 * logs.LONGEST):
+        path.write_text(good + "x" * (length - 1) + "\n" + good)
+        assert len(logs.read(path)) == 2
+
+
+@pytest.mark.parametrize("unpacked", [b"\0" * 2**26, b'["a", 1, 2]\n' * 2**22], ids=["line", "lines"])
+def test_a_list_of_items_that_unpacks_without_end(place, capfd, monkeypatch, unpacked):
+    monkeypatch.setattr(inventory, "LARGEST", 2**25)
+    with gzip.open(place / "run" / inventory.NAME, "wb", 1) as file:
+        file.write(b'{"root": "x", "items": 6, "names": "y"}\n' + unpacked)
+    tracemalloc.start()
+    assert resume() == 0
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**25
+    assert "is damaged" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(b"\xff\xfe", b"= 1", b"a = " + b"[" * 100_000, b"plugins = 7\n", b"a = " + b"1" * 5000),
+        b".".join([b"a"] * 40_000) + b" = 1",
+    ],
+    ids=["no text", "no name", "deep", "no table", "digits", "parts"],
+)
 def test_a_damaged_recipe_has_a_remedy(place, capfd, damage):
     (place / "run/recipe.toml").write_bytes(damage)
     assert "cp run/checkpoints/step-00000001/recipe.toml run/recipe.toml" in refused(capfd, "pretrain")

@@ -1,4 +1,5 @@
-"""Reading that takes too long: a limit of time for an item, and a watch over processes that read."""
+"""Reading that takes too long: a limit of time for an item, and a watch over processes that read. Torch is imported
+where it is used: recipes' files, which ``--help`` reads, have a limit too."""
 
 from __future__ import annotations
 
@@ -7,9 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-import torch
-from torch.utils.data import get_worker_info
 
 from mim_core.errors import BadSample
 
@@ -99,11 +97,15 @@ class Places:
     """
 
     def __init__(self, workers: int) -> None:
+        import torch
+
         self.names = torch.zeros(max(1, workers), _NAME, dtype=torch.uint8).share_memory_()
         self.since = torch.zeros(max(1, workers), dtype=torch.float64).share_memory_()
 
     def write(self, worker: int, name: str) -> None:
         """This process is at an item."""
+        import torch
+
         text = name.encode("utf-8", "surrogateescape")[-_NAME:]
         self.names[worker] = torch.tensor([*text, *bytes(_NAME - len(text))], dtype=torch.uint8)
         self.since[worker] = time.monotonic()
@@ -128,6 +130,8 @@ def at_place(places: Places | None, name: str) -> Iterator[None]:
     if places is None:
         yield
         return
+    from torch.utils.data import get_worker_info
+
     info = get_worker_info()
     number = 0 if info is None else info.id
     places.write(number, name)

@@ -293,6 +293,27 @@ def test_a_slow_item_is_named_and_replaced(workers):
     end_readers()
 
 
+class Wrapping(Slow):
+    """Makes a bad file of every error, as readers do around libraries that raise many kinds."""
+
+    def read(self, index, key):
+        try:
+            return super().read(index, key)
+        except Exception as error:
+            raise BadSample(self.name_of(index), f"it is damaged ({error})") from error
+
+
+def test_a_slow_item_whose_reader_takes_every_error_for_damage_is_slow():
+    dataset = KeyedDataset(Wrapping(4, slow=(2,)))
+    for key in range(3):
+        sample, skipped = dataset[Request(2, key)]
+        assert sample is not None
+        assert skipped[0] == ("2.x", "reading it took longer than 0.2 s (--train.item-timeout)")
+        assert dataset.slow == {2}  # so it is not tried again
+    with pytest.raises(BadSample, match=r"longer than 0\.1 s"), in_time("2.x", 0.1):
+        Wrapping(4, slow=(2,)).read(2, 0)
+
+
 def test_a_readable_item_is_found_however_few_there_are():
     source = Slow(1000, bad=set(range(1000)) - {617})
     sample, skipped = KeyedDataset(source)[Request(3, 42)]

@@ -1,8 +1,10 @@
 """What lies in a run's folder: copies, damage, hostile files, other files under the same names."""
 
+import gzip
 import json
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -250,7 +252,66 @@ def test_a_log_that_is_a_pipe(tmp_path):
         logs.read(tmp_path / logs.METRICS)
 
 
-@pytest.mark.parametrize("damage", [b"\xff\xfe", b"= 1", b"a = " + b"[" * 100_000])
+def most_memory(work):
+    """(result, most bytes that Python held meanwhile)."""
+    tracemalloc.start()
+    try:
+        return work(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", [logs.METRICS, logs.PROBES, logs.SKIPPED])
+def test_a_log_of_gigabytes_is_read_in_parts(tmp_path, capfd, monkeypatch, name):
+    """A damaged file system leaves zeros as long as it likes; the memory that reading takes is that of a line."""
+    monkeypatch.setattr(logs, "MOST", 2**26)
+    (tmp_path / name).write_text("")
+    os.truncate(tmp_path / name, 5 * 2**30)
+    kept, most = most_memory(lambda: logs.mend(tmp_path / name))
+    assert kept == []
+    assert most < 2**24
+    assert "are damaged" in capfd.readouterr().err
+    assert not (tmp_path / name).read_bytes()
+
+
+def test_zeros_behind_a_log_stop_nothing(place, capfd, monkeypatch):
+    monkeypatch.setattr(logs, "MOST", 2**22)
+    metrics = place / "run" / logs.METRICS
+    before = metrics.read_text()
+    os.truncate(metrics, 2**23)
+    assert resume() == 0
+    assert "are damaged" in capfd.readouterr().err
+    assert metrics.read_text().startswith(before)
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_line_that_is_too_long_hides_no_other(tmp_path):
+    path = tmp_path / logs.SKIPPED
+    good = '{"file": "a", "reason": "b"}\n'
+    for length in (logs.LONGEST - 1, logs.LONGEST, logs.LONGEST + 1, 3 * logs.LONGEST):
+        path.write_text(good + "x" * (length - 1) + "\n" + good)
+        assert len(logs.read(path)) == 2
+
+
+@pytest.mark.parametrize("unpacked", [b"\0" * 2**26, b'["a", 1, 2]\n' * 2**17], ids=["line", "lines"])
+def test_a_list_of_items_that_unpacks_without_end(tmp_path, capfd, monkeypatch, unpacked):
+    monkeypatch.setattr(inventory, "LARGEST", 2**20)
+    with gzip.open(tmp_path / inventory.NAME, "wb", 1) as file:
+        file.write(b'{"root": "x", "items": 6, "names": "y"}\n' + unpacked)
+    found, most = most_memory(lambda: inventory.recorded(tmp_path))
+    assert found is None
+    assert most < 2**22
+    assert "is damaged" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(b"\xff\xfe", b"= 1", b"a = " + b"[" * 100_000, b"plugins = 7\n", b"a = " + b"1" * 5000),
+        b".".join([b"a"] * 40_000) + b" = 1",
+    ],
+    ids=["no text", "no name", "deep", "no table", "digits", "parts"],
+)
 def test_a_damaged_recipe_has_a_remedy(place, capfd, damage):
     (place / "run/recipe.toml").write_bytes(damage)
     assert "cp run/checkpoints/step-00000001/recipe.toml run/recipe.toml" in refused(capfd, "pretrain")

@@ -20,7 +20,7 @@ from mim_core.host.loading import installed
 from mim_core.host.registry import Entry, Registry
 from mim_core.recipes.fine_tuning import METHOD, TRAINING
 from mim_core.recipes.options import NONE
-from mim_core.recipes.toml import toml_of_parts
+from mim_core.recipes.toml import parsed, toml_of_parts
 
 ASKED = ("-h", "--help")
 ALL = "--help-all"
@@ -245,7 +245,7 @@ def _read(path: Path) -> Tables:
         NotPlain: It cannot be read, or holds something else than a table for a role.
     """
     try:
-        tables: Tables = tomllib.loads(path.read_text())
+        tables: Tables = parsed(path.read_text(), path)
     except (OSError, ValueError) as error:
         raise NotPlain(f"{path}: {error}") from error
     if not all(isinstance(tables[role], dict) for role in {*ROLES, "train", "evaluate"} & {*tables}):

@@ -1,4 +1,5 @@
-"""Reading that takes too long: a limit of time for an item, and a watch over processes that read."""
+"""Reading that takes too long: a limit of time for an item, and a watch over processes that read. Torch is imported
+where it is used: recipes' files, which ``--help`` reads, have a limit too."""
 
 from __future__ import annotations
 
@@ -7,9 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-import torch
-from torch.utils.data import get_worker_info
 
 from mim_core.errors import BadSample
 
@@ -37,7 +35,8 @@ class TooSlow(Exception):
 def time_limit(seconds: float) -> Iterator[None]:
     """Raises `TooSlow` inside the block after so many seconds. It ends loops, regular expressions and waiting for a
     file, but not a library that computes without looking up. Only in a main thread, of this or of a process that reads;
-    elsewhere there is no limit. An alarm that the program has set for itself is kept.
+    elsewhere there is no limit. An alarm that the program has set for itself is kept. Whatever a reader or a library
+    makes of the interruption, it leaves the block as `TooSlow`.
 
     Args:
         seconds: The limit; 0 is none.
@@ -46,17 +45,24 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
-    reading = True
+    reading, rung = True, False
+    text = f"reading it took longer than {seconds:g} s (--train.item-timeout)"
 
     def ring(number: int, frame: object) -> None:
+        nonlocal rung
         if reading:
-            raise TooSlow(f"reading it took longer than {seconds:g} s (--train.item-timeout)")
+            rung = True
+            raise TooSlow(text)
 
     began, before = time.monotonic(), signal.signal(signal.SIGALRM, ring)
     # again and again: a library may pass over the first, as all do in what they clear away
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
+    except Exception as error:
+        if rung and not isinstance(error, TooSlow):
+            raise TooSlow(text) from error
+        raise
     finally:
         reading = False
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -91,11 +97,15 @@ class Places:
     """
 
     def __init__(self, workers: int) -> None:
+        import torch
+
         self.names = torch.zeros(max(1, workers), _NAME, dtype=torch.uint8).share_memory_()
         self.since = torch.zeros(max(1, workers), dtype=torch.float64).share_memory_()
 
     def write(self, worker: int, name: str) -> None:
         """This process is at an item."""
+        import torch
+
         text = name.encode("utf-8", "surrogateescape")[-_NAME:]
         self.names[worker] = torch.tensor([*text, *bytes(_NAME - len(text))], dtype=torch.uint8)
         self.since[worker] = time.monotonic()
@@ -120,6 +130,8 @@ def at_place(places: Places | None, name: str) -> Iterator[None]:
     if places is None:
         yield
         return
+    from torch.utils.data import get_worker_info
+
     info = get_worker_info()
     number = 0 if info is None else info.id
     places.write(number, name)

@@ -10,7 +10,8 @@ from typing import Any
 
 import tomli_w
 
-from mim_core.errors import MimError
+from mim_core.data.time_limits import in_time
+from mim_core.errors import BadSample, MimError
 from mim_core.host.described import NotPlain, as_float, describe
 from mim_core.host.kinds import role_kind
 from mim_core.host.registry import Entry, Registry
@@ -20,13 +21,32 @@ from mim_core.recipes.resolve import drop, load_recipe, made, override
 from mim_core.recipes.versions import warn_of_changes
 
 
+def parsed(text: str, path: Path) -> dict[str, Any]:
+    """The tables of a TOML text, which may come from anywhere.
+
+    Args:
+        text: The text.
+        path: The file that it is from.
+
+    Raises:
+        ValueError: It is no TOML, is nested too deeply, or takes too long: a name of thousands of parts does.
+    """
+    try:
+        with in_time(str(path)):
+            return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except BadSample as error:
+        raise ValueError(error.reason) from None
+
+
 def read_file(path: Path, registry: Registry) -> ResolvedRun:
     """A run from a TOML file: a recipe and overrides, or the resolved recipe of an earlier run."""
     try:
-        values = tomllib.loads(path.read_text())
+        values = parsed(path.read_text(), path)
     except (OSError, UnicodeDecodeError) as error:
         raise MimError(f"Cannot read {path}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise MimError(f"{path} is not valid TOML: {error}") from None
     name = values.pop("recipe", None)
     plugins, dropped = values.pop("plugins", {}), values.pop("dropped", [])

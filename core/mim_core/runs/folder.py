@@ -11,9 +11,10 @@ from pathlib import Path
 
 from mim_core.disk import write_whole
 from mim_core.errors import MimError
+from mim_core.recipes.toml import parsed
 from mim_core.recipes.versions import with_earlier
 from mim_core.runs import checkpoint, logs
-from mim_core.runs.state import StateError, read_text
+from mim_core.runs.state import read_text
 
 
 def open_folder(folder: Path, recipe: str, complete: Callable[[str], str] = str) -> dict[str, str]:
@@ -143,13 +144,13 @@ def read_recipe(path: Path, latest: Path | None = None) -> str:
     """
     try:
         text = read_text(path)
-        tomllib.loads(text)
+        if not isinstance(parsed(text, path).get("plugins", {}), dict):
+            raise ValueError("'plugins' is no table")
         return text
-    except (StateError, tomllib.TOMLDecodeError, RecursionError) as error:
-        said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    except ValueError as error:
         copy = "" if latest is None else f" A copy is in its checkpoint: cp {latest / path.name} {path}"
         remedy = copy or " Restore it, or choose another folder with --out."
-        raise MimError(f"{path} is damaged: {said}.{remedy}") from error
+        raise MimError(f"{path} is damaged: {error}.{remedy}") from error
 
 
 def _same_run(before: str, now: str, folder: Path) -> None:

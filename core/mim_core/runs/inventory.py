@@ -26,6 +26,10 @@ MOST = 200_000
 """Items that are listed one by one; of more, a digest of their names is kept."""
 
 
+LONGEST, LARGEST = 1 << 16, 1 << 29
+"""Bytes of a line of a list, and of a whole list, unpacked; few bytes may unpack to gigabytes."""
+
+
 Facts = tuple[int, int]
 """Bytes and time of the last change, in nanoseconds."""
 
@@ -153,9 +157,11 @@ def recorded(folder: Path) -> Inventory | None:
         return None
     try:
         with gzip.open(path, "rb") as file:
-            head = json.loads(file.readline(1 << 16))
+            head = json.loads(file.readline(LONGEST))
             items: dict[str, Facts | None] = {}
-            for _, line in zip(range(MOST), file, strict=False):
+            while len(items) < MOST and (line := file.readline(LONGEST)):
+                if file.tell() > LARGEST:
+                    raise ValueError(f"it unpacks to more than {LARGEST >> 20} MiB")
                 name, size, time = json.loads(line)
                 items[str(name)] = None if size is None else (int(size), int(time))
         return Inventory(str(head["root"]), int(head["items"]), str(head["names"]), items)

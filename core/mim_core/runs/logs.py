@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,14 @@ from mim_core.runs.state import StateError, read_json
 from mim_core.scores import Score
 
 METRICS, PROBES, SKIPPED = "metrics.jsonl", "probes.jsonl", "skipped.jsonl"
+
+
+LONGEST = 1 << 20
+"""Bytes of the longest line."""
+
+
+MOST = 1 << 30
+"""Bytes of a log that are read; what is behind them is left out."""
 
 
 _NUMBERS = ("step", "epoch", "loss", "lr", "grad_norm", "samples_per_second", "seconds_per_step")
@@ -60,23 +68,41 @@ def _parted(path: Path) -> tuple[list[Line], int]:
             if path.exists():
                 raise MimError(f"{path} is no regular file. Move it away, then rerun the command.")
             return [], 0
-        lines = path.read_bytes().split(b"\n")
+        fits, found, lost = _FITS.get(path.name, _is_table), list[Line](), 0
+        for text in _lines(path):
+            if text is not None and not text.strip():
+                continue
+            line = None if text is None else _parsed(text)
+            if line is not None and fits(line):
+                found.append(line)
+            else:
+                lost += 1
     except OSError as error:
         raise MimError(f"{path} cannot be read: {error.strerror or error}. Mend that, or move it away.") from error
-    fits, found, lost = _FITS.get(path.name, _is_table), list[Line](), 0
-    for text in lines:
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text.decode("utf-8"))
-            whole = fits(line)
-        except (ValueError, RecursionError):
-            whole = False
-        if whole:
-            found.append(line)
-        else:
-            lost += 1
     return found, lost
+
+
+def _lines(path: Path) -> Iterator[bytes | None]:
+    """The lines of a log, one after another; None for one that is longer than any of ours, and for all behind `MOST`
+    bytes: a damaged log may say gigabytes of zeros."""
+    with open(path, "rb") as file:
+        while file.tell() < MOST:
+            line = part = file.readline(LONGEST)
+            if not line:
+                return
+            while len(part) == LONGEST and part[-1:] != b"\n" and file.tell() < MOST:
+                part = file.readline(LONGEST)
+            yield line if part is line else None
+        if file.read(1):
+            yield None
+
+
+def _parsed(text: bytes) -> Any:
+    """What a line holds; None where it is no whole JSON."""
+    try:
+        return json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _is_table(line: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError, features
 
-from mim_image.tiff import Page, read_pages
+from mim_image.tiff import Page, check_tags, read_pages
 
 _OPTIONAL = {"avif": ("AVIF", (".avif",)), "jpg_2000": ("JPEG2000", (".jp2", ".j2k", ".jpx"))}
 _BUILT_IN = [kind for feature, kind in _OPTIONAL.items() if features.check(feature)]
@@ -46,6 +46,7 @@ def open_image(file: Any) -> Image.Image:
 
     Raises:
         OSError: It is no regular file, or none of an image of these formats.
+        ValueError: It is a TIFF file whose tags are too large.
         UnsupportedKind: It is a TIFF file of a kind that Pillow cannot open; says which.
     """
     if isinstance(file, (str, Path)):
@@ -53,6 +54,10 @@ def open_image(file: Any) -> Image.Image:
         if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for ever
             raise OSError("it is no regular file")
         refuse_bytes(about.st_size)
+        with open(file, "rb") as stream:
+            check_tags(stream)
+    else:
+        check_tags(file)
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:

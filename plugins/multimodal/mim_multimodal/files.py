@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from mim_multimodal.tiff import check_tags
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """What is opened, whatever a file is called; Pillow knows others, of which some start programs."""
 PIXELS = 50_000_000
@@ -60,6 +62,8 @@ def open_picture(path: Path, whole: bool = True) -> ImageFile.ImageFile:
         ValueError: It is of no known format, too large, or has several pages.
     """
     check_file(path)
+    with open(path, "rb") as stream:
+        check_tags(stream)
     try:
         image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mim_pointcloud import files_array, files_cloud, files_gltf, files_mesh, files_pcd, files_ply, files_vrml
 from mim_pointcloud.files_shape import Shape, of_cloud, on_surface
-from mim_pointcloud.limits import LIMIT, TEXT_LIMIT, TREE_LIMIT, check_file
+from mim_pointcloud.limits import LIMIT, TEXT_LIMIT, TREE_LIMIT, WHOLE_LIMIT, check_file
 
 READERS: dict[str, Callable[[Path], Shape]] = {
     ".obj": files_mesh.read_obj,
@@ -40,7 +40,11 @@ UNNAMED: dict[str, Callable[[Path, Sequence[str]], Shape]] = {
 EXTENSIONS: tuple[str, ...] = (*READERS, *UNNAMED)
 CHANNELS = ("xyz", "normals", "rgb")
 """What may be asked of a file, three numbers each."""
-LIMITS = {".wrl": TREE_LIMIT} | dict.fromkeys((".obj", ".off", ".xyz", ".txt", ".pts", ".gltf"), TEXT_LIMIT)
+LIMITS = {
+    ".wrl": TREE_LIMIT,
+    **dict.fromkeys((".obj", ".off", ".xyz", ".txt", ".pts"), TEXT_LIMIT),
+    **dict.fromkeys((".stl", ".ply", ".pcd", ".glb", ".gltf"), WHOLE_LIMIT),
+}
 """Bytes of the largest file that is read, where it is not `LIMIT`."""
 LARGEST = 1e15
 """Coordinates beyond which a file is damaged or of another kind than it says: in millimetres, the distance of the sun
@@ -173,7 +177,7 @@ def _check_values(shape: Shape) -> None:
         wrong = 0 if values is None else int((~np.isfinite(values)).any(1).sum())
         if wrong:
             raise ValueError(f"{wrong} of {len(shape.vertices)} {name} are NaN or infinite")
-    largest = float(np.abs(shape.vertices).max())
+    largest = max(float(shape.vertices.max()), -float(shape.vertices.min()))
     if LARGEST < largest < np.finfo(np.float32).max:
         raise ValueError(
             f"its coordinates go up to {largest:.2g}: it is damaged, or of another kind than its ending says"

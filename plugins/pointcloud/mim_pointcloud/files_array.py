@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 
 from mim_pointcloud.columns import check_table, from_fields, from_table, shades
 from mim_pointcloud.files_shape import Shape, cloud
-from mim_pointcloud.limits import LIMIT, check_end, check_numbers
+from mim_pointcloud.limits import WHOLE_LIMIT, check_end, check_numbers
 from mim_pointcloud.polygons import Floats
 
 MAGIC = b"\x93NUMPY"
 ARRAYS = ("points", "xyz", "pc")
 """What the array of points may be called in an .npz."""
+BESIDE = ("normals", "rgb", "colors", "colours")
+"""What arrays beside it are called."""
+UNPACKED = 2 * WHOLE_LIMIT
+"""Bytes of the arrays of an .npz together, unpacked."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,9 @@ def read_npz(path: Path, columns: Sequence[str] = ()) -> Shape:
 
 def _packed(packed: zipfile.ZipFile, columns: Sequence[str]) -> Shape:
     entries = {info.filename.removesuffix(".npy"): info for info in packed.infolist()}
+    together = sum(entries[name].file_size for name in {*ARRAYS, *BESIDE} & {*entries})
+    if together > UNPACKED:
+        raise ValueError(f"its arrays unpack to {together / 2**30:.1f} GiB together; thin it out, or cut it up")
     named = [name for name in ARRAYS if name in entries]
     if not named and len(entries) != 1:
         raise ValueError(f"it holds {', '.join(entries)[:80] or 'nothing'}; name one array points, xyz or pc")
@@ -140,14 +147,14 @@ def _packed(packed: zipfile.ZipFile, columns: Sequence[str]) -> Shape:
 
     shape = _shape(array(named[0] if named else next(iter(entries))), columns)
     normals = beside("normals") if "normals" in entries else shape.normals
-    colours = next((beside(name) for name in ("rgb", "colors", "colours") if name in entries), None)
+    colours = next((beside(name) for name in BESIDE[1:] if name in entries), None)
     rgb = shape.rgb if colours is None else shades(colours)
     for values in (normals, rgb):
         if values is not None and values.shape != shape.vertices.shape:
             raise ValueError(f"normals or colours {list(values.shape)} for points {list(shape.vertices.shape)}")
     said = {"normals": "normals" in entries, "rgb": colours is not None}
     unclear = {channel: why for channel, why in shape.unclear.items() if not said[channel]}
-    used = {named[0] if named else next(iter(entries)), "normals", "rgb", "colors", "colours"}
+    used = {named[0] if named else next(iter(entries)), *BESIDE}
     unread = (*shape.unread, *(name for name in entries if name not in used))
     return cloud(shape.vertices, normals, rgb)._replace(unclear=unclear, unread=unread)
 
@@ -157,7 +164,7 @@ def _unpacked(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> NDA
     with packed.open(entry) as raw:
         found = header_of(raw)
         check_numbers(found.needs // max(1, found.dtype.itemsize), max(1, len(found.dtype.names or ())), name)
-        if found.needs > LIMIT // 2:
+        if found.needs > UNPACKED:
             raise ValueError(f"its array {name[:40]} unpacks to {found.needs / 2**30:.1f} GiB")
         data = raw.read(found.needs)
         check_end(len(data) + len(raw.read(1)), found.needs, f"bytes in {name[:40]}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from mim_pointcloud.columns import check_names, from_fields, from_table
 from mim_pointcloud.files_shape import Shape
-from mim_pointcloud.limits import NUMBERS, check_numbers
+from mim_pointcloud.limits import NUMBERS, check_lines, check_numbers
 
 HEAD = 1 << 16
 """Bytes that are looked at to see what columns a text has."""
@@ -24,6 +24,7 @@ def read_text(path: Path, columns: Sequence[str] = ()) -> Shape:
         head = raw.read(HEAD)
     if b"\0" in head:
         raise ValueError("it is no text")
+    check_lines(path)
     lines = _lines(head)
     skip, named, said = _header(lines)
     delimiter = next((mark for mark in ",;" if skip < len(lines) and mark in lines[skip]), None)

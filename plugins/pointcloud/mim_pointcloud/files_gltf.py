@@ -15,7 +15,7 @@ from mim_core import BadSample
 
 from mim_pointcloud.columns import shades
 from mim_pointcloud.files_shape import Floats, Shape, cloud, joined, moved
-from mim_pointcloud.limits import LIMIT, NUMBERS, check_end, check_file
+from mim_pointcloud.limits import NUMBERS, WHOLE_LIMIT, check_end, check_file
 
 PACKED = ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_mesh_quantization")
 """Required extensions that change what buffers hold."""
@@ -23,6 +23,8 @@ SIZES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
 """componentType -> bytes."""
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 MOST_NODES = 100_000
+MOST_VALUES = 1_000_000
+"""Values, tables and lists of the JSON, each of which takes many times the memory of its text."""
 DEEPEST = 256
 """Levels of nodes within nodes."""
 
@@ -95,6 +97,8 @@ def _tree(data: bytes, binary: bool) -> tuple[dict[str, Any], int | None]:
         check_end(len(data), said)
         chunk = max(0, said - 28 - length) if said >= 28 + length else None
         data = data[20 : 20 + length]
+    if sum(data.count(mark) for mark in b",{[") > MOST_VALUES:
+        raise ValueError(f"its JSON has over {MOST_VALUES:,} values: it is damaged, or no glTF")
     tree = json.loads(data.decode("utf-8-sig"))
     if not isinstance(tree, dict) or not isinstance(tree.get("asset"), dict):
         raise ValueError("it is no glTF: it has no asset")
@@ -124,6 +128,9 @@ def _check(tree: dict[str, Any], folder: Path, chunk: int | None) -> dict[str, b
     buffers, files = [], dict[str, bytes]()
     for entry in _list(tree, "buffers"):
         said, uri = _whole(entry, "byteLength"), entry.get("uri")
+        buffers.append(said)
+        if sum(buffers) > WHOLE_LIMIT:
+            raise ValueError(f"its buffers hold over {WHOLE_LIMIT >> 20} MiB; thin it out, or cut it up")
         if uri is None and chunk is not None:
             has = chunk
         else:
@@ -134,7 +141,6 @@ def _check(tree: dict[str, Any], folder: Path, chunk: int | None) -> dict[str, b
             check_end(has, said, f"bytes in {str(uri)[:60]}")
         if has < said:
             raise ValueError(f"it is cut off: its buffer says {said} bytes and has {has}")
-        buffers.append(said)
     views = _list(tree, "bufferViews")
     for view in views:
         end = _whole(view, "byteOffset", 0) + _whole(view, "byteLength")
@@ -156,7 +162,7 @@ def _buffer(uri: Any, folder: Path) -> bytes:
         raise ValueError(f"its buffer lies at an address, which is not read: {uri[:60]}")
     path = folder / uri if (folder / uri).exists() else folder / unquote(uri)
     try:
-        check_file(path, LIMIT)
+        check_file(path, WHOLE_LIMIT)
     except BadSample as error:
         said = "not found" if error.reason == "no such file" else error.reason
         raise ValueError(f"it needs {uri[:100]}, {said}") from error

@@ -3,7 +3,6 @@ merge no vertex, to be fast, and to take no more memory than their numbers do.""
 
 from __future__ import annotations
 
-import io
 import re
 from array import array
 from collections.abc import Iterator
@@ -14,24 +13,23 @@ import numpy as np
 
 from mim_pointcloud.columns import shades
 from mim_pointcloud.files_shape import Floats, Ints, Shape, mesh
-from mim_pointcloud.limits import check_end
+from mim_pointcloud.limits import check_end, check_lines, check_numbers
 
 BOM = b"\xef\xbb\xbf"
 
 
-def _text(path: Path) -> str:
-    """A whole file as text. Latin-1 reads any byte; names in other encodings are not looked at."""
-    data = path.read_bytes().removeprefix(BOM)
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16")
-    if b"\0" in data[:4096]:
-        raise ValueError("it is no text")
-    return data.decode("latin-1")
-
-
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text, each ended by a line feed, a return or both."""
-    return io.StringIO(_text(path), newline=None)
+    """The lines of a text, one after another, each ended by a line feed, a return or both. Latin-1 reads any byte;
+    names in other encodings are not looked at."""
+    check_lines(path)
+    with path.open("rb") as raw:
+        head = raw.read(4096)
+    wide = head.removeprefix(BOM)[:2] in (b"\xff\xfe", b"\xfe\xff")
+    if not wide and b"\0" in head:
+        raise ValueError("it is no text")
+    with path.open(encoding="utf-16" if wide else "latin-1") as text:
+        text.seek(len(BOM) if head.startswith(BOM) else 0)
+        yield from text
 
 
 def _words(line: str) -> list[str]:
@@ -59,6 +57,7 @@ def _obj(path: Path) -> Shape:
         if words[0] == "v":
             x, y, z = words[1:4]
             vertices.extend((float(x), float(y), float(z)))
+            check_numbers(len(vertices) // 3, 3)
             coloured = coloured and len(words) >= 7
             if coloured:
                 colours.extend(map(float, words[4:7]))
@@ -69,6 +68,7 @@ def _obj(path: Path) -> Shape:
                 raise ValueError("a face names vertex 0; OBJ counts from 1")
             corners.extend(number - 1 if number > 0 else before + number for number in numbers)
             counts.append(len(numbers))
+            check_numbers(len(corners), 1, "corners of faces")
     if not vertices:
         raise ValueError("it has no vertices")
     rgb = shades(np.array(colours).reshape(-1, 3)) if coloured else None
@@ -150,6 +150,7 @@ def _vertices(rows: Iterator[list[str]], start: int) -> tuple[Floats, Floats | N
     for words in rows:
         x, y, z = _three(words)
         values.extend((float(x), float(y), float(z)))
+        check_numbers(len(values) // 3, 3)
         coloured = coloured and len(words) >= start + 3
         if coloured:
             colours.extend(map(float, words[start : start + 3]))
@@ -176,6 +177,7 @@ def _polygons(rows: Iterator[list[str]]) -> tuple[Ints, Ints]:
             huge = next(word for word in words[1 : 1 + count] if not _is_index(word))
             raise ValueError(f"a face cannot name vertex {huge[:40]}") from None
         counts.append(count)
+        check_numbers(len(corners), 1, "corners of faces")
     return np.array(corners, np.int64), np.array(counts, np.int64)
 
 
@@ -197,6 +199,7 @@ def read_stl(path: Path) -> Shape:
         if len(data) < 84 + 50 * count:
             raise ValueError(f"it is cut off, or no STL: it says {count} faces, {(len(data) - 84) // 50} follow")
         check_end(len(data), 84 + 50 * count)
+        check_numbers(count, 9, "faces")
         vertices = np.frombuffer(data, STL, count, 84)["corners"].reshape(-1, 3).astype(np.float64)
     else:
         vertices = _stl_text(path)
@@ -211,6 +214,7 @@ def _stl_text(path: Path) -> Floats:
         if kind == "vertex":
             x, y, z = _three(row[1:])
             vertices.extend((float(x), float(y), float(z)))
+            check_numbers(len(vertices) // 3, 3)
         elif kind == "endfacet" and len(vertices) % 9:
             raise ValueError(f"face {len(vertices) // 9} does not have three corners")
         ends = kind == "endsolid" or (ends and kind not in ("solid", "facet", "vertex"))

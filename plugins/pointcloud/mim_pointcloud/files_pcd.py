@@ -59,15 +59,16 @@ def _pcd_rows(body: bytes, coding: str, kind: np.dtype[Any], points: int) -> NDA
     if coding == "ascii":
         if points > len(body):
             raise ValueError(f"it is cut off: its header says {points} points, {len(body)} bytes follow")
-        check_numbers(points, kind.itemsize // 4 or 1)
-        flat = np.loadtxt(io.StringIO(body.decode("latin-1")), dtype=kind, ndmin=1, max_rows=points + 1)
+        check_numbers(points, max(len(kind.names or ()), kind.itemsize // 8))
+        text = io.TextIOWrapper(io.BytesIO(body), encoding="latin-1")
+        flat = np.loadtxt(text, dtype=kind, ndmin=1, max_rows=points + 1)
         if len(flat) != points:
             raise ValueError(f"its header says {points} points, {len(flat)} follow")
         return flat
     needs = points * kind.itemsize
     if coding == "binary":
         check_end(len(body), needs)
-        check_numbers(points, kind.itemsize // 8 or 1)
+        check_numbers(points, max(len(kind.names or ()), kind.itemsize // 8))
         return np.frombuffer(body, kind, points)
     if coding != "binary_compressed":
         raise ValueError(f"DATA {coding} is not known; ascii, binary and binary_compressed are")
@@ -77,7 +78,7 @@ def _pcd_rows(body: bytes, coding: str, kind: np.dtype[Any], points: int) -> NDA
     if whole != needs:
         raise ValueError(f"its packed data says {whole} bytes, its {points} points need {needs}")
     check_end(len(body), 8 + packed)
-    check_numbers(points, kind.itemsize // 8 or 1)
+    check_numbers(points, max(len(kind.names or ()), kind.itemsize // 8))
     plain, rows, at = _unpack(body[8 : 8 + packed], whole), np.empty(points, kind), 0
     for name in kind.names or ():
         field = kind[name]

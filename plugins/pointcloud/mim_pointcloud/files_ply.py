@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mim_pointcloud.columns import from_fields
 from mim_pointcloud.files_shape import Shape, mesh
-from mim_pointcloud.limits import check_end, check_numbers
+from mim_pointcloud.limits import LONGEST_LINE, check_end, check_numbers
 from mim_pointcloud.polygons import Ints
 
 CORNERS = ("vertex_indices", "vertex_index")
@@ -201,6 +201,7 @@ def _lists(data: bytes, at: int, order: str, element: Element) -> tuple[Rows, in
                 if many < 0 or at + many * size > len(data):
                     raise ValueError(_cut_off(element, len(data) - at))
                 if number == which:
+                    check_numbers(len(corners) + many, 1, "corners of faces")
                     corners.extend(map(int, struct.unpack_from(f"{order}{many}{code}", data, at)))
                     counts.append(many)
                 at += many * size
@@ -245,6 +246,8 @@ def _split(data: bytes, at: int) -> Iterator[bytes]:
     while at < len(data):
         end = data.find(mark, at)
         end = len(data) if end < 0 else end
+        if end - at > LONGEST_LINE:
+            raise ValueError(f"a line of it has {end - at:,} bytes; up to {LONGEST_LINE:,} are read")
         yield data[at:end]
         at = end + 1
 
@@ -286,6 +289,7 @@ def _ascii_faces(rows: Iterator[bytes], element: Element) -> Rows:
                     f"a {element.name[:40]} has fewer numbers than it says: {row[:40].decode('latin-1')!r}"
                 )
             if number == which:
+                check_numbers(len(corners) + many, 1, "corners of faces")
                 corners.extend(map(int, words[at + 1 : at + 1 + many]))
                 counts.append(many)
             at += 1 + many

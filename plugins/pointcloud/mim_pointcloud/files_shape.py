@@ -12,6 +12,9 @@ from mim_core import randomness
 
 from mim_pointcloud.polygons import Floats, Ints, cross, dot, triangulate
 
+AT_ONCE = 1 << 18
+"""Faces whose areas are computed at once, which takes many times the memory of a face."""
+
 
 class Shape(NamedTuple):
     """A mesh, or a cloud where there are no faces.
@@ -83,10 +86,9 @@ def on_surface(shape: Shape, count: int, key: int) -> Shape:
     Raises:
         ValueError: The whole surface has no area.
     """
-    a, b, c = (shape.vertices[corner] for corner in shape.faces.T)
     size = np.ptp(shape.vertices, axis=0).max() or 1.0
-    spans = cross((b - a) / size, (c - a) / size)
-    doubled = np.sqrt(dot(spans, spans))
+    some = range(0, len(shape.faces), AT_ONCE)
+    doubled = np.concatenate([_doubled(_spans(shape, shape.faces[at : at + AT_ONCE], size)) for at in some])
     sums = np.cumsum(doubled)
     if not sums[-1] > 0:
         raise ValueError(f"the surface has zero area ({len(shape.faces)} faces)")
@@ -97,7 +99,19 @@ def on_surface(shape: Shape, count: int, key: int) -> Shape:
     weights = np.stack([1 - root, root * (1 - draws[2]), root * draws[2]])[:, :, None]
     rgb = None if shape.rgb is None else _blend(weights, shape.rgb[shape.faces[chosen]])
     points = _blend(weights, shape.vertices[shape.faces[chosen]])
-    return cloud(points, spans[chosen] / doubled[chosen, None], rgb)
+    return cloud(points, _spans(shape, shape.faces[chosen], size) / doubled[chosen, None], rgb)
+
+
+def _spans(shape: Shape, faces: Ints, size: float) -> Floats:
+    """Of each face, the cross product of two sides, in units of a size."""
+    a, b, c = (shape.vertices[corner] for corner in faces.T)
+    return cross((b - a) / size, (c - a) / size)
+
+
+def _doubled(spans: Floats) -> Floats:
+    """Twice the areas of faces."""
+    doubled: Floats = np.sqrt(dot(spans, spans))
+    return doubled
 
 
 def _blend(weights: Floats, corners: Floats) -> Floats:

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+MOST_CORNERS = 2**24
+"""Corners of all faces of one file, where some are no triangles; cutting them up takes many times their memory."""
+AT_ONCE = 1 << 20
+"""Corners of faces that are looked at at once."""
 LARGEST_POLYGON = 2000
 """Corners of a face that is not convex; cutting one up takes time by the square of them."""
 MOST_WORK = 200_000_000
@@ -66,6 +70,10 @@ def triangulate(vertices: Floats, corners: Ints, counts: Ints, work: Work | None
         raise ValueError(f"a face names vertex {wrong} (from 0) of {len(vertices)}")
     if (counts == 3).all():
         return corners.reshape(-1, 3)
+    if len(corners) > MOST_CORNERS:
+        raise ValueError(
+            f"its faces have {len(corners):,} corners; up to {MOST_CORNERS:,} are read, or triangles alone"
+        )
     ends = np.cumsum(counts)
     found, order = [], []
     for count, which in _by_count(counts):
@@ -111,9 +119,14 @@ def _turns(corners: Floats) -> tuple[Floats, Floats]:
 
 def _convex(vertices: Floats, polygons: Ints) -> tuple[NDArray[np.bool_], Ints]:
     """Whether polygons [N, n] are convex, and their corner that turns outwards least."""
-    with np.errstate(all="ignore"):
-        turn, _ = _turns(vertices[polygons])
-    return ~(turn < -1e-9 * np.abs(turn).max(1, keepdims=True)).any(1), turn.argmin(1)
+    convex, bent = np.ones(len(polygons), np.bool_), np.zeros(len(polygons), np.int64)
+    step = max(1, AT_ONCE // max(1, polygons.shape[1]))
+    for at in range(0, len(polygons), step):
+        with np.errstate(all="ignore"):
+            turn, _ = _turns(vertices[polygons[at : at + step]])
+        convex[at : at + step] = ~(turn < -1e-9 * np.abs(turn).max(1, keepdims=True)).any(1)
+        bent[at : at + step] = turn.argmin(1)
+    return convex, bent
 
 
 _NEW, _EAR = -2, -1

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 import trimesh
 from mim_core.errors import BadSample
-from mim_pointcloud import polygons
+from mim_pointcloud import files_shape, limits, polygons
 from mim_pointcloud.files import is_list, read_cloud
 from mim_pointcloud.polygons import Work, triangulate
 
@@ -109,7 +110,7 @@ def test_counts_that_no_file_holds(tmp_path, name):
 
 
 def test_packed_arrays_are_unpacked_up_to_a_limit(tmp_path):
-    for count, rows, said in ((10**8, 1, "over the limit of 67,108,864 numbers"), (300, 200, "byte in points more")):
+    for count, rows, said in ((10**8, 1, "over the limit of 33,554,432 numbers"), (300, 200, "byte in points more")):
         with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as packed:
             packed.writestr("points.npy", header((count, 3)) + bytes(rows << 16))
         assert said in reason(tmp_path / "a.npz", (tmp_path / "a.npz").read_bytes())
@@ -253,3 +254,103 @@ def test_packed_points_that_repeat_without_end(tmp_path):
     code = b"\0\0" + b"\xe0\xff\0" * 1000
     body = struct.pack("<II", len(code), 480) + code
     assert "packed data is broken" in reason(tmp_path / "a.pcd", PCD + b"binary_compressed\n" + body)
+
+
+def sparse(path, head, more):
+    """A file of zeros behind its head, which take no room on the disk."""
+    path.write_bytes(head)
+    os.truncate(path, len(head) + more)
+    return path
+
+
+MANY = 42_000_000
+JUNK = PLY.replace(b"vertex 40", b"vertex 3") + b"element junk 1900000000\nproperty uchar q\nend_header\n"
+SPARSE = {
+    "faces.stl": (b"\0" * 80 + struct.pack("<I", MANY), 50 * MANY),
+    "unread.ply": (JUNK, 36 + 1_900_000_000),
+    "points.pcd": (PCD.replace(b"40", b"22000000") + b"binary\n", 12 * 22_000_000),
+    "line.obj": (b"v 0 0 0\nf", 400 * 2**20),
+    "line.off": (b"OFF\n", 400 * 2**20),
+    "line.xyz": (b"1 2 3\n" * 12_000, 400 * 2**20),
+    "words.wrl": (b"#VRML V2.0 utf8\n", 120 * 2**20),
+    "chunk.glb": (b"glTF", 1_900_000_000),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_file_of_gigabytes_is_refused_in_little_memory(tmp_path, name):
+    path = sparse(tmp_path / name, *SPARSE[name])
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadSample, match=r"limit|line of it"):
+            read_cloud(path, 64, 1)
+        assert tracemalloc.get_traced_memory()[1] < 2**30
+    finally:
+        tracemalloc.stop()
+
+
+def test_numbers_are_counted_while_a_text_is_read(tmp_path, monkeypatch):
+    for module in ("files_mesh", "files_ply"):
+        monkeypatch.setattr(f"mim_pointcloud.{module}.check_numbers", few)
+    head = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
+    head += "element face 9\nproperty list uchar int vertex_indices\nend_header\n" + "0 0 1\n" * 3
+    texts = {
+        "a.obj": "v 0 0 1\n" * 99,
+        "b.obj": "v 0 0 1\nv 1 0 0\nv 0 1 0\n" + "f 1 2 3\n" * 99,
+        "c.off": "OFF\n99 0 0\n" + "0 0 1\n" * 99,
+        "d.off": "OFF\n3 99 0\n" + "0 0 1\n" * 3 + "3 0 1 2\n" * 99,
+        "e.stl": "solid\nfacet\n" + "vertex 0 0 1\n" * 99 + "endsolid\n",
+        "f.ply": head + "3 0 1 2\n" * 9,
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(BadSample, match="over the limit"):
+            read_cloud(tmp_path / name, 64, 1)
+
+
+def few(rows, columns, what="points"):
+    """`limits.check_numbers` with a limit of 20."""
+    if rows * columns > 20:
+        raise ValueError("over the limit")
+
+
+def test_areas_and_corners_are_computed_in_parts(monkeypatch):
+    draws = np.random.default_rng(0)
+    vertices = draws.normal(size=(60, 3))
+    corners, counts = draws.integers(0, 60, 400), np.array([4] * 50 + [5] * 40)
+    whole = triangulate(vertices, corners, counts)
+    points = files_shape.on_surface(files_shape.Shape(vertices, whole), 500, 7)
+    monkeypatch.setattr(polygons, "AT_ONCE", 20)
+    monkeypatch.setattr(files_shape, "AT_ONCE", 7)
+    assert np.array_equal(triangulate(vertices, corners, counts), whole)
+    again = files_shape.on_surface(files_shape.Shape(vertices, whole), 500, 7)
+    assert np.array_equal(again.vertices, points.vertices)
+    assert np.array_equal(again.normals, points.normals)
+
+
+def test_a_gltf_of_many_values_and_buffers(tmp_path):
+    (tmp_path / "values.gltf").write_text('{"asset": {"version": "2.0"}, "x": [' + "{}," * 1_000_000 + "0]}")
+    sparse(tmp_path / "b.bin", b"", 200 * 2**20)
+    named = [{"byteLength": 200 * 2**20, "uri": "./" * n + "b.bin"} for n in range(3)]
+    (tmp_path / "buffers.gltf").write_text(json.dumps({"asset": {"version": "2.0"}, "buffers": named}))
+    for name, said in (("values", "values"), ("buffers", "256 MiB")):
+        with pytest.raises(BadSample, match=said):
+            read_cloud(tmp_path / f"{name}.gltf", 64, 1)
+
+
+def test_arrays_of_an_npz_are_counted_together(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in ("points", "normals", "rgb"):
+            with packed.open(f"{name}.npy", "w") as raw:
+                np.lib.format.write_array_header_1_0(
+                    raw, {"descr": "<f8", "fortran_order": False, "shape": (8_000_000, 3)}
+                )
+                for _ in range(8):
+                    raw.write(bytes(24_000_000))
+    with pytest.raises(BadSample, match="together"):
+        read_cloud(tmp_path / "a.npz", 64, 1)
+
+
+def test_lines_up_to_the_limit_are_read(tmp_path):
+    (tmp_path / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 1 1 0\nf 1 2 3\n#" + "x" * limits.LONGEST_LINE)
+    assert read_cloud(tmp_path / "a.obj", 4, 1).shape == (4, 3)

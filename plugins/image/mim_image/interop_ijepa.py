@@ -44,9 +44,11 @@ class IjepaSizes:
     aspect_ratio: tuple[float, float] = (0.75, 1.5)
 
 
+@importers.grouped(encoder="encoder.", predictor="predictor.", target_encoder="teacher.")
 def import_ijepa(state: State, **sizes: Any) -> Method:
-    """Official I-JEPA weights (arXiv 2301.08243): ``encoder.``, ``predictor.`` and ``teacher.`` in front of each name;
-    a teacher that is not there starts as a copy. ``sizes`` are the fields of `IjepaSizes`.
+    """Official I-JEPA weights (arXiv 2301.08243): its file's ``encoder``, ``predictor`` and ``target_encoder``, or
+    ``encoder.``, ``predictor.`` and ``teacher.`` in front of each name; a teacher that is not there starts as a copy.
+    ``sizes`` are the fields of `IjepaSizes`.
 
     Raises:
         MimError: Weights of another code base, or a size that contradicts them.

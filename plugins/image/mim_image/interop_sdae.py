@@ -36,9 +36,11 @@ class SdaeSizes:
     """At the start; 0.99 at the end."""
 
 
+@importers.grouped(teacher="teacher.")
 def import_sdae(state: State, **sizes: Any) -> Method:
-    """Official SdAE weights (arXiv 2208.00449): the student's under MAE's names, the teacher's with ``teacher.`` in
-    front; a teacher that is not there starts as a copy. ``sizes`` are the fields of `SdaeSizes`.
+    """Official SdAE weights (arXiv 2208.00449): the student's under MAE's names, the teacher's as the file's
+    ``teacher``, or with ``teacher.`` in front; a teacher that is not there starts as a copy. ``sizes`` are the fields
+    of `SdaeSizes`.
 
     Raises:
         MimError: Weights of another code base, or a size that contradicts them.

@@ -220,11 +220,14 @@ class _Session:
         return True
 
     def _count_operations(self) -> None:
-        """For the metrics; a method that the meta device cannot run goes without."""
+        """For the metrics; a method that the meta device cannot run goes without. What a part refuses here, it would
+        refuse at the first batch."""
         if not self.world.first:
             return
         try:
             self.run.cost = step_cost(self.run)[0]
+        except MimError:
+            raise
         except Exception as error:
             warn(
                 f"the operations of this method cannot be counted, so metrics leave them out: "

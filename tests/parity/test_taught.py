@@ -56,8 +56,10 @@ def test_a_spoiled_case_fails(name, entry, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", ["cmae", "convmae"])
-@pytest.mark.parametrize("entry", ["pred", "target"])
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [("cmae", "pred"), ("cmae", "target"), ("convmae", "pred"), ("convmae", "target"), ("sdae", "pred")],
+)
 def test_answers_at_visible_units_count_too(name, entry, tmp_path):
     """Official codes put them out, though they are in no loss."""
 
@@ -85,13 +87,41 @@ def test_the_tool_by_its_command(tmp_path):
     command = [sys.executable, str(ROOT / "tools" / "golden.py")]
     done = subprocess.run([*command, str(golden("sdae")), str(bad)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
-    assert "sdae.safetensors: 14 entries compared, 0 off" in done.stdout
-    assert "spoiled.safetensors: 14 entries compared, 1 off" in done.stdout
+    assert "sdae.safetensors: 16 entries compared, 0 off" in done.stdout
+    assert "spoiled.safetensors: 16 entries compared, 1 off" in done.stdout
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_inputs_that_do_not_fit_are_no_bug(name, tmp_path):
+    """One that lacks, and a mask that is another one's."""
+
+    def spoil(tensors):
+        del tensors[next(key for key in tensors if key.startswith(("in/image", "in/video")))]
+
+    with pytest.raises(MimError, match="The case has no in/"):
+        try_case(rewritten(golden(name), tmp_path / "spoiled.safetensors", spoil))
+
+    def double(tensors):
+        tensors["in/mask"] = tensors["in/mask"].repeat(2, 1)
+
+    with pytest.raises(MimError, match=r"cannot be tried|in/mask"):
+        try_case(rewritten(golden(name), tmp_path / "spoiled.safetensors", double))
+
+
+def test_a_mask_that_is_not_the_contexts_fails(tmp_path):
+    def spoil(tensors):
+        tensors["in/mask"] = tensors["in/mask"].roll(1, 1)
+
+    with pytest.raises(MimError, match="does not hide what in/context leaves"):
+        try_case(rewritten(golden("ijepa"), tmp_path / "spoiled.safetensors", spoil))
 
 
 def test_what_is_no_case(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"nothing")
+    with pytest.raises(MimError, match="is no golden case"):
+        try_case(path)
+    save_file({"state/x": torch.ones(1)}, path, {"config": "[]"})
     with pytest.raises(MimError, match="is no golden case"):
         try_case(path)
     save_file({"state/x": torch.ones(1)}, path, {"config": '{"method": "mae"}'})

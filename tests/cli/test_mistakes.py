@@ -332,6 +332,15 @@ def test_checkpoint_with_bytes_gone_wrong_is_named(mim, refused, tmp_path, file)
 # ---- losses that are not finite --------------------------------------------------------------------------------------
 
 
+TAUGHT = ("--use", "teacher=ema", "--use", "scorer=attention", "--use", "masker=guided", "--encoder.no-class-token")
+
+
+def test_what_a_part_refuses_at_the_first_batch_is_said_once(refused):
+    said = refused(*RUN, *TAUGHT)
+    assert "scorer (core:attention): attention of the class token is asked for" in said
+    assert "warning" not in said
+
+
 def test_loss_that_is_not_finite_names_the_samples(refused, tmp_path):
     said = refused(*RUN, *TWICE, "--train.base-lr", "1e30", "--train.warmup-epochs", "0")
     assert "not finite" in said

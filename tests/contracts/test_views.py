@@ -7,6 +7,7 @@ from mim_core.data.noise import Noise
 from mim_core.data.viewed import viewed
 from mim_core.data.views import entries
 from mim_core.errors import MimError
+from mim_core.evaluation.reconstruction import held_out_samples
 from mim_core.host.loading import installed
 from mim_core.methods.build import build_method, make_source
 from mim_core.parts.layout import Layout, Patches
@@ -149,7 +150,8 @@ def test_views_of_any_source_are_other_readings():
 def test_a_pair_is_two_samples_with_keys_of_their_own():
     source = noise(PAIR)
     assert source.samples_per_item == 2
-    batch = {name: torch.stack([source.read(n, 5 + n)[name] for n in range(3)]) for name in ("image", "depth")}
+    items = [source.read(n, 5 + n) for n in range(3)]
+    batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
     done = source.finish({**batch, "index": torch.arange(3), "key": torch.arange(5, 8)})
     assert done["image"].shape == (6, 1, 28, 28)
     assert done["index"].tolist() == [0, 0, 1, 1, 2, 2]
@@ -180,6 +182,8 @@ def test_clips_clouds_and_frames_give_second_views(recipe, name):
     for key, shape in entries(source.shapes, (TARGET,)).items():
         assert tuple(done[key].shape) == (4, *shape), key
     assert not torch.equal(done[name], done[f"{name}_target"])
+    held_out, _ = held_out_samples(source, 3)  # no pairs
+    assert tuple(held_out[name].shape) == (3, *source.shapes[name])
 
 
 def test_clips_do_not_say_where_they_lie():
@@ -193,7 +197,7 @@ def test_repeated_clips_make_no_pairs():
         load_recipe("video:videomae-vit-tiny", installed(), twin=True), {"data": {"repeat": 2}}, "test", installed()
     )
     source = make_source(run, build_method(run))
-    with pytest.raises(ValueError, match="repetitions"):
+    with pytest.raises(ValueError, match=r"--data\.repeat 1"):
         viewed(source, (PAIR,))
 
 

@@ -1,5 +1,7 @@
 """What a finished run carries on: the student's encoder, or the teacher's where the recipe says so."""
 
+import shutil
+
 import pytest
 import timm
 import torch
@@ -75,6 +77,22 @@ def test_a_frozen_teacher_by_the_command_line(run, tmp_path, capfd):
     assert "no-op" not in capfd.readouterr().err
     wanted = load_run(run).method.encoder.blocks[0].attn.qkv.weight
     assert torch.equal(load_run(tmp_path / "taught").method.teachers["main"].encoder.blocks[0].attn.qkv.weight, wanted)
+
+
+def test_the_first_command_resumes_where_the_teachers_run_is_gone(run, tmp_path, capsys):
+    source, out = tmp_path / "source", tmp_path / "taught"
+    shutil.copytree(run, source)
+    frozen = ["--use", "teacher=core:frozen", "--teacher.run", str(source), "--method.carries", "student"]
+    given = ["pretrain", "image:ijepa-vit-tiny", *QUICK, *frozen, "--train.checkpoint-every", "1"]
+    assert main([*given, "--out", str(out)]) == 0
+    wanted = load_run(out).method.state_dict()
+    shutil.rmtree(source)
+    shutil.rmtree(checkpoint.newest(out))
+    assert main([*given, "--out", str(out)]) == 0
+    assert all(torch.equal(value, wanted[name]) for name, value in load_run(out).method.state_dict().items())
+    capsys.readouterr()
+    assert main([*given, "--out", str(tmp_path / "another")]) == 2
+    assert "source" in capsys.readouterr().err
 
 
 def test_a_teacher_is_taken_out(capsys):

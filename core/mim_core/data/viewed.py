@@ -10,6 +10,9 @@ from mim_core.data.source import DataSource, Sample
 from mim_core.data.views import View, entries, kinds
 from mim_core.data.wrapped import WrappedSource
 
+PAIRED = "paired"
+"""An entry of items that were read as two samples, until they are finished."""
+
 
 class Viewed(WrappedSource):
     """Views of any source: each is another reading of the item, by a key of its own, so an item is decoded as often.
@@ -36,7 +39,7 @@ class Viewed(WrappedSource):
         if self.pair and source.samples_per_item > 1:
             raise ValueError(
                 f"the method needs two views of each item, and {name} makes {source.samples_per_item} samples of "
-                "each: set its repetitions to 1"
+                "each: let it make one, as --data.repeat 1 does"
             )
         self.samples_per_item = source.samples_per_item * (2 if self.pair else 1)
 
@@ -45,7 +48,7 @@ class Viewed(WrappedSource):
         if not self.pair:
             return self._one(index, key)
         first, second = (self._one(index, each) for each in keys_of(key, "pair", 2))
-        return {name: torch.stack([first[name], second[name]]) for name in first}
+        return {name: torch.stack([first[name], second[name]]) for name in first} | {PAIRED: torch.tensor(True)}
 
     def _one(self, index: int, key: int) -> dict[str, Tensor]:
         found = dict(self.source.read(index, key))
@@ -58,9 +61,10 @@ class Viewed(WrappedSource):
         return found
 
     def finish(self, sample: Sample) -> Sample:
-        """Each view as the source finishes it; the two samples of an item one after the other."""
-        if self.pair:
-            sample = unpaired(sample)
+        """Each view as the source finishes it; the two samples of an item one after the other. Held-out samples are no
+        pairs."""
+        if PAIRED in sample:
+            sample = unpaired({name: value for name, value in sample.items() if name != PAIRED})
         about: Sample = {name: sample[name] for name in ("index", "key") if name in sample}
         endings = ("_target", "_local")
         done = self.source.finish({name: value for name, value in sample.items() if not name.endswith(endings)})

@@ -41,7 +41,9 @@ class View:
         """
         axes = len(self.size)
         for name, shape in shapes.items():
-            if len(shape) <= axes or any(n > whole for n, whole in zip(self.size, shape[-axes:], strict=True)):
+            if len(shape) <= axes:
+                raise ValueError(f"no local views of {self.size} can be cut from {name}, which is {shape}")
+            if any(n > whole for n, whole in zip(self.size, shape[-axes:], strict=True)):
                 raise ValueError(f"local views of {self.size} do not fit into {name}, which is {shape}")
         return {name: (*shape[:-axes], *self.size) for name, shape in shapes.items()}
 

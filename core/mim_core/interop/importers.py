@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
-from mim_core.interop.weights import State
+from mim_core.interop.weights import State, Weights
 from mim_core.methods.build import build_method
 from mim_core.methods.method import Method
 from mim_core.parts.position import sincos_table
 from mim_core.recipes.config import Part, RunConfig
 from mim_core.recipes.resolve import resolve
+
+F = TypeVar("F", bound=Callable[..., Method])
 
 HEAD = "heads.main.decoder."
 """What the names of the only decoder's weights start with."""
@@ -82,14 +84,45 @@ def heads_of(name: str, given: Any, width: int, released: Mapping[str, Mapping[i
     return heads
 
 
+def heads_within(group: str, given: Mapping[str, int], name: str, released: Mapping[int, int], width: int) -> int:
+    """Attention heads of one part, where its sizes are given together, under the part's name."""
+    heads = given.get(name) or released.get(width)
+    if heads is None:
+        raise MimError(
+            f"The number of heads of {group} cannot be inferred (width {width}); give {group}={{'{name}': NUMBER}}, "
+            f"or mim-core import --sizes \"{group}={{'{name}': NUMBER}}\"."
+        )
+    return heads
+
+
 def build(**parts: Part) -> Method:
     """The method of these parts; what they leave open has its default."""
     return build_method(resolve(RunConfig(parts=parts), installed()))
 
 
+def grouped(**groups: str) -> Callable[[F], F]:
+    """For an importer whose code base saves several dicts of weights in one file: the name of each -> what the weights
+    in it are given in front of theirs."""
+
+    def mark(importer: F) -> F:
+        importer.groups = groups  # type: ignore[attr-defined]
+        return importer
+
+    return mark
+
+
 def without_slot(state: State, token: str, table: str) -> dict[str, Tensor]:
-    """Adds the class token's own position, zero in MAE's tables, to the token, and leaves the units' positions."""
-    moved = dict(state)
+    """Adds the class token's own position, zero in MAE's tables, to the token, and leaves the units' positions.
+
+    Raises:
+        MimError: One of them is missing, or they are not equally wide.
+    """
+    moved = Weights(state)
+    if moved[token].shape[-1] != moved[table].shape[-1]:
+        raise MimError(
+            f"These weights do not fit each other: {token} is {tuple(moved[token].shape)}, and {table} is "
+            f"{tuple(moved[table].shape)}."
+        )
     moved[token] = state[token] + state[table][:, :1]
     moved[table] = state[table][:, 1:]
     return moved

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -42,16 +43,15 @@ def import_checkpoint(
     if isinstance(state, (str, Path)):
         state, found = read_state(Path(state))
         sizes = {**found, **sizes}
-    weights = clean(state)
+    weights = clean(state, getattr(importer, "groups", {}))
     try:
         return importer(weights, **sizes)
     except MimError:
         raise
     except Exception as error:
-        if not isinstance(path_or_state, (str, Path)):
-            raise
+        what = f"{path_or_state} does" if isinstance(path_or_state, (str, Path)) else "These weights do"
         raise MimError(
-            f"{path_or_state} does not make a method of the format {format!r}, with these sizes: {reason_of(error)}"
+            f"{what} not make a method of the format {format!r}, with these sizes: {reason_of(error)}"
         ) from error
 
 
@@ -90,21 +90,47 @@ def read_state(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     return read_weights(path), sizes
 
 
-def clean(state: Mapping[str, Any]) -> dict[str, Tensor]:
+class Weights(dict[str, Tensor]):
+    """A state dict in which a missing weight is the user's mistake."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise MimError(f"These weights have no {name!r}. They start with: {', '.join(list(self)[:5])}.")
+
+
+def clean(state: Mapping[str, Any], groups: Mapping[str, str] = MappingProxyType({})) -> Weights:
     """The weights alone: out of an outer dict, and without the prefixes that wrappers leave on every key.
+
+    Args:
+        state: What a file holds.
+        groups: Dicts of weights that stand beside the others, or in their place -> what each of their names is given in
+            front, see `mim_core.interop.importers.grouped`.
 
     Raises:
         MimError: There are none.
     """
     content: Any = state
+    beside = _beside(content, groups)
     for name in ("model", "model_state", "base_model", "state_dict", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not state:
+            beside |= _beside(content, groups)
+    found = Weights(_bare(content) | beside)
+    if not found:
         raise MimError(
             f"There are no weights in it; its entries are: {', '.join(map(str, list(content)[:8])) or 'none'}."
         )
+    return found
+
+
+def _beside(content: Mapping[str, Any], groups: Mapping[str, str]) -> dict[str, Tensor]:
+    """The weights of the groups that are there, with the group in front of their names."""
+    there = {start: content[name] for name, start in groups.items() if isinstance(content.get(name), Mapping)}
+    return {f"{start}{key}": value for start, group in there.items() for key, value in _bare(group).items()}
+
+
+def _bare(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors by name, without what a wrapper puts in front of all of them."""
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     for prefix in ("module.", "_orig_mod."):
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mim_core.errors import MimError
+from mim_core.errors import MimError, one_line
 from mim_core.host.loading import installed
 from mim_core.interop.weights import import_checkpoint
 from mim_core.methods.method import Method, Outcome
@@ -30,6 +30,22 @@ LOSSES, OTHERS = 1e-5, 1e-4
 
 FORMATS = {"ijepa": "i-jepa"}
 """Import formats of methods whose name in a file is another."""
+
+
+class Entries(dict[str, Any]):
+    """What a file holds of one kind; one that it lacks is the file's mistake.
+
+    Args:
+        found: By name.
+        where: What they are called in the file.
+    """
+
+    def __init__(self, found: Mapping[str, Any], where: str) -> None:
+        super().__init__(found)
+        self.where = where
+
+    def __missing__(self, name: str) -> Any:
+        raise MimError(f"The case has no {self.where}{name}.")
 
 
 @dataclass(frozen=True)
@@ -49,14 +65,14 @@ class GoldenCase:
     path: Path
     form: str
     config: dict[str, Any]
-    weights: dict[str, dict[str, Tensor]]
+    weights: Mapping[str, Mapping[str, Tensor]]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     gradients: dict[str, Tensor]
 
     def state(self) -> dict[str, Tensor]:
         """All weights as the importer takes them: those of other groups with the group's name in front."""
-        found = dict(self.weights.get("state", {}))
+        found: dict[str, Tensor] = dict(self.weights.get("state", {}))
         for group, weights in self.weights.items():
             if group != "state":
                 found |= {f"{group}.{name}": value for name, value in weights.items()}
@@ -115,10 +131,11 @@ def read_case(path: Path) -> GoldenCase:
                 group, _, name = key.partition("/")
                 groups.setdefault(group, {})[name] = file.get_tensor(key)
         method = config.pop("method").replace("_", "-")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise MimError(f"{path} is no golden case: {type(error).__name__}: {error}") from error
-    found = [groups.pop(name, {}) for name in ("in", "out", "grad")]
-    return GoldenCase(path, FORMATS.get(method, method), config, groups, *found)
+    found = [Entries(groups.pop(name, {}), f"{name}/") for name in ("in", "out", "grad")]
+    weights = {group: Entries(those, f"{group}/") for group, those in groups.items()}
+    return GoldenCase(path, FORMATS.get(method, method), Entries(config, "config: "), weights, *found)
 
 
 def adapter_of(form: str) -> GoldenAdapter:
@@ -139,10 +156,19 @@ def try_case(path: Path) -> list[Comparison]:
     """Every entry of a case against what our method gives.
 
     Raises:
-        MimError: The file is no case, or its format is not known.
+        MimError: The file is no case, its format is not known, or its inputs do not fit its weights.
     """
     case = read_case(path)
     adapter = adapter_of(case.form)
+    try:
+        return _tried(case, adapter)
+    except MimError:
+        raise
+    except (ValueError, RuntimeError, IndexError) as error:  # what the inputs are not fit for
+        raise MimError(f"The case cannot be tried: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _tried(case: GoldenCase, adapter: GoldenAdapter) -> list[Comparison]:
     method = import_checkpoint(case.state(), format=case.form, **case.config).train()
     prepared = method.prepare(adapter.sample(case), mask=adapter.mask(case))
     with seeded():
@@ -191,10 +217,15 @@ def as_text(lines: list[Comparison]) -> str:
 def whole_answers(head: Any, encoded: Any, sample: Any, patches: Any, mask: Any) -> tuple[Tensor, Tensor]:
     """What a head's transformer decoder answers at every unit, kept ones too, and what its target wants there: [B, N,
     size] each, by place. Official codes put out both, though only hidden units are in the loss."""
-    decoder = head.decoder
-    found = decoder.decode(encoded, patches.layout, mask)[:, encoded.prefix.shape[1] :]
-    found = decoder.pred(decoder.norm(found))
     places = torch.cat([mask.kept_ids, mask.query_ids], dim=1)
     every = replace(mask, query_ids=places.sort(dim=1).values, weight=torch.ones(places.shape))
-    wanted = head.target.make(sample, patches, every)
-    return torch.zeros_like(found).scatter(1, places[:, :, None].expand_as(found), found), wanted
+    return answers_everywhere(head, encoded, patches, mask), head.target.make(sample, patches, every)
+
+
+def answers_everywhere(head: Any, encoded: Any, patches: Any, mask: Any) -> Tensor:
+    """The first of these alone."""
+    decoder = head.decoder
+    found: Tensor = decoder.decode(encoded, patches.layout, mask)[:, encoded.prefix.shape[1] :]
+    found = decoder.pred(decoder.norm(found))
+    places = torch.cat([mask.kept_ids, mask.query_ids], dim=1)
+    return torch.zeros_like(found).scatter(1, places[:, :, None].expand_as(found), found)

@@ -34,7 +34,7 @@ from mim_core.methods.build import build_method, check_data, check_teachers, mak
 from mim_core.ranks import world as ranks
 from mim_core.ranks.world import World
 from mim_core.recipes.config import ResolvedRun
-from mim_core.recipes.toml import completed, to_toml
+from mim_core.recipes.toml import completed, from_toml, to_toml
 from mim_core.runs import checkpoint, inventory, observers, trackers
 from mim_core.runs import folder as run_folder
 from mim_core.runs.average import WeightAverage
@@ -79,6 +79,7 @@ def start(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+    config = _as_begun(config, folder, registry, world)
     method = build_method(config, registry).to(world.device)
     config = settled(config, method)
     if method.couples_batch and accumulation > 1:
@@ -99,6 +100,24 @@ def start(
     if world.first:
         advise(train, len(source))
     return run
+
+
+def _as_begun(config: ResolvedRun, folder: Path, registry: Registry, world: World) -> ResolvedRun:
+    """The run with the parts of its frozen teachers as its folder has them, where that holds a checkpoint: so the
+    command that began it resumes it, though what a teacher was taken from is gone."""
+    open_parts = {role: part for role, part in config.parts.items() if getattr(part.options, "parts", None) == ""}
+    latest = world.on_first(lambda: checkpoint.to_resume(folder)) if open_parts else None
+    if latest is None:
+        return config
+    text = world.on_first(lambda: run_folder.read_recipe(latest / "recipe.toml"))
+    before = from_toml(text, registry).parts
+    known = {
+        role: replace(part, options=before[role].options)
+        for role, part in open_parts.items()
+        if role in before and before[role].name == part.name
+        if replace(before[role].options, parts="") == part.options
+    }
+    return replace(config, parts={**config.parts, **known})
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -220,11 +239,14 @@ class _Session:
         return True
 
     def _count_operations(self) -> None:
-        """For the metrics; a method that the meta device cannot run goes without."""
+        """For the metrics; a method that the meta device cannot run goes without. What a part refuses here, it would
+        refuse at the first batch."""
         if not self.world.first:
             return
         try:
             self.run.cost = step_cost(self.run)[0]
+        except MimError:
+            raise
         except Exception as error:
             warn(
                 f"the operations of this method cannot be counted, so metrics leave them out: "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from mim_core import Method, Part, Progress, State, fill, fill_weights, importers
+from mim_core import Method, MimError, Part, Progress, State, fill, fill_weights, importers
 from mim_core.testing.golden import GoldenAdapter, GoldenCase, whole_answers
 from torch import Tensor, nn
 
@@ -30,9 +30,9 @@ class CmaeSizes:
     num_heads: int | None = None
     feedforward_channels: int | None = None
     pixel: dict[str, int] = field(default_factory=dict)
-    """decoder_num_heads of the pixel decoder; others are ignored."""
+    """Sizes of the pixel decoder."""
     feature: dict[str, int] = field(default_factory=dict)
-    """decoder_num_heads of the feature decoder; others are ignored."""
+    """Sizes of the feature decoder."""
     projector: dict[str, int] = field(default_factory=dict)
     predictor: dict[str, int] = field(default_factory=dict)
     temperature: float = 0.07
@@ -54,25 +54,27 @@ def import_cmae(state: State, **sizes: Any) -> Method:
     """
     given = fill(CmaeSizes, sizes, "import format cmae")
     width, channels, *patch = importers.need(state, "backbone.patch_embed.projection.weight", "CMAE").shape
+    between = state["backbone.layers.0.ffn.layers.0.0.weight"].shape[0]
     read = {"embed_dims": width, "num_layers": importers.depth_of(state, "backbone.layers.")}
-    importers.agree(given, {**read, "patch_size": (patch[0], patch[1])})
+    fixed = {"patch_size": (patch[0], patch[1]), "feedforward_channels": between, "target_cls": True}
+    importers.agree(given, {**read, **fixed})
     size = _image_size(given.img_size, (patch[0], patch[1]), state["backbone.pos_embed"].shape[1] - 1)
-    hidden, out = state["projector.fc0.weight"].shape[0], state["projector.fc1.weight"].shape[0]
+    hidden, out = (state[f"projector.{layer}.weight"].shape[0] for layer in ("fc0", "fc1"))
     method = importers.build(
         method=Part.of("core:masked-autoencoder", weights={"rc": given.rc_weight, "ct": given.ct_weight}),
         tokenizer=Part.of("image:patch", size=size, patch=tuple(patch), channels=channels),
         masker=Part.of("core:grid", ratio=given.mask_ratio, block=(2, 2), rounding="up"),
         encoder=Part.of("core:vit", width=width, depth=read["num_layers"], position="sincos-first",
-                        mlp_ratio=state["backbone.layers.0.ffn.layers.0.0.weight"].shape[0] / width,
+                        mlp_ratio=between / width,
                         heads=importers.heads_of("num_heads", given, width, RELEASED_HEADS)),
         teacher=Part.of("core:ema", **{**TEACHER, "heads": ("ct",)}, start=given.base_momentum,
                         end=given.base_momentum),
         **{
-            "rc.decoder": Part.of("core:transformer", **_decoder(state, "pixel_decoder", given.pixel)),
+            "rc.decoder": Part.of("core:transformer", **_decoder(state, "pixel", given.pixel)),
             "rc.target": Part.of("core:values", normalize=given.norm_pix, loss="l2"),
             "ct.decoder": Part.of("core:sample", **HEAD, hidden=hidden,
                                   predictor_hidden=state["head.predictor.fc0.weight"].shape[0],
-                                  **_decoder(state, "feature_decoder", given.feature)),
+                                  **_decoder(state, "feature", given.feature)),
             "ct.target": Part.of("core:contrast", head="ct", size=out, temperature=given.temperature),
         },
     )  # fmt: skip
@@ -86,16 +88,16 @@ def import_cmae(state: State, **sizes: Any) -> Method:
 
 
 def _decoder(state: State, group: str, given: dict[str, int]) -> dict[str, Any]:
-    """Sizes of a transformer decoder."""
-    width = importers.need(state, f"{group}.decoder_embed.weight", "CMAE with its decoders").shape[0]
-    hidden = state[f"{group}.decoder_blocks.0.ffn.layers.0.0.weight"].shape[0]
-    return {
-        "width": width,
-        "depth": importers.depth_of(state, f"{group}.decoder_blocks."),
-        "mlp_ratio": hidden / width,
-        "heads": given.get("decoder_num_heads") or RELEASED_HEADS["decoder_num_heads"].get(width, 16),
-        "position": "sincos-first",
-    }
+    """Sizes of the pixel or the feature decoder."""
+    start = f"{group}_decoder"
+    width = importers.need(state, f"{start}.decoder_embed.weight", "CMAE with its decoders").shape[0]
+    hidden = state[f"{start}.decoder_blocks.0.ffn.layers.0.0.weight"].shape[0]
+    depth = importers.depth_of(state, f"{start}.decoder_blocks.")
+    for name, value in (("decoder_embed_dim", width), ("decoder_depth", depth)):
+        if given.get(name, value) != value:
+            raise MimError(f"{name} of {group} is given as {given[name]}, and the weights have {value}.")
+    heads = importers.heads_within(group, given, "decoder_num_heads", RELEASED_HEADS["decoder_num_heads"], width)
+    return {"width": width, "depth": depth, "mlp_ratio": hidden / width, "heads": heads, "position": "sincos-first"}
 
 
 def _name(ours: str) -> str:

@@ -58,10 +58,11 @@ class HpmSizes:
     """The same."""
 
 
+@importers.grouped(ema_state_dict="teacher.", teacher="teacher.")
 def import_hpm(state: State, **sizes: Any) -> Method:
     """Official HPM weights (arXiv 2304.05919): the student's under MAE's names, its second decoder's with
-    ``_losspred``, the teacher's with ``teacher.`` in front; a teacher that is not there starts as a copy. ``sizes``
-    are the fields of `HpmSizes`.
+    ``_losspred``, the teacher's as the file's ``ema_state_dict``, or with ``teacher.`` in front; a teacher that is not
+    there starts as a copy. ``sizes`` are the fields of `HpmSizes`.
 
     Raises:
         MimError: Weights of another code base, or a size that contradicts them.

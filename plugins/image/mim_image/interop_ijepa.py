@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mim_core import Mask, Method, Part, Progress, State, fill, fill_weights, importers, warn
+from mim_core import Mask, Method, MimError, Part, Progress, State, fill, fill_weights, importers, warn
 from mim_core.testing.golden import GoldenAdapter, GoldenCase
 from torch import Tensor
 
@@ -44,9 +44,11 @@ class IjepaSizes:
     aspect_ratio: tuple[float, float] = (0.75, 1.5)
 
 
+@importers.grouped(encoder="encoder.", predictor="predictor.", target_encoder="teacher.")
 def import_ijepa(state: State, **sizes: Any) -> Method:
-    """Official I-JEPA weights (arXiv 2301.08243): ``encoder.``, ``predictor.`` and ``teacher.`` in front of each name;
-    a teacher that is not there starts as a copy. ``sizes`` are the fields of `IjepaSizes`.
+    """Official I-JEPA weights (arXiv 2301.08243): its file's ``encoder``, ``predictor`` and ``target_encoder``, or
+    ``encoder.``, ``predictor.`` and ``teacher.`` in front of each name; a teacher that is not there starts as a copy.
+    ``sizes`` are the fields of `IjepaSizes`.
 
     Raises:
         MimError: Weights of another code base, or a size that contradicts them.
@@ -103,9 +105,11 @@ def _name(ours: str) -> str:
 
 def _mask(case: GoldenCase) -> Mask:
     """The context is kept, and the targets are asked in groups."""
-    hidden, targets = case.inputs["mask"], case.inputs["targets"]
+    hidden, context, targets = (case.inputs[name] for name in ("mask", "context", "targets"))
+    if len(context) != 1 or not torch.equal(hidden, torch.ones_like(hidden).scatter(1, context[0], False)):
+        raise MimError("in/mask does not hide what in/context leaves.")
     asked = targets.transpose(0, 1).flatten(1)
-    return Mask(hidden, case.inputs["context"][0], asked, torch.ones(asked.shape), 1, len(targets))
+    return Mask(hidden, context[0], asked, torch.ones(asked.shape), 1, len(targets))
 
 
 def _outputs(case: GoldenCase, method: Any, prepared: Any, outcome: Any) -> dict[str, Tensor]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mim_core import Method, MimError, Part, Progress, State, fill, fill_weights, importers, warn
-from mim_core.testing.golden import GoldenAdapter, GoldenCase
+import torch
+from mim_core import FeatureTarget, Method, MimError, Part, Progress, State, fill, fill_weights, importers, warn
+from mim_core.testing.golden import GoldenAdapter, GoldenCase, answers_everywhere
 from torch import Tensor
 
 from mim_image.interop import RELEASED_HEADS, _image_size, _mae_name
@@ -36,9 +37,11 @@ class SdaeSizes:
     """At the start; 0.99 at the end."""
 
 
+@importers.grouped(teacher="teacher.")
 def import_sdae(state: State, **sizes: Any) -> Method:
-    """Official SdAE weights (arXiv 2208.00449): the student's under MAE's names, the teacher's with ``teacher.`` in
-    front; a teacher that is not there starts as a copy. ``sizes`` are the fields of `SdaeSizes`.
+    """Official SdAE weights (arXiv 2208.00449): the student's under MAE's names, the teacher's as the file's
+    ``teacher``, or with ``teacher.`` in front; a teacher that is not there starts as a copy. ``sizes`` are the fields
+    of `SdaeSizes`.
 
     Raises:
         MimError: Weights of another code base, or a size that contradicts them.
@@ -89,14 +92,22 @@ def _sdae_name(ours: str) -> str:
 
 
 def _outputs(case: GoldenCase, method: Any, prepared: Any, outcome: Any) -> dict[str, Tensor]:
-    """Predictions and targets by fold; tokens of the student in raster order."""
-    lesson = method.teachers["main"](method.tokenizer.split(_sample(case)), _sample(case), prepared.mask)
+    """Predictions and targets by fold, and what another cosine loses; tokens of the student in raster order."""
+    patches, head = method.tokenizer.split(_sample(case)), method.heads["main"]
+    lesson = method.teachers["main"](patches, _sample(case), prepared.mask)
+    with torch.no_grad():
+        encoded = method._encoded(prepared.inputs, patches.layout, prepared.mask)
+        everywhere = answers_everywhere(head, encoded, patches, prepared.mask)
+    other = FeatureTarget(replace(head.target.config, along="channels"), method.tokenizer)
+    channels = other.loss(outcome.prediction, prepared.targets["main"]) * prepared.weights["main"]
     folds = lesson.folds
     values, width = prepared.targets["main"], outcome.prediction.shape[-1]
     order = values.order.flatten(1)[:, :, None].expand(-1, -1, width)
     shape = (folds.shape[0] * folds.shape[1], folds.shape[2], width)
     seen = lesson.tokens.gather(1, folds.flatten(1)[:, :, None].expand(-1, -1, width))
     return {
+        "alt_loss_channel": channels.sum(),
+        "pred": everywhere,
         "pred_folds": outcome.prediction.gather(1, order).reshape(shape),
         "target": values.features.gather(1, order).reshape(shape),
         "teacher_features": seen.reshape(shape),
@@ -124,7 +135,6 @@ GOLDEN = {
         mask=lambda case: case.inputs["mask"],
         outputs=_outputs,
         names=lambda method: {name: _sdae_name(name) for name in method.state_dict()},
-        left_out={"pred": "ours answers hidden patches alone, and pred_folds has them"},
         after=_after,
     )
 }

@@ -140,14 +140,26 @@ def _filled(method: Method, state: State) -> Method:
 
 
 def _whole_bias(state: State) -> dict[str, Tensor]:
-    """The state with one bias for queries, keys and values, that of keys zero, in place of VideoMAE's two."""
+    """The state with one bias for queries, keys and values, that of keys zero, in place of VideoMAE's two. It has them
+    in all blocks, or in none.
+
+    Raises:
+        MimError: Some blocks lack one.
+    """
     moved = {name: value for name, value in state.items() if not name.endswith((".attn.q_bias", ".attn.v_bias"))}
-    for name, weight in state.items():
-        prefix, found, _ = name.partition("qkv.weight")
-        if found and f"{prefix}qkv.bias" not in state:
-            none = weight.new_zeros(weight.shape[0] // 3)
-            parts = [state.get(f"{prefix}q_bias", none), none, state.get(f"{prefix}v_bias", none)]
-            moved[f"{prefix}qkv.bias"] = torch.cat(parts)
+    weights = {name.removesuffix("qkv.weight"): value for name, value in state.items() if name.endswith("qkv.weight")}
+    ours = {start: value for start, value in weights.items() if f"{start}qkv.bias" not in state}
+    wanted = [f"{start}{part}" for start in ours for part in ("q_bias", "v_bias")]
+    lacking = [name for name in wanted if name not in state]
+    if lacking and len(lacking) < len(wanted):
+        raise MimError(f"These weights have no {', '.join(lacking[:8])}, and biases of other blocks.")
+    for start, weight in ours.items():
+        none = weight.new_zeros(weight.shape[0] // 3)
+        parts = [none if lacking else state[f"{start}{part}"] for part in ("q_bias", "v_bias")]
+        if any(part.shape != none.shape for part in parts):
+            shapes = " and ".join(str(tuple(part.shape)) for part in parts)
+            raise MimError(f"{start}q_bias and v_bias are {shapes}, and {start}qkv.weight is {tuple(weight.shape)}.")
+        moved[f"{start}qkv.bias"] = torch.cat([parts[0], none, parts[1]])
     return moved
 
 

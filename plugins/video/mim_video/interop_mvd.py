@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from mim_core import Method, Part, State, fill, fill_weights, importers, parts_text
+from mim_core import Method, MimError, Part, State, fill, fill_weights, importers, parts_text
 from mim_core.testing.golden import GoldenAdapter, GoldenCase
 from torch import Tensor
 
@@ -17,6 +17,14 @@ from mim_video.weights import tubelets
 
 HEADS = {**RELEASED_HEADS, "feat_decoder_num_heads": {384: 6, 512: 8, 768: 12}}
 IMAGE, VIDEO = "teachers.img_feat.", "teachers.vid_feat."
+UNUSED = (
+    "teacher_image.decoder_",
+    "teacher_image.mask_token",
+    "teacher_video.decoder.",
+    "teacher_video.encoder_to_decoder.",
+    "teacher_video.mask_token",
+)
+"""What the teachers' own files hold beside their encoders."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,11 @@ class MvdSizes:
     time_stride_loss: bool = True
 
 
+@importers.grouped(teacher_image="teacher_image.", teacher_video="teacher_video.")
 def import_mvd(state: State, **sizes: Any) -> Method:
-    """Official MVD weights (arXiv 2212.04500) with both decoders; the teachers' with ``teacher_image.`` and
-    ``teacher_video.`` in front of MAE's and VideoMAE's names. ``sizes`` are the fields of `MvdSizes`.
+    """Official MVD weights (arXiv 2212.04500) with both decoders; the teachers', which official files lack, as groups
+    ``teacher_image`` and ``teacher_video`` beside the ``model``, or with these in front of MAE's and VideoMAE's names.
+    ``sizes`` are the fields of `MvdSizes`.
 
     Raises:
         MimError: Weights of another code base, or a size that contradicts them.
@@ -69,6 +79,7 @@ def import_mvd(state: State, **sizes: Any) -> Method:
         "time_stride_loss": True,
     }
     importers.agree(given, read)
+    _need_teachers(state)
     size = importers.pair(given.img_size)
     method = importers.build(
         method=Part.of("core:masked-autoencoder", weights={"img_feat": given.image_teacher_loss_weight,
@@ -84,8 +95,21 @@ def import_mvd(state: State, **sizes: Any) -> Method:
     own = method.state_dict()
     flat = {VIDEO + "encoder.position.table": own[VIDEO + "encoder.position.table"]}  # computed, in no checkpoint
     names = {name: name if name in flat else _name(name) for name in own}
-    fill_weights(method, {**_whole_bias(moved), **flat}, names)
+    image = {name: value for name, value in moved.items() if name.startswith("teacher_image.")}
+    others = _whole_bias({name: value for name, value in moved.items() if name not in image})
+    unused = [name for name in state if name.startswith(UNUSED)]
+    fill_weights(method, {**image, **others, **flat}, names, unused)
     return method
+
+
+def _need_teachers(state: State) -> None:
+    for group in ("teacher_image", "teacher_video"):
+        if not any(name.startswith(f"{group}.") for name in state):
+            raise MimError(
+                f"These weights have no {group}: MVD's files hold the student alone. Put the weights of its teachers "
+                'beside them, torch.save({"model": ..., "teacher_image": ..., "teacher_video": ...}, FILE), from the '
+                "files of MAE and VideoMAE that it was taught by."
+            )
 
 
 def _heads(state: State, given: MvdSizes, size: tuple[int, int]) -> dict[str, Part]:
@@ -108,9 +132,8 @@ def _heads(state: State, given: MvdSizes, size: tuple[int, int]) -> dict[str, Pa
 
 
 def _image_parts(state: State, given: MvdSizes, size: tuple[int, int]) -> str:
-    proj = importers.need(state, "teacher_image.patch_embed.proj.weight", "MVD's image teacher")
-    width, channels, *patch = proj.shape
-    heads = given.image_teacher.get("num_heads") or HEADS["encoder_num_heads"][width]
+    width, channels, *patch = state["teacher_image.patch_embed.proj.weight"].shape
+    heads = importers.heads_within("image_teacher", given.image_teacher, "num_heads", HEADS["encoder_num_heads"], width)
     return parts_text(
         tokenizer=Part.of("core:patch", modality="image", size=size, patch=tuple(patch), channels=channels),
         encoder=Part.of("core:vit", width=width, depth=importers.depth_of(state, "teacher_image.blocks."), heads=heads,
@@ -120,8 +143,9 @@ def _image_parts(state: State, given: MvdSizes, size: tuple[int, int]) -> str:
 
 def _video_parts(state: State, given: MvdSizes, size: tuple[int, int]) -> str:
     start = "teacher_video.encoder."
-    width, channels, *patch = importers.need(state, f"{start}patch_embed.proj.weight", "MVD's video teacher").shape
-    heads = given.video_teacher.get("encoder_num_heads") or HEADS["encoder_num_heads"][width]
+    width, channels, *patch = state[f"{start}patch_embed.proj.weight"].shape
+    said, known = given.video_teacher, HEADS["encoder_num_heads"]
+    heads = importers.heads_within("video_teacher", said, "encoder_num_heads", known, width)
     return parts_text(
         tokenizer=tubelets((given.num_frames, *size), tuple(patch), channels),
         encoder=Part.of("core:vit", width=width, depth=importers.depth_of(state, f"{start}blocks."), heads=heads,

@@ -1,6 +1,7 @@
 """Features of samples that are shown by several views: their mean, by sample, for every row; nothing where a view is
 missing."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ from mim_core.evaluation.features import extract
 from mim_core.evaluation.online import OnlineProbe
 from mim_core.methods.method import Features, Method
 from mim_core.recipes.config import EvaluateConfig
+from mim_core.runs import inventory
+from PIL import Image
 from torch.utils.data import Dataset
 
 CPU = torch.device("cpu")
@@ -92,3 +95,20 @@ def test_online_probes_draw_samples_not_views(source, tmp_path):
     assert [len(chosen) for chosen in probe.chosen] == [3, 3]
     features = probe._both(None)
     assert torch.equal(features.test[:, 0], 3.0 * probe.chosen[1] + 1)
+
+
+def test_files_that_changed_places_are_other_data(tmp_path):
+    """Of equal size and equal time, as files from one archive have."""
+    images = pytest.importorskip("mim_image.data")
+    for number, name in enumerate(("cat/1.bmp", "cat/2.bmp", "dog/1.bmp", "dog/2.bmp")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 40 * number).save(tmp_path / name)
+        os.utime(tmp_path / name, (1e9, 1e9))
+    source = images.Images(images.Images.Config(root=tmp_path), {"image": (1, 8, 8)})
+    before = inventory.digest_of(source, ())
+    assert inventory.digest_of(source, ()) == before
+    (tmp_path / "cat/1.bmp").rename(tmp_path / "x.tmp")
+    (tmp_path / "dog/1.bmp").rename(tmp_path / "cat/1.bmp")
+    (tmp_path / "x.tmp").rename(tmp_path / "dog/1.bmp")
+    assert {os.stat(path).st_mtime for path in tmp_path.glob("*/*.bmp")} == {1e9}
+    assert inventory.digest_of(source, ()) != before

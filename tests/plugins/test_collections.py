@@ -149,3 +149,29 @@ def test_endings_that_are_not_read_are_counted_and_data_among_them_is_a_warning(
     assert everything == "32 images with endings that are not read: 30 x .heic, 2 x .txt"
     assert data == "30 images with endings that are not read: 30 x .heic"
     assert left_out({".csv": 1})[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("mytrain", "mytest"), ("traincats", "testcats"), ("trn", "tst"), ("trainA", "testA"), ("img_train", "img_val")],
+)
+def test_folders_that_differ_in_a_word_for_a_split_are_splits(train, test):
+    found = arrange(two(f"{train}/CLASS", f"{test}/CLASS"), ROOT)
+    assert (found.pretrain, found.test, found.classes) == ((0, 1), (2, 3), CLASSES)
+
+
+@pytest.mark.parametrize("held_out", ["dev", "eval", "Evaluation", "holdout", "held-out", "hold_out"])
+def test_other_words_for_what_is_held_out(held_out):
+    found = arrange(two("CLASS", f"{held_out}/CLASS"), ROOT)
+    assert (found.pretrain, found.test, found.classes) == ((0, 1), (2, 3), CLASSES)
+
+
+@pytest.mark.parametrize("names", [("strain", "contest"), ("value", "oval"), ("rest", "trainer")])
+def test_words_that_hold_such_a_word_by_chance_are_classes(names):
+    files = [f"{name}/1.x" for name in names]
+    assert arrange(files, ROOT).classes == tuple(sorted(names))
+
+
+def test_without_splits_all_files_are_one_collection():
+    found = arrange(two("train/CLASS", "test/CLASS"), ROOT, splits=False)
+    assert (found.pretrain, found.test, found.classes) == ((0, 1, 2, 3), None, None)

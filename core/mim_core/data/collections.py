@@ -23,12 +23,19 @@ from mim_core.text import counted
 WORDS: Mapping[str, str] = {
     "train": "train",
     "training": "train",
+    "trn": "train",
     "test": "test",
     "testing": "test",
+    "tst": "test",
+    "holdout": "test",
+    "heldout": "test",
     "val": "val",
     "valid": "val",
     "validate": "val",
     "validation": "val",
+    "dev": "val",
+    "eval": "val",
+    "evaluation": "val",
     "unlabeled": "unlabelled",
     "unlabelled": "unlabelled",
 }
@@ -46,8 +53,8 @@ BESIDE = frozenset((*_LISTS.split(), ".py", ".sh", ".ipynb", ".pkl", ".lock", "n
 """Endings of what lies beside data: lists, notes, programs. Every other ending that is not read is a warning."""
 
 
-_PARTS = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![^\W\d_A-Z])")
-"""Words in a name, as trainA and ILSVRC_img_train have them."""
+_WORD = re.compile("|".join(sorted(WORDS, key=len, reverse=True)))
+"""A word for a split anywhere in a name, as in trainA, mytrain and ILSVRC_img_train; the longest that stands there."""
 
 
 _BEHIND = re.compile(r"[\s_\-]*(set|split|data|images?|imgs?|videos?|clips?|clouds?|\d+)$")
@@ -55,7 +62,7 @@ _BEHIND = re.compile(r"[\s_\-]*(set|split|data|images?|imgs?|videos?|clips?|clou
 
 def split_of(name: str) -> str | None:
     """The split that a folder's name says: "train", "test", "val", "unlabelled", or None."""
-    name = name.lower()
+    name = re.sub(r"^(held|hold)[\s_\-]out", r"\1out", name.lower())
     while name not in WORDS:
         shorter = _BEHIND.sub("", name)
         if shorter == name:
@@ -71,14 +78,13 @@ def split_in(name: str) -> str | None:
 
 
 def alike(names: Iterable[str]) -> dict[str, str]:
-    """Names that differ in the word for a split and in numbers only, such as seg_train and seg_test or 01_train and
-    02_test, and the split of each; empty unless one says train and one a held-out split."""
+    """Names that differ in the word for a split and in numbers only, such as seg_train and seg_test, mytrain and
+    mytest, or 01_train and 02_test, and the split of each; empty unless one says train and one a held-out split."""
     found: dict[str, dict[str, str]] = {}
     for name in sorted(set(names)):
-        for part in _PARTS.finditer(name):
-            if split := WORDS.get(part[0].lower()):
-                rest = re.sub(r"\d+", "#", f"{name[: part.start()]}*{name[part.end() :]}")
-                found.setdefault(rest, {})[name] = split
+        for part in _WORD.finditer(name.lower()):  # a longer word is no rest that a shorter one could have
+            rest = re.sub(r"\d+", "#", f"{name[: part.start()]}*{name[part.end() :]}".lower())
+            found.setdefault(rest, {})[name] = WORDS[part[0]]
     sure = [pairs for pairs in found.values() if "train" in pairs.values() and set(HELD_OUT) & set(pairs.values())]
     return {name: split for pairs in sure for name, split in pairs.items()}
 

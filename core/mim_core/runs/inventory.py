@@ -59,26 +59,37 @@ class _Stats:
 
     def __init__(self) -> None:
         self.known: dict[str, Facts | None] = {}
+        self.places: dict[str, Facts] = {}
 
     def __call__(self, path: str) -> Facts | None:
         if path not in self.known:
             try:
                 found = os.stat(path)
                 self.known[path] = (found.st_size, found.st_mtime_ns)
+                self.places[path] = (found.st_ctime_ns, found.st_ino)
             except (OSError, ValueError):
                 self.known[path] = None
         return self.known[path]
 
+    def of_content(self, path: str) -> tuple[int, ...] | None:
+        """Its facts, and the time of its last change of any kind, a new name too, and its number on the disk: two files
+        of equal size and time may have changed places."""
+        facts = self(path)
+        return None if facts is None else (*facts, *self.places[path])
+
 
 def digest_of(source: DataSource, splits: Iterable[Labelled]) -> str:
-    """What features depend on: the files of all splits, by name, size and time, and the labels, names and classes."""
+    """What features depend on: the files of all splits, by name, size, times and number on the disk, and the labels,
+    names and classes."""
     root, stats = _root(source), _Stats()
     paths = {path for split in ("pretrain", "train", "test") for paths in _files(source, split) for path in paths}
     if not any(stats(path) for path in paths) and root:  # a source that does not tell
         paths = {os.path.join(folder, name) for folder, names, _ in walk_folders(Path(root)) for name in names}
     total = hashlib.sha256()
     for path in sorted(paths):
-        total.update(f"{os.path.relpath(path, root or None)}\0{stats(path)}\n".encode(errors="surrogateescape"))
+        total.update(
+            f"{os.path.relpath(path, root or None)}\0{stats.of_content(path)}\n".encode(errors="surrogateescape")
+        )
     for split in splits:
         told = [split.name, list(split.classes), list(split.names), split.views]
         total.update(json.dumps(told).encode())

@@ -91,7 +91,7 @@ def folder_splits(root: Path, splits: bool = True) -> Splits:
     """
     found = _walk(root)
     if not found.images:
-        return _tar_folder_splits(root, found) if splits else _fifths(_tar_store(root, found, with_classes=False))
+        return _tar_folder_splits(root, found) if splits else _fifths(_tar_store(root, found, False))
     advice, (other, data) = list[str](), collections.left_out(found.others)
     if found.tars or found.packed:
         tars = counted(len(found.tars) + len(found.packed), "tar file")
@@ -112,18 +112,21 @@ def tar_splits(path: Path) -> Splits:
     """One tar file, as a collection."""
     if packed(path.name):
         raise refuse_packed(path, [path.name])
-    return _fifths(_tar_store(path.parent, _Found(tars=[path.name])))
+    return _within(_tar_store(path.parent, _Found(tars=[path.name])))
 
 
 def _tar_folder_splits(root: Path, found: _Found) -> Splits:
     """Splits of tar files, by their folders or else by words in their names."""
     if not found.tars:
         _tar_store(root, found)  # raises
-    parts = [[name for name in Path(tar).parts[:-1] if collections.split_of(name)] for tar in found.tars]
+    folders = [Path(tar).parts[:-1] for tar in found.tars]
+    named = collections.split_names(folders)
+    parts = [[name for name in each if name in named] for each in folders]
     if any(parts):
-        said = [str(Path(*folders, Path(tar).name)) for folders, tar in zip(parts, found.tars, strict=True)]
+        said = [str(Path(*each, Path(tar).name)) for each, tar in zip(parts, found.tars, strict=True)]
     else:
-        words = [collections.split_in(Path(tar).name) for tar in found.tars]
+        alike = collections.alike(Path(tar).stem for tar in found.tars)
+        words = [alike.get(Path(tar).stem) or collections.split_in(Path(tar).name) for tar in found.tars]
         held = next((word for word in collections.HELD_OUT if word in words), None)
         if held is None or all(word in collections.HELD_OUT for word in words):
             words = [None] * len(words)
@@ -144,10 +147,48 @@ def _tar_folder_splits(root: Path, found: _Found) -> Splits:
     pretrain = replace(pretrain, advice=(*pretrain.advice, *about.advice, *_unused(root, found.tars, about)))
     train = pretrain if about.train == about.pretrain else train
     if about.test is None:
-        return _fifths(train) if train is pretrain else replace(_fifths(train), pretrain=pretrain)
+        return _within(train) if train is pretrain else replace(_within(train), pretrain=_without_held(pretrain))
+    same, train, pretrain = train is pretrain, _without_held(train), _without_held(pretrain)
+    train = pretrain if same else train
     test = stores[about.test]
     _same_classes(root, train, _split_of_tar(found.tars[about.test[0]]), test)
     return Splits(pretrain, train, test)
+
+
+def _kinds(store: ImageStore) -> list[str | None]:
+    """The split that the folders within a shard say of each image."""
+    assert store.shards is not None
+    tars = [f"{tar}/" for tar in store.shards.tars]
+    places = store.shards.places[:, 0].tolist()
+    folders = [Path(name.removeprefix(tars[place])).parts[:-1] for name, place in zip(store.files, places, strict=True)]
+    named = collections.split_names(folders)
+    deciding = [collections.deciding(each, named) for each in folders]
+    return [None if i is None else named[each[i]] for each, i in zip(folders, deciding, strict=True)]
+
+
+def _within(store: ImageStore) -> Splits:
+    """The splits that folders within shards say; or one collection."""
+    kinds = _kinds(store)
+    held = next((word for word in collections.HELD_OUT if word in kinds), None)
+    train = [i for i, kind in enumerate(kinds) if kind not in collections.HELD_OUT]
+    if held is None or not train:
+        return _fifths(store)
+    test = [i for i, kind in enumerate(kinds) if kind == held]
+    said = f"within the shards: {held}/ held out ({len(test):,}), all others for training ({len(train):,})"
+    unused = len(kinds) - len(train) - len(test)
+    said += f", not used {unused:,} of another held-out folder" if unused else ""
+    pretrain = replace(_subset(store, train), splits=said)
+    return Splits(pretrain, pretrain, _subset(store, test))
+
+
+def _without_held(store: ImageStore) -> ImageStore:
+    """A store for training without the images that lie in a held-out folder within their shard."""
+    keep = [i for i, kind in enumerate(_kinds(store)) if kind not in collections.HELD_OUT]
+    if len(keep) in (0, len(store)):
+        return store
+    first = store.files[next(i for i, kind in enumerate(_kinds(store)) if kind in collections.HELD_OUT)]
+    lost = f"{store.root}: {counted(len(store) - len(keep), 'image')} left out: in shards for training they lie in"
+    return replace(_subset(store, keep), advice=(*store.advice, f"{lost} held-out folders ({first})."))
 
 
 def _unused(root: Path, tars: Sequence[str], about: collections.Arrangement) -> tuple[str, ...]:

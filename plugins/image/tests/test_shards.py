@@ -265,3 +265,45 @@ def test_splits_with_other_classes_are_refused(tmp_path, images):
     write(tmp_path / "test-0.tar", samples(range(6), classes=3))
     with pytest.raises(MimError, match=r"the classes of train and test differ, in: 2\."):
         images()
+
+
+# ---- splits that folders within shards, or parts of names, say -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [("seg_train/0.tar", "seg_test/0.tar"), ("a/01_train/0.tar", "a/02_test/0.tar"), ("imgTrain0.tar", "imgTest0.tar"),
+     ("x-train-0.tar", "x-dev-0.tar"), ("x-train-0.tar", "x-eval-0.tar")],
+)  # fmt: skip
+def test_shards_are_split_by_the_rule_of_loose_files(tmp_path, images, train, held_out):
+    write(tmp_path / train, samples(range(6)))
+    write(tmp_path / held_out, samples(range(6, 10)))
+    source = images()
+    assert names(source) == [f"{train}/{i:03}.png" for i in range(6)]
+    assert source.labelled("test").labels.tolist() == [0, 1, 0, 1]
+
+
+def within(folder, numbers):
+    return [(f"{folder}/{name}", content) for name, content in samples(numbers)]
+
+
+def test_folders_within_a_shard_are_splits(tmp_path, images):
+    write(tmp_path / "0.tar", [*within("train", range(6)), *within("test", range(6, 10))])
+    for root in (tmp_path, tmp_path / "0.tar"):
+        source = images(root)
+        assert names(source) == [f"0.tar/train/{i:03}.png" for i in range(6)]
+        assert source.labelled("test").labels.tolist() == [0, 1, 0, 1]
+        assert "test/ held out (4), all others for training (6)" in source.contents()["splits"]
+
+
+def test_a_held_out_folder_within_a_shard_for_training_is_left_out_and_said(tmp_path, images):
+    write(tmp_path / "train-0.tar", [*within("a", range(6)), *within("val", range(6, 8))])
+    write(tmp_path / "test-0.tar", samples(range(8, 12)))
+    source = images()
+    assert names(source) == [f"train-0.tar/a/{i:03}.png" for i in range(6)]
+    assert "2 images left out: in shards for training they lie in held-out folders" in " ".join(source.advice())
+
+
+def test_all_held_out_within_a_shard_is_a_collection(tmp_path, images):
+    write(tmp_path / "0.tar", within("test", range(10)))
+    assert len(images()) == 10

@@ -223,10 +223,17 @@ def _splits(
         found = _inner_splits(train)
         return replace(found, advice=(*found.advice, *advice))
     lenient = missing == "mask"
-    test = _scan(root, tops[held], named, wanted, suffixes, missing, lenient) if held else None
+    train, inner, lost = _without_held(train)
+    test = _scan(root, tops[held], named, wanted, suffixes, missing, lenient) if held else inner
+    advice = (*advice, *lost) if held else advice
     more = None
     if whole == "train" and "unlabelled" in tops:
         more = _scan(root, tops["unlabelled"], named, wanted, suffixes, missing, lenient or missing == "skip")
+        more, _, lost = _without_held(more)
+        advice = (*advice, *lost)
+    if held is None and inner is not None:
+        held = collections.HELD_OUT[0]
+        tops = {**tops, held: f"{tops[whole]}/.../{held}"}
     uses = {whole: f"for training ({len(train):,})", held: f"held out ({len(test or ()):,})"}
     uses |= {"unlabelled": f"without labels ({len(more):,})"} if more is not None else {}
     said = [f"{tops[kind]}/ {use}" for kind, use in uses.items() if kind is not None]
@@ -247,6 +254,20 @@ def _one(
     every = [_scan(root, top, named, wanted, suffixes, missing, missing == "mask") for top in tops or ("",)]
     whole = functools.reduce(Items.and_those_of, every)
     return ItemSplits(whole, whole.subset(()), advice=_together(whole, wanted, missing))
+
+
+def _without_held(items: Items) -> tuple[Items, Items | None, tuple[str, ...]]:
+    """Items of a split for training, without those in a held-out folder inside it; those, where there are any; and what
+    to say where they are left out."""
+    kinds = [[collections.split_of(name) for name in stem.split("/")[:-1]] for stem in items.stems]
+    held = [i for i, found in enumerate(kinds) if set(found) & set(HELD_OUT)]
+    if not held or len(held) == len(items):
+        return items, None, ()
+    others = sorted(set(range(len(items))) - set(held))
+    said = (
+        f"{counted(len(held), 'item')} of {items.root / items.split} left out: they lie in held-out folders inside it"
+    )
+    return items.subset(others), items.subset(held), (f"{said} ({items.name(held[0])}).",)
 
 
 def _top_splits(root: Path, named: Mapping[str, str]) -> dict[str, str]:

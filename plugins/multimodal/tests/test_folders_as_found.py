@@ -376,3 +376,23 @@ def test_a_folder_in_capitals_is_guessed(tmp_path):
     frames(tmp_path)
     (tmp_path / "rgb").rename(tmp_path / "RGB")
     assert "Is it 'RGB'? Say so: --data.folders rgb RGB" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("inner", ["test", "val/x", "a/holdout"])
+def test_a_held_out_folder_below_the_modalities_of_a_split_is_never_trained_on(tmp_path, inner):
+    frames(tmp_path, stems=range(6), folder="training/{modality}")
+    frames(tmp_path, stems=range(6, 8), folder=f"training/{{modality}}/{inner}")
+    found = source(tmp_path)
+    assert len(found) == 6
+    assert [found.collection.test.name(i) for i in range(len(found.collection.test))] == [
+        f"training/rgb/{inner}/{i}.png" for i in (6, 7)
+    ]
+    frames(tmp_path, stems=range(8, 11), folder="testing/{modality}")
+    frames(tmp_path, stems=range(2), folder="unlabeled/{modality}/test")
+    frames(tmp_path, stems=range(3), folder="unlabeled/{modality}/b")
+    found = source(tmp_path)
+    assert (len(found), len(found.collection.test)) == (9, 3)
+    told = " ".join(found.advice())
+    assert "2 items of" in told
+    assert "training left out: they lie in held-out folders inside it" in told
+    assert "unlabeled left out: they lie in held-out folders inside it" in told

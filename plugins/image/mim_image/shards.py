@@ -3,6 +3,7 @@ place, in any order. A sample is the files of one key, which is a member's path 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -309,20 +310,31 @@ def _members(file: tarfile.TarFile, size: int) -> Iterator[tuple[tarfile.TarInfo
 
 def _ended(path: Path, offset: int) -> bool:
     """Whether a mark of the end follows the last member, as nearly all have it. Nothing but zeros may follow: tarfile
-    takes a damaged header for the end."""
+    takes a damaged header for the end. Holes of a sparse file are zeros, and passed over."""
     with open(path, "rb") as file:
         file.seek(offset)
         block = mark = file.read(tarfile.BLOCKSIZE)
         if block.count(0) < len(block):
             cut = len(block) < tarfile.BLOCKSIZE
             raise tarfile.ReadError("it ends within a header" if cut else f"the header at byte {offset:,} is damaged")
-        while block := file.read(1 << 20):
+        while _to_data(file) and (block := file.read(1 << 20)):
             if block.count(0) < len(block):
                 raise tarfile.ReadError(
                     f"more follows its end at byte {offset:,}, as where tar files were joined by cat, not by tar "
                     "--concatenate"
                 )
     return len(mark) == tarfile.BLOCKSIZE
+
+
+def _to_data(file: Any) -> bool:
+    """Moves on to what is no hole, where the system tells; False where nothing but a hole follows."""
+    if not hasattr(os, "SEEK_DATA"):
+        return True
+    try:
+        file.seek(os.lseek(file.fileno(), file.tell(), os.SEEK_DATA))
+    except OSError as error:
+        return error.errno != errno.ENXIO
+    return True
 
 
 def _compression(path: Path) -> str | None:

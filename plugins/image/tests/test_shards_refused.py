@@ -221,3 +221,19 @@ def test_unlabelled_shards_are_trained_on(tmp_path, images):
     assert len(source) == 9
     assert len(source.labelled("train").labels) == 6
     assert len(source.labelled("test").labels) == 4
+
+
+def test_a_hole_behind_a_shard_is_passed_over(tmp_path, images):
+    """A terabyte of zeros that takes no room on the disk; other bytes behind it are still seen."""
+    path = tmp_path / "0.tar"
+    write(path, samples(range(4)))
+    os.truncate(path, 1 << 40)
+    assert path.stat().st_blocks * 512 < 1 << 24
+    source = images()
+    assert len(source) == 4
+    assert any("0.tar" in line for line in source.advice())
+    with open(path, "r+b") as file:
+        file.seek(1 << 39)
+        file.write(b"more")
+    with pytest.raises(MimError, match="more follows its end"):
+        images()

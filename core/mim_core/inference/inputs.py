@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -78,7 +79,8 @@ def open_inputs(run: ResolvedRun, method: Method, path: Path, data: Any = None, 
     source.ids = {name: count for name, count in tokenizer.ids.items() if name in source.shapes}
     source.item_seconds = run.train.item_timeout
     items = source.plain()
-    kept = tuple(i for i, name in enumerate(items.names) if not alone or Path(name).name == path.name)
+    own = re.compile(re.escape(path.name) + r"( \(.*|\[.*)?")  # with the part of the file that counts, or its row
+    kept = tuple(i for i, name in enumerate(items.names) if not alone or own.fullmatch(name))
     if not kept:
         raise MimError(f"{path} is no file that {part.name} reads.")
     return Inputs(source, items, kept, shapes)

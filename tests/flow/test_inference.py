@@ -160,9 +160,9 @@ def test_classes_are_those_of_the_classifier(runs, new, tmp_path):
 
 
 def test_one_file(runs, new, tmp_path):
-    assert (
-        main(["predict", str(runs / "finetune"), str(new / "test/a.png"), "--out", str(tmp_path / "p"), "--quiet"]) == 0
-    )
+    picture(new / "test/more/a.png", 7)  # of the same name, below
+    one = str(new / "test/a.png")
+    assert main(["predict", str(runs / "finetune"), one, "--out", str(tmp_path / "p"), "--quiet"]) == 0
     assert [row["name"] for row in rows(tmp_path / "p/predictions.csv")] == ["a.png"]
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mim_core.data.source import Picture as Picture
     from mim_core.data.source import PlainItems as PlainItems
     from mim_core.data.source import Sample as Sample
+    from mim_core.data.tiff_tags import check_tiff_tags as check_tiff_tags
     from mim_core.data.time_limits import ITEM_SECONDS as ITEM_SECONDS
     from mim_core.data.time_limits import in_time as in_time
     from mim_core.data.viewed import Viewed as Viewed
@@ -177,6 +178,7 @@ _ROOMS = {
     "data.normalise": ("IMAGENET_MEAN", "IMAGENET_STD", "Normalisation", "check_statistics", "usual_statistics"),
     "data.said_once": ("SaidOnce",),
     "data.source": ("DataSource", "Labelled", "Picture", "PlainItems", "Sample"),
+    "data.tiff_tags": ("check_tiff_tags",),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
     "data.viewed": ("Viewed", "keys_of", "unpaired"),
     "data.views": ("View", "carried"),

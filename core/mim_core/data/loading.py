@@ -168,12 +168,8 @@ class Readable(Dataset[Any]):
 
 
 class Reported(Dataset[Any]):
-    """The items of a split, each with its ``index``; for one whose file cannot be used, or not in time, why.
-
-    Args:
-        items: Read by index.
-        seconds: The longest that reading an item may take.
-    """
+    """The items of a split, each with its ``index``; for one whose file cannot be used, or not in time, its number and
+    why. Else as `Readable`."""
 
     def __init__(self, items: Dataset[Any], seconds: float = ITEM_SECONDS) -> None:
         self.items, self.seconds = items, seconds

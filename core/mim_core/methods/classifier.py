@@ -21,6 +21,7 @@ from mim_core.parts.encoder import Encoded, Encoder, init_transformer
 from mim_core.parts.norm import BatchNorm
 from mim_core.parts.tokenizer import Tokenizer
 from mim_core.scores import FINE_TUNED, MAJORITY, Score, class_weights
+from mim_core.text import shown
 
 if TYPE_CHECKING:
     from mim_core.methods.assembly import Parts
@@ -117,7 +118,7 @@ class Classifier(Supervised):
         train = source.labelled("train")
         options = replace(options, classes=options.classes or len(train.classes))
         if not options.names and options.classes == len(train.classes):
-            options = replace(options, names=tuple(train.classes))
+            options = replace(options, names=tuple(map(shown, train.classes)))
         if not options.balance or options.class_weights or options.classes != len(train.classes):
             return options
         found = class_weights(train.labels, options.classes).tolist()

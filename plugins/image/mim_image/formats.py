@@ -12,9 +12,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from mim_core import check_tiff_tags
 from PIL import Image, UnidentifiedImageError, features
 
-from mim_image.tiff import Page, check_tags, read_pages
+from mim_image.tiff import Page, read_pages
 
 _OPTIONAL = {"avif": ("AVIF", (".avif",)), "jpg_2000": ("JPEG2000", (".jp2", ".j2k", ".jpx"))}
 _BUILT_IN = [kind for feature, kind in _OPTIONAL.items() if features.check(feature)]
@@ -55,9 +56,9 @@ def open_image(file: Any) -> Image.Image:
             raise OSError("it is no regular file")
         refuse_bytes(about.st_size)
         with open(file, "rb") as stream:
-            check_tags(stream)
+            check_tiff_tags(stream)
     else:
-        check_tags(file)
+        check_tiff_tags(file)
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from mim_core import check_tiff_tags
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-
-from mim_multimodal.tiff import check_tags
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """What is opened, whatever a file is called; Pillow knows others, of which some start programs."""
@@ -63,7 +62,7 @@ def open_picture(path: Path, whole: bool = True) -> ImageFile.ImageFile:
     """
     check_file(path)
     with open(path, "rb") as stream:
-        check_tags(stream)
+        check_tiff_tags(stream)
     try:
         image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mim_pointcloud import geometry, metrics
+from mim_pointcloud.layouts_store import shown
 from mim_pointcloud.written import ply
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class PartSegmenter(Supervised):
         """With the parts and the names of the data's categories."""
         if options.owners:
             return options
-        return replace(options, owners=owners_of(source), names=tuple(source.labelled("train").classes))
+        return replace(options, owners=owners_of(source), names=tuple(map(shown, source.labelled("train").classes)))
 
     def check(self, source: DataSource) -> None:
         """Refuses data with other parts."""

@@ -1,4 +1,4 @@
-"""How much the tags of a TIFF file hold, before Pillow reads them."""
+"""How much the tags of a TIFF file hold, before a library reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 """Type of a tag's values -> bytes of one."""
 
 
-def check_tags(file: Any) -> None:
+def check_tiff_tags(file: Any) -> None:
     """Before Pillow opens a file. The place in the file is kept.
 
     Raises:

@@ -263,6 +263,7 @@ def test_files_that_changed_are_asked_about_anew(runs, new, tmp_path, monkeypatc
         (["predict", "RUN/finetune", "NEW/notes.heic"], "notes.heic is no file that image:images reads"),
         (["embed", "RUN", "NEW", "--out", "f.txt"], ".npz or .parquet"),
         (["embed", "RUN", "NEW", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["embed", "RUN", "NEW", "--workers", "100000"], "--workers lie in 0 to 512"),
         (["embed", "nowhere", "NEW"], "holds no complete checkpoint"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mim_core.data.conversion import MOST_WORKERS
 from mim_core.errors import MimError, warn
 from mim_core.host.registry import Registry
 from mim_core.inference.chunks import Chunks
@@ -85,8 +86,8 @@ def open_asked(run: ResolvedRun, method: Method, path: Path, options: Any, regis
     Raises:
         MimError: There is nothing to read.
     """
-    if options.batch_size < 1 or options.workers < 0:
-        raise MimError("--batch-size must be at least 1, and --workers must not be negative.")
+    if options.batch_size < 1 or not 0 <= options.workers <= MOST_WORKERS:
+        raise MimError(f"--batch-size must be at least 1, and --workers lie in 0 to {MOST_WORKERS} processes.")
     device = choose_device(options.device)
     inputs = open_inputs(run, method, options.input, options.data, options.given)
     if not options.quiet:

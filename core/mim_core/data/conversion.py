@@ -145,6 +145,10 @@ class Manifest:
         write_whole(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
+MOST_WORKERS = 512
+"""Processes that read or convert files for one, at most: more would bring a machine to a stand."""
+
+
 def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
     """What the function makes of each job, in the order in which they are done.
 
@@ -163,7 +167,7 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers
         yield from map(function, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin_worker) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs), MOST_WORKERS), context, _begin_worker) as pool:
         rest, running = iter(jobs), set[Future[Result]]()
         try:
             while True:

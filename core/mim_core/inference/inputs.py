@@ -195,7 +195,7 @@ def _batches(
     places = [inputs.kept[number] * views + view for number in some for view in range(views)]
     sampler = [places[first : first + batch_size] for first in range(0, len(places), batch_size)]
     items = Reported(inputs.items.items, inputs.source.item_seconds)
-    yield from loader(items, sampler, workers, Reported.collate)
+    yield from loader(items, sampler, min(workers, len(sampler)), Reported.collate)
 
 
 def _finite(sample: Sample, rows: Tensor, shapes: Any, skipped: dict[int, str]) -> tuple[Sample, Tensor]:

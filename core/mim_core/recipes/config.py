@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mim_core.data.conversion import MOST_WORKERS
 from mim_core.errors import MimError
 
 
@@ -128,8 +129,8 @@ class TrainConfig:
             raise MimError(f"train: option 'timeout' must be 1 to 2,000,000 seconds, got {self.timeout:g}")
         if not -(2**63) <= self.seed < 2**63:
             raise MimError(f"train: option 'seed' must fit into 64 bits, got {self.seed}")
-        if self.workers < 0:
-            raise MimError(f"train: option 'workers' must be 0 or more, got {self.workers}")
+        if not 0 <= self.workers <= MOST_WORKERS:
+            raise MimError(f"train: option 'workers' must lie in 0 to {MOST_WORKERS} processes, got {self.workers}")
         for name in ("base_lr", "warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "item_timeout"):
             if getattr(self, name) < 0:
                 raise MimError(f"train: option {name!r} must not be negative, got {getattr(self, name)}")

@@ -39,6 +39,10 @@ def read_pcd(path: Path) -> Shape:
         raise ValueError(f"its header is damaged: COUNT {' '.join(map(str, counts))[:60]}")
     columns = [(f"{name} {at}", f"<{kind}{size}", (count,)) for at, (name, kind, size, count)
                in enumerate(zip(names, kinds, said["SIZE"], counts, strict=True))]  # fmt: skip
+    if {"POINTS", "WIDTH", "HEIGHT"} <= set(said):
+        points, width, height = (int(said[name][0]) for name in ("POINTS", "WIDTH", "HEIGHT"))
+        if points != width * height:
+            raise ValueError(f"its header says {width} x {height} points, and then {points}")
     points = int(said["POINTS"][0]) if "POINTS" in said else int(said["WIDTH"][0]) * int(said["HEIGHT"][0])
     if points < 0:
         raise ValueError(f"its header says {points} points")

@@ -149,6 +149,9 @@ def _binary(data: bytes, at: int, order: str, elements: list[Element]) -> dict[s
     return found
 
 
+NO_CORNERS = "a face has no corners: values are missing, or there are more than its header says"
+
+
 def _cut_off(element: Element, left: int) -> str:
     return f"it is cut off: it says {element.count} of {element.name[:40]}, {left} bytes follow"
 
@@ -176,6 +179,8 @@ def _equal_lists(data: bytes, start: int, order: str, element: Element) -> tuple
     end, which = start + element.count * row.itemsize, element.corners()
     if which is None:
         return {}, end
+    if not table[f"v{which}"].shape[1]:
+        raise ValueError(NO_CORNERS)
     check_numbers(element.count, table[f"v{which}"].shape[1], "faces")
     corners = table[f"v{which}"].reshape(-1).astype(np.int64)
     return {"corners": corners, "counts": np.full(element.count, table[f"v{which}"].shape[1], np.int64)}, end
@@ -201,6 +206,8 @@ def _lists(data: bytes, at: int, order: str, element: Element) -> tuple[Rows, in
                 if many < 0 or at + many * size > len(data):
                     raise ValueError(_cut_off(element, len(data) - at))
                 if number == which:
+                    if not many:
+                        raise ValueError(NO_CORNERS)
                     check_numbers(len(corners) + many, 1, "corners of faces")
                     corners.extend(map(int, struct.unpack_from(f"{order}{many}{code}", data, at)))
                     counts.append(many)

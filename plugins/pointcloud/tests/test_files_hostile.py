@@ -354,3 +354,32 @@ def test_arrays_of_an_npz_are_counted_together(tmp_path):
 def test_lines_up_to_the_limit_are_read(tmp_path):
     (tmp_path / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 1 1 0\nf 1 2 3\n#" + "x" * limits.LONGEST_LINE)
     assert read_cloud(tmp_path / "a.obj", 4, 1).shape == (4, 3)
+
+
+def test_a_ply_that_lacks_a_point_is_no_other_cloud(tmp_path):
+    """Without one, the points eat the start of the faces, and a face of no corners makes up for it."""
+    points = np.random.default_rng(0).random((60, 3)).astype("<f4")
+    faces = b"".join(b"\x03" + np.array([i, i + 1, i + 2], "<i4").tobytes() for i in range(57))
+    head = (
+        "ply\nformat binary_little_endian 1.0\nelement vertex {}\nproperty float x\nproperty float y\n"
+        "property float z\nelement face 57\nproperty list uchar int vertex_indices\nend_header\n"
+    )
+    path = tmp_path / "a.ply"
+    path.write_bytes(head.format(60).encode() + points.tobytes() + faces)
+    assert read_cloud(path, 128, 0).shape == (128, 3)
+    for said, body in ((60, points[1:].tobytes() + faces), (61, points.tobytes() + faces)):
+        for more in (b"", bytes(12)):  # as much as is lacking, at the end
+            path.write_bytes(head.format(said).encode() + body + more)
+            with pytest.raises((BadSample, ValueError)):
+                read_cloud(path, 128, 0)
+
+
+def test_a_pcd_whose_header_contradicts_itself(tmp_path):
+    lines = "\n".join(f"{i} {i * 2} {i * 3}" for i in range(12))
+    head = "VERSION .7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH {}\nHEIGHT {}\nPOINTS 12\nDATA ascii\n"
+    path = tmp_path / "a.pcd"
+    path.write_text(head.format(4, 3) + lines)
+    assert read_cloud(path, 12, 0).shape == (12, 3)
+    path.write_text(head.format(4, 4) + lines)
+    with pytest.raises((BadSample, ValueError), match="says 4 x 4 points, and then 12"):
+        read_cloud(path, 12, 0)

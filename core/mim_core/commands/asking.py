@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mim_core.data.conversion import MOST_WORKERS
+from mim_core.data.time_limits import MOST_WORKERS
 from mim_core.errors import MimError, warn
 from mim_core.host.registry import Registry
 from mim_core.inference.chunks import Chunks

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from mim_core.data.time_limits import MOST_WORKERS
 from mim_core.disk import write_whole
 from mim_core.errors import BadSample, MimError
 
@@ -143,10 +144,6 @@ class Manifest:
 
     def _write(self, lines: Sequence[Line]) -> None:
         write_whole(self.path, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-MOST_WORKERS = 512
-"""Processes that read or convert files for one, at most: more would bring a machine to a stand."""
 
 
 def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:

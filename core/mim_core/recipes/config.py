@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mim_core.data.conversion import MOST_WORKERS
+from mim_core.data.time_limits import MOST_WORKERS
 from mim_core.errors import MimError
 
 

@@ -250,7 +250,8 @@ def test_signals_save_and_stop(pictures, tmp_path, name):
 
 
 def test_a_signal_before_the_first_step_ends_as_one_after_it(tmp_path):
-    code = "import os, signal, threading\nthreading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()"
+    code = "import mim_core.cli, os, signal, threading\n"  # a busy machine imports for seconds
+    code += "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()"
     status, output = ended(start(code, *RUN, "--data.root", tmp_path, "--out", tmp_path / "run"))
     assert status == 3, output
     assert "SIGTERM" in output

@@ -25,7 +25,7 @@ COMMANDS = {
     "show": ("mim_core.commands.show:show", "Write a run's report.html: curves, reconstructions, scores"),
     "embed": ("mim_core.commands.embed:embed", "Write the features of files, by a run: embed RUN FOLDER"),
     "predict": ("mim_core.commands.predict:predict", "Write what a run answers about files: predict RUN FOLDER"),
-    "export": ("mim_core.commands.export:export", "Write a run's encoder for timm, torch.export or ONNX"),
+    "export": ("mim_core.commands.export:export", "Write a run's encoder for timm, transformers, torch or ONNX"),
     "import": (
         "mim_core.commands.import_weights:import_weights",
         "Make weights of another code base a run: import RECIPE WEIGHTS --format NAME",

@@ -12,6 +12,7 @@ import tyro
 from mim_core.commands.options import parse
 from mim_core.errors import MimError, warn
 from mim_core.host.loading import installed
+from mim_core.interop.hugging_face import export_hf
 from mim_core.interop.programs import export_program
 from mim_core.interop.timm import export_timm, notes_on
 from mim_core.methods.build import open_source
@@ -22,7 +23,7 @@ from mim_core.recipes.toml import to_toml
 from mim_core.runs.load import load_run
 from mim_core.terminal import tell
 
-FILES = {"timm": "encoder-timm.safetensors", "torch": "program.pt2", "onnx": "program.onnx"}
+FILES = {"timm": "encoder-timm.safetensors", "hf": "hf", "torch": "program.pt2", "onnx": "program.onnx"}
 """What the file is called by default."""
 
 
@@ -32,22 +33,27 @@ class ExportOptions:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
-    to: Literal["timm", "torch", "onnx"] = "timm"
-    """timm: safetensors under timm's names. torch: a program of torch.export, which runs without mim-core. onnx: the
-    same for ONNX (needs onnx, onnxscript, onnxruntime). The file's metadata say how inputs are made."""
+    to: Literal["timm", "hf", "torch", "onnx"] = "timm"
+    """timm: safetensors under timm's names. hf: a folder for transformers' ViT. torch: a program of torch.export, which
+    runs without mim-core. onnx: the same for ONNX (needs onnx, onnxscript, onnxruntime). The file's metadata say how
+    inputs are made."""
     out: Path | None = None
-    """File to write; RUN/encoder-timm.safetensors by default, or RUN/program.pt2 or .onnx."""
+    """File to write; RUN/encoder-timm.safetensors by default, or RUN/hf, RUN/program.pt2 or .onnx."""
     given: tuple[str, ...] = ()
     """torch and onnx: of several modalities, those that the program takes; all by default."""
 
 
 def export(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``export RUN --to timm|torch|onnx``."""
+    """``export RUN --to timm|hf|torch|onnx``."""
     options = parse(ExportOptions, f"{program} export", arguments)
     run, method, source = load_run(options.run, installed())
     path = options.out or options.run / FILES[options.to]
     about = {"recipe": run.recipe, "checkpoint": source.name, "run": to_toml(run, installed())}
     inputs, classes = _of_data(run, method, options.to)
+    if options.to == "hf":
+        line, notes = export_hf(method, path, inputs, classes)
+        tell("\n".join([str(path), line, *notes]))
+        return 0
     if options.to != "timm":
         told = {**about, **inputs, **({"classes": list(classes)} if classes else {})}
         line, notes = export_program(method, path, options.to, told, options.given)

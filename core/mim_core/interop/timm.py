@@ -92,7 +92,7 @@ def _line(name: str, arguments: Mapping[str, Any], known: Mapping[str, Any], enc
     return f'timm.create_model("{name}", {shown}, pretrained_cfg_overlay={known!r}, checkpoint_path="{path.name}")'
 
 
-def _patch_encoder(method: Method) -> tuple[PatchTokenizer, Encoder]:
+def patch_encoder(method: Method) -> tuple[PatchTokenizer, Encoder]:
     """Tokenizer and encoder of a method that timm has a model for.
 
     Raises:
@@ -130,7 +130,7 @@ def export_timm(
     Raises:
         MimError: The method has no single patch tokenizer in front of an encoder that timm knows.
     """
-    tokenizer, encoder = _patch_encoder(method)
+    tokenizer, encoder = patch_encoder(method)
     config = tokenizer.config
     try:
         name, arguments = encoder.timm_model()

@@ -1,0 +1,86 @@
+"""export --to hf: transformers reads the folder and gives what the run gives."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mim_core.cli import main
+from mim_core.runs.load import load_run
+from PIL import Image
+
+transformers = pytest.importorskip("transformers")
+
+SHORT = ("--quiet", "--train.warmup-epochs", "0", "--train.workers", "0")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run on small pictures, and classifiers on its class token and on the mean of its units."""
+    root = tmp_path_factory.mktemp("hf")
+    for number in range(20):
+        path = root / "data" / ("round", "square")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)
+        Image.fromarray(values).save(path)
+    run = str(root / "run")
+    start = ["pretrain", "image:mae-vit-tiny", "--twin", "--train.steps", "2", "--out", run]
+    assert main([*start, *SHORT, "--data.root", str(root / "data")]) == 0
+    some = [*SHORT, "--train.epochs", "1", "--train.batch-size", "8"]
+    assert main(["finetune", run, *some, "--method.pool", "prefix"]) == 0
+    assert main(["finetune", run, *some, "--out", f"{run}/mean"]) == 0
+    return root / "run"
+
+
+def test_the_encoder_is_the_same(runs, capsys):
+    assert main(["export", str(runs), "--to", "hf"]) == 0
+    path, line = capsys.readouterr().out.splitlines()[:2]
+    model = eval(line, {"transformers": transformers}).eval()
+    x = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, wanted = model(x).last_hidden_state, load_run(runs).method.eval().encode({"image": x})
+    torch.testing.assert_close(found[:, 1:], wanted.tokens, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[:, :1], wanted.prefix, rtol=0, atol=1e-5)
+    assert json.loads((runs / "hf/config.json").read_text())["architectures"] == ["ViTModel"]
+    assert path == str(runs / "hf")
+
+
+def test_the_classifier_is_the_same_from_the_picture_on(runs, capsys):
+    assert main(["export", str(runs / "finetune"), "--to", "hf"]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    model = eval(line, {"transformers": transformers}).eval()
+    assert model.config.id2label == {0: "round", 1: "square"}
+    about = json.loads((runs / "finetune/hf/preprocessor_config.json").read_text())
+    pixels = np.random.default_rng(5).integers(0, 256, (4, 1, 28, 28), dtype=np.uint8)
+    mean, std = about["image_mean"][0], about["image_std"][0]
+    x = torch.from_numpy(((pixels * about["rescale_factor"]) - mean) / std).float()
+    run = load_run(runs / "finetune")
+    sample = run.source().finish({"image": torch.from_numpy(pixels)})
+    with torch.no_grad():
+        found, wanted = model(x).logits.softmax(dim=1), run.method.eval().predict(sample)["class"]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("run", "says"),
+    [("mean", "puts its head on the class token. Fine-tune with --method.pool prefix")],
+)
+def test_what_transformers_has_not_is_one_line(runs, capsys, run, says):
+    assert main(["export", str(runs / run), "--to", "hf"]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert not (runs / run / "hf").exists()
+
+
+def test_other_encoders_are_named(tmp_path):
+    from mim_core.errors import MimError
+    from mim_core.host.loading import installed
+    from mim_core.interop.hugging_face import export_hf
+    from mim_core.methods.build import build_method
+    from mim_core.recipes.resolve import load_recipe
+
+    for recipe, says in (("image:ijepa-vit-tiny", "no class token"), ("image:simmim-vit-base", "no BeitEncoder"),
+                         ("multimodal:multimae-vit-tiny", "beside each other")):  # fmt: skip
+        method = build_method(load_recipe(recipe, installed(), twin=True))
+        with pytest.raises(MimError, match=says):
+            export_hf(method, tmp_path / "hf", {}, ())
+    assert not (tmp_path / "hf").exists()

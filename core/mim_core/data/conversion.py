@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from mim_core.disk import write_whole
-from mim_core.errors import BadSample, MimError
+from mim_core.errors import BadSample, MimError, check_workers
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -157,8 +157,9 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers
         workers: Processes at most; with one of them, or one job, all is done in this process.
 
     Raises:
-        MimError: A process died.
+        MimError: A process died; or so many cannot be meant.
     """
+    check_workers("--workers", workers)
     if workers <= 1 or len(jobs) <= 1:
         yield from map(function, jobs)
         return

@@ -95,6 +95,16 @@ def unknown(kind: str, asked: str, known: Iterable[str], more: str = "") -> MimE
     )
 
 
+MOST_WORKERS = 1024
+"""Processes that one command starts at most; as many as anyone asks for take the machine's memory."""
+
+
+def check_workers(option: str, count: int) -> None:
+    """Raises MimError for a number of processes that cannot be meant."""
+    if not 0 <= count <= MOST_WORKERS:
+        raise MimError(f"{option} must be 0 to {MOST_WORKERS:,}, got {count}.")
+
+
 def one_line(error: BaseException) -> str:
     """An error as ``KeyError: 'x'``, in one line: others' messages may have many, or none that can be had."""
     try:

@@ -13,7 +13,7 @@ DRY = ("pretrain", "mae-vit-tiny", "--twin", "--use", "data=core:noise", "--out"
 ABSURD = {
     "--train.seed 100000000000000000000": "'seed' must fit into 64 bits",
     "--train.timeout 1e9": "'timeout' must be 1 to 2,000,000 seconds",
-    "--train.workers 100000": "'workers' must lie in 0 to 512 processes",
+    "--train.workers 100000": "'workers' must be 0 to 1,024, got 100000",
     "--train.device meta": "--train.device meta cannot be used",
     "--encoder.width 1000000000000": "more memory is asked for than there is",
     "--encoder.width 100000000000000000000": "a number is larger than can be computed with",

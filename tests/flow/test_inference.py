@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mim_core.cli import main
+from mim_core.commands.predict import homes_of
 from mim_core.errors import MimError
 from mim_core.inference.chunks import Chunks
 from mim_core.inference.embedding import neighbours
@@ -107,6 +108,16 @@ def test_a_copy_is_found(runs, new, tmp_path, capsys):
     assert "1 pair of files" in capsys.readouterr().out
 
 
+def test_every_copy_is_listed_once(runs, new, tmp_path):
+    for name in ("copy.png", "copy2.png"):
+        (new / name).write_bytes((new / "b.png").read_bytes())
+    asked = ["--neighbours", "1", "--alike", "0.999999", "--out", str(tmp_path / "f.npz")]
+    assert main(["embed", str(runs), str(new), *asked]) == 0
+    pairs = [{r["name"], r["other"]} for r in rows(tmp_path / "f-alike.csv")]
+    assert set().union(*pairs) == {"b.png", "copy.png", "copy2.png"}
+    assert len(pairs) == len(set(map(frozenset, pairs)))
+
+
 def test_neighbours_are_those_of_a_plain_loop():
     features = torch.randn(37, 5, generator=torch.Generator().manual_seed(0))
     unit = features / features.norm(dim=1, keepdim=True)
@@ -174,6 +185,13 @@ def test_the_data_of_the_run_need_not_be_there(runs, new, tmp_path):
     finally:
         (runs.parent / "gone").rename(moved)
     assert {row["class"] for row in rows(tmp_path / "p/predictions.csv")} <= {"round", "square"}
+
+
+def test_no_two_samples_write_the_same_file():
+    names = ["a.png", "a (1).png", "a (2).png", "b.jpg", "b.png", "b.jpg.png", "../c.mp4 (0 to 2 s)", "c.mp4", "/.png"]
+    wanted = ["a", "a (1)", "a (2)", "b.jpg", "b.png", "b.jpg.png", "c (0 to 2 s)", "c", ".png"]
+    assert homes_of(names) == wanted
+    assert homes_of(["a (row 1)", "a (row 1)"]) == ["a (row 1)", "a (row 1) 2"]
 
 
 def test_names_of_others_steer_nothing(runs, tmp_path, capsys):
@@ -263,8 +281,14 @@ def test_files_that_changed_are_asked_about_anew(runs, new, tmp_path, monkeypatc
         (["predict", "RUN/finetune", "NEW/notes.heic"], "notes.heic is no file that image:images reads"),
         (["embed", "RUN", "NEW", "--out", "f.txt"], ".npz or .parquet"),
         (["embed", "RUN", "NEW", "--batch-size", "0"], "--batch-size must be at least 1"),
-        (["embed", "RUN", "NEW", "--workers", "100000"], "--workers lie in 0 to 512"),
+        (["embed", "RUN", "NEW", "--workers", "100000"], "--workers must be 0 to 1,024"),
         (["embed", "nowhere", "NEW"], "holds no complete checkpoint"),
+        (["embed", "RUN", "NEW", "--workers", "100000000"], "--workers must be 0 to 1,024, got 100000000"),
+        (["predict", "RUN/finetune", "NEW", "--workers", "-1"], "--workers must be 0 to 1,024, got -1"),
+        (["finetune", "RUN", "--train.workers", "100000000"], "'workers' must be 0 to 1,024, got 100000000"),
+        (["evaluate", "RUN", "--evaluate.temperature", "nan"], "temperature must be positive"),
+        (["evaluate", "RUN", "--evaluate.l2", "inf"], "l2 not negative, and both finite"),
+        (["show", "RUN", "--samples", "-1"], "--samples must be at least 1, got -1"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(runs, new, tmp_path, monkeypatch, capsys, command, says):

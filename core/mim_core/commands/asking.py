@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from mim_core.data.time_limits import MOST_WORKERS
-from mim_core.errors import MimError, warn
+from mim_core.errors import MimError, check_workers, warn
 from mim_core.host.registry import Registry
 from mim_core.inference.chunks import Chunks
 from mim_core.inference.inputs import Inputs, open_inputs
@@ -86,8 +85,9 @@ def open_asked(run: ResolvedRun, method: Method, path: Path, options: Any, regis
     Raises:
         MimError: There is nothing to read.
     """
-    if options.batch_size < 1 or not 0 <= options.workers <= MOST_WORKERS:
-        raise MimError(f"--batch-size must be at least 1, and --workers lie in 0 to {MOST_WORKERS} processes.")
+    if options.batch_size < 1:
+        raise MimError(f"--batch-size must be at least 1, got {options.batch_size}.")
+    check_workers("--workers", options.workers)
     device = choose_device(options.device)
     inputs = open_inputs(run, method, options.input, options.data, options.given)
     if not options.quiet:

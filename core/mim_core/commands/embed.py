@@ -44,7 +44,7 @@ class EmbedOptions:
     neighbours: int = 0
     """Write the nearest so many others of each file, by cosine similarity, to NAME-neighbours.csv beside --out."""
     alike: float = 0.99
-    """With --neighbours: pairs of files at least so similar are listed in NAME-alike.csv, as likely duplicates."""
+    """With --neighbours: neighbours at least so similar are listed in NAME-alike.csv, as likely duplicates."""
     given: tuple[str, ...] = ()
     """Of several modalities, those that are read; all by default."""
     batch_size: int = 64
@@ -109,17 +109,18 @@ def _gathered(asked: Asked, parts: Any) -> tuple[list[str], dict[str, Tensor], d
 
 def _write_neighbours(out: Path, options: Any, names: list[str], features: Tensor) -> None:
     near, pairs = _table("name", "rank", "neighbour", "similarity"), _table("name", "other", "similarity")
-    count = 0
+    alike: dict[tuple[int, int], float] = {}
     for row, found in embedding.neighbours(features, options.neighbours):
         for rank, (other, similarity) in enumerate(found, 1):
             near.add(names[row], rank, names[other], f"{similarity:.6f}")
-            if similarity >= options.alike and row < other:
-                pairs.add(names[row], names[other], f"{similarity:.6f}")
-                count += 1
+            if similarity >= options.alike:  # one of the two may have nearer neighbours
+                alike.setdefault((min(row, other), max(row, other)), similarity)
+    for (row, other), similarity in sorted(alike.items()):
+        pairs.add(names[row], names[other], f"{similarity:.6f}")
     for table, what in ((near, "neighbours"), (pairs, "alike")):
         path = out.with_name(f"{out.stem}-{what}.csv")
         write_whole(path, table.text())
-        told = f": {counted(count, 'pair')} of files at least {options.alike:g} similar" if what == "alike" else ""
+        told = f": {counted(len(alike), 'pair')} of files at least {options.alike:g} similar" if what == "alike" else ""
         tell(f"{path}{told}")
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,6 +74,7 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
     asked = open_asked(run, method, checkpoint, options, registry)
     out.mkdir(parents=True, exist_ok=True)
     chunks, inputs = asked.chunks(out / ".parts", [options.label], CHUNK), asked.inputs
+    homes = homes_of([inputs.name(number) for number in range(len(inputs))])
 
     def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = ask(inputs, method, question, some, options.batch_size, options.workers, asked.device)
@@ -78,7 +82,9 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
         for row in range(len(some)):
             if row not in found.skipped:
                 record = method.record({n: v[row] for n, v in found.values.items()}, inputs.source)
-                files = _write_files(out, inputs.name(some.start + row), record.files)
+                if record.files and out.resolve() == options.input.resolve():
+                    raise MimError(f"--out {out} is the folder that is read; name another, so that no file is lost.")
+                files = _write_files(out, homes[some.start + row], record.files)
                 rows[str(row)] = {**record.row, **files}
         return {}, {"rows": rows, "skipped": {str(row): why for row, why in found.skipped.items()}}
 
@@ -117,15 +123,24 @@ def _question(method: Method, label: str) -> Callable[[Sample], dict[str, Tensor
     return ask
 
 
-def _write_files(out: Path, name: str, files: Any) -> dict[str, str]:
-    """A sample's files under its own name below the folder; what follows the name -> the path there."""
-    if not files:
-        return {}
-    stem = Path(shown(name.partition(" (")[0]).lstrip("/"))
-    home = Path(*(part for part in stem.parts if part != ".."))
+def homes_of(names: Sequence[str]) -> list[str]:
+    """Where the files of each sample go, below the folder: its name without the ending, with it where two samples would
+    meet; no two have the same."""
+    whole = ["/".join(part for part in Path(shown(n).lstrip("/")).parts if part != "..") for n in names]
+    short = [re.sub(r"(?<=[^/])\.\w+(?=( \([^()]*\))?$)", "", name) for name in whole]
+    often, taken = Counter(short), dict[str, None]()
+    for stem, name in zip(short, whole, strict=True):
+        numbered = (f"{name} {number}" for number in itertools.count(2))
+        tried = itertools.chain([stem] if often[stem] == 1 else [], [name], numbered)
+        taken[next(home for home in tried if home not in taken)] = None
+    return list(taken)
+
+
+def _write_files(out: Path, home: str, files: Any) -> dict[str, str]:
+    """A sample's files below the folder, see `homes_of`; what follows the name -> the path there."""
     found = {}
     for behind, content in files.items():
-        path = home.with_name(home.stem + behind)
+        path = Path(home + behind)
         (out / path.parent).mkdir(parents=True, exist_ok=True)
         with replaced(out / path) as file:
             file.write(content)

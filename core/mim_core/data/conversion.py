@@ -17,9 +17,8 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from mim_core.data.time_limits import MOST_WORKERS
 from mim_core.disk import write_whole
-from mim_core.errors import BadSample, MimError
+from mim_core.errors import BadSample, MimError, check_workers
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -158,13 +157,14 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers
         workers: Processes at most; with one of them, or one job, all is done in this process.
 
     Raises:
-        MimError: A process died.
+        MimError: A process died; or so many cannot be meant.
     """
+    check_workers("--workers", workers)
     if workers <= 1 or len(jobs) <= 1:
         yield from map(function, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs), MOST_WORKERS), context, _begin_worker) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin_worker) as pool:
         rest, running = iter(jobs), set[Future[Result]]()
         try:
             while True:

@@ -11,10 +11,6 @@ from contextlib import contextmanager
 
 from mim_core.errors import BadSample
 
-MOST_WORKERS = 512
-"""Processes that read or convert files for one, at most: more would bring a machine to a stand."""
-
-
 ITEM_SECONDS = 60.0
 """The longest that reading an item may take where nothing else is said."""
 

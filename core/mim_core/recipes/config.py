@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mim_core.data.time_limits import MOST_WORKERS
-from mim_core.errors import MimError
+from mim_core.errors import MimError, check_workers
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,7 @@ class TrainConfig:
             raise MimError(f"train: option 'timeout' must be 1 to 2,000,000 seconds, got {self.timeout:g}")
         if not -(2**63) <= self.seed < 2**63:
             raise MimError(f"train: option 'seed' must fit into 64 bits, got {self.seed}")
-        if not 0 <= self.workers <= MOST_WORKERS:
-            raise MimError(f"train: option 'workers' must lie in 0 to {MOST_WORKERS} processes, got {self.workers}")
+        check_workers("train: option 'workers'", self.workers)
         for name in ("base_lr", "warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "item_timeout"):
             if getattr(self, name) < 0:
                 raise MimError(f"train: option {name!r} must not be negative, got {getattr(self, name)}")
@@ -181,8 +179,8 @@ class EvaluateConfig:
                 raise MimError(f"evaluate: option {name!r} must be at least 1, got {getattr(self, name)}")
         if self.every is not None and not 0 < self.every < math.inf:
             raise MimError(f"evaluate: option 'every' must be positive, got {self.every}")
-        if self.temperature <= 0 or self.l2 < 0:
-            raise MimError("evaluate: temperature must be positive and l2 not negative")
+        if not 0 < self.temperature < math.inf or not 0 <= self.l2 < math.inf:
+            raise MimError("evaluate: temperature must be positive, l2 not negative, and both finite")
 
 
 @dataclass(frozen=True)

@@ -346,8 +346,7 @@ def stem_of(name: str) -> str:
 
 def _without(stem: str, suffix: str) -> str:
     """A stem without what its name ends in, before the part of the file that counts."""
-    name, space, part = stem.partition(" (")
-    return name.removesuffix(suffix) + space + part
+    return re.sub(re.escape(suffix) + r"(?=( \([^()]*\))?$)", "", stem, count=1) if suffix else stem
 
 
 def match(

@@ -71,6 +71,18 @@ def test_two_of_three_are_given(run, tmp_path):
     assert made == sorted(f"{n}-semseg.png" for _ in range(2) for n in ("1", "2", "1"))
 
 
+def test_every_sample_has_files_of_its_own(run, tmp_path, capsys):
+    names = ("photo", "photo (1)", "photo (2)")
+    for name in names:
+        save(tmp_path / "new", name, depth=None, semseg=None)
+    assert predicted(run, tmp_path / "new", tmp_path / "p", "--given", "rgb") == 0
+    assert {path.name for path in (tmp_path / "p").rglob("*-depth.png")} == {f"{name}-depth.png" for name in names}
+    before = sorted((tmp_path / "new").rglob("*.*"))
+    assert predicted(run, tmp_path / "new", tmp_path / "new", "--given", "rgb") == 2
+    assert "is the folder that is read" in " ".join(capsys.readouterr().err.split())
+    assert [path for path in sorted((tmp_path / "new").rglob("*.*")) if ".parts" not in path.parts] == before
+
+
 def test_features_of_some_modalities(run, tmp_path):
     save(tmp_path / "new", "1", semseg=None)
     out = tmp_path / "f.npz"

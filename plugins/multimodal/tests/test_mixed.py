@@ -244,6 +244,8 @@ def test_sizes_must_be_equal(clips):
 def test_names_without_endings():
     assert stem_of("a/b.c.mp4") == "a/b.c"
     assert stem_of("a/b.mp4 (0 to 2.5 s)") == "a/b (0 to 2.5 s)"
+    several = {"video": ["a (1)_v.mp4", "a (2)_v.mp4", "a_v.mp4 (0 to 2 s)"], "depth": ["a (2).png", "a (1).png"]}
+    assert match(several, {"video": "_v"})[0] == {"video": [0, 1], "depth": [1, 0]}
     items, lacking = match({"x": ["a.mp4", "b.mp4"], "y": ["c.avi", "b.avi"]})
     assert items == {"x": [1], "y": [1]}
     assert lacking == {"x": ["c"], "y": ["a"]}

@@ -62,15 +62,22 @@ def of_the_disk(error: BaseException) -> str | None:
     return f"{what}: {DISK[number]}. Complete files are kept; fix this, then rerun the command."
 
 
+def refuse_device(path: Path) -> None:
+    """Raises OSError where a device lies, such as /dev/full, which a file must not take the place of."""
+    if not path.is_symlink() and (path.is_char_device() or path.is_block_device()):
+        raise FileExistsError(errno.EEXIST, "It is a device", str(path))
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
     """A file that is written under another name and renamed in the end, so that on a full disk, or when the process is
     told to stop, the one before it stays. What lies under either name, such as a link or a pipe in a folder of
-    another's, is replaced and never written to.
+    another's, is replaced and never written to; a device is neither.
 
     Raises:
         OSError: It cannot be written; nothing is left of it.
     """
+    refuse_device(path)
     part = path.with_name(f".{path.name}")
     part.unlink(missing_ok=True)
     try:

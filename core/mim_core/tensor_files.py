@@ -10,6 +10,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mim_core.disk import refuse_device
+
 
 @contextmanager
 def usual_mode(path: Path) -> Iterator[None]:
@@ -28,6 +30,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         OSError, SafetensorError: It cannot be written; nothing is left of it.
     """
+    refuse_device(path)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with usual_mode(part):

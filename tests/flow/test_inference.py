@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -191,6 +192,9 @@ def test_no_two_samples_write_the_same_file():
     names = ["a.png", "a (1).png", "a (2).png", "b.jpg", "b.png", "b.jpg.png", "../c.mp4 (0 to 2 s)", "c.mp4", "/.png"]
     wanted = ["a", "a (1)", "a (2)", "b.jpg", "b.png", "b.jpg.png", "c (0 to 2 s)", "c", ".png"]
     assert homes_of(names) == wanted
+    long = homes_of([f"{'x' * 240}{n}.png" for n in "ab"])
+    assert len(set(long)) == 2
+    assert all(len(home) < 200 for home in long)
     assert homes_of(["a (row 1)", "a (row 1)"]) == ["a (row 1)", "a (row 1) 2"]
 
 
@@ -251,6 +255,11 @@ def test_parts_of_anything_else_are_made_anew(tmp_path):
     next((tmp_path / "parts").glob("*2.safetensors")).write_bytes(b"torn")
     assert fill("a") == [2]
     assert fill("b") == [0, 2, 4]
+    shutil.rmtree(tmp_path / "parts")
+    (tmp_path / "others").mkdir()
+    (tmp_path / "parts").symlink_to("others")
+    assert fill("a") == [0, 2, 4]
+    assert not any((tmp_path / "others").iterdir())
 
 
 def test_files_that_changed_are_asked_about_anew(runs, new, tmp_path, monkeypatch):

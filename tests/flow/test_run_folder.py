@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from mim_core.disk import replaced
 from mim_core.errors import MimError
 from mim_core.runs import checkpoint, inventory, logs
 from mim_core.runs.state import DIGEST, digest_of
+from mim_core.tensor_files import write_tensors
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -478,3 +480,18 @@ def test_files_follow_the_umask(place, umask, mode):
     made = [*new.iterdir(), *(place / "run/features").iterdir(), place / "run/encoder-timm.safetensors"]
     assert {oct(path.stat().st_mode & 0o777) for path in made} == {oct(mode)}
     assert torch.isfinite(next(iter(load_file(new / "weights.safetensors").values()))).all()
+
+
+def test_no_file_takes_the_place_of_a_device(tmp_path, monkeypatch):
+    """For root it could, and the machine would have no /dev/full any more."""
+    monkeypatch.setattr(Path, "is_char_device", lambda path: path.name == "full")
+    for path in (tmp_path / "full", tmp_path / "other"):
+        path.write_bytes(b"before")
+    with pytest.raises(FileExistsError, match="device"), replaced(tmp_path / "full") as file:
+        file.write(b"after")
+    with pytest.raises(FileExistsError, match="device"):
+        write_tensors(tmp_path / "full", {"x": torch.zeros(1)})
+    assert (tmp_path / "full").read_bytes() == b"before"
+    with replaced(tmp_path / "other") as file:
+        file.write(b"after")
+    assert (tmp_path / "other").read_bytes() == b"after"

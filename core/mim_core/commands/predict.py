@@ -29,6 +29,9 @@ from mim_core.runs.load import load_run
 from mim_core.terminal import tell
 from mim_core.text import counted, shown
 
+LONGEST = 180
+"""Bytes of a name that files are called after, so that what follows fits too."""
+
 CHUNK = 64
 """Samples that are answered before anything is written."""
 
@@ -127,13 +130,19 @@ def homes_of(names: Sequence[str]) -> list[str]:
     """Where the files of each sample go, below the folder: its name without the ending, with it where two samples would
     meet; no two have the same."""
     whole = ["/".join(part for part in Path(shown(n).lstrip("/")).parts if part != "..") for n in names]
-    short = [re.sub(r"(?<=[^/])\.\w+(?=( \([^()]*\))?$)", "", name) for name in whole]
+    short = [_fitting(re.sub(r"(?<=[^/])\.\w+(?=( \([^()]*\))?$)", "", name)) for name in whole]
+    whole = list(map(_fitting, whole))
     often, taken = Counter(short), dict[str, None]()
     for stem, name in zip(short, whole, strict=True):
         numbered = (f"{name} {number}" for number in itertools.count(2))
         tried = itertools.chain([stem] if often[stem] == 1 else [], [name], numbered)
         taken[next(home for home in tried if home not in taken)] = None
     return list(taken)
+
+
+def _fitting(path: str) -> str:
+    """A path whose parts are cut where they are too long."""
+    return "/".join(part.encode()[:LONGEST].decode(errors="ignore") for part in path.split("/"))
 
 
 def _write_files(out: Path, home: str, files: Any) -> dict[str, str]:

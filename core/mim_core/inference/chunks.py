@@ -34,6 +34,8 @@ class Chunks:
     def __init__(self, folder: Path, about: Any, samples: int, size: int) -> None:
         self.folder, self.samples, self.size = folder, samples, size
         self.about = json.dumps([about, samples, size], sort_keys=True, default=str)
+        if folder.is_symlink() or folder.is_file():  # another's
+            folder.unlink()
         if folder.is_dir() and _text(folder / ABOUT) != self.about:
             shutil.rmtree(folder)
         done = [some for some in self._parts() if self._read(some) is not None]

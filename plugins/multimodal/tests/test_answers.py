@@ -72,11 +72,14 @@ def test_two_of_three_are_given(run, tmp_path):
 
 
 def test_every_sample_has_files_of_its_own(run, tmp_path, capsys):
-    names = ("photo", "photo (1)", "photo (2)")
+    long = "x" * 240
+    names = ("photo", "photo (1)", "photo (2)", long)
     for name in names:
         save(tmp_path / "new", name, depth=None, semseg=None)
     assert predicted(run, tmp_path / "new", tmp_path / "p", "--given", "rgb") == 0
-    assert {path.name for path in (tmp_path / "p").rglob("*-depth.png")} == {f"{name}-depth.png" for name in names}
+    assert {path.name for path in (tmp_path / "p").rglob("*-depth.png")} == {
+        f"{name[:180]}-depth.png" for name in names
+    }
     before = sorted((tmp_path / "new").rglob("*.*"))
     assert predicted(run, tmp_path / "new", tmp_path / "new", "--given", "rgb") == 2
     assert "is the folder that is read" in " ".join(capsys.readouterr().err.split())

@@ -381,8 +381,8 @@ def _check(config: Clips.Config) -> None:
         raise ValueError(f"fps must be positive, got {config.fps}")
     if config.fps is not None and config.segments:
         raise ValueError("fps and segments exclude each other: frames are chosen by rate, or from equal parts")
-    if min(config.views) < 1:
-        raise ValueError(f"views must be two counts of at least 1, got {config.views}")
+    if min(config.views) < 1 or math.prod(config.views) > 1000:
+        raise ValueError(f"views must be two counts of at least 1, and 1,000 views at most; got {config.views}")
     if not config.scales or not all(0 < share <= 1 for share in config.scales):
         raise ValueError(f"scales must be shares in (0, 1], got {config.scales}")
     if not 0 < config.area[0] <= config.area[1] <= 1:

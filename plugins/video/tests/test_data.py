@@ -399,6 +399,7 @@ def test_pictures(two_classes, source):
         ({"fps": 0.0}, "fps must be positive"),
         ({"fps": 5.0, "segments": True}, "exclude each other"),
         ({"views": (0, 3)}, "views must be two counts"),
+        ({"views": (10**9, 10**9)}, "1,000 views at most"),
         ({"scales": (1.5,)}, "scales must be shares"),
         ({"area": (0.5, 0.2)}, "area must be two rising shares"),
         ({"flip": 2.0}, "flip must lie in"),

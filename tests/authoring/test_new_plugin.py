@@ -140,6 +140,7 @@ def test_a_masker_alone_passes_its_own_tests(environment, tmp_path):
     done = environment.run("pytest -q -p no:cacheprovider", tmp_path / "mim-one", MIM_CORE_STRICT="1")
     assert " passed" in done.stdout
     environment.run("mim-core pretrain image:mae-vit-tiny --twin --use masker=one:spans --out run --quiet", tmp_path)
+    environment.run("pip uninstall --quiet --yes mim-one", tmp_path)  # its folder goes with this test
 
 
 def check_style(project):

@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from mim_core.data.normalise import Normalisation as Normalisation
     from mim_core.data.normalise import check_statistics as check_statistics
     from mim_core.data.normalise import usual_statistics as usual_statistics
+    from mim_core.data.picture_limits import check_picture as check_picture
     from mim_core.data.said_once import SaidOnce as SaidOnce
     from mim_core.data.source import DataSource as DataSource
     from mim_core.data.source import Labelled as Labelled
     from mim_core.data.source import Picture as Picture
     from mim_core.data.source import PlainItems as PlainItems
     from mim_core.data.source import Sample as Sample
-    from mim_core.data.tiff_tags import check_tiff_tags as check_tiff_tags
     from mim_core.data.time_limits import ITEM_SECONDS as ITEM_SECONDS
     from mim_core.data.time_limits import in_time as in_time
     from mim_core.data.viewed import Viewed as Viewed
@@ -176,9 +176,9 @@ _ROOMS = {
     "data.folders": ("walk_folders",),
     "data.loading": ("Readable", "loader"),
     "data.normalise": ("IMAGENET_MEAN", "IMAGENET_STD", "Normalisation", "check_statistics", "usual_statistics"),
+    "data.picture_limits": ("check_picture",),
     "data.said_once": ("SaidOnce",),
     "data.source": ("DataSource", "Labelled", "Picture", "PlainItems", "Sample"),
-    "data.tiff_tags": ("check_tiff_tags",),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
     "data.viewed": ("Viewed", "keys_of", "unpaired"),
     "data.views": ("View", "carried"),

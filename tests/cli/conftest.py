@@ -5,8 +5,12 @@ import math
 import struct
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from mim_core.cli import main
+from PIL import Image
+
+SHORT = ("--quiet", "--train.warmup-epochs", "0", "--train.workers", "0")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,6 +30,29 @@ class Said:
     def all(self) -> str:
         """Both streams, line breaks of boxes and tables taken out."""
         return " ".join((self.out + self.err).replace("│", " ").split())
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A run of two steps on 20 small pictures, of the classes round and square."""
+    root = tmp_path_factory.mktemp("small")
+    for number in range(20):
+        path = root / "data" / ("round", "square")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)
+        Image.fromarray(values).save(path)
+    start = ["pretrain", "image:mae-vit-tiny", "--twin", "--train.steps", "2", "--out", str(root / "run")]
+    assert main([*start, *SHORT, "--data.root", str(root / "data")]) == 0
+    return root / "run"
+
+
+@pytest.fixture(scope="session")
+def small_classifiers(small_run):
+    """It was fine-tuned on the classes: in finetune by the mean of its units, in prefix by its class token."""
+    some = [*SHORT, "--train.epochs", "2", "--train.batch-size", "8"]
+    assert main(["finetune", str(small_run), *some]) == 0
+    assert main(["finetune", str(small_run), *some, "--method.pool", "prefix", "--out", f"{small_run}/prefix"]) == 0
+    return small_run
 
 
 @pytest.fixture

@@ -7,29 +7,13 @@ import pytest
 import torch
 from mim_core.cli import main
 from mim_core.runs.load import load_run
-from PIL import Image
 
 transformers = pytest.importorskip("transformers")
 
-SHORT = ("--quiet", "--train.warmup-epochs", "0", "--train.workers", "0")
 
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A run on small pictures, and classifiers on its class token and on the mean of its units."""
-    root = tmp_path_factory.mktemp("hf")
-    for number in range(20):
-        path = root / "data" / ("round", "square")[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        values = np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)
-        Image.fromarray(values).save(path)
-    run = str(root / "run")
-    start = ["pretrain", "image:mae-vit-tiny", "--twin", "--train.steps", "2", "--out", run]
-    assert main([*start, *SHORT, "--data.root", str(root / "data")]) == 0
-    some = [*SHORT, "--train.epochs", "1", "--train.batch-size", "8"]
-    assert main(["finetune", run, *some, "--method.pool", "prefix"]) == 0
-    assert main(["finetune", run, *some, "--out", f"{run}/mean"]) == 0
-    return root / "run"
+@pytest.fixture
+def runs(small_classifiers):
+    return small_classifiers
 
 
 def test_the_encoder_is_the_same(runs, capsys):
@@ -46,15 +30,15 @@ def test_the_encoder_is_the_same(runs, capsys):
 
 
 def test_the_classifier_is_the_same_from_the_picture_on(runs, capsys):
-    assert main(["export", str(runs / "finetune"), "--to", "hf"]) == 0
+    assert main(["export", str(runs / "prefix"), "--to", "hf"]) == 0
     line = capsys.readouterr().out.splitlines()[1]
     model = eval(line, {"transformers": transformers}).eval()
     assert model.config.id2label == {0: "round", 1: "square"}
-    about = json.loads((runs / "finetune/hf/preprocessor_config.json").read_text())
+    about = json.loads((runs / "prefix/hf/preprocessor_config.json").read_text())
     pixels = np.random.default_rng(5).integers(0, 256, (4, 1, 28, 28), dtype=np.uint8)
     mean, std = about["image_mean"][0], about["image_std"][0]
     x = torch.from_numpy(((pixels * about["rescale_factor"]) - mean) / std).float()
-    run = load_run(runs / "finetune")
+    run = load_run(runs / "prefix")
     sample = run.source().finish({"image": torch.from_numpy(pixels)})
     with torch.no_grad():
         found, wanted = model(x).logits.softmax(dim=1), run.method.eval().predict(sample)["class"]
@@ -63,7 +47,7 @@ def test_the_classifier_is_the_same_from_the_picture_on(runs, capsys):
 
 @pytest.mark.parametrize(
     ("run", "says"),
-    [("mean", "puts its head on the class token. Fine-tune with --method.pool prefix")],
+    [("finetune", "puts its head on the class token. Fine-tune with --method.pool prefix")],
 )
 def test_what_transformers_has_not_is_one_line(runs, capsys, run, says):
     assert main(["export", str(runs / run), "--to", "hf"]) == 2

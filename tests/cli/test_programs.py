@@ -14,22 +14,10 @@ from mim_core.interop import programs
 from mim_core.runs.load import load_run
 from PIL import Image
 
-SHORT = ("--quiet", "--train.warmup-epochs", "0", "--train.workers", "0")
 
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A run on small pictures, and its classifier of two classes."""
-    root = tmp_path_factory.mktemp("programs")
-    for number in range(20):
-        path = root / "data" / ("round", "square")[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        values = np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)
-        Image.fromarray(values).save(path)
-    start = ["pretrain", "image:mae-vit-tiny", "--twin", "--train.steps", "2", "--out", str(root / "run")]
-    assert main([*start, *SHORT, "--data.root", str(root / "data")]) == 0
-    assert main(["finetune", str(root / "run"), *SHORT, "--train.epochs", "2", "--train.batch-size", "8"]) == 0
-    return root / "run"
+@pytest.fixture
+def runs(small_classifiers):
+    return small_classifiers
 
 
 def exported(run, kind, capsys, *options):
@@ -137,18 +125,16 @@ def test_clouds_take_one_sample_at_a_time_and_no_onnx(tmp_path):
     assert not (tmp_path / "program.onnx").exists()
 
 
-def test_a_file_of_other_answers_is_refused(runs, tmp_path, monkeypatch):
-    method, real = load_run(runs).method.eval(), programs._traced
+def test_a_program_of_other_answers_is_not_kept(runs, tmp_path, monkeypatch):
+    method, path = load_run(runs).method.eval(), tmp_path / "program.pt2"
+    programs.export_program(method, path, "torch", {})
+    before, real = path.read_bytes(), programs._run_torch
 
-    def spoiled(module, example):
-        weight = next(p for n, p in module.named_parameters() if n.endswith("norm.weight"))
-        with torch.no_grad():
-            weight.mul_(1.01)
-            found = real(module, example)
-            weight.div_(1.01)
-        return found
+    def spoiled(*arguments):
+        return [value + 0.01 for value in real(*arguments)]
 
-    monkeypatch.setattr(programs, "_traced", lambda module, example: spoiled(module, example))
-    monkeypatch.setattr(programs, "_run_torch", lambda path, names, inputs: [torch.zeros(2, 32)])
-    with pytest.raises(MimError, match="gives other features than the run"):
-        programs.export_program(method, tmp_path / "program.pt2", "torch", {})
+    monkeypatch.setattr(programs, "_run_torch", spoiled)
+    with pytest.raises(MimError, match=r"gives other features than the run, 0\.01 apart, and was not kept"):
+        programs.export_program(method, path, "torch", {})
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["program.pt2"]

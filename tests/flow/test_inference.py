@@ -318,3 +318,12 @@ def test_weights_that_diverged_are_said(runs, new):
         ask(
             inputs, run.method.eval(), lambda s: {"x": run.method.encode(s).pooled}, range(2), 4, 0, torch.device("cpu")
         )
+
+
+def test_other_data_must_have_the_classes_names(runs, tmp_path, capsys):
+    """They would be told apart by their order, and nothing would say so."""
+    for number in range(12):
+        picture(tmp_path / "other" / ("hot", "cold")[number % 2] / f"{number}.png", number)
+    assert main(["evaluate", str(runs / "finetune"), "--data-root", str(tmp_path / "other")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "The method's classes are round, square; the data has cold, hot." in said

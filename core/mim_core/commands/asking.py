@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 
+from mim_core.disk import write_whole
 from mim_core.errors import MimError, check_workers, warn
 from mim_core.host.registry import Registry
 from mim_core.inference.chunks import Chunks
 from mim_core.inference.inputs import Inputs, open_inputs
 from mim_core.methods.method import Method
 from mim_core.ranks.world import choose_device
-from mim_core.recipes.config import ResolvedPart, ResolvedRun
+from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.options import plain
 from mim_core.runs import checkpoint, inventory
 from mim_core.terminal import tell
@@ -25,6 +29,24 @@ from mim_core.version import __version__
 
 SECONDS = 5.0
 """Between two lines of progress."""
+
+
+@dataclass(frozen=True)
+class AskingOptions:
+    """Options that embed and predict share."""
+
+    input: Annotated[Path, tyro.conf.Positional]
+    """A folder of files as the run's data source reads them, or one file."""
+    given: tuple[str, ...] = ()
+    """Of several modalities, those that are read; all by default. predict makes the others."""
+    batch_size: int = 64
+    """Items at once."""
+    workers: int = 0
+    """Processes that read."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    quiet: bool = False
+    """No progress."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +83,6 @@ class Asked:
         return told
 
 
-def data_of(run: ResolvedRun) -> ResolvedPart:
-    """The run's data source.
-
-    Raises:
-        MimError: It has none, so it cannot read files.
-    """
-    if "data" not in run.parts:
-        raise MimError(f"{run.recipe} has no data source, so it cannot read files.")
-    return run.parts["data"]
-
-
 def open_asked(run: ResolvedRun, method: Method, path: Path, options: Any, registry: Registry) -> Asked:
     """Opens a command's input for a run, and says what is there.
 
@@ -99,15 +110,19 @@ def open_asked(run: ResolvedRun, method: Method, path: Path, options: Any, regis
         warn(line)
     method.eval().to(device)
     versions = {**registry.versions(), "mim-core": __version__}
-    data = {name: value for name, value in vars(options.data).items() if name != "root"}
+    data = {name: value for name, value in plain(options.data).items() if name != "root"}
     files = inventory.digest_of(inputs.source, ())
-    asked = [plain_of(data), sorted(options.given), list(inputs.kept)[:1]]
+    asked = [data, sorted(options.given), list(inputs.kept)[:1]]
     return Asked(inputs, device, [checkpoint.identity_of(path), files, *asked, versions], options.quiet)
 
 
-def plain_of(options: Mapping[str, Any]) -> dict[str, str]:
-    """Options as text, to be compared."""
-    return {name: repr(plain(value)) for name, value in options.items()}
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """A table, whole or as it was; its cells hold nothing that steers a terminal."""
+    content = io.StringIO()
+    table = csv.writer(content, lineterminator="\n")
+    table.writerow(map(shown, columns))
+    table.writerows([shown(str(cell)) for cell in row] for row in rows)
+    write_whole(path, content.getvalue())
 
 
 def told_of_skipped(skipped: Mapping[str, str], most: int = 5) -> None:

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import tyro
 from torch import Tensor
 
-from mim_core.commands.asking import Asked, data_of, open_asked, told_of_skipped
+from mim_core.commands.asking import Asked, AskingOptions, open_asked, told_of_skipped, write_csv
 from mim_core.commands.options import parse, take_name, with_data
-from mim_core.disk import write_whole
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.inference import embedding
-from mim_core.inference.inputs import ask
+from mim_core.inference.inputs import ask, data_of
 from mim_core.runs.load import load_run
 from mim_core.terminal import tell
-from mim_core.text import counted, shown
+from mim_core.text import counted
 
 CHUNK = 256
 """Samples whose features are kept together while the command works."""
 
 
 @dataclass(frozen=True)
-class EmbedOptions:
+class EmbedOptions(AskingOptions):
     """Features of files, whatever folders they lie in: one vector for each, by the run's frozen encoder. A command that
     was stopped goes on where it was. The options of the run's data may be changed too (--data.NAME)."""
 
-    input: Annotated[Path, tyro.conf.Positional]
-    """A folder of files as the run's data source reads them, or one file."""
     out: Path | None = None
     """File to write: .npz, or .parquet (needs pyarrow); features.npz by default."""
     pool: Literal["mean", "prefix", "max", "mean-max"] = "mean"
@@ -45,16 +40,6 @@ class EmbedOptions:
     """Write the nearest so many others of each file, by cosine similarity, to NAME-neighbours.csv beside --out."""
     alike: float = 0.99
     """With --neighbours: neighbours at least so similar are listed in NAME-alike.csv, as likely duplicates."""
-    given: tuple[str, ...] = ()
-    """Of several modalities, those that are read; all by default."""
-    batch_size: int = 64
-    """Items at once."""
-    workers: int = 0
-    """Processes that read."""
-    device: str = "auto"
-    """cpu, cuda, or auto."""
-    quiet: bool = False
-    """No progress."""
 
 
 def embed(program: str, plugin: str | None, arguments: list[str]) -> int:
@@ -108,32 +93,16 @@ def _gathered(asked: Asked, parts: Any) -> tuple[list[str], dict[str, Tensor], d
 
 
 def _write_neighbours(out: Path, options: Any, names: list[str], features: Tensor) -> None:
-    near, pairs = _table("name", "rank", "neighbour", "similarity"), _table("name", "other", "similarity")
-    alike: dict[tuple[int, int], float] = {}
+    near, alike = list[tuple[object, ...]](), dict[tuple[int, int], float]()
     for row, found in embedding.neighbours(features, options.neighbours):
         for rank, (other, similarity) in enumerate(found, 1):
-            near.add(names[row], rank, names[other], f"{similarity:.6f}")
+            near.append((names[row], rank, names[other], f"{similarity:.6f}"))
             if similarity >= options.alike:  # one of the two may have nearer neighbours
                 alike.setdefault((min(row, other), max(row, other)), similarity)
-    for (row, other), similarity in sorted(alike.items()):
-        pairs.add(names[row], names[other], f"{similarity:.6f}")
-    for table, what in ((near, "neighbours"), (pairs, "alike")):
-        path = out.with_name(f"{out.stem}-{what}.csv")
-        write_whole(path, table.text())
-        told = f": {counted(len(alike), 'pair')} of files at least {options.alike:g} similar" if what == "alike" else ""
-        tell(f"{path}{told}")
-
-
-class _table:
-    """Rows of a csv file."""
-
-    def __init__(self, *columns: str) -> None:
-        self.content = io.StringIO()
-        self.writer = csv.writer(self.content, lineterminator="\n")
-        self.writer.writerow(columns)
-
-    def add(self, *cells: object) -> None:
-        self.writer.writerow([shown(str(cell)) for cell in cells])
-
-    def text(self) -> str:
-        return self.content.getvalue()
+    path = out.with_name(f"{out.stem}-neighbours.csv")
+    write_csv(path, ("name", "rank", "neighbour", "similarity"), near)
+    tell(path)
+    path = out.with_name(f"{out.stem}-alike.csv")
+    pairs = ((names[one], names[two], f"{similarity:.6f}") for (one, two), similarity in sorted(alike.items()))
+    write_csv(path, ("name", "other", "similarity"), pairs)
+    tell(f"{path}: {counted(len(alike), 'pair')} of files at least {options.alike:g} similar")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from mim_core.ranks import world as ranks
 from mim_core.recipes.config import EvaluateConfig, Part, ResolvedRun, TrainConfig
 from mim_core.recipes.fine_tuning import METHOD, TRAINING
 from mim_core.recipes.resolve import resolve_part
-from mim_core.recipes.toml import from_toml
+from mim_core.recipes.toml import from_toml, parsed
 from mim_core.runs import checkpoint, logs
 from mim_core.runs import run as running
 from mim_core.runs.folder import FREE, read_recipe
@@ -137,7 +136,7 @@ def _completed(run: ResolvedRun, weights: Path | None, folder: Path) -> Resolved
     options = part.cls.completed(part.options, open_source(run, Parts(run.parts).tokenizer()))
     path = checkpoint.newest(folder)
     if path is not None:
-        known = tomllib.loads(read_recipe(path / "recipe.toml")).get("method", {})
+        known = parsed(read_recipe(path / "recipe.toml"), path / "recipe.toml").get("method", {})
         options = replace(options, **{name: old for name, old in vars(part.options).items() if name not in known})
     return replace(run, parts={**run.parts, "method": replace(part, options=replace(options, init=weights))})
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import re
@@ -11,19 +9,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import tyro
 from torch import Tensor
 
-from mim_core.commands.asking import data_of, open_asked, told_of_skipped
+from mim_core.commands.asking import AskingOptions, open_asked, told_of_skipped, write_csv
 from mim_core.commands.options import parse, take_name, with_data
 from mim_core.data.source import Sample
 from mim_core.disk import replaced, write_whole
 from mim_core.errors import MimError, unknown
 from mim_core.host.loading import installed
-from mim_core.inference.inputs import ask, check_question
+from mim_core.inference.inputs import ask, check_question, data_of
 from mim_core.methods.method import Method
 from mim_core.runs.load import load_run
 from mim_core.terminal import tell
@@ -37,27 +35,15 @@ CHUNK = 64
 
 
 @dataclass(frozen=True)
-class PredictOptions:
+class PredictOptions(AskingOptions):
     """What a run answers about files: the classes of one that was trained on labels (predictions.csv and .json), or, of
     several modalities, those that --given leaves out, as files. A command that was stopped goes on where it was. The
     options of the run's data may be changed too (--data.NAME)."""
 
-    input: Annotated[Path, tyro.conf.Positional]
-    """A folder of files as the run's data source reads them, or one file."""
     out: Path | None = None
     """Folder to write into; predictions by default."""
-    given: tuple[str, ...] = ()
-    """Of several modalities, those that are read; the others are predicted."""
     label: str = ""
     """What is known of all files, for methods that must be told: the category of shapes whose parts are asked."""
-    batch_size: int = 64
-    """Items at once."""
-    workers: int = 0
-    """Processes that read."""
-    device: str = "auto"
-    """cpu, cuda, or auto."""
-    quiet: bool = False
-    """No progress."""
 
 
 def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
@@ -160,12 +146,7 @@ def _write_files(out: Path, home: str, files: Any) -> dict[str, str]:
 def _write_tables(out: Path, rows: list[dict[str, Any]], skipped: dict[str, str]) -> None:
     """predictions.csv, predictions.json, and skipped.json where a file cannot be used."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    content = io.StringIO()
-    table = csv.writer(content, lineterminator="\n")
-    table.writerow(map(shown, columns))
-    for row in rows:
-        table.writerow([shown(str(row.get(name, ""))) for name in columns])
-    write_whole(out / "predictions.csv", content.getvalue())
+    write_csv(out / "predictions.csv", columns, ([row.get(name, "") for name in columns] for row in rows))
     plain = [{shown(n): shown(v) if isinstance(v, str) else v for n, v in row.items()} for row in rows]
     write_whole(out / "predictions.json", json.dumps(plain, indent=1))
     left = {shown(name): shown(why) for name, why in skipped.items()}

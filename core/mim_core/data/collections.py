@@ -106,6 +106,18 @@ def deciding(parts: Sequence[str], named: Mapping[str, str]) -> int | None:
     return next((i for i in places if named[parts[i]] in HELD_OUT), next(iter(places), None))
 
 
+def splits_of(folders: Sequence[tuple[str, ...]], named: Mapping[str, str] | None = None) -> list[str | None]:
+    """The split that each path of folders says, None where it says none.
+
+    Args:
+        folders: The folders on the path of each file.
+        named: Which folders are splits, see `split_names`, which is asked where it is not given.
+    """
+    known = split_names(folders) if named is None else named
+    places = [deciding(parts, known) for parts in folders]
+    return [None if i is None else known[parts[i]] for parts, i in zip(folders, places, strict=True)]
+
+
 @dataclass(frozen=True)
 class Arrangement:
     """What a collection's folders say. All numbers are places in the list of files.
@@ -146,8 +158,7 @@ def arrange(files: Sequence[str], root: PurePath, noun: str = "file", splits: bo
         return Arrangement(tuple(range(len(files))), tuple(range(len(files))), None, (-1,) * len(files), None)
     folders = [PurePath(file).parts[:-1] for file in files]
     named = split_names(folders)
-    places = [deciding(parts, named) for parts in folders]
-    kinds = [None if i is None else named[parts[i]] for parts, i in zip(folders, places, strict=True)]
+    kinds = splits_of(folders, named)
     if not any(kinds):
         return _one_collection(files, folders, root, noun)
     by_split = {name: tuple(i for i, split in enumerate(kinds) if split == name) for name in (*WORDS.values(), None)}

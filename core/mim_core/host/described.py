@@ -207,7 +207,7 @@ def _options(module: _Module, config: ast.ClassDef, needed: bool = False) -> dic
         where, node = _find(module, ast.unparse(base))
         if not isinstance(node, ast.ClassDef):
             raise NotPlain(f"a base of {config.name} is no class")
-        found.update(_options(where, node))
+        found.update(_options(where, node, needed))
     body = config.body
     for number, child in enumerate(body):
         if not isinstance(child, ast.AnnAssign) or not isinstance(child.target, ast.Name):

@@ -48,6 +48,17 @@ class Inputs:
         return len(self.kept)
 
 
+def data_of(run: ResolvedRun) -> ResolvedPart:
+    """The run's data source.
+
+    Raises:
+        MimError: It has none, so it cannot read files.
+    """
+    if "data" not in run.parts:
+        raise MimError(f"{run.recipe} has no data source, so it cannot read files.")
+    return run.parts["data"]
+
+
 def open_inputs(run: ResolvedRun, method: Method, path: Path, data: Any = None, given: Sequence[str] = ()) -> Inputs:
     """Files below a folder, or one file, whatever splits and classes folders are called after.
 
@@ -61,9 +72,7 @@ def open_inputs(run: ResolvedRun, method: Method, path: Path, data: Any = None, 
     Raises:
         MimError: Nothing there that the run's data source reads.
     """
-    part = run.parts.get("data")
-    if part is None:
-        raise MimError("This run has no data source, so it cannot read files.")
+    part = data_of(run)
     tokenizer: Any = method.tokenizer
     shapes = given_shapes(method, given)
     options = part.options if data is None else data
@@ -120,15 +129,18 @@ def _opened(
     if "root" not in names:
         raise MimError(f"{part.name} reads no folders that could be named: it has no option root.")
     whole = {"splits": False} if "splits" in names else {}
-    if not path.is_file():
+
+    def opened(root: Path) -> DataSource:
         with building("data", part):
-            return part.cls(replace(options, root=path, **whole), shapes), False
+            source: DataSource = part.cls(replace(options, root=root, **whole), shapes)
+        return source
+
     try:
-        with building("data", part):
-            return part.cls(replace(options, root=path, **whole), shapes), False
-    except MimError:  # it wants a folder
-        with building("data", part):
-            return part.cls(replace(options, root=path.parent, **whole), shapes), True
+        return opened(path), False
+    except MimError:
+        if not path.is_file():
+            raise
+    return opened(path.parent), True  # the source wants a folder
 
 
 @dataclass(frozen=True)

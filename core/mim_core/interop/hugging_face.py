@@ -71,7 +71,7 @@ def export_hf(
     kept = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     write_tensors(folder / "model.safetensors", kept, {"format": "pt"})
     write_whole(folder / "config.json", json.dumps(_config(tokenizer.config, encoder.config, head, classes), indent=1))
-    notes = ["Features are those of the class token: last_hidden_state[:, 0]."] if not head else []
+    notes = [] if head else ["evaluate judges the mean of the units: last_hidden_state[:, 1:].mean(dim=1)."]
     if {"mean", "std"} <= set(inputs):
         write_whole(folder / "preprocessor_config.json", json.dumps(_preprocessor(tokenizer.config, inputs), indent=1))
         notes.append("transformers resizes a picture to the whole input; the run takes its centre. Crop it first.")
@@ -94,6 +94,7 @@ def _check(encoder: Any) -> None:
         "positions that are no table for each unit": "pos_embed" not in encoder.timm_weights(),
     }
     found = [name for name, wrong in faults.items() if wrong]
+    encoder.timm_model()  # refuses positions that neither library has
     if found:
         raise MimError(f"transformers' ViT does not have this encoder's {', '.join(found)}; export to torch or onnx.")
 

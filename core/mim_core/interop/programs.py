@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mim_core.disk import replaced
+from mim_core.disk import refuse_device, replaced
 from mim_core.errors import MimError, one_line
 from mim_core.inference.inputs import given_shapes
 from mim_core.methods.method import Method
@@ -56,7 +56,7 @@ class Program(nn.Module):
 def export_program(
     method: Method, path: Path, kind: str, about: Mapping[str, Any], given: Sequence[str] = ()
 ) -> tuple[str, list[str]]:
-    """Writes the program, and runs the file once against the method.
+    """Writes the program, and runs the file once against the method before it takes the place of what lies there.
 
     Args:
         method: In evaluation mode.
@@ -80,12 +80,18 @@ def export_program(
     told = {**about, "inputs": {name: list(shape) for name, shape in shapes.items()}, "outputs": list(names)}
     write: Callable[..., bool] = {"torch": _write_torch, "onnx": _write_onnx}[kind]
     path.parent.mkdir(parents=True, exist_ok=True)
-    any_batch = write(module, example, path, told, names)
-    again = _example(shapes, ids, 2 if any_batch else 1, 1)
-    with torch.no_grad():
-        wanted = module(*again)
-    found = {"torch": _run_torch, "onnx": _run_onnx}[kind](path, tuple(shapes), again)
-    _compare(path, dict(zip(names, found, strict=True)), wanted)
+    refuse_device(path)
+    tried = path.with_name(f".tried-{path.name}")
+    try:
+        any_batch = write(module, example, tried, told, names)
+        again = _example(shapes, ids, 2 if any_batch else 1, 1)
+        with torch.no_grad():
+            wanted = module(*again)
+        found = {"torch": _run_torch, "onnx": _run_onnx}[kind](tried, tuple(shapes), again)
+        _compare(dict(zip(names, found, strict=True)), wanted)
+        tried.replace(path)
+    finally:
+        tried.unlink(missing_ok=True)
     notes = [] if any_batch else ["The program takes one sample at a time: this method's steps depend on the batch."]
     return _line(kind, path, shapes), notes
 
@@ -174,13 +180,13 @@ def _check_onnx() -> None:
         raise MimError('ONNX needs onnx, onnxscript and onnxruntime: pip install "mim-core[onnx]"') from error
 
 
-def _compare(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def _compare(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Raises MimError where the file gives other answers than the method."""
     for name, value in wanted.items():
         if not torch.allclose(found[name], value, rtol=NEAR, atol=NEAR):
             worst = float((found[name] - value).abs().max())
             raise MimError(
-                f"{path} gives other {name} than the run: {worst:.2g} apart. Please report it; do not use it."
+                f"The program gives other {name} than the run, {worst:.2g} apart, and was not kept. Please report it."
             )
 
 

@@ -132,6 +132,12 @@ class Classifier(Supervised):
                 f"The method is for {self.classes} classes (--method.classes); the data has {len(found)}: "
                 f"{', '.join(found[:8])}{', ...' if len(found) > 8 else ''}."
             )
+        other = [name for name in map(shown, found) if self.config.names and name not in self.config.names]
+        if other:
+            raise MimError(
+                f"The method's classes are {', '.join(self.config.names[:8])}; the data has {', '.join(other[:8])}. "
+                "Classes are told apart by their order, so those of other data must have the same names."
+            )
 
     def predict(self, sample: Sample) -> dict[str, Tensor]:
         """The probabilities of the classes [B, classes]."""

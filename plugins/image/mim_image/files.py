@@ -160,10 +160,8 @@ def _kinds(store: ImageStore) -> list[str | None]:
     assert store.shards is not None
     tars = [f"{tar}/" for tar in store.shards.tars]
     places = store.shards.places[:, 0].tolist()
-    folders = [Path(name.removeprefix(tars[place])).parts[:-1] for name, place in zip(store.files, places, strict=True)]
-    named = collections.split_names(folders)
-    deciding = [collections.deciding(each, named) for each in folders]
-    return [None if i is None else named[each[i]] for each, i in zip(folders, deciding, strict=True)]
+    names = zip(store.files, places, strict=True)
+    return collections.splits_of([tuple(name.removeprefix(tars[place]).split("/")[:-1]) for name, place in names])
 
 
 def _within(store: ImageStore) -> Splits:
@@ -183,12 +181,12 @@ def _within(store: ImageStore) -> Splits:
 
 def _without_held(store: ImageStore) -> ImageStore:
     """A store for training without the images that lie in a held-out folder within their shard."""
-    keep = [i for i, kind in enumerate(_kinds(store)) if kind not in collections.HELD_OUT]
-    if len(keep) in (0, len(store)):
+    held = [kind in collections.HELD_OUT for kind in _kinds(store)]
+    if not any(held) or all(held):
         return store
-    first = store.files[next(i for i, kind in enumerate(_kinds(store)) if kind in collections.HELD_OUT)]
-    lost = f"{store.root}: {counted(len(store) - len(keep), 'image')} left out: in shards for training they lie in"
-    return replace(_subset(store, keep), advice=(*store.advice, f"{lost} held-out folders ({first})."))
+    lost = f"{store.root}: {counted(sum(held), 'image')} left out: in shards for training they lie in held-out folders"
+    said = f"{lost} ({store.files[held.index(True)]})."
+    return replace(_subset(store, [i for i, out in enumerate(held) if not out]), advice=(*store.advice, said))
 
 
 def _unused(root: Path, tars: Sequence[str], about: collections.Arrangement) -> tuple[str, ...]:

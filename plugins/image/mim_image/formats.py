@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from mim_core import check_tiff_tags
+from mim_core import check_picture
 from PIL import Image, UnidentifiedImageError, features
 
 from mim_image.tiff import Page, read_pages
@@ -47,7 +47,7 @@ def open_image(file: Any) -> Image.Image:
 
     Raises:
         OSError: It is no regular file, or none of an image of these formats.
-        ValueError: It is a TIFF file whose tags are too large.
+        ValueError: It would take minutes or gigabytes, see `mim_core.check_picture`.
         UnsupportedKind: It is a TIFF file of a kind that Pillow cannot open; says which.
     """
     if isinstance(file, (str, Path)):
@@ -56,9 +56,9 @@ def open_image(file: Any) -> Image.Image:
             raise OSError("it is no regular file")
         refuse_bytes(about.st_size)
         with open(file, "rb") as stream:
-            check_tiff_tags(stream)
+            check_picture(stream)
     else:
-        check_tiff_tags(file)
+        check_picture(file)
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:

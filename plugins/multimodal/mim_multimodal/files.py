@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from mim_core import check_tiff_tags
+from mim_core import check_picture
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -62,7 +62,7 @@ def open_picture(path: Path, whole: bool = True) -> ImageFile.ImageFile:
     """
     check_file(path)
     with open(path, "rb") as stream:
-        check_tiff_tags(stream)
+        check_picture(stream)
     try:
         image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:

@@ -233,7 +233,7 @@ def _splits(
         advice = (*advice, *lost)
     if held is None and inner is not None:
         held = collections.HELD_OUT[0]
-        tops = {**tops, held: f"{tops[whole]}/.../{held}"}
+        tops = {**tops, held: os.path.dirname(inner.name(0))}
     uses = {whole: f"for training ({len(train):,})", held: f"held out ({len(test or ()):,})"}
     uses |= {"unlabelled": f"without labels ({len(more):,})"} if more is not None else {}
     said = [f"{tops[kind]}/ {use}" for kind, use in uses.items() if kind is not None]
@@ -259,15 +259,14 @@ def _one(
 def _without_held(items: Items) -> tuple[Items, Items | None, tuple[str, ...]]:
     """Items of a split for training, without those in a held-out folder inside it; those, where there are any; and what
     to say where they are left out."""
-    kinds = [[collections.split_of(name) for name in stem.split("/")[:-1]] for stem in items.stems]
-    held = [i for i, found in enumerate(kinds) if set(found) & set(HELD_OUT)]
+    kinds = collections.splits_of([tuple(stem.split("/")[:-1]) for stem in items.stems])
+    held = [i for i, kind in enumerate(kinds) if kind in HELD_OUT]
     if not held or len(held) == len(items):
         return items, None, ()
     others = sorted(set(range(len(items))) - set(held))
-    said = (
-        f"{counted(len(held), 'item')} of {items.root / items.split} left out: they lie in held-out folders inside it"
-    )
-    return items.subset(others), items.subset(held), (f"{said} ({items.name(held[0])}).",)
+    lost = f"{counted(len(held), 'item')} of {items.root / items.split} left out"
+    said = f"{lost}: they lie in held-out folders inside it ({items.name(held[0])})."
+    return items.subset(others), items.subset(held), (said,)
 
 
 def _top_splits(root: Path, named: Mapping[str, str]) -> dict[str, str]:

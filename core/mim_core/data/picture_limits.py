@@ -1,4 +1,5 @@
-"""How much the tags of a TIFF file hold, before a library reads them."""
+"""Files of pictures that are small and would take minutes or gigabytes: told by their headers, before a library reads
+them."""
 
 from __future__ import annotations
 
@@ -12,21 +13,41 @@ _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 """Type of a tag's values -> bytes of one."""
 
 
-def check_tiff_tags(file: Any) -> None:
+MOST_SCANS = 100
+"""Passes over a progressive JPEG, at most. Encoders make some ten; each costs as much as a whole picture."""
+
+
+def check_picture(file: Any) -> None:
     """Before Pillow opens a file. The place in the file is kept.
 
     Raises:
-        ValueError: It is a TIFF file whose tags hold more than `LARGEST_TAGS`.
+        ValueError: It is a TIFF file whose tags hold more than `LARGEST_TAGS`, or a JPEG of more than `MOST_SCANS`.
     """
     place = file.tell()
     try:
-        most = max(_tag_bytes(file), default=0)
+        most, scans = max(_tag_bytes(file), default=0), _scans(file)
     except struct.error:  # cut short: Pillow says so
-        most = 0
+        most = scans = 0
     finally:
         file.seek(place)
     if most > LARGEST_TAGS:
         raise ValueError(f"its tags hold {most:,} bytes, and at most {LARGEST_TAGS:,} are read: it is damaged")
+    if scans > MOST_SCANS:
+        raise ValueError(f"it is a JPEG of {scans:,} passes, and at most {MOST_SCANS} are read: it would take minutes")
+
+
+def _scans(file: Any) -> int:
+    """Passes over a progressive JPEG; 0 for any other file, which is not read."""
+    file.seek(0)
+    if file.read(2) != b"\xff\xd8":
+        return 0
+    while True:
+        mark, kind, length = struct.unpack(">BBH", file.read(4))
+        if mark != 0xFF or kind in (0xC0, 0xC1, 0xDA):  # damaged, or one pass
+            return 0
+        if kind in (0xC2, 0xC6, 0xCA, 0xCE):  # a marker cannot lie within packed values, where 0 follows 255
+            return int(file.read().count(b"\xff\xda"))
+        file.seek(length - 2, 1)
 
 
 def _tag_bytes(file: Any) -> Iterator[int]:

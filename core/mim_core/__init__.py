@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from mim_core.interop import importers as importers
     from mim_core.interop.frozen import FrozenTeacher as FrozenTeacher
     from mim_core.interop.frozen import parts_text as parts_text
+    from mim_core.interop.ssmctb import ssmctb_from as ssmctb_from
     from mim_core.interop.weight_files import is_program as is_program
     from mim_core.interop.weight_files import reason_of as reason_of
     from mim_core.interop.weights import State as State
@@ -85,6 +86,8 @@ if TYPE_CHECKING:
     from mim_core.methods.supervised import Supervised as Supervised
     from mim_core.methods.supervised import Taught as Taught
     from mim_core.methods.supervised import entry as entry
+    from mim_core.parts.block_behind import block_loss as block_loss
+    from mim_core.parts.block_behind import with_block as with_block
     from mim_core.parts.decoder import Decoder as Decoder
     from mim_core.parts.decoder import TransformerDecoder as TransformerDecoder
     from mim_core.parts.decoder_prototypes import PrototypeDecoder as PrototypeDecoder
@@ -98,6 +101,9 @@ if TYPE_CHECKING:
     from mim_core.parts.layout import take as take
     from mim_core.parts.mask import Draw as Draw
     from mim_core.parts.mask import Mask as Mask
+    from mim_core.parts.masked_block import SSMCTB as SSMCTB
+    from mim_core.parts.masked_block import SSPCAB as SSPCAB
+    from mim_core.parts.masked_block import MaskedBlock as MaskedBlock
     from mim_core.parts.masker import Masker as Masker
     from mim_core.parts.masker import Rounding as Rounding
     from mim_core.parts.masker import check_ratio as check_ratio
@@ -191,17 +197,20 @@ _ROOMS = {
     "host.registry": ("RecipeRegister", "Register"),
     "interop.frozen": ("FrozenTeacher", "parts_text"),
     "interop.weight_files": ("is_program", "reason_of"),
+    "interop.ssmctb": ("ssmctb_from",),
     "interop.weights": ("State", "fill_weights"),
     "methods.assembly": ("Parts",),
     "methods.build": ("build_method",),
     "methods.masked_autoencoder": ("Head", "MaskedAutoencoder", "Prepared"),
     "methods.method": ("Features", "Method", "Outcome", "Record", "encode_all"),
     "methods.supervised": ("Supervised", "Taught", "entry"),
+    "parts.block_behind": ("block_loss", "with_block"),
     "parts.decoder": ("Decoder", "TransformerDecoder"),
     "parts.decoder_prototypes": ("PrototypeDecoder",),
     "parts.encoder": ("Encoded", "Encoder", "check_sizes", "init_transformer", "token"),
     "parts.layout": ("Layout", "Patches", "take"),
     "parts.mask": ("Draw", "Mask"),
+    "parts.masked_block": ("SSMCTB", "SSPCAB", "MaskedBlock"),
     "parts.masker": ("Masker", "Rounding", "check_ratio", "hide_first", "rounded"),
     "parts.masker_guided": ("GuidedMasker", "hide_guided"),
     "parts.masker_region": ("RegionMasker",),

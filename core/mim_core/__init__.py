@@ -57,6 +57,11 @@ if TYPE_CHECKING:
     from mim_core.errors import one_line as one_line
     from mim_core.errors import unknown as unknown
     from mim_core.errors import warn as warn
+    from mim_core.evaluation.anomaly import judge_anomalies as judge_anomalies
+    from mim_core.evaluation.anomaly_metrics import aupro as aupro
+    from mim_core.evaluation.anomaly_metrics import auroc as auroc
+    from mim_core.evaluation.anomaly_metrics import average_precision as average_precision
+    from mim_core.evaluation.anomaly_metrics import frame_auroc as frame_auroc
     from mim_core.evaluation.reconstruction import reconstruct as reconstruct
     from mim_core.evaluation.study import Study as Study
     from mim_core.host.findings import Finding as Finding
@@ -190,6 +195,8 @@ _ROOMS = {
     "data.views": ("View", "carried"),
     "data.wrapped": ("WrappedSource",),
     "errors": ("did_you_mean", "nearest", "one_line", "unknown", "warn"),
+    "evaluation.anomaly": ("judge_anomalies",),
+    "evaluation.anomaly_metrics": ("aupro", "auroc", "average_precision", "frame_auroc"),
     "evaluation.reconstruction": ("reconstruct",),
     "evaluation.study": ("Study",),
     "host.findings": ("Finding", "first_line", "library"),

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
 from torch import Tensor
 
 from mim_core.commands.asking import AskingOptions, open_asked, told_of_skipped, write_csv
 from mim_core.commands.options import parse, take_name, with_data
-from mim_core.data.source import Sample
+from mim_core.data.source import DataSource, Sample
 from mim_core.disk import replaced, write_whole
 from mim_core.errors import MimError, unknown
+from mim_core.evaluation.anomaly_maps import score_maps
 from mim_core.host.loading import installed
 from mim_core.inference.inputs import ask, check_question, data_of
-from mim_core.methods.method import Method
+from mim_core.methods.method import Method, Record
 from mim_core.runs.load import load_run
 from mim_core.terminal import tell
 from mim_core.text import counted, shown
 
 LONGEST = 180
 """Bytes of a name that files are called after, so that what follows fits too."""
+
+SCORES = "anomaly scores"
+"""What scores are called among the answers."""
 
 CHUNK = 64
 """Samples that are answered before anything is written."""
@@ -44,6 +50,11 @@ class PredictOptions(AskingOptions):
     """Folder to write into; predictions by default."""
     label: str = ""
     """What is known of all files, for methods that must be told: the category of shapes whose parts are asked."""
+    anomaly: bool = False
+    """How abnormal each file is: its highest and mean score, the score of each place (.npy), and a heat map. For runs
+    that were trained on normal data."""
+    covers: int = 4
+    """With --anomaly, of masked autoencoders: how often masks that together hide every unit are drawn."""
 
 
 def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
@@ -58,11 +69,12 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
     out = options.out or Path("predictions")
     if out.exists() and not out.is_dir():
         raise MimError(f"--out {out} is a file; predict writes into a folder.")
-    question = _question(method, options.label)
+    question = _scored(method, options) if options.anomaly else _question(method, options.label)
+    record = scored_record if options.anomaly else method.record
     check_question(method, question, options.given)
     asked = open_asked(run, method, checkpoint, options, registry)
     out.mkdir(parents=True, exist_ok=True)
-    chunks, inputs = asked.chunks(out / ".parts", [options.label], CHUNK), asked.inputs
+    chunks, inputs = asked.chunks(out / ".parts", [options.label, options.anomaly, options.covers], CHUNK), asked.inputs
     homes = homes_of([inputs.name(number) for number in range(len(inputs))])
 
     def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -70,11 +82,11 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
         rows: dict[str, Any] = {}
         for row in range(len(some)):
             if row not in found.skipped:
-                record = method.record({n: v[row] for n, v in found.values.items()}, inputs.source)
-                if record.files and out.resolve() == options.input.resolve():
+                made = record({n: v[row] for n, v in found.values.items()}, inputs.source)
+                if made.files and out.resolve() == options.input.resolve():
                     raise MimError(f"--out {out} is the folder that is read; name another, so that no file is lost.")
-                files = _write_files(out, homes[some.start + row], record.files)
-                rows[str(row)] = {**record.row, **files}
+                files = _write_files(out, homes[some.start + row], made.files)
+                rows[str(row)] = {**made.row, **files}
         return {}, {"rows": rows, "skipped": {str(row): why for row, why in found.skipped.items()}}
 
     rows, skipped = list[dict[str, Any]](), dict[str, str]()
@@ -110,6 +122,37 @@ def _question(method: Method, label: str) -> Callable[[Sample], dict[str, Tensor
         return method.predict({**sample, "label": torch.full((len(first),), number, device=first.device)})
 
     return ask
+
+
+def _scored(method: Method, options: Any) -> Callable[[Sample], dict[str, Tensor]]:
+    """How abnormal each place is, beside the input itself.
+
+    Raises:
+        MimError: Options that do not go together.
+    """
+    if options.covers < 1:
+        raise MimError(f"--covers must be at least 1, got {options.covers}.")
+    if options.label or options.given:
+        raise MimError("--anomaly goes with neither --label nor --given.")
+
+    def ask(sample: Sample) -> dict[str, Tensor]:
+        return {**sample, SCORES: score_maps(method, sample, options.covers)}
+
+    return ask
+
+
+def scored_record(answers: Mapping[str, Tensor], source: DataSource) -> Record:
+    """A sample's highest and mean score, all of them as a file of numpy, and laid over the input: from 0 to the
+    sample's own highest."""
+    scores = answers[SCORES]
+    content = io.BytesIO()
+    np.save(content, scores.numpy())
+    highest = float(scores.max())
+    modality = next(name for name in answers if name != SCORES)
+    drawn = source.heat_map(modality, answers[modality], scores, highest)
+    ending = "." + drawn.media_type.rpartition("/")[2]
+    files = {f"-heat{ending}": drawn.content, "-scores.npy": content.getvalue()}
+    return Record({"highest score": highest, "mean score": float(scores.mean())}, files)
 
 
 def homes_of(names: Sequence[str]) -> list[str]:

@@ -93,11 +93,14 @@ class DataSource:
             A batch size counts items; speed and operations count samples.
         shows_whole: Every reading of an item shows all of it, and none is mirrored.
         item_seconds: The longest that reading an item may take; 0 is no limit.
+        judges_anomalies: Class 0 of its test split is normal and all others abnormal; items of it may hold ``truth``,
+            uint8 of the last axes of the modality: where they are abnormal. It gives a `heat_map`.
     """
 
     samples_per_item: int = 1
     shows_whole: bool = False
     item_seconds: float = ITEM_SECONDS
+    judges_anomalies: bool = False
     Config: ClassVar[type[Any]]
     ids: Mapping[str, int] = {}
 
@@ -217,6 +220,15 @@ class DataSource:
         """The same item as the tokenizer's `blank` left it; ``hidden``, bool of the shape of the values, is what the
         encoder did not see, for sources that can show it as nothing that a value looks like."""
         return self.picture(modality, values)
+
+    def heat_map(self, modality: str, values: Tensor, scores: Tensor, highest: float) -> Picture:
+        """The same item with scores of its places laid over it: nothing where one is 0, and the strongest colour from
+        ``highest`` on.
+
+        Raises:
+            MimError: This source draws none.
+        """
+        raise MimError(f"{type(self).__name__} draws no heat maps.")
 
     def animation(self, modality: str, values: Tensor) -> Picture | None:
         """The same item moving, such as a GIF, where it has a time; shown below the pictures."""

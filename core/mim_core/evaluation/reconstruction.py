@@ -37,12 +37,14 @@ class Rebuilt:
 
 @torch.no_grad()
 def reconstruct(
-    method: MaskedAutoencoder, sample: dict[str, Tensor], mask: Mapping[str, Tensor] | None = None
+    method: MaskedAutoencoder, sample: dict[str, Tensor], mask: Tensor | Mapping[str, Tensor] | None = None
 ) -> dict[str, Rebuilt]:
     """Hides, predicts and joins, for every head whose target has a way back to the input space. The first mask of each
     sample is shown; ``mask`` is drawn, or given as `Method.prepare` takes it."""
     each, sample = _samples_of_item(method), _with_views(method, sample)
-    if mask is not None:
+    if isinstance(mask, Tensor):
+        mask = mask.repeat_interleave(each, dim=0)
+    elif mask is not None:
         mask = {name: value.repeat_interleave(each, dim=0) for name, value in mask.items()}
     with _evaluating(method):
         prepared = method.prepare(sample, mask)

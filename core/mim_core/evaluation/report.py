@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import torch
 from jinja2 import Environment, PackageLoader
 from torch import Tensor
 
@@ -16,11 +17,16 @@ from mim_core.data.source import DataSource, Picture
 from mim_core.disk import write_whole
 from mim_core.errors import MimError, one_line, warn
 from mim_core.evaluation import curves
+from mim_core.evaluation.anomaly import finished
+from mim_core.evaluation.anomaly_maps import score_maps
 from mim_core.evaluation.reconstruction import across, held_out_samples, reconstruct
+from mim_core.evaluation.study import Study
 from mim_core.host.registry import Registry
 from mim_core.methods.build import make_source
 from mim_core.methods.masked_autoencoder import MaskedAutoencoder
 from mim_core.methods.method import Method
+from mim_core.parts.samples import known_entries
+from mim_core.recipes.config import EvaluateConfig
 from mim_core.recipes.toml import to_toml
 from mim_core.runs import logs
 from mim_core.runs.load import load_run
@@ -65,6 +71,7 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
             curves=curves.draw(metrics, probes),
             facts={**source.plan(), **_imported(checkpoint), **curves.facts(metrics)},
             heads=heads,
+            anomalies=_anomalies(method, source, run.evaluate, samples),
             table=_scores(folder),
             skipped=_skipped(folder / logs.SKIPPED),
             recipe=_in_rows(to_toml(run, registry)),
@@ -143,6 +150,45 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
             }
         )
     return heads
+
+
+def _anomalies(method: Method, source: DataSource, config: EvaluateConfig, count: int) -> dict[str, Any] | None:
+    """Test samples, half of them abnormal, with scores of their places laid over them; None where the data tell nothing
+    of anomalies, or the method scores none."""
+    if not source.judges_anomalies:
+        return None
+    study = Study(config, (torch.empty(0), torch.empty(0)), (), {}, source=source)
+    try:
+        split = source.labelled("test")
+        chosen = [i for wanted in (False, True) for i in _evenly((split.labels != 0) == wanted, count // 2)]
+        found = [*finished(source, split.items, chosen, study)]
+        maps = [score_maps(method.eval(), known_entries(ready, source.shapes), config.covers) for ready, _ in found]
+    except MimError:
+        return None
+    if not maps:
+        return None
+    modality = next(iter(source.shapes))
+    ready = {name: torch.cat([each[name] for each, _ in found]) for name in found[0][0]}
+    scores, labels = torch.cat(maps), split.labels[torch.cat([index for _, index in found])]
+    highest = float(scores.flatten(1).amax(dim=1).median())
+    rows = {"input": [source.picture(modality, values) for values in ready[modality]]}
+    pairs = list(zip(ready[modality], scores, strict=True))
+    rows["scores"] = [source.heat_map(modality, values, score, highest) for values, score in pairs]
+    if "truth" in ready:
+        both = zip(ready[modality], ready["truth"].float(), strict=True)
+        rows["truth"] = [source.heat_map(modality, values, truth, 1.0) for values, truth in both]
+    return {
+        "rows": {label: [_address(picture) for picture in pictures] for label, pictures in rows.items()},
+        "normal": int((labels == 0).sum()),
+        "highest": f"{highest:.3g}",
+    }
+
+
+def _evenly(flags: Tensor, count: int) -> list[int]:
+    """Numbers of some of those that are True, evenly over them."""
+    numbers = flags.nonzero()[:, 0]
+    picked = torch.linspace(0, len(numbers) - 1, min(count, len(numbers))).long().unique()
+    return numbers[picked].tolist()
 
 
 def _served(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -126,6 +126,16 @@ class Method(nn.Module):
             "to get the encoder's features: mim-core embed RUN FOLDER."
         )
 
+    def score_maps(self, sample: Sample, covers: int) -> Tensor | None:
+        """How abnormal each place of each sample is, [B, ...], one value for all channels, for methods that have a way
+        of their own; None: by what the method predicts of hidden units. In evaluation mode, without gradient.
+
+        Args:
+            sample: The batch, without keys: the same sample has the same scores.
+            covers: How often everything is hidden, of methods that hide; see `EvaluateConfig.covers`.
+        """
+        return None
+
     def record(self, answers: Mapping[str, Tensor], source: DataSource) -> Record:
         """The answers for one sample, without the batch, as a row of a table and as files."""
         raise NotImplementedError

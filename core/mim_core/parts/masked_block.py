@@ -143,8 +143,8 @@ class MaskedBlock(nn.Module):
         """Of input and output."""
         return int(self.convolution.corners[0].weight.shape[0])  # type: ignore[index]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, ...] to the same shape.
+    def predicted(self, x: Tensor) -> Tensor:
+        """[B, C, ...] to the same shape; no loss is kept.
 
         Raises:
             ValueError: Another number of axes or channels.
@@ -158,6 +158,11 @@ class MaskedBlock(nn.Module):
         seen = self.convolution(x).relu()
         weights = self.gate(seen.flatten(2).mean(dim=2))
         output: Tensor = seen * weights.reshape(*weights.shape, *[1] * axes)
+        return output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same, and in training mode the loss is kept."""
+        output = self.predicted(x)
         if self.training and torch.is_grad_enabled():
             loss = self.loss_of(output, x)
             # a checkpointed part is computed again in the backward pass, the same way: no call of the network's

@@ -166,6 +166,9 @@ class EvaluateConfig:
     balance: bool = False
     """Weigh classes alike in the linear probe: a sample counts by one over the share of its class among the training
     samples, as scikit-learn's class_weight "balanced"."""
+    covers: int = 4
+    """Anomaly scores of a masked autoencoder: how often masks that together hide every unit are drawn; errors are
+    averaged over all."""
     every: float | None = None
     """Judge the features during training, every so many epochs and at both ends; None: not at all."""
     online: tuple[str, ...] = ("knn",)
@@ -174,7 +177,7 @@ class EvaluateConfig:
     """Labelled samples that they use then, at most, of each split."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "k", "draws", "online_samples"):
+        for name in ("batch_size", "k", "draws", "covers", "online_samples"):
             if getattr(self, name) < 1:
                 raise MimError(f"evaluate: option {name!r} must be at least 1, got {getattr(self, name)}")
         if self.every is not None and not 0 < self.every < math.inf:

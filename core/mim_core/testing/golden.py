@@ -31,9 +31,19 @@ LOSSES, OTHERS = 1e-5, 1e-4
 FORMATS = {"ijepa": "i-jepa"}
 """Import formats of methods whose name in a file is another."""
 
-BLOCKS = {f"ssmctb-{axes}d": "mim_core.testing.golden_blocks:ssmctb" for axes in (2, 3)}
-"""Cases of blocks, which no importer makes a method of: reference to a function of the case, which gives outputs, and
-gradients as "grad/NAME"."""
+ALONE = {
+    "ssmctb-2d": "mim_core.testing.golden_blocks:ssmctb",
+    "ssmctb-3d": "mim_core.testing.golden_blocks:ssmctb",
+    "anomaly-metrics": "mim_core.testing.golden_blocks:anomaly_metrics",
+}
+"""Cases of what no importer makes a method of, such as a block: reference to a function of the case, which gives
+outputs, and gradients as "grad/NAME"."""
+
+OTHERS_OWN = {
+    "anomalib_": "what anomalib gives, in float32 and of scores through a sigmoid",
+    "mvtec_": "what MVTec's evaluation gives, on a grid of thresholds",
+}
+"""Outputs of cases that are tried alone which are not compared, by the start of their name -> why."""
 
 
 class Entries(dict[str, Any]):
@@ -163,9 +173,9 @@ def try_case(path: Path) -> list[Comparison]:
         MimError: The file is no case, its format is not known, or its inputs do not fit its weights.
     """
     case = read_case(path)
-    adapter = None if case.form in BLOCKS else adapter_of(case.form)
+    adapter = None if case.form in ALONE else adapter_of(case.form)
     try:
-        return _tried_block(case) if adapter is None else _tried(case, adapter)
+        return _tried_alone(case) if adapter is None else _tried(case, adapter)
     except MimError:
         raise
     except (ValueError, RuntimeError, IndexError) as error:  # what the inputs are not fit for
@@ -192,12 +202,12 @@ def _tried(case: GoldenCase, adapter: GoldenAdapter) -> list[Comparison]:
     return lines
 
 
-def _tried_block(case: GoldenCase) -> list[Comparison]:
-    """All entries of a block are held to what losses are."""
-    module, _, function = BLOCKS[case.form].partition(":")
+def _tried_alone(case: GoldenCase) -> list[Comparison]:
+    """All entries are held to what losses are."""
+    module, _, function = ALONE[case.form].partition(":")
     found: dict[str, Tensor] = getattr(importlib.import_module(module), function)(case)
     entries = case.outputs | {f"grad/{name}": value for name, value in case.gradients.items()}
-    lines = [_compare(name, wanted, found.get(name), {}) for name, wanted in entries.items()]
+    lines = [_compare(name, wanted, found.get(name), OTHERS_OWN) for name, wanted in entries.items()]
     return [replace(line, allowed=LOSSES) for line in lines]
 
 

@@ -1,9 +1,11 @@
-"""Golden cases of blocks: parts that are tried alone, by what they make of an input."""
+"""Golden cases of what is tried alone: blocks and metrics, by what they make of an input."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from mim_core.evaluation.anomaly_metrics import area_up_to, aupro, auroc, average_precision, pro_curve, region_weights
 from mim_core.interop.ssmctb import official_names, ssmctb_from
 from mim_core.parts.masked_block import SSMCTB
 from mim_core.testing.golden import GoldenCase
@@ -34,3 +36,25 @@ def ssmctb(case: GoldenCase) -> dict[str, Tensor]:
 def _with_huber(block: SSMCTB) -> SSMCTB:
     """A block of the same sizes whose loss is the paper's."""
     return SSMCTB(block.channels, block.convolution.axes, loss="huber")
+
+
+def anomaly_metrics(case: GoldenCase) -> dict[str, Tensor]:
+    """Scores of samples and of places, and the curve of regions."""
+    score, mask, label = (case.inputs[name] for name in ("score", "mask", "label"))
+    highest = score.flatten(1).amax(dim=1)
+    false, overlap = pro_curve(score, mask)
+    found = {
+        "image_auroc": auroc(highest, label),
+        "image_ap": average_precision(highest, label),
+        "pixel_auroc": auroc(score.flatten(), mask.flatten()),
+        "pixel_ap": average_precision(score.flatten(), mask.flatten()),
+        "regions": region_weights(mask, 8)[1],
+    }
+    for name in case.outputs:
+        kind, _, limit = name.removeprefix("alt_").removesuffix("_4connected").partition("_")
+        if kind == "aupro" and name.startswith("alt_"):
+            found[name] = aupro(score, mask, float(limit), connectivity=4)
+        elif kind == "aupro":
+            found[name] = area_up_to(false, overlap, float(limit))
+    values = {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+    return {**values, "image_score": highest, "pro_fpr": false, "pro_overlap": overlap}

@@ -322,6 +322,19 @@ class Images(DataSource):
         image.save(content, "png")
         return Picture("image/png", content.getvalue())
 
+    def heat_map(self, modality: str, values: Tensor, scores: Tensor, highest: float) -> Picture:
+        """Grey pixels under red to yellow scores [H, W]."""
+        grey = self.normalisation.undone(values[None])[0][:3].mean(dim=0).clamp(0, 1)
+        share = (scores.float() / max(highest, 1e-12)).clamp(0, 1)
+        hot = torch.stack([torch.ones_like(share), (2 * share - 1).clamp(0, 1), torch.zeros_like(share)])
+        mixed = grey * (1 - share) + hot * share
+        image = v2.functional.to_pil_image((mixed * 255).round().to(torch.uint8).cpu())
+        factor = max(1, -(-112 // image.width))
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        content = io.BytesIO()
+        image.save(content, "png")
+        return Picture("image/png", content.getvalue())
+
     def plan(self) -> dict[str, str]:
         """Where images come from, how many, their classes, and how they are normalised."""
         root = "the bundled sample (Fashion-MNIST, MIT licence)" if self.bundled else str(self.config.root)

@@ -18,6 +18,7 @@ MCMAE = "MCMAE (ConvMAE), arXiv 2205.03892"
 MST = "MST, arXiv 2106.05656"
 MASKCO = "MaskCo, arXiv 2108.07954"
 MVP = "MVP, arXiv 2203.05175; EVA, arXiv 2211.07636"
+SSMCTB = "SSMCTB, arXiv 2209.12148"
 
 
 BY_MODULE = {
@@ -69,6 +70,13 @@ BY_MODULE = {
         {
             "maskco-resnet50": "MaskCo with ResNet-50: a hidden region is told apart by its place in another view.",
             "maskco-resnet-tiny": "MaskCo with a small ResNet on the bundled sample.",
+        },
+    ),
+    "anomaly": (
+        SSMCTB,
+        {
+            "ssmctb-autoencoder": "A convolutional autoencoder with SSMCTB that finds what is abnormal, 256 pixels.",
+            "ssmctb-autoencoder-tiny": "The same small, on one class of the bundled sample.",
         },
     ),
 }
@@ -139,6 +147,35 @@ def mim_register_data(register: Register) -> None:
         load="mim_image.data:Images",
         summary="A folder of jpg, png or webp files, or of tar files of them, nested or not; MNIST's idx files; or the "
         "bundled Fashion-MNIST sample.",
+    )
+    register(
+        name="anomalies",
+        load="mim_image.anomaly_data:Anomalies",
+        summary="Normal pictures to train on, abnormal ones to find: MVTec AD, VisA, BTAD, NIH, RSNA, or one class of "
+        "many.",
+        paper="MVTec AD, CVPR 2019",
+    )
+
+
+@hookimpl
+def mim_register_methods(register: Register) -> None:
+    """What hides nothing of the picture itself."""
+    register(
+        name="autoencoder",
+        load="mim_image.autoencoder:ConvolutionalAutoencoder",
+        summary="A convolutional autoencoder with a masked block behind its encoder.",
+        paper=SSMCTB,
+    )
+
+
+@hookimpl
+def mim_register_evaluations(register: Register) -> None:
+    """Anomalies; probes are core's."""
+    register(
+        name="anomaly",
+        load="mim_image.anomaly:anomaly",
+        summary="Which images are abnormal and where: AUROC, average precision, PRO up to 30 %.",
+        paper="MVTec AD, CVPR 2019",
     )
 
 

@@ -15,6 +15,13 @@ class TestSample(DataContract):
     unsuitable = ({"image": (2, 8, 8)}, {"video": (3, 8, 8)}, {"image": (3, 8)})
 
 
+class TestOneClass(DataContract):
+    part = "image:anomalies"
+    options = {"root": Path("sample"), "normal": "bag"}
+    shapes = {"image": (1, 28, 28)}
+    unsuitable = TestSample.unsuitable
+
+
 class TestFolder(DataContract):
     """Colour pictures of odd sizes in a folder, one of which is cut short."""
 

@@ -1,0 +1,166 @@
+"""How well scores tell what is abnormal: of whole samples and of their places, AUROC and average precision; of regions,
+their overlap (PRO); of frames, AUROC. Scores are higher where something is more abnormal; ties count as ties."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mim_core.errors import MimError
+
+
+def auroc(scores: Tensor, abnormal: Tensor) -> float:
+    """Area under the curve of true against false positives: the chance that an abnormal one has the higher score, ties
+    counting half.
+
+    Args:
+        scores: [n], of any kind.
+        abnormal: [n], bool, or 0 and 1.
+
+    Raises:
+        MimError: All are normal, none is, a score is not finite, or the sizes differ.
+    """
+    hits, misses = _counts(scores, abnormal)
+    true, false = hits / hits[-1], misses / misses[-1]
+    return float(torch.trapezoid(_from_zero(true), _from_zero(false)))
+
+
+def average_precision(scores: Tensor, abnormal: Tensor) -> float:
+    """The precision at each distinct score, weighted by the recall that it adds.
+
+    Args:
+        scores: [n], of any kind.
+        abnormal: [n], bool, or 0 and 1.
+
+    Raises:
+        MimError: As `auroc`.
+    """
+    hits, misses = _counts(scores, abnormal)
+    recall = hits / hits[-1]
+    return float((recall.diff(prepend=recall.new_zeros(1)) * hits / (hits + misses)).sum())
+
+
+def pro_curve(maps: Tensor, masks: Tensor, connectivity: int = 8) -> tuple[Tensor, Tensor]:
+    """The per-region overlap against the false positives (Bergmann et al., arXiv 2005.02359, section 5.1).
+
+    Args:
+        maps: [n, h, w], scores of all places of all samples, normal ones too.
+        masks: [n, h, w], bool, or 0 and others: where something is abnormal. Regions are connected places;
+            each weighs alike, whatever its size.
+        connectivity: 8, or 4 where corners do not connect.
+
+    Returns:
+        Share of all normal places that are taken for abnormal, and the mean share of a region that is found, float64,
+        from (0, 0) on, at each distinct score.
+
+    Raises:
+        MimError: Nothing is abnormal, or nothing normal; a score is not finite; scipy is missing.
+    """
+    if maps.shape != masks.shape:
+        raise MimError(f"Score maps {tuple(maps.shape)} and masks {tuple(masks.shape)} differ in shape.")
+    weight, count = region_weights(masks, connectivity)
+    abnormal = masks.bool().flatten()
+    normal = int((~abnormal).sum())
+    if count == 0 or normal == 0:
+        raise MimError(f"The overlap of regions needs both: {count} regions are abnormal and {normal:,} places normal.")
+    order, last = _descending(maps.flatten())
+    overlap = weight[order].cumsum(0)[last]
+    false = (~abnormal)[order].double().cumsum(0)[last] / normal
+    return _from_zero(false), _from_zero(overlap)
+
+
+def aupro(maps: Tensor, masks: Tensor, limit: float = 0.3, connectivity: int = 8) -> float:
+    """Area under `pro_curve` up to a share of false positives, divided by it: 1 is perfect.
+
+    Args:
+        maps: See `pro_curve`.
+        masks: See `pro_curve`.
+        limit: The largest share of false positives; the curve is cut there by interpolation.
+        connectivity: See `pro_curve`.
+
+    Raises:
+        MimError: As `pro_curve`, or a limit outside (0, 1].
+    """
+    if not 0 < limit <= 1:
+        raise MimError(f"The limit of false positives must lie in (0, 1], got {limit}.")
+    return area_up_to(*pro_curve(maps, masks, connectivity), limit)
+
+
+def area_up_to(false: Tensor, overlap: Tensor, limit: float) -> float:
+    """Area under a curve from 0 to a limit, divided by the limit."""
+    inside = false <= limit
+    x, y = false[inside], overlap[inside]
+    if not bool(inside.all()):
+        after = int(inside.sum())
+        share = (limit - false[after - 1]) / (false[after] - false[after - 1])
+        at = overlap[after - 1] + share * (overlap[after] - overlap[after - 1])
+        x, y = torch.cat([x, x.new_full((1,), limit)]), torch.cat([y, at[None]])
+    return float(torch.trapezoid(y, x)) / limit
+
+
+def frame_auroc(scores: Sequence[Tensor], abnormal: Sequence[Tensor]) -> tuple[float, float | None]:
+    """AUROC of the frames of several sequences: of all frames together (micro), and the mean over the sequences that
+    hold both kinds (macro; None where none does).
+
+    Args:
+        scores: Of each sequence's frames, [t] each.
+        abnormal: [t] each, bool, or 0 and 1.
+
+    Raises:
+        MimError: All frames together are of one kind.
+    """
+    micro = auroc(torch.cat(list(scores)), torch.cat(list(abnormal)))
+    mixed = [auroc(s, a) for s, a in zip(scores, abnormal, strict=True) if 0 < int(a.bool().sum()) < len(a)]
+    return micro, sum(mixed) / len(mixed) if mixed else None
+
+
+def _counts(scores: Tensor, abnormal: Tensor) -> tuple[Tensor, Tensor]:
+    """Abnormal and normal ones down to each distinct score, from the highest, float64."""
+    if scores.shape != abnormal.shape:
+        raise MimError(f"{len(scores):,} scores do not fit {len(abnormal):,} answers.")
+    flags = abnormal.bool()
+    found = int(flags.sum())
+    if not 0 < found < len(flags):
+        what = "all are normal" if found == 0 else "all are abnormal"
+        raise MimError(f"AUROC and average precision need both kinds; of {len(flags):,} {what}.")
+    order, last = _descending(scores)
+    hits = flags[order].double().cumsum(0)[last]
+    return hits, (last + 1).double() - hits
+
+
+def _descending(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The order from the highest score, and where in it each distinct score ends."""
+    if not bool(scores.isfinite().all()):
+        raise MimError("Some scores are not finite; the run's weights may have diverged.")
+    values, order = scores.sort(descending=True, stable=True)
+    ends = torch.ones_like(values, dtype=torch.bool)
+    ends[:-1] = values[:-1] != values[1:]
+    return order, ends.nonzero()[:, 0]
+
+
+def _from_zero(curve: Tensor) -> Tensor:
+    return torch.cat([curve.new_zeros(1), curve])
+
+
+def region_weights(masks: Tensor, connectivity: int) -> tuple[Tensor, int]:
+    """What each place adds to the mean overlap when it is found, float64 [n * h * w]; and how many regions there
+    are."""
+    try:
+        from scipy import ndimage
+    except ImportError as error:
+        raise MimError('Regions of masks need scipy: pip install "mim-core[anomaly]"') from error
+    if connectivity not in (4, 8):
+        raise MimError(f"Places connect to 4 or 8 others, not {connectivity}.")
+    structure = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
+    weights, total = [], 0
+    for mask in masks.bool().cpu().numpy():
+        labels, count = ndimage.label(mask, structure=structure)
+        numbers = torch.from_numpy(labels).long().flatten()
+        sizes = numbers.bincount(minlength=count + 1).double()
+        share = 1 / sizes.clamp(min=1)
+        share[0] = 0
+        weights.append(share[numbers])
+        total += count
+    return torch.cat(weights).to(masks.device) / max(total, 1), total

@@ -1,0 +1,161 @@
+"""Pictures of which some are abnormal: training sees normal ones alone, evaluation is told which and where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mim_core import Labelled, MimError, PlainItems, counted, randomness
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mim_image.anomaly_layouts import AnomalySplits, of_classes, of_defects, of_table, refuse, table_of
+from mim_image.data import Images
+from mim_image.files import ImageStore, Splits
+from mim_image.formats import open_image
+from mim_image.pixels import bands_of
+
+
+class Anomalies(Images):
+    """Collections with normal and abnormal pictures, as they lie on disk. Training sees normal ones alone; class 0 of
+    the test split is normal and class 1 abnormal. Whole pictures are resized to the input's size, so that no defect is
+    cut away, and training crops lie in them.
+
+    Read are MVTec AD and BTAD (one object at a time), VisA (with its ``split_csv/1cls.csv``), NIH ChestX-ray14 and RSNA
+    (with their csv files; pictures as PNG or JPEG), and any folder of classes of which ``normal`` names one.
+    """
+
+    judges_anomalies = True
+
+    @dataclass(frozen=True)
+    class Config(Images.Config):
+        """Options of data with anomalies."""
+
+        normal: str = ""
+        """Of a folder of classes: the one that is normal; all others are abnormal."""
+        object: str = ""
+        """Of VisA: which object."""
+        table: Path | None = None
+        """A table of labels with VisA's, NIH's or RSNA's columns; those of the usual names are found by themselves."""
+
+    def _open(self) -> Splits:
+        self.found: AnomalySplits | None = None
+        if not self.config.splits or self.config.root is None:
+            return super()._open()
+        self.found = self._arranged(self.config.root)
+        return self.found.splits()
+
+    def _arranged(self, root: Path) -> AnomalySplits:
+        """The first of the layouts that this is."""
+        config = self.config
+        if config.normal:
+            return of_classes(super()._open(), config.normal, root)
+        if self.bundled:
+            raise MimError("The bundled sample has ten classes; name the normal one, such as: --data.normal bag")
+        if not root.is_dir():
+            super()._open()  # raises where there is nothing to open
+            raise MimError(f"{root} says nothing of what is abnormal; of a file with classes: --data.normal CLASS")
+        table = table_of(root, config.table)
+        if table is not None:
+            return of_table(root, table, config.object)
+        found = of_defects(root)
+        if found is None:
+            raise refuse(root)
+        return found
+
+    def labelled(self, split: str) -> Labelled:
+        """Pictures with 0 for normal and 1 for abnormal; those of the test split with ``truth``, uint8 [H, W], where
+        the collection has masks.
+
+        Raises:
+            MimError: Some masks are missing while others are there; or the source reads all files as one collection.
+        """
+        if self.found is None:
+            raise MimError("All files were read as one collection, of which nothing says what is abnormal.")
+        store = self.splits.train if split == "train" else self.splits.test
+        judged = split == "test"
+        if judged and self.found.lacking:
+            raise MimError(
+                f"{self.found.lacking}. Add the masks; or take ground_truth away to judge whole pictures alone."
+            )
+        labels = torch.tensor(store.labels, dtype=torch.int64)
+        items = Whole(self, store, self.found.masks if judged else ())
+        assert store.classes is not None
+        return Labelled(split, labels, store.classes, items, names=store.names())
+
+    def plain(self) -> PlainItems:
+        """Whole pictures as evaluation reads them."""
+        return PlainItems(Whole(self, self.splits.pretrain), self.splits.pretrain.names())
+
+    def _cropped(self, store: ImageStore, index: int, key: int) -> Tensor:
+        """A random crop of the whole picture, resized first as evaluation does."""
+        image = self.whole(store, index)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.default_generator.manual_seed(randomness.torch_seed(key, "augment"))
+            image = self.augment(image)
+        return torch.from_numpy(bands_of(image, self.channels))
+
+    def whole(self, store: ImageStore, index: int) -> Image.Image:
+        """The whole picture at the input's size."""
+        image = self._load(store, index, 1.0)
+        height, width = self.size
+        return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+    def plan(self) -> dict[str, str]:
+        """What images have, and what is judged."""
+        rows = super().plan()
+        if self.found is None:
+            return rows
+        abnormal = sum(self.found.test.labels)
+        masks = sum(bool(mask) for mask in self.found.masks)
+        return {
+            **rows,
+            "data": f"{self.config.root}: {counted(len(self), 'normal picture')} for training",
+            "held out": f"{len(self.found.test):,} to be judged, {abnormal:,} of them abnormal, {masks:,} with masks",
+        }
+
+
+class Whole(Dataset[Any]):
+    """Whole pictures without augmentation, and where they are abnormal."""
+
+    def __init__(self, source: Anomalies, store: ImageStore, masks: tuple[str, ...] = ()) -> None:
+        self.source, self.store, self.masks = source, store, masks
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> Mapping[str, Tensor]:
+        image = self.source.whole(self.store, index)
+        found = {"image": torch.from_numpy(bands_of(image, self.source.channels))}
+        if self.masks:
+            found["truth"] = self._truth(index)
+        return found
+
+    def _truth(self, index: int) -> Tensor:
+        """Where a picture is abnormal, uint8 [H, W]: any value of its mask that is not 0.
+
+        Raises:
+            MimError: The mask is missing, cannot be read, or is of another size than its picture.
+        """
+        height, width = self.source.size
+        if not self.masks[index]:
+            return torch.zeros(height, width, dtype=torch.uint8)
+        path = self.store.root / self.masks[index]
+        try:
+            with open_image(path) as mask, self.store.open(index) as picture:
+                if mask.size != picture.size:
+                    raise MimError(
+                        f"{path} is {mask.width} x {mask.height}, and its picture {self.store.name(index)} "
+                        f"{picture.width} x {picture.height}: a mask must be of its picture's size."
+                    )
+                flags = np.asarray(mask)
+        except (OSError, ValueError) as error:
+            raise MimError(f"The mask {path} of {self.store.name(index)} cannot be read: {error}.") from error
+        flags = (flags if flags.ndim == 2 else flags[..., :3].max(axis=-1)) > 0
+        small = Image.fromarray(flags.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+        return torch.from_numpy(np.array(small))

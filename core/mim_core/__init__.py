@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from mim_core.errors import unknown as unknown
     from mim_core.errors import warn as warn
     from mim_core.evaluation.anomaly import judge_anomalies as judge_anomalies
+    from mim_core.evaluation.anomaly_frames import judge_frames as judge_frames
+    from mim_core.evaluation.anomaly_maps import covering_masks as covering_masks
     from mim_core.evaluation.anomaly_metrics import aupro as aupro
     from mim_core.evaluation.anomaly_metrics import auroc as auroc
     from mim_core.evaluation.anomaly_metrics import average_precision as average_precision
@@ -196,6 +198,8 @@ _ROOMS = {
     "data.wrapped": ("WrappedSource",),
     "errors": ("did_you_mean", "nearest", "one_line", "unknown", "warn"),
     "evaluation.anomaly": ("judge_anomalies",),
+    "evaluation.anomaly_frames": ("judge_frames",),
+    "evaluation.anomaly_maps": ("covering_masks",),
     "evaluation.anomaly_metrics": ("aupro", "auroc", "average_precision", "frame_auroc"),
     "evaluation.reconstruction": ("reconstruct",),
     "evaluation.study": ("Study",),

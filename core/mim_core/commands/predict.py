@@ -145,14 +145,17 @@ def scored_record(answers: Mapping[str, Tensor], source: DataSource) -> Record:
     """A sample's highest and mean score, all of them as a file of numpy, and laid over the input: from 0 to the
     sample's own highest."""
     scores = answers[SCORES]
+    highest = float(scores.max())
+    row = {"highest score": highest, "mean score": float(scores.mean())}
+    if scores.ndim == 0:  # of methods that score whole samples alone
+        return Record(row)
+    modality = next(name for name in answers if name != SCORES)
     content = io.BytesIO()
     np.save(content, scores.numpy())
-    highest = float(scores.max())
-    modality = next(name for name in answers if name != SCORES)
     drawn = source.heat_map(modality, answers[modality], scores, highest)
     ending = "." + drawn.media_type.rpartition("/")[2]
     files = {f"-heat{ending}": drawn.content, "-scores.npy": content.getvalue()}
-    return Record({"highest score": highest, "mean score": float(scores.mean())}, files)
+    return Record(row, files)
 
 
 def homes_of(names: Sequence[str]) -> list[str]:

@@ -77,7 +77,7 @@ def judge_anomalies(study: Study, whole: str = "sample", place: str = "place") -
         )
     makers: dict[str, Callable[[], Callable[[Sample], Tensor]]] = {
         RAW: lambda: nearest_normal(study, source, split),
-        **{name: partial(_scorer, make, study, source) for name, make in study.methods.items()},
+        **{name: partial(scorer_of, make, study, source) for name, make in study.methods.items()},
     }
     scores: list[Score] = []
     for name, make_score in makers.items():
@@ -89,7 +89,8 @@ def judge_anomalies(study: Study, whole: str = "sample", place: str = "place") -
     return scores
 
 
-def _scorer(make: Callable[[], Method], study: Study, source: DataSource) -> Callable[[Sample], Tensor]:
+def scorer_of(make: Callable[[], Method], study: Study, source: DataSource) -> Callable[[Sample], Tensor]:
+    """Scores a batch by a method, see `mim_core.evaluation.anomaly_maps.score_maps`."""
     method = make()
     method.eval().to(study.device)
 
@@ -126,9 +127,13 @@ def collect(
             truths.append(ready["truth"].bool().cpu())
     if not maps:
         raise MimError(f"None of the {len(wanted):,} test samples can be read.")
-    kept = torch.cat(items)
+    kept, found = torch.cat(items), torch.cat(maps)
+    truth = torch.cat(truths) if truths and found.ndim > 1 else None  # some methods score whole samples alone
     return Judged(
-        torch.cat(maps), split.labels[kept] != 0, torch.cat(truths) if truths else None, len(wanted) - len(kept)
+        found.reshape(len(kept), -1) if found.ndim == 1 else found,
+        split.labels[kept] != 0,
+        truth,
+        len(wanted) - len(kept),
     )
 
 
@@ -166,7 +171,7 @@ def nearest_normal(study: Study, source: DataSource, test: Labelled) -> Callable
 def _scores(row: str, judged: Judged, whole: str, place: str) -> list[Score]:
     flat = judged.maps.flatten(1)
     found = []
-    for how, score in (("highest", flat.amax(dim=1)), ("mean", flat.mean(dim=1))):
+    for how, score in (("highest", flat.amax(dim=1)), ("mean", flat.mean(dim=1))):  # alike where there is one score
         found.append(Score(row, f"{whole} AUROC, {how}", auroc(score, judged.abnormal)))
         found.append(Score(row, f"{whole} AP, {how}", average_precision(score, judged.abnormal)))
     if judged.truth is not None:
@@ -199,7 +204,7 @@ def _notes(judged: Judged, study: Study, whole: str) -> list[str]:
         f"the highest and by the mean score of their places. {RAW}: the distance to the nearest normal one."
     ]
     if judged.truth is None:
-        notes.append("The data do not say where something is abnormal, so places are not judged.")
+        notes.append("Places are not judged: the data do not say where something is abnormal.")
     if judged.lost:
         notes.append(
             f"{counted(judged.lost, 'file')} cannot be used and {'is' if judged.lost == 1 else 'are'} left out."

@@ -165,7 +165,7 @@ def _anomalies(method: Method, source: DataSource, config: EvaluateConfig, count
         maps = [score_maps(method.eval(), known_entries(ready, source.shapes), config.covers) for ready, _ in found]
     except MimError:
         return None
-    if not maps:
+    if not maps or maps[0].ndim == 1:  # of methods that score whole samples alone
         return None
     modality = next(iter(source.shapes))
     ready = {name: torch.cat([each[name] for each, _ in found]) for name in found[0][0]}

@@ -14,7 +14,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mim_image.anomaly_layouts import AnomalySplits, of_classes, of_defects, of_table, refuse, table_of
+from mim_image.anomaly_layouts import (
+    AnomalySplits,
+    mixed,
+    of_classes,
+    of_defects,
+    of_table,
+    refuse,
+    table_of,
+    with_folder,
+)
 from mim_image.data import Images
 from mim_image.files import ImageStore, Splits
 from mim_image.formats import open_image
@@ -43,11 +52,23 @@ class Anomalies(Images):
         table: Path | None = None
         """A table of labels with VisA's, NIH's or RSNA's columns; those of the usual names are found by themselves."""
 
+        mix: float | None = None
+        """Make an unlabelled set of the collection itself, for methods that learn from one too: every second normal
+        training picture, and abnormal ones that are in no test, which are this share of it."""
+        unlabelled: Path | None = None
+        """Or a folder of pictures that may be normal or abnormal."""
+
     def _open(self) -> Splits:
         self.found: AnomalySplits | None = None
         if not self.config.splits or self.config.root is None:
             return super()._open()
         self.found = self._arranged(self.config.root)
+        if self.config.mix is not None and self.config.unlabelled is not None:
+            raise MimError("Say --data.mix or --data.unlabelled, not both.")
+        if self.config.mix is not None:
+            self.found = mixed(self.found, self.config.mix, self.config.root)
+        if self.config.unlabelled is not None:
+            self.found = with_folder(self.found, self.config.unlabelled)
         return self.found.splits()
 
     def _arranged(self, root: Path) -> AnomalySplits:
@@ -88,6 +109,13 @@ class Anomalies(Images):
         assert store.classes is not None
         return Labelled(split, labels, store.classes, items, names=store.names())
 
+    def read(self, index: int, key: int) -> dict[str, Tensor]:
+        """As other images; where some are unlabelled with ``unlabelled``, int64: 1 for these."""
+        item = super().read(index, key)
+        if self.found is not None and self.found.unlabelled is not None:
+            item["unlabelled"] = torch.tensor(int(index >= len(self.found.train)))
+        return item
+
     def plain(self) -> PlainItems:
         """Whole pictures as evaluation reads them."""
         return PlainItems(Whole(self, self.splits.pretrain), self.splits.pretrain.names())
@@ -113,9 +141,11 @@ class Anomalies(Images):
             return rows
         abnormal = sum(self.found.test.labels)
         masks = sum(bool(mask) for mask in self.found.masks)
+        other = 0 if self.found.unlabelled is None else len(self.found.unlabelled)
+        also = f", and {other:,} unlabelled" if other else ""
         return {
             **rows,
-            "data": f"{self.config.root}: {counted(len(self), 'normal picture')} for training",
+            "data": f"{self.config.root}: {counted(len(self.found.train), 'normal picture')} for training{also}",
             "held out": f"{len(self.found.test):,} to be judged, {abnormal:,} of them abnormal, {masks:,} with masks",
         }
 

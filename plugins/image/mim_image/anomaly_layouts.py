@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from mim_core import MimError, counted, did_you_mean, walk_folders
 
 from mim_image.files import ImageStore, Splits
@@ -39,6 +40,7 @@ class AnomalySplits:
             Empty where the collection has no masks.
         pool: Abnormal pictures that are in no test, for methods that also learn from unlabelled ones.
         lacking: Why masks of some abnormal pictures are missing, where others have theirs.
+        unlabelled: Pictures that may be normal or abnormal, for methods that learn from such too.
     """
 
     train: ImageStore
@@ -46,10 +48,12 @@ class AnomalySplits:
     masks: tuple[str, ...] = ()
     pool: ImageStore | None = None
     lacking: str = ""
+    unlabelled: ImageStore | None = None
 
     def splits(self) -> Splits:
-        """As other image data have them."""
-        return Splits(self.train, self.train, self.test)
+        """As other image data have them; unlabelled pictures come behind the normal ones."""
+        both = self.train if self.unlabelled is None else joined(self.train, self.unlabelled)
+        return Splits(both, self.train, self.test)
 
 
 def _store(root: Path, files: Sequence[str], labels: Sequence[int], splits: str, **more: object) -> ImageStore:
@@ -307,6 +311,73 @@ def _x_rays(root: Path, path: Path, normal: Mapping[str, bool], patients: Mappin
 
 def _in(files: Mapping[str, str], names: Iterable[str]) -> list[str]:
     return [files[name] for name in names]
+
+
+# ---- unlabelled pictures ---------------------------------------------------------------------------------------------
+
+
+def mixed(found: AnomalySplits, share: float, root: Path | str) -> AnomalySplits:
+    """Every second normal training picture becomes unlabelled, with so many abnormal ones, which are in no test, that
+    these are a share of the unlabelled.
+
+    Args:
+        found: The collection.
+        share: From 0 up to 1, without it.
+        root: Of the collection, for messages.
+
+    Raises:
+        MimError: There are not enough abnormal pictures outside the test split, or one normal picture alone.
+    """
+    if not 0 <= share < 1:
+        raise MimError(f"--data.mix must lie in [0, 1), got {share}.")
+    count = len(found.train)
+    if count < 2:
+        raise MimError(f"{root}: one normal picture cannot be known and unlabelled too; --data.mix needs two.")
+    odd = list(range(1, count, 2))
+    wanted, there = round(len(odd) * share / (1 - share)), len(found.pool or ())
+    if wanted > there:
+        raise MimError(
+            f"{root}: --data.mix {share:g} wants {wanted:,} abnormal pictures outside the test split, and there are "
+            f"{there:,}. Name a smaller share, or a folder of unlabelled pictures: --data.unlabelled FOLDER"
+        )
+    unlabelled = _subset(found.train, odd)
+    if wanted and found.pool is not None:
+        unlabelled = joined(unlabelled, _subset(found.pool, [i * there // wanted for i in range(wanted)]))
+    return replace(found, train=_subset(found.train, list(range(0, count, 2))), unlabelled=unlabelled)
+
+
+def with_folder(found: AnomalySplits, folder: Path) -> AnomalySplits:
+    """All pictures below a folder become the unlabelled ones.
+
+    Raises:
+        MimError: It holds none, or is not there.
+    """
+    files = _pictures(folder, found.train.root) if folder.is_dir() else []
+    if not files:
+        raise MimError(f"--data.unlabelled {folder} holds no pictures ({', '.join(EXTENSIONS)}).")
+    if found.train.array is not None or found.train.shards is not None:
+        raise MimError(f"--data.unlabelled goes with loose files, and {found.train.root} has none.")
+    return replace(found, unlabelled=_store(found.train.root, files, [-1] * len(files), ""))
+
+
+def _subset(store: ImageStore, keep: Sequence[int]) -> ImageStore:
+    return replace(
+        store, files=tuple(store.files[i] for i in keep) if store.files else (),
+        array=None if store.array is None else store.array[list(keep)], labels=tuple(store.labels[i] for i in keep),
+        shards=None if store.shards is None else store.shards.take(keep),
+    )  # fmt: skip
+
+
+def joined(first: ImageStore, second: ImageStore) -> ImageStore:
+    """Two stores of one kind, one behind the other.
+
+    Raises:
+        MimError: They lie in shards, which are not joined.
+    """
+    if first.shards is not None or second.shards is not None:
+        raise MimError("Unlabelled pictures are not read from tar files; unpack them.")
+    array = None if first.array is None else np.concatenate([first.array, second.array])
+    return replace(first, files=(*first.files, *second.files), array=array, labels=(*first.labels, *second.labels))
 
 
 # ---- whatever it is --------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ MST = "MST, arXiv 2106.05656"
 MASKCO = "MaskCo, arXiv 2108.07954"
 MVP = "MVP, arXiv 2203.05175; EVA, arXiv 2211.07636"
 SSMCTB = "SSMCTB, arXiv 2209.12148"
+AMAE = "AMAE, arXiv 2307.12721"
 
 
 BY_MODULE = {
@@ -77,6 +78,15 @@ BY_MODULE = {
         {
             "ssmctb-autoencoder": "A convolutional autoencoder with SSMCTB that finds what is abnormal, 256 pixels.",
             "ssmctb-autoencoder-tiny": "The same small, on one class of the bundled sample.",
+        },
+    ),
+    "amae": (
+        AMAE,
+        {
+            "amae-1": "AMAE's first step: a classifier on mae-vit-small's frozen features, normal against spoiled.",
+            "amae-2": "AMAE's second step: two modules, adapted to what is taken for normal and for abnormal.",
+            "amae-1-tiny": "The first step on a run of mae-vit-tiny, on one class of the bundled sample.",
+            "amae-2-tiny": "The second step on a run of mae-vit-tiny, on one class of the bundled sample.",
         },
     ),
 }
@@ -165,6 +175,18 @@ def mim_register_methods(register: Register) -> None:
         load="mim_image.autoencoder:ConvolutionalAutoencoder",
         summary="A convolutional autoencoder with a masked block behind its encoder.",
         paper=SSMCTB,
+    )
+    register(
+        name="amae-classifier",
+        load="mim_image.amae:AmaeClassifier",
+        summary="Normal pictures against spoiled ones, by the frozen features of a masked autoencoder.",
+        paper=AMAE,
+    )
+    register(
+        name="amae",
+        load="mim_image.amae:Amae",
+        summary="Two masked autoencoders, adapted to normal and to abnormal pictures, and their disagreement.",
+        paper=AMAE,
     )
 
 

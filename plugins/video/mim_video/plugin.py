@@ -67,6 +67,21 @@ def mim_register_data(register: Register) -> None:
         load="mim_video.data:Clips",
         summary="A folder of video files; UCF101, Kinetics or Something-Something v2 as unpacked; or the sample.",
     )
+    register(
+        name="anomalies",
+        load="mim_video.anomaly_data:SurveillanceClips",
+        summary="Normal footage to train on, abnormal frames to find: UCSD Ped1 or Ped2, Avenue, ShanghaiTech.",
+    )
+
+
+@hookimpl
+def mim_register_evaluations(register: Register) -> None:
+    """Abnormal frames; probes are core's."""
+    register(
+        name="anomaly",
+        load="mim_video.anomaly:anomaly",
+        summary="Which frames are abnormal: AUROC of all frames, and by video.",
+    )
 
 
 RECIPES = {

@@ -7,6 +7,7 @@ import mim_video
 import pytest
 from mim_core.testing import DataContract, uncovered
 from mim_video.data import Clips
+from PIL import Image
 
 SAMPLE = Path(mim_video.__file__).parent / "sample"
 
@@ -52,6 +53,23 @@ class TestACutFile(DataContract):
         source = Clips(Clips.Config(root=root), self.shapes)
         names = [source.name_of(index) for index in range(len(source))]
         return source, next(i for i, name in enumerate(names) if "9.mp4" in name), "9.mp4"
+
+
+class TestSurveillance(DataContract):
+    """UCSD Ped's folders of frames; the others are in test_surveillance.py."""
+
+    part = "video:anomalies"
+    shapes = {"video": (3, 4, 16, 16)}
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path):
+        for folder, count in (("Train/Train001", 9), ("Test/Test001", 6)):
+            (tmp_path / folder).mkdir(parents=True)
+            for number in range(count):
+                picture = Image.new("L", (20, 18), 40 + 9 * number + len(folder))
+                picture.save(tmp_path / folder / f"{number:03}.tif")
+        (tmp_path / "Test/UCSDped2.m").write_text("TestVideoFile{end+1}.gt_frame = [2:3];")
+        self.options = {"root": tmp_path}
 
 
 def test_every_source_has_a_contract():

@@ -1,0 +1,84 @@
+"""Anomaly detection in sequences, judged frame by frame: which frames are abnormal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mim_core.data.source import DataSource, Labelled, Sample
+from mim_core.errors import MimError
+from mim_core.evaluation.anomaly import CHANCE, finished, nearest_normal, scorer_of
+from mim_core.evaluation.anomaly_metrics import frame_auroc
+from mim_core.evaluation.study import Study
+from mim_core.scores import RAW, Score
+from mim_core.text import counted
+
+
+def judge_frames(study: Study) -> list[Score]:
+    """AUROC of the frames of a run's test split: of all together (micro), and the mean over the sequences that hold
+    both kinds (macro), by the highest and by the mean score of a frame's places. A frame that several clips show has
+    the mean of its scores. Beside the run: chance, the nearest normal clip in raw input, and the same method untrained.
+
+    Args:
+        study: The run's. Test items hold ``footage`` int64 (which sequence), ``frames`` int64 [T] (their numbers in it)
+            and ``abnormal`` uint8 [T]; the first axis of a score map is T.
+
+    Raises:
+        MimError: The data tell nothing of frames, or all of them are of one kind.
+    """
+    source = study.source
+    if source is None or not source.judges_anomalies:
+        name = type(source).__name__ if source is not None else "This study"
+        raise MimError(
+            f"{name} does not say which frames are abnormal. Name data with anomalies when the run starts: "
+            "--use data=PLUGIN:anomalies"
+        )
+    split = source.labelled("test")
+    makers: dict[str, Callable[[], Callable[[Sample], Tensor]]] = {
+        RAW: lambda: nearest_normal(study, source, split),
+        **{name: partial(scorer_of, make, study, source) for name, make in study.methods.items()},
+    }
+    scores: list[Score] = []
+    for row, make_score in makers.items():
+        found, flags = _frames(source, split, make_score(), study)
+        columns = {}
+        for number, how in enumerate(("highest", "mean")):
+            micro, macro = frame_auroc([each[:, number] for each in found], flags)
+            columns[f"frame AUROC, {how}"] = micro
+            if macro is not None:
+                columns[f"frame AUROC by video, {how}"] = macro
+        if not scores:
+            scores += [Score(CHANCE, column, 0.5) for column in columns]
+            frames, abnormal = sum(map(len, flags)), sum(int(each.sum()) for each in flags)
+            study.notes.append(
+                f"{frames:,} frames of {counted(len(flags), 'video')} judged, {abnormal:,} of them abnormal; by video: "
+                "the mean over those with both kinds. Scores are not rescaled within a video."
+            )
+        scores += [Score(row, column, value) for column, value in columns.items()]
+    return scores
+
+
+@torch.no_grad()
+def _frames(
+    source: DataSource, split: Labelled, score: Callable[[Sample], Tensor], study: Study
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each sequence the highest and the mean score of its frames, [t, 2], and which are abnormal, bool [t]; those
+    that could not be read are left out."""
+    found: dict[int, dict[int, list[Tensor]]] = {}
+    flags: dict[tuple[int, int], bool] = {}
+    for ready, _ in finished(source, split.items, list(range(len(split.labels))), study):
+        if not {"footage", "frames", "abnormal"} <= ready.keys():
+            raise MimError("The test split does not say which frames its clips show, and which are abnormal.")
+        maps = score(ready).float().flatten(2)
+        both = torch.stack([maps.amax(dim=2), maps.mean(dim=2)], dim=-1).cpu()
+        for row, number in enumerate(ready["footage"].tolist()):
+            for place, frame in enumerate(ready["frames"][row].tolist()):
+                found.setdefault(number, {}).setdefault(frame, []).append(both[row, place])
+                flags[number, frame] = bool(ready["abnormal"][row, place])
+    if not found:
+        raise MimError("None of the test clips can be read.")
+    scores = [torch.stack([torch.stack(each).mean(dim=0) for each in frames.values()]) for frames in found.values()]
+    return scores, [torch.tensor([flags[number, frame] for frame in frames]) for number, frames in found.items()]

@@ -16,6 +16,7 @@ class Answers(DataSource):
     """Answers every method with its name and what it was given; has an attribute of its own."""
 
     samples_per_item, item_seconds, ids, extra = 3, 7.0, {"words": 5}, "its own"
+    judges_anomalies = True
 
     def __init__(self):
         super().__init__("options", {"words": (4,)})
@@ -46,6 +47,7 @@ def test_attributes_are_the_inner_sources():
     assert len(source) == 11
     assert (source.config, source.shapes, source.ids) == ("options", {"words": (4,)}, {"words": 5})
     assert (source.samples_per_item, source.item_seconds, source.extra) == (3, 7.0, "its own")
+    assert source.judges_anomalies
     assert not hasattr(source, "nowhere")
     source.ids, source.item_seconds = {"words": 6}, 8.0
     assert (source.source.ids, source.source.item_seconds) == ({"words": 6}, 8.0)

@@ -32,6 +32,7 @@ class WrappedSource(DataSource):
         super().__init__(source.config if config is None else config, source.shapes if shapes is None else shapes)
         self.source = source
         self.samples_per_item = source.samples_per_item
+        self.judges_anomalies = source.judges_anomalies
 
     @property
     def ids(self) -> Mapping[str, int]:

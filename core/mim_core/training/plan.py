@@ -66,6 +66,9 @@ def plan_rows(run: Run, timed: bool = False) -> dict[str, str]:
     tokenizer = getattr(method, "tokenizer", None)
     if mask is not None and tokenizer is not None:
         rows.update(_unit_rows(tokenizer.layout, mask, run.samples_per_step * run.steps))
+    elif tokenizer is not None:
+        grid = tokenizer.layout.grid
+        rows["units"] = f"{tokenizer.layout.count}{f' on a grid of {times(grid)}' if grid else ''}"
     rows["parameters"] = _parameters(method, parameters)
     each = run.source.samples_per_item
     made = f" ({counted(train.batch_size, 'item')}, {each} samples of each)" if each > 1 else ""

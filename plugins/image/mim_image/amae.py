@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from mim_core import (
     BatchNorm,
+    DataSource,
     Features,
     Mask,
     MaskedAutoencoder,
@@ -36,6 +37,8 @@ from mim_core import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mim_image.anomaly_data import refuse_unlabelled
 
 KINDS = ("paste", "scar", "soft")
 """Variants of cut-paste: a piece of the picture elsewhere; a narrow piece; a piece that fades at its edges."""
@@ -55,7 +58,8 @@ def spoil(image: Tensor, key: Tensor, change: float = 0.5) -> tuple[Tensor, Tens
     """
     height, width = image.shape[-2:]
     found, truth = image.clone(), torch.zeros(len(image), height, width, dtype=torch.bool, device=image.device)
-    for row, u in enumerate(uniform(key, "amae.spoil", 8).tolist()):
+    draws = [] if image.is_meta else uniform(key, "amae.spoil", 8).tolist()  # a plan asks for shapes alone
+    for row, u in enumerate(draws):
         kind = KINDS[int(u[0] * len(KINDS))]
         low, high = (0.01, 0.03) if kind == "scar" else (0.02, 0.15)
         area = (low + (high - low) * u[1]) * height * width
@@ -135,7 +139,7 @@ class _Adapted(Method):
                     f"encoder and decoder. {why[:300]}"
                 ) from error
 
-    def check(self, source: Any) -> None:
+    def check(self, source: DataSource) -> None:
         """Whether weights were brought.
 
         Raises:
@@ -202,6 +206,11 @@ class AmaeClassifier(_Adapted):
         self.tokenizer.eval()
         self.encoder.eval()
         return self
+
+    def check(self, source: DataSource) -> None:
+        """Whether weights were brought, and all pictures are known to be normal."""
+        super().check(source)
+        refuse_unlabelled(source)
 
     @torch.no_grad()
     def features(self, sample: Sample) -> Tensor:
@@ -304,6 +313,12 @@ class Amae(_Adapted):
         self.normal, self.abnormal = normal, abnormal
         self.first, self.threshold = first.requires_grad_(False), threshold
         self.register_buffer("filled", torch.ones((), dtype=torch.bool))
+
+    def train(self, mode: bool = True) -> Amae:
+        """The first step stays in evaluation mode: its statistics are those of its own run."""
+        super().train(mode)
+        self.first.eval()
+        return self
 
     @property
     def tokenizer(self) -> Any:

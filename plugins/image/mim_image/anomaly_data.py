@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mim_core import Labelled, MimError, PlainItems, counted, randomness
+from mim_core import DataSource, Labelled, MimError, PlainItems, counted, randomness
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -148,6 +148,20 @@ class Anomalies(Images):
             "data": f"{self.config.root}: {counted(len(self.found.train), 'normal picture')} for training{also}",
             "held out": f"{len(self.found.test):,} to be judged, {abnormal:,} of them abnormal, {masks:,} with masks",
         }
+
+
+def refuse_unlabelled(source: DataSource) -> None:
+    """For methods that take every training picture for normal.
+
+    Raises:
+        MimError: Some of the data's are unlabelled.
+    """
+    found = getattr(source, "found", None)
+    if isinstance(found, AnomalySplits) and found.unlabelled is not None:
+        raise MimError(
+            "This method takes every training picture for normal, and some of these are unlabelled: leave --data.mix "
+            "and --data.unlabelled out. AMAE's second step (amae-2) learns from unlabelled ones."
+        )
 
 
 class Whole(Dataset[Any]):

@@ -215,7 +215,8 @@ def of_table(root: Path, path: Path, chosen: str) -> AnomalySplits:
         MimError: Other columns, no such object, or none of the pictures is there.
     """
     rows = _rows(path)
-    columns = set(rows[0]) if rows else set()
+    named = list(rows[0]) if rows else []
+    columns = set(named)
     if columns >= set(VISA):
         return _visa(root, path, rows, chosen)
     if columns >= set(NIH):
@@ -229,9 +230,7 @@ def of_table(root: Path, path: Path, chosen: str) -> AnomalySplits:
         normal = {row["patientId"]: row["Target"].strip() == "0" for row in rows}
         return _x_rays(root, path, normal, {name: name for name in normal})
     known = ", ".join("+".join(names) for names in (VISA, NIH, RSNA, RSNA_CLASSES))
-    raise MimError(
-        f"{path} has the columns {', '.join(map(str, columns)) or 'none'}; tables of anomalies have these: {known}."
-    )
+    raise MimError(f"{path} has the columns {', '.join(named) or 'none'}; tables of anomalies have these: {known}.")
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

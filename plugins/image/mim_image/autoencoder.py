@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from mim_core import SSMCTB, SSPCAB, Features, Mask, MaskedBlock, Method, Outcome, Parts, Sample, Tokenizer
+from mim_core import SSMCTB, SSPCAB, DataSource, Features, Mask, MaskedBlock, Method, Outcome, Parts, Sample, Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mim_image.anomaly_data import refuse_unlabelled
 
 
 class ConvolutionalAutoencoder(Method):
@@ -92,6 +94,10 @@ class ConvolutionalAutoencoder(Method):
             raise ValueError("the autoencoder hides nothing of the picture; leave the mask out")
         self.tokenizer.split(sample)  # refuses other sizes
         return {"image": sample["image"].detach()}
+
+    def check(self, source: DataSource) -> None:
+        """Whether all pictures are known to be normal."""
+        refuse_unlabelled(source)
 
     def _rebuilt(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The picture again, [B, C, H, W]; the last map, and what the block makes of it."""

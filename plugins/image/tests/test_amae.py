@@ -105,6 +105,12 @@ def test_a_folder_of_unlabelled_pictures(tmp_path):
         opened(mix=0.5, unlabelled=tmp_path / "other")
 
 
+@pytest.mark.parametrize("recipe", ["amae-1-tiny", "ssmctb-autoencoder-tiny"])
+def test_methods_of_normal_pictures_refuse_unlabelled_ones(recipe, tmp_path, capsys):
+    assert command("pretrain", recipe, "--twin", "--quiet", "--out", tmp_path / "x", "--data.mix", 0.5) == 2
+    assert "takes every training picture for normal" in capsys.readouterr().err
+
+
 # ---- the steps -------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +16,7 @@ from mim_core.errors import MimError, unknown, warn
 from mim_core.host.loading import installed
 from mim_core.host.registry import Registry
 from mim_core.interop import exporters
+from mim_core.interop.model_card import write_card
 from mim_core.interop.programs import export_program
 from mim_core.interop.timm import export_timm, notes_on
 from mim_core.methods.build import open_source
@@ -21,7 +24,9 @@ from mim_core.methods.method import Method
 from mim_core.methods.supervised import Supervised
 from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.toml import to_toml
+from mim_core.runs import origins
 from mim_core.runs.load import load_run
+from mim_core.runs.state import ORIGINS
 from mim_core.terminal import tell
 
 FILES = {"timm": "encoder-timm.safetensors", "torch": "program.pt2", "onnx": "program.onnx"}
@@ -49,24 +54,23 @@ def export(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``export RUN --to timm|hf|torch|onnx``."""
     options, registry = parse(ExportOptions, f"{program} export", arguments), installed()
     _check_format(options.to, registry)
-    run, method, source = load_run(options.run, registry)
+    opened = load_run(options.run, registry)
+    run, method, source = opened
     path = options.out or options.run / FILES.get(options.to, options.to)
     about = {"recipe": run.recipe, "checkpoint": source.name, "run": to_toml(run, registry)}
     inputs, classes = _of_data(run, method, options.to)
-    if options.to not in FILES:
-        exported = exporters.convert(method, options.to, registry, inputs, classes)
-        line = exporters.write_folder(exported, path)
-        tell("\n".join([str(path), line, *exported.notes]))
-        return 0
-    if options.to != "timm":
+    notes: Sequence[str]
+    if options.to == "timm":
+        about[ORIGINS] = json.dumps(origins.behind(source, None))
+        line, notes = export_timm(method, path, about, inputs, classes), notes_on(method)
+    elif options.to in FILES:
         told = {**about, **inputs, **({"classes": list(classes)} if classes else {})}
         line, notes = export_program(method, path, options.to, told, options.given)
-        tell("\n".join([str(path), line, *notes]))
-        return 0
-    line = export_timm(method, path, about, inputs, classes)
-    tell(f"{path}\n{line}")
-    for note in notes_on(method):
-        tell(note)
+    else:
+        exported = exporters.convert(method, options.to, registry, inputs, classes)
+        line, notes = exporters.write_folder(exported, path), exported.notes
+    card = write_card(opened, path, options.to, line, notes, inputs, classes, registry)
+    tell("\n".join([str(path), line, *notes, *([f"Model card: {card}"] if card else [])]))
     return 0
 
 

@@ -65,9 +65,9 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
             curves=curves.draw(metrics, probes),
             facts={**source.plan(), **_imported(checkpoint), **curves.facts(metrics)},
             heads=heads,
-            table=_scores(folder),
+            table=scores_of(folder),
             skipped=_skipped(folder / logs.SKIPPED),
-            recipe=_in_rows(to_toml(run, registry)),
+            recipe=in_rows(to_toml(run, registry)),
         )
     )
     write_whole(path, shown(report))
@@ -168,7 +168,8 @@ def _address(picture: Picture) -> str:
     return f"data:{picture.media_type};base64,{base64.b64encode(picture.content).decode()}"
 
 
-def _scores(folder: Path) -> dict[str, Any] | None:
+def scores_of(folder: Path) -> dict[str, Any] | None:
+    """The table of ``scores.json``: title, columns, rows of cells by name, notes; None where the run was not judged."""
     content = logs.read_scores(folder / "scores.json")
     if content is None:
         return None
@@ -182,7 +183,7 @@ def _scores(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _in_rows(toml: str) -> str:
+def in_rows(toml: str) -> str:
     """Lists of plain numbers in rows instead of a line for each; still TOML."""
 
     def row(found: re.Match[str]) -> str:

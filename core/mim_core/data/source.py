@@ -218,6 +218,18 @@ class DataSource:
         encoder did not see, for sources that can show it as nothing that a value looks like."""
         return self.picture(modality, values)
 
+    def unit_picture(self, modality: str, values: Tensor, colours: Tensor, positions: Tensor) -> Picture | None:
+        """The same item with a colour for each of its units, for sources whose units lie on no grid; those on one are
+        drawn by the core. None: such units are not shown.
+
+        Args:
+            modality: Which one.
+            values: The item, as `finish` left it.
+            colours: [N, 3] of the units, in [0, 1].
+            positions: [N, d], where they lie.
+        """
+        return None
+
     def animation(self, modality: str, values: Tensor) -> Picture | None:
         """The same item moving, such as a GIF, where it has a time; shown below the pictures."""
         return None

@@ -56,7 +56,7 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
         if head["page"] is not None:
             write_whole(folder / head["link"], head["page"])
     report = (
-        _environment()
+        environment()
         .get_template("report.html.jinja")
         .render(
             title=run.recipe or folder.name,
@@ -93,7 +93,8 @@ def _links(report: Path) -> set[str]:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of pages, in which all text is escaped."""
     return Environment(
         loader=PackageLoader("mim_core", "templates"),
         autoescape=True,  # names of files and of classes, notes and recipes are others' text
@@ -128,7 +129,7 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
             if label == "masked" and not moves and rebuilt.hidden is not None:
                 both = zip(items, rebuilt.hidden, strict=True)
                 pictures = [source.masked_picture(rebuilt.modality, item, hidden) for item, hidden in both]
-            shown[label] = [_address(each) for each in pictures]
+            shown[label] = [address(each) for each in pictures]
             drawn = any(each.drawn for each in pictures)
         heads.append(
             {
@@ -158,13 +159,14 @@ def _served(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, T
 def _films(source: DataSource, modality: str, rows: dict[str, Tensor], count: int = 3) -> dict[str, list[str]]:
     """Film strips of the first samples, each over the whole width: three below each other are one sample."""
     return {
-        f"{label} {number + 1}": [_address(source.picture(modality, items[number]))]
+        f"{label} {number + 1}": [address(source.picture(modality, items[number]))]
         for number in range(min(count, len(rows["input"])))
         for label, items in rows.items()
     }
 
 
-def _address(picture: Picture) -> str:
+def address(picture: Picture) -> str:
+    """The picture itself as the address of one, for pages that are one file."""
     return f"data:{picture.media_type};base64,{base64.b64encode(picture.content).decode()}"
 
 

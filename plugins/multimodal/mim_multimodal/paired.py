@@ -272,6 +272,10 @@ class Paired(DataSource):
         """As the modality's source draws it."""
         return self.inner[modality].picture(self.entries[modality], values)
 
+    def unit_picture(self, modality: str, values: Tensor, colours: Tensor, positions: Tensor) -> Picture | None:
+        """As the modality's source draws it."""
+        return self.inner[modality].unit_picture(self.entries[modality], values, colours, positions)
+
     def animation(self, modality: str, values: Tensor) -> Picture | None:
         """As the modality's source draws it."""
         return self.inner[modality].animation(self.entries[modality], values)

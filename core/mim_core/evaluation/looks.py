@@ -314,7 +314,7 @@ def neighbours(folder: Path, registry: Registry, count: int) -> Look:
                     @ (train.bincount(minlength=len(study.classes)).double() / len(train)))  # fmt: skip
     own, (trained, held) = PRETRAINED, study.samples
     chosen = torch.linspace(0, len(test) - 1, min(count, len(test))).long().unique().tolist()
-    pictures = [_Pictures(study.source, split) for split in ("test", "train")]
+    pictures = [Pictures(study.source, split) for split in ("test", "train")]
     strips = []
     for sample in chosen:
         cells = [Cell(pictures[0][int(held[sample])], study.classes[test[sample]])]
@@ -341,7 +341,7 @@ def _nearest(asked: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])
 
 
-class _Pictures:
+class Pictures:
     """Samples of a labelled split as pictures, by number, each of the source's first modality."""
 
     def __init__(self, source: DataSource, split: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import re
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,23 @@ from mim_core.data.source import DataSource, Picture
 from mim_core.disk import write_whole
 from mim_core.errors import MimError, one_line, warn
 from mim_core.evaluation import curves
-from mim_core.evaluation.reconstruction import across, held_out_samples, reconstruct
+from mim_core.evaluation.mistakes import Mistakes, mistakes_of
+from mim_core.evaluation.reconstruction import across, held_out_samples, names_of, reconstruct
 from mim_core.host.registry import Registry
 from mim_core.methods.build import make_source
+from mim_core.methods.classifier import Classifier
 from mim_core.methods.masked_autoencoder import MaskedAutoencoder
 from mim_core.methods.method import Method
+from mim_core.methods.supervised import Supervised
+from mim_core.ranks.world import choose_device
+from mim_core.recipes.changes import changes_of
+from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.toml import to_toml
-from mim_core.runs import logs
+from mim_core.runs import logs, origins
 from mim_core.runs.load import load_run
-from mim_core.runs.state import read_state
-from mim_core.scores import cell, columns_of
-from mim_core.text import counted, shown
+from mim_core.runs.state import MADE, read_state
+from mim_core.scores import FINE_TUNED, PRETRAINED, SCRATCH, Score, best_cells, cell, columns_of, headline
+from mim_core.text import counted, shown, times
 
 
 def try_report(folder: Path, registry: Registry) -> bool:
@@ -55,19 +62,25 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
     for head in heads:
         if head["page"] is not None:
             write_whole(folder / head["link"], head["page"])
+    state, own = read_state(checkpoint), _own_row(run, method)
     report = (
         environment()
         .get_template("report.html.jinja")
         .render(
-            title=run.recipe or folder.name,
+            title=_title(run, method),
             folder=str(folder),
             checkpoint=checkpoint.name,
+            verdict=headline(_scores(folder), own) or [_unjudged(run, folder)],
             curves=curves.draw(metrics, probes),
-            facts={**source.plan(), **_imported(checkpoint), **curves.facts(metrics)},
+            facts={**source.plan(), **_imported(state), **curves.facts(metrics), **_made(method, state)},
             heads=heads,
+            mistakes=_mistakes(run, method, source),
             table=scores_of(folder),
+            wins=best_cells(_scores(folder), own),
             skipped=_skipped(folder / logs.SKIPPED),
+            changes={name: tuple(map(_option, pair)) for name, pair in changes_of(run, registry).items()},
             recipe=in_rows(to_toml(run, registry)),
+            address=address,
         )
     )
     write_whole(path, shown(report))
@@ -76,12 +89,60 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
     return path
 
 
-def _imported(checkpoint: Path) -> dict[str, str]:
-    """Where the weights of a run that was imported are from."""
-    found = read_state(checkpoint).get("imported")
-    if found is None:
-        return {}
-    return {"weights": " ".join([f"imported, {found['format']}: {found['file']}", *found["sizes"]])}
+def _own_row(run: ResolvedRun, method: Method) -> str:
+    """The row of a table that is this run's."""
+    if not isinstance(method, Supervised):
+        return PRETRAINED
+    return FINE_TUNED if getattr(run.parts["method"].options, "init", None) else SCRATCH
+
+
+def _title(run: ResolvedRun, method: Method) -> str:
+    """What was done, and by which recipe."""
+    part = run.parts["method"]
+    if not isinstance(method, Supervised):
+        return f"Pre-training: {run.recipe or part.name}"
+    how = "Fine-tuning" if _own_row(run, method) == FINE_TUNED else "Training from scratch"
+    return f"{how} ({part.name.rpartition(':')[2]}): {run.recipe or part.name}"
+
+
+def _scores(folder: Path) -> list[Score]:
+    content = logs.read_scores(folder / "scores.json")
+    return [] if content is None else list(content["scores"])
+
+
+def _unjudged(run: ResolvedRun, folder: Path) -> str:
+    plugin = run.recipe.partition(":")[0]
+    return f"Not judged yet: mim-{plugin if ':' in run.recipe else 'core'} evaluate {folder}"
+
+
+def _made(method: Method, state: Mapping[str, Any]) -> dict[str, str]:
+    """Size of the method, and when, where and by which command the last checkpoint was made."""
+    shapes: Mapping[str, tuple[int, ...]] = getattr(getattr(method, "tokenizer", None), "shapes", {})
+    inputs = ", ".join(f"{name} {times(shape)}" for name, shape in shapes.items())
+    found = {"size": f"{sum(p.numel() for p in method.parameters()):,} parameters; inputs {inputs}"}
+    made = state.get(MADE, {})
+    found |= {"made on": f"{made['date'][:16].replace('T', ' ')} UTC, {made['device']}"} if made.get("date") else {}
+    return found | ({"command": made["command"]} if made.get("command") else {})
+
+
+def _mistakes(run: ResolvedRun, method: Method, source: DataSource) -> Mistakes | None:
+    if not isinstance(method, Classifier):
+        return None
+    return mistakes_of(method, source, choose_device(run.train.device), run.evaluate.batch_size)
+
+
+def _option(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 120 else f"{text[:120]} ..."
+
+
+def _imported(state: Mapping[str, Any]) -> dict[str, str]:
+    """Where the weights are from that a run is, or that it started from."""
+    found = state.get("imported")
+    if found is not None:
+        return {"weights": " ".join([f"imported, {found['format']}: {found['file']}", *found["sizes"]])}
+    chain = [f"{each['file']} ({each['format']})" for each in origins.kept_in(state)]
+    return {"started from": ", then ".join(chain)} if chain else {}
 
 
 def _links(report: Path) -> set[str]:
@@ -117,7 +178,7 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
     sample = _served(method, sample) if sample else {}
     if not sample:
         return []
-    heads, crossed = [], across(method, sample)
+    heads, crossed, names = [], across(method, sample), names_of(source, sample["index"])
     for name, rebuilt in reconstruct(method, sample).items():
         rows = {"input": rebuilt.input, "masked": rebuilt.masked, "rebuilt": rebuilt.rebuilt}
         rows |= {f"from {seen} alone": made for seen, made in crossed.get(name, {}).items()}
@@ -139,7 +200,8 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
                 "rows": shown,
                 "films": [label for label in shown if label not in rows],
                 "drawn": drawn,
-                "page": source.page(rebuilt.modality, rows),
+                "names": names,
+                "page": source.page(rebuilt.modality, rows, names),
                 "link": f"report-{re.sub(r'[^0-9A-Za-z_.-]', '-', name)}.html",
             }
         )

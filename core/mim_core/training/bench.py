@@ -126,7 +126,7 @@ def measure(
     Raises:
         MimError: The run cannot be built, or memory is full.
     """
-    every = config.train.log_every
+    every = config.train.readings(FOREVER)
     config = replace(config, train=replace(config.train, log_every=FOREVER))
     with tempfile.TemporaryDirectory(prefix="mim-bench-") as folder, _explained(world, config.train):
         whole = loop.start(config, Path(folder), registry, world)

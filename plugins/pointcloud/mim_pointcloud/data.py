@@ -4,7 +4,7 @@ key."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -286,11 +286,11 @@ class Clouds(DataSource):
         """[P, C] as PLY."""
         return ".ply", written.ply(values)
 
-    def page(self, modality: str, rows: Mapping[str, Tensor]) -> str | None:
+    def page(self, modality: str, rows: Mapping[str, Tensor], names: Sequence[str] = ()) -> str | None:
         """Shapes to turn by hand: visible, hidden and rebuilt points."""
         from mim_pointcloud import pictures
 
-        return pictures.page(rows, up=self.up)
+        return pictures.page(rows, up=self.up, names=names)
 
     def plan(self) -> dict[str, str]:
         """Where shapes come from, how many, their classes, how points are drawn, and what is missing."""

@@ -10,6 +10,7 @@ from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.interop.weights import import_checkpoint
 from mim_core.methods.build import build_method
+from mim_core.methods.classifier import Classifier
 from mim_core.recipes.resolve import resolve
 from mim_core.testing import keys, seeded
 
@@ -55,6 +56,19 @@ def filmed(**changes):
 def _stirred(parts, changes):
     made = {role: Part.of(name, **{**options, **changes.get(role, {})}) for role, (name, options) in parts.items()}
     return stirred(build_method(resolve(RunConfig(parts=made), installed())))
+
+
+def sorting(**changes):
+    """A small classifier of clips as VideoMAE's fine-tuning has it."""
+    parts = {
+        "tokenizer": ("video:tubelet", {"size": (6, 16, 16), "patch": (3, 8, 8), "channels": 3}),
+        "encoder": (
+            "core:vit",
+            {"width": 48, "depth": 2, "heads": 3, "class_token": False, "position": "flat", "norm_eps": 1e-5},
+        ),
+        "method": ("core:classifier", {"classes": 3, "names": ("a", "b", "c")}),
+    }
+    return _stirred(parts, changes)
 
 
 def folder_of(method, name, path, **inputs):
@@ -132,6 +146,27 @@ def test_a_last_norm_that_nothing_sets_is_told(tmp_path):
         outcome = ours(prepared := ours.prepare({"video": clips, "key": keys(2)}))
         theirs = model(clips.transpose(1, 2), bool_masked_pos=prepared.mask.hidden)
     torch.testing.assert_close(theirs.logits, outcome.prediction, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(Classifier.Config, "norm"), reason="core:classifier has no norm behind its pool yet")
+@pytest.mark.parametrize("eps", [1e-5, 1e-6])
+def test_classes_of_clips(tmp_path, eps):
+    ours = sorting(method={"norm": "pooled"}, encoder={"norm_eps": eps})
+    exported = exporters.convert(ours, "hf", installed(), {}, ("a", "b", "c"))
+    line = exporters.write_folder(exported, tmp_path / "f")
+    model = eval(line, {"transformers": transformers}).eval()
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    clips = torch.randn(2, *ours.tokenizer.shapes["video"], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found, wanted = model(clips.transpose(1, 2)).logits.softmax(dim=1), ours.predict({"video": clips})["class"]
+    exact = eps == 1e-5
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 if exact else 1e-3)
+    assert any("small number" in note for note in exported.notes) != exact
+
+
+def test_a_classifier_without_that_norm_is_told(tmp_path):
+    with pytest.raises(MimError, match=r"no norm behind the pool\. .*xport to torch or onnx"):
+        folder_of(sorting(), "hf-videomae", tmp_path / "f")
 
 
 def test_hf_takes_the_first_that_fits(tmp_path):

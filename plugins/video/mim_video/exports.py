@@ -12,6 +12,7 @@ from mim_core import (
     Method,
     MimError,
     PatchTokenizer,
+    Supervised,
     TransformerDecoder,
     exporters,
     usual_statistics,
@@ -26,17 +27,20 @@ LAST_EPS = 1e-5
 
 
 def export_hf_videomae(method: Method, inputs: Mapping[str, Any], classes: tuple[str, ...]) -> exporters.Exported:
-    """transformers' ``VideoMAEForPreTraining``: encoder and decoder (VideoMAE, arXiv 2203.12602).
+    """transformers' ``VideoMAEForPreTraining``, encoder and decoder (VideoMAE, arXiv 2203.12602); of a run that was
+    trained on classes ``VideoMAEForVideoClassification``.
 
     Args:
         method: Has VideoMAE's parts: a plain ViT without a class token on tubelets, flat positions, a transformer
-            decoder, pixels of tubelets as the target.
+            decoder, pixels of tubelets as the target; or the pooled norm and the linear head of its fine-tuning.
         inputs: ``mean`` and ``std`` of values in [0, 1] and ``crop_pct``, where they are known.
-        classes: Not used.
+        classes: Names of a classifier's classes.
 
     Raises:
         MimError: VideoMAE is no such method; says in what.
     """
+    if isinstance(method, Supervised):
+        return _classifier(method, inputs, classes)
     decoder, target = exporters.only_head(WHAT, method)
     tokenizer, encoder = _encoder(method)
     _check_decoder(encoder.config, decoder, target)
@@ -66,6 +70,32 @@ def export_hf_videomae(method: Method, inputs: Mapping[str, Any], classes: tuple
     return exporters.Exported(
         state, config, "transformers.VideoMAEForPreTraining.from_pretrained({folder})", notes, files
     )
+
+
+def _classifier(method: Any, inputs: Mapping[str, Any], classes: tuple[str, ...]) -> exporters.Exported:
+    """The mean of the units, a norm, and a linear layer."""
+    tokenizer, encoder = _encoder(method)
+    own, norm = getattr(method, "config", None), getattr(method, "fc_norm", None)
+    if (getattr(own, "pool", ""), getattr(own, "head", "")) != ("mean", "linear") or norm is None:
+        advice = "Fine-tune with --method.norm pooled, or export" if hasattr(own, "norm") else "Export"
+        raise MimError(
+            f"{WHAT} classifies by the mean of the units, a norm behind it and a linear layer; this run has "
+            f"{type(method).__name__} with pool {getattr(own, 'pool', 'none')!r}, head {getattr(own, 'head', 'none')!r}"
+            f"{'' if norm is not None else ' and no norm behind the pool'}. {advice} to torch or onnx."
+        )
+    state = _encoder_weights(tokenizer, encoder, last=False)
+    for kind in ("weight", "bias"):
+        state[f"fc_norm.{kind}"] = norm.state_dict()[kind]
+        state[f"classifier.{kind}"] = method.head[-1].state_dict()[kind]
+    count = len(state["classifier.bias"])
+    config = {"architectures": ["VideoMAEForVideoClassification"], **_config(tokenizer.config, encoder.config)}
+    config |= {"use_mean_pooling": True, **exporters.label_names(classes, count)}
+    files, notes = _processed(tokenizer.config, inputs)
+    if norm.eps != LAST_EPS:
+        told = f"Its norm in front of the head has the small number {LAST_EPS:g}, this run's {norm.eps:g}"
+        notes = (f"{told}: answers differ by about a millionth.", *notes)
+    load = "transformers.VideoMAEForVideoClassification.from_pretrained({folder})"
+    return exporters.Exported(state, config, load, notes, files)
 
 
 def _encoder(method: Any) -> tuple[PatchTokenizer, Any]:
@@ -121,11 +151,12 @@ def _check_decoder(encoder: Any, decoder: Any, target: Any) -> None:
     )
 
 
-def _encoder_weights(tokenizer: PatchTokenizer, encoder: Any) -> dict[str, Tensor]:
+def _encoder_weights(tokenizer: PatchTokenizer, encoder: Any, last: bool = True) -> dict[str, Tensor]:
+    """Tokenizer and encoder, with the norm at its end where it has one and ``last`` says so."""
     own, found = encoder.state_dict(), {}
     for kind in ("weight", "bias"):
         found[f"videomae.embeddings.patch_embeddings.projection.{kind}"] = tokenizer.state_dict()[f"proj.{kind}"]
-        if encoder.config.final_norm:
+        if encoder.config.final_norm and last:
             found[f"videomae.layernorm.{kind}"] = own[f"norm.{kind}"]
     return found | exporters.transformers_blocks(own, "blocks.", "videomae.encoder.layer.", key_bias=False)
 

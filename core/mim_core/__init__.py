@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from mim_core.host.loading import installed as installed
     from mim_core.host.registry import RecipeRegister as RecipeRegister
     from mim_core.host.registry import Register as Register
+    from mim_core.interop import exporters as exporters
+    from mim_core.interop import hugging_face as hugging_face
     from mim_core.interop import importers as importers
     from mim_core.interop.frozen import FrozenTeacher as FrozenTeacher
     from mim_core.interop.frozen import parts_text as parts_text
@@ -249,7 +251,12 @@ _ROOMS = {
     "text": ("counted", "times"),
     "training.progress": ("lasting",),
 }
-_MODULES = {"importers": "interop.importers", "collections": "data.collections"}
+_MODULES = {
+    "collections": "data.collections",
+    "exporters": "interop.exporters",
+    "hugging_face": "interop.hugging_face",
+    "importers": "interop.importers",
+}
 _LAZY = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = ["PLUGIN_API", "BadSample", "MimError", "__version__", "hookimpl", *sorted({*_LAZY, *_MODULES})]

@@ -250,3 +250,14 @@ def mim_register_evaluations(register: Register) -> None:
         load="mim_core.evaluation.probes:linear",
         summary="Logistic regression on frozen features: all labels, and few labels with several draws.",
     )
+
+
+@hookimpl
+def mim_register_exporters(register: Register) -> None:
+    """transformers' ViT; methods with their decoders are plugins'."""
+    register(
+        name="hf-vit",
+        load="mim_core.interop.hugging_face:export_hf_vit",
+        summary="transformers' ViTModel, or ViTForImageClassification (folder).",
+        paper="arXiv 2010.11929",
+    )

@@ -72,3 +72,52 @@ def class_weights(labels: Int[Tensor, " n"], classes: int) -> Float[Tensor, " cl
     The mean weight of the labels is 1."""
     counts = labels.bincount(minlength=classes).float()
     return (len(labels) / int((counts > 0).sum()) / counts).where(counts > 0, counts)
+
+
+TRY = {
+    PRETRAINED: "Try: train longer (--train.epochs), a patch or an input size that suits the data, or finetune, which "
+    "trains the whole encoder.",
+    FINE_TUNED: "Try: more labelled samples, more epochs (--train.epochs), or a longer pre-training before.",
+    SCRATCH: "Try: finetune without --scratch, more labelled samples, or more epochs (--train.epochs).",
+}
+"""What may help a row that does not win."""
+
+
+def best_cells(scores: Iterable[Score], own: str) -> set[tuple[str, str]]:
+    """(row, column) of the run's ``own`` row where it beats every other row."""
+    scores = list(scores)
+    return {
+        (score.row, score.column)
+        for score in scores
+        if score.row == own and (others := _others(scores, score)) and all(_beats(score, other) for other in others)
+    }
+
+
+def headline(scores: Iterable[Score], own: str) -> list[str]:
+    """What a table says first: the scores of the run's ``own`` row, each beside the others of its column, whether it
+    beats them, and what to try where it does not. Columns of fewer labels, and of means over classes, are left to the
+    table."""
+    scores = list(scores)
+    lines, lost = list[str](), False
+    for score in scores:
+        if score.row != own or "," in score.column or score.column.startswith("mean "):
+            continue
+        others = _others(scores, score)
+        beaten_by = [other.row for other in others if not _beats(score, other)]
+        beside = ", ".join(f"{other.row} {other.value:.3f}" for other in others)
+        end = f"no better than the {' and the '.join(beaten_by)}" if beaten_by else "better than all of these"
+        lines.append(
+            f"{score.column} {score.value:.3f}, {beside}: {end}." if others else f"{score.column} {score.value:.3f}."
+        )
+        lost |= bool(beaten_by)
+    return lines + ([TRY[own]] if lost else [])
+
+
+def _others(scores: list[Score], own: Score) -> list[Score]:
+    """What stands beside a score: rows of its column, but for those of the same encoder with something taken from its
+    input."""
+    return [s for s in scores if s.column == own.column and s.row != own.row and not s.row.startswith(f"{own.row},")]
+
+
+def _beats(one: Score, other: Score) -> bool:
+    return one.value < other.value if one.lower_is_better else one.value > other.value

@@ -1,5 +1,7 @@
 """export and evaluate by their commands: what timm gets is what the run was judged by."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -116,3 +118,25 @@ def test_uneven_classes_by_the_command(mim, tmp_path):
     balanced = mim("evaluate", run, "--on", "linear", "--evaluate.balance")
     assert balanced.code == 0, balanced.err
     assert "mean class accuracy" in balanced.all
+
+
+@pytest.mark.parametrize(("name", "pool"), [("finetune", "avg"), ("prefix", "token")])
+def test_timm_answers_as_predict_from_the_photo_on(mim, small_classifiers, tmp_path, monkeypatch, name, pool):
+    """With nothing but what timm reads off the file: size, crop, normalisation, channels, pooling and head."""
+    run = small_classifiers / name
+    values = torch.randint(256, (50, 100), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
+    (tmp_path / "new").mkdir()
+    photo = Image.fromarray(values.numpy()).resize((7, 4)).resize((100, 50), Image.Resampling.BICUBIC)
+    photo.save(tmp_path / "new/photo.png")
+    said = mim("export", run, "--out", tmp_path / "e.safetensors")
+    assert said.code == 0, said.err
+    model = loaded(said, tmp_path, monkeypatch)
+    config = timm.data.resolve_model_data_config(model)
+    assert (config["input_size"], config["mean"], config["std"]) == ((1, 28, 28), (0.286,), (0.353,))
+    assert model.global_pool == pool
+    transform = timm.data.create_transform(**config, is_training=False)
+    with torch.no_grad():
+        found = model(transform(Image.open(tmp_path / "new/photo.png"))[None]).softmax(dim=1)
+    assert mim("predict", run, tmp_path / "new", "--out", tmp_path / "p", "--quiet").code == 0
+    (row,) = json.loads((tmp_path / "p/predictions.json").read_text())
+    assert [row["p(round)"], row["p(square)"]] == pytest.approx(found[0].tolist(), abs=2e-3)  # levels are rounded

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from mim_core.cli import main
+from mim_core.inference.inputs import open_inputs
 from mim_core.runs.load import load_run
+from PIL import Image
 
 transformers = pytest.importorskip("transformers")
 
@@ -45,6 +47,36 @@ def test_the_classifier_is_the_same_from_the_picture_on(runs, capsys):
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
+def test_a_photo_becomes_the_input_as_in_the_run(runs, capsys, tmp_path):
+    """Resized, its centre cut, as predict reads it. Twice as wide as high: the two round other sides differently."""
+    assert main(["export", str(runs), "--to", "hf"]) == 0
+    values = np.random.default_rng(7).integers(0, 256, (9, 11), dtype=np.uint8)
+    Image.fromarray(values).resize((100, 50), Image.Resampling.BICUBIC).save(tmp_path / "photo.png")
+    processor = transformers.AutoImageProcessor.from_pretrained(runs / "hf")
+    found = processor(Image.open(tmp_path / "photo.png"), return_tensors="pt").pixel_values
+    run = load_run(runs)
+    inputs = open_inputs(run.recipe, run.method, tmp_path)
+    wanted = inputs.source.finish({"image": inputs.items.items[0]["image"][None]})["image"]
+    assert found.shape == wanted.shape
+    step = 1 / 255 / processor.image_std[0]  # one level of grey
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2 * step)
+
+
+def test_pre_training_with_its_decoder(runs, capsys):
+    assert main(["export", str(runs), "--to", "hf-vitmae"]) == 0
+    path, line = capsys.readouterr().out.splitlines()[:2]
+    assert path == str(runs / "hf-vitmae")
+    assert eval(line, {"transformers": transformers}).config.mask_ratio == 0.75
+    start = ["pretrain", "image:mae-vit-tiny", "--twin", "--init", path, "--init-format", "hf-vitmae", "--dry-run"]
+    start += ["--train.steps", "2"]
+    assert main([*start, "--data.root", str(runs.parent / "data"), "--out", str(runs / "again")]) == 0
+
+
+def test_formats_that_nobody_writes_are_named(runs, capsys):
+    assert main(["export", str(runs), "--to", "hf-vitmea"]) == 2
+    assert "Did you mean 'hf-vitmae'" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("run", "says"),
     [("finetune", "puts its head on the class token. Fine-tune with --method.pool prefix")],
@@ -55,16 +87,15 @@ def test_what_transformers_has_not_is_one_line(runs, capsys, run, says):
     assert not (runs / run / "hf").exists()
 
 
-def test_other_encoders_are_named(tmp_path):
+def test_other_encoders_are_named():
     from mim_core.errors import MimError
     from mim_core.host.loading import installed
-    from mim_core.interop.hugging_face import export_hf
+    from mim_core.interop.hugging_face import export_hf_vit
     from mim_core.methods.build import build_method
     from mim_core.recipes.resolve import load_recipe
 
-    for recipe, says in (("image:ijepa-vit-tiny", "no class token"), ("image:simmim-vit-base", "no BeitEncoder"),
+    for recipe, says in (("image:ijepa-vit-tiny", "without a class token"), ("image:simmim-vit-base", "no BeitEncoder"),
                          ("multimodal:multimae-vit-tiny", "beside each other")):  # fmt: skip
         method = build_method(load_recipe(recipe, installed(), twin=True))
         with pytest.raises(MimError, match=says):
-            export_hf(method, tmp_path / "hf", {}, ())
-    assert not (tmp_path / "hf").exists()
+            export_hf_vit(method, {}, ())

@@ -111,17 +111,39 @@ def test_other_modalities(recipe, given, kind, tmp_path):
     assert all(name in line for name in given or method.tokenizer.shapes)
 
 
-def test_clouds_take_one_sample_at_a_time_and_no_onnx(tmp_path):
+@pytest.fixture
+def clouds():
     from mim_core.host.loading import installed
     from mim_core.methods.build import build_method
     from mim_core.recipes.resolve import load_recipe
 
-    method = build_method(load_recipe("pointcloud:point-mae-vit-tiny", installed(), twin=True)).eval()
-    _, notes = programs.export_program(method, tmp_path / "program.pt2", "torch", {})
+    return build_method(load_recipe("pointcloud:point-mae-vit-tiny", installed(), twin=True)).eval()
+
+
+@pytest.mark.parametrize("rows", [1, 5, 150])
+def test_clouds_take_any_batch(clouds, tmp_path, rows):
+    """Also one so large that distances are computed part by part outside a program."""
+    _, notes = programs.export_program(clouds, tmp_path / "program.pt2", "torch", {})
+    assert notes == []
+    points = np.random.default_rng(rows).normal(size=(rows, *clouds.tokenizer.shapes["points"])).astype(np.float32)
+    found, _ = of_the_file("torch", tmp_path / "program.pt2", points=points)
+    with torch.no_grad():
+        wanted = clouds.encode({"points": torch.from_numpy(points)}).pooled
+    np.testing.assert_allclose(found["features"], wanted, rtol=0, atol=1e-5)
+
+
+def test_steps_that_depend_on_the_batch_take_one_sample_at_a_time(clouds, tmp_path, monkeypatch):
+    from mim_pointcloud import geometry
+
+    monkeypatch.setattr(geometry, "_traced", lambda: False)
+    _, notes = programs.export_program(clouds, tmp_path / "program.pt2", "torch", {})
     assert notes == ["The program takes one sample at a time: this method's steps depend on the batch."]
+
+
+def test_clouds_have_no_onnx(clouds, tmp_path):
     pytest.importorskip("onnxscript")
     with pytest.raises(MimError, match=r"ONNX cannot hold this method: .*--to torch"):
-        programs.export_program(method, tmp_path / "program.onnx", "onnx", {})
+        programs.export_program(clouds, tmp_path / "program.onnx", "onnx", {})
     assert not (tmp_path / "program.onnx").exists()
 
 

@@ -1,7 +1,9 @@
 """Reports whose data source has a page to turn samples by hand."""
 
 import html
+import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,8 +19,8 @@ class Turned(Noise):
 
     text: str | None = "<!doctype html>\n<title>Turned \N{SNOWMAN}</title>\n"
 
-    def page(self, modality, rows):
-        self.asked = (modality, rows)
+    def page(self, modality, rows, names=()):
+        self.asked, self.names = (modality, rows), names
         return self.text
 
     def picture(self, modality, values):
@@ -113,3 +115,97 @@ def test_rows_stay_together_where_there_are_many_samples(write, kind, across):
 
 def test_sources_have_no_page_unless_they_say_so():
     assert Noise(Noise.Config(), {"a": (3,)}).page("a", {"input": torch.zeros(1, 3)}) is None
+
+
+# ---- what a reader sees first ----------------------------------------------------------------------------------------
+
+
+def test_the_verdict_stands_first_beside_its_controls(small_classifiers):
+    from mim_core.scores import PRETRAINED, Score, best_cells, headline
+
+    assert main(["show", str(small_classifiers / "finetune")]) == 0
+    said = (small_classifiers / "finetune/report.html").read_text()
+    assert said.index('class="verdict"') < said.index("<h2>")
+    assert re.search(r"accuracy \d\.\d{3}, majority class 0\.500: (no )?better than", said)
+    assert "prefers-color-scheme: dark" in said
+    rows = {"majority class": 0.1, "raw input": 0.5, "untrained encoder": 0.39, "pre-trained encoder": 0.4}
+    scores = [Score(row, "linear", value) for row, value in rows.items()]
+    scores += [Score(row, "error", value, None, True) for row, value in rows.items() if row != "majority class"]
+    scores += [Score("pre-trained encoder, shuffled", "error", 0.0, None, True)]
+    assert headline(scores, PRETRAINED) == [
+        "linear 0.400, majority class 0.100, raw input 0.500, untrained encoder 0.390: no better than the raw input.",
+        "error 0.400, raw input 0.500, untrained encoder 0.390: no better than the untrained encoder.",
+        "Try: train longer (--train.epochs), a patch or an input size that suits the data, or finetune, which trains "
+        "the whole encoder.",
+    ]
+    assert best_cells(scores, PRETRAINED) == set()
+    better = [replace(score, value=0.6) if score.row == "pre-trained encoder" else score for score in scores[:4]]
+    assert best_cells(better, PRETRAINED) == {("pre-trained encoder", "linear")}
+    assert headline(better, PRETRAINED)[0].endswith(": better than all of these.")
+    assert len(headline(better, PRETRAINED)) == 1
+    assert headline([], PRETRAINED) == []
+
+
+def test_our_row_is_bold_only_where_it_wins(small_classifiers):
+    folder = small_classifiers / "finetune"
+    kept = (folder / "scores.json").read_text()
+    rows = {"majority class": (0.5, 0.5), "trained from scratch": (0.6, 0.8), "fine-tuned": (0.7, 0.7)}
+    scores = [
+        {"row": row, "column": column, "value": value, "spread": None}
+        for row, values in rows.items()
+        for column, value in zip(("accuracy", "recall"), values, strict=True)
+    ]
+    try:
+        (folder / "scores.json").write_text(json.dumps({"scores": scores, "notes": []}))
+        said = report.write_report(folder, installed()).read_text()
+    finally:
+        (folder / "scores.json").write_text(kept)
+    assert re.findall(r'<td class="wins">([^<]+)', said) == ["0.700"]
+    assert "Try: more labelled samples" in said
+
+
+def test_what_is_taken_for_what(small_classifiers):
+    from mim_core.evaluation.mistakes import mistakes_of
+    from mim_core.runs.load import load_run
+
+    run, method, _ = load_run(small_classifiers / "finetune")
+    source = report.make_source(run, method)
+    with torch.no_grad():
+        method.head[-1].bias += torch.tensor([9.0, -9.0])  # it says "round" of everything
+    found = mistakes_of(method, source, torch.device("cpu"), 3)
+    assert (found.classes, found.matrix, found.others) == (("round", "square"), [[2, 0], [2, 0]], [0, 0])
+    assert (found.asked, found.split, found.wrong) == (4, 4, 2)
+    assert {(each.truth, each.answer) for each in found.worst} == {("square", "round")}
+    assert all(each.name.startswith("square/") and each.share > 0.9 for each in found.worst)
+    assert found.worst[0].share >= found.worst[1].share
+    said = (small_classifiers / "finetune/report.html").read_text()
+    assert "What is taken for what" in said
+
+
+def test_date_device_size_command_and_changes(small_run):
+    said = report.write_report(small_run, installed()).read_text()
+    assert re.search(r"<td>made on</td><td>\d{4}-\d\d-\d\d \d\d:\d\d UTC, \w", said)
+    assert "<td>command</td><td>mim-core pretrain image:mae-vit-tiny --twin" in said
+    assert re.search(r"<td>size</td><td>[\d,]+ parameters; inputs image 1 x 28 x 28", said)
+    assert re.search(r"<td>encoder.width</td><td>128</td><td>32</td>", said)
+    assert said.index("encoder.width</td>") < said.index("All options")
+    assert "Not judged yet: mim-image evaluate" in said
+
+
+def test_curves_have_points_and_errors(tmp_path):
+    from mim_core.evaluation import curves
+    from mim_core.recipes.config import TrainConfig
+
+    train = TrainConfig()
+    assert [train.readings(steps) for steps in (1, 49, 100, 499, 500, 100_000)] == [1, 1, 2, 9, 10, 10]
+    assert all(steps // train.readings(steps) >= 50 for steps in range(50, 3000))
+    assert replace(train, log_every=7).readings(20) == 7
+    scores = [{"row": "encoder now", "column": "k-NN", "value": 0.8, "spread": None}]
+    assert curves._error({"test": 100, "scores": scores}, "k-NN") == pytest.approx(0.04)
+    assert curves._error({"scores": scores}, "k-NN") == 0
+    assert curves._error({"test": 100, "scores": [{**scores[0], "spread": 0.01}]}, "k-NN") == 0.01
+
+
+def test_the_page_to_turn_has_names(write, noisy):
+    _, source = write(type("Named", (Turned,), {"name_of": lambda self, index: f"shape {index}"}), samples=3)
+    assert list(source.names) in ([], ["shape 0", "shape 1", "shape 2"])

@@ -196,11 +196,14 @@ def test_classes_are_those_of_the_classifier(runs, new, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["predictions.csv", "predictions.json", "skipped.json"]
 
 
-def test_one_file(runs, new, tmp_path):
+def test_one_file(runs, new, tmp_path, capsys):
     picture(new / "test/more/a.png", 7)  # of the same name, below
     one = str(new / "test/a.png")
-    assert main(["predict", str(runs / "finetune"), one, "--out", str(tmp_path / "p"), "--quiet"]) == 0
+    assert main(["predict", str(runs / "finetune"), one, "--out", str(tmp_path / "p")]) == 0
     assert [row["name"] for row in rows(tmp_path / "p/predictions.csv")] == ["a.png"]
+    said = capsys.readouterr().out
+    assert "a.png: 1 sample" in said
+    assert "files hold" not in said  # those beside it
 
 
 def test_the_data_of_the_run_need_not_be_there(runs, new, tmp_path):

@@ -103,7 +103,8 @@ def open_asked(run: ResolvedRun, method: Method, path: Path, options: Any, regis
     inputs = open_inputs(run, method, options.input, options.data, options.given)
     if not options.quiet:
         tell(f"{shown(str(options.input))}: {counted(len(inputs), 'sample')}")
-        for label, text in inputs.source.contents().items():
+        whole = len(inputs) == len(inputs.items.names)  # of one file alone, the others beside it are of no concern
+        for label, text in inputs.source.contents().items() if whole else ():
             if label.endswith(("left out", "files hold")):
                 tell(f"{label}: {text}")
     for line in inputs.source.advice():

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
 
 from mim_core.commands.options import parse
-from mim_core.errors import MimError, warn
+from mim_core.errors import MimError, unknown, warn
 from mim_core.host.loading import installed
-from mim_core.interop.hugging_face import export_hf
+from mim_core.host.registry import Registry
+from mim_core.interop import exporters
+from mim_core.interop.model_card import write_card
 from mim_core.interop.programs import export_program
 from mim_core.interop.timm import export_timm, notes_on
 from mim_core.methods.build import open_source
@@ -20,11 +24,13 @@ from mim_core.methods.method import Method
 from mim_core.methods.supervised import Supervised
 from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.toml import to_toml
+from mim_core.runs import origins
 from mim_core.runs.load import load_run
+from mim_core.runs.state import ORIGINS
 from mim_core.terminal import tell
 
-FILES = {"timm": "encoder-timm.safetensors", "hf": "hf", "torch": "program.pt2", "onnx": "program.onnx"}
-"""What the file is called by default."""
+FILES = {"timm": "encoder-timm.safetensors", "torch": "program.pt2", "onnx": "program.onnx"}
+"""What the file is called by default; a folder for transformers is called as --to is."""
 
 
 @dataclass(frozen=True)
@@ -33,37 +39,47 @@ class ExportOptions:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
-    to: Literal["timm", "hf", "torch", "onnx"] = "timm"
-    """timm: safetensors under timm's names. hf: a folder for transformers' ViT. torch: a program of torch.export, which
-    runs without mim-core. onnx: the same for ONNX (needs onnx, onnxscript, onnxruntime). The file's metadata say how
-    inputs are made."""
+    to: str = "timm"
+    """timm: safetensors under timm's names. hf: a folder for transformers, of the first format that fits (mim-core list
+    exporters; each can be named, such as hf-vit). torch: a program of torch.export, which runs without mim-core. onnx:
+    the same for ONNX (needs onnx, onnxscript, onnxruntime). The file's metadata say how inputs are made."""
     out: Path | None = None
-    """File to write; RUN/encoder-timm.safetensors by default, or RUN/hf, RUN/program.pt2 or .onnx."""
+    """File to write; RUN/encoder-timm.safetensors by default, or RUN/program.pt2 or .onnx; for transformers a folder,
+    RUN/hf."""
     given: tuple[str, ...] = ()
     """torch and onnx: of several modalities, those that the program takes; all by default."""
 
 
 def export(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``export RUN --to timm|hf|torch|onnx``."""
-    options = parse(ExportOptions, f"{program} export", arguments)
-    run, method, source = load_run(options.run, installed())
-    path = options.out or options.run / FILES[options.to]
-    about = {"recipe": run.recipe, "checkpoint": source.name, "run": to_toml(run, installed())}
+    options, registry = parse(ExportOptions, f"{program} export", arguments), installed()
+    _check_format(options.to, registry)
+    opened = load_run(options.run, registry)
+    run, method, source = opened
+    path = options.out or options.run / FILES.get(options.to, options.to)
+    about = {"recipe": run.recipe, "checkpoint": source.name, "run": to_toml(run, registry)}
     inputs, classes = _of_data(run, method, options.to)
-    if options.to == "hf":
-        line, notes = export_hf(method, path, inputs, classes)
-        tell("\n".join([str(path), line, *notes]))
-        return 0
-    if options.to != "timm":
+    notes: Sequence[str]
+    if options.to == "timm":
+        about[ORIGINS] = json.dumps(origins.behind(source, None))
+        line, notes = export_timm(method, path, about, inputs, classes), notes_on(method)
+    elif options.to in FILES:
         told = {**about, **inputs, **({"classes": list(classes)} if classes else {})}
         line, notes = export_program(method, path, options.to, told, options.given)
-        tell("\n".join([str(path), line, *notes]))
-        return 0
-    line = export_timm(method, path, about, inputs, classes)
-    tell(f"{path}\n{line}")
-    for note in notes_on(method):
-        tell(note)
+    else:
+        exported = exporters.convert(method, options.to, registry, inputs, classes)
+        line, notes = exporters.write_folder(exported, path), exported.notes
+    card = write_card(opened, path, options.to, line, notes, inputs, classes, registry)
+    tell("\n".join([str(path), line, *notes, *([f"Model card: {card}"] if card else [])]))
     return 0
+
+
+def _check_format(name: str, registry: Registry) -> None:
+    """Raises MimError for a format that nobody writes."""
+    known = [entry.name for entry in registry.of_kind("exporters")]
+    known += [entry.full_name for entry in registry.of_kind("exporters") if ":" in name]
+    if name not in (*FILES, exporters.ANY, *known):
+        raise unknown("format in --to", name, (*FILES, exporters.ANY, *known), registry.absent(name))
 
 
 def _of_data(run: ResolvedRun, method: Method, to: str) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -26,7 +26,7 @@ from mim_core.recipes.config import EvaluateConfig, Part, ResolvedRun, TrainConf
 from mim_core.recipes.fine_tuning import METHOD, TRAINING
 from mim_core.recipes.resolve import resolve_part
 from mim_core.recipes.toml import from_toml, parsed
-from mim_core.runs import checkpoint, logs
+from mim_core.runs import checkpoint, logs, origins
 from mim_core.runs import run as running
 from mim_core.runs.folder import FREE, read_recipe
 from mim_core.runs.initial_weights import take_encoder
@@ -79,6 +79,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
     run = _completed(apply(run, options), None if options.scratch else _recorded(folder, weights), folder)
     with ranks.world(run.train.device, run.train.timeout) as world:
         started = world.together(lambda: loop.start(run, folder, registry, world, plans=options.dry_run))
+        started.command = origins.command_of(program, "finetune", arguments)
         if not options.scratch and world.on_first(lambda: checkpoint.newest(folder) is None):
             left = world.together(lambda: _take(started, method, weights))
             if world.first and not options.quiet:
@@ -143,6 +144,7 @@ def _completed(run: ResolvedRun, weights: Path | None, folder: Path) -> Resolved
 
 def _take(run: running.Run, other: Method, path: Path) -> list[str]:
     assert isinstance(run.method, Supervised)
+    run.origins = origins.behind(path, None)
     return take_encoder(run.method, other, path)
 
 

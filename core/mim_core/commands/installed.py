@@ -79,7 +79,7 @@ def _brings(record: PluginRecord) -> str:
 
 
 def _plural(kind: str) -> str:
-    return {"data": "data sources", "importers": "import formats"}.get(kind, kind)
+    return {"data": "data sources", "importers": "import formats", "exporters": "export formats"}.get(kind, kind)
 
 
 def list_parts(program: str, plugin: str | None, arguments: list[str]) -> int:

@@ -18,7 +18,7 @@ from mim_core.ranks import world as ranks
 from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.resolve import load_recipe
 from mim_core.recipes.toml import read_file
-from mim_core.runs import checkpoint
+from mim_core.runs import checkpoint, origins
 from mim_core.runs import load as run_load
 from mim_core.runs import run as running
 from mim_core.runs.initial_weights import take_encoder, take_weights
@@ -39,6 +39,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     folder = options.out or Path("runs") / (_run_name(name) + ("-twin" if options.twin else ""))
     with ranks.world(run.train.device, run.train.timeout) as world:
         started = world.together(lambda: loop.start(run, folder, registry, world, True, options.dry_run))
+        started.command = origins.command_of(program, "pretrain", arguments)
         if world.on_first(lambda: checkpoint.newest(folder) is None):
             world.together(lambda: _begin(started, options, registry))
         if options.dry_run:
@@ -86,7 +87,9 @@ def _begin(run: running.Run, options: Any, registry: Registry) -> None:
     if options.init is not None:
         _take_weights(run, options.init, options.init_format, registry)
     elif isinstance(run.method, Supervised) and named is not None:
-        for line in take_encoder(run.method, run_load.load_run(named, registry)[1], named):
+        other = run_load.load_run(named, registry)
+        run.origins = origins.behind(other.checkpoint, None)
+        for line in take_encoder(run.method, other.method, named):
             warn(f"{named}: {line}")
 
 
@@ -94,9 +97,13 @@ def _take_weights(run: running.Run, path: Path, form: str | None, registry: Regi
     """Another method's weights for those of this one, see `mim_core.runs.initial_weights.take_weights`; says what
     starts fresh and what is not used."""
     other: nn.Module | None
+    start = path
     if form is not None:
         other = import_checkpoint(path, format=form, registry=registry)
     else:
-        other = read_export(path, registry) or run_load.load_run(path, registry)[1]
+        other = read_export(path, registry)
+        if other is None:
+            _, other, start = run_load.load_run(path, registry)
+    run.origins = origins.behind(start, form)
     for line in take_weights(run.method, other, path):
         warn(f"--init {path}: {line}")

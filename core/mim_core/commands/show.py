@@ -1,28 +1,39 @@
-"""show: writes a run's report."""
+"""show: writes a run's report, or a look at what its encoder learned."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from mim_core.commands.options import parse
 from mim_core.errors import MimError
+from mim_core.evaluation.look_page import write_look
+from mim_core.evaluation.looks import look
 from mim_core.evaluation.report import write_report
 from mim_core.host.loading import installed
+from mim_core.runs.load import load_run
 from mim_core.terminal import tell
 
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """Write a run's report.html: loss curves, reconstructions, scores, data."""
+    """Write a run's report.html: scores, curves, reconstructions, data. Or, with --what, a look at what its encoder
+    learned, as RUN/show-NAME.html and .png."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
+    what: Literal["report", "attention", "pca", "neighbours", "map"] = "report"
+    """attention: where each head of the last block looks. pca: the units' features as colours. neighbours: the most
+    similar training samples of held-out ones. map: held-out samples in a plane. The last two need labels."""
     samples: int = 12
-    """Samples that are reconstructed."""
+    """Samples that are shown; a map shows all."""
+    projection: Literal["pca", "tsne"] = "pca"
+    """Of a map: the first two principal components, or t-SNE (needs scikit-learn)."""
+    out: Path | None = None
+    """Folder that a look is written into; RUN by default."""
 
 
 def show(program: str, plugin: str | None, arguments: list[str]) -> int:
@@ -30,6 +41,13 @@ def show(program: str, plugin: str | None, arguments: list[str]) -> int:
     options = parse(ShowOptions, f"{program} show", arguments)
     if options.samples < 1:
         raise MimError(f"--samples must be at least 1, got {options.samples}.")
-    path = write_report(options.run, installed(), options.samples)
-    tell(path)
+    registry = installed()
+    if options.what == "report":
+        tell(write_report(options.run, registry, options.samples))
+        return 0
+    recipe, _, checkpoint = load_run(options.run, registry)
+    found = look(options.run, registry, options.what, options.samples, options.projection)
+    title = recipe.recipe or options.run.name
+    page, picture = write_look(found, options.out or options.run, options.what, title, checkpoint.name)
+    tell("\n".join([found.lead, str(page), str(picture)]))
     return 0

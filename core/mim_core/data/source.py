@@ -7,7 +7,7 @@ batches may straddle epochs, nothing is dropped, and a run can go on from any sa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -230,17 +230,31 @@ class DataSource:
         """
         raise MimError(f"{type(self).__name__} draws no heat maps.")
 
+    def unit_picture(self, modality: str, values: Tensor, colours: Tensor, positions: Tensor) -> Picture | None:
+        """The same item with a colour for each of its units, for sources whose units lie on no grid; those on one are
+        drawn by the core. None: such units are not shown.
+
+        Args:
+            modality: Which one.
+            values: The item, as `finish` left it.
+            colours: [N, 3] of the units, in [0, 1].
+            positions: [N, d], where they lie.
+        """
+        return None
+
     def animation(self, modality: str, values: Tensor) -> Picture | None:
         """The same item moving, such as a GIF, where it has a time; shown below the pictures."""
         return None
 
-    def page(self, modality: str, rows: Mapping[str, Tensor]) -> str | None:
-        """A self-contained HTML page to turn the samples by hand, where a still picture says too little.
+    def page(self, modality: str, rows: Mapping[str, Tensor], names: Sequence[str] = ()) -> str | None:
+        """A self-contained HTML page to turn the samples by hand, where a still picture says too little. It should
+        link back to ``report.html``, beside which it lies.
 
         Args:
             modality: Which one.
             rows: "input", "masked" and "rebuilt", each [B, ...] in the modality's own shape; "masked" is what the
                 tokenizer's `blank` left.
+            names: Of the samples; empty where they have none.
         """
         return None
 

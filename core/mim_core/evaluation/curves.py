@@ -57,6 +57,7 @@ def draw(metrics: Lines, probes: Lines) -> str:
     panels = [("loss", losses), ("learning rate", ["lr"]), ("gradient norm", ["grad_norm"])]
     figure = Figure(figsize=(11, 2.8), layout="constrained")
     FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0)
     axes = figure.subplots(1, len(panels) + bool(probes))
     for axis, (title, names) in zip(axes, panels, strict=False):
         for name in names:
@@ -69,7 +70,7 @@ def draw(metrics: Lines, probes: Lines) -> str:
     content = io.StringIO()
     figure.savefig(content, format="svg")
     text = content.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace("#000000", "currentColor")  # light on dark pages
 
 
 def _draw_scores(axis: Any, probes: Lines) -> None:
@@ -80,15 +81,29 @@ def _draw_scores(axis: Any, probes: Lines) -> None:
             (p["epoch"], s["value"]) for p in probes for s in p["scores"] if (s["row"], s["column"]) == (NOW, column)
         ]
         if scores:
-            axis.plot(*zip(*scores, strict=True), linewidth=1.2, marker=".", label=column)
+            (line,) = axis.plot(*zip(*scores, strict=True), linewidth=1.2, marker=".", label=column)
+            errors = [_error(p, column) for p in probes if any(s["column"] == column for s in p["scores"])]
+            low, high = ([y + sign * e for (_, y), e in zip(scores, errors, strict=False)] for sign in (-1, 1))
+            axis.fill_between([x for x, _ in scores], low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     for score in probes[0]["scores"]:
         if score["row"] in (RAW, MAJORITY) and score["column"] == columns[0]:
             axis.axhline(score["value"], linewidth=0.8, linestyle="--", color="gray")
             axis.text(0, score["value"], score["row"], fontsize=7, va="bottom", color="gray")
-    _dress(axis, "features, held out", [*columns, ""])
+    _dress(axis, "features, held out, ± standard error", [*columns, ""])
+
+
+def _error(probe: dict[str, Any], column: str) -> float:
+    """A score's standard error: the deviation over draws where there are some, else that of a share of the test
+    samples; 0 where their number is not known, as in logs of earlier versions."""
+    score = next(s for s in probe["scores"] if (s["row"], s["column"]) == (NOW, column))
+    if score.get("spread") is not None:
+        return float(score["spread"])
+    value, count = score["value"], probe.get("test", 0)
+    return math.sqrt(value * (1 - value) / count) if count and 0 <= value <= 1 else 0.0
 
 
 def _dress(axis: Any, title: str, names: Sequence[str]) -> None:
+    axis.patch.set_alpha(0)
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("epoch", fontsize=9)
     axis.tick_params(labelsize=8)

@@ -121,11 +121,11 @@ def pooled(features: Features, pool: str) -> Tensor:
 
 def _readable(
     rows: dict[str, SplitFeatures], train: Tensor, test: Tensor
-) -> tuple[dict[str, SplitFeatures], tuple[Tensor, Tensor]]:
-    """Features and labels of the samples that could be read: those of the raw input are not NaN."""
+) -> tuple[dict[str, SplitFeatures], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Features, labels and numbers of the samples that could be read: those of the raw input are not NaN."""
     a, b = (~values.isnan().any(dim=1) for values in (rows[RAW].train, rows[RAW].test))
     kept = {row: SplitFeatures(features.train[a], features.test[b]) for row, features in rows.items()}
-    return kept, (train[a], test[b])
+    return kept, (train[a], test[b]), (a.nonzero()[:, 0], b.nonzero()[:, 0])
 
 
 @torch.no_grad()
@@ -171,6 +171,7 @@ class RunStudy(Study):
             raise AttributeError(name)
         made = self._pooled()
         self.labels, self.classes, self.rows = made.labels, made.classes, made.rows
+        self.samples = made.samples
         self.notes[:0] = made.notes
         return self.__dict__[name]
 
@@ -262,12 +263,12 @@ def _pooled_study(
     rows = {row: keep_row(partial(both, row), sizes) for row, keep_row in get.items()}
     for label, change in source.controls().items():
         rows[f"{PRETRAINED}, {label}"] = store.own(partial(both, PRETRAINED, change), sizes, label)
-    rows, labels = _readable(rows, train.labels, test.labels)
+    rows, labels, samples = _readable(rows, train.labels, test.labels)
     notes = _notes((train, test), labels, config.inputs)
     if len(source.shapes) > 1:
         seen = ", ".join(config.inputs or source.shapes)
         notes.append(f"Features of whole samples are of: {seen}. Others: --evaluate.inputs {next(iter(source.shapes))}")
-    return Study(config, labels, test.classes, rows, notes)
+    return Study(config, labels, test.classes, rows, notes, samples=samples)
 
 
 def _notes(splits: tuple[Labelled, Labelled], kept: tuple[Tensor, Tensor], inputs: tuple[str, ...]) -> list[str]:

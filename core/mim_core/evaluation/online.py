@@ -82,7 +82,8 @@ class OnlineProbe:
         scores = [*run_study(study, run.registry)]
         scores += [replace(score, row=START) for score in self._at_start(scores) if score.row == NOW]
         epoch = round(run.step / run.steps_per_epoch, 4)
-        line = {"step": run.step, "epoch": epoch, "scores": [asdict(score) for score in scores]}
+        judged = {"test": int(kept[1].sum())}
+        line = {"step": run.step, "epoch": epoch, **judged, "scores": [asdict(score) for score in scores]}
         with open(self.path, "a") as log:
             log.write(json.dumps(line) + "\n")
         return scores

@@ -196,6 +196,17 @@ def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor],
     return source.finish(sample), where
 
 
+def names_of(source: DataSource, index: Tensor) -> list[str]:
+    """Names of the samples that `held_out_samples` gave, by their ``index``; empty where the source does not tell."""
+    try:
+        split = source.labelled("test")
+        if len(split.labels):
+            return [split.names[number // split.views] for number in index.tolist()] if split.names else []
+    except MimError:
+        pass
+    return [] if source.held_out() is not None else [source.name_of(number) for number in index.tolist()]
+
+
 class _Augmented(Dataset[Any]):
     """Training items, each under its index as key."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import re
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,25 @@ from mim_core.errors import MimError, one_line, warn
 from mim_core.evaluation import curves
 from mim_core.evaluation.anomaly import finished
 from mim_core.evaluation.anomaly_maps import score_maps
-from mim_core.evaluation.reconstruction import across, held_out_samples, reconstruct
+from mim_core.evaluation.mistakes import Mistakes, mistakes_of
+from mim_core.evaluation.reconstruction import across, held_out_samples, names_of, reconstruct
 from mim_core.evaluation.study import Study
 from mim_core.host.registry import Registry
 from mim_core.methods.build import make_source
+from mim_core.methods.classifier import Classifier
 from mim_core.methods.masked_autoencoder import MaskedAutoencoder
 from mim_core.methods.method import Method
+from mim_core.methods.supervised import Supervised
 from mim_core.parts.samples import known_entries
-from mim_core.recipes.config import EvaluateConfig
+from mim_core.ranks.world import choose_device
+from mim_core.recipes.changes import changes_of
+from mim_core.recipes.config import EvaluateConfig, ResolvedRun
 from mim_core.recipes.toml import to_toml
-from mim_core.runs import logs
+from mim_core.runs import logs, origins
 from mim_core.runs.load import load_run
-from mim_core.runs.state import read_state
-from mim_core.scores import cell, columns_of
-from mim_core.text import counted, shown
+from mim_core.runs.state import MADE, read_state
+from mim_core.scores import FINE_TUNED, PRETRAINED, SCRATCH, Score, best_cells, cell, columns_of, headline
+from mim_core.text import counted, shown, times
 
 
 def try_report(folder: Path, registry: Registry) -> bool:
@@ -61,20 +67,26 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
     for head in heads:
         if head["page"] is not None:
             write_whole(folder / head["link"], head["page"])
+    state, own = read_state(checkpoint), _own_row(run, method)
     report = (
-        _environment()
+        environment()
         .get_template("report.html.jinja")
         .render(
-            title=run.recipe or folder.name,
+            title=_title(run, method),
             folder=str(folder),
             checkpoint=checkpoint.name,
+            verdict=headline(_scores(folder), own) or [_unjudged(run, folder)],
             curves=curves.draw(metrics, probes),
-            facts={**source.plan(), **_imported(checkpoint), **curves.facts(metrics)},
+            facts={**source.plan(), **_imported(state), **curves.facts(metrics), **_made(method, state)},
             heads=heads,
             anomalies=_anomalies(method, source, run.evaluate, samples),
-            table=_scores(folder),
+            mistakes=_mistakes(run, method, source),
+            table=scores_of(folder),
+            wins=best_cells(_scores(folder), own),
             skipped=_skipped(folder / logs.SKIPPED),
-            recipe=_in_rows(to_toml(run, registry)),
+            changes={name: tuple(map(_option, pair)) for name, pair in changes_of(run, registry).items()},
+            recipe=in_rows(to_toml(run, registry)),
+            address=address,
         )
     )
     write_whole(path, shown(report))
@@ -83,12 +95,60 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
     return path
 
 
-def _imported(checkpoint: Path) -> dict[str, str]:
-    """Where the weights of a run that was imported are from."""
-    found = read_state(checkpoint).get("imported")
-    if found is None:
-        return {}
-    return {"weights": " ".join([f"imported, {found['format']}: {found['file']}", *found["sizes"]])}
+def _own_row(run: ResolvedRun, method: Method) -> str:
+    """The row of a table that is this run's."""
+    if not isinstance(method, Supervised):
+        return PRETRAINED
+    return FINE_TUNED if getattr(run.parts["method"].options, "init", None) else SCRATCH
+
+
+def _title(run: ResolvedRun, method: Method) -> str:
+    """What was done, and by which recipe."""
+    part = run.parts["method"]
+    if not isinstance(method, Supervised):
+        return f"Pre-training: {run.recipe or part.name}"
+    how = "Fine-tuning" if _own_row(run, method) == FINE_TUNED else "Training from scratch"
+    return f"{how} ({part.name.rpartition(':')[2]}): {run.recipe or part.name}"
+
+
+def _scores(folder: Path) -> list[Score]:
+    content = logs.read_scores(folder / "scores.json")
+    return [] if content is None else list(content["scores"])
+
+
+def _unjudged(run: ResolvedRun, folder: Path) -> str:
+    plugin = run.recipe.partition(":")[0]
+    return f"Not judged yet: mim-{plugin if ':' in run.recipe else 'core'} evaluate {folder}"
+
+
+def _made(method: Method, state: Mapping[str, Any]) -> dict[str, str]:
+    """Size of the method, and when, where and by which command the last checkpoint was made."""
+    shapes: Mapping[str, tuple[int, ...]] = getattr(getattr(method, "tokenizer", None), "shapes", {})
+    inputs = ", ".join(f"{name} {times(shape)}" for name, shape in shapes.items())
+    found = {"size": f"{sum(p.numel() for p in method.parameters()):,} parameters; inputs {inputs}"}
+    made = state.get(MADE, {})
+    found |= {"made on": f"{made['date'][:16].replace('T', ' ')} UTC, {made['device']}"} if made.get("date") else {}
+    return found | ({"command": made["command"]} if made.get("command") else {})
+
+
+def _mistakes(run: ResolvedRun, method: Method, source: DataSource) -> Mistakes | None:
+    if not isinstance(method, Classifier):
+        return None
+    return mistakes_of(method, source, choose_device(run.train.device), run.evaluate.batch_size)
+
+
+def _option(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 120 else f"{text[:120]} ..."
+
+
+def _imported(state: Mapping[str, Any]) -> dict[str, str]:
+    """Where the weights are from that a run is, or that it started from."""
+    found = state.get("imported")
+    if found is not None:
+        return {"weights": " ".join([f"imported, {found['format']}: {found['file']}", *found["sizes"]])}
+    chain = [f"{each['file']} ({each['format']})" for each in origins.kept_in(state)]
+    return {"started from": ", then ".join(chain)} if chain else {}
 
 
 def _links(report: Path) -> set[str]:
@@ -100,7 +160,8 @@ def _links(report: Path) -> set[str]:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of pages, in which all text is escaped."""
     return Environment(
         loader=PackageLoader("mim_core", "templates"),
         autoescape=True,  # names of files and of classes, notes and recipes are others' text
@@ -123,7 +184,7 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
     sample = _served(method, sample) if sample else {}
     if not sample:
         return []
-    heads, crossed = [], across(method, sample)
+    heads, crossed, names = [], across(method, sample), names_of(source, sample["index"])
     for name, rebuilt in reconstruct(method, sample).items():
         rows = {"input": rebuilt.input, "masked": rebuilt.masked, "rebuilt": rebuilt.rebuilt}
         rows |= {f"from {seen} alone": made for seen, made in crossed.get(name, {}).items()}
@@ -135,7 +196,7 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
             if label == "masked" and not moves and rebuilt.hidden is not None:
                 both = zip(items, rebuilt.hidden, strict=True)
                 pictures = [source.masked_picture(rebuilt.modality, item, hidden) for item, hidden in both]
-            shown[label] = [_address(each) for each in pictures]
+            shown[label] = [address(each) for each in pictures]
             drawn = any(each.drawn for each in pictures)
         heads.append(
             {
@@ -145,7 +206,8 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
                 "rows": shown,
                 "films": [label for label in shown if label not in rows],
                 "drawn": drawn,
-                "page": source.page(rebuilt.modality, rows),
+                "names": names,
+                "page": source.page(rebuilt.modality, rows, names),
                 "link": f"report-{re.sub(r'[^0-9A-Za-z_.-]', '-', name)}.html",
             }
         )
@@ -178,7 +240,7 @@ def _anomalies(method: Method, source: DataSource, config: EvaluateConfig, count
         both = zip(ready[modality], ready["truth"].float(), strict=True)
         rows["truth"] = [source.heat_map(modality, values, truth, 1.0) for values, truth in both]
     return {
-        "rows": {label: [_address(picture) for picture in pictures] for label, pictures in rows.items()},
+        "rows": {label: [address(picture) for picture in pictures] for label, pictures in rows.items()},
         "normal": int((labels == 0).sum()),
         "highest": f"{highest:.3g}",
     }
@@ -204,17 +266,19 @@ def _served(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, T
 def _films(source: DataSource, modality: str, rows: dict[str, Tensor], count: int = 3) -> dict[str, list[str]]:
     """Film strips of the first samples, each over the whole width: three below each other are one sample."""
     return {
-        f"{label} {number + 1}": [_address(source.picture(modality, items[number]))]
+        f"{label} {number + 1}": [address(source.picture(modality, items[number]))]
         for number in range(min(count, len(rows["input"])))
         for label, items in rows.items()
     }
 
 
-def _address(picture: Picture) -> str:
+def address(picture: Picture) -> str:
+    """The picture itself as the address of one, for pages that are one file."""
     return f"data:{picture.media_type};base64,{base64.b64encode(picture.content).decode()}"
 
 
-def _scores(folder: Path) -> dict[str, Any] | None:
+def scores_of(folder: Path) -> dict[str, Any] | None:
+    """The table of ``scores.json``: title, columns, rows of cells by name, notes; None where the run was not judged."""
     content = logs.read_scores(folder / "scores.json")
     if content is None:
         return None
@@ -228,7 +292,7 @@ def _scores(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _in_rows(toml: str) -> str:
+def in_rows(toml: str) -> str:
     """Lists of plain numbers in rows instead of a line for each; still TOML."""
 
     def row(found: re.Match[str]) -> str:

@@ -40,6 +40,8 @@ class Study:
         source: The data, for evaluations that need more than one vector per sample.
         methods: What gives the methods of the rows that have one, by row; each is built when it is called for.
         device: Where to compute.
+        samples: Numbers of these samples within both splits; empty where that is not known, and before labels are
+            asked for.
     """
 
     config: EvaluateConfig
@@ -50,6 +52,7 @@ class Study:
     source: DataSource | None = None
     methods: Mapping[str, Callable[[], Method]] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    samples: tuple[Tensor, ...] = ()
 
 
 def run_study(study: Study, registry: Registry) -> list[Score]:

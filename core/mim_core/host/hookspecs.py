@@ -103,6 +103,12 @@ def mim_register_importers(register: Register) -> None:
     `mim_core.interop.importers.build` makes tells its parts, and so ``mim-core import`` can write it as a run."""
 
 
+@hookspec
+def mim_register_exporters(register: Register) -> None:
+    """Register functions ``(method, inputs, classes) -> Exported`` for ``export --to NAME``, see
+    `mim_core.interop.exporters`. ``export --to hf`` takes the first of those named ``hf-...`` that takes the method."""
+
+
 # ---- the machine -----------------------------------------------------------------------------------------------------
 
 

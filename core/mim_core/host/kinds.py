@@ -43,6 +43,7 @@ TABLE = (
     Kind("data", "data source", "data", "mim_core.data.source:DataSource", ("__len__", "read")),
     Kind("evaluations", "evaluation"),
     Kind("importers", "import format"),
+    Kind("exporters", "export format"),
 )
 
 

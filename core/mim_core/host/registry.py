@@ -215,7 +215,7 @@ class Registry:
 
     def none_of(self, kind: str) -> str:
         """What to say where no part of a kind is there: which plugins are lacking."""
-        many = {"data": "data sources", "importers": "import formats"}.get(kind, kind)
+        many = {"data": "data sources", "importers": "import formats", "exporters": "export formats"}.get(kind, kind)
         if any(record.name != "core" for record in self.plugins):
             return f"No plugin that is in use brings {many}. See: mim-core plugins"
         return f'No plugin is installed that brings {many}. Try: pip install "mim-core[{EXTRAS[0]}]"'

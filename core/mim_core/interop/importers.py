@@ -111,6 +111,17 @@ def grouped(**groups: str) -> Callable[[F], F]:
     return mark
 
 
+def licensed(licence: str) -> Callable[[F], F]:
+    """For an importer: the licence that its code base publishes weights under, such as "CC BY-NC 4.0". The cards of
+    what is exported from them state it."""
+
+    def mark(importer: F) -> F:
+        importer.licence = licence  # type: ignore[attr-defined]
+        return importer
+
+    return mark
+
+
 def without_slot(state: State, token: str, table: str) -> dict[str, Tensor]:
     """Adds the class token's own position, zero in MAE's tables, to the token, and leaves the units' positions.
 

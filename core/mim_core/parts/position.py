@@ -188,7 +188,7 @@ class FlatPosition(TablePosition):
             return {"table": self.table}
         if own is None or new is None or len(own) != len(new):
             return {"table": flat_table(units.total, self.width)[None].to(self.table)}
-        if len(own) == 2 or not self._is_counted():
+        if len(own) == 2 or not self.is_counted():
             return {"table": resampled(self.table, own, new)}
         count = new[0] * math.prod(own[1:])
         table = flat_table(count, self.width).to(self.table)
@@ -202,12 +202,12 @@ class FlatPosition(TablePosition):
         own, new = self.units.grids[0], units.grids[0]
         if own is None or new is None or len(own) != len(new):
             return "are counted anew"
-        if len(own) == 2 or not self._is_counted():
+        if len(own) == 2 or not self.is_counted():
             return super().moved(units)
         there = "are counted on along the first axis"
         return there if own[1:] == new[1:] else f"{there} and interpolated over the others"
 
-    def _is_counted(self) -> bool:
+    def is_counted(self) -> bool:
         """Whether the table is still the formula's, and was not interpolated to this grid when the run began."""
         return self.table.is_meta or torch.allclose(
             self.table[0].float().cpu(), flat_table(self.table.shape[1], self.width), atol=1e-4

@@ -86,8 +86,8 @@ class TrainConfig:
     """Decides weights, order, crops and masks."""
     workers: int = 2
     """Processes that read data; results do not depend on their number."""
-    log_every: int = 10
-    """Steps between readings of the metrics."""
+    log_every: int | None = None
+    """Steps between readings of the metrics; none: 10, or fewer in a short run, so that curves have 50 points."""
     checkpoint_every: int = 500
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = 2
@@ -95,9 +95,13 @@ class TrainConfig:
     max_hours: float | None = None
     """Stop after this time, resumable."""
 
+    def readings(self, steps: int) -> int:
+        """Steps between readings of the metrics, in a run of so many."""
+        return min(10, max(1, steps // 50)) if self.log_every is None else self.log_every
+
     def __post_init__(self) -> None:
         for name in ("batch_size", "lr_batch", "log_every", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise MimError(f"train: option {name!r} must be at least 1, got {getattr(self, name)}")
         numbers = (
             "epochs",

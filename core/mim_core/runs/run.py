@@ -34,6 +34,8 @@ class Run:
         cost: Floating-point operations per sample; None until they are counted.
         trackers: The trackers that are told of it, by name; see trackers.py.
         failures: How often observers failed, and with what at last, by plugin and hook.
+        command: What was asked for, as it can be given again; empty where no command was.
+        origins: The weights that it started from, the oldest first, see `mim_core.runs.origins`.
     """
 
     config: ResolvedRun
@@ -50,6 +52,8 @@ class Run:
     cost: int | None = None
     trackers: dict[str, Any] = field(default_factory=dict)
     failures: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
+    command: str = ""
+    origins: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:

@@ -21,6 +21,10 @@ WEIGHTS, MOMENTS, AVERAGE = "weights.safetensors", "optimizer.safetensors", "ave
 STATE, RECIPE, DIGEST = "state.json", "recipe.toml", "digest"
 
 
+ORIGINS, MADE = "origins", "made"
+"""Entries that `mim_core.runs.origins` makes."""
+
+
 NAME = re.compile(r"step-([0-9]+)")
 """What a folder of a checkpoint is called; others beside it are the user's."""
 
@@ -148,6 +152,8 @@ def _check(state: Mapping[str, Any]) -> None:
         "sha256": isinstance(sums, dict) and all(isinstance(v, str) and len(v) == 64 for v in sums.values()),
         "items": "items" not in state or _whole(state["items"]),
         "imported": "imported" not in state or _origin(state["imported"]),
+        ORIGINS: isinstance(state.get(ORIGINS, []), list) and all(map(_from_where, state.get(ORIGINS, []))),
+        MADE: MADE not in state or _holds(state[MADE], "command", "date", "device"),
         "untouched": "untouched" not in state or _texts(state["untouched"]),
     }
     for name, fine in faults.items():
@@ -165,11 +171,17 @@ def _texts(value: Any) -> bool:
 
 def _origin(value: Any) -> bool:
     """Whether this says where imported weights are from."""
-    return (
-        isinstance(value, dict)
-        and all(isinstance(value.get(name), str) for name in ("file", "format"))
-        and _texts(value.get("sizes"))
-    )
+    return _from_where(value) and _texts(value.get("sizes"))
+
+
+def _from_where(value: Any) -> bool:
+    """Whether this names weights that a run started from."""
+    return _holds(value, "file", "format")
+
+
+def _holds(value: Any, *names: str) -> bool:
+    """Whether this is a table with texts under these names."""
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in names)
 
 
 def _shown(value: Any) -> str:

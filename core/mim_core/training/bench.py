@@ -19,7 +19,7 @@ import torch
 
 from mim_core.data.loading import end_readers, readers_gone
 from mim_core.host.registry import Registry
-from mim_core.ranks.world import World
+from mim_core.ranks.world import World, device_name
 from mim_core.recipes.config import ResolvedRun, TrainConfig
 from mim_core.runs import run as running
 from mim_core.runs.average import WeightAverage
@@ -126,7 +126,7 @@ def measure(
     Raises:
         MimError: The run cannot be built, or memory is full.
     """
-    every = config.train.log_every
+    every = config.train.readings(FOREVER)
     config = replace(config, train=replace(config.train, log_every=FOREVER))
     with tempfile.TemporaryDirectory(prefix="mim-bench-") as folder, _explained(world, config.train):
         whole = loop.start(config, Path(folder), registry, world)
@@ -360,18 +360,6 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
 def _versions(registry: Registry) -> dict[str, str]:
     plugins = {r.distribution: r.version for r in registry.plugins if not r.failure and not r.disabled}
     return {"python": platform.python_version(), "torch": str(torch.__version__), **plugins}
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(found, platform.processor() or platform.machine())
 
 
 @contextmanager

@@ -35,10 +35,11 @@ from mim_core.ranks import world as ranks
 from mim_core.ranks.world import World
 from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.toml import completed, from_toml, to_toml
-from mim_core.runs import checkpoint, inventory, observers, trackers
+from mim_core.runs import checkpoint, inventory, observers, origins, trackers
 from mim_core.runs import folder as run_folder
 from mim_core.runs.average import WeightAverage
 from mim_core.runs.run import Run
+from mim_core.runs.state import MADE, ORIGINS
 from mim_core.text import counted, duration
 from mim_core.training.advice import advise
 from mim_core.training.cost import step_cost
@@ -224,6 +225,7 @@ class _Session:
                 inventory.record(run.folder, run.source)
                 return skipped, None, {}
             loaded = checkpoint.load(latest)
+            run.origins = origins.kept_in(loaded.state)
             inventory.check_items(run.folder, loaded.state, run.source)
             checkpoint.check(loaded, run.method, self.optimizer, self.average)
             run_folder.forget_after(run.folder, loaded.step)
@@ -317,6 +319,8 @@ class _Session:
             "strategy": self.engine.strategy,
             "plugins": run.registry.versions(),
             "torch": torch.__version__,
+            MADE: origins.made_now(run.command, ranks.device_name(run.device)),
+            **({ORIGINS: run.origins} if run.origins else {}),
         }
         contents = checkpoint.gather(run.method, self.optimizer, self.average, self.world.first)
         keep = run.train.keep_checkpoints

@@ -1,5 +1,5 @@
 """The steps of a run. Nothing in a step waits for the device or calls a plugin's hook: metrics stay on the device and
-are read every ``log_every`` steps."""
+are read every `TrainConfig.readings` steps."""
 
 from __future__ import annotations
 
@@ -69,6 +69,7 @@ class Trainer:
     def __iter__(self) -> Iterator[None]:
         run, train = self.run, self.run.train
         self.bad.recheck()
+        every = train.readings(run.steps)
         run.method.train()
         first, last = run.step * train.batch_size, run.steps * train.batch_size
         sampler = KeyedBatches(
@@ -85,7 +86,7 @@ class Trainer:
             while run.step < run.steps:
                 self._step(self.batches)
                 run.step += 1
-                if run.step % train.log_every == 0 or run.step == run.steps:
+                if run.step % every == 0 or run.step == run.steps:
                     self.read_metrics()
                 yield
         finally:

@@ -53,6 +53,7 @@ class MaeSizes:
     mlp_ratio: float | None = None
 
 
+@importers.licensed("CC BY-NC 4.0")
 def import_mae(state: State, **sizes: Any) -> Method:
     """Official MAE weights, with the decoder or, where that is asked for, without. ``sizes`` are the fields of
     `MaeSizes`.
@@ -184,6 +185,7 @@ class SimmimSizes:
     mlp_ratio: float | None = None
 
 
+@importers.licensed("MIT")
 def import_simmim(state: State, **sizes: Any) -> Method:
     """Official SimMIM weights of a ViT with a shared relative position bias. ``sizes`` are the fields of `SimmimSizes`.
 

@@ -59,6 +59,7 @@ class HpmSizes:
 
 
 @importers.grouped(ema_state_dict="teacher.", teacher="teacher.")
+@importers.licensed("Apache-2.0")
 def import_hpm(state: State, **sizes: Any) -> Method:
     """Official HPM weights (arXiv 2304.05919): the student's under MAE's names, its second decoder's with
     ``_losspred``, the teacher's as the file's ``ema_state_dict``, or with ``teacher.`` in front; a teacher that is not

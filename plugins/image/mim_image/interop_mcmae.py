@@ -30,6 +30,7 @@ class ConvmaeSizes:
     decoder_depth: int | None = None
 
 
+@importers.licensed("MIT")
 def import_convmae(state: State, **sizes: Any) -> Method:
     """Official ConvMAE weights (arXiv 2205.03892) with their decoder. ``sizes`` are the fields of `ConvmaeSizes`.
 

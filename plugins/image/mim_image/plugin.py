@@ -245,6 +245,17 @@ def _register(register: RecipeRegister, method: str, name: str, summary: str, pa
 
 
 @hookimpl
+def mim_register_exporters(register: Register) -> None:
+    """Encoder and decoder for transformers."""
+    register(
+        name="hf-vitmae",
+        load="mim_image.exports:export_hf_vitmae",
+        summary="transformers' ViTMAEForPreTraining, encoder and decoder (folder).",
+        paper=MAE,
+    )
+
+
+@hookimpl
 def mim_register_importers(register: Register) -> None:
     """Weights of the official code and of transformers."""
     register(

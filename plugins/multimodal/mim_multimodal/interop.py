@@ -42,6 +42,7 @@ class MultimaeSizes:
     dim_class_emb: int | None = None
 
 
+@importers.licensed("CC BY-NC 4.0")
 def import_multimae(state: State, **sizes: Any) -> Method:
     """Official MultiMAE weights, with the decoders: input adapters rgb, depth and semseg, and any of the heads rgb,
     norm_rgb, depth and semseg.

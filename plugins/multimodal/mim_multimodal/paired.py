@@ -272,13 +272,17 @@ class Paired(DataSource):
         """As the modality's source draws it."""
         return self.inner[modality].picture(self.entries[modality], values)
 
+    def unit_picture(self, modality: str, values: Tensor, colours: Tensor, positions: Tensor) -> Picture | None:
+        """As the modality's source draws it."""
+        return self.inner[modality].unit_picture(self.entries[modality], values, colours, positions)
+
     def animation(self, modality: str, values: Tensor) -> Picture | None:
         """As the modality's source draws it."""
         return self.inner[modality].animation(self.entries[modality], values)
 
-    def page(self, modality: str, rows: Mapping[str, Tensor]) -> str | None:
+    def page(self, modality: str, rows: Mapping[str, Tensor], names: Sequence[str] = ()) -> str | None:
         """As the modality's source makes it."""
-        return self.inner[modality].page(self.entries[modality], rows)
+        return self.inner[modality].page(self.entries[modality], rows, names)
 
     def controls(self) -> Mapping[str, Callable[[Sample], Sample]]:
         """Those that all sources have, done to every modality."""

@@ -133,4 +133,4 @@ def main() -> int:
     """The ``mim-multimodal`` command: mim-core's commands, restricted to this plugin's recipes."""
     from mim_core import main
 
-    return main(plugin="multimodal", less=("export",))  # timm knows no encoder of several modalities
+    return main(plugin="multimodal")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -123,9 +123,9 @@ class Rendered(WrappedSource):
         """The source's."""
         return None if modality == "depth" else self.source.animation(modality, values)
 
-    def page(self, modality: str, rows: Mapping[str, Tensor]) -> str | None:
+    def page(self, modality: str, rows: Mapping[str, Tensor], names: Sequence[str] = ()) -> str | None:
         """The source's."""
-        return None if modality == "depth" else self.source.page(modality, rows)
+        return None if modality == "depth" else self.source.page(modality, rows, names)
 
     def controls(self) -> Mapping[str, Callable[[Sample], Sample]]:
         """None: the source's would change the points and not the view."""

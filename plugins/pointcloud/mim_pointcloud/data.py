@@ -4,7 +4,7 @@ key."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -274,15 +274,23 @@ class Clouds(DataSource):
         rgb = 3 * channels.index("rgb") if "rgb" in channels else None
         return pictures.cloud_picture(values, rgb=rgb, up=self.up)
 
+    def unit_picture(self, modality: str, values: Tensor, colours: Tensor, positions: Tensor) -> Picture | None:
+        """[P, C] as a PNG, every point in the colour of the nearest group's centre."""
+        from mim_pointcloud import pictures
+
+        nearest = torch.cdist(values[None, :, :3].float(), positions[None].float())[0].argmin(dim=1)
+        painted = torch.cat([values[:, :3].float(), colours.float()[nearest]], dim=1)
+        return pictures.cloud_picture(painted, rgb=3, up=self.up)
+
     def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
         """[P, C] as PLY."""
         return ".ply", written.ply(values)
 
-    def page(self, modality: str, rows: Mapping[str, Tensor]) -> str | None:
+    def page(self, modality: str, rows: Mapping[str, Tensor], names: Sequence[str] = ()) -> str | None:
         """Shapes to turn by hand: visible, hidden and rebuilt points."""
         from mim_pointcloud import pictures
 
-        return pictures.page(rows, up=self.up)
+        return pictures.page(rows, up=self.up, names=names)
 
     def plan(self) -> dict[str, str]:
         """Where shapes come from, how many, their classes, how points are drawn, and what is missing."""

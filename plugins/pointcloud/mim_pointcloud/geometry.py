@@ -260,7 +260,8 @@ def _farthest(points: Tensor, count: int, first: Tensor) -> Tensor:
     place. torch.compile was no faster, and takes seconds or more in every process.
     """
     clouds, number, _ = points.shape
-    block = BLOCK if points.device.type == "cpu" and clouds * number >= 2**14 else number
+    blocks_pay = points.device.type == "cpu" and not _traced() and clouds * number >= 2**14
+    block = BLOCK if blocks_pay else number
     width = -(-number // block) * block
     coordinates = points.new_zeros((3, clouds, width))
     coordinates[:, :, :number] = points.permute(2, 0, 1)
@@ -350,8 +351,13 @@ def _pairs(device: torch.device) -> int:
 
 def _slices(total: int, each: int, device: torch.device) -> Iterator[slice]:
     """Slices of ``total`` rows of ``each`` pairs that the budget holds; of one row at least."""
-    step = max(1, _pairs(device) // max(1, each))
+    step = total if _traced() else max(1, _pairs(device) // max(1, each))
     return (slice(begin, min(begin + step, total)) for begin in range(0, total, step))
+
+
+def _traced() -> bool:
+    """Whether a program is being made of this code, whose steps must not depend on how many clouds there are."""
+    return torch.compiler.is_exporting()
 
 
 # ---- other libraries -------------------------------------------------------------------------------------------------

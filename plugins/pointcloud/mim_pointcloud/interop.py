@@ -46,6 +46,7 @@ class PointMaeSizes:
     mlp_ratio: float | None = None
 
 
+@importers.licensed("MIT")
 def import_point_mae(state: State, **sizes: Any) -> Method:
     """Official Point-MAE weights, with the decoder. ``sizes`` are the fields of `PointMaeSizes`, or Point-MAE's own
     names of them.

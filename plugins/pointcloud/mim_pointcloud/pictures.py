@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any, Literal
 
 import numpy as np
@@ -31,10 +32,15 @@ HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Visible, hidden and rebuilt points</title>
-<style>body { margin: 0; overflow: hidden; }</style>
+<style>
+body { margin: 0; overflow: hidden; background: white; }
+a { position: fixed; z-index: 9; left: .8rem; bottom: .5rem; font: 14px system-ui, sans-serif; color: #1f5f9e; }
+</style>
 </head>
 <body>
+<a href="report.html">Back to the report</a>
 """
 FIT = """
 const plot = document.getElementById("{plot_id}");
@@ -139,13 +145,14 @@ def _spheres(seen: Array, colours: Array, side: int, radius: float) -> Array:
 # ---- several clouds to turn ------------------------------------------------------------------------------------------
 
 
-def page(rows: Mapping[str, Float[Tensor, "B P C"]], up: Axis = "y") -> str:
+def page(rows: Mapping[str, Float[Tensor, "B P C"]], up: Axis = "y", names: Sequence[str] = ()) -> str:
     """One HTML file, plotly.js in it, on which shapes can be turned: visible, hidden and rebuilt points can be
     switched on and off, a slider goes from shape to shape, and all axes have one scale.
 
     Args:
         rows: "input", "masked" and "rebuilt". What is NaN in "masked" is hidden.
         up: The axis that points upwards.
+        names: Of the shapes; empty where they have none.
 
     Raises:
         ValueError: Rows are missing or differ in shape.
@@ -155,7 +162,11 @@ def page(rows: Mapping[str, Float[Tensor, "B P C"]], up: Axis = "y") -> str:
     hidden: Array = np.asarray(np.isnan(masked).any(axis=2))
     extent = 1.15 * float(np.abs(np.nan_to_num(points, nan=0.0, posinf=0.0, neginf=0.0)).max(initial=1e-6))
     shapes = [(points[i][~hidden[i]], points[i][hidden[i]], rebuilt[i][hidden[i]]) for i in range(len(points))]
-    titles = [f"Shape {i + 1} of {len(shapes)}: {_counts_text(shape, extent)}" for i, shape in enumerate(shapes)]
+    named = [f", {escape(name)}" for name in names] if len(names) == len(shapes) else [""] * len(shapes)
+    titles = [
+        f"Shape {i + 1} of {len(shapes)}{name}: {_counts_text(shape, extent)}"
+        for i, (shape, name) in enumerate(zip(shapes, named, strict=True))
+    ]
     return _html(shapes, titles, extent, up)
 
 

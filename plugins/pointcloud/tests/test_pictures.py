@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,3 +229,16 @@ def test_the_camera_of_the_page_is_the_picture_s():
         right, upwards, towards = _seen(np.array([[eye["x"], eye["y"], eye["z"]]]), up)[0]
         assert np.allclose([right, upwards], 0, atol=1e-9)
         assert towards > 0
+
+
+def test_points_have_the_colour_of_the_nearest_group():
+    from mim_pointcloud.data import Clouds
+
+    source = Clouds(Clouds.Config(root=Path("sample")), {"points": (128, 3)})
+    points = torch.cat([ball(64) * 0.2 + torch.tensor([0, 0.5, 0]), ball(64) * 0.2 - torch.tensor([0, 0.5, 0])])
+    colours, centres = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]), torch.tensor([[0, 0.5, 0], [0, -0.5, 0]])
+    found = pixels(source.unit_picture("points", points, colours, centres))
+    red, blue = (found[..., a] > found[..., b] + 60 for a, b in ((0, 2), (2, 0)))
+    assert red.any()
+    assert blue.any()
+    assert np.nonzero(red)[0].max() < np.nonzero(blue)[0].min()  # y points upwards

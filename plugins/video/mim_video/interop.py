@@ -58,6 +58,7 @@ class VideomaeSizes:
     mlp_ratio: float | None = None
 
 
+@importers.licensed("CC BY-NC 4.0")
 def import_videomae(state: State, **sizes: Any) -> Method:
     """Official VideoMAE weights, with the decoder. ``sizes`` are the fields of `VideomaeSizes`.
 
@@ -177,6 +178,7 @@ def _videomae_name(ours: str) -> str:
     return renamed.get(rest, "decoder." + rest.replace("pred.", "head."))
 
 
+@importers.licensed("CC BY-NC 4.0")
 def import_hf_videomae(state: State, **config: Any) -> Method:
     """transformers' VideoMAEForPreTraining: its state dict, and the entries of its ``config.json``.
 

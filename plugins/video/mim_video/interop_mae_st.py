@@ -49,6 +49,7 @@ class MaeStSizes:
     no_qkv_bias: bool | None = None
 
 
+@importers.licensed("CC BY-NC 4.0")
 def import_mae_st(state: State, **sizes: Any) -> Method:
     """Official MAE-ST weights, with the decoder. ``sizes`` are the fields of `MaeStSizes`.
 

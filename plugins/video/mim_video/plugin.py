@@ -151,6 +151,17 @@ def mim_register_importers(register: Register) -> None:
 
 
 @hookimpl
+def mim_register_exporters(register: Register) -> None:
+    """Encoder and decoder, or a classifier, for transformers."""
+    register(
+        name="hf-videomae",
+        load="mim_video.exports:export_hf_videomae",
+        summary="transformers' VideoMAEForPreTraining, or VideoMAEForVideoClassification (folder).",
+        paper=VIDEOMAE,
+    )
+
+
+@hookimpl
 def mim_diagnose() -> list[Finding]:
     """PyAV, without which no clip is read, and the readers that may take its place."""
     needed = library("av", means="reading video files")

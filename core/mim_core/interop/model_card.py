@@ -1,0 +1,173 @@
+"""What a reader of an exported model must know: its data, its recipe, its scores beside their controls, what it started
+from and under which licence. Written beside every export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from mim_core.disk import write_whole
+from mim_core.errors import MimError, warn
+from mim_core.evaluation.report import in_rows, scores_of
+from mim_core.host.registry import Registry
+from mim_core.methods.build import open_source
+from mim_core.methods.method import Method
+from mim_core.methods.supervised import Supervised
+from mim_core.recipes.changes import changes_of
+from mim_core.recipes.config import ResolvedRun
+from mim_core.recipes.toml import to_toml
+from mim_core.runs import origins
+from mim_core.runs.load import OpenedRun
+from mim_core.runs.state import MADE, StateError, read_state
+from mim_core.text import counted, shown
+from mim_core.version import __version__
+
+MARK = "- mim-core\n"
+"""Stands in every card, so that a file of the user's is told from one."""
+LIBRARIES = {"timm": "timm", "torch": "torch", "onnx": "onnx"}
+
+
+def card_of(path: Path) -> Path:
+    """Where the card of an export goes: ``README.md`` within a folder, ``NAME.md`` beside a file."""
+    return path / "README.md" if path.is_dir() else path.with_suffix(".md")
+
+
+def write_card(
+    opened: OpenedRun,
+    path: Path,
+    kind: str,
+    load: str,
+    notes: Sequence[str],
+    known: Mapping[str, Any],
+    classes: tuple[str, ...],
+    registry: Registry,
+) -> Path | None:
+    """Writes the card of an export.
+
+    Args:
+        opened: The run.
+        path: What was exported.
+        kind: As what: ``timm``, ``torch``, ``onnx``, or an exporter's name.
+        load: How it is loaded, in Python.
+        notes: What to know of it.
+        known: What is known of the inputs: ``mean``, ``std``, ``crop_pct``.
+        classes: Names of a classifier's classes.
+        registry: Where importers' licences are looked up.
+
+    Returns:
+        Its path; None where a file of the user's has that name, which is a warning.
+    """
+    run, method, checkpoint = opened
+    target = card_of(path)
+    if target.exists() and MARK not in target.read_text(encoding="utf-8", errors="replace"):
+        warn(f"{target} is no card of mim-core's, so it stays, and no card was written.")
+        return None
+    state = _state(checkpoint)
+    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+    chain = [_origin(each, registry) for each in origins.kept_in(state)]
+    licences = {licence for _, licence in chain if licence is not None}
+    text = (
+        Environment(loader=PackageLoader("mim_core", "templates"), trim_blocks=True, lstrip_blocks=True)
+        .get_template("model-card.md.jinja")
+        .render(
+            library=LIBRARIES.get(kind, "transformers"),
+            licence_id=next(iter(licences)).lower().replace(" ", "-") if len(licences) == 1 and "" not in licences
+            else "other" if licences else "",
+            title=f"{run.recipe or folder.name}, {folder.name}",
+            what=_what(method, kind),
+            size=f"{sum(p.numel() for p in method.parameters()):,}",
+            recipe=run.recipe, checkpoint=checkpoint.name, version=__version__, load=load, notes=list(notes),
+            inputs=_inputs(method, known, classes),
+            data=_data(run, method, state),
+            training=_training(run, state),
+            changes={name: tuple(map(_cell, pair)) for name, pair in changes_of(run, registry).items()},
+            table=scores_of(folder),
+            origins=[line for line, _ in chain],
+            parts={role: part.name for role, part in run.parts.items()},
+            toml=in_rows(_without_folders(run, to_toml(run, registry))).rstrip(),
+        )
+    )  # fmt: skip
+    write_whole(target, shown(text))
+    return target
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return read_state(checkpoint)
+    except StateError as error:
+        raise MimError(f"{checkpoint} is damaged: {error}") from error
+
+
+def _what(method: Method, kind: str) -> str:
+    if isinstance(method, Supervised):
+        return f"A model that was trained on labels ({type(method).__name__}), as {kind}."
+    return f"An encoder that was pre-trained by masked modeling ({type(method).__name__}), as {kind}."
+
+
+def _inputs(method: Method, known: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str, str]:
+    shapes: Mapping[str, tuple[int, ...]] = getattr(method.tokenizer, "shapes", {})
+    found = {name: f"[B, {', '.join(map(str, shape))}], normalised" for name, shape in shapes.items()}
+    texts = {"mean": "mean of values from 0 to 1", "std": "deviation", "crop_pct": "share of the largest crop"}
+    found |= {text: _cell(known[name]) for name, text in texts.items() if name in known}
+    return {**found, **({"classes": ", ".join(classes)} if classes else {})}
+
+
+def _data(run: ResolvedRun, method: Method, state: Mapping[str, Any]) -> dict[str, str]:
+    """What the data are, as far as they are still there; no path, which is the machine's."""
+    part = run.parts.get("data")
+    if part is None:
+        return {"source": "none is stated"}
+    root = getattr(part.options, "root", None)
+    found = {"source": f"`{part.name}`" + ("" if root is None else f", the collection `{Path(root).name}`")}
+    found |= {"items": f"{state['items']:,}"} if "items" in state else {}
+    try:
+        found |= open_source(run, method.tokenizer).contents()  # type: ignore[arg-type]
+    except MimError:
+        found["left open"] = "the data are no longer there, so no more is known"
+    return found
+
+
+def _training(run: ResolvedRun, state: Mapping[str, Any]) -> dict[str, str]:
+    """How long, on what, and when."""
+    made, train = state.get(MADE, {}), run.train
+    steps = counted(state["step"], "step")
+    found = {
+        "trained": f"{steps} of {train.batch_size} samples" if state["step"] else "not at all: imported weights",
+        "learning rate": f"{train.base_lr:g} for a batch of {train.lr_batch}, weight decay {train.weight_decay:g}",
+        "device": made.get("device", ""),
+        "day": made.get("date", "")[:10],
+        "torch": str(state.get("torch", "")),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _origin(origin: Mapping[str, str], registry: Registry) -> tuple[str, str | None]:
+    """A line about weights that the run started from, and their licence: empty where it is not known, None where they
+    are the user's own run."""
+    name = Path(origin["file"]).name
+    if origin["format"] in (origins.RUN, origins.EXPORT):
+        return f"`{name}` of a run of mim-core", None
+    try:
+        importer = registry.get("importers", origin["format"]).resolve()
+    except MimError:
+        importer = None
+    licence = getattr(importer, "licence", "")
+    told = f"such weights are published under {licence}" if licence else "their licence is not known here"
+    return f"`{name}`, weights of the format `{origin['format']}`: {told}", licence
+
+
+def _cell(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return Path(text).name if text.startswith("/") else text.replace("|", "\\|")[:120]
+
+
+def _without_folders(run: ResolvedRun, toml: str) -> str:
+    """The recipe with names in place of whole paths."""
+    for part in run.parts.values():
+        for value in vars(part.options).values():
+            if isinstance(value, Path) and value.is_absolute():
+                toml = toml.replace(f'"{value}"', f'"{value.name}"')
+    return toml

@@ -28,9 +28,12 @@ def count_parameters(module: nn.Module | None) -> int:
     return 0 if module is None else sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def _unit_rows(layout: Layout, mask: Mask, samples: int) -> dict[str, str]:
-    """Units hidden, seen and predicted, and tokens seen by the encoder in all."""
+def _unit_rows(layout: Layout, mask: Mask | None, samples: int) -> dict[str, str]:
+    """Units hidden, seen and predicted, and tokens seen by the encoder in all; of methods that hide none, or in a way
+    of their own, the units alone."""
     grid = f" on a grid of {times(layout.grid)}" if layout.grid else ""
+    if mask is None:
+        return {"units": f"{layout.count}{grid}"}
     kept, asked = mask.kept_ids.shape[1], mask.query_ids.shape[1]
     hidden = layout.count - kept if kept < layout.count else asked
     return {
@@ -64,11 +67,8 @@ def plan_rows(run: Run, timed: bool = False) -> dict[str, str]:
     rows.update({**run.source.plan(), **run.source.contents()})
     rows["input"] = "; ".join(f"{name} {times(shape)}" for name, shape in run.source.shapes.items())
     tokenizer = getattr(method, "tokenizer", None)
-    if mask is not None and tokenizer is not None:
+    if tokenizer is not None:
         rows.update(_unit_rows(tokenizer.layout, mask, run.samples_per_step * run.steps))
-    elif tokenizer is not None:
-        grid = tokenizer.layout.grid
-        rows["units"] = f"{tokenizer.layout.count}{f' on a grid of {times(grid)}' if grid else ''}"
     rows["parameters"] = _parameters(method, parameters)
     each = run.source.samples_per_item
     made = f" ({counted(train.batch_size, 'item')}, {each} samples of each)" if each > 1 else ""

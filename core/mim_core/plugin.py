@@ -24,6 +24,23 @@ def mim_register_tokenizers(register: Register) -> None:
         summary="Non-overlapping patches on a grid of one, two or three axes, embedded linearly.",
         paper="arXiv 2010.11929",
     )
+    register(
+        name="ids",
+        load="mim_core.parts.tokenizer_ids:IdTokenizer",
+        summary="Ids that the data hold, on a grid, each a unit.",
+        paper="4M, arXiv 2312.06647",
+    )
+    register(
+        name="bins",
+        load="mim_core.parts.tokenizer_ids:BinTokenizer",
+        summary="Patches named by the bins that their mean values fall into.",
+    )
+    register(
+        name="sequence",
+        load="mim_core.parts.tokenizer_ids:SequenceTokenizer",
+        summary="A sequence of ids, whose hidden spans are told one id after another.",
+        paper="4M, arXiv 2312.06647; T5, arXiv 1910.10683",
+    )
 
 
 @hookimpl
@@ -85,7 +102,7 @@ def mim_register_targets(register: Register) -> None:
     register(
         name="ids",
         load="mim_core.parts.target_ids:IdTarget",
-        summary="Which of many names a teacher gives the hidden units.",
+        summary="Which of many names a teacher gives the hidden units, or their own ids.",
         paper="BEiT, arXiv 2106.08254",
     )
     register(
@@ -133,6 +150,17 @@ def mim_register_decoders(register: Register) -> None:
         load="mim_core.parts.decoder_sample:SampleDecoder",
         summary="One answer for a sample: units averaged, a projector and a predictor.",
         paper="CMAE, arXiv 2207.13532",
+    )
+
+
+@hookimpl(specname="mim_register_decoders")
+def mim_register_joint_decoders(register: Register) -> None:
+    """One for all heads."""
+    register(
+        name="joint",
+        load="mim_core.parts.decoder_joint:JointDecoder",
+        summary="One transformer for all heads, whose queries see those of their own modality, and all that was seen.",
+        paper="4M, arXiv 2312.06647",
     )
 
 

@@ -42,6 +42,32 @@ class TestVolume(_Patches):
     options = {"modality": "video", "size": (4, 8, 12), "patch": (2, 4, 3), "channels": 2}
 
 
+class TestIds(TokenizerContract):
+    part = "core:ids"
+    options = {"size": (4, 6), "names": 40}
+
+
+class TestIdsOfAVolume(TokenizerContract):
+    part = "core:ids"
+    options = {"size": (2, 3, 4), "names": 9}
+
+
+class TestSequence(TokenizerContract):
+    part = "core:sequence"
+    options = {"length": 9, "vocabulary": 20}
+
+
+class TestBins(TokenizerContract):
+    part = "core:bins"
+    options = {"size": (8, 12), "patch": (4, 4), "channels": 2, "levels": 5}
+
+    def make_sample(self, tokenizer, rows):
+        """Patches that lie in the middle of their bins: of others, the middle comes back."""
+        sample = super().make_sample(tokenizer, rows)
+        patches = tokenizer.split(sample)
+        return {**sample, "input": tokenizer.join(patches.values, patches.layout)}
+
+
 def test_every_tokenizer_has_a_contract():
     assert not [part for plugin in ("core", "image") for part in uncovered("tokenizers", globals().values(), plugin)]
 

@@ -145,6 +145,7 @@ CASES = {
     "maskco": ("image:maskco-resnet-tiny", None),
     "mcmae": ("image:mcmae-tiny", None),
     "mvd": ("video:mvd-vit-tiny", None),
+    "fourm": ("multimodal:4m-vit-tiny", None),
 }
 
 

@@ -8,7 +8,7 @@ VideoMAE, Point-MAE and MultiMAE by its parts alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -211,9 +211,14 @@ def encode_all(tokenizer: Tokenizer, encoder: Encoder, sample: Sample) -> Featur
 
 
 def _encode_valid(encoder: Encoder, tokens: Tensor, layout: Layout, mask: Mask, valid: Tensor) -> Features:
-    """Samples that have the same units are encoded together, from those units alone."""
+    """Those units alone are seen. Where the encoder cannot leave units of a row out, samples that have the same ones
+    are encoded together."""
     if not bool(valid.any(dim=1).all()):
         raise ValueError("a sample has none of its units")
+    if encoder.pads:
+        encoded = encoder(tokens, layout, replace(mask, kept_valid=valid))
+        there = encoded.tokens.masked_fill(~valid[:, :, None], 0.0)
+        return Features(there, there.sum(dim=1) / valid.sum(dim=1, keepdim=True), encoded.prefix)
     out, prefix = torch.zeros_like(tokens), None
     patterns, which = valid.unique(dim=0, return_inverse=True)
     for number, pattern in enumerate(patterns):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mim_core import RecipeRegister, Register, hookimpl
 
 MULTIMAE = "MultiMAE, arXiv 2204.01678"
+FOURM = "4M, arXiv 2312.06647"
 
 
 @hookimpl
@@ -32,6 +33,12 @@ def mim_register_maskers(register: Register) -> None:
         load="mim_multimodal.masker:DirichletMasker",
         summary="A fixed budget of visible units, spread over modalities by Dirichlet draws.",
         paper=MULTIMAE,
+    )
+    register(
+        name="budgets",
+        load="mim_multimodal.budgets:BudgetMasker",
+        summary="Two fixed budgets, of what is seen and of what is asked, spread by a mixture of Dirichlet draws.",
+        paper=FOURM,
     )
 
 
@@ -101,6 +108,10 @@ def mim_register_evaluations(register: Register) -> None:
 
 
 RECIPES = {
+    "4m-vit-tiny": (
+        "4M with a 128-wide encoder: RGB, ids of RGB, depth and classes, captions; the bundled frames.",
+        FOURM,
+    ),
     "multimae-vit-tiny": ("MultiMAE with a 128-wide encoder: the bundled game frames, minutes on a CPU.", MULTIMAE),
     "multimae-vit-base": ("MultiMAE with ViT-B/16 on RGB, depth and class maps, the paper's for ImageNet.", MULTIMAE),
     "rgb-vit-tiny": ("RGB alone, with the budget of multimae-vit-tiny: what the other modalities add to.", MULTIMAE),
@@ -112,9 +123,11 @@ RECIPES = {
 
 @hookimpl
 def mim_register_recipes(register: RecipeRegister) -> None:
-    """MultiMAE, and modalities of several plugins together."""
+    """MultiMAE, 4M, and modalities of several plugins together."""
     for name, (summary, paper) in RECIPES.items():
         function = f"mim_multimodal.recipes:{name.replace('-', '_')}"
+        if paper == FOURM and name.startswith("4m-"):
+            function = f"mim_multimodal.recipes_fourm:{name.replace('4m-', 'fourm-').replace('-', '_')}"
         register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
 
 
@@ -126,6 +139,12 @@ def mim_register_importers(register: Register) -> None:
         load="mim_multimodal.interop:import_multimae",
         summary="Official MultiMAE pre-training weights (.pth).",
         paper=MULTIMAE,
+    )
+    register(
+        name="fourm",
+        load="mim_multimodal.interop_fourm:import_fourm",
+        summary="Official 4M weights, with the modalities told.",
+        paper=FOURM,
     )
 
 

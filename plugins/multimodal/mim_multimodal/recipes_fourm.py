@@ -1,0 +1,77 @@
+"""Recipes of 4M, with the paper's numbers, and their twins.
+
+Source: 4M, arXiv 2312.06647, sections 2 and 3, and its official settings (4M-7). The tiny one is this project's own.
+"""
+
+from __future__ import annotations
+
+from mim_core import EvaluateConfig, Part, RunConfig, TrainConfig, Twins
+
+from mim_multimodal.recipes import CLASSES
+
+TWINS = Twins(
+    items=960,
+    batch=8,
+    changes={
+        "data": {"root": "sample"},
+        "encoder": {"width": 32, "depth": 2, "heads": 2},
+        "decoder": {"width": 32, "depth": 2, "heads": 2},
+        "rgb.tokenizer": {"size": (32, 32), "patch": (8, 8)},
+        "rgb_ids.tokenizer": {"size": (32, 32), "patch": (8, 8)},
+        "depth.tokenizer": {"size": (32, 32), "patch": (8, 8)},
+        "semseg.tokenizer": {"size": (4, 4), "names": CLASSES},
+        "caption.tokenizer": {"length": 8},
+        "masker": {"seen": 12, "asked": 12},
+    },
+)
+MIXTURE = {"mixture": (0.5, 0.5), "seen_alpha": (0.0, 0.5), "asked_alpha": (0.5, 0.5)}
+"""Half of the samples show RGB alone, half show all; both ask for all (4M's released models)."""
+
+
+def _fourm(width: int, depth: int, heads: int) -> dict[str, Part]:
+    """4M's encoder, decoder and method: as deep on both sides, SwiGLU, no biases."""
+    sizes = {"width": width, "depth": depth, "heads": heads, "mlp": "swiglu", "bias": False}
+    return {
+        "method": Part.of("core:masked-autoencoder", total="mean"),
+        "encoder": Part.of("core:vit", class_token=False, position="sincos-first", segments=True, **sizes),
+        "decoder": Part.of("core:joint", **sizes),
+    }
+
+
+@TWINS()
+def fourm_vit_tiny() -> RunConfig:
+    """4 + 4 blocks of 128 on the bundled game frames: pixels of RGB, and ids of RGB, depth, 14 classes and captions;
+    32 units are seen and 32 asked. Ids of RGB and depth are bins of means, which need no training."""
+    whole, part = (64, 64), (8, 8)
+    masker = Part.of(
+        "multimodal:budgets", seen=32, asked=32, only_seen=("rgb",), seen_alphas={"rgb": (1000.0, 0.5)}, **MIXTURE
+    )
+    heads = {f"{name}.target": Part.of("core:ids") for name in ("rgb_ids", "depth", "semseg", "caption")}
+    parts = {
+        "data": Part.of("multimodal:aligned", root="sample", depth_limit=3.0, area=(0.5, 1.0), flip=0.0),
+        "rgb.tokenizer": Part.of("image:patch", modality="rgb", size=whole, patch=part, channels=3),
+        "rgb_ids.tokenizer": Part.of(
+            "core:bins", modality="rgb", size=whole, patch=part, channels=3, levels=6, low=-2.5, high=2.5
+        ),
+        "depth.tokenizer": Part.of(
+            "core:bins", modality="depth", size=whole, patch=part, levels=48, low=-1.5, high=3.0
+        ),
+        "semseg.tokenizer": Part.of("core:ids", modality="semseg", size=(8, 8), names=CLASSES),
+        "caption.tokenizer": Part.of("core:sequence", modality="caption", length=24),
+        **heads,
+        "masker": masker,
+        **_fourm(128, 4, 4),
+    }
+    train = TrainConfig(
+        epochs=50,
+        batch_size=64,
+        lr_batch=64,
+        base_lr=1e-3,
+        warmup_epochs=2.5,
+        decay_tokens=False,
+        betas=(0.9, 0.95),
+        log_every=10,
+        checkpoint_every=500,
+    )
+    evaluate = EvaluateConfig(on=("multimodal:segmentation", "multimodal:depth"))
+    return RunConfig(parts, train, evaluate)

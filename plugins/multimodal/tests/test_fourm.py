@@ -1,0 +1,106 @@
+"""4M: its recipe keeps the contract of methods, and gives what the official implementation gives."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mim_core.errors import MimError
+from mim_core.host.loading import installed
+from mim_core.interop.weights import import_checkpoint
+from mim_core.methods.build import build_method
+from mim_core.recipes.resolve import load_recipe
+from mim_core.testing import MethodContract
+from mim_core.testing.golden import read_case, try_case
+from safetensors.torch import save_file
+
+GOLDEN = Path(__file__).resolve().parents[3].parent / "shared" / "golden" / "fourm.safetensors"
+
+
+class TestTiny(MethodContract):
+    recipe = "multimodal:4m-vit-tiny"
+
+    @classmethod
+    def setup_class(cls):
+        pytest.importorskip("open_clip")
+
+
+def case():
+    if not GOLDEN.exists():
+        pytest.skip(f"no {GOLDEN}")
+    return read_case(GOLDEN)
+
+
+def test_golden():
+    """Loss, parts, latent, decoded, logits, attention of the decoder and gradients."""
+    case()
+    lines = try_case(GOLDEN)
+    assert [line.name for line in lines if not line.fits] == []
+    assert [line.name for line in lines if line.apart is None] == []
+    assert len(lines) == 25
+
+
+@pytest.mark.parametrize("name", ["decoder.1.mlp.fc3.weight", "decoder_norm.weight"])
+def test_a_spoiled_weight_is_off(name, tmp_path):
+    from safetensors import safe_open
+
+    case()
+    with safe_open(GOLDEN, "pt") as file:
+        about = file.metadata()
+        held = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a dict
+    held[f"state/{name}"] *= 1.01
+    save_file(held, tmp_path / "spoiled.safetensors", metadata=about)
+    lines = {line.name: line for line in try_case(tmp_path / "spoiled.safetensors")}
+    assert not lines["loss"].fits
+    assert not lines["decoded"].fits
+
+
+def test_weights_that_do_not_fit_are_named():
+    read = case()
+    state = dict(read.weights["state"])
+    with pytest.raises(MimError, match="give modalities"):
+        import_checkpoint(state, format="fourm", num_heads=3)
+    with pytest.raises(MimError, match="dim is given as 50, and the weights have 48"):
+        import_checkpoint(state, format="fourm", **{**read.config, "dim": 50})
+    with pytest.raises(MimError, match="decoder_causal_mask"):
+        import_checkpoint(state, format="fourm", **{**read.config, "decoder_causal_mask": True})
+    lost = {name: value for name, value in state.items() if name != "decoder.0.query_norm.weight"}
+    with pytest.raises(MimError, match=r"missing: decoder\.0\.query_norm\.weight"):
+        import_checkpoint(lost, format="fourm", **read.config)
+    other = {**state, "decoder_embeddings.caption.token_emb.weight": torch.zeros(32, 48)}
+    with pytest.raises(MimError, match="share_embedding=False"):
+        import_checkpoint(other, format="fourm", **read.config)
+    apart = {**state, "encoder_embeddings.caption.mod_emb": torch.zeros(1, 1, 48)}
+    with pytest.raises(MimError, match="one vector of a modality for both"):
+        import_checkpoint(apart, format="fourm", **read.config)
+    method = import_checkpoint(other, format="fourm", **{**read.config, "share_embedding": False})
+    assert not method.heads["caption"].decoder.token_embed.any()
+
+
+def test_imported_weights_are_trained_on():
+    """The masker draws for them, spans of captions too."""
+    read = case()
+    method = import_checkpoint(dict(read.weights["state"]), format="fourm", **read.config).train()
+    sample = {name: read.inputs[f"{name}.tensor"] for name in read.config["modalities"]}
+    sample["caption"] = sample["caption"][:, :12] % 24
+    prepared = method.prepare({**sample, "key": torch.arange(2)})
+    assert int(prepared.mask.kept_valid.sum()) == 2 * 19
+    assert int(prepared.mask.query_valid.sum()) == 2 * 22
+    method(prepared).loss.backward()
+
+
+def test_what_a_sample_lacks_is_neither_seen_nor_asked():
+    pytest.importorskip("open_clip")
+    method = build_method(load_recipe("multimodal:4m-vit-tiny", installed(), twin=True)).train()
+    sample = TestTiny().make_sample(method, 8)
+    here = torch.arange(8) % 2 == 0
+    prepared = method.prepare({**sample, "depth.present": here})
+    start, part = prepared.layout.span("depth")
+    for ids, valid in (
+        (prepared.mask.kept_ids, prepared.mask.kept_valid),
+        (prepared.mask.query_ids, prepared.mask.query_valid),
+    ):
+        own = (ids >= start) & (ids < start + part.count) & valid
+        assert own[here].any()
+        assert not own[~here].any()
+        assert bool(valid.all()), "the budgets are full without it"
+    assert bool(method(prepared).loss.isfinite())

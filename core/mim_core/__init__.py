@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from mim_core.host.registry import RecipeRegister as RecipeRegister
     from mim_core.host.registry import Register as Register
     from mim_core.interop import importers as importers
+    from mim_core.interop.codes import CodeTokenizer as CodeTokenizer
+    from mim_core.interop.codes import codes_text as codes_text
     from mim_core.interop.frozen import FrozenTeacher as FrozenTeacher
     from mim_core.interop.frozen import parts_text as parts_text
     from mim_core.interop.weight_files import is_program as is_program
@@ -197,6 +199,7 @@ _ROOMS = {
     "host.findings": ("Finding", "first_line", "library"),
     "host.loading": ("installed",),
     "host.registry": ("RecipeRegister", "Register"),
+    "interop.codes": ("CodeTokenizer", "codes_text"),
     "interop.frozen": ("FrozenTeacher", "parts_text"),
     "interop.weight_files": ("is_program", "reason_of"),
     "interop.weights": ("State", "fill_weights"),

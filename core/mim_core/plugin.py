@@ -31,6 +31,12 @@ def mim_register_tokenizers(register: Register) -> None:
         paper="4M, arXiv 2312.06647",
     )
     register(
+        name="codes",
+        load="mim_core.interop.codes:CodeTokenizer",
+        summary="Ids that a trained tokenizer gives, a run of a vq recipe.",
+        paper="4M, arXiv 2312.06647",
+    )
+    register(
         name="bins",
         load="mim_core.parts.tokenizer_ids:BinTokenizer",
         summary="Patches named by the bins that their mean values fall into.",
@@ -153,9 +159,26 @@ def mim_register_decoders(register: Register) -> None:
     )
 
 
+@hookimpl(specname="mim_register_encoders")
+def mim_register_codebooks(register: Register) -> None:
+    """Encoders that name units."""
+    register(
+        name="codebook",
+        load="mim_core.parts.encoder_codebook:CodebookEncoder",
+        summary="A vision transformer whose tokens become the nearest of many learned codes.",
+        paper="VQ-VAE, arXiv 1711.00937",
+    )
+
+
 @hookimpl(specname="mim_register_decoders")
 def mim_register_joint_decoders(register: Register) -> None:
-    """One for all heads."""
+    """One for all heads, and one that hides nothing."""
+    register(
+        name="plain",
+        load="mim_core.parts.decoder_plain:PlainDecoder",
+        summary="A transformer over all units, each answered where it stands.",
+        paper="VQ-VAE, arXiv 1711.00937",
+    )
     register(
         name="joint",
         load="mim_core.parts.decoder_joint:JointDecoder",
@@ -246,6 +269,12 @@ def mim_register_methods(register: Register) -> None:
         load="mim_core.methods.masked_autoencoder:MaskedAutoencoder",
         summary="Encode what is kept, decode what is asked, compare with the target.",
         paper="MAE, arXiv 2111.06377",
+    )
+    register(
+        name="vq",
+        load="mim_core.methods.quantised:QuantisedAutoencoder",
+        summary="Name every unit by a code, and rebuild all from the codes: trains tokenizers.",
+        paper="VQ-VAE, arXiv 1711.00937",
     )
     register(
         name="classifier",

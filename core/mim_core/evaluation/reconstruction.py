@@ -18,6 +18,7 @@ from mim_core.errors import MimError
 from mim_core.methods.masked_autoencoder import Head, MaskedAutoencoder
 from mim_core.methods.method import Method
 from mim_core.methods.modalities import placed
+from mim_core.methods.quantised import QuantisedAutoencoder
 from mim_core.parts.layout import Layout, Patches
 from mim_core.parts.mask import Mask
 from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
@@ -38,7 +39,9 @@ class Rebuilt:
 
 @torch.no_grad()
 def reconstruct(
-    method: MaskedAutoencoder, sample: dict[str, Tensor], mask: Mapping[str, Tensor] | None = None
+    method: MaskedAutoencoder | QuantisedAutoencoder,
+    sample: dict[str, Tensor],
+    mask: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Rebuilt]:
     """Hides, predicts and joins, for every head whose target has a way back to the input space. The first mask of each
     sample is shown; ``mask`` is drawn, or given as `Method.prepare` takes it."""

@@ -411,7 +411,8 @@ class MaskedAutoencoder(Method):
             parts[name] = (each[name] * prepared.weights[name]).sum()
             factor = head.weight * prepared.factors[name] if prepared.factors else head.weight
             loss = loss + factor * parts[name]
-        return Outcome(loss, parts, predictions, torch.cat([encoded.prefix, encoded.tokens], dim=1))
+        latent = torch.cat([encoded.prefix, encoded.tokens], dim=1)
+        return Outcome(loss, parts, predictions, latent, self.encoder.measures())
 
     def _together(self, encoded: Encoded, prepared: Prepared) -> dict[str, Tensor]:
         """Answers of the heads that share one decoder."""

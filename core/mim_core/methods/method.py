@@ -41,12 +41,14 @@ class Outcome:
         parts: Each head's own loss, before its weight.
         predictions: [R, Q, size] per head, at its queries.
         latent: [R, P + K, D], the encoder's output: prefix tokens first, then the kept units in their order.
+        measures: What else is written into the metrics, by name: a scalar each.
     """
 
     loss: Tensor
     parts: dict[str, Tensor]
     predictions: dict[str, Tensor]
     latent: Tensor
+    measures: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def prediction(self) -> Any:
@@ -152,8 +154,8 @@ class Method(nn.Module):
         return source
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimizer step: every `Teacher` of the method follows it, and every `Target` that keeps
-        something of past batches takes the last one in. A subclass that does more calls this too.
+        """Called after each optimizer step: every `Teacher` of the method follows it, and every `Target` and `Encoder`
+        that keeps something of past batches takes the last one in. A subclass that does more calls this too.
 
         Args:
             progress: Share of the run that is done; in a run a `Progress`, which knows step and epoch.
@@ -161,7 +163,7 @@ class Method(nn.Module):
         for module in self.modules():
             if isinstance(module, Teacher):
                 module.follow(self, progress)
-            elif isinstance(module, Target):
+            elif isinstance(module, Target | Encoder):
                 module.after_step()
 
     def carry(self) -> None:

@@ -38,6 +38,8 @@ class Encoded:
         attention: [R, heads, P + K, P + K], softmax weights of the last block, where `Encoder.give_attention` asked.
         places: [R, K, D], what was added to the tokens to say where they lie and of which segment they are, of
             encoders that have vectors of segments: a decoder adds it again (4M).
+        ids: int64 [R, K], the code that each token was replaced by, of encoders with ``codes``.
+        apart: [R, K], how far each was from it, for the loss.
     """
 
     tokens: Tensor
@@ -45,6 +47,8 @@ class Encoded:
     levels: tuple[Tensor, ...] = ()
     attention: Tensor | None = None
     places: Tensor | None = None
+    ids: Tensor | None = None
+    apart: Tensor | None = None
 
 
 class Encoder(nn.Module):
@@ -57,6 +61,7 @@ class Encoder(nn.Module):
         pads: It leaves out of its attention what ``mask.kept_valid`` says is no unit.
         width: D.
         levels: Blocks, numbered from 1, whose outputs fill `Encoded.levels`; see `give_levels`.
+        codes: How many ids it gives tokens, in `Encoded.ids`; 0: none.
     """
 
     Config: ClassVar[type[Any]]
@@ -65,6 +70,7 @@ class Encoder(nn.Module):
     pads: bool = False
     width: int
     levels: tuple[int, ...] = ()
+    codes: int = 0
 
     @classmethod
     def width_for(cls, config: Any) -> int:
@@ -74,6 +80,14 @@ class Encoder(nn.Module):
     def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
         """Encodes the tokens of ``mask.kept_ids``; positions are added here."""
         raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after each optimizer step: takes the last batch into what it keeps of past ones, such as codes."""
+        return
+
+    def measures(self) -> dict[str, Tensor]:
+        """What is worth a column in the metrics, by name: a scalar each, without gradient."""
+        return {}
 
     def give_levels(self, blocks: tuple[int, ...]) -> None:
         """Asks for the outputs of these blocks, numbered from 1, each through the final norm.

@@ -47,6 +47,14 @@ class Tokenizer(nn.Module):
     ids: Mapping[str, int] = {}
     names: int = 0
 
+    def check_filled(self) -> None:
+        """Called before the first step of a run.
+
+        Raises:
+            ValueError: Its weights should be those of another run, and are only drawn.
+        """
+        return
+
     def split(self, sample: Sample) -> Patches:
         """The values of every unit."""
         raise NotImplementedError

@@ -5,8 +5,12 @@ Source: 4M, arXiv 2312.06647, sections 2 and 3, and its official settings (4M-7)
 
 from __future__ import annotations
 
-from mim_core import EvaluateConfig, Part, RunConfig, TrainConfig, Twins
+from collections.abc import Callable
+from typing import Any
 
+from mim_core import EvaluateConfig, Part, RunConfig, TrainConfig, Twins, codes_text
+
+from mim_multimodal import recipes_vq
 from mim_multimodal.recipes import CLASSES
 
 TWINS = Twins(
@@ -75,3 +79,59 @@ def fourm_vit_tiny() -> RunConfig:
     )
     evaluate = EvaluateConfig(on=("multimodal:segmentation", "multimodal:depth"))
     return RunConfig(parts, train, evaluate)
+
+
+def _untrained() -> dict[str, dict[str, Any]]:
+    """Tokenizers of the twins, as they are drawn."""
+    trained: dict[str, Callable[[], RunConfig]] = {
+        "rgb_ids": recipes_vq.vq_rgb_tiny.twin,
+        "depth": recipes_vq.vq_depth_tiny.twin,
+        "semseg": recipes_vq.vq_semseg_tiny.twin,
+    }
+    texts = {}
+    for name, recipe in trained.items():
+        parts = {role: part for role, part in recipe().parts.items() if role != "data"}
+        texts[f"{name}.tokenizer"] = {"random": True, "parts": codes_text(**parts)}
+    return texts
+
+
+def _large(width: int, depth: int, heads: int, micro_batch: int) -> RunConfig:
+    """4M on RGB, depth and COCO's classes at 224 pixels and captions, all but the pixels as ids of tokenizers that were
+    trained before: 128 units seen, 128 asked. 500 billion of them, 10 billion to warm up; epochs are of 12 million
+    samples."""
+    pixels = {"size": (224, 224), "patch": (16, 16), "channels": 3, "bias": False}
+    ids = ("rgb_ids", "depth", "semseg")
+    parts = {
+        "data": Part.of("multimodal:aligned"),
+        "rgb.tokenizer": Part.of("image:patch", modality="rgb", **pixels),
+        **{f"{name}.tokenizer": Part.of("core:codes") for name in ids},
+        "caption.tokenizer": Part.of("core:sequence", modality="caption", length=256),
+        **{f"{name}.target": Part.of("core:ids") for name in (*ids, "caption")},
+        "masker": Part.of(
+            "multimodal:budgets", seen=128, asked=128, only_seen=("rgb",), seen_alphas={"rgb": (1000.0, 0.5)}, **MIXTURE
+        ),
+        **_fourm(width, depth, heads),
+    }
+    train = TrainConfig(
+        epochs=163,
+        batch_size=8192,
+        micro_batch=micro_batch,
+        base_lr=1e-4,
+        lr_batch=256,
+        warmup_epochs=3.26,
+        weight_decay=0.05,
+        betas=(0.9, 0.95),
+    )
+    return RunConfig(parts, train, EvaluateConfig(on=("multimodal:segmentation", "multimodal:depth")))
+
+
+@TWINS(_untrained)
+def fourm_vit_base() -> RunConfig:
+    """12 + 12 blocks of 768 (4M-B)."""
+    return _large(768, 12, 12, 128)
+
+
+@TWINS(_untrained)
+def fourm_vit_large() -> RunConfig:
+    """24 + 24 blocks of 1024 (4M-L)."""
+    return _large(1024, 24, 16, 64)

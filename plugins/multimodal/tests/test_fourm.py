@@ -1,5 +1,6 @@
 """4M: its recipe keeps the contract of methods, and gives what the official implementation gives."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,29 @@ def test_what_a_sample_lacks_is_neither_seen_nor_asked():
         assert not own[~here].any()
         assert bool(valid.all()), "the budgets are full without it"
     assert bool(method(prepared).loss.isfinite())
+
+
+@pytest.mark.parametrize(("size", "millions"), [("base", 198), ("large", 705)])
+def test_the_recipe_has_the_papers_numbers(size, millions):
+    """Encoder and decoder have the parameters that the paper states: SwiGLU, no biases, as deep on both sides."""
+    run = load_recipe(f"multimodal:4m-vit-{size}", installed())
+    small = load_recipe(f"multimodal:4m-vit-{size}", installed(), twin=True)
+    ids = {role: part for role, part in small.parts.items() if part.name == "core:codes"}
+    masker, train = run.parts["masker"].options, run.train
+    assert (masker.seen, masker.asked, masker.mixture) == (128, 128, (0.5, 0.5))
+    assert (masker.seen_alphas, masker.seen_alpha, masker.asked_alpha) == (
+        {"rgb": (1000.0, 0.5)},
+        (0.0, 0.5),
+        (0.5, 0.5),
+    )
+    assert (train.base_lr, train.lr_batch, train.batch_size, train.betas) == (1e-4, 256, 8192, (0.9, 0.95))
+    assert train.epochs * 12e6 * 256 == pytest.approx(500e9, rel=0.01)
+    assert train.warmup_epochs * 12e6 * 256 == pytest.approx(10e9, rel=0.01)
+    with torch.device("meta"):
+        method = build_method(replace(run, parts={**run.parts, **ids}))
+    blocks = sum(p.numel() for part in (method.encoder, method.decoder) for p in part.blocks.parameters())
+    assert round(blocks / 1e6) == millions
+    assert method.total == "mean"
+    assert not any(
+        "bias" in name for part in (method.encoder, method.decoder.blocks) for name, _ in part.named_parameters()
+    )

@@ -222,6 +222,8 @@ def test_pictures_of_every_recipe(name, tmp_path):
     for rebuilt in found.values():
         for values in (rebuilt.input, rebuilt.masked, rebuilt.rebuilt):
             assert source.picture(rebuilt.modality, values[0]).content
+    if "vq-" in name:
+        return
     crossed = across(method, sample)
     if "rgb-vit" in name:
         assert not crossed, "one modality has nothing to be predicted from"

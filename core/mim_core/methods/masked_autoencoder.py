@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mim_core.data.source import DataSource, Sample
 from mim_core.data.views import View
 from mim_core.errors import did_you_mean
+from mim_core.methods.generation import Generation, generated
 from mim_core.methods.method import Features, Method, Outcome, Record, encode_all
 from mim_core.methods.modalities import from_given
 from mim_core.parts.decoder import Decoder
@@ -225,6 +226,7 @@ class MaskedAutoencoder(Method):
         return made
 
     carries: Literal["student", "teacher"] = "student"
+    generation: Generation = Generation()
     needs_views: tuple[View, ...] = ()
 
     def __init__(
@@ -436,8 +438,16 @@ class MaskedAutoencoder(Method):
         return encode_all(self.tokenizer, self.encoder, sample)
 
     def predict(self, sample: Sample) -> dict[str, Tensor]:
-        """Of several modalities those that the sample lacks, see `mim_core.methods.modalities.from_given`."""
+        """Of several modalities those that the sample lacks, see `mim_core.methods.modalities.from_given`; with one
+        decoder for all heads generated in steps, see `mim_core.methods.generation`."""
+        if self.generates:
+            return generated(self, sample, self.generation)
         return from_given(self, sample)
+
+    @property
+    def generates(self) -> bool:
+        """Whether it answers in steps, one modality after another."""
+        return self.decoder is not None and isinstance(self.tokenizer, JoinedTokenizer)
 
     def record(self, answers: Mapping[str, Tensor], source: DataSource) -> Record:
         """A file for each modality, as the data write it."""

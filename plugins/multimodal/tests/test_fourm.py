@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mim_core import codes_text
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.interop.weights import import_checkpoint
@@ -12,6 +13,7 @@ from mim_core.methods.build import build_method
 from mim_core.recipes.resolve import load_recipe
 from mim_core.testing import MethodContract
 from mim_core.testing.golden import read_case, try_case
+from mim_multimodal.recipes_vq import vq_depth_base, vq_rgb_base, vq_semseg_base
 from safetensors.torch import save_file
 
 GOLDEN = Path(__file__).resolve().parents[3].parent / "shared" / "golden" / "fourm.safetensors"
@@ -111,8 +113,11 @@ def test_what_a_sample_lacks_is_neither_seen_nor_asked():
 def test_the_recipe_has_the_papers_numbers(size, millions):
     """Encoder and decoder have the parameters that the paper states: SwiGLU, no biases, as deep on both sides."""
     run = load_recipe(f"multimodal:4m-vit-{size}", installed())
-    small = load_recipe(f"multimodal:4m-vit-{size}", installed(), twin=True)
-    ids = {role: part for role, part in small.parts.items() if part.name == "core:codes"}
+    ids = {}
+    for name, recipe in (("rgb_ids", vq_rgb_base), ("depth", vq_depth_base), ("semseg", vq_semseg_base)):
+        text = codes_text(**{role: part for role, part in recipe().parts.items() if role != "data"})
+        part = run.parts[f"{name}.tokenizer"]
+        ids[f"{name}.tokenizer"] = replace(part, options=replace(part.options, random=True, parts=text))
     masker, train = run.parts["masker"].options, run.train
     assert (masker.seen, masker.asked, masker.mixture) == (128, 128, (0.5, 0.5))
     assert (masker.seen_alphas, masker.seen_alpha, masker.asked_alpha) == (
@@ -127,6 +132,8 @@ def test_the_recipe_has_the_papers_numbers(size, millions):
         method = build_method(replace(run, parts={**run.parts, **ids}))
     blocks = sum(p.numel() for part in (method.encoder, method.decoder) for p in part.blocks.parameters())
     assert round(blocks / 1e6) == millions
+    names = {name: head.target.size for name, head in method.heads.items()}
+    assert names == {"rgb_ids": 16_384, "depth": 8192, "semseg": 4096, "caption": 49_408 + 129}
     assert method.total == "mean"
     assert not any(
         "bias" in name for part in (method.encoder, method.decoder.blocks) for name, _ in part.named_parameters()

@@ -44,7 +44,7 @@ class BudgetMasker(Masker):
     and single units left over go by a draw from the same distribution; here by one from its mean.
     """
 
-    exact = False
+    exact, sequences = False, True
 
     @dataclass(frozen=True)
     class Config:

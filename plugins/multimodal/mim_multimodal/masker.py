@@ -29,6 +29,8 @@ class DirichletMasker(Masker):
     Differs from the code: a share of zero units is possible for every modality, and a sample keeps nothing twice.
     """
 
+    sequences = True
+
     @dataclass(frozen=True)
     class Config:
         """Options of the Dirichlet masker."""

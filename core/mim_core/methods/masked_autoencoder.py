@@ -263,8 +263,8 @@ class MaskedAutoencoder(Method):
             )
         if any(part.sequence for _, part in self.tokenizer.layout.parts()) and not self.masker.sequences:
             raise ValueError(
-                f"a {type(self.masker).__name__} does not know which places of a sequence hold a unit; others do: mim-core "
-                "list maskers"
+                f"a {type(self.masker).__name__} does not know which places of a sequence hold a unit; others do: "
+                "mim-core list maskers"
             )
         read = {head.teacher for head in heads.values() if head.target.needs_teacher}
         read |= {"main"} if self.scorer is not None and self.scorer.needs_teacher else set()

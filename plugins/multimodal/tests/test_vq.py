@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mim_core import codes_text
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.methods.build import build_method, make_source
@@ -12,7 +11,7 @@ from mim_core.parts.encoder_codebook import Codebook
 from mim_core.recipes.config import Part, RunConfig
 from mim_core.recipes.resolve import load_recipe, resolve
 from mim_core.runs.load import load_run
-from mim_core.testing import MethodContract, TokenizerContract, keys
+from mim_core.testing import MethodContract, keys
 from mim_core.training import loop
 
 FRAMES = {"modality": "rgb", "size": (16, 24), "patch": (8, 8), "channels": 3}
@@ -38,31 +37,6 @@ class TestRgb(MethodContract):
 class TestClasses(MethodContract):
     recipe = "multimodal:vq-semseg-tiny"
     keyed = False
-
-
-class TestCodes(TokenizerContract):
-    part = "core:codes"
-    kept = {}
-
-    def make_tokenizer(self):
-        """With weights drawn once: the same codes each time, as those of a run are."""
-        torch.manual_seed(0)
-        from mim_core import CodeTokenizer
-
-        tokenizer = CodeTokenizer(CodeTokenizer.Config(random=True, parts=codes_text(**parts())), self.width)
-        tokenizer.quantised.load_state_dict(self.kept.setdefault("state", tokenizer.quantised.state_dict()))
-        return tokenizer
-
-    def test_join_undoes_split(self):
-        """What comes back is what the codes stand for, and has the codes that it was made of, or nearly so; its shape
-        is the sample's."""
-        tokenizer = self.make_tokenizer()
-        sample = self.make_sample(tokenizer, 3)
-        patches = tokenizer.split(sample)
-        assert tokenizer.join(patches.values, patches.layout).shape == sample["rgb"].shape
-
-    def wrong_samples(self, tokenizer):
-        yield {"rgb": torch.zeros(2, 3, 16, 25)}, ["16 x 25"]
 
 
 def test_codes_are_the_running_means_by_hand():

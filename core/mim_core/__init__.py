@@ -75,6 +75,8 @@ if TYPE_CHECKING:
     from mim_core.interop import exporters as exporters
     from mim_core.interop import hugging_face as hugging_face
     from mim_core.interop import importers as importers
+    from mim_core.interop.codes import CodeTokenizer as CodeTokenizer
+    from mim_core.interop.codes import codes_text as codes_text
     from mim_core.interop.frozen import FrozenTeacher as FrozenTeacher
     from mim_core.interop.frozen import parts_text as parts_text
     from mim_core.interop.ssmctb import ssmctb_from as ssmctb_from
@@ -99,6 +101,8 @@ if TYPE_CHECKING:
     from mim_core.parts.block_behind import with_block as with_block
     from mim_core.parts.decoder import Decoder as Decoder
     from mim_core.parts.decoder import TransformerDecoder as TransformerDecoder
+    from mim_core.parts.decoder_joint import JointAnswer as JointAnswer
+    from mim_core.parts.decoder_joint import JointDecoder as JointDecoder
     from mim_core.parts.decoder_prototypes import PrototypeDecoder as PrototypeDecoder
     from mim_core.parts.encoder import Encoded as Encoded
     from mim_core.parts.encoder import Encoder as Encoder
@@ -128,6 +132,8 @@ if TYPE_CHECKING:
     from mim_core.parts.schedule import Progress as Progress
     from mim_core.parts.schedule import Schedule as Schedule
     from mim_core.parts.scorer import Scorer as Scorer
+    from mim_core.parts.spans import Spans as Spans
+    from mim_core.parts.spans import sequence_length as sequence_length
     from mim_core.parts.target import Losses as Losses
     from mim_core.parts.target import Target as Target
     from mim_core.parts.target import ValueTarget as ValueTarget
@@ -145,6 +151,10 @@ if TYPE_CHECKING:
     from mim_core.parts.tokenizer import JoinedTokenizer as JoinedTokenizer
     from mim_core.parts.tokenizer import PatchTokenizer as PatchTokenizer
     from mim_core.parts.tokenizer import Tokenizer as Tokenizer
+    from mim_core.parts.tokenizer_ids import BinTokenizer as BinTokenizer
+    from mim_core.parts.tokenizer_ids import IdTokenizer as IdTokenizer
+    from mim_core.parts.tokenizer_ids import NamedTokenizer as NamedTokenizer
+    from mim_core.parts.tokenizer_ids import SequenceTokenizer as SequenceTokenizer
     from mim_core.randomness import bits as bits
     from mim_core.randomness import make_key as make_key
     from mim_core.randomness import name_code as name_code
@@ -208,6 +218,7 @@ _ROOMS = {
     "host.findings": ("Finding", "first_line", "library"),
     "host.loading": ("installed",),
     "host.registry": ("RecipeRegister", "Register"),
+    "interop.codes": ("CodeTokenizer", "codes_text"),
     "interop.frozen": ("FrozenTeacher", "parts_text"),
     "interop.weight_files": ("is_program", "reason_of"),
     "interop.ssmctb": ("ssmctb_from",),
@@ -219,6 +230,7 @@ _ROOMS = {
     "methods.supervised": ("Supervised", "Taught", "entry"),
     "parts.block_behind": ("block_loss", "with_block"),
     "parts.decoder": ("Decoder", "TransformerDecoder"),
+    "parts.decoder_joint": ("JointAnswer", "JointDecoder"),
     "parts.decoder_prototypes": ("PrototypeDecoder",),
     "parts.encoder": ("Encoded", "Encoder", "check_sizes", "init_transformer", "token"),
     "parts.layout": ("Layout", "Patches", "take"),
@@ -231,6 +243,7 @@ _ROOMS = {
     "parts.position": ("PositionKind", "make_position", "sincos_table"),
     "parts.schedule": ("Progress", "Schedule"),
     "parts.scorer": ("Scorer",),
+    "parts.spans": ("Spans", "sequence_length"),
     "parts.target": ("Losses", "Target", "ValueTarget"),
     "parts.target_contrast": ("ContrastTarget", "Keys"),
     "parts.target_distillation": ("SelfDistillationTarget",),
@@ -239,6 +252,7 @@ _ROOMS = {
     "parts.target_ranks": ("RankTarget",),
     "parts.teacher": ("EmaTeacher", "Lesson", "Student", "Teacher"),
     "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "Tokenizer"),
+    "parts.tokenizer_ids": ("BinTokenizer", "IdTokenizer", "NamedTokenizer", "SequenceTokenizer"),
     "randomness": ("bits", "make_key", "name_code", "permutation", "torch_seed", "uniform"),
     "ranks.tensors": ("batch_mean", "gather"),
     "recipes.config": ("EvaluateConfig", "Part", "RunConfig", "TrainConfig"),

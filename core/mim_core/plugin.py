@@ -24,6 +24,29 @@ def mim_register_tokenizers(register: Register) -> None:
         summary="Non-overlapping patches on a grid of one, two or three axes, embedded linearly.",
         paper="arXiv 2010.11929",
     )
+    register(
+        name="ids",
+        load="mim_core.parts.tokenizer_ids:IdTokenizer",
+        summary="Ids that the data hold, on a grid, each a unit.",
+        paper="4M, arXiv 2312.06647",
+    )
+    register(
+        name="codes",
+        load="mim_core.interop.codes:CodeTokenizer",
+        summary="Ids that a trained tokenizer gives, a run of a vq recipe.",
+        paper="4M, arXiv 2312.06647",
+    )
+    register(
+        name="bins",
+        load="mim_core.parts.tokenizer_ids:BinTokenizer",
+        summary="Patches named by the bins that their mean values fall into.",
+    )
+    register(
+        name="sequence",
+        load="mim_core.parts.tokenizer_ids:SequenceTokenizer",
+        summary="A sequence of ids, whose hidden spans are told one id after another.",
+        paper="4M, arXiv 2312.06647; T5, arXiv 1910.10683",
+    )
 
 
 @hookimpl
@@ -85,7 +108,7 @@ def mim_register_targets(register: Register) -> None:
     register(
         name="ids",
         load="mim_core.parts.target_ids:IdTarget",
-        summary="Which of many names a teacher gives the hidden units.",
+        summary="Which of many names a teacher gives the hidden units, or their own ids.",
         paper="BEiT, arXiv 2106.08254",
     )
     register(
@@ -133,6 +156,34 @@ def mim_register_decoders(register: Register) -> None:
         load="mim_core.parts.decoder_sample:SampleDecoder",
         summary="One answer for a sample: units averaged, a projector and a predictor.",
         paper="CMAE, arXiv 2207.13532",
+    )
+
+
+@hookimpl(specname="mim_register_encoders")
+def mim_register_codebooks(register: Register) -> None:
+    """Encoders that name units."""
+    register(
+        name="codebook",
+        load="mim_core.parts.encoder_codebook:CodebookEncoder",
+        summary="A vision transformer whose tokens become the nearest of many learned codes.",
+        paper="VQ-VAE, arXiv 1711.00937",
+    )
+
+
+@hookimpl(specname="mim_register_decoders")
+def mim_register_joint_decoders(register: Register) -> None:
+    """One for all heads, and one that hides nothing."""
+    register(
+        name="plain",
+        load="mim_core.parts.decoder_plain:PlainDecoder",
+        summary="A transformer over all units, each answered where it stands.",
+        paper="VQ-VAE, arXiv 1711.00937",
+    )
+    register(
+        name="joint",
+        load="mim_core.parts.decoder_joint:JointDecoder",
+        summary="One transformer for all heads, whose queries see those of their own modality, and all that was seen.",
+        paper="4M, arXiv 2312.06647",
     )
 
 
@@ -218,6 +269,12 @@ def mim_register_methods(register: Register) -> None:
         load="mim_core.methods.masked_autoencoder:MaskedAutoencoder",
         summary="Encode what is kept, decode what is asked, compare with the target.",
         paper="MAE, arXiv 2111.06377",
+    )
+    register(
+        name="vq",
+        load="mim_core.methods.quantised:QuantisedAutoencoder",
+        summary="Name every unit by a code, and rebuild all from the codes: trains tokenizers.",
+        paper="VQ-VAE, arXiv 1711.00937",
     )
     register(
         name="classifier",

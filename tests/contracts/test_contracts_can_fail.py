@@ -15,6 +15,7 @@ from mim_core.parts.mask import Mask
 from mim_core.parts.masker import RandomMasker, hide_first
 from mim_core.parts.target import ValueTarget
 from mim_core.parts.tokenizer import PatchTokenizer
+from mim_core.parts.tokenizer_ids import BinTokenizer
 from mim_core.recipes.resolve import load_recipe
 from mim_core.testing import MaskerContract, MethodContract, TargetContract, TokenizerContract, uncovered
 
@@ -98,6 +99,12 @@ class CountsPadding(RandomMasker):
         return Mask.with_count(self.hide(layout, draw, scores), self.count(layout), self.per_sample)
 
 
+class ShowsWhatItAsks(RandomMasker):
+    def forward(self, layout, draw, scores=None):
+        mask = super().forward(layout, draw, scores)
+        return replace(mask, kept_ids=mask.query_ids[:, : mask.kept_ids.shape[1]])
+
+
 def _at(seed):
     return torch.Generator().manual_seed(seed & 0x7FFFFFFF)
 
@@ -119,6 +126,7 @@ def _at(seed):
         (NeverTheFirst, 1, "test_every_unit_is_reached", "never hidden"),
         (Disordered, 1, "test_kept_and_queries", "kept_ids are not ascending"),
         (CountsPadding, 1, "test_absent_units_weigh_nothing", "valid hidden units"),
+        (ShowsWhatItAsks, 1, "test_what_is_asked_is_not_seen", "are seen and asked"),
     ],
 )
 def test_wrong_maskers(masker, masks, check, text):
@@ -191,6 +199,12 @@ class TakesAnySize(PatchTokenizer):
         return super().split({name: x[..., :height, :width] if x.ndim == 4 else x for name, x in sample.items()})
 
 
+class IdsBeyondTheLast(BinTokenizer):
+    def split(self, sample):
+        patches = super().split(sample)
+        return replace(patches, values=patches.values + self.names // 2)
+
+
 class OtherUnits(PatchTokenizer):
     def split(self, sample):
         patches = super().split(sample)
@@ -208,6 +222,7 @@ class OtherUnits(PatchTokenizer):
         (TooNarrow, "test_embed", "15 wide, not 16"),
         (TakesAnySize, "test_wrong_sizes_are_named", "took what it must refuse"),
         (OtherUnits, "test_split_keeps_what_is_declared", "declared"),
+        (IdsBeyondTheLast, "test_units_that_are_ids", "there are 64"),
     ],
 )
 def test_wrong_tokenizers(tokenizer, check, text):
@@ -478,8 +493,8 @@ def test_a_recipe_covers_its_method():
     class TestRecipe(MethodContract):
         recipe = "image:mae-vit-tiny"
 
-    assert uncovered("methods", [TestRecipe], plugin="core") == ["core:classifier"]
-    assert uncovered("methods", [], plugin="core") == ["core:classifier", "core:masked-autoencoder"]
+    assert uncovered("methods", [TestRecipe], plugin="core") == ["core:classifier", "core:vq"]
+    assert uncovered("methods", [], plugin="core") == ["core:classifier", "core:masked-autoencoder", "core:vq"]
     for kind, used in (("encoders", "core:vit"), ("decoders", "core:transformer")):
         assert used in uncovered(kind, [], plugin="core")
         assert used not in uncovered(kind, [TestRecipe], plugin="core")

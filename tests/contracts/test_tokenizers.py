@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from mim_core.interop.codes import CodeTokenizer, codes_text
 from mim_core.parts.tokenizer import PatchTokenizer
+from mim_core.recipes.config import Part
 from mim_core.testing import TokenizerContract, noise, uncovered
 
 
@@ -40,6 +42,69 @@ class TestImage(_Patches):
 class TestVolume(_Patches):
     part = "core:patch"
     options = {"modality": "video", "size": (4, 8, 12), "patch": (2, 4, 3), "channels": 2}
+
+
+class TestIds(TokenizerContract):
+    part = "core:ids"
+    options = {"size": (4, 6), "names": 40}
+
+
+class TestIdsOfAVolume(TokenizerContract):
+    part = "core:ids"
+    options = {"size": (2, 3, 4), "names": 9}
+
+
+class TestSequence(TokenizerContract):
+    part = "core:sequence"
+    options = {"length": 9, "vocabulary": 20}
+
+
+class TestBins(TokenizerContract):
+    part = "core:bins"
+    options = {"size": (8, 12), "patch": (4, 4), "channels": 2, "levels": 5}
+
+    def make_sample(self, tokenizer, rows):
+        """Patches that lie in the middle of their bins: of others, the middle comes back."""
+        sample = super().make_sample(tokenizer, rows)
+        patches = tokenizer.split(sample)
+        return {**sample, "input": tokenizer.join(patches.values, patches.layout)}
+
+
+FRAMES = {"modality": "rgb", "size": (16, 24), "patch": (8, 8), "channels": 3}
+
+
+def quantised():
+    sizes = {"width": 16, "depth": 1, "heads": 2}
+    return {
+        "method": Part.of("core:vq"),
+        "tokenizer": Part.of("core:patch", **FRAMES),
+        "encoder": Part.of("core:codebook", codes=9, size=4, **sizes),
+        "decoder": Part.of("core:plain", **sizes),
+        "target": Part.of("core:values", normalize=False),
+    }
+
+
+class TestCodes(TokenizerContract):
+    part = "core:codes"
+    kept = {}
+
+    def make_tokenizer(self):
+        """With weights drawn once: the same codes each time, as those of a run are."""
+        torch.manual_seed(0)
+        tokenizer = CodeTokenizer(CodeTokenizer.Config(random=True, parts=codes_text(**quantised())), self.width)
+        tokenizer.quantised.load_state_dict(self.kept.setdefault("state", tokenizer.quantised.state_dict()))
+        return tokenizer
+
+    def test_join_undoes_split(self):
+        """What comes back is what the codes stand for, and has the codes that it was made of, or nearly so; its shape
+        is the sample's."""
+        tokenizer = self.make_tokenizer()
+        sample = self.make_sample(tokenizer, 3)
+        patches = tokenizer.split(sample)
+        assert tokenizer.join(patches.values, patches.layout).shape == sample["rgb"].shape
+
+    def wrong_samples(self, tokenizer):
+        yield {"rgb": torch.zeros(2, 3, 16, 25)}, ["16 x 25"]
 
 
 def test_every_tokenizer_has_a_contract():

@@ -146,6 +146,8 @@ CASES = {
     "maskco": ("image:maskco-resnet-tiny", None),
     "mcmae": ("image:mcmae-tiny", None),
     "mvd": ("video:mvd-vit-tiny", None),
+    "fourm": ("multimodal:4m-vit-tiny", None),
+    "vq": ("multimodal:vq-rgb-tiny", None),
 }
 
 

@@ -33,6 +33,8 @@ METHODS = [
     "maskco",
     "mcmae",
     "mvd",
+    "fourm",
+    "vq",
 ]
 VARIANTS = [
     "strategy=ddp",
@@ -53,7 +55,7 @@ MIXED = [
 ]
 BF16 = ["mae,precision=bf16,strategy=ddp", "mae,precision=bf16,strategy=fsdp2"]
 STOPPED = [f"mae,strategy={s},stop=1,into=stopped-{s}" for s in ("ddp", "fsdp2")]
-RESUMED = ["mae", "hpm", "ijepa", "sdae", "cmae", "mst", "maskco", "mcmae", "mvd"]
+RESUMED = ["mae", "hpm", "ijepa", "sdae", "cmae", "mst", "maskco", "mcmae", "mvd", "fourm", "vq"]
 ALONE = [f"{m}{stop},into=again-{m}" for m in RESUMED for stop in (",stop=1", "")]
 AGAIN = [
     f"{m},strategy={s}{stop},into=again-{m}-{s}" for m in RESUMED for s in ("ddp", "fsdp2") for stop in (",stop=1", "")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from mim_core.errors import MimError, unknown
 from mim_core.evaluation.anomaly_maps import score_maps
 from mim_core.host.loading import installed
 from mim_core.inference.inputs import ask, check_question, data_of
+from mim_core.methods.generation import Generation
 from mim_core.methods.method import Method, Record
 from mim_core.runs.load import load_run
 from mim_core.terminal import tell
@@ -55,6 +56,16 @@ class PredictOptions(AskingOptions):
     that were trained on normal data."""
     covers: int = 4
     """With --anomaly, of masked autoencoders: how often masks that together hide every unit are drawn."""
+    predict: tuple[str, ...] = ()
+    """Of a run that generates (4M): which of its heads, and in which order, such as: depth semseg; all that can be."""
+    steps: int = 8
+    """Of such a run: in how many steps the ids of a picture are decided."""
+    temperature: float = 1.0
+    """Of such a run: 0 takes the likeliest id each time, 1 draws as the model says."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """Of such a run: few ids are decided at first, or as many in each step."""
+    seed: int = 0
+    """Of such a run: seed of the draws."""
 
 
 def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
@@ -69,12 +80,13 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
     out = options.out or Path("predictions")
     if out.exists() and not out.is_dir():
         raise MimError(f"--out {out} is a file; predict writes into a folder.")
+    _set_generation(method, options)
     question = _scored(method, options) if options.anomaly else _question(method, options.label)
     record = scored_record if options.anomaly else method.record
     check_question(method, question, options.given)
     asked = open_asked(run, method, checkpoint, options, registry)
     out.mkdir(parents=True, exist_ok=True)
-    chunks, inputs = asked.chunks(out / ".parts", [options.label, options.anomaly, options.covers], CHUNK), asked.inputs
+    chunks, inputs = asked.chunks(out / ".parts", _asked_for(options), CHUNK), asked.inputs
     homes = homes_of([inputs.name(number) for number in range(len(inputs))])
 
     def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -102,6 +114,33 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
     tell(f"{out / 'predictions.csv'}: {counted(len(rows), 'sample')}")
     told_of_skipped(skipped)
     return 0
+
+
+def _generation(options: Any) -> Generation:
+    return Generation(options.predict, options.steps, options.temperature, options.schedule, options.seed)
+
+
+def _asked_for(options: Any) -> list[Any]:
+    """What answers depend on besides the run and the files."""
+    how = _generation(options)
+    scored = [options.covers] if options.anomaly else []
+    return [options.label, *scored, *([] if how == Generation() else [repr(how)])]
+
+
+def _set_generation(method: Method, options: Any) -> None:
+    """How a method generates, where it does.
+
+    Raises:
+        MimError: It does not, and is told how.
+    """
+    how = _generation(options)
+    if getattr(method, "generates", False):
+        method.generation = how  # type: ignore[assignment]
+    elif how != Generation():
+        raise MimError(
+            "This run answers in one pass: --predict, --steps, --temperature, --schedule and --seed are for runs that "
+            "generate, such as those of multimodal:4m-vit-tiny."
+        )
 
 
 def _question(method: Method, label: str) -> Callable[[Sample], dict[str, Tensor]]:

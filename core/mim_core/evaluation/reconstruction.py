@@ -18,7 +18,9 @@ from mim_core.errors import MimError
 from mim_core.methods.masked_autoencoder import Head, MaskedAutoencoder
 from mim_core.methods.method import Method
 from mim_core.methods.modalities import placed
+from mim_core.methods.quantised import QuantisedAutoencoder
 from mim_core.parts.layout import Layout, Patches
+from mim_core.parts.mask import Mask
 from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
 
 
@@ -37,7 +39,9 @@ class Rebuilt:
 
 @torch.no_grad()
 def reconstruct(
-    method: MaskedAutoencoder, sample: dict[str, Tensor], mask: Tensor | Mapping[str, Tensor] | None = None
+    method: MaskedAutoencoder | QuantisedAutoencoder,
+    sample: dict[str, Tensor],
+    mask: Tensor | Mapping[str, Tensor] | None = None,
 ) -> dict[str, Rebuilt]:
     """Hides, predicts and joins, for every head whose target has a way back to the input space. The first mask of each
     sample is shown; ``mask`` is drawn, or given as `Method.prepare` takes it."""
@@ -65,9 +69,12 @@ def reconstruct(
         step = asked.per_sample
         hidden = asked.hidden[::step]
         shape = (*hidden.shape, *([1] * (own.values.ndim - 2)))
-        filled = placed(own.values, asked.query_ids[::step], answers[::step])
+        there = None if asked.query_valid is None else asked.query_valid[::step]
+        filled = placed(own.values, asked.query_ids[::step], answers[::step], there)
         pick = hidden.reshape(shape)
         rebuilt = torch.where(pick, filled, own.values)
+        if there is not None:  # what is hidden and was not asked is not known
+            rebuilt = tokenizer.blank(rebuilt, hidden & ~asked_units(asked, step))
         found[name] = Rebuilt(
             modality=_modality(tokenizer),
             input=tokenizer.join(own.values, own.layout)[::each],
@@ -77,6 +84,14 @@ def reconstruct(
             hidden=None if own.layout.grid is None else _spread(tokenizer, pick, own)[::each],
         )
     return found
+
+
+def asked_units(asked: Mask, step: int) -> Tensor:
+    """Which units of the first mask of each sample are asked, bool [B, N]."""
+    hidden, ids = asked.hidden[::step], asked.query_ids[::step]
+    there = torch.ones_like(ids, dtype=torch.bool) if asked.query_valid is None else asked.query_valid[::step]
+    counts = torch.zeros_like(hidden, dtype=torch.int64).scatter_add(1, ids, there.to(torch.int64))
+    return counts > 0
 
 
 @contextmanager
@@ -106,9 +121,9 @@ def across(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, di
     if len(layout.segments) < 2:
         return {}
     found: dict[str, dict[str, Tensor]] = {}
-    for seen, part in layout.segments:
-        start = layout.span(seen)[0]
-        if bool(prepared.mask.hidden[:, start : start + part.count].all()):  # never an input of this run
+    inputs = dict(method.masker.inputs_of(layout))
+    for seen, _ in layout.segments:
+        if seen not in inputs:  # never an input of this run
             continue
         for name, rebuilt in _from_one(method, sample, layout, seen).items():
             head = method.heads[name]

@@ -28,6 +28,7 @@ from mim_core.methods.build import make_source
 from mim_core.methods.classifier import Classifier
 from mim_core.methods.masked_autoencoder import MaskedAutoencoder
 from mim_core.methods.method import Method
+from mim_core.methods.quantised import QuantisedAutoencoder
 from mim_core.methods.supervised import Supervised
 from mim_core.parts.samples import known_entries
 from mim_core.ranks.world import choose_device
@@ -178,15 +179,18 @@ def _skipped(path: Path) -> str:
 
 def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, Any]]:
     """Rows of pictures per head, as data addresses."""
-    if not isinstance(method, MaskedAutoencoder):
+    if not isinstance(method, MaskedAutoencoder | QuantisedAutoencoder):
         return []
     sample, where = held_out_samples(source, count)
     sample = _served(method, sample) if sample else {}
     if not sample:
         return []
-    heads, crossed, names = [], across(method, sample), names_of(source, sample["index"])
+    heads, names = [], names_of(source, sample["index"])
+    crossed = {} if isinstance(method, QuantisedAutoencoder) else across(method, sample)
     for name, rebuilt in reconstruct(method, sample).items():
         rows = {"input": rebuilt.input, "masked": rebuilt.masked, "rebuilt": rebuilt.rebuilt}
+        if rebuilt.hidden is not None and bool(rebuilt.hidden.all()):  # nothing of it is left to be shown
+            del rows["masked"]
         rows |= {f"from {seen} alone": made for seen, made in crossed.get(name, {}).items()}
         moves = source.animation(rebuilt.modality, rebuilt.input[0]) is not None
         shown = _films(source, rebuilt.modality, rows) if moves else {}
@@ -253,10 +257,12 @@ def _evenly(flags: Tensor, count: int) -> list[int]:
     return numbers[picked].tolist()
 
 
-def _served(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, Tensor]:
+def _served(method: MaskedAutoencoder | QuantisedAutoencoder, sample: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those samples of which enough units may be seen: one may lack modalities."""
     layout = method.tokenizer.split(sample).layout
-    usable = method.masker.usable(layout) if layout.valid is not None else None
+    if layout.valid is None or isinstance(method, QuantisedAutoencoder):
+        return sample
+    usable = method.masker.usable(layout)
     if usable is None:
         return sample
     enough = usable.sum(dim=1) >= layout.count - method.masker.count(layout)

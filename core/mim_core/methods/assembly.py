@@ -9,6 +9,7 @@ from typing import Any
 
 from mim_core.errors import MimError, too_much
 from mim_core.parts.decoder import Decoder
+from mim_core.parts.decoder_joint import JointDecoder
 from mim_core.parts.encoder import Encoder
 from mim_core.parts.masker import Masker
 from mim_core.parts.scorer import Scorer
@@ -122,15 +123,30 @@ class Parts:
             )
         return found
 
+    def joint_decoder(self, tokenizer: Tokenizer, encoder: Encoder) -> JointDecoder | None:
+        """The decoder that answers for all heads; None where each has its own."""
+        for scope, role in self.scopes("decoder"):
+            if scope and self.get(role).cls.joint:
+                raise MimError(
+                    f"{role} ({self.get(role).name}): it is one decoder for all heads, so it is named without a head: "
+                    f"--use decoder={self.get(role).name}"
+                )
+        if "decoder" not in self or not self.get("decoder").cls.joint:
+            return None
+        made: JointDecoder = self.make("decoder", encoder, tokenizer.layout)
+        return made
+
     def heads(
         self,
         tokenizer: Tokenizer,
         encoder: Encoder,
         segments: Mapping[str, str],
         teachers: Mapping[str, Teacher] | None = None,
+        joint: JointDecoder | None = None,
     ) -> Iterator[tuple[str, str | None, Decoder, Target]]:
         """(name, segment, decoder, target) of each head. A head's segment is the tokenizer of its name, unless
-        ``segments`` says another; its teacher is that of its name, or the only one."""
+        ``segments`` says another; its teacher is that of its name, or the only one; its decoder its own, that of all
+        heads anew, or its part of the ``joint`` one."""
         for scope, role in self.scopes("target"):
             segment = segments.get(scope, scope if isinstance(tokenizer, JoinedTokenizer) else None)
             if segment is not None and (not isinstance(tokenizer, JoinedTokenizer) or segment not in tokenizer.parts):
@@ -146,7 +162,11 @@ class Parts:
                 with building(role, self.get(role)):
                     target.bind(teacher)
             decoder_role = f"{scope}.decoder" if f"{scope}.decoder" in self else "decoder"
-            yield scope or "main", segment, self.make(decoder_role, encoder, tokenizer.layout, target.size), target
+            if joint is not None and decoder_role == "decoder":
+                decoder: Decoder = joint.head(target.size, segment, encoder)
+            else:
+                decoder = self.make(decoder_role, encoder, tokenizer.layout, target.size)
+            yield scope or "main", segment, decoder, target
 
     def _check_of_head(self, role: str, name: str, other: str) -> None:
         """Refuses a target of another head's losses where that head is missing."""

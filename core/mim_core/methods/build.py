@@ -18,7 +18,7 @@ from mim_core.methods.method import Method
 from mim_core.parts.masker import Masker
 from mim_core.parts.target import Target
 from mim_core.parts.teacher import Teacher
-from mim_core.parts.tokenizer import Tokenizer
+from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
 from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.resolve import load_recipe
 
@@ -77,13 +77,13 @@ def build_method(run: ResolvedRun | str, registry: Registry | None = None, seed:
 
 
 def check_teachers(method: Method) -> None:
-    """Whether every teacher has something to teach.
+    """Whether every teacher, and every tokenizer that was trained by another run, has the weights that are meant.
 
     Raises:
         MimError: The weights of one are gone.
     """
     for module in method.modules():
-        if isinstance(module, Teacher):
+        if isinstance(module, Teacher | Tokenizer):
             try:
                 module.check_filled()
             except ValueError as error:
@@ -91,9 +91,16 @@ def check_teachers(method: Method) -> None:
 
 
 def settled(run: ResolvedRun, method: Method) -> ResolvedRun:
-    """The run with the options of its teachers as they are once built: a frozen one adds the parts that it is made of,
-    so that the run can be opened where its source is gone."""
+    """The run with the options of its teachers and tokenizers as they are once built: those that are taken from
+    another run add the parts that they are made of, so that the run can be opened where that one is gone."""
     parts = dict(run.parts)
+    for scope, role in (
+        (role.rpartition(".")[0], role) for role in run.parts if role.rpartition(".")[2] == "tokenizer"
+    ):
+        whole = getattr(method, "tokenizer", None)
+        own = whole.part(scope) if isinstance(whole, JoinedTokenizer) else whole
+        if isinstance(own, Tokenizer) and hasattr(parts[role].options, "parts"):
+            parts[role] = replace(parts[role], options=own.config)
     for name, teacher in getattr(method, "teachers", {}).items():
         role = "teacher" if name == "main" else f"{name}.teacher"
         if role in parts:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from mim_core.data.source import DataSource, Sample
 from mim_core.data.views import View
 from mim_core.errors import did_you_mean
+from mim_core.methods.generation import Generation, generated
 from mim_core.methods.method import Features, Method, Outcome, Record, encode_all
 from mim_core.methods.modalities import from_given
 from mim_core.parts.decoder import Decoder
+from mim_core.parts.decoder_joint import JointAnswer, JointDecoder
 from mim_core.parts.encoder import Encoded, Encoder
 from mim_core.parts.layout import Layout, Patches, tensor_tree
 from mim_core.parts.mask import Draw, Mask
@@ -29,6 +31,8 @@ from mim_core.ranks.tensors import batch_mean
 
 if TYPE_CHECKING:
     from mim_core.methods.assembly import Parts
+
+Total = Literal["sum", "mean", "answers"]
 
 
 @tensor_tree
@@ -54,6 +58,8 @@ class Prepared:
         weights: float32 [R, Q] per head, summing to one over the batch, so that the sum of weighted losses is their
             mean.
         views: Other views that the student sees, nothing hidden in them, by name.
+        told: int64 [R, Q], the ids at the queries of sequences; None where no decoder is told any.
+        factors: Of the total, by head, a scalar each; empty where a head's own weight is all.
     """
 
     inputs: Any
@@ -62,6 +68,8 @@ class Prepared:
     targets: dict[str, Any]
     weights: dict[str, Tensor]
     views: dict[str, Seen] = field(default_factory=dict)
+    told: Tensor | None = None
+    factors: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Head(nn.Module):
@@ -105,6 +113,8 @@ class Head(nn.Module):
 
     def asked(self, layout: Layout, mask: Mask) -> Mask:
         """The mask with this head's queries."""
+        if isinstance(self.decoder, JointAnswer):
+            return mask.ask_own(layout, self.segment or "")
         if self.segment is not None:
             return mask.ask_segment(layout, self.segment)
         return mask.ask_all(layout) if self.every else mask
@@ -113,7 +123,8 @@ class Head(nn.Module):
         """The patches and the mask as the target sees them: of its own segment alone."""
         if self.segment is None:
             return patches, self.asked(patches.layout, mask)
-        return patches.segment(self.segment), mask.ask_segment(patches.layout, self.segment, local=True)
+        ask = mask.ask_own if isinstance(self.decoder, JointAnswer) else mask.ask_segment
+        return patches.segment(self.segment), ask(patches.layout, self.segment, local=True)
 
     def weight_of(self, layout: Layout, mask: Mask) -> Tensor:
         """How much each answer counts, [R, Q]; of one that asks about samples or regions, [R, 1]."""
@@ -151,6 +162,8 @@ class MaskedAutoencoder(Method):
         scorer: Gives a guided masker its scores [B, N].
         teachers: What they say of a batch is handed to targets and scorer, in `prepare`; by the name that heads use,
             "main" for the one that all others use.
+        decoder: One that answers for all heads in one pass (4M); each head then has its part of it.
+        total: How the heads' losses make the whole, see the option.
     """
 
     @dataclass(frozen=True)
@@ -159,6 +172,9 @@ class MaskedAutoencoder(Method):
 
         average: Literal["batch", "sample"] = "batch"
         """Divide by all answers of the batch together (MAE), or average per sample first (MultiMAE)."""
+        total: Total = "sum"
+        """The sum of the heads' losses, their mean, also over heads without an answer in the batch (4M's "mod"), or
+        their mean by answers times the size of an answer (4M's "token")."""
         weights: dict[str, float] = field(default_factory=dict)
         """Factor of a head's loss, by head, such as: depth 0.5; 1 where not named."""
         segments: dict[str, str] = field(default_factory=dict)
@@ -182,10 +198,11 @@ class MaskedAutoencoder(Method):
         encoder = parts.encoder(tokenizer)
         teachers = parts.teachers(tokenizer, encoder)
         scorer = parts.scorer(tokenizer, encoder, teachers)
+        joint = parts.joint_decoder(tokenizer, encoder)
         heads = {
             name: Head(decoder, target, config.weights.get(name, 1.0), segment, config.average,
                        name if name in teachers else "main", config.views.get(name, ""), name in config.every_unit)
-            for name, segment, decoder, target in parts.heads(tokenizer, encoder, config.segments, teachers)
+            for name, segment, decoder, target in parts.heads(tokenizer, encoder, config.segments, teachers, joint)
         }  # fmt: skip
         for option in ("weights", "segments", "views", "every_unit"):
             strange = [name for name in getattr(config, option) if name not in heads]
@@ -200,7 +217,7 @@ class MaskedAutoencoder(Method):
             raise ValueError('carries is "teacher", and this run has no teacher that all heads share')
         if config.carries == "teacher" and not hasattr(named["main"], "encoder"):
             raise ValueError('carries is "teacher", and this run\'s teacher is no encoder')
-        made = cls(tokenizer, parts.masker(tokenizer), encoder, heads, scorer, named)
+        made = cls(tokenizer, parts.masker(tokenizer), encoder, heads, scorer, named, joint, config.total)
         made.carries = config.carries
         asked = dict.fromkeys(config.views.values())
         made.needs_views = tuple(
@@ -209,6 +226,7 @@ class MaskedAutoencoder(Method):
         return made
 
     carries: Literal["student", "teacher"] = "student"
+    generation: Generation = Generation()
     needs_views: tuple[View, ...] = ()
 
     def __init__(
@@ -219,9 +237,12 @@ class MaskedAutoencoder(Method):
         heads: Mapping[str, Head],
         scorer: Scorer | None = None,
         teachers: Mapping[str, Teacher] | None = None,
+        decoder: JointDecoder | None = None,
+        total: Total = "sum",
     ) -> None:
         super().__init__()
         self.tokenizer, self.masker, self.encoder = tokenizer, masker, encoder
+        self.decoder, self.total = decoder, total
         self.heads, self.scorer = nn.ModuleDict(_in_order(heads)), scorer
         self.teachers = nn.ModuleDict(teachers or {})
         self.couples_batch = any(head.target.couples_samples for head in heads.values())
@@ -240,6 +261,11 @@ class MaskedAutoencoder(Method):
             raise ValueError(
                 "the scorer is of no use, for this masker reads no scores; name one that does, or leave it out"
             )
+        if any(part.sequence for _, part in self.tokenizer.layout.parts()) and not self.masker.sequences:
+            raise ValueError(
+                f"a {type(self.masker).__name__} does not know which places of a sequence hold a unit; others do: "
+                "mim-core list maskers"
+            )
         read = {head.teacher for head in heads.values() if head.target.needs_teacher}
         read |= {"main"} if self.scorer is not None and self.scorer.needs_teacher else set()
         for name in {*read, *self.teachers}:
@@ -247,6 +273,7 @@ class MaskedAutoencoder(Method):
                 raise ValueError("a target or the scorer reads what a teacher says, and this method has none")
             if name not in read:
                 raise ValueError(f"no target and no scorer reads what the teacher {name!r} says; leave it out")
+        self._join_joint(heads)
         for name, head in heads.items():
             other = getattr(head.decoder.config, "input_of", None) if hasattr(head.decoder, "config") else None
             for wanted in filter(None, (other, head.target.of_head)):
@@ -258,6 +285,19 @@ class MaskedAutoencoder(Method):
                 head.decoder.share(heads[other].decoder)
         for teacher in self.teachers.values():
             teacher.begin({name: head.decoder for name, head in heads.items()})  # type: ignore[operator]
+
+    def _join_joint(self, heads: Mapping[str, Head]) -> None:
+        """Whether those heads that share one decoder ask for different segments."""
+        joint = {name: head for name, head in heads.items() if isinstance(head.decoder, JointAnswer)}
+        if joint and self.decoder is None:
+            raise ValueError("some heads are parts of one decoder, and this method has none")
+        if self.decoder is not None and not joint:
+            raise ValueError("the decoder is one for all heads, and every head has its own; leave it out")
+        asked: dict[str | None, str] = {}
+        for name, head in joint.items():
+            other = asked.setdefault(head.segment, name)
+            if other != name:
+                raise ValueError(f"the heads {other!r} and {name!r} ask for one segment, and a query has one answer")
 
     def _join_losses(self, name: str, head: Head, other: Head) -> None:
         """Whether a head can be held against what another one loses."""
@@ -310,22 +350,46 @@ class MaskedAutoencoder(Method):
         mask = self._fit(mask, patches.layout, _rows(patches))
         lessons |= {name: teacher(patches, sample, mask) for name, teacher in self._teachers() if teacher.needs_mask}
         lessons = {name: replace(lesson, progress=progress) for name, lesson in lessons.items()}
+        if mask.spans:
+            patches = replace(patches, values=self.tokenizer.arrange(patches.values, mask))
         inputs = patches.values
         if self.tokenizer.embeds == "kept":
             assert isinstance(inputs, Tensor)
             inputs = mask.take(inputs, mask.kept_ids)
         views = {head.view: self._view(sample, head.view) for _, head in self._heads() if head.view}
-        targets, weights = {}, {}
+        targets, counts = self._targets(sample, {"": (patches, mask), **views}, lessons)
+        weights = {name: head.shares(counts[name]) for name, head in self._heads()}
+        others = {name: Seen(units.values, units.layout, seen) for name, (units, seen) in views.items()}
+        ids = None if self.decoder is None else self.decoder.told(patches, mask)
+        return Prepared(inputs, patches.layout, mask, targets, weights, others, ids, self._factors(counts))
+
+    def _targets(
+        self, sample: Sample, views: Mapping[str, tuple[Patches, Mask]], lessons: Mapping[str, Lesson]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What each head should answer, and how much each answer counts, [R, Q]."""
+        targets, counts = {}, {}
         for name, head in self._heads():
-            lesson = head.lesson(lessons, patches.layout)
-            units, seen = views.get(head.view, (patches, mask))
+            lesson = head.lesson(lessons, views[""][0].layout)
+            units, seen = views[head.view]
             weight, told = head.weight_of(units.layout, seen), None
             if not head.target.of_head:
                 targets[name] = head.target.make(sample, *head.local(units, seen), lesson)
                 told = head.target.told(targets[name])
-            weights[name] = head.shares(weight if told is None else weight * told)
-        others = {name: Seen(units.values, units.layout, seen) for name, (units, seen) in views.items()}
-        return Prepared(inputs, patches.layout, mask, targets, weights, others)
+            counts[name] = weight if told is None else weight * told
+        return targets, counts
+
+    def _factors(self, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What each head's loss is of the total, from the weights of its answers."""
+        if self.total == "sum":
+            return {}
+        sizes = {name: float(head.target.size) for name, head in self._heads()}
+        if self.total == "mean":
+            return {name: torch.full_like(value[0, 0], 1 / len(counts)) for name, value in counts.items()}
+        each = {name: value.sum() * sizes[name] for name, value in counts.items()}
+        whole = torch.stack(list(each.values())).sum()
+        whole = batch_mean(whole) if self.training else whole
+        mine = {name: batch_mean(value) if self.training else value for name, value in each.items()}
+        return {name: value / whole.clamp(min=1e-12) for name, value in mine.items()}
 
     def _view(self, sample: Sample, view: str) -> tuple[Patches, Mask]:
         """Another view of the batch, nothing hidden; of several for each sample one after the other."""
@@ -341,18 +405,29 @@ class MaskedAutoencoder(Method):
         seen = {"": Seen(prepared.inputs, prepared.layout, prepared.mask), **prepared.views}
         found = {name: self._encoded(view.inputs, view.layout, view.mask) for name, view in seen.items()}
         encoded = found[""]
-        parts, predictions = {}, {}
+        parts, predictions = {}, self._together(encoded, prepared)
         each: dict[str, Tensor] = {}
         loss = encoded.tokens.new_zeros((), dtype=torch.float32)
         for name, head in self._heads():
             layout, mask = seen[head.view].layout, seen[head.view].mask
-            predictions[name] = head.decoder(found[head.view], layout, head.asked(layout, mask))
+            if name not in predictions:
+                predictions[name] = head.decoder(found[head.view], layout, head.asked(layout, mask))
             other = head.target.of_head
             values = Losses(each[other].detach(), prepared.weights[other]) if other else prepared.targets[name]
             each[name] = head.target.loss(predictions[name], values)
             parts[name] = (each[name] * prepared.weights[name]).sum()
-            loss = loss + head.weight * parts[name]
-        return Outcome(loss, parts, predictions, torch.cat([encoded.prefix, encoded.tokens], dim=1))
+            factor = head.weight * prepared.factors[name] if prepared.factors else head.weight
+            loss = loss + factor * parts[name]
+        latent = torch.cat([encoded.prefix, encoded.tokens], dim=1)
+        return Outcome(loss, parts, predictions, latent, self.encoder.measures())
+
+    def _together(self, encoded: Encoded, prepared: Prepared) -> dict[str, Tensor]:
+        """Answers of the heads that share one decoder."""
+        if self.decoder is None or prepared.told is None:
+            return {}
+        joint = {name: head.decoder for name, head in self._heads() if isinstance(head.decoder, JointAnswer)}
+        found: dict[str, Tensor] = self.decoder(encoded, prepared.layout, prepared.mask, prepared.told, joint)
+        return found
 
     def _encoded(self, inputs: Any, layout: Layout, mask: Mask) -> Encoded:
         """The kept units through tokenizer and encoder; an encoder that takes values embeds them itself."""
@@ -368,8 +443,16 @@ class MaskedAutoencoder(Method):
         return encode_all(self.tokenizer, self.encoder, sample)
 
     def predict(self, sample: Sample) -> dict[str, Tensor]:
-        """Of several modalities those that the sample lacks, see `mim_core.methods.modalities.from_given`."""
+        """Of several modalities those that the sample lacks, see `mim_core.methods.modalities.from_given`; with one
+        decoder for all heads generated in steps, see `mim_core.methods.generation`."""
+        if self.generates:
+            return generated(self, sample, self.generation)
         return from_given(self, sample)
+
+    @property
+    def generates(self) -> bool:
+        """Whether it answers in steps, one modality after another."""
+        return self.decoder is not None and isinstance(self.tokenizer, JoinedTokenizer)
 
     def record(self, answers: Mapping[str, Tensor], source: DataSource) -> Record:
         """A file for each modality, as the data write it."""

@@ -8,7 +8,7 @@ VideoMAE, Point-MAE and MultiMAE by its parts alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -41,12 +41,14 @@ class Outcome:
         parts: Each head's own loss, before its weight.
         predictions: [R, Q, size] per head, at its queries.
         latent: [R, P + K, D], the encoder's output: prefix tokens first, then the kept units in their order.
+        measures: What else is written into the metrics, by name: a scalar each.
     """
 
     loss: Tensor
     parts: dict[str, Tensor]
     predictions: dict[str, Tensor]
     latent: Tensor
+    measures: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def prediction(self) -> Any:
@@ -162,8 +164,8 @@ class Method(nn.Module):
         return source
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimizer step: every `Teacher` of the method follows it, and every `Target` that keeps
-        something of past batches takes the last one in. A subclass that does more calls this too.
+        """Called after each optimizer step: every `Teacher` of the method follows it, and every `Target` and `Encoder`
+        that keeps something of past batches takes the last one in. A subclass that does more calls this too.
 
         Args:
             progress: Share of the run that is done; in a run a `Progress`, which knows step and epoch.
@@ -171,7 +173,7 @@ class Method(nn.Module):
         for module in self.modules():
             if isinstance(module, Teacher):
                 module.follow(self, progress)
-            elif isinstance(module, Target):
+            elif isinstance(module, Target | Encoder):
                 module.after_step()
 
     def carry(self) -> None:
@@ -221,9 +223,14 @@ def encode_all(tokenizer: Tokenizer, encoder: Encoder, sample: Sample) -> Featur
 
 
 def _encode_valid(encoder: Encoder, tokens: Tensor, layout: Layout, mask: Mask, valid: Tensor) -> Features:
-    """Samples that have the same units are encoded together, from those units alone."""
+    """Those units alone are seen. Where the encoder cannot leave units of a row out, samples that have the same ones
+    are encoded together."""
     if not bool(valid.any(dim=1).all()):
         raise ValueError("a sample has none of its units")
+    if encoder.pads:
+        encoded = encoder(tokens, layout, replace(mask, kept_valid=valid))
+        there = encoded.tokens.masked_fill(~valid[:, :, None], 0.0)
+        return Features(there, there.sum(dim=1) / valid.sum(dim=1, keepdim=True), encoded.prefix)
     out, prefix = torch.zeros_like(tokens), None
     patterns, which = valid.unique(dim=0, return_inverse=True)
     for number, pattern in enumerate(patterns):

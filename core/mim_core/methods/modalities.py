@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mim_core.data.source import Sample
 from mim_core.errors import MimError
@@ -49,14 +49,16 @@ def from_given(method: Any, sample: Sample) -> dict[str, Tensor]:
         own, asked = head.local(patches, prepared.mask)
         answers = head.target.to_input_space(outcome.predictions[name], own, asked)
         if answers is not None and isinstance(own.values, Tensor):
-            found[name] = tokenizer.part(str(head.segment)).join(
-                placed(own.values, asked.query_ids, answers), own.layout
-            )
+            filled = placed(own.values, asked.query_ids, answers, asked.query_valid)
+            found[name] = tokenizer.part(str(head.segment)).join(filled, own.layout)
     return found
 
 
-def placed(values: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
-    """A copy of values [B, N, ...] with answers [B, Q, ...] at ids."""
+def placed(values: Tensor, ids: Tensor, answers: Tensor, valid: Tensor | None = None) -> Tensor:
+    """A copy of values [B, N, ...] with answers [B, Q, ...] at ids, those that are ``valid``, bool [B, Q]."""
     flat = answers.reshape(*ids.shape, -1).to(values.dtype)
+    whole = values.flatten(2)
+    if valid is not None:  # the others are written behind the last, and cut off
+        ids, whole = ids.where(valid, whole.shape[1]), nn.functional.pad(whole, (0, 0, 0, 1))
     index = ids[:, :, None].expand_as(flat)
-    return values.flatten(2).scatter(1, index, flat).reshape(values.shape)
+    return whole.scatter(1, index, flat)[:, : values.shape[1]].reshape(values.shape)

@@ -24,11 +24,13 @@ class Decoder(nn.Module):
         asks: "units" where it answers each of ``mask.query_ids``; "sample" where it gives one answer for the sample as
             a whole, [R, 1, size]; "region" where that is of the place that is hidden.
         needs_mask: A teacher's copy is given the batch and the mask too, see `teach`.
+        joint: One for all heads, see `mim_core.parts.decoder_joint`: it is made once, and gives each head its own part.
     """
 
     Config: ClassVar[type[Any]]
     asks: Literal["units", "sample", "region"] = "units"
     needs_mask: bool = False
+    joint: bool = False
 
     def forward(self, encoded: Encoded, layout: Layout, mask: Mask) -> Float[Tensor, "R Q size"]:
         """An answer for each of ``mask.query_ids``, in that order."""

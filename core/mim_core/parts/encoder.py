@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mim_core.errors import MimError, unknown
+from mim_core.parts.blocks import MlpKind, norm_layer, vit_block
 from mim_core.parts.layout import Layout, take, tensor_tree
 from mim_core.parts.mask import Mask
 from mim_core.parts.position import PositionAt, PositionKind, make_position
@@ -36,12 +36,19 @@ class Encoded:
         levels: Earlier feature maps of encoders that have them: those that `Encoder.give_levels` asked for, [R, K, D]
             each, without the prefix.
         attention: [R, heads, P + K, P + K], softmax weights of the last block, where `Encoder.give_attention` asked.
+        places: [R, K, D], what was added to the tokens to say where they lie and of which segment they are, of
+            encoders that have vectors of segments: a decoder adds it again (4M).
+        ids: int64 [R, K], the code that each token was replaced by, of encoders with ``codes``.
+        apart: [R, K], how far each was from it, for the loss.
     """
 
     tokens: Tensor
     prefix: Tensor
     levels: tuple[Tensor, ...] = ()
     attention: Tensor | None = None
+    places: Tensor | None = None
+    ids: Tensor | None = None
+    apart: Tensor | None = None
 
 
 class Encoder(nn.Module):
@@ -54,6 +61,7 @@ class Encoder(nn.Module):
         pads: It leaves out of its attention what ``mask.kept_valid`` says is no unit.
         width: D.
         levels: Blocks, numbered from 1, whose outputs fill `Encoded.levels`; see `give_levels`.
+        codes: How many ids it gives tokens, in `Encoded.ids`; 0: none.
     """
 
     Config: ClassVar[type[Any]]
@@ -62,6 +70,7 @@ class Encoder(nn.Module):
     pads: bool = False
     width: int
     levels: tuple[int, ...] = ()
+    codes: int = 0
 
     @classmethod
     def width_for(cls, config: Any) -> int:
@@ -71,6 +80,14 @@ class Encoder(nn.Module):
     def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
         """Encodes the tokens of ``mask.kept_ids``; positions are added here."""
         raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after each optimizer step: takes the last batch into what it keeps of past ones, such as codes."""
+        return
+
+    def measures(self) -> dict[str, Tensor]:
+        """What is worth a column in the metrics, by name: a scalar each, without gradient."""
+        return {}
 
     def give_levels(self, blocks: tuple[int, ...]) -> None:
         """Asks for the outputs of these blocks, numbered from 1, each through the final norm.
@@ -122,7 +139,8 @@ def init_transformer(module: nn.Module, kind: Init = "xavier") -> None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
-            nn.init.zeros_(part.bias)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
 
 def through(blocks: nn.Sequential, x: Tensor, places: Tensor | None, seen: Tensor | None = None) -> Any:
@@ -228,8 +246,8 @@ class ViTEncoder(Encoder):
         """Options of the ViT encoder."""
 
         name: str | None = None
-        """A timm VisionTransformer, such as vit_small_patch16_224; then width, depth, heads, mlp_ratio, class_token,
-        layer_scale, final_norm and norm_eps are its."""
+        """A timm VisionTransformer, such as vit_small_patch16_224; then width, depth, heads, mlp_ratio, mlp, bias,
+        class_token, layer_scale, final_norm and norm_eps are its."""
         width: int = 768
         """Token width D."""
         depth: int = 12
@@ -250,6 +268,12 @@ class ViTEncoder(Encoder):
         """Small number in the normalisation layers: 1e-6 in MAE's and timm's code, 1e-12 in transformers' ViTMAE."""
         qkv_bias: bool = True
         """Biases of queries, keys and values."""
+        bias: bool = True
+        """Biases at all; without, linear and normalisation layers have none (4M)."""
+        mlp: MlpKind = "gelu"
+        """The blocks' MLP: gelu, or swiglu, two thirds as wide with a gate (4M)."""
+        segments: bool = False
+        """Of several modalities, a learned vector for each is added to its tokens with the positions (4M)."""
         init: Init = "xavier"
         """How linear layers start: xavier (MAE), or truncated, a normal of deviation 0.02 (Point-MAE)."""
         final_norm: bool = True
@@ -274,7 +298,7 @@ class ViTEncoder(Encoder):
             check_sizes(config.width, config.depth, config.heads)
             self.width = config.width
             self.blocks, self.norm_pre = self._own_blocks(config), nn.Identity()
-            self.norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.final_norm else nn.Identity()
+            self.norm = norm_layer(config.norm_eps, config.bias)(config.width) if config.final_norm else nn.Identity()
             self.cls_token = token(1, config.width) if config.class_token else None
             self.reg_token = None
         init_transformer(self, config.init)
@@ -287,22 +311,27 @@ class ViTEncoder(Encoder):
         self.mask_token = token(1, self.width) if config.sees == "all" else None
         count = sum(learned.shape[1] for learned in self._front())
         self.prefix_position = token(count, self.width) if count and config.position_at == "blocks" else None
+        if config.segments and (not layout.segments or config.position_at == "blocks"):
+            raise ValueError("vectors of segments need several modalities, and positions that are added at the input")
+        names = [name for name, _ in layout.segments] if config.segments else []
+        self.segment = nn.ParameterDict({name: token(1, self.width) for name in names}) if names else None
 
     @staticmethod
     def _own_blocks(config: Config) -> nn.Sequential:
-        rates = rising(config.drop_path, config.depth)
         return nn.Sequential(
             *(
-                vision_transformer.Block(
+                vit_block(
                     config.width,
                     config.heads,
-                    mlp_ratio=config.mlp_ratio,
-                    qkv_bias=config.qkv_bias,
+                    config.mlp_ratio,
+                    config.mlp,
+                    config.bias,
+                    config.qkv_bias,
+                    config.norm_eps,
                     init_values=config.layer_scale,
                     drop_path=rate,
-                    norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
                 )
-                for rate in rates
+                for rate in rising(config.drop_path, config.depth)
             )
         )
 
@@ -320,7 +349,12 @@ class ViTEncoder(Encoder):
         if self.mask_token is not None:
             tokens = torch.where(mask.kept_hidden()[:, :, None], self.mask_token.to(tokens.dtype), tokens)
         places = None if self.position is None else take(self.position(layout), mask.kept_ids)
-        if places is not None and self.config.position_at == "input":
+        added = None if self.segment is None else self._with_segments(places, layout, mask)
+        if added is not None:
+            tokens, places = tokens + added, None
+            if mask.kept_valid is not None:  # what only fills a row says nothing
+                tokens = tokens.masked_fill(~mask.kept_valid[:, :, None], 0.0)
+        elif places is not None and self.config.position_at == "input":
             tokens, places = tokens + places, None
         front = self._front()
         x = torch.cat([*(learned.expand(tokens.shape[0], -1, -1).to(tokens.dtype) for learned in front), tokens], dim=1)
@@ -337,7 +371,15 @@ class ViTEncoder(Encoder):
             if number in self.levels:
                 levels.append((self.norm(x) if self.levels_normed else x)[:, count:])
         x = self.norm(x)
-        return Encoded(x[:, count:], x[:, :count], tuple(levels), attention)
+        return Encoded(x[:, count:], x[:, :count], tuple(levels), attention, added)
+
+    def _with_segments(self, places: Tensor | None, layout: Layout, mask: Mask) -> Float[Tensor, "R K D"]:
+        """Positions of the kept units, where there are any, and the vectors of their segments."""
+        vectors: Any = self.segment
+        each = [vectors[name].expand(1, part.count, -1) for name, part in layout.segments]
+        found = take(torch.cat(each, dim=1), mask.kept_ids)
+        found = found if places is None else found + places
+        return found if mask.kept_valid is None else found.masked_fill(~mask.kept_valid[:, :, None], 0.0)
 
     def give_levels(self, blocks: tuple[int, ...]) -> None:
         """Asks for the outputs of these blocks, numbered from 1 and rising, each through the final norm."""
@@ -381,6 +423,10 @@ class ViTEncoder(Encoder):
             MimError: Positions are computed from coordinates or per axis, which timm does not.
         """
         config = self.config
+        if config.mlp != "gelu" or not config.bias or config.segments:
+            raise MimError(
+                "timm's transformers have no vectors of modalities, no normalisation without biases and no such gates."
+            )
         if config.position in ("coordinates", "separable") or config.position_at == "blocks":
             raise MimError(
                 "timm's transformers have no positions that are computed from coordinates, learned per axis, or added "

@@ -56,6 +56,8 @@ class Layout:
             they follow from it.
         valid: bool [B, N], False for padding and for a modality that a sample lacks; None when all are valid.
         segments: The layouts that `join` put side by side, by name; empty for a single one.
+        sequence: The units are places of a sequence, told one after another: first what is seen of it, then what is
+            asked, see `mim_core.parts.spans`.
     """
 
     count: int = field(metadata={"static": True})
@@ -63,6 +65,7 @@ class Layout:
     positions: Float[Tensor, "*B N d"] | None = None
     valid: Bool[Tensor, "B N"] | None = None
     segments: tuple[tuple[str, Layout], ...] = ()
+    sequence: bool = field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
         if self.grid is not None and math.prod(self.grid) != self.count:
@@ -109,10 +112,17 @@ class Layout:
             else self.positions,
             valid=None if self.valid is None else self.valid[ids],
             segments=tuple((name, part.rows(ids)) for name, part in self.segments),
+            sequence=self.sequence,
         )
 
+    def parts(self) -> tuple[tuple[str, Layout], ...]:
+        """The segments by name; of a single layout itself, under an empty name."""
+        return self.segments or (("", self),)
+
     def span(self, segment: str) -> tuple[int, Layout]:
-        """The first unit and the layout of one segment."""
+        """The first unit and the layout of one segment; of a single layout all, under an empty name."""
+        if not self.segments and not segment:
+            return 0, self
         start = 0
         for name, part in self.segments:
             if name == segment:

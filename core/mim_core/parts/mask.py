@@ -46,6 +46,7 @@ class Mask:
             look at the others (I-JEPA's target blocks).
         kept_valid: bool [R, K], False where ``kept_ids`` only fills the row: nobody attends to it. None: all count.
         query_valid: bool [R, Q], the same of queries; their weight is 0.
+        spans: What is hidden of sequences is to be written as spans before it is encoded, see `Tokenizer.arrange`.
     """
 
     hidden: Bool[Tensor, "R N"]
@@ -56,6 +57,7 @@ class Mask:
     groups: int = field(default=1, metadata={"static": True})
     kept_valid: Bool[Tensor, "R K"] | None = None
     query_valid: Bool[Tensor, "R Q"] | None = None
+    spans: bool = field(default=False, metadata={"static": True})
 
     @staticmethod
     def with_count(
@@ -154,6 +156,28 @@ class Mask:
         if local:
             return Mask(hidden, ids, ids, weight, self.per_sample)
         return replace(self, query_ids=ids + start, weight=weight, groups=1, query_valid=None)
+
+    def own_queries(self, layout: Layout, segment: str) -> tuple[Int[Tensor, "R q"], Bool[Tensor, "R q"]]:
+        """Which of the queries are of one segment: their numbers, first those, and which of them are. As many as a row
+        can hold, so that shapes are static."""
+        start, part = layout.span(segment)
+        mine = (self.query_ids >= start) & (self.query_ids < start + part.count)
+        mine = mine if self.query_valid is None else mine & self.query_valid
+        most = min(mine.shape[1], part.count)
+        at = mine.to(torch.uint8).argsort(dim=1, stable=True, descending=True)[:, :most]
+        return at, mine.gather(1, at)
+
+    def ask_own(self, layout: Layout, segment: str, local: bool = False) -> Mask:
+        """The same mask with the queries of one segment alone, see `own_queries`; with ``local`` units are counted from
+        its start."""
+        start, part = layout.span(segment)
+        at, there = self.own_queries(layout, segment)
+        ids = (self.query_ids.gather(1, at) - start).clamp(0, part.count - 1)
+        weight = self.weight.gather(1, at) * there
+        if not local:
+            return replace(self, query_ids=ids + start, weight=weight, groups=1, query_valid=there)
+        hidden = self.hidden[:, start : start + part.count]
+        return Mask(hidden, _all_ids(hidden), ids, weight, self.per_sample, query_valid=there)
 
     def take(self, values: Tensor, ids: Int[Tensor, "R K"]) -> Tensor:
         """Values [B, N, ...] of the samples at ids [R, K] of the masks: [R, K, ...]."""

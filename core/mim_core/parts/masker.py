@@ -49,12 +49,14 @@ class Masker(nn.Module):
         per_sample: Masks that it draws of each sample.
         needs_scores: It cannot do without scores, so a method that has no scorer is refused.
         exact: False where rows hide at least what `count` says: it then gives ``Mask.kept_valid``.
+        sequences: It can hide units of a sequence, most of whose places are none: these are hidden first.
     """
 
     Config: ClassVar[type[Any]]
     per_sample: int = 1
     needs_scores: bool = False
     exact: bool = True
+    sequences: bool = False
     _counted_away: bool = False
     """One batch on an accelerator was counted."""
 
@@ -171,6 +173,8 @@ class RandomMasker(Masker):
     MAE rounds the visible count down, so the hidden one up: 49 of 196 are visible at 0.75. Point-MAE (arXiv 2203.06604)
     rounds the hidden count down: 26 of 64 are visible at 0.6.
     """
+
+    sequences = True
 
     @dataclass(frozen=True)
     class Config:

@@ -105,6 +105,7 @@ class Teacher(nn.Module):
         self.tokenizer, self.encoder = copy.deepcopy(student.tokenizer), copy.deepcopy(student.encoder)
         self.decoders = nn.ModuleDict()
         self.blocks_given, self.gives_attention = 0, False
+        self.codes = self.codes or self.encoder.codes
         self.requires_grad_(False)
         super().train(False)
 
@@ -196,7 +197,7 @@ class Teacher(nn.Module):
         for name, part in self.decoders.items():
             asked = (encoded, layout, sample, mask) if getattr(part, "needs_mask", False) else (encoded, layout)
             answers[name] = part.teach(*asked)  # type: ignore[operator]
-        return Lesson(encoded.tokens, encoded.prefix, encoded.levels, encoded.attention, answers)
+        return Lesson(encoded.tokens, encoded.prefix, encoded.levels, encoded.attention, answers, ids=encoded.ids)
 
     def follow(self, student: nn.Module, progress: float) -> None:
         """Moves on after a step of the optimizer. The student is the method: its ``tokenizer``, ``encoder`` and

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from mim_core.data.source import Sample
 from mim_core.parts.layout import Layout, Patches
+from mim_core.parts.mask import Mask
 from mim_core.text import times
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -35,6 +36,7 @@ class Tokenizer(nn.Module):
         unit_shape: The shape of one unit's values.
         ids: Modalities that are not measured but named, int64: how many names there are (classes, words). All others
             are float32.
+        names: Where each unit is one id, int64 values of the shape [1]: how many ids there are; 0 elsewhere.
     """
 
     Config: ClassVar[type[Any]]
@@ -43,6 +45,15 @@ class Tokenizer(nn.Module):
     shapes: dict[str, tuple[int, ...]]
     unit_shape: tuple[int, ...]
     ids: Mapping[str, int] = {}
+    names: int = 0
+
+    def check_filled(self) -> None:
+        """Called before the first step of a run.
+
+        Raises:
+            ValueError: Its weights should be those of another run, and are only drawn.
+        """
+        return
 
     def split(self, sample: Sample) -> Patches:
         """The values of every unit."""
@@ -51,6 +62,11 @@ class Tokenizer(nn.Module):
     def embed(self, values: Any) -> Tensor:
         """Values [B, K, ...] to tokens [B, K, D] (or [B, K, S, D] where a unit holds S tokens)."""
         raise NotImplementedError
+
+    def arrange(self, values: Any, mask: Mask) -> Any:
+        """Values [B, N, ...] of all units once it is known what is hidden, where ``mask.spans``: a sequence is written
+        anew, with a sentinel for each hidden span. Nothing else changes."""
+        return values
 
     def leave_values(self) -> None:
         """Called when the method is built, where the encoder embeds the values itself: takes the embedding out, which
@@ -99,6 +115,8 @@ class PatchTokenizer(Tokenizer):
         """Patch size along each axis; it must divide the input size."""
         channels: int = 3
         """Values at each input position."""
+        bias: bool = True
+        """A bias in the embedding; 4M has none."""
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
@@ -111,7 +129,7 @@ class PatchTokenizer(Tokenizer):
         self.shapes = {config.modality: (config.channels, *config.size)}
         self.unit_shape = (*config.patch, config.channels)
         convolution: Any = CONVOLUTIONS[len(config.patch)]
-        self.proj: Any = convolution(config.channels, width, config.patch, stride=config.patch)
+        self.proj: Any = convolution(config.channels, width, config.patch, stride=config.patch, bias=config.bias)
         nn.init.xavier_uniform_(self.proj.weight.view(width, -1))  # MAE: initialised as the linear layer that it is
 
     def leave_values(self) -> None:
@@ -184,10 +202,22 @@ class JoinedTokenizer(Tokenizer):
     def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
         super().__init__()
         self.parts = nn.ModuleDict(tokenizers)
+        self._check_shapes()
         self.layout = Layout.join({name: part.layout for name, part in tokenizers.items()})
         self.shapes = {modality: shape for part in tokenizers.values() for modality, shape in part.shapes.items()}
         self.unit_shape = ()
         self.ids = {modality: count for part in tokenizers.values() for modality, count in part.ids.items()}
+
+    def _check_shapes(self) -> None:
+        """Raises ValueError where two of them want the same modality in other shapes."""
+        known: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for name in self.parts:
+            for modality, shape in self.part(name).shapes.items():
+                other, first = known.setdefault(modality, (name, shape))
+                if first != shape:
+                    raise ValueError(
+                        f"{other} takes {modality} as {times(first)} and {name} as {times(shape)}: give both one size"
+                    )
 
     def part(self, name: str) -> Tokenizer:
         """The tokenizer of one segment."""
@@ -225,6 +255,16 @@ class JoinedTokenizer(Tokenizer):
                 valid = valid if layout.valid is None else valid & layout.valid
                 patches = replace(patches, layout=replace(layout, valid=valid))
         return patches
+
+    def arrange(self, values: dict[str, Tensor], mask: Mask) -> dict[str, Tensor]:
+        """Each segment's, by its own tokenizer."""
+        found, start = {}, 0
+        for name, value in values.items():
+            count = value.shape[1]
+            hidden = mask.hidden[:, start : start + count]
+            found[name] = self.part(name).arrange(value, replace(mask, hidden=hidden))
+            start += count
+        return found
 
     def embed(self, values: dict[str, Tensor]) -> Tensor:
         """All units of all segments, [B, N, D]."""

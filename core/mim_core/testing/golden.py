@@ -220,6 +220,8 @@ def _compare(name: str, wanted: Tensor, found: Tensor | None, left_out: Mapping[
         return Comparison(name, None, allowed, why)
     if found.numel() != wanted.numel():
         return Comparison(name, float("inf"), allowed, f"shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
+    if not wanted.numel():  # nothing of both
+        return Comparison(name, 0.0, allowed)
     wanted, found = wanted.double(), found.detach().double().reshape(wanted.shape)
     apart = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
     return Comparison(name, apart if apart == apart else float("inf"), allowed)

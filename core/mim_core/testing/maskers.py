@@ -22,6 +22,12 @@ MOMENTS = ((0, 0.0), (1, 0.01), (11, 0.3), (500, 0.5), (20_000, 0.9), (100_000, 
 """Steps of a run and the share of it that is done: what a masker hides may change on the way, how much may not."""
 
 
+def written_places(layout: Layout) -> Tensor:
+    """Which units are places of a sequence, bool [1, N]."""
+    each = [torch.full((1, part.count), part.sequence) for _, part in layout.parts()]
+    return torch.cat(each, dim=1)
+
+
 class MaskerContract(Contract):
     """What every masker keeps to.
 
@@ -206,9 +212,21 @@ class MaskerContract(Contract):
                 mask = self.draw(masker, replace(layout, valid=valid), keys(4))
             except MimError:
                 continue
-            wanted = take(valid.float(), mask.query_ids) * mask.hidden.gather(1, mask.query_ids)
+            written = written_places(layout)  # of sequences, which places are used is the mask's matter
+            wanted = take((valid | written).float(), mask.query_ids)
+            wanted = wanted * (mask.hidden | written).gather(1, mask.query_ids)
             wanted = wanted if mask.query_valid is None else wanted * mask.query_valid
             assert torch.equal(mask.weight, wanted), "weights are not those of valid hidden units"
+
+    def test_what_is_asked_is_not_seen(self) -> None:
+        """No unit that the encoder sees is asked and counts."""
+        masker = self._made()
+        for layout in self.all_layouts():
+            mask = self.draw(masker, layout, keys(64))
+            there = torch.ones_like(mask.kept_ids) if mask.kept_valid is None else mask.kept_valid.to(torch.int64)
+            seen = torch.zeros_like(mask.hidden, dtype=torch.int64).scatter_add(1, mask.kept_ids, there)
+            both = (take(seen, mask.query_ids) > 0) & (mask.weight > 0)
+            assert not bool(both.any()), f"units of {layout.grid or layout.count} are seen and asked"
 
     def test_meta_device(self) -> None:
         """Shapes follow from the layout alone, nothing reads a value, and all stays on the keys' device."""

@@ -152,6 +152,18 @@ class TokenizerContract(Contract):
             missing = [name for name in names if name not in message]
             assert not missing, f"the error does not name {missing}: {message}"
 
+    def test_units_that_are_ids(self) -> None:
+        """Where ``names`` says how many ids there are, each unit is one of them."""
+        tokenizer = self.make_tokenizer()
+        if not tokenizer.names:
+            return
+        values = tokenizer.split(self.make_sample(tokenizer, 3)).values
+        assert isinstance(values, Tensor), "ids of several modalities: join their tokenizers"
+        assert values.dtype == torch.int64, f"ids are {values.dtype}, not int64"
+        assert tuple(values.shape[2:]) == (1,) == tuple(tokenizer.unit_shape), "a unit is one id, of the shape [1]"
+        low, high = int(values.min()), int(values.max())
+        assert 0 <= low <= high < tokenizer.names, f"ids are {low} to {high}; there are {tokenizer.names}"
+
     def test_embed_row_does_not_depend_on_the_batch(self) -> None:
         """In evaluation a sample alone has the tokens that it has in a batch."""
         tokenizer = self.make_tokenizer().eval()
@@ -165,7 +177,7 @@ class TokenizerContract(Contract):
         tokenizer = self.make_tokenizer()
         sample = self.make_sample(tokenizer, 3)
         half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in sample.items()}
-        measured = any(half[name].dtype == torch.bfloat16 for name in tokenizer.shapes)
+        measured = not tokenizer.names and any(half[name].dtype == torch.bfloat16 for name in tokenizer.shapes)
         kinds = {value.dtype for value in tensors(tokenizer.split(half).values) if value.is_floating_point()}
         assert not measured or kinds == {torch.bfloat16}, f"split makes {kinds} of bfloat16"
         with saying("split reads a value or makes tensors elsewhere than the sample, so a GPU would wait"):

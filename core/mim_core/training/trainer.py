@@ -145,7 +145,7 @@ class Trainer:
             raise self.engine.explain(error) from error
         self.latent = outcome.latent.detach()
         parts = {f"loss/{name}": value for name, value in outcome.parts.items()}
-        return {"loss": outcome.loss, **(parts if len(parts) > 1 else {})}
+        return {"loss": outcome.loss, **(parts if len(parts) > 1 else {}), **outcome.measures}
 
     def _fetch(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """The next micro-batch, on the device; bad files are noted."""

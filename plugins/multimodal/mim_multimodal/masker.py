@@ -29,6 +29,8 @@ class DirichletMasker(Masker):
     Differs from the code: a share of zero units is possible for every modality, and a sample keeps nothing twice.
     """
 
+    sequences = True
+
     @dataclass(frozen=True)
     class Config:
         """Options of the Dirichlet masker."""
@@ -154,19 +156,22 @@ class DirichletMasker(Masker):
         return torch.where(found.any(dim=1, keepdim=True), found, usable)
 
 
-def log_gamma_draws(key: Int[Tensor, " B"], alpha: Float[Tensor, " S"]) -> Float[Tensor, "B S"]:
-    """Logarithms of gamma variables with these shapes, float64; their softmax is a Dirichlet draw.
+def log_gamma_draws(
+    key: Int[Tensor, " B"], alpha: Float[Tensor, "*B S"], stream: str = "mask.gamma"
+) -> Float[Tensor, "B S"]:
+    """Logarithms of gamma variables with these shapes, the same or others of each row, float64; their softmax is a
+    Dirichlet draw.
 
     Marsaglia and Tsang 2000 for shape + 1, then times u^(1 / shape): logarithms do not underflow where shapes are
     small.
     """
-    size = len(alpha)
+    size = alpha.shape[-1]
     alpha = alpha.to(key.device)
-    draws = randomness.uniform(key, "mask.gamma", size * (3 * TRIES + 1)).to(torch.float64)
+    draws = randomness.uniform(key, stream, size * (3 * TRIES + 1)).to(torch.float64)
     draws = draws.reshape(len(key), size, 3 * TRIES + 1).clamp(min=2.0**-54)
     u, v, accept = draws[..., :-1].unflatten(2, (3, TRIES)).unbind(dim=2)
     normal = (-2 * u.log()).sqrt() * (2 * math.pi * v).cos()
-    d = (alpha + 1 - 1 / 3)[None, :, None]
+    d = (alpha + 1 - 1 / 3)[..., None]
     cube = (1 + normal / (9 * d).sqrt()).clamp(min=1e-12) ** 3
     good = accept.log() < 0.5 * normal**2 + d * (1 - cube + cube.log())
     first = good.to(torch.uint8).argmax(dim=2, keepdim=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mim_core import RecipeRegister, Register, hookimpl
 
 MULTIMAE = "MultiMAE, arXiv 2204.01678"
+FOURM = "4M, arXiv 2312.06647"
 
 
 @hookimpl
@@ -32,6 +33,12 @@ def mim_register_maskers(register: Register) -> None:
         load="mim_multimodal.masker:DirichletMasker",
         summary="A fixed budget of visible units, spread over modalities by Dirichlet draws.",
         paper=MULTIMAE,
+    )
+    register(
+        name="budgets",
+        load="mim_multimodal.budgets:BudgetMasker",
+        summary="Two fixed budgets, of what is seen and of what is asked, spread by a mixture of Dirichlet draws.",
+        paper=FOURM,
     )
 
 
@@ -101,6 +108,21 @@ def mim_register_evaluations(register: Register) -> None:
 
 
 RECIPES = {
+    "4m-vit-tiny": (
+        "4M with a 128-wide encoder: RGB, ids of RGB, depth and classes, captions; the bundled frames.",
+        FOURM,
+    ),
+    "4m-vit-base": (
+        "4M-B: RGB, ids of RGB, depth and classes by trained tokenizers, captions; 128 + 128 units.",
+        FOURM,
+    ),
+    "4m-vit-large": ("4M-L: the same with 24 + 24 blocks of 1024.", FOURM),
+    "vq-rgb-tiny": ("A tokenizer of RGB: 64 ids of 512 codes; the bundled frames.", FOURM),
+    "vq-depth-tiny": ("A tokenizer of depth: 64 ids of 256 codes; the bundled frames.", FOURM),
+    "vq-semseg-tiny": ("A tokenizer of class maps: 64 ids of 128 codes; the bundled frames.", FOURM),
+    "vq-rgb-base": ("A tokenizer of RGB at 224 pixels: 196 ids of 16,384 codes.", FOURM),
+    "vq-depth-base": ("A tokenizer of depth at 224 pixels: 196 ids of 8,192 codes.", FOURM),
+    "vq-semseg-base": ("A tokenizer of class maps at 224 pixels: 196 ids of 4,096 codes.", FOURM),
     "multimae-vit-tiny": ("MultiMAE with a 128-wide encoder: the bundled game frames, minutes on a CPU.", MULTIMAE),
     "multimae-vit-base": ("MultiMAE with ViT-B/16 on RGB, depth and class maps, the paper's for ImageNet.", MULTIMAE),
     "rgb-vit-tiny": ("RGB alone, with the budget of multimae-vit-tiny: what the other modalities add to.", MULTIMAE),
@@ -110,11 +132,17 @@ RECIPES = {
 }
 
 
+ROOMS = {"4m": ("recipes_fourm", "fourm"), "vq": ("recipes_vq", "vq")}
+"""First word of a recipe's name -> the module where it is, and how its function's name begins."""
+
+
 @hookimpl
 def mim_register_recipes(register: RecipeRegister) -> None:
-    """MultiMAE, and modalities of several plugins together."""
+    """MultiMAE, 4M, and modalities of several plugins together."""
     for name, (summary, paper) in RECIPES.items():
-        function = f"mim_multimodal.recipes:{name.replace('-', '_')}"
+        first, _, rest = name.replace("-", "_").partition("_")
+        module, word = ROOMS.get(first, ("recipes", first))
+        function = f"mim_multimodal.{module}:{word}_{rest}"
         register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
 
 
@@ -126,6 +154,12 @@ def mim_register_importers(register: Register) -> None:
         load="mim_multimodal.interop:import_multimae",
         summary="Official MultiMAE pre-training weights (.pth).",
         paper=MULTIMAE,
+    )
+    register(
+        name="fourm",
+        load="mim_multimodal.interop_fourm:import_fourm",
+        summary="Official 4M weights, with the modalities told.",
+        paper=FOURM,
     )
 
 

@@ -209,7 +209,7 @@ def test_classes_of_data_and_tokenizer_agree(tmp_path):
 @pytest.mark.parametrize("name", [entry.full_name for entry in installed().of_kind("recipes", "multimodal")])
 def test_pictures_of_every_recipe(name, tmp_path):
     """A twin of each recipe rebuilds held-out samples, head by head."""
-    if "captions" in name:
+    if "captions" in name or "4m" in name:
         pytest.importorskip("open_clip")
     run = load_recipe(name, installed(), twin=True)
     method = build_method(run)
@@ -217,10 +217,13 @@ def test_pictures_of_every_recipe(name, tmp_path):
     sample, where = held_out_samples(source, 3)
     assert where == ("samples of the training data" if "video" in name else "held-out samples")
     found = reconstruct(method, sample)
-    assert set(found) == set(method.heads)
+    told = {"caption"} if "4m" in name else set()  # one id after another, which no picture shows
+    assert set(found) == set(method.heads) - told
     for rebuilt in found.values():
         for values in (rebuilt.input, rebuilt.masked, rebuilt.rebuilt):
             assert source.picture(rebuilt.modality, values[0]).content
+    if "vq-" in name:
+        return
     crossed = across(method, sample)
     if "rgb-vit" in name:
         assert not crossed, "one modality has nothing to be predicted from"

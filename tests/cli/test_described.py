@@ -15,7 +15,9 @@ from mim_core.recipes.options import plain
 from mim_core.recipes.resolve import load_recipe
 from mim_core.recipes.toml import to_toml, toml_of_parts
 
-ENTRIES = [entry for entry in installed().entries if entry.kind not in ("recipes", "importers", "evaluations")]
+ENTRIES = [
+    entry for entry in installed().entries if entry.kind not in ("recipes", "importers", "exporters", "evaluations")
+]
 RECIPES = installed().of_kind("recipes")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
 
 from mim_core.disk import write_whole
 from mim_core.errors import MimError, warn
@@ -62,36 +62,48 @@ def write_card(
     """
     run, method, checkpoint = opened
     target = card_of(path)
-    if target.exists() and MARK not in target.read_text(encoding="utf-8", errors="replace"):
-        warn(f"{target} is no card of mim-core's, so it stays, and no card was written.")
+    if not _may_write(target):
         return None
-    state = _state(checkpoint)
-    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+    state, folder = _state(checkpoint), _run_folder(checkpoint)
     chain = [_origin(each, registry) for each in origins.kept_in(state)]
-    licences = {licence for _, licence in chain if licence is not None}
-    text = (
-        Environment(loader=PackageLoader("mim_core", "templates"), trim_blocks=True, lstrip_blocks=True)
-        .get_template("model-card.md.jinja")
-        .render(
-            library=LIBRARIES.get(kind, "transformers"),
-            licence_id=next(iter(licences)).lower().replace(" ", "-") if len(licences) == 1 and "" not in licences
-            else "other" if licences else "",
-            title=f"{run.recipe or folder.name}, {folder.name}",
-            what=_what(method, kind),
-            size=f"{sum(p.numel() for p in method.parameters()):,}",
-            recipe=run.recipe, checkpoint=checkpoint.name, version=__version__, load=load, notes=list(notes),
-            inputs=_inputs(method, known, classes),
-            data=_data(run, method, state),
-            training=_training(run, state),
-            changes={name: tuple(map(_cell, pair)) for name, pair in changes_of(run, registry).items()},
-            table=scores_of(folder),
-            origins=[line for line, _ in chain],
-            parts={role: part.name for role, part in run.parts.items()},
-            toml=in_rows(_without_folders(run, to_toml(run, registry))).rstrip(),
-        )
-    )  # fmt: skip
+    text = _template().render(
+        library=LIBRARIES.get(kind, "transformers"),
+        licence_id=_licence_id({licence for _, licence in chain if licence is not None}),
+        title=f"{run.recipe or folder.name}, {folder.name}",
+        what=_what(method, kind),
+        made=f"Of the run `{run.recipe}`, checkpoint `{checkpoint.name}`.\nWritten by mim-core {__version__}.",
+        load=load,
+        notes=notes,
+        inputs=_inputs(method, known, classes),
+        data=_data(run, method, state),
+        training=_training(run, state),
+        changes={name: tuple(map(_cell, pair)) for name, pair in changes_of(run, registry).items()},
+        table=scores_of(folder),
+        origins=[line for line, _ in chain],
+        parts={role: part.name for role, part in run.parts.items()},
+        toml=in_rows(_without_folders(run, to_toml(run, registry))).rstrip(),
+    )
     write_whole(target, shown(text))
     return target
+
+
+def _may_write(target: Path) -> bool:
+    """Whether no file of the user's is there."""
+    ours = not target.exists() or MARK in target.read_text(encoding="utf-8", errors="replace")
+    if not ours:
+        warn(f"{target} is no card of mim-core's, so it stays, and no card was written.")
+    return ours
+
+
+def _template() -> Template:
+    found = Environment(loader=PackageLoader("mim_core", "templates"), trim_blocks=True, lstrip_blocks=True)
+    return found.get_template("model-card.md.jinja")
+
+
+def _licence_id(licences: set[str]) -> str:
+    """As model cards name licences; "other" where there are several or one is not known, empty where none is."""
+    known = next(iter(licences), "")
+    return known.lower().replace(" ", "-") if len(licences) == 1 and known else "other" if licences else ""
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:
@@ -101,10 +113,15 @@ def _state(checkpoint: Path) -> dict[str, Any]:
         raise MimError(f"{checkpoint} is damaged: {error}") from error
 
 
+def _run_folder(checkpoint: Path) -> Path:
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+
+
 def _what(method: Method, kind: str) -> str:
+    size = f"{sum(p.numel() for p in method.parameters()):,} parameters."
     if isinstance(method, Supervised):
-        return f"A model that was trained on labels ({type(method).__name__}), as {kind}."
-    return f"An encoder that was pre-trained by masked modeling ({type(method).__name__}), as {kind}."
+        return f"A model that was trained on labels ({type(method).__name__}), as {kind}. {size}"
+    return f"An encoder that was pre-trained by masked modeling ({type(method).__name__}), as {kind}. {size}"
 
 
 def _inputs(method: Method, known: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str, str]:

@@ -246,6 +246,9 @@ class ViTEncoder(Encoder):
         MLP of where units lie) or none."""
         position_at: PositionAt = "input"
         """Add positions once, or at the input of every block (Point-MAE); then the class token has a learned one."""
+        class_position: bool = False
+        """With positions that are added once: a learned one of the class token too, as tables of timm and of MAE's
+        fine-tuning have it; it starts at zero."""
         norm_eps: float = 1e-6
         """Small number in the normalisation layers: 1e-6 in MAE's and timm's code, 1e-12 in transformers' ViTMAE."""
         qkv_bias: bool = True
@@ -287,6 +290,8 @@ class ViTEncoder(Encoder):
         self.mask_token = token(1, self.width) if config.sees == "all" else None
         count = sum(learned.shape[1] for learned in self._front())
         self.prefix_position = token(count, self.width) if count and config.position_at == "blocks" else None
+        if count and config.class_position and config.position_at == "input":
+            self.prefix_position = nn.Parameter(torch.zeros(1, count, self.width))
 
     @staticmethod
     def _own_blocks(config: Config) -> nn.Sequential:
@@ -324,7 +329,10 @@ class ViTEncoder(Encoder):
             tokens, places = tokens + places, None
         front = self._front()
         x = torch.cat([*(learned.expand(tokens.shape[0], -1, -1).to(tokens.dtype) for learned in front), tokens], dim=1)
-        count, x = x.shape[1] - tokens.shape[1], self.norm_pre(x)
+        count = x.shape[1] - tokens.shape[1]
+        if self.prefix_position is not None and self.config.position_at == "input":
+            x = x + F.pad(self.prefix_position.to(x.dtype), (0, 0, 0, x.shape[1] - count))
+        x = self.norm_pre(x)
         if places is not None and self.prefix_position is not None:
             places = torch.cat([self.prefix_position.expand(len(places), -1, -1).to(places.dtype), places], dim=1)
         seen = None if mask.kept_valid is None else F.pad(mask.kept_valid, (count, 0), value=True)
@@ -366,12 +374,14 @@ class ViTEncoder(Encoder):
         """Blocks, norms and tokens as they are; the position table gets the prefix's slots, zeros, in front."""
         state = dict(self.state_dict())
         state.pop("mask_token", None)
+        own = state.pop("prefix_position", None)
         table = state.pop("position.table", None)
         state = {name: value for name, value in state.items() if not name.startswith("position.")}
         if table is not None:
             slots = 0 if self.cls_token is None else 1
             slots += 0 if self.reg_token is None else self.reg_token.shape[1]
-            state["pos_embed"] = torch.cat([table.new_zeros(1, slots, table.shape[2]), table], dim=1)
+            front = table.new_zeros(1, slots, table.shape[2]) if own is None else own
+            state["pos_embed"] = torch.cat([front, table], dim=1)
         return state
 
     def timm_model(self) -> tuple[str, dict[str, Any]]:

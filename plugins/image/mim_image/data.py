@@ -107,6 +107,9 @@ class Images(DataSource):
         """Chance that values of its upper half are turned around."""
         local_crop: tuple[float, float] = (0.05, 0.4)
         """Where a method asks for local views: smallest and largest share of the image's area that one shows (DINO)."""
+        labels: float = 0.0
+        """Training on labels uses so many labelled samples, each class by its share; below 1 it is that share of
+        each; 0: all. Which ones follows from their names."""
         max_bad: float = 0.5
         """Largest share of unreadable files; beyond it the run stops. Each is named in skipped.jsonl."""
 

@@ -107,6 +107,9 @@ class Clips(DataSource):
         """Per channel, of values in [0, 1]. None: ImageNet's for colour, 0.5 for grey."""
         std: tuple[float, ...] | None = None
         """The same for the standard deviation."""
+        labels: float = 0.0
+        """Training on labels uses so many labelled samples, each class by its share; below 1 it is that share of
+        each; 0: all. Which ones follows from their names."""
         max_bad: float = 0.5
         """Largest share of unreadable files; beyond it the run stops. Each is named in skipped.jsonl."""
 

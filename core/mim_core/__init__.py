@@ -74,6 +74,9 @@ if TYPE_CHECKING:
     from mim_core.interop.weights import fill_weights as fill_weights
     from mim_core.methods.assembly import Parts as Parts
     from mim_core.methods.build import build_method as build_method
+    from mim_core.methods.classifier import Classifier as Classifier
+    from mim_core.methods.classifier import shares_of as shares_of
+    from mim_core.methods.classifier import top_share as top_share
     from mim_core.methods.masked_autoencoder import Head as Head
     from mim_core.methods.masked_autoencoder import MaskedAutoencoder as MaskedAutoencoder
     from mim_core.methods.masked_autoencoder import Prepared as Prepared
@@ -194,6 +197,7 @@ _ROOMS = {
     "interop.weights": ("State", "fill_weights"),
     "methods.assembly": ("Parts",),
     "methods.build": ("build_method",),
+    "methods.classifier": ("Classifier", "shares_of", "top_share"),
     "methods.masked_autoencoder": ("Head", "MaskedAutoencoder", "Prepared"),
     "methods.method": ("Features", "Method", "Outcome", "Record", "encode_all"),
     "methods.supervised": ("Supervised", "Taught", "entry"),

@@ -266,14 +266,16 @@ class Classifier(Supervised):
         """Accuracy, and the mean over the classes of each one's accuracy; beside the most frequent training class. A
         sample's answer is the class of the largest mean probability over its views."""
         train, test = source.labelled("train"), source.labelled("test")
-        sums, seen = torch.zeros(len(test.labels), self.classes), torch.zeros(len(test.labels))
+        seen = torch.zeros(len(test.labels))
+        sums = torch.zeros(len(test.labels), self.classes, dtype=torch.float64)
         for batch, predictions in self.predicted(source, test, device, batch_size):
-            sums.index_add_(0, batch["sample"], predictions["class"].softmax(dim=1))
+            sums.index_add_(0, batch["sample"], shares_of(predictions["class"]))
             seen.index_add_(0, batch["sample"], torch.ones(len(batch["sample"])))
         read = seen == test.views
         if not read.any():
             raise MimError(f"None of the {len(test.labels):,} labelled test samples can be read.")
         found, labels = sums[read].argmax(dim=1), test.labels[read]
+        top = [Score(FINE_TUNED, "top-5 accuracy", top_share(sums[read], labels, 5))] if self.classes > 10 else []
         majority = torch.full_like(labels, int(train.labels.bincount().argmax()))
         if notes is not None:
             notes.append(
@@ -283,7 +285,19 @@ class Classifier(Supervised):
             lost = len(test.labels) - len(labels)
             notes += [f"{lost:,} test files cannot be used and are left out."] if lost else []
             notes += [note for note in {train.note, test.note} if note]
-        return [*accuracies(MAJORITY, majority, labels), *accuracies(FINE_TUNED, found, labels)]
+        return [*accuracies(MAJORITY, majority, labels), *accuracies(FINE_TUNED, found, labels), *top]
+
+
+def shares_of(logits: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
+    """Probabilities of the classes in float64. A sample's are the mean over its views, as VideoMAE's code has it; the
+    mean of the logits, or votes, would give other answers."""
+    return logits.double().softmax(dim=-1)
+
+
+def top_share(scores: Float[Tensor, "n K"], labels: Int[Tensor, " n"], count: int) -> float:
+    """The share of samples whose class is among the ``count`` best."""
+    best = scores.topk(min(count, scores.shape[1]), dim=1).indices
+    return float((best == labels[:, None]).any(dim=1).double().mean())
 
 
 def accuracies(row: str, found: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> list[Score]:

@@ -192,6 +192,18 @@ def mim_register_importers(register: Register) -> None:
         name="mae", load="mim_image.interop:import_mae", summary="Official MAE pre-training weights (.pth).", paper=MAE
     )
     register(
+        name="mae-finetune",
+        load="mim_image.interop_finetuned:import_mae_finetune",
+        summary="Official MAE weights after fine-tuning on labels (.pth).",
+        paper=MAE,
+    )
+    register(
+        name="mae-linprobe",
+        load="mim_image.interop_finetuned:import_mae_linprobe",
+        summary="Official MAE weights after linear probing (.pth).",
+        paper=MAE,
+    )
+    register(
         name="simmim",
         load="mim_image.interop:import_simmim",
         summary="Official SimMIM ViT weights (.pth).",

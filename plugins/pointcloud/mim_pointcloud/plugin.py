@@ -115,6 +115,18 @@ def mim_register_importers(register: Register) -> None:
         summary="Official Point-MAE pre-training weights (.pth).",
         paper=POINT_MAE,
     )
+    register(
+        name="point-mae-cls",
+        load="mim_pointcloud.interop_finetuned:import_classifier",
+        summary="Official Point-MAE weights after fine-tuning for classification (.pth).",
+        paper=POINT_MAE,
+    )
+    register(
+        name="point-mae-partseg",
+        load="mim_pointcloud.interop_finetuned:import_part_segmenter",
+        summary="Official Point-MAE weights of part segmentation (.pth).",
+        paper=POINT_MAE,
+    )
 
 
 @hookimpl

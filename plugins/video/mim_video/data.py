@@ -342,11 +342,19 @@ class Views(Dataset[Any]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """uint8 [C, T, H, W]. Within segments a frame is taken at the view's place, of one view in the middle."""
         source, (place, side) = self.source, self.views[index % len(self.views)]
+        config, (segments, sides) = source.config, source.config.views
+        segment, crop = divmod(index % len(self.views), sides)
+        by_stride = segments > 1 and not config.segments and config.fps is None and config.short != "loop"
 
         def choose(times: Tensor, frame: tuple[int, int]) -> list[Shot]:
             places = torch.full((source.frames,), place, dtype=torch.float64)
-            box = crops.placed(frame, source.size, source.config.evaluate_crop, side)
-            return [Shot(source.choose_frames(times, place, places), box, False)]
+            frames = source.choose_frames(times, place, places)
+            if by_stride:
+                frames = sampling.by_buffer(len(times), source.frames, config.stride, segment, segments)
+            box = crops.placed(frame, source.size, config.evaluate_crop, side)
+            if sides > 1:
+                box = crops.placed_evenly(frame, source.size, config.evaluate_crop, crop, sides)
+            return [Shot(frames, box, False)]
 
         return {"video": source.take(self.store, index // len(self.views), choose)[0]}
 

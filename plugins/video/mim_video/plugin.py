@@ -129,6 +129,11 @@ def mim_register_importers(register: Register) -> None:
         "videomae-v2": ("interop:import_videomae_v2", "Official VideoMAE V2 pre-training weights (.pth).", VIDEOMAE_V2),
         "mae-st": ("interop_mae_st:import_mae_st", "Official MAE-ST pre-training weights (.pth).", MAE_ST),
         "mvd": ("interop_mvd:import_mvd", "Official MVD weights with both decoders and teachers.", MVD),
+        "videomae-finetune": (
+            "interop_finetuned:import_videomae_finetune",
+            "Official VideoMAE weights after fine-tuning on labels (.pth).",
+            VIDEOMAE,
+        ),
         "hf-videomae": ("interop:import_hf_videomae", "VideoMAEForPreTraining of transformers (folder).", VIDEOMAE),
     }
     for name, (attribute, summary, paper) in formats.items():

@@ -28,6 +28,11 @@ TRIALS = {
     "vitdet-lr-decay": "golden_finetune:try_vitdet_rates",
     "mae-finetune": "golden_finetune:try_mae",
     "mae-linprobe": "golden_finetune:try_linprobe",
+    "vitdet-pyramid": "golden_dense:try_pyramid",
+    "upernet": "golden_dense:try_upernet",
+    "position-interpolation": "golden_dense:try_positions",
+    "dense-metrics": "golden_dense:try_dense_metrics",
+    "representation": "golden_dense:try_representation",
 }
 """By the method of a case: the module here, and the function in it."""
 

@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from mim_core.errors import one_line as one_line
     from mim_core.errors import unknown as unknown
     from mim_core.errors import warn as warn
+    from mim_core.evaluation.dense_scores import ClassCounts as ClassCounts
+    from mim_core.evaluation.dense_scores import berhu as berhu
+    from mim_core.evaluation.dense_scores import depth_scores as depth_scores
     from mim_core.evaluation.reconstruction import reconstruct as reconstruct
     from mim_core.evaluation.study import Study as Study
     from mim_core.host.findings import Finding as Finding
@@ -109,6 +112,8 @@ if TYPE_CHECKING:
     from mim_core.parts.masker_guided import GuidedMasker as GuidedMasker
     from mim_core.parts.masker_guided import hide_guided as hide_guided
     from mim_core.parts.masker_region import RegionMasker as RegionMasker
+    from mim_core.parts.neck import FourLevels as FourLevels
+    from mim_core.parts.neck import SimplePyramid as SimplePyramid
     from mim_core.parts.norm import BatchNorm as BatchNorm
     from mim_core.parts.position import PositionKind as PositionKind
     from mim_core.parts.position import make_position as make_position
@@ -133,6 +138,10 @@ if TYPE_CHECKING:
     from mim_core.parts.tokenizer import JoinedTokenizer as JoinedTokenizer
     from mim_core.parts.tokenizer import PatchTokenizer as PatchTokenizer
     from mim_core.parts.tokenizer import Tokenizer as Tokenizer
+    from mim_core.parts.upernet import FcnHead as FcnHead
+    from mim_core.parts.upernet import UperNet as UperNet
+    from mim_core.parts.upernet import pixel_loss as pixel_loss
+    from mim_core.parts.upernet import resized as resized
     from mim_core.randomness import bits as bits
     from mim_core.randomness import make_key as make_key
     from mim_core.randomness import name_code as name_code
@@ -187,6 +196,7 @@ _ROOMS = {
     "data.views": ("View", "carried"),
     "data.wrapped": ("WrappedSource",),
     "errors": ("did_you_mean", "nearest", "one_line", "unknown", "warn"),
+    "evaluation.dense_scores": ("ClassCounts", "berhu", "depth_scores"),
     "evaluation.reconstruction": ("reconstruct",),
     "evaluation.study": ("Study",),
     "host.findings": ("Finding", "first_line", "library"),
@@ -209,6 +219,7 @@ _ROOMS = {
     "parts.masker": ("Masker", "Rounding", "check_ratio", "hide_first", "rounded"),
     "parts.masker_guided": ("GuidedMasker", "hide_guided"),
     "parts.masker_region": ("RegionMasker",),
+    "parts.neck": ("FourLevels", "SimplePyramid"),
     "parts.norm": ("BatchNorm",),
     "parts.position": ("PositionKind", "make_position", "sincos_table"),
     "parts.schedule": ("Progress", "Schedule"),
@@ -221,6 +232,7 @@ _ROOMS = {
     "parts.target_ranks": ("RankTarget",),
     "parts.teacher": ("EmaTeacher", "Lesson", "Student", "Teacher"),
     "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "Tokenizer"),
+    "parts.upernet": ("FcnHead", "UperNet", "pixel_loss", "resized"),
     "randomness": ("bits", "make_key", "name_code", "permutation", "torch_seed", "uniform"),
     "ranks.tensors": ("batch_mean", "gather"),
     "recipes.config": ("EvaluateConfig", "Part", "RunConfig", "TrainConfig"),

@@ -72,8 +72,8 @@ class Encoder(nn.Module):
         """Encodes the tokens of ``mask.kept_ids``; positions are added here."""
         raise NotImplementedError
 
-    def give_levels(self, blocks: tuple[int, ...]) -> None:
-        """Asks for the outputs of these blocks, numbered from 1, each through the final norm.
+    def give_levels(self, blocks: tuple[int, ...], normed: bool = True) -> None:
+        """Asks for the outputs of these blocks, numbered from 1, each through the final norm unless told otherwise.
 
         Raises:
             ValueError: This encoder gives none, or has no such blocks.
@@ -347,12 +347,13 @@ class ViTEncoder(Encoder):
         x = self.norm(x)
         return Encoded(x[:, count:], x[:, :count], tuple(levels), attention)
 
-    def give_levels(self, blocks: tuple[int, ...]) -> None:
-        """Asks for the outputs of these blocks, numbered from 1 and rising, each through the final norm."""
+    def give_levels(self, blocks: tuple[int, ...], normed: bool = True) -> None:
+        """Asks for the outputs of these blocks, numbered from 1 and rising, each through the final norm unless told
+        otherwise."""
         depth = len(self.blocks)
         if list(blocks) != sorted({*blocks}) or not all(1 <= number <= depth for number in blocks):
             raise ValueError(f"levels must rise and lie in 1 to {depth}, the encoder's blocks; got {blocks}")
-        self.levels, self.levels_normed = blocks, True
+        self.levels, self.levels_normed = blocks, normed
 
     def give_last_levels(self, count: int) -> None:
         """Asks for the outputs of the last blocks, without the final norm."""

@@ -173,6 +173,12 @@ def check_sizes(width: int, depth: int, heads: int) -> None:
         raise ValueError(f"width {width} is not a multiple of {heads} heads")
 
 
+def check_levels(blocks: tuple[int, ...], depth: int) -> None:
+    """Raises ValueError for numbers of blocks, from 1, that do not rise or that there are not."""
+    if list(blocks) != sorted({*blocks}) or not all(1 <= number <= depth for number in blocks):
+        raise ValueError(f"levels must rise and lie in 1 to {depth}, the encoder's blocks; got {blocks}")
+
+
 def last_blocks(count: int, depth: int) -> tuple[int, ...]:
     """The numbers of the last blocks, counted from 1.
 
@@ -350,9 +356,7 @@ class ViTEncoder(Encoder):
     def give_levels(self, blocks: tuple[int, ...], normed: bool = True) -> None:
         """Asks for the outputs of these blocks, numbered from 1 and rising, each through the final norm unless told
         otherwise."""
-        depth = len(self.blocks)
-        if list(blocks) != sorted({*blocks}) or not all(1 <= number <= depth for number in blocks):
-            raise ValueError(f"levels must rise and lie in 1 to {depth}, the encoder's blocks; got {blocks}")
+        check_levels(blocks, len(self.blocks))
         self.levels, self.levels_normed = blocks, normed
 
     def give_last_levels(self, count: int) -> None:

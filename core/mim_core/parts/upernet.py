@@ -68,7 +68,7 @@ class UperNet(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, classes, 1)
 
-    def forward(self, levels: Sequence[Float[Tensor, "B D h w"]]) -> Float[Tensor, "B K h w"]:
+    def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "B K h w"]:
         """Logits at the resolution of the finest level."""
         last = levels[-1]
         pooled = [resized(pool(last), last.shape[2:]) for pool in self.psp_modules]

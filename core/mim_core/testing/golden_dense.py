@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from mim_core.evaluation import representation as looks
 from mim_core.evaluation.dense_scores import ClassCounts, berhu, depth_scores
-from mim_core.parts.neck import SimplePyramid
+from mim_core.parts.encoder_beit import BeitEncoder
+from mim_core.parts.mask import Mask
+from mim_core.parts.neck import FourLevels, SimplePyramid
 from mim_core.parts.position import resampled, sincos_table
+from mim_core.parts.tokenizer import PatchTokenizer
 from mim_core.parts.upernet import FcnHead, UperNet, pixel_loss
 from mim_core.testing.golden_entries import Comparison, GoldenCase
 from mim_core.testing.golden_trials import compare_all
@@ -33,6 +36,70 @@ def try_pyramid(case: GoldenCase) -> list[Comparison]:
     loss = sum(((level * case.inputs[f"weight_{name}"]).sum() for name, level in levels.items()), torch.zeros(()))
     loss.backward()
     return compare_all(case, {**levels, "loss": loss, "grad_feature": feature.grad, **gradients(pyramid)}, {})
+
+
+def try_neck(case: GoldenCase) -> list[Comparison]:
+    """BEiT's transformer, what enters its neck, and the levels, in training and in evaluation mode."""
+    config, state = case.config, dict(case.weights["state"])
+    size, side = config["img_size"], config["patch_size"]
+    patch = PatchTokenizer.Config("image", tuple(size), (side, side), state["patch_embed.proj.weight"].shape[1])
+    tokenizer = PatchTokenizer(patch, config["embed_dim"])
+    encoder = BeitEncoder(_beit_options(config), tokenizer.layout)
+    neck = FourLevels(config["embed_dim"], side)
+    encoder.give_levels(tuple(number + 1 for number in config["out_indices"]), normed=False)
+    module = nn.ModuleDict({"tokenizer": tokenizer, "encoder": encoder, "neck": neck})
+    names = _beit_names(module, state)
+    fresh = {name: value for name, value in module.state_dict().items() if name not in names}
+    module.load_state_dict({**fresh, **{ours: state[theirs] for ours, theirs in names.items()}})
+    found: dict[str, Any] = {}
+    for ending in ("_eval", ""):
+        module.train(not ending)
+        patches = tokenizer.split({"image": case.inputs["image"]})
+        mask = Mask.nothing_hidden(config["batch"], patches.layout, torch.device("cpu"))
+        assert isinstance(patches.values, Tensor)
+        maps = encoder(tokenizer.embed(patches.values), patches.layout, mask).levels
+        maps = [each.transpose(1, 2).unflatten(2, tokenizer.layout.grid) for each in maps]
+        found |= {f"level_{i}{ending}": level for i, level in enumerate(neck(maps))}
+    found |= {f"tapped_{number}": each for number, each in enumerate(maps)}
+    loss = sum(((found[f"level_{i}"] * case.inputs[f"weight_{i}"]).sum() for i in range(len(maps))), torch.zeros(()))
+    loss.backward()
+    found |= {f"after/{name}": value for name, value in neck.state_dict().items()}
+    grads = {names[name]: p.grad for name, p in module.named_parameters() if name in names and p.grad is not None}
+    if "pos_embed" in grads:
+        slot = encoder.prefix_position
+        assert slot is not None
+        assert slot.grad is not None
+        grads["pos_embed"] = torch.cat([slot.grad, grads["pos_embed"]], dim=1)
+    return compare_all(case, {**found, "loss": loss, **{f"grad/{n}": g for n, g in grads.items()}}, {})
+
+
+def _beit_options(config: Mapping[str, Any]) -> BeitEncoder.Config:
+    own, shared = config.get("use_rel_pos_bias", False), config.get("use_shared_rel_pos_bias", False)
+    return BeitEncoder.Config(
+        width=config["embed_dim"],
+        depth=config["depth"],
+        heads=config["num_heads"],
+        drop_path=0.0,
+        layer_scale=config.get("init_values"),
+        bias="own" if own else "shared" if shared else "none",
+        position="learned" if config.get("use_abs_pos_emb", False) else "none",
+    )
+
+
+def _beit_names(module: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
+    """Our names -> BEiT's, for weights that the case has; its table of positions is parted into units and class
+    token."""
+    if "pos_embed" in state:
+        state["class_position"], state["pos_embed"] = state["pos_embed"][:, :1], state["pos_embed"][:, 1:]
+    found = {}
+    for ours in module.state_dict():
+        theirs = ours.removeprefix("neck.").removeprefix("encoder.").replace("tokenizer.", "patch_embed.")
+        number, _, last = theirs.removeprefix("rel_pos_bias.").partition(".")
+        if theirs.startswith("rel_pos_bias.") and number.isdecimal():
+            theirs = f"blocks.{number}.attn.{last}"
+        renamed = {"position.table": "pos_embed", "prefix_position": "class_position"}
+        found[ours] = renamed.get(theirs, theirs)
+    return {ours: theirs for ours, theirs in found.items() if theirs in state}
 
 
 def try_upernet(case: GoldenCase) -> list[Comparison]:

@@ -137,11 +137,11 @@ def official(method: Classifier, weights: Mapping[str, Tensor | None]) -> dict[s
     return found
 
 
-def _outcome(method: Classifier, image: Tensor, label: Tensor, target: Tensor | None = None) -> tuple[Any, Tensor]:
+def _outcome(method: Classifier, values: Tensor, label: Tensor, target: Tensor | None = None) -> tuple[Any, Tensor]:
     """The outcome, and what enters the head."""
     seen: list[Tensor] = []
     hook = method.head.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    prepared = method.prepare({"image": image, "label": label})
+    prepared = method.prepare({"image": values, "label": label})
     outcome = method(prepared if target is None else replace(prepared, answers=target))
     hook.remove()
     return outcome, seen[0]
@@ -182,11 +182,11 @@ def _mixing(case: GoldenCase) -> list[Comparison]:
     smoothing = case.config["smoothing"]
     for number, how in enumerate(case.config["mix"] if case.config["mode"] == "batch" else ()):
         mix = Mix(how["lam"], tuple(how["bbox"]) if how["cutmix"] else None)
-        image = mixed(given[f"raw_{number}"], mix)
-        target = mixed_labels(given[f"label_{number}"], classes, mix.left(tuple(image.shape[2:])))
+        values = mixed(given[f"raw_{number}"], mix)
+        target = mixed_labels(given[f"label_{number}"], classes, mix.left(tuple(values.shape[2:])))
         target = target * (1 - smoothing) + smoothing / classes
         lines += [
-            compare_numbers(f"in/image_{number}", given[f"image_{number}"].tolist(), image.tolist()),
+            compare_numbers(f"in/image_{number}", given[f"image_{number}"].tolist(), values.tolist()),
             compare_numbers(f"in/target_{number}", given[f"target_{number}"].tolist(), target.tolist()),
         ]
     if not lines:

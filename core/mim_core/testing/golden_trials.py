@@ -29,6 +29,7 @@ TRIALS = {
     "mae-finetune": "golden_finetune:try_mae",
     "mae-linprobe": "golden_finetune:try_linprobe",
     "vitdet-pyramid": "golden_dense:try_pyramid",
+    "beit-neck": "golden_dense:try_neck",
     "upernet": "golden_dense:try_upernet",
     "position-interpolation": "golden_dense:try_positions",
     "dense-metrics": "golden_dense:try_dense_metrics",

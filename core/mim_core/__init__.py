@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mim_core.data.source import Picture as Picture
     from mim_core.data.source import PlainItems as PlainItems
     from mim_core.data.source import Sample as Sample
+    from mim_core.data.strong import Strong as Strong
     from mim_core.data.time_limits import ITEM_SECONDS as ITEM_SECONDS
     from mim_core.data.time_limits import in_time as in_time
     from mim_core.data.viewed import Viewed as Viewed
@@ -191,6 +192,7 @@ _ROOMS = {
     "data.picture_limits": ("check_picture",),
     "data.said_once": ("SaidOnce",),
     "data.source": ("DataSource", "Labelled", "Picture", "PlainItems", "Sample"),
+    "data.strong": ("Strong",),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
     "data.viewed": ("Viewed", "keys_of", "unpaired"),
     "data.views": ("View", "carried"),

@@ -379,7 +379,7 @@ class ViTEncoder(Encoder):
         """Blocks, norms and tokens as they are; the position table gets the prefix's slots, zeros, in front."""
         state = dict(self.state_dict())
         state.pop("mask_token", None)
-        own = state.pop("prefix_position", None)
+        own = state.pop("prefix_position", None) if self.config.position_at == "input" else None
         table = state.pop("position.table", None)
         state = {name: value for name, value in state.items() if not name.startswith("position.")}
         if table is not None:

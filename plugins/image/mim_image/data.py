@@ -21,6 +21,7 @@ from mim_core import (
     PlainItems,
     SaidOnce,
     Sample,
+    Strong,
     View,
     counted,
     one_line,
@@ -107,6 +108,10 @@ class Images(DataSource):
         """Chance that values of its upper half are turned around."""
         local_crop: tuple[float, float] = (0.05, 0.4)
         """Where a method asks for local views: smallest and largest share of the image's area that one shows (DINO)."""
+        rand_augment: str = ""
+        """Training on labels: timm's RandAugment, such as rand-m9-mstd0.5-inc1; empty: none."""
+        erase: float = 0.0
+        """Training on labels: chance that a box is filled with noise."""
         labels: float = 0.0
         """Training on labels uses so many labelled samples, each class by its share; below 1 it is that share of
         each; 0: all. Which ones follows from their names."""
@@ -153,6 +158,10 @@ class Images(DataSource):
         )
         self.augment = v2.Compose([crop, v2.RandomHorizontalFlip(config.flip)])
         self.views: ImageViews | None = None
+        fill = [round(255 * value) for value in torch.as_tensor(self.mean).flatten().tolist()] * (
+            3 if self.channels == 1 else 1
+        )
+        self.strong = Strong(config.rand_augment, config.erase, self.size, fill[:3])
 
     def _normalisation(self) -> Normalisation:
         mean, std = usual_statistics(self.config.mean, self.config.std, self.channels)
@@ -261,15 +270,21 @@ class Images(DataSource):
         return True
 
     def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
-        """The same of an image of the training split, with its class as int64 ``label``."""
+        """The same of an image of the training split, augmented more where the options say so, with its class as int64
+        ``label``."""
         store = self.splits.train
-        return {"image": self._cropped(store, index, key), "label": torch.tensor(store.labels[index])}
+        image = self._cropped(store, index, key, self.strong)
+        return {"image": self.strong.erased(image, key), "label": torch.tensor(store.labels[index])}
 
-    def _cropped(self, store: ImageStore, index: int, key: int) -> Tensor:
+    def _cropped(self, store: ImageStore, index: int, key: int, strong: Strong | None = None) -> Tensor:
         image = self._load(store, index, self.config.crop[0])
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.default_generator.manual_seed(randomness.torch_seed(key, "augment"))
             image = self.augment(image)
+        if strong is not None and strong.transform is not None:
+            if image.mode not in ("L", "RGB"):
+                raise BadSample(store.name(index), f"RandAugment takes grey or RGB of 8 bits, not {image.mode}")
+            image = strong.pictures([image.convert("RGB")], key)[0].convert(image.mode)
         return torch.from_numpy(bands_of(image, self.channels))
 
     def finish(self, sample: Sample) -> Sample:

@@ -185,6 +185,26 @@ def _register(register: RecipeRegister, method: str, name: str, summary: str, pa
     register(name=name, load=load, twin=f"{load}.twin", summary=summary, paper=paper)
 
 
+FINETUNINGS = {
+    "mae-finetune-vit-base": (
+        "MAE's fine-tuning of ViT-B/16: mixing, RandAugment, layer-wise rates, 100 epochs.",
+        MAE,
+    ),
+    "mae-finetune-vit-large": ("MAE's fine-tuning of ViT-L/16, 50 epochs.", MAE),
+    "mae-finetune-vit-huge": ("MAE's fine-tuning of ViT-H/14, 50 epochs.", MAE),
+    "mae-linprobe-vit-base": ("MAE's linear probing of a frozen ViT-B/16 by LARS, 90 epochs.", MAE),
+}
+"""Fine-tuning recipes: summary, paper."""
+
+
+@hookimpl
+def mim_register_finetunings(register: RecipeRegister) -> None:
+    """The papers' settings of training on labels."""
+    for name, (summary, paper) in FINETUNINGS.items():
+        function = f"mim_image.recipes_finetune:{name.replace('-', '_')}"
+        register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
+
+
 IMPORTERS = {
     "mae": ("interop:import_mae", "Official MAE pre-training weights (.pth).", MAE),
     "mae-finetune": ("interop_finetuned:import_mae_finetune", "Official MAE weights after fine-tuning (.pth).", MAE),

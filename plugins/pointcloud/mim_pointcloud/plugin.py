@@ -106,6 +106,20 @@ def mim_register_recipes(register: RecipeRegister) -> None:
         register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
 
 
+FINETUNINGS = {
+    "point-mae-finetune-vit-small": ("Point-MAE's fine-tuning for classification, 300 epochs.", POINT_MAE),
+}
+"""Fine-tuning recipes: summary, paper."""
+
+
+@hookimpl
+def mim_register_finetunings(register: RecipeRegister) -> None:
+    """The papers' settings of training on labels."""
+    for name, (summary, paper) in FINETUNINGS.items():
+        function = f"mim_pointcloud.recipes_finetune:{name.replace('-', '_')}"
+        register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
+
+
 @hookimpl
 def mim_register_importers(register: Register) -> None:
     """Weights of the official code."""

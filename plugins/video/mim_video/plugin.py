@@ -121,6 +121,24 @@ def mim_register_recipes(register: RecipeRegister) -> None:
         register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
 
 
+FINETUNINGS = {
+    "videomae-finetune-vit-base": ("VideoMAE's fine-tuning of ViT-B/16 on Kinetics-400, 75 epochs.", VIDEOMAE),
+    "videomae-finetune-vit-base-ssv2": (
+        "VideoMAE's fine-tuning of ViT-B/16 on SSv2, 50 epochs.",
+        VIDEOMAE,
+    ),
+}
+"""Fine-tuning recipes: summary, paper."""
+
+
+@hookimpl
+def mim_register_finetunings(register: RecipeRegister) -> None:
+    """The papers' settings of training on labels."""
+    for name, (summary, paper) in FINETUNINGS.items():
+        function = f"mim_video.recipes_finetune:{name.replace('-', '_')}"
+        register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
+
+
 @hookimpl
 def mim_register_importers(register: Register) -> None:
     """Weights of the official code and of transformers."""

@@ -50,6 +50,8 @@ class FinetuneOptions:
     """The same training from untrained weights, to compare with."""
     dry_run: bool = False
     """Print the plan and stop."""
+    plan_for: str | None = None
+    """With --dry-run: hours and memory on devices that are not here too, such as h100:8; from counted operations."""
     quiet: bool = False
     """No progress."""
 
@@ -87,7 +89,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
             if world.first and not options.quiet:
                 tell("\n".join([f"Weights of tokenizer and encoder: {weights}", *left]))
         if options.dry_run:
-            dry_run(started)
+            dry_run(started, options.plan_for)
             return 0
         done = loop.train(started, quiet=options.quiet)
     if world.first and done:

@@ -40,6 +40,8 @@ class RecipeOptions:
     transformers, DINO, MAE); timm:NAME takes what timm has on this disk."""
     dry_run: bool = False
     """Print the plan and stop."""
+    plan_for: str | None = None
+    """With --dry-run: hours and memory on devices that are not here too, such as h100:8; from counted operations."""
     twin: bool = False
     """The recipe's small twin, for trying things out."""
     quiet: bool = False
@@ -106,7 +108,7 @@ def train_recipe(program: str, name: str, entry: Entry, rest: list[str], registr
             if world.first and not options.quiet:
                 tell("\n".join([f"Weights of tokenizer and encoder: {options.init}", *said]))
         if options.dry_run:
-            dry_run(started)
+            dry_run(started, options.plan_for)
             return 0
         done = loop.train(started, quiet=options.quiet)
     if world.first and done and judge(folder, registry, quiet=options.quiet) and not options.quiet:

@@ -84,6 +84,8 @@ class PretrainOptions:
     """The other code base, by its importer's name. See: mim-core list importers."""
     dry_run: bool = False
     """Print the plan and stop."""
+    plan_for: str | None = None
+    """With --dry-run: hours and memory on devices that are not here too, such as h100:8; from counted operations."""
     twin: bool = False
     """The recipe's small twin, for trying things out."""
     quiet: bool = False

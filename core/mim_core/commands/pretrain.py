@@ -45,7 +45,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
         if world.on_first(lambda: checkpoint.newest(folder) is None):
             world.together(lambda: _begin(started, options, registry))
         if options.dry_run:
-            dry_run(started)
+            dry_run(started, options.plan_for)
             return 0
         done = loop.train(started, quiet=options.quiet)
     if world.first and try_report(folder, registry) and done and not options.quiet:

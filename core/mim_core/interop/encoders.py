@@ -285,8 +285,9 @@ def encoder_in(state: Mapping[str, Tensor], path: Path, sizes: Mapping[str, Any]
     weights = {name: value for name, value in named.items() if name not in left}
     odd = [name for name in weights if not re.match(r"(patch_embed\.proj|blocks\.\d+|norm|norm_pre)\.", name)]
     odd = [name for name in odd if name not in ("cls_token", "pos_embed", "reg_token")]
-    if "patch_embed.proj.weight" not in weights or "blocks.0.mlp.fc1.weight" not in weights or odd:
-        what = f"parts that a plain ViT does not have: {', '.join(odd[:6])}" if odd else "no plain ViT in it"
+    whole = "patch_embed.proj.weight" in weights and "blocks.0.mlp.fc1.weight" in weights
+    if not whole or odd:
+        what = f"parts that a plain ViT does not have: {', '.join(odd[:6])}" if whole else "no plain ViT in it"
         raise MimError(
             f"--init {path}: {what}. Its keys begin with: {', '.join(list(state)[:5])}. For whole methods of other "
             "code bases: --init-format NAME (mim-core list importers)."

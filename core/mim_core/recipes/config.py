@@ -31,6 +31,9 @@ class TrainConfig:
     """Passes over the data; one epoch is as many samples as there are."""
     steps: int | None = None
     """Optimizer steps of the whole run, in place of epochs, which follow from them and the data."""
+    hours: float | None = None
+    """Hours that the whole run may take here, in place of epochs, which follow from a few steps that are measured when
+    it begins; warm-up and schedule end within them."""
     batch_size: int = 4096
     """Samples per optimizer step, over all devices; items, where the data make several samples of each that is
     read."""
@@ -124,6 +127,8 @@ class TrainConfig:
             raise MimError(f"train: option 'betas' must lie in [0, 1), got {self.betas}")
         if self.max_hours is not None and not self.max_hours >= 0:
             raise MimError(f"train: option 'max_hours' must be 0 or more, got {self.max_hours}")
+        if self.hours is not None and not 0 < self.hours < math.inf:
+            raise MimError(f"train: option 'hours' must be positive, got {self.hours}")
         if self.steps is not None and self.steps < 1:
             raise MimError(f"train: option 'steps' must be at least 1, got {self.steps}")
         if self.epochs <= 0:

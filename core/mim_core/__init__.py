@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from mim_core.data.conversion import with_own_names as with_own_names
     from mim_core.data.conversion import write_file as write_file
     from mim_core.data.folders import walk_folders as walk_folders
+    from mim_core.data.label_table import LabelTable as LabelTable
+    from mim_core.data.label_table import read_label_table as read_label_table
     from mim_core.data.loading import Readable as Readable
     from mim_core.data.loading import loader as loader
     from mim_core.data.normalise import IMAGENET_MEAN as IMAGENET_MEAN
@@ -187,6 +189,7 @@ _ROOMS = {
         "write_file",
     ),
     "data.folders": ("walk_folders",),
+    "data.label_table": ("LabelTable", "read_label_table"),
     "data.loading": ("Readable", "loader"),
     "data.normalise": ("IMAGENET_MEAN", "IMAGENET_STD", "Normalisation", "check_statistics", "usual_statistics"),
     "data.picture_limits": ("check_picture",),

@@ -84,7 +84,10 @@ def under_recipe(base: ResolvedRun, recipe: ResolvedRun, registry: Registry) -> 
         kept["encoder"] = replace(own, options=replace(own.options, **changed))
     data = {"data": base.parts["data"]} if "data" in base.parts else {}
     train = replace(recipe.train, seed=base.train.seed, **of_machine(base.train))
-    return replace(base, parts={**data, "method": recipe.parts["method"], **kept}, train=train)
+    method = recipe.parts["method"]
+    if hasattr(method.options, "classes"):  # those of the paper's data set
+        method = replace(method, options=replace(method.options, classes=0))
+    return replace(base, parts={**data, "method": method, **kept}, train=train)
 
 
 def train_recipe(program: str, name: str, entry: Entry, rest: list[str], registry: Registry) -> int:

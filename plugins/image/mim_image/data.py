@@ -26,6 +26,7 @@ from mim_core import (
     counted,
     one_line,
     randomness,
+    read_label_table,
     unpaired,
     usual_statistics,
 )
@@ -108,6 +109,12 @@ class Images(DataSource):
         """Chance that values of its upper half are turned around."""
         local_crop: tuple[float, float] = (0.05, 0.4)
         """Where a method asks for local views: smallest and largest share of the image's area that one shows (DINO)."""
+        labels_from: Path | None = None
+        """Table of labels: a csv or tsv file whose first line names a column of files and one of labels (and perhaps
+        one of splits), or a list of a path and a label in each line. None: ROOT/labels.csv, where no folders are
+        classes."""
+        labels_column: str = ""
+        """Its column of labels; empty: label, class, category or target."""
         rand_augment: str = ""
         """Training on labels: timm's RandAugment, such as rand-m9-mstd0.5-inc1; empty: none."""
         erase: float = 0.0
@@ -183,7 +190,15 @@ class Images(DataSource):
                 f"--data.root {root} {kind}. It should be a folder of images ({', '.join(EXTENSIONS)}), or of .tar "
                 "files of them, nested or not."
             )
-        return idx_splits(root) if idx_files(root) else folder_splits(root, self.config.splits)
+        if idx_files(root):
+            return idx_splits(root)
+        named = self.config.labels_from
+        if named is not None and self.config.splits:
+            return folder_splits(root, table=read_label_table(named, self.config.labels_column))
+        found, beside = folder_splits(root, self.config.splits), root / "labels.csv"
+        if found.train.classes is None and found.train.shards is None and beside.is_file() and self.config.splits:
+            return folder_splits(root, table=read_label_table(beside, self.config.labels_column))
+        return found
 
     def __len__(self) -> int:
         return len(self.splits.pretrain)

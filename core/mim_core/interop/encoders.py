@@ -15,7 +15,7 @@ import torch
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
-from mim_core.errors import MimError, nearest
+from mim_core.errors import MimError, did_you_mean
 from mim_core.interop.weights import clean, read_state
 from mim_core.methods.method import Method
 from mim_core.parts.position import TablePosition, resampled, sincos_table
@@ -363,8 +363,10 @@ def timm_file(name: str) -> Path:
     except (RuntimeError, ValueError, KeyError):
         config = None
     if config is None:
-        close = nearest(name, timm.list_pretrained(f"{name.partition('_')[0]}*"))
-        raise MimError(f"timm has no pretrained model {name!r}." + (f" Did you mean {close}?" if close else ""))
+        raise MimError(
+            f"timm has no pretrained model {name!r}."
+            + did_you_mean(name, timm.list_pretrained(f"{name.partition('_')[0]}*"))
+        )
     own = os.environ.get("MIM_WEIGHTS")
     looked = [Path(own) / f"{name}{ending}" for ending in (".safetensors", ".pth", ".bin")] if own else []
     looked += [Path(config.file)] if config.file else []

@@ -90,11 +90,8 @@ def start(
             "--train.micro-batch out."
         )
     source = make_source(config, method)
-    if train.hours is not None:
-        train = _in_hours(config, folder, method, source, registry, world)
-        config = replace(config, train=train)
-    if train.steps is not None:
-        train = replace(train, epochs=train.steps * train.batch_size / max(1, len(source)))
+    if train.hours is not None or train.steps is not None:
+        train = _of_steps(config, folder, method, source, registry, world)
         config = replace(config, train=train)
     steps = max(1, round(train.epochs * len(source) / train.batch_size))
     trackers.check(train.track)
@@ -105,6 +102,16 @@ def start(
     if world.first:
         advise(train, len(source))
     return run
+
+
+def _of_steps(
+    config: ResolvedRun, folder: Path, method: Any, source: Any, registry: Registry, world: World
+) -> TrainConfig:
+    """The training options with the epochs that their hours or steps make."""
+    train = config.train if config.train.hours is None else _in_hours(config, folder, method, source, registry, world)
+    if train.steps is None:
+        return train
+    return replace(train, epochs=train.steps * train.batch_size / max(1, len(source)))
 
 
 def _in_hours(

@@ -57,8 +57,7 @@ def plan_rows(run: Run, timed: bool = False, elsewhere: Elsewhere | None = None)
         elsewhere: Devices that are not here, which the plan is for too.
     """
     method: Method = run.method
-    train = run.train
-    micro = run.micro
+    train, micro = run.train, run.micro
     operations, activations, mask = step_cost(run)
     parameters = count_parameters(method)
     rows = {"recipe": run.config.recipe}
@@ -92,15 +91,25 @@ def plan_rows(run: Run, timed: bool = False, elsewhere: Elsewhere | None = None)
         f"about {amount(parameters * 16 + held, 'B')} in fp32: {amount(parameters * 16, 'B')} weights, gradients and "
         f"moments, {amount(held, 'B')} activations"
     )
-    if elsewhere is not None:
-        rows[f"time on {elsewhere.name}"] = elsewhere.time(operations * run.samples_per_step * run.steps)
-        rows[f"memory on {elsewhere.name}"] = elsewhere.memory(parameters, activations, run.samples_per_step)
+    rows.update(_rows_elsewhere(run, elsewhere, operations, parameters, activations))
     if timed:
         rows["time"] = time_of(run, operations, parameters * 16 + activations * SMALL * each)
     rows["device"] = f"{run.device}, {train.precision}"
     newest = checkpoint.newest(run.folder)
     rows["output"] = f"{run.folder}" + (f", resuming {newest.name}" if newest else "")
     return rows
+
+
+def _rows_elsewhere(
+    run: Run, elsewhere: Elsewhere | None, operations: int, parameters: int, activations: int
+) -> dict[str, str]:
+    """Time and memory on devices that are not here."""
+    if elsewhere is None:
+        return {}
+    return {
+        f"time on {elsewhere.name}": elsewhere.time(operations * run.samples_per_step * run.steps),
+        f"memory on {elsewhere.name}": elsewhere.memory(parameters, activations, run.samples_per_step),
+    }
 
 
 def dry_run(run: Run, plan_for: str | None = None) -> None:

@@ -5,9 +5,13 @@ MIM_NO_SHAPE_CHECKS=1 leaves the checks of shapes out. Contracts that compile sw
 (`mim_core.testing.unchecked`), because a tracer cannot look into the checker.
 """
 
+import functools
+import gzip
+import math
 import multiprocessing
 import os
 import random
+import struct
 import tempfile
 import time
 from pathlib import Path
@@ -36,6 +40,35 @@ def unchecked():
 
     with unchecked():
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def checked_as_users_are(request):
+    """A module that calls the command line runs as users run it: without the checks of shapes."""
+    from mim_core.cli import main
+
+    if getattr(request.module, "main", None) is main:
+        request.getfixturevalue("unchecked")
+
+
+@pytest.fixture(scope="session")
+def first_pictures(tmp_path_factory):
+    """``first_pictures(300, 100)``: the first images of the bundled sample, to train and to test on, as a folder of
+    idx files."""
+    from mim_image.data import SAMPLE
+
+    def made(train, test):
+        folder = tmp_path_factory.mktemp("first")
+        for path in SAMPLE.glob("*.gz"):
+            content, count = gzip.decompress(path.read_bytes()), train if "train" in path.name else test
+            axes = content[3]
+            sizes = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
+            body = content[4 + 4 * axes :][: count * math.prod(sizes[1:])]
+            header = content[:4] + struct.pack(f">{axes}I", count, *sizes[1:])
+            (folder / path.name).write_bytes(gzip.compress(header + body))
+        return folder
+
+    return functools.cache(made)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,8 +1,5 @@
 """The command line inside this process, from an empty folder."""
 
-import gzip
-import math
-import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,17 +83,6 @@ def refused(mim):
 
 
 @pytest.fixture
-def few(tmp_path):
+def few(first_pictures):
     """The first 300 + 100 images of the bundled sample, as a folder of idx files."""
-    from mim_image.data import SAMPLE
-
-    folder = tmp_path / "few"
-    folder.mkdir()
-    for path in SAMPLE.glob("*.gz"):
-        content, count = gzip.decompress(path.read_bytes()), 300 if "train" in path.name else 100
-        axes = content[3]
-        sizes = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
-        body = content[4 + 4 * axes :][: count * math.prod(sizes[1:])]
-        header = content[:4] + struct.pack(f">{axes}I", count, *sizes[1:])
-        (folder / path.name).write_bytes(gzip.compress(header + body))
-    return folder
+    return first_pictures(300, 100)

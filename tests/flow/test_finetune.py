@@ -27,14 +27,15 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 SHORT = ["--train.workers", "0", "--train.log-every", "1", "--train.batch-size", "16", "--quiet"]
-TEN_STEPS = [*SHORT, "--train.epochs", "0.016", "--train.warmup-epochs", "0.002"]
+TEN_STEPS = [*SHORT, "--train.epochs", "0.16", "--train.warmup-epochs", "0.02"]
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    """A run that was pre-trained for a few steps on the bundled pictures."""
+def pretrained(tmp_path_factory, first_pictures):
+    """A run that was pre-trained for a few steps on the first of the bundled pictures."""
     folder = tmp_path_factory.mktemp("finetune") / "run"
-    assert main(["pretrain", "image:mae-vit-tiny", "--twin", "--quiet", "--out", str(folder)]) == 0
+    data = ["--data.root", str(first_pictures(1000, 200)), "--train.steps", "20"]
+    assert main(["pretrain", "image:mae-vit-tiny", "--twin", "--quiet", *data, "--out", str(folder)]) == 0
     return folder
 
 
@@ -59,7 +60,7 @@ def scores(folder):
 @pytest.fixture(scope="module")
 def trained(pretrained):
     """That run fine-tuned, and the same from scratch, for a third of an epoch."""
-    some = [*SHORT, "--train.epochs", "0.3", "--train.warmup-epochs", "0.03", "--train.base-lr", "1e-3"]
+    some = [*SHORT, "--train.epochs", "3", "--train.warmup-epochs", "0.3", "--train.base-lr", "1e-3"]
     assert finetune(pretrained, *some) == 0
     assert finetune(pretrained, "--scratch", *some) == 0
     return pretrained
@@ -312,8 +313,8 @@ def test_the_plan(pretrained, tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert f"Weights of tokenizer and encoder: {checkpoint.newest(pretrained)}" in said
     assert "core:classifier" in said
-    assert "10,000 labelled training samples of 10 classes" in said
-    assert "31,250 steps, each of 32 samples; 100 epochs" in said
+    assert "1,000 labelled training samples of 10 classes" in said
+    assert "3,125 steps, each of 32 samples; 100 epochs" in said
     assert not (tmp_path / "run").exists()
 
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -81,6 +83,29 @@ def test_every_file_has_the_encoders_features(runs, new, tmp_path, capsys):
     np.testing.assert_allclose(found["features"][0], wanted.pooled[0], rtol=0, atol=2e-2)  # resized by another library
     np.testing.assert_allclose(found["units"][0], wanted.tokens[0], rtol=0, atol=0.1)
     np.testing.assert_allclose(found["units"].mean(axis=1), found["features"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("number", "why"), [("SIGKILL", "DataLoader worker"), ("SIGSTOP", "was reading bad.png")])
+def test_a_reader_that_is_gone_or_hangs_is_one_line(runs, new, tmp_path, capsys, monkeypatch, number, why):
+    """And what was done before is kept: the command goes on."""
+    items = type(load_run(runs).source().plain().items)
+    before = items.__getitem__
+
+    def ends(self, index):
+        if index == 1:
+            os.kill(os.getpid(), getattr(signal, number))
+        return before(self, index)
+
+    monkeypatch.setattr(items, "__getitem__", ends)
+    monkeypatch.setattr("mim_core.inference.inputs.STUCK_SECONDS", -59.0)
+    command = ["embed", str(runs), str(new), "--out", str(tmp_path / "f.npz"), "--quiet"]
+    assert main([*command, "--workers", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "a process that reads data is gone" in said
+    assert why in said
+    monkeypatch.undo()
+    assert main(command) == 0
+    assert np.load(tmp_path / "f.npz")["names"].tolist() == NAMES
 
 
 def test_batches_and_workers_do_not_matter(runs, new, tmp_path):

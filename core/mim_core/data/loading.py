@@ -169,14 +169,30 @@ class Readable(Dataset[Any]):
 
 class Reported(Dataset[Any]):
     """The items of a split, each with its ``index``; for one whose file cannot be used, or not in time, its number and
-    why. Else as `Readable`."""
+    why. Else as `Readable`.
 
-    def __init__(self, items: Dataset[Any], seconds: float = ITEM_SECONDS) -> None:
-        self.items, self.seconds = items, seconds
+    Args:
+        items: Read by index.
+        seconds: The longest that reading an item may take.
+        places: Where the processes that read write which item they are at.
+        names: Of the samples, for the places.
+        views: Items of one sample.
+    """
+
+    def __init__(
+        self,
+        items: Dataset[Any],
+        seconds: float = ITEM_SECONDS,
+        places: Places | None = None,
+        names: Sequence[str] = (),
+        views: int = 1,
+    ) -> None:
+        self.items, self.seconds, self.places, self.names, self.views = items, seconds, places, names, views
 
     def __getitem__(self, index: int) -> dict[str, Tensor] | tuple[int, str]:
         try:
-            with time_limit(self.seconds):
+            name = self.names[index // self.views] if self.names else str(index)
+            with at_place(self.places, name), time_limit(self.seconds):
                 return {**self.items[index], "index": torch.tensor(index, dtype=torch.int64)}
         except BadSample as error:
             return index, error.reason

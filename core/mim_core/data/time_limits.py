@@ -145,21 +145,34 @@ class Watch(threading.Thread):
     """Ends the processes that read where the main process has waited for a batch for too long: it may wait in a place
     where no limit holds, such as for a tensor that a stopped process should hand over.
 
+    The loader needs no limit of its own beside it: without one it looks every 5 s whether its processes live. With one
+    it looks only when that has passed, should the signal of their end be lost.
+
     Args:
         places: What the processes that read are at.
         seconds: How long the main process may wait for a batch.
-        end: Ends the processes that read; the main process then meets an error where it waits.
+        end: Ends the processes that read; the main process then meets an error where it waits, within 5 s.
         stopped: Whether the run was told to stop; then it waits for ten seconds at most.
+        of_item: The seconds are those that one item may take, however long a batch takes.
     """
 
     AFTER_STOP = 10.0
 
-    def __init__(self, places: Places, seconds: float, end: Callable[[], None], stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        places: Places,
+        seconds: float,
+        end: Callable[[], None],
+        stopped: Callable[[], bool] = lambda: False,
+        of_item: bool = False,
+    ) -> None:
         super().__init__(name="watch over reading", daemon=True)
-        self.places, self.seconds, self.end, self.stopped = places, seconds, end, stopped
+        self.places, self.seconds, self.end, self.stopped, self.of_item = places, seconds, end, stopped, of_item
         self.waiting: float | None = None
         self.stuck: tuple[int, str, float] | None = None
         """What was read when the processes were ended."""
+        self.tripped = False
+        """Whether the processes were ended here."""
         self.ended = threading.Event()
 
     @contextmanager
@@ -179,12 +192,19 @@ class Watch(threading.Thread):
             told = (told or now) if self.stopped() else None
             if waiting is None:
                 continue
-            over_time = now - waiting > self.seconds + 2  # the loader's own limit comes first where it holds
+            over_time = self._took(now - waiting) > self.seconds
             over_stop = told is not None and now - max(told, waiting) > self.AFTER_STOP
             if over_time or over_stop:
-                self.stuck = self.places.longest()
+                self.stuck, self.tripped = self.places.longest(), True
                 self.end()
                 return
+
+    def _took(self, waited: float) -> float:
+        """Seconds that are held against the limit."""
+        if not self.of_item:
+            return waited
+        found = self.places.longest()
+        return 0.0 if found is None else found[2]
 
     def stop(self) -> None:
         """Ends the thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim_core.data.loading import Reported, loader
+from mim_core.data.loading import Reported, end_readers, loader, readers_gone
 from mim_core.data.source import DataSource, PlainItems, Sample
-from mim_core.errors import MimError, unknown
+from mim_core.data.time_limits import Places, Watch, of_reading
+from mim_core.errors import MimError, ReadersGone, one_line, unknown
 from mim_core.methods.assembly import building
 from mim_core.methods.build import working
 from mim_core.methods.method import Method
@@ -22,6 +24,11 @@ from mim_core.parts.tokenizer import zeros
 from mim_core.recipes.config import ResolvedPart, ResolvedRun
 
 NOT_FINITE = "it has values that are not finite"
+
+
+STUCK_SECONDS = 30.0
+"""How much longer than it may a process can be at one item, before it is ended: it did not hear that its time was up.
+"""
 
 
 @dataclass(frozen=True)
@@ -176,11 +183,26 @@ def ask(
         batch_size: Items for each call; no effect on results beyond rounding.
         workers: Processes that read; no effect on results.
         device: Where to compute.
+
+    Raises:
+        MimError: A process that reads is gone, or hung at an item.
     """
+    with _explained():
+        return _asked(inputs, method, question, some, _batches(inputs, some, batch_size, workers), device)
+
+
+def _asked(
+    inputs: Inputs,
+    method: Method,
+    question: Callable[[Sample], dict[str, Tensor]],
+    some: range,
+    batches: Iterator[tuple[Sample, list[tuple[int, str]]]],
+    device: torch.device,
+) -> Answered:
     views, values, skipped = inputs.items.views, dict[str, Tensor](), dict[int, str]()
     row_of = {inputs.kept[number]: row for row, number in enumerate(some)}
     seen = torch.zeros(len(some))
-    for sample, bad in _batches(inputs, some, batch_size, workers):
+    for sample, bad in batches:
         skipped.update({row_of[place // views]: reason for place, reason in bad})
         rows = torch.tensor([row_of[place // views] for place in sample.pop("index", torch.empty(0)).tolist()])
         ready = inputs.source.finish({name: value.to(device) for name, value in sample.items()}) if len(rows) else {}
@@ -206,8 +228,44 @@ def _batches(
     views = inputs.items.views
     places = [inputs.kept[number] * views + view for number in some for view in range(views)]
     sampler = [places[first : first + batch_size] for first in range(0, len(places), batch_size)]
-    items = Reported(inputs.items.items, inputs.source.item_seconds)
-    yield from loader(items, sampler, min(workers, len(sampler)), Reported.collate)
+    workers, seconds = min(workers, len(sampler)), inputs.source.item_seconds
+    at = Places(workers)
+    items = Reported(inputs.items.items, seconds, at, inputs.items.names, views)
+    batches = iter(loader(items, sampler, workers, Reported.collate))
+    watch = Watch(at, seconds + STUCK_SECONDS, lambda: end_readers(batches), of_item=True)
+    if workers and seconds:
+        watch.start()
+    try:
+        while True:
+            try:
+                with watch.over():
+                    batch = next(batches)
+            except StopIteration:
+                return
+            except (OSError, EOFError, RuntimeError) as error:
+                if not workers or (isinstance(error, RuntimeError) and not readers_gone(error)):
+                    raise
+                why = "it did not hear that its time was up" if watch.tripped else one_line(error)
+                raise ReadersGone(f"{why}.{of_reading(watch.stuck or at.longest())}") from error
+            yield batch
+    finally:
+        watch.stop()
+        end_readers(batches)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """A process that reads and is gone, as an error that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not readers_gone(error):
+            raise
+        end_readers()
+        raise MimError(
+            f"a process that reads data is gone: {str(error).splitlines()[0]} What was answered is kept, and the same "
+            "command goes on from there. --workers 0 shows where it happens."
+        ) from error
 
 
 def _finite(sample: Sample, rows: Tensor, shapes: Any, skipped: dict[int, str]) -> tuple[Sample, Tensor]:

@@ -76,7 +76,7 @@ class Trainer:
         )
         pin, places = run.device.type == "cuda", Places(train.workers)
         dataset = KeyedDataset(run.source, places)
-        self.batches = iter(loader(dataset, sampler, train.workers, collate, pin=pin, wait=train.timeout))
+        self.batches = iter(loader(dataset, sampler, train.workers, collate, pin=pin))  # the watch has the limit
         self.watch = Watch(places, train.timeout, lambda: end_readers(self.batches), lambda: bool(self.stop))
         if train.workers:
             self.watch.start()
@@ -155,7 +155,8 @@ class Trainer:
             if isinstance(error, RuntimeError) and not readers_gone(error):
                 raise
             found = self.watch.stuck or self.watch.places.longest()
-            raise ReadersGone(f"{one_line(error)}.{of_reading(found)}") from error
+            why = "no batch came, so it was ended" if self.watch.tripped else one_line(error)
+            raise ReadersGone(f"{why}.{of_reading(found)}") from error
         self.bad.note(batch)
         assert batch.sample is not None
         return {name: value.to(self.run.device, non_blocking=True) for name, value in batch.sample.items()}

@@ -55,7 +55,9 @@ def test_a_reader_that_is_missing_fails_before_the_run(plan, monkeypatch):
 
 
 def test_the_plan_names_the_reader(plan):
-    assert f"reader pyav {av.__version__} (auto)" in plan()[1]
+    code, said, error = plan()
+    assert code == 0, error
+    assert f"reader pyav {av.__version__} (auto)" in said
     assert f"reader pyav {av.__version__} " in plan("--data.reader", "pyav")[1]
     assert "(auto)" not in plan("--data.reader", "pyav")[1]
 

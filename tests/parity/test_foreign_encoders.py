@@ -152,9 +152,14 @@ def test_what_cannot_be_read(change, said):
 
 def test_names_of_timm(tmp_path, monkeypatch):
     monkeypatch.setenv("MIM_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     name = "vit_small_patch16_224.augreg_in21k"
     with pytest.raises(MimError, match="not on this disk"):
         timm_file(name)
+    cached = tmp_path / "hub" / f"models--timm--{name}" / "snapshots" / "abc" / "model.safetensors"
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    assert timm_file(name) == cached
     (tmp_path / f"{name}.safetensors").touch()
     assert timm_file(name) == tmp_path / f"{name}.safetensors"
     with pytest.raises(MimError, match="no pretrained model"):

@@ -356,7 +356,6 @@ def timm_file(name: str) -> Path:
         MimError: timm has no such model, or its weights are not here; says where was looked.
     """
     import timm
-    from huggingface_hub import try_to_load_from_cache
 
     try:
         config = timm.get_pretrained_cfg(name)
@@ -373,8 +372,7 @@ def timm_file(name: str) -> Path:
     if config.url:
         looked.append(Path(torch.hub.get_dir()) / "checkpoints" / config.url.rpartition("/")[2])
     files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-    cached = [try_to_load_from_cache(config.hf_hub_id, file) for file in files] if config.hf_hub_id else []
-    looked += [Path(path) for path in cached if isinstance(path, str)]
+    looked += [path for file in files for path in sorted(_hub_cache(config.hf_hub_id or "").glob(f"*/{file}"))]
     found = next((path for path in looked if path.is_file()), None)
     if found is None:
         places = ", ".join(map(str, looked)) or "Hugging Face's cache"
@@ -383,3 +381,10 @@ def timm_file(name: str) -> Path:
             f"Hugging Face's cache for {config.hf_hub_id or 'no name'}. Copy the file and name it: --init FILE."
         )
     return found
+
+
+def _hub_cache(name: str) -> Path:
+    """Where Hugging Face's cache keeps the files of a repository, by revision; as its documentation has it."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    return hub / f"models--{name.replace('/', '--')}" / "snapshots"

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from mim_core.data.conversion import with_own_names as with_own_names
     from mim_core.data.conversion import write_file as write_file
     from mim_core.data.folders import walk_folders as walk_folders
+    from mim_core.data.label_table import LabelTable as LabelTable
+    from mim_core.data.label_table import read_label_table as read_label_table
     from mim_core.data.loading import Readable as Readable
     from mim_core.data.loading import loader as loader
     from mim_core.data.normalise import IMAGENET_MEAN as IMAGENET_MEAN
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from mim_core.data.source import Picture as Picture
     from mim_core.data.source import PlainItems as PlainItems
     from mim_core.data.source import Sample as Sample
+    from mim_core.data.strong import Strong as Strong
     from mim_core.data.time_limits import ITEM_SECONDS as ITEM_SECONDS
     from mim_core.data.time_limits import in_time as in_time
     from mim_core.data.viewed import Viewed as Viewed
@@ -64,6 +67,9 @@ if TYPE_CHECKING:
     from mim_core.evaluation.anomaly_metrics import auroc as auroc
     from mim_core.evaluation.anomaly_metrics import average_precision as average_precision
     from mim_core.evaluation.anomaly_metrics import frame_auroc as frame_auroc
+    from mim_core.evaluation.dense_scores import ClassCounts as ClassCounts
+    from mim_core.evaluation.dense_scores import berhu as berhu
+    from mim_core.evaluation.dense_scores import depth_scores as depth_scores
     from mim_core.evaluation.reconstruction import reconstruct as reconstruct
     from mim_core.evaluation.study import Study as Study
     from mim_core.host.findings import Finding as Finding
@@ -86,6 +92,9 @@ if TYPE_CHECKING:
     from mim_core.interop.weights import fill_weights as fill_weights
     from mim_core.methods.assembly import Parts as Parts
     from mim_core.methods.build import build_method as build_method
+    from mim_core.methods.classifier import Classifier as Classifier
+    from mim_core.methods.classifier import shares_of as shares_of
+    from mim_core.methods.classifier import top_share as top_share
     from mim_core.methods.masked_autoencoder import Head as Head
     from mim_core.methods.masked_autoencoder import MaskedAutoencoder as MaskedAutoencoder
     from mim_core.methods.masked_autoencoder import Prepared as Prepared
@@ -125,6 +134,8 @@ if TYPE_CHECKING:
     from mim_core.parts.masker_guided import GuidedMasker as GuidedMasker
     from mim_core.parts.masker_guided import hide_guided as hide_guided
     from mim_core.parts.masker_region import RegionMasker as RegionMasker
+    from mim_core.parts.neck import FourLevels as FourLevels
+    from mim_core.parts.neck import SimplePyramid as SimplePyramid
     from mim_core.parts.norm import BatchNorm as BatchNorm
     from mim_core.parts.position import PositionKind as PositionKind
     from mim_core.parts.position import make_position as make_position
@@ -155,6 +166,10 @@ if TYPE_CHECKING:
     from mim_core.parts.tokenizer_ids import IdTokenizer as IdTokenizer
     from mim_core.parts.tokenizer_ids import NamedTokenizer as NamedTokenizer
     from mim_core.parts.tokenizer_ids import SequenceTokenizer as SequenceTokenizer
+    from mim_core.parts.upernet import FcnHead as FcnHead
+    from mim_core.parts.upernet import UperNet as UperNet
+    from mim_core.parts.upernet import pixel_loss as pixel_loss
+    from mim_core.parts.upernet import resized as resized
     from mim_core.randomness import bits as bits
     from mim_core.randomness import make_key as make_key
     from mim_core.randomness import name_code as name_code
@@ -199,11 +214,13 @@ _ROOMS = {
         "write_file",
     ),
     "data.folders": ("walk_folders",),
+    "data.label_table": ("LabelTable", "read_label_table"),
     "data.loading": ("Readable", "loader"),
     "data.normalise": ("IMAGENET_MEAN", "IMAGENET_STD", "Normalisation", "check_statistics", "usual_statistics"),
     "data.picture_limits": ("check_picture",),
     "data.said_once": ("SaidOnce",),
     "data.source": ("DataSource", "Labelled", "Picture", "PlainItems", "Sample"),
+    "data.strong": ("Strong",),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
     "data.viewed": ("Viewed", "keys_of", "unpaired"),
     "data.views": ("View", "carried"),
@@ -213,6 +230,7 @@ _ROOMS = {
     "evaluation.anomaly_frames": ("judge_frames",),
     "evaluation.anomaly_maps": ("covering_masks",),
     "evaluation.anomaly_metrics": ("aupro", "auroc", "average_precision", "frame_auroc"),
+    "evaluation.dense_scores": ("ClassCounts", "berhu", "depth_scores"),
     "evaluation.reconstruction": ("reconstruct",),
     "evaluation.study": ("Study",),
     "host.findings": ("Finding", "first_line", "library"),
@@ -225,6 +243,7 @@ _ROOMS = {
     "interop.weights": ("State", "fill_weights"),
     "methods.assembly": ("Parts",),
     "methods.build": ("build_method",),
+    "methods.classifier": ("Classifier", "shares_of", "top_share"),
     "methods.masked_autoencoder": ("Head", "MaskedAutoencoder", "Prepared"),
     "methods.method": ("Features", "Method", "Outcome", "Record", "encode_all"),
     "methods.supervised": ("Supervised", "Taught", "entry"),
@@ -239,6 +258,7 @@ _ROOMS = {
     "parts.masker": ("Masker", "Rounding", "check_ratio", "hide_first", "rounded"),
     "parts.masker_guided": ("GuidedMasker", "hide_guided"),
     "parts.masker_region": ("RegionMasker",),
+    "parts.neck": ("FourLevels", "SimplePyramid"),
     "parts.norm": ("BatchNorm",),
     "parts.position": ("PositionKind", "make_position", "sincos_table"),
     "parts.schedule": ("Progress", "Schedule"),
@@ -253,6 +273,7 @@ _ROOMS = {
     "parts.teacher": ("EmaTeacher", "Lesson", "Student", "Teacher"),
     "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "Tokenizer"),
     "parts.tokenizer_ids": ("BinTokenizer", "IdTokenizer", "NamedTokenizer", "SequenceTokenizer"),
+    "parts.upernet": ("FcnHead", "UperNet", "pixel_loss", "resized"),
     "randomness": ("bits", "make_key", "name_code", "permutation", "torch_seed", "uniform"),
     "ranks.tensors": ("batch_mean", "gather"),
     "recipes.config": ("EvaluateConfig", "Part", "RunConfig", "TrainConfig"),

@@ -24,7 +24,7 @@ def test_the_page_is_up_to_date(tool):
 
 def test_every_kind_of_part_is_on_it(tool):
     text = tool.page()
-    for kind in set(KINDS) - {"data", "recipes", "evaluations", "importers", "exporters"}:
+    for kind in set(KINDS) - {"data", "recipes", "finetunings", "evaluations", "importers", "exporters"}:
         assert f"\n### {kind.removesuffix('s').capitalize()}\n" in text
     assert "\n### DataSource\n" in text
     assert "make(self, sample: Sample, patches: Patches, mask: Mask, lesson: Lesson | None = None) -> Any" in text

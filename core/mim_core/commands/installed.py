@@ -174,7 +174,7 @@ def _describe_one(entry: Entry, registry: Registry) -> None:
     described = _described(entry)
     if described.doc:
         screen.print(f"\n{_unwrapped(described.doc)}", markup=False)
-    if entry.kind == "recipes":
+    if entry.kind in ("recipes", "finetunings"):
         _describe_recipe(entry, registry, screen)
     elif described.options is not None:
         _describe_options(described.options, screen)

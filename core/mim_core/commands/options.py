@@ -77,11 +77,15 @@ class PretrainOptions:
     several heads one (--use depth.target=none), of several tokenizers one with its heads (--use
     depth.tokenizer=none)."""
     init: Path | None = None
-    """Start from the weights of this run, or of a file or folder of another code base (see init-format)."""
+    """Start from the weights of this run, of an export, or of a plain ViT of any code base (timm, transformers, DINO,
+    MAE), whose encoder is taken; timm:NAME takes what timm has on this disk. Whole methods of other code bases: see
+    init-format."""
     init_format: str | None = None
     """The other code base, by its importer's name. See: mim-core list importers."""
     dry_run: bool = False
     """Print the plan and stop."""
+    plan_for: str | None = None
+    """With --dry-run: hours and memory on devices that are not here too, such as h100:8; from counted operations."""
     twin: bool = False
     """The recipe's small twin, for trying things out."""
     quiet: bool = False

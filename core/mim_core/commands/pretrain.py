@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from mim_core.commands.options import apply, command_class, parse, swap_all, take_name
+from mim_core.commands.starting import fitted, foreign, take_encoder_from
 from mim_core.errors import MimError, unknown, warn
 from mim_core.evaluation.report import try_report
 from mim_core.host.loading import installed
@@ -21,7 +22,7 @@ from mim_core.recipes.toml import read_file
 from mim_core.runs import checkpoint, origins
 from mim_core.runs import load as run_load
 from mim_core.runs import run as running
-from mim_core.runs.initial_weights import take_encoder, take_weights
+from mim_core.runs.initial_weights import take_weights
 from mim_core.terminal import tell
 from mim_core.training import loop
 from mim_core.training.plan import dry_run
@@ -37,13 +38,15 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     options = parse(command_class(run), f"{program} pretrain {name}", rest)
     run = apply(run, options)
     folder = options.out or Path("runs") / (_run_name(name) + ("-twin" if options.twin else ""))
+    if options.init is not None and options.init_format is None:
+        run = fitted(run, options.init, registry)
     with ranks.world(run.train.device, run.train.timeout) as world:
         started = world.together(lambda: loop.start(run, folder, registry, world, True, options.dry_run))
         started.command = origins.command_of(program, "pretrain", arguments)
         if world.on_first(lambda: checkpoint.newest(folder) is None):
             world.together(lambda: _begin(started, options, registry))
         if options.dry_run:
-            dry_run(started)
+            dry_run(started, options.plan_for)
             return 0
         done = loop.train(started, quiet=options.quiet)
     if world.first and try_report(folder, registry) and done and not options.quiet:
@@ -87,9 +90,7 @@ def _begin(run: running.Run, options: Any, registry: Registry) -> None:
     if options.init is not None:
         _take_weights(run, options.init, options.init_format, registry)
     elif isinstance(run.method, Supervised) and named is not None:
-        other = run_load.load_run(named, registry)
-        run.origins = origins.behind(other.checkpoint, None)
-        for line in take_encoder(run.method, other.method, named):
+        for line in take_encoder_from(run, named, registry):
             warn(f"{named}: {line}")
 
 
@@ -100,6 +101,11 @@ def _take_weights(run: running.Run, path: Path, form: str | None, registry: Regi
     start = path
     if form is not None:
         other = import_checkpoint(path, format=form, registry=registry)
+    elif (found := foreign(path, registry)) is not None:
+        run.origins = origins.behind(path, found.form)
+        for line in found.fill(run.method):
+            warn(f"--init {path}: {line}")
+        return
     else:
         other = read_export(path, registry)
         if other is None:

@@ -3,36 +3,136 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
+import torch
+from jaxtyping import Int
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from mim_core.data.source import DataSource, Labelled
+from mim_core.data.source import DataSource, Labelled, Sample
 from mim_core.data.wrapped import WrappedSource
+from mim_core.errors import MimError
+from mim_core.randomness import bits, name_code
 from mim_core.text import counted
+
+REPEATS = "repeats"
+"""Entry of an item that holds several samples, and the stream of their keys."""
+
+
+class Chosen(Dataset[Any]):
+    """Some samples of a split, in another order.
+
+    Args:
+        items: Of the split.
+        chosen: Numbers of the samples.
+        views: Items of each.
+    """
+
+    def __init__(self, items: Dataset[Any], chosen: Int[Tensor, " k"], views: int) -> None:
+        self.items, self.chosen, self.views = items, chosen, views
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[int(self.chosen[index // self.views]) * self.views + index % self.views]
+
+
+def share_of(split: Labelled, amount: float) -> tuple[Labelled, Int[Tensor, " k"]]:
+    """A share of a split's samples, alike for each class, and their numbers.
+
+    Which samples follows from their names alone (from their numbers, where the source does not name them), so that
+    others draw the same ones, and the smaller of two shares is part of the larger.
+
+    Args:
+        split: All samples.
+        amount: Below 1 a share of each class, else a number of samples; 0: all.
+
+    Raises:
+        MimError: There are not so many, or fewer than classes are asked for.
+    """
+    count = len(split.labels)
+    if amount == 0:
+        return split, torch.arange(count)
+    wanted = amount if amount >= 1 else amount * count
+    if not 0 < amount <= count or (amount > 1 and amount != int(amount)):
+        raise MimError(f"--data.labels takes a share between 0 and 1, or a number up to {count:,}; got {amount:g}.")
+    names = split.names or tuple(map(str, range(count)))
+    order = sorted(range(count), key=lambda index: (name_code(f"labels {names[index]}"), index))
+    shuffled = split.labels[order]
+    present = shuffled.unique().tolist()
+    if amount >= 1 and wanted < len(present):
+        raise MimError(f"--data.labels {amount:g} is less than one for each of the {len(present)} classes.")
+    places = {label: (shuffled == label).nonzero()[:, 0] for label in present}
+    each = _apportioned({label: len(found) for label, found in places.items()}, wanted / count, amount >= 1)
+    kept = torch.cat([places[label][: each[label]] for label in present])
+    chosen = torch.tensor(order)[kept].sort().values
+    names = tuple(split.names[index] for index in chosen.tolist()) if split.names else ()
+    items = Chosen(split.items, chosen, split.views)
+    return replace(split, labels=split.labels[chosen], names=names, items=items), chosen
+
+
+def _apportioned(counts: Mapping[int, int], share: float, exact: bool) -> dict[int, int]:
+    """How many of each class: its share, rounded, and at least one; ``exact``: so many in all, by largest
+    remainders."""
+    if not exact:
+        return {label: max(1, round(share * count)) for label, count in counts.items()}
+    total = round(share * sum(counts.values()))
+    found = {label: max(1, int(share * count)) for label, count in counts.items()}
+    by_rest = sorted(counts, key=lambda label: (found[label] - share * counts[label], label))
+    while (missing := total - sum(found.values())) != 0:
+        step = 1 if missing > 0 else -1
+        free = [label for label in by_rest[::step] if 1 <= found[label] + step <= counts[label]]
+        for label in free[: abs(missing)]:
+            found[label] += step
+    return found
 
 
 class LabelledSource(WrappedSource):
     """A source whose labelled training split is what is trained on; for methods that learn from labels.
 
+    Args:
+        source: Has the split.
+        repeats: Samples that are made of each item, each augmented by draws of its own.
+
     Raises:
         MimError: The source has no labels.
     """
 
-    def __init__(self, source: DataSource) -> None:
+    def __init__(self, source: DataSource, repeats: int = 1) -> None:
         super().__init__(source)
-        self.split = source.labelled("train")
-        self.samples_per_item = 1  # `read_labelled` gives one sample of each
+        amount = float(getattr(source.config, "labels", 0.0))
+        self.split, self.chosen = share_of(source.labelled("train"), amount)
+        self.samples_per_item = repeats  # `read_labelled` gives one sample of each
 
     def __len__(self) -> int:
         return len(self.split.labels)
 
     def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The source's; what is trained on is its split "train"."""
-        return self.source.files_of("train" if split == "pretrain" else split)
+        if split == "test":
+            return self.source.files_of(split)
+        files = list(self.source.files_of("train"))
+        return (files[index] for index in self.chosen.tolist())
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
-        """An augmented item with its ``label``."""
-        return self.source.read_labelled(index, key)
+        """An augmented item with its ``label``; several, [repeats, ...], where each item gives several samples."""
+        own, count = int(self.chosen[index]), self.samples_per_item
+        if count == 1:
+            return self.source.read_labelled(own, key)
+        each = [self.source.read_labelled(own, int(one)) for one in bits(torch.tensor([key]), REPEATS, count)[0]]
+        return {REPEATS: torch.tensor(count), **{name: torch.stack([item[name] for item in each]) for name in each[0]}}
+
+    def finish(self, sample: Sample) -> Sample:
+        """The source's, of all samples of each item."""
+        if REPEATS in sample:  # not in what a test reads
+            count, about = self.samples_per_item, ("index", "key", REPEATS)
+            found = {name: value.flatten(0, 1) for name, value in sample.items() if name not in about}
+            if "index" in sample:
+                found["index"] = sample["index"].repeat_interleave(count)
+            if "key" in sample:
+                found["key"] = bits(sample["key"], REPEATS, count).flatten()
+            sample = found
+        return self.source.finish(sample)
 
     def name_of(self, index: int) -> str:
         """As the source names it; where it does not tell, the item's number and its class."""
@@ -60,7 +160,9 @@ class LabelledSource(WrappedSource):
         """The source's, the labelled samples, and whether they are augmented."""
         split = self.split
         classes = counted(len(split.classes), "class", "classes")
-        rows = {"labels": f"{len(split.labels):,} labelled training samples of {classes}"}
+        of = f" of {len(self.source.labelled('train').labels):,}, the same share of each class"
+        share = of if float(getattr(self.source.config, "labels", 0.0)) else ""
+        rows = {"labels": f"{len(split.labels):,} labelled training samples{share} of {classes}"}
         if type(self.source).read_labelled is DataSource.read_labelled:
             rows["augmentation"] = "none: this data source reads its labelled samples as they are"
         return {**self.source.plan(), **rows}

@@ -88,6 +88,12 @@ def mim_register_recipes(register: RecipeRegister) -> None:
 
 
 @hookspec
+def mim_register_finetunings(register: RecipeRegister) -> None:
+    """Register functions that return a `RunConfig` whose method learns from labels: for ``finetune NAME``, and for
+    ``finetune RUN --recipe NAME``. Each names a ``twin``."""
+
+
+@hookspec
 def mim_register_data(register: Register) -> None:
     """Register `DataSource` classes: samples for pre-training, labelled samples for evaluation."""
 

@@ -40,6 +40,7 @@ TABLE = (
     Kind("scorers", "scorer", "scorer", "mim_core.parts.scorer:Scorer", ("forward",)),
     Kind("methods", "method", "method", "mim_core.methods.method:Method", ("build", "prepare", "forward", "encode")),
     Kind("recipes", "recipe"),
+    Kind("finetunings", "fine-tuning recipe"),
     Kind("data", "data source", "data", "mim_core.data.source:DataSource", ("__len__", "read")),
     Kind("evaluations", "evaluation"),
     Kind("importers", "import format"),

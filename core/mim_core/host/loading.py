@@ -279,7 +279,7 @@ def _collect(manager: pluggy.PluginManager, candidate: Candidate, module: Module
     origin = f"{candidate.distribution} {candidate.version}"
     entries: list[Entry] = []
     for kind in KINDS:
-        register = (RecipeRegister if kind == "recipes" else Register)(kind, candidate.name, origin)
+        register = (RecipeRegister if kind in ("recipes", "finetunings") else Register)(kind, candidate.name, origin)
         hook = manager.subset_hook_caller(f"mim_register_{kind}", remove_plugins=others)
         hook(register=register)
         entries += register.entries

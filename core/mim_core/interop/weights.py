@@ -198,7 +198,8 @@ def read_export(path: Path, registry: Registry) -> nn.Module | None:
     state = load_file(path)
     names = {name: _exported_name(name) for name in found.state_dict() if name != "encoder.mask_token"}
     if "pos_embed" in state:
-        state["pos_embed"] = state["pos_embed"][:, -found.encoder.position.table.shape[1] :]  # type: ignore
+        whole, units = state["pos_embed"], found.encoder.position.table.shape[1]  # type: ignore
+        state["pos_embed"], state["prefix_position"] = whole[:, -units:], whole[:, :-units]
     own = found.state_dict()
     faults = [theirs for ours, theirs in names.items() if theirs not in state or state[theirs].shape != own[ours].shape]
     if faults:

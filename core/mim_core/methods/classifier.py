@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mim_core.data.labelled import LabelledSource
 from mim_core.data.source import DataSource, Sample
 from mim_core.errors import MimError
+from mim_core.methods.freezing import freeze
 from mim_core.methods.method import Outcome, Record
-from mim_core.methods.supervised import Supervised, Taught
+from mim_core.methods.mixing import Mix, draw_mix, mixed, mixed_labels
+from mim_core.methods.supervised import Supervised, Taught, entry
 from mim_core.parts.encoder import Encoded, Encoder, init_transformer
+from mim_core.parts.mask import Mask
 from mim_core.parts.norm import BatchNorm
 from mim_core.parts.tokenizer import Tokenizer
 from mim_core.scores import FINE_TUNED, MAJORITY, Score, class_weights
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
 
 # ---- classes ---------------------------------------------------------------------------------------------------------
 
-Pool = Literal["mean", "max", "prefix", "mean-max", "prefix-max"]
+Pool = Literal["mean", "max", "prefix", "first", "mean-max", "prefix-max"]
 
 
 class Classifier(Supervised):
@@ -53,10 +58,27 @@ class Classifier(Supervised):
         names: tuple[str, ...] = ()
         """What the classes are called, in their order; none takes the data's."""
         pool: Pool = "mean"
-        """One vector per sample: the mean of its tokens, their largest values, the first prefix (class) token, or two
-        of them side by side."""
-        head: Literal["linear", "mlp"] = "linear"
-        """linear: one layer; mlp: hidden layers with batch normalisation, ReLU and dropout before it."""
+        """One vector per sample: the mean of its tokens, their largest values, the first prefix (class) token, the
+        first token of all units, or two of them side by side."""
+        norm: Literal["encoder", "pooled"] = "encoder"
+        """encoder: its own norm, on every token; pooled: a new norm on the pooled vector in its place (MAE's and
+        VideoMAE's fine-tuning)."""
+        head: Literal["linear", "mlp", "probe"] = "linear"
+        """linear: one layer; mlp: hidden layers with batch normalisation, ReLU and dropout before it; probe: one layer
+        behind batch normalisation without weights (MAE's linear probing)."""
+        head_std: float | None = None
+        """Deviation of the normal that the last layer's weights are drawn from; none: as other layers."""
+        freeze: int = 0
+        """Blocks of the encoder that stay as they are, from the input on, with all that is in front of them; -1: the
+        whole encoder."""
+        mixup: float = 0.0
+        """Average each sample with another one of its batch, by a share from Beta(mixup, mixup); 0: do not."""
+        cutmix: float = 0.0
+        """Take a box from the other sample instead, in half of the batches where mixup is on too; 0: do not."""
+        mix_chance: float = 1.0
+        """Share of batches that are mixed."""
+        repeats: int = 1
+        """Samples that training makes of each item it reads, each augmented by draws of its own (VideoMAE: 2)."""
         hidden: tuple[int, ...] = (256, 256)
         """Widths of the hidden layers of the mlp."""
         dropout: float = 0.5
@@ -70,6 +92,10 @@ class Classifier(Supervised):
         """The weight of each class in the loss; none: those of balance, or 1."""
 
         def __post_init__(self) -> None:
+            if min(self.mixup, self.cutmix) < 0 or not 0 <= self.mix_chance <= 1:
+                raise MimError("method: mixup and cutmix must not be negative, and mix_chance must lie in [0, 1].")
+            if self.freeze < -1 or self.repeats < 1 or not (self.head_std is None or self.head_std > 0):
+                raise MimError("method: freeze must be at least -1, repeats at least 1, and head_std positive.")
             if not 0 <= self.dropout < 1 or not 0 <= self.label_smoothing < 1:
                 raise MimError("method: dropout and label_smoothing must lie in [0, 1).")
             if self.classes < 0 or any(width < 1 for width in self.hidden):
@@ -99,23 +125,83 @@ class Classifier(Supervised):
         if config.class_weights and len(config.class_weights) != config.classes:
             raise ValueError(f"class_weights are {len(config.class_weights)}, for {config.classes} classes")
         self.config, self.classes = config, config.classes
+        self.fc_norm = self._take_norm(encoder) if config.norm == "pooled" else None
         weights = torch.tensor(config.class_weights) if config.class_weights else None
         self.register_buffer("weights", weights, persistent=False)
         self.head = self._head(encoder.width * (2 if "-" in config.pool else 1))
         init_transformer(self.head)
+        if config.head_std is not None:
+            trunc_normal_(self.head[-1].weight, std=config.head_std)  # type: ignore[index]
+        if config.mixup or config.cutmix:
+            self._check_mixing()
+        freeze(self, config.freeze)
+
+    def _take_norm(self, encoder: Encoder) -> nn.LayerNorm:
+        """A norm for the pooled vector, and none for the encoder's tokens.
+
+        Raises:
+            ValueError: The encoder has no norm at its end.
+        """
+        own = getattr(encoder, "norm", None)
+        if not isinstance(own, nn.LayerNorm):
+            raise ValueError("norm 'pooled' takes the place of the encoder's own, and this encoder has no LayerNorm")
+        if "-" in self.config.pool:
+            raise ValueError(f"norm 'pooled' is for one pooled vector, and pool is {self.config.pool!r}")
+        encoder.norm = nn.Identity()
+        self.replaces = ("encoder.norm.",)
+        return nn.LayerNorm(encoder.width, eps=own.eps)
+
+    def _check_mixing(self) -> None:
+        """Raises ValueError where samples cannot be mixed."""
+        grid, shapes = self.tokenizer.layout.grid, self.tokenizer.shapes
+        if grid is None or self.tokenizer.ids or (self.config.cutmix and any(len(s) < 3 for s in shapes.values())):
+            raise ValueError(
+                "mixup averages samples place by place, and cutmix takes boxes of two axes; these units do not lie on "
+                "such a grid, or are no measured values. Leave mixup and cutmix at 0"
+            )
+
+    def training_source(self, source: DataSource) -> DataSource:
+        """The labelled training split, each item as often as ``repeats`` says."""
+        return LabelledSource(source, self.config.repeats)
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        sample: Sample,
+        mask: Mask | Tensor | Mapping[str, Tensor] | None = None,
+        *,
+        step: int = 0,
+        progress: float = 0.0,
+    ) -> Taught:
+        """As `Supervised.prepare`; in training mode samples and labels are mixed, where the options say so. Answers are
+        then float [B, classes]. Partners are of one micro-batch on one device."""
+        config, answers = self.config, None
+        if self.training and (config.mixup or config.cutmix):
+            shapes = self.tokenizer.shapes
+            first = next(iter(shapes))
+            size, label = tuple(sample[first].shape[2:]), entry(sample, "label")
+            # the loop seeds torch by seed, step and micro-batch; a key of the batch would have to be waited for
+            key = torch.initial_seed() & ((1 << 63) - 1)
+            mix = draw_mix(key, config.mixup, config.cutmix, config.mix_chance, size) or Mix(1.0)
+            sample = {name: mixed(value, mix) if name in shapes else value for name, value in sample.items()}
+            answers = mixed_labels(label, self.classes, mix.left(size))
+        prepared = super().prepare(sample, mask, step=step, progress=progress)
+        return prepared if answers is None else replace(prepared, answers=answers)
 
     def _head(self, width: int) -> nn.Module:
         layers: list[nn.Module] = []
         for hidden in self.config.hidden if self.config.head == "mlp" else ():
             layers += [nn.Linear(width, hidden), BatchNorm(hidden), nn.ReLU(), nn.Dropout(self.config.dropout)]
             width = hidden
+        if self.config.head == "probe":
+            layers.append(BatchNorm(width, eps=1e-6, affine=False))
         return nn.Sequential(*layers, nn.Linear(width, self.classes))
 
     @classmethod
     def completed(cls, options: Any, source: DataSource) -> Any:
         """With the number and the names of the data's classes, and their weights where classes are to be weighed
         alike."""
-        train = source.labelled("train")
+        train = LabelledSource(source).split
         options = replace(options, classes=options.classes or len(train.classes))
         if not options.names and options.classes == len(train.classes):
             options = replace(options, names=tuple(map(shown, train.classes)))
@@ -155,12 +241,11 @@ class Classifier(Supervised):
         logits [B, classes]."""
         encoded = self.encoded(prepared)
         logits = self.head(self._pooled(encoded))
-        smoothing = self.config.label_smoothing
-        if self.weights is None:
-            loss = F.cross_entropy(logits.float(), prepared.answers, label_smoothing=smoothing)
-        else:
-            each = F.cross_entropy(logits.float(), prepared.answers, label_smoothing=smoothing, reduction="none")
-            loss = (each * self.weights[prepared.answers]).mean()
+        answers, smoothing = prepared.answers, self.config.label_smoothing
+        each = F.cross_entropy(logits.float(), answers, label_smoothing=smoothing, reduction="none")
+        if self.weights is not None:
+            each = each * (answers @ self.weights if answers.is_floating_point() else self.weights[answers])
+        loss = each.mean()
         latent = torch.cat([encoded.prefix, encoded.tokens], dim=1)
         return Outcome(loss, {"class": loss}, {"class": logits}, latent)
 
@@ -170,8 +255,10 @@ class Classifier(Supervised):
             "mean": lambda: encoded.tokens.mean(dim=1),
             "max": lambda: encoded.tokens.amax(dim=1),
             "prefix": lambda: encoded.prefix[:, 0],
+            "first": lambda: encoded.tokens[:, 0],
         }
-        return torch.cat([kinds[kind]() for kind in self.config.pool.split("-")], dim=1)
+        pooled = torch.cat([kinds[kind]() for kind in self.config.pool.split("-")], dim=1)
+        return pooled if self.fc_norm is None else self.fc_norm(pooled)
 
     def test(
         self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None
@@ -179,14 +266,16 @@ class Classifier(Supervised):
         """Accuracy, and the mean over the classes of each one's accuracy; beside the most frequent training class. A
         sample's answer is the class of the largest mean probability over its views."""
         train, test = source.labelled("train"), source.labelled("test")
-        sums, seen = torch.zeros(len(test.labels), self.classes), torch.zeros(len(test.labels))
+        seen = torch.zeros(len(test.labels))
+        sums = torch.zeros(len(test.labels), self.classes, dtype=torch.float64)
         for batch, predictions in self.predicted(source, test, device, batch_size):
-            sums.index_add_(0, batch["sample"], predictions["class"].softmax(dim=1))
+            sums.index_add_(0, batch["sample"], shares_of(predictions["class"]))
             seen.index_add_(0, batch["sample"], torch.ones(len(batch["sample"])))
         read = seen == test.views
         if not read.any():
             raise MimError(f"None of the {len(test.labels):,} labelled test samples can be read.")
         found, labels = sums[read].argmax(dim=1), test.labels[read]
+        top = [Score(FINE_TUNED, "top-5 accuracy", top_share(sums[read], labels, 5))] if self.classes > 10 else []
         majority = torch.full_like(labels, int(train.labels.bincount().argmax()))
         if notes is not None:
             notes.append(
@@ -196,7 +285,19 @@ class Classifier(Supervised):
             lost = len(test.labels) - len(labels)
             notes += [f"{lost:,} test files cannot be used and are left out."] if lost else []
             notes += [note for note in {train.note, test.note} if note]
-        return [*accuracies(MAJORITY, majority, labels), *accuracies(FINE_TUNED, found, labels)]
+        return [*accuracies(MAJORITY, majority, labels), *accuracies(FINE_TUNED, found, labels), *top]
+
+
+def shares_of(logits: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
+    """Probabilities of the classes in float64. A sample's are the mean over its views, as VideoMAE's code has it; the
+    mean of the logits, or votes, would give other answers."""
+    return logits.double().softmax(dim=-1)
+
+
+def top_share(scores: Float[Tensor, "n K"], labels: Int[Tensor, " n"], count: int) -> float:
+    """The share of samples whose class is among the ``count`` best."""
+    best = scores.topk(min(count, scores.shape[1]), dim=1).indices
+    return float((best == labels[:, None]).any(dim=1).double().mean())
 
 
 def accuracies(row: str, found: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> list[Score]:

@@ -20,6 +20,7 @@ from mim_core.errors import MimError
 from mim_core.parts.encoder import Encoder
 from mim_core.parts.layout import Layout, take, tensor_tree
 from mim_core.parts.mask import Mask
+from mim_core.parts.position import TablePosition
 from mim_core.parts.samples import check_sample
 from mim_core.parts.target import Target
 from mim_core.parts.teacher import Teacher
@@ -187,18 +188,24 @@ class Method(nn.Module):
         lists = (module for name, module in self.named_modules() if name.rpartition(".")[2] == "blocks")
         return [block for found in lists if isinstance(found, nn.Sequential | nn.ModuleList) for block in found]
 
+    def depth(self) -> int:
+        """Blocks of the encoder, which layer-wise rates and freezing go by; 0 where it has no list of them."""
+        blocks = getattr(getattr(self, "encoder", None), "blocks", None)
+        return len(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else 0
+
     def parameter_groups(self, decay_tokens: bool = True) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters with and without weight decay: none on biases and 1-D parameters, and on learned tokens only with
-        ``decay_tokens``.
+        """Parameters with and without weight decay: none on biases and 1-D parameters, and on learned tokens and tables
+        of positions only with ``decay_tokens``.
 
         Learned tokens and scales are recognised by shape: every axis but the last has length 1.
         """
+        tables = {id(p) for part in self.modules() if isinstance(part, TablePosition) for p in part.parameters()}
         decayed: list[nn.Parameter] = []
         plain: list[nn.Parameter] = []
         for parameter in self.parameters():
             if not parameter.requires_grad:
                 continue
-            is_token = parameter.ndim > 1 and parameter.numel() == parameter.shape[-1]
+            is_token = (parameter.ndim > 1 and parameter.numel() == parameter.shape[-1]) or id(parameter) in tables
             exempt = parameter.ndim < 2 or (is_token and not decay_tokens)
             (plain if exempt else decayed).append(parameter)
         return decayed, plain

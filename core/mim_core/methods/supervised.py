@@ -1,7 +1,7 @@
 """Methods that are trained on labels: full fine-tuning of a pre-trained encoder, in the same loop as pre-training.
 
 `Supervised` is what such methods share: nothing is hidden, the answers come with the sample, and a test split judges
-them. `Classifier` puts a head on pooled tokens. Every layer is trained at the same learning rate: no layer-wise decay.
+them. `Classifier` puts a head on pooled tokens.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Supervised(Method):
     """Entries of the sample, int64 [B], that `forward` is handed as they are."""
     train_options: ClassVar[Mapping[str, Any]] = {}
     """Training options in which this method departs from what `finetune` starts from."""
+    replaces: tuple[str, ...] = ()
+    """Starts of the names of weights of pre-training that the method does without, because its head has its own."""
 
     def __init__(self, tokenizer: Tokenizer, encoder: Encoder) -> None:
         super().__init__()

@@ -89,8 +89,8 @@ class Encoder(nn.Module):
         """What is worth a column in the metrics, by name: a scalar each, without gradient."""
         return {}
 
-    def give_levels(self, blocks: tuple[int, ...]) -> None:
-        """Asks for the outputs of these blocks, numbered from 1, each through the final norm.
+    def give_levels(self, blocks: tuple[int, ...], normed: bool = True) -> None:
+        """Asks for the outputs of these blocks, numbered from 1, each through the final norm unless told otherwise.
 
         Raises:
             ValueError: This encoder gives none, or has no such blocks.
@@ -191,6 +191,12 @@ def check_sizes(width: int, depth: int, heads: int) -> None:
         raise ValueError(f"width {width} is not a multiple of {heads} heads")
 
 
+def check_levels(blocks: tuple[int, ...], depth: int) -> None:
+    """Raises ValueError for numbers of blocks, from 1, that do not rise or that there are not."""
+    if list(blocks) != sorted({*blocks}) or not all(1 <= number <= depth for number in blocks):
+        raise ValueError(f"levels must rise and lie in 1 to {depth}, the encoder's blocks; got {blocks}")
+
+
 def last_blocks(count: int, depth: int) -> tuple[int, ...]:
     """The numbers of the last blocks, counted from 1.
 
@@ -264,6 +270,9 @@ class ViTEncoder(Encoder):
         MLP of where units lie) or none."""
         position_at: PositionAt = "input"
         """Add positions once, or at the input of every block (Point-MAE); then the class token has a learned one."""
+        class_position: bool = False
+        """With positions that are added once: a learned one of the class token too, as tables of timm and of MAE's
+        fine-tuning have it; it starts at zero."""
         norm_eps: float = 1e-6
         """Small number in the normalisation layers: 1e-6 in MAE's and timm's code, 1e-12 in transformers' ViTMAE."""
         qkv_bias: bool = True
@@ -315,6 +324,8 @@ class ViTEncoder(Encoder):
             raise ValueError("vectors of segments need several modalities, and positions that are added at the input")
         names = [name for name, _ in layout.segments] if config.segments else []
         self.segment = nn.ParameterDict({name: token(1, self.width) for name in names}) if names else None
+        if count and config.class_position and config.position_at == "input":
+            self.prefix_position = nn.Parameter(torch.zeros(1, count, self.width))
 
     @staticmethod
     def _own_blocks(config: Config) -> nn.Sequential:
@@ -358,7 +369,10 @@ class ViTEncoder(Encoder):
             tokens, places = tokens + places, None
         front = self._front()
         x = torch.cat([*(learned.expand(tokens.shape[0], -1, -1).to(tokens.dtype) for learned in front), tokens], dim=1)
-        count, x = x.shape[1] - tokens.shape[1], self.norm_pre(x)
+        count = x.shape[1] - tokens.shape[1]
+        if self.prefix_position is not None and self.config.position_at == "input":
+            x = x + F.pad(self.prefix_position.to(x.dtype), (0, 0, 0, x.shape[1] - count))
+        x = self.norm_pre(x)
         if places is not None and self.prefix_position is not None:
             places = torch.cat([self.prefix_position.expand(len(places), -1, -1).to(places.dtype), places], dim=1)
         seen = None if mask.kept_valid is None else F.pad(mask.kept_valid, (count, 0), value=True)
@@ -381,12 +395,11 @@ class ViTEncoder(Encoder):
         found = found if places is None else found + places
         return found if mask.kept_valid is None else found.masked_fill(~mask.kept_valid[:, :, None], 0.0)
 
-    def give_levels(self, blocks: tuple[int, ...]) -> None:
-        """Asks for the outputs of these blocks, numbered from 1 and rising, each through the final norm."""
-        depth = len(self.blocks)
-        if list(blocks) != sorted({*blocks}) or not all(1 <= number <= depth for number in blocks):
-            raise ValueError(f"levels must rise and lie in 1 to {depth}, the encoder's blocks; got {blocks}")
-        self.levels, self.levels_normed = blocks, True
+    def give_levels(self, blocks: tuple[int, ...], normed: bool = True) -> None:
+        """Asks for the outputs of these blocks, numbered from 1 and rising, each through the final norm unless told
+        otherwise."""
+        check_levels(blocks, len(self.blocks))
+        self.levels, self.levels_normed = blocks, normed
 
     def give_last_levels(self, count: int) -> None:
         """Asks for the outputs of the last blocks, without the final norm."""
@@ -408,12 +421,14 @@ class ViTEncoder(Encoder):
         """Blocks, norms and tokens as they are; the position table gets the prefix's slots, zeros, in front."""
         state = dict(self.state_dict())
         state.pop("mask_token", None)
+        own = state.pop("prefix_position", None) if self.config.position_at == "input" else None
         table = state.pop("position.table", None)
         state = {name: value for name, value in state.items() if not name.startswith("position.")}
         if table is not None:
             slots = 0 if self.cls_token is None else 1
             slots += 0 if self.reg_token is None else self.reg_token.shape[1]
-            state["pos_embed"] = torch.cat([table.new_zeros(1, slots, table.shape[2]), table], dim=1)
+            front = table.new_zeros(1, slots, table.shape[2]) if own is None else own
+            state["pos_embed"] = torch.cat([front, table], dim=1)
         return state
 
     def timm_model(self) -> tuple[str, dict[str, Any]]:

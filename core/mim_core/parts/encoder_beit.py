@@ -14,10 +14,10 @@ from timm.layers import resize_rel_pos_bias_table, trunc_normal_
 from timm.models import beit
 from torch import Tensor, nn
 
-from mim_core.parts.encoder import Encoded, Encoder, check_sizes, last_blocks, rising, token
-from mim_core.parts.layout import Layout
+from mim_core.parts.encoder import Encoded, Encoder, check_levels, check_sizes, last_blocks, rising, token
+from mim_core.parts.layout import Layout, take
 from mim_core.parts.mask import Mask
-from mim_core.parts.position import TablePosition, Units
+from mim_core.parts.position import TablePosition, Units, make_position
 
 
 class RelativePositionBias(beit.RelativePositionBias, TablePosition):
@@ -59,10 +59,12 @@ class RelativePositionBias(beit.RelativePositionBias, TablePosition):
 
 
 class BeitEncoder(Encoder):
-    """BEiT's transformer: all positions, mask tokens, one relative position bias shared by the blocks (SimMIM's ViT).
+    """BEiT's transformer: all positions, mask tokens, a relative position bias, shared by the blocks (SimMIM's ViT) or
+    each block's own (BEiT's fine-tuning).
 
-    Queries and values have a bias, keys have none; a learned scale on each residual branch; no absolute positions. The
-    mask token replaces a token before the class token is put in front (SimMIM, arXiv 2111.09886, section 3).
+    Queries and values have a bias, keys have none; a learned scale on each residual branch; absolute positions only
+    where they are asked for. The mask token replaces a token before the class token is put in front (SimMIM, arXiv
+    2111.09886, section 3).
     """
 
     @dataclass(frozen=True)
@@ -81,14 +83,23 @@ class BeitEncoder(Encoder):
         """Stochastic depth, rising linearly to this rate in the last block."""
         layer_scale: float | None = 0.1
         """Initial value of a learned scale on each residual branch; none leaves it out."""
+        bias: Literal["shared", "own", "none"] = "shared"
+        """The relative position bias: one for all blocks, each block's own, or none."""
+        position: Literal["none", "learned"] = "none"
+        """Absolute positions beside it: a learned vector for each unit and for the class token."""
 
     sees: Literal["visible", "all"] = "all"
+    levels_normed: bool = False
 
     def __init__(self, config: Config, layout: Layout) -> None:
         super().__init__()
         check_sizes(config.width, config.depth, config.heads)
         self.config, self.width = config, config.width
-        bias = RelativePositionBias(layout, config.heads)
+        bias: nn.Module | None = None
+        if config.bias == "shared":
+            bias = RelativePositionBias(layout, config.heads)
+        elif config.bias == "own":
+            bias = nn.ModuleList(RelativePositionBias(layout, config.heads) for _ in range(config.depth))
         self.cls_token, self.mask_token = token(1, config.width), token(1, config.width)
         self.rel_pos_bias = bias
         rates = rising(config.drop_path, config.depth)
@@ -105,6 +116,8 @@ class BeitEncoder(Encoder):
             for rate in rates
         )
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.position = make_position(config.position, layout, config.width)
+        self.prefix_position = None if self.position is None else nn.Parameter(torch.zeros(1, 1, config.width))
         self._init()
 
     def _init(self) -> None:
@@ -120,28 +133,53 @@ class BeitEncoder(Encoder):
                 weight.data.div_((2 * number) ** 0.5)
 
     def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
-        """Mask tokens, class token, blocks under the shared bias, final norm."""
+        """Mask tokens, class token, positions, blocks under their bias, final norm."""
         tokens = torch.where(mask.kept_hidden()[:, :, None], self.mask_token.to(tokens.dtype), tokens)
-        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
-        bias = self.rel_pos_bias.at(layout)
+        front: Tensor = self.cls_token
+        if self.position is not None and self.prefix_position is not None:
+            tokens, front = tokens + take(self.position(layout), mask.kept_ids), front + self.prefix_position
+        x = torch.cat([front.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
+        biases = self._biases(layout)
         levels = []
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x, shared_rel_pos_bias=bias)
+            x = block(x, shared_rel_pos_bias=biases[number - 1])
             if number in self.levels:
-                levels.append(x[:, 1:])
+                levels.append((self.norm(x) if self.levels_normed else x)[:, 1:])
         x = self.norm(x)
         return Encoded(x[:, 1:], x[:, :1], tuple(levels))
 
+    def _biases(self, layout: Layout) -> list[Tensor | None]:
+        """The bias of each block."""
+        if isinstance(self.rel_pos_bias, RelativePositionBias):
+            return [self.rel_pos_bias.at(layout)] * len(self.blocks)
+        if self.rel_pos_bias is None:
+            return [None] * len(self.blocks)
+        own: Any = self.rel_pos_bias
+        return [bias.at(layout) for bias in own]
+
+    def give_levels(self, blocks: tuple[int, ...], normed: bool = True) -> None:
+        """Asks for the outputs of these blocks, numbered from 1 and rising, each through the final norm unless told
+        otherwise."""
+        check_levels(blocks, len(self.blocks))
+        self.levels, self.levels_normed = blocks, normed
+
     def give_last_levels(self, count: int) -> None:
         """Asks for the outputs of the last blocks, without the final norm."""
-        self.levels = last_blocks(count, len(self.blocks))
+        self.levels, self.levels_normed = last_blocks(count, len(self.blocks)), False
 
     def timm_weights(self) -> dict[str, Tensor]:
-        """All but the mask token; the names are timm's already."""
-        return {name: value for name, value in self.state_dict().items() if name != "mask_token"}
+        """All but the mask token. Most names are timm's already; each block's own bias stands within its attention."""
+        found = {name: value for name, value in self.state_dict().items() if name != "mask_token"}
+        for name in [name for name in found if self.config.bias == "own" and name.startswith("rel_pos_bias.")]:
+            number, _, last = name.removeprefix("rel_pos_bias.").partition(".")
+            found[f"blocks.{number}.attn.{last}"] = found.pop(name)
+        if self.position is not None:
+            slot, table = found.pop("prefix_position"), found.pop("position.table")
+            found["pos_embed"] = torch.cat([slot, table], dim=1)
+        return found
 
     def timm_model(self) -> tuple[str, dict[str, Any]]:
-        """timm's BEiT with a shared relative position bias and no other positions."""
+        """timm's BEiT with these positions."""
         config = self.config
         return "beit_base_patch16_224", {
             "embed_dim": config.width,
@@ -149,8 +187,8 @@ class BeitEncoder(Encoder):
             "num_heads": config.heads,
             "mlp_ratio": config.mlp_ratio,
             "init_values": config.layer_scale or 0.0,  # timm drops None and takes its own default
-            "use_abs_pos_emb": False,
-            "use_rel_pos_bias": False,
-            "use_shared_rel_pos_bias": True,
+            "use_abs_pos_emb": config.position != "none",
+            "use_rel_pos_bias": config.bias == "own",
+            "use_shared_rel_pos_bias": config.bias == "shared",
             "global_pool": "token",
         }

@@ -139,13 +139,15 @@ class SinCosPosition(TablePosition):
         return sincos_table(grid, self.width, last=self.kind == "sincos")
 
 
-def resampled(table: Float[Tensor, "B N width"], own: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+def resampled(
+    table: Float[Tensor, "B N width"], own: tuple[int, ...], new: tuple[int, ...], antialias: bool = True
+) -> Tensor:
     """Positions on the grid ``own``, interpolated to the grid ``new``: [B, N', width]. On two axes bicubic with
-    antialiasing, as timm does for another input size; on one or three linear."""
+    antialiasing, as timm does for another input size, or without, as MAE's code; on one or three linear."""
     if own == new or len(own) != 2:
         return _resized(table, own, new)
     spread = table.float().transpose(1, 2).unflatten(2, own)
-    found = F.interpolate(spread, size=new, mode="bicubic", antialias=True)
+    found = F.interpolate(spread, size=new, mode="bicubic", antialias=antialias)
     return found.flatten(2).transpose(1, 2).to(table.dtype)
 
 

@@ -31,6 +31,9 @@ class TrainConfig:
     """Passes over the data; one epoch is as many samples as there are."""
     steps: int | None = None
     """Optimizer steps of the whole run, in place of epochs, which follow from them and the data."""
+    hours: float | None = None
+    """Hours that the whole run may take here, in place of epochs, which follow from a few steps that are measured when
+    it begins; warm-up and schedule end within them."""
     batch_size: int = 4096
     """Samples per optimizer step, over all devices; items, where the data make several samples of each that is
     read."""
@@ -47,8 +50,9 @@ class TrainConfig:
     """Where the warm-up starts, scaled like base_lr."""
     min_lr: float = 0.0
     """Where the schedule ends, scaled like base_lr."""
-    schedule: Literal["cosine", "steps", "constant"] = "cosine"
-    """After the warm-up: half a cosine, or a factor of 0.1 at each of the milestones, or nothing."""
+    schedule: Literal["cosine", "table", "steps", "constant"] = "cosine"
+    """After the warm-up: half a cosine, or a factor of 0.1 at each of the milestones, or nothing. table: cosine as
+    VideoMAE's code has it, whose warm-up ends with the peak and whose last step is not yet at min_lr."""
     milestones: tuple[float, ...] = ()
     """Epochs at which the schedule "steps" takes its factor."""
     weight_decay: float = 0.05
@@ -56,7 +60,14 @@ class TrainConfig:
     weight_decay_end: float | None = None
     """Weight decay at the end of the run, along half a cosine from the start (DINO, I-JEPA); None: it stays."""
     decay_tokens: bool = True
-    """Weight decay on class and mask tokens too, as MAE's code has it; SimMIM's has not."""
+    """Weight decay on class and mask tokens and on learned tables of positions too, as MAE's code has it; SimMIM's
+    and fine-tuning codes have not."""
+    layer_decay: float = 1.0
+    """Learning rates fall from the head to the input: each layer's is that of the layer above times this (BEiT, MAE's
+    fine-tuning); 1: one rate for all."""
+    optimizer: Literal["adamw", "lars"] = "adamw"
+    """adamw; or lars, momentum with each layer's step in proportion to its weights (MAE's linear probing), whose
+    momentum is the first of betas."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's."""
     clip_grad: float | None = None
@@ -120,6 +131,8 @@ class TrainConfig:
             raise MimError(f"train: option 'betas' must lie in [0, 1), got {self.betas}")
         if self.max_hours is not None and not self.max_hours >= 0:
             raise MimError(f"train: option 'max_hours' must be 0 or more, got {self.max_hours}")
+        if self.hours is not None and not 0 < self.hours < math.inf:
+            raise MimError(f"train: option 'hours' must be positive, got {self.hours}")
         if self.steps is not None and self.steps < 1:
             raise MimError(f"train: option 'steps' must be at least 1, got {self.steps}")
         if self.epochs <= 0:
@@ -128,6 +141,8 @@ class TrainConfig:
             raise MimError(f"train: option 'micro_batch' must be at least 1, got {self.micro_batch}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise MimError(f"train: option 'ema' must lie between 0 and 1, got {self.ema}")
+        if not 0 < self.layer_decay <= 1:
+            raise MimError(f"train: option 'layer_decay' must lie in (0, 1], got {self.layer_decay}")
         if not 1 <= self.timeout <= 2e6:  # the system counts milliseconds in 32 bits
             raise MimError(f"train: option 'timeout' must be 1 to 2,000,000 seconds, got {self.timeout:g}")
         if not -(2**63) <= self.seed < 2**63:

@@ -42,9 +42,9 @@ def resolve(config: RunConfig, registry: Registry) -> ResolvedRun:
     return ResolvedRun(found, train, evaluate, config.recipe)
 
 
-def load_recipe(name: str, registry: Registry, twin: bool = False) -> ResolvedRun:
-    """The recipe of that name; with ``twin``, its small version for tests."""
-    return resolve(made(registry.get("recipes", name), twin), registry)
+def load_recipe(name: str, registry: Registry, twin: bool = False, kind: str = "recipes") -> ResolvedRun:
+    """The recipe of that name; with ``twin``, its small version for tests. ``kind``: "recipes", or "finetunings"."""
+    return resolve(made(registry.get(kind, name), twin), registry)
 
 
 def made(entry: Entry, twin: bool = False) -> RunConfig:

@@ -51,7 +51,7 @@ from mim_core.runs.state import (
     read_text,
     regular,
 )
-from mim_core.runs.strictness import average_faults, moment_faults
+from mim_core.runs.strictness import average_faults, kept_of, moment_faults
 from mim_core.tensor_files import usual_mode
 
 
@@ -272,7 +272,7 @@ def check(
     check_weights(method, loaded)
     faults: list[str] = []
     if optimizer is not None:
-        faults += moment_faults(loaded.path, loaded.state, _trained(method, optimizer))
+        faults += moment_faults(loaded.path, loaded.state, _trained(method, optimizer), kept_of(optimizer))
     if average is not None:
         faults += average_faults(loaded.path, loaded.state, method)
     if faults:
@@ -307,7 +307,7 @@ def restore(
 def _restore_moments(
     tensors: dict[str, Tensor], loaded: Loaded | None, method: Method, optimizer: torch.optim.Optimizer
 ) -> None:
-    """AdamW's moments beside their parameters, sharded as these are; none for a parameter that no step has touched."""
+    """The optimizer's moments beside their parameters, sharded as these are; none for one that no step has touched."""
     names = {id(parameter): name for name, parameter in method.named_parameters()}
     known = _tell_all(sorted(tensors))
     for group in optimizer.param_groups:
@@ -318,7 +318,8 @@ def _restore_moments(
             state: dict[str, Tensor] = {}
             # fused AdamW keeps the step beside the parameter
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
+            for key in kept_of(optimizer):
+                state.setdefault(key, torch.zeros_like(parameter.detach()))
             for key, value in state.items():
                 fill_from_first(value, tensors.pop(f"{name}/{key}", None))
             optimizer.state[parameter] = state

@@ -256,10 +256,10 @@ def _grouped(names: Iterable[str], every: Iterable[str]) -> str:
 # ---- weights and data ------------------------------------------------------------------------------------------------
 
 
-def take_encoder(method: Supervised, other: Method, path: Path) -> list[str]:
+def take_encoder(method: Supervised, other: nn.Module, path: Path) -> list[str]:
     """Copies tokenizer and encoder of another method into this one, by name and strictly. Positions on another grid are
     moved to this one's, see `match_positions`; learned tokens that only one of them has, such as a class token, are
-    left as they are.
+    left as they are, and so is what the method does without (`Supervised.replaces`) and a tokenizer that it has not.
 
     Returns:
         What was left, in words, for the screen.
@@ -280,7 +280,12 @@ def take_encoder(method: Supervised, other: Method, path: Path) -> list[str]:
     added = [name for name in own if name not in theirs]
     dropped = [name for name in theirs if name not in own]
     faults += [f"{name} is not there" for name in added if not _is_token(own[name])]
-    faults += [f"{name} is not wanted here" for name in dropped if not _is_token(theirs[name])]
+    spare = _segments(theirs) - _segments(own) if _segments(own) else set()
+    faults += [
+        f"{name} is not wanted here"
+        for name in dropped
+        if not _is_token(theirs[name]) and not name.startswith(method.replaces) and not _is_of(name, spare)
+    ]
     if faults:
         more = f"\n  ... and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise MimError(
@@ -291,6 +296,12 @@ def take_encoder(method: Supervised, other: Method, path: Path) -> list[str]:
     said = [f"new, and trained from its drawn values: {', '.join(added)}"] if added else []
     said += [line for line in places.notes if _is_kept(line)]
     return said + ([f"in {path} and not used: {', '.join(dropped)}"] if dropped else [])
+
+
+def _is_of(name: str, segments: set[str]) -> bool:
+    """Whether a weight belongs to one of these segments: its tokenizer, or its positions."""
+    starts = (PARTS, "encoder.position.parts.")
+    return any(name.startswith(start) and name.removeprefix(start).partition(".")[0] in segments for start in starts)
 
 
 def _is_kept(name: str) -> bool:

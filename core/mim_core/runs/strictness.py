@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -14,6 +15,12 @@ from mim_core.runs.state import AVERAGE, MOMENTS
 
 KEPT = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW keeps of a parameter that a step has touched."""
+
+
+def kept_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What an optimizer keeps of such a parameter: what its class says in ``kept``, or AdamW's."""
+    kept: tuple[str, ...] = getattr(optimizer, "kept", KEPT)
+    return kept
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -27,13 +34,15 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         ) from error
 
 
-def moment_faults(path: Path, state: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> list[str]:
+def moment_faults(
+    path: Path, state: Mapping[str, Any], parameters: Mapping[str, Tensor], kept: tuple[str, ...] = KEPT
+) -> list[str]:
     """What is wrong with the moments. A parameter that no step has touched has none, where the state says so; older
     states do not say, and there all of a parameter's may be missing."""
     there, faults = _shapes(path / MOMENTS), list[str]()
     said, older = set(state.get("untouched", ())), "untouched" not in state
     for name, parameter in parameters.items():
-        keys = {key: f"{name}/{key}" for key in KEPT}
+        keys = {key: f"{name}/{key}" for key in kept}
         found = [key for key, full in keys.items() if full in there]
         if not found and (older or name in said):
             continue
@@ -42,7 +51,7 @@ def moment_faults(path: Path, state: Mapping[str, Any], parameters: Mapping[str,
             shape = () if key == "step" else tuple(parameter.shape)
             if there[keys[key]] != shape:
                 faults.append(f"{keys[key]} is {there[keys[key]]} in {MOMENTS} and should be {shape}")
-    known = {f"{name}/{key}" for name in parameters for key in KEPT}
+    known = {f"{name}/{key}" for name in parameters for key in kept}
     return faults + [f"{MOMENTS} holds {name}, which is unknown here" for name in there if name not in known]
 
 

@@ -24,73 +24,11 @@ from mim_core.host.loading import installed
 from mim_core.interop.weights import import_checkpoint
 from mim_core.methods.method import Method, Outcome
 from mim_core.testing.checks import seeded
-
-LOSSES, OTHERS = 1e-5, 1e-4
-"""What losses, and other values and gradients, may be off by, as a share of the entry's largest value."""
+from mim_core.testing.golden_entries import Comparison, Entries, GoldenCase, compare
+from mim_core.testing.golden_trials import read_numbers, trial_of
 
 FORMATS = {"ijepa": "i-jepa"}
 """Import formats of methods whose name in a file is another."""
-
-ALONE = {
-    "ssmctb-2d": "mim_core.testing.golden_blocks:ssmctb",
-    "ssmctb-3d": "mim_core.testing.golden_blocks:ssmctb",
-    "anomaly-metrics": "mim_core.testing.golden_blocks:anomaly_metrics",
-}
-"""Cases of what no importer makes a method of, such as a block: reference to a function of the case, which gives
-outputs, and gradients as "grad/NAME"."""
-
-OTHERS_OWN = {
-    "anomalib_": "what anomalib gives, in float32 and of scores through a sigmoid",
-    "mvtec_": "what MVTec's evaluation gives, on a grid of thresholds",
-}
-"""Outputs of cases that are tried alone which are not compared, by the start of their name -> why."""
-
-
-class Entries(dict[str, Any]):
-    """What a file holds of one kind; one that it lacks is the file's mistake.
-
-    Args:
-        found: By name.
-        where: What they are called in the file.
-    """
-
-    def __init__(self, found: Mapping[str, Any], where: str) -> None:
-        super().__init__(found)
-        self.where = where
-
-    def __missing__(self, name: str) -> Any:
-        raise MimError(f"The case has no {self.where}{name}.")
-
-
-@dataclass(frozen=True)
-class GoldenCase:
-    """What a file holds.
-
-    Attributes:
-        path: The file.
-        form: Import format.
-        config: Sizes, under the official names.
-        weights: By group, "state", "teacher" and the like: official name -> weight.
-        inputs: By name.
-        outputs: By name.
-        gradients: By official name.
-    """
-
-    path: Path
-    form: str
-    config: dict[str, Any]
-    weights: Mapping[str, Mapping[str, Tensor]]
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    gradients: dict[str, Tensor]
-
-    def state(self) -> dict[str, Tensor]:
-        """All weights as the importer takes them: those of other groups with the group's name in front."""
-        found: dict[str, Tensor] = dict(self.weights.get("state", {}))
-        for group, weights in self.weights.items():
-            if group != "state":
-                found |= {f"{group}.{name}": value for name, value in weights.items()}
-        return found
 
 
 @dataclass(frozen=True)
@@ -114,21 +52,6 @@ class GoldenAdapter:
     names: Callable[[Method], Mapping[str, str]]
     left_out: Mapping[str, str] = field(default_factory=dict)
     after: Callable[[GoldenCase, Method], dict[str, Tensor]] | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One entry of a case: how far off it is, as a share of its largest value; or why it is not compared."""
-
-    name: str
-    apart: float | None
-    allowed: float
-    why: str = ""
-
-    @property
-    def fits(self) -> bool:
-        """Within what is allowed, or not compared."""
-        return self.apart is None or self.apart <= self.allowed
 
 
 def read_case(path: Path) -> GoldenCase:
@@ -172,10 +95,11 @@ def try_case(path: Path) -> list[Comparison]:
     Raises:
         MimError: The file is no case, its format is not known, or its inputs do not fit its weights.
     """
-    case = read_case(path)
-    adapter = None if case.form in ALONE else adapter_of(case.form)
+    case = read_numbers(path) if path.suffix == ".json" else read_case(path)
+    trial = trial_of(case.form)
+    adapter = adapter_of(case.form) if trial is None else None
     try:
-        return _tried_alone(case) if adapter is None else _tried(case, adapter)
+        return trial(case) if trial is not None else _tried(case, adapter)  # type: ignore[arg-type]
     except MimError:
         raise
     except (ValueError, RuntimeError, IndexError) as error:  # what the inputs are not fit for
@@ -192,39 +116,14 @@ def _tried(case: GoldenCase, adapter: GoldenAdapter) -> list[Comparison]:
     outcome.loss.backward()
     if adapter.after is not None:
         found |= adapter.after(case, method)
-    lines = [_compare(name, wanted, found.get(name), adapter.left_out) for name, wanted in case.outputs.items()]
+    lines = [compare(name, wanted, found.get(name), adapter.left_out) for name, wanted in case.outputs.items()]
     ours = {theirs: name for name, theirs in adapter.names(method).items()}
     for theirs, wanted in case.gradients.items():
         gradient = found.get(f"grad/{theirs}")
         if gradient is None and theirs in ours:
             gradient = method.get_parameter(ours[theirs]).grad
-        lines.append(_compare(f"grad/{theirs}", wanted, gradient, adapter.left_out))
+        lines.append(compare(f"grad/{theirs}", wanted, gradient, adapter.left_out))
     return lines
-
-
-def _tried_alone(case: GoldenCase) -> list[Comparison]:
-    """All entries are held to what losses are."""
-    module, _, function = ALONE[case.form].partition(":")
-    found: dict[str, Tensor] = getattr(importlib.import_module(module), function)(case)
-    entries = case.outputs | {f"grad/{name}": value for name, value in case.gradients.items()}
-    lines = [_compare(name, wanted, found.get(name), OTHERS_OWN) for name, wanted in entries.items()]
-    return [replace(line, allowed=LOSSES) for line in lines]
-
-
-def _compare(name: str, wanted: Tensor, found: Tensor | None, left_out: Mapping[str, str]) -> Comparison:
-    allowed = LOSSES if name.rpartition("/")[2].startswith("loss") and wanted.ndim == 0 else OTHERS
-    if found is None:
-        known = next((why for start, why in left_out.items() if name.startswith(start)), "")
-        alternative = "another option of the official code" if name.startswith("alt_") else ""
-        why = known or alternative or "the adapter does not know it"
-        return Comparison(name, None, allowed, why)
-    if found.numel() != wanted.numel():
-        return Comparison(name, float("inf"), allowed, f"shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
-    if not wanted.numel():  # nothing of both
-        return Comparison(name, 0.0, allowed)
-    wanted, found = wanted.double(), found.detach().double().reshape(wanted.shape)
-    apart = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
-    return Comparison(name, apart if apart == apart else float("inf"), allowed)
 
 
 def as_text(lines: list[Comparison]) -> str:

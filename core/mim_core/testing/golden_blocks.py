@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor
 
 from mim_core.evaluation.anomaly_metrics import area_up_to, aupro, auroc, average_precision, pro_curve, region_weights
 from mim_core.interop.ssmctb import official_names, ssmctb_from
 from mim_core.parts.masked_block import SSMCTB
-from mim_core.testing.golden import GoldenCase
+from mim_core.testing.golden_entries import LOSSES, Comparison, GoldenCase
+from mim_core.testing.golden_trials import compare_all
+
+OTHERS_OWN = {
+    "anomalib_": "what anomalib gives, in float32 and of scores through a sigmoid",
+    "mvtec_": "what MVTec's evaluation gives, on a grid of thresholds",
+}
+"""Outputs that are not compared, by the start of their name -> why."""
 
 
-def ssmctb(case: GoldenCase) -> dict[str, Tensor]:
+def _strictly(lines: list[Comparison]) -> list[Comparison]:
+    """All entries are held to what losses are."""
+    return [replace(line, allowed=LOSSES) for line in lines]
+
+
+def try_ssmctb(case: GoldenCase) -> list[Comparison]:
     """Output, masked convolution, gate, both losses, and gradients of the first."""
     sizes = {"heads": case.config["heads"], "head_width": case.config["dim_head"]}
     block = ssmctb_from(case.weights.get("state", {}), dilation=case.config["dilation"], **sizes).train()
@@ -30,7 +43,8 @@ def ssmctb(case: GoldenCase) -> dict[str, Tensor]:
     }
     parameters = dict(block.named_parameters())
     gradients = {f"grad/{theirs}": parameters[ours].grad for ours, theirs in official_names(block).items()}
-    return {name: value.detach() for name, value in (found | gradients).items() if value is not None}
+    values = {name: value.detach() for name, value in (found | gradients).items() if value is not None}
+    return _strictly(compare_all(case, values, {}))
 
 
 def _with_huber(block: SSMCTB) -> SSMCTB:
@@ -38,7 +52,7 @@ def _with_huber(block: SSMCTB) -> SSMCTB:
     return SSMCTB(block.channels, block.convolution.axes, loss="huber")
 
 
-def anomaly_metrics(case: GoldenCase) -> dict[str, Tensor]:
+def try_anomaly_metrics(case: GoldenCase) -> list[Comparison]:
     """Scores of samples and of places, and the curve of regions."""
     score, mask, label = (case.inputs[name] for name in ("score", "mask", "label"))
     highest = score.flatten(1).amax(dim=1)
@@ -57,4 +71,5 @@ def anomaly_metrics(case: GoldenCase) -> dict[str, Tensor]:
         elif kind == "aupro":
             found[name] = area_up_to(false, overlap, float(limit))
     values = {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
-    return {**values, "image_score": highest, "pro_fpr": false, "pro_overlap": overlap}
+    curve = {"image_score": highest, "pro_fpr": false, "pro_overlap": overlap}
+    return _strictly(compare_all(case, {**values, **curve}, OTHERS_OWN))

@@ -33,14 +33,16 @@ from mim_core.host.registry import Registry
 from mim_core.methods.build import build_method, check_data, check_teachers, make_source, settled
 from mim_core.ranks import world as ranks
 from mim_core.ranks.world import World
-from mim_core.recipes.config import ResolvedRun
+from mim_core.recipes.config import ResolvedRun, TrainConfig
 from mim_core.recipes.toml import completed, from_toml, to_toml
 from mim_core.runs import checkpoint, inventory, observers, origins, trackers
 from mim_core.runs import folder as run_folder
 from mim_core.runs.average import WeightAverage
 from mim_core.runs.run import Run
 from mim_core.runs.state import MADE, ORIGINS
+from mim_core.terminal import tell
 from mim_core.text import counted, duration
+from mim_core.training import hours
 from mim_core.training.advice import advise
 from mim_core.training.cost import step_cost
 from mim_core.training.engine import Engine, share
@@ -89,8 +91,8 @@ def start(
             "--train.micro-batch out."
         )
     source = make_source(config, method)
-    if train.steps is not None:
-        train = replace(train, epochs=train.steps * train.batch_size / max(1, len(source)))
+    if train.hours is not None or train.steps is not None:
+        train = _of_steps(config, folder, method, source, registry, world)
         config = replace(config, train=train)
     steps = max(1, round(train.epochs * len(source) / train.batch_size))
     trackers.check(train.track)
@@ -101,6 +103,34 @@ def start(
     if world.first:
         advise(train, len(source))
     return run
+
+
+def _of_steps(
+    config: ResolvedRun, folder: Path, method: Any, source: Any, registry: Registry, world: World
+) -> TrainConfig:
+    """The training options with the epochs that their hours or steps make."""
+    train = config.train if config.train.hours is None else _in_hours(config, folder, method, source, registry, world)
+    if train.steps is None:
+        return train
+    return replace(train, epochs=train.steps * train.batch_size / max(1, len(source)))
+
+
+def _in_hours(
+    config: ResolvedRun, folder: Path, method: Any, source: Any, registry: Registry, world: World
+) -> TrainConfig:
+    """The training options with the epochs that fit into ``train.hours``: those of the run that goes on, or measured
+    now, and said."""
+    latest = world.on_first(lambda: checkpoint.newest(folder))
+    if latest is not None:
+        before = from_toml(world.on_first(lambda: run_folder.read_recipe(latest / "recipe.toml")), registry).train
+        if before.hours == config.train.hours:
+            names = ("epochs", "steps", "warmup_epochs")
+            return replace(config.train, **{name: getattr(before, name) for name in names})
+    micro, accumulation = share(config.train, world.size)
+    train, told = hours.fitted(Run(config, folder, method, source, registry, world, micro, accumulation, steps=1))
+    if world.first:
+        tell(told)
+    return train
 
 
 def _as_begun(config: ResolvedRun, folder: Path, registry: Registry, world: World) -> ResolvedRun:

@@ -20,6 +20,7 @@ from mim_core.text import amount, counted, rounded, times
 from mim_core.training.advice import peak_rate
 from mim_core.training.cost import step_cost
 from mim_core.training.engine import chosen
+from mim_core.training.hours import Elsewhere
 from mim_core.training.pace import SMALL, time_of
 
 
@@ -50,16 +51,16 @@ def _parameters(method: Method, parameters: int) -> str:
     )
 
 
-def plan_rows(run: Run, timed: bool = False) -> dict[str, str]:
+def plan_rows(run: Run, timed: bool = False, elsewhere: Elsewhere | None = None) -> dict[str, str]:
     """The plan, label by label.
 
     Args:
         run: What is planned.
         timed: Whether to say how long it takes, by a few steps; the run's weights are no longer its own afterwards.
+        elsewhere: Devices that are not here, which the plan is for too.
     """
     method: Method = run.method
-    train = run.train
-    micro = run.micro
+    train, micro = run.train, run.micro
     operations, activations, mask = step_cost(run)
     parameters = count_parameters(method)
     rows = {"recipe": run.config.recipe}
@@ -93,6 +94,7 @@ def plan_rows(run: Run, timed: bool = False) -> dict[str, str]:
         f"about {amount(parameters * 16 + held, 'B')} in fp32: {amount(parameters * 16, 'B')} weights, gradients and "
         f"moments, {amount(held, 'B')} activations"
     )
+    rows.update(_rows_elsewhere(run, elsewhere, operations, parameters, activations))
     if timed:
         rows["time"] = time_of(run, operations, parameters * 16 + activations * SMALL * each)
     rows["device"] = f"{run.device}, {train.precision}"
@@ -101,24 +103,41 @@ def plan_rows(run: Run, timed: bool = False) -> dict[str, str]:
     return rows
 
 
-def dry_run(run: Run) -> None:
+def _rows_elsewhere(
+    run: Run, elsewhere: Elsewhere | None, operations: int, parameters: int, activations: int
+) -> dict[str, str]:
+    """Time and memory on devices that are not here."""
+    if elsewhere is None:
+        return {}
+    return {
+        f"time on {elsewhere.name}": elsewhere.time(operations * run.samples_per_step * run.steps),
+        f"memory on {elsewhere.name}": elsewhere.memory(parameters, activations, run.samples_per_step),
+    }
+
+
+def dry_run(run: Run, plan_for: str | None = None) -> None:
     """What ``--dry-run`` does instead of training: checks the run's folder and prints the plan, on the first rank.
 
+    Args:
+        run: What is planned.
+        plan_for: Devices that are not here, such as "h100:8", which the plan is for too.
+
     Raises:
-        MimError: The folder cannot be used, or holds a run of another recipe.
+        MimError: The folder cannot be used, or holds a run of another recipe; or the devices are not known.
     """
+    elsewhere = None if plan_for is None else Elsewhere.of(plan_for)
     text, complete = to_toml(run.config, run.registry), partial(completed, registry=run.registry)
     run.world.on_first(lambda: check_folder(run.folder, text, complete))
     if run.world.first:
-        print_plan(run)
+        print_plan(run, elsewhere)
 
 
-def print_plan(run: Run) -> None:
+def print_plan(run: Run, elsewhere: Elsewhere | None = None) -> None:
     """The plan on the terminal."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, text in plan_rows(run, timed=True).items():
+    for label, text in plan_rows(run, True, elsewhere).items():
         table.add_row(label, escape(text))
     console().print(table)
     tell("Nothing was written. Leave --dry-run out to start.")

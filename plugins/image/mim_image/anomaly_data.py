@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mim_core import DataSource, Labelled, MimError, PlainItems, counted, randomness
+from mim_core import DataSource, Labelled, MimError, PlainItems, counted
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -120,13 +120,9 @@ class Anomalies(Images):
         """Whole pictures as evaluation reads them."""
         return PlainItems(Whole(self, self.splits.pretrain), self.splits.pretrain.names())
 
-    def _cropped(self, store: ImageStore, index: int, key: int) -> Tensor:
-        """A random crop of the whole picture, resized first as evaluation does."""
-        image = self.whole(store, index)
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.default_generator.manual_seed(randomness.torch_seed(key, "augment"))
-            image = self.augment(image)
-        return torch.from_numpy(bands_of(image, self.channels))
+    def _before_crop(self, store: ImageStore, index: int) -> Image.Image:
+        """The whole picture, resized first as evaluation does."""
+        return self.whole(store, index)
 
     def whole(self, store: ImageStore, index: int) -> Image.Image:
         """The whole picture at the input's size."""

@@ -21,10 +21,12 @@ from mim_core import (
     PlainItems,
     SaidOnce,
     Sample,
+    Strong,
     View,
     counted,
     one_line,
     randomness,
+    read_label_table,
     unpaired,
     usual_statistics,
 )
@@ -107,6 +109,19 @@ class Images(DataSource):
         """Chance that values of its upper half are turned around."""
         local_crop: tuple[float, float] = (0.05, 0.4)
         """Where a method asks for local views: smallest and largest share of the image's area that one shows (DINO)."""
+        labels_from: Path | None = None
+        """Table of labels: a csv or tsv file whose first line names a column of files and one of labels (and perhaps
+        one of splits), or a list of a path and a label in each line. None: ROOT/labels.csv, where no folders are
+        classes."""
+        labels_column: str = ""
+        """Its column of labels; empty: label, class, category or target."""
+        rand_augment: str = ""
+        """Training on labels: timm's RandAugment, such as rand-m9-mstd0.5-inc1; empty: none."""
+        erase: float = 0.0
+        """Training on labels: chance that a box is filled with noise."""
+        labels: float = 0.0
+        """Training on labels uses so many labelled samples, each class by its share; below 1 it is that share of
+        each; 0: all. Which ones follows from their names."""
         max_bad: float = 0.5
         """Largest share of unreadable files; beyond it the run stops. Each is named in skipped.jsonl."""
 
@@ -150,6 +165,10 @@ class Images(DataSource):
         )
         self.augment = v2.Compose([crop, v2.RandomHorizontalFlip(config.flip)])
         self.views: ImageViews | None = None
+        fill = [round(255 * value) for value in torch.as_tensor(self.mean).flatten().tolist()] * (
+            3 if self.channels == 1 else 1
+        )
+        self.strong = Strong(config.rand_augment, config.erase, self.size, fill[:3])
 
     def _normalisation(self) -> Normalisation:
         mean, std = usual_statistics(self.config.mean, self.config.std, self.channels)
@@ -171,7 +190,15 @@ class Images(DataSource):
                 f"--data.root {root} {kind}. It should be a folder of images ({', '.join(EXTENSIONS)}), or of .tar "
                 "files of them, nested or not."
             )
-        return idx_splits(root) if idx_files(root) else folder_splits(root, self.config.splits)
+        if idx_files(root):
+            return idx_splits(root)
+        named = self.config.labels_from
+        if named is not None and self.config.splits:
+            return folder_splits(root, table=read_label_table(named, self.config.labels_column))
+        found, beside = folder_splits(root, self.config.splits), root / "labels.csv"
+        if found.train.classes is None and found.train.shards is None and beside.is_file() and self.config.splits:
+            return folder_splits(root, table=read_label_table(beside, self.config.labels_column))
+        return found
 
     def __len__(self) -> int:
         return len(self.splits.pretrain)
@@ -258,16 +285,25 @@ class Images(DataSource):
         return True
 
     def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
-        """The same of an image of the training split, with its class as int64 ``label``."""
+        """The same of an image of the training split, augmented more where the options say so, with its class as int64
+        ``label``."""
         store = self.splits.train
-        return {"image": self._cropped(store, index, key), "label": torch.tensor(store.labels[index])}
+        image = self._cropped(store, index, key, self.strong)
+        return {"image": self.strong.erased(image, key), "label": torch.tensor(store.labels[index])}
 
-    def _cropped(self, store: ImageStore, index: int, key: int) -> Tensor:
-        image = self._load(store, index, self.config.crop[0])
+    def _cropped(self, store: ImageStore, index: int, key: int, strong: Strong | None = None) -> Tensor:
+        image = self._before_crop(store, index)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.default_generator.manual_seed(randomness.torch_seed(key, "augment"))
             image = self.augment(image)
+        if strong is not None and strong.transform is not None:
+            if image.mode not in ("L", "RGB"):
+                raise BadSample(store.name(index), f"RandAugment takes grey or RGB of 8 bits, not {image.mode}")
+            image = strong.pictures([image.convert("RGB")], key)[0].convert(image.mode)
         return torch.from_numpy(bands_of(image, self.channels))
+
+    def _before_crop(self, store: ImageStore, index: int) -> Image.Image:
+        return self._load(store, index, self.config.crop[0])
 
     def finish(self, sample: Sample) -> Sample:
         """Values from 0 to 255 to float32, with mean 0 and deviation 1 over the data."""

@@ -244,6 +244,45 @@ def _register(register: RecipeRegister, method: str, name: str, summary: str, pa
     register(name=name, load=load, twin=f"{load}.twin", summary=summary, paper=paper)
 
 
+FINETUNINGS = {
+    "mae-finetune-vit-base": (
+        "MAE's fine-tuning of ViT-B/16: mixing, RandAugment, layer-wise rates, 100 epochs.",
+        MAE,
+    ),
+    "mae-finetune-vit-large": ("MAE's fine-tuning of ViT-L/16, 50 epochs.", MAE),
+    "mae-finetune-vit-huge": ("MAE's fine-tuning of ViT-H/14, 50 epochs.", MAE),
+    "mae-linprobe-vit-base": ("MAE's linear probing of a frozen ViT-B/16 by LARS, 90 epochs.", MAE),
+}
+"""Fine-tuning recipes: summary, paper."""
+
+
+@hookimpl
+def mim_register_finetunings(register: RecipeRegister) -> None:
+    """The papers' settings of training on labels."""
+    for name, (summary, paper) in FINETUNINGS.items():
+        function = f"mim_image.recipes_finetune:{name.replace('-', '_')}"
+        register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
+
+
+IMPORTERS = {
+    "mae": ("interop:import_mae", "Official MAE pre-training weights (.pth).", MAE),
+    "mae-finetune": ("interop_finetuned:import_mae_finetune", "Official MAE weights after fine-tuning (.pth).", MAE),
+    "mae-linprobe": ("interop_finetuned:import_mae_linprobe", "Official MAE weights after linear probing (.pth).", MAE),
+    "simmim": ("interop:import_simmim", "Official SimMIM ViT weights (.pth).", SIMMIM),
+    "i-jepa": ("interop_ijepa:import_ijepa", "Official I-JEPA weights: encoder, predictor and target encoder.", IJEPA),
+    "cmae": (
+        "interop_cmae:import_cmae",
+        "Official CMAE weights with both decoders and the target branch (.pth).",
+        CMAE,
+    ),
+    "convmae": ("interop_mcmae:import_convmae", "Official ConvMAE weights with their decoder (.pth).", MCMAE),
+    "sdae": ("interop_sdae:import_sdae", "Official SdAE weights, student and teacher.", SDAE),
+    "hpm": ("interop_hpm:import_hpm", "Official HPM weights, student and teacher with both decoders.", HPM),
+    "hf-vitmae": ("interop:import_hf_vitmae", "ViTMAEForPreTraining of transformers (folder).", MAE),
+}
+"""Import formats: where, summary, paper."""
+
+
 @hookimpl
 def mim_register_exporters(register: Register) -> None:
     """Encoder and decoder for transformers."""
@@ -258,51 +297,8 @@ def mim_register_exporters(register: Register) -> None:
 @hookimpl
 def mim_register_importers(register: Register) -> None:
     """Weights of the official code and of transformers."""
-    register(
-        name="mae", load="mim_image.interop:import_mae", summary="Official MAE pre-training weights (.pth).", paper=MAE
-    )
-    register(
-        name="simmim",
-        load="mim_image.interop:import_simmim",
-        summary="Official SimMIM ViT weights (.pth).",
-        paper=SIMMIM,
-    )
-    register(
-        name="i-jepa",
-        load="mim_image.interop_ijepa:import_ijepa",
-        summary="Official I-JEPA weights: encoder, predictor and target encoder.",
-        paper=IJEPA,
-    )
-    register(
-        name="cmae",
-        load="mim_image.interop_cmae:import_cmae",
-        summary="Official CMAE weights with both decoders and the target branch (.pth).",
-        paper=CMAE,
-    )
-    register(
-        name="convmae",
-        load="mim_image.interop_mcmae:import_convmae",
-        summary="Official ConvMAE weights with their decoder (.pth).",
-        paper=MCMAE,
-    )
-    register(
-        name="sdae",
-        load="mim_image.interop_sdae:import_sdae",
-        summary="Official SdAE weights, student and teacher.",
-        paper=SDAE,
-    )
-    register(
-        name="hpm",
-        load="mim_image.interop_hpm:import_hpm",
-        summary="Official HPM weights, student and teacher with both decoders.",
-        paper=HPM,
-    )
-    register(
-        name="hf-vitmae",
-        load="mim_image.interop:import_hf_vitmae",
-        summary="ViTMAEForPreTraining of transformers (folder).",
-        paper=MAE,
-    )
+    for name, (attribute, summary, paper) in IMPORTERS.items():
+        register(name=name, load=f"mim_image.{attribute}", summary=summary, paper=paper)
 
 
 @hookimpl

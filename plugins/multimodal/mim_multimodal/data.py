@@ -101,6 +101,9 @@ class Aligned(DataSource):
         """Of colours in [0, 1], per channel."""
         std: tuple[float, ...] = IMAGENET_STD
         """The same for the standard deviation."""
+        labels: float = 0.0
+        """Training on labels uses so many labelled samples, each class by its share; below 1 it is that share of
+        each; 0: all. Which ones follows from their names."""
         max_bad: float = 0.5
         """Largest share of unusable files; beyond it the run stops. Each is named in skipped.jsonl."""
 

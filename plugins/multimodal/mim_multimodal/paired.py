@@ -64,6 +64,9 @@ class Paired(DataSource):
         text: "[0.5, 1.0]"."""
         missing: Literal["refuse", "skip"] = "refuse"
         """An item that a modality lacks is an error, or left out."""
+        labels: float = 0.0
+        """Training on labels uses so many labelled samples, each class by its share; below 1 it is that share of
+        each; 0: all. Which ones follows from their names."""
         max_bad: float = 0.5
         """Largest share of unusable files; beyond it the run stops. Each is named in skipped.jsonl."""
 

@@ -91,6 +91,23 @@ def mim_register_data(register: Register) -> None:
 
 
 @hookimpl
+def mim_register_methods(register: Register) -> None:
+    """Training on maps of classes and of depth."""
+    register(
+        name="segmenter",
+        load="mim_multimodal.dense_methods:Segmenter",
+        summary="A class for every pixel: a linear, ConvNeXt, DPT or UPerNet head on all tokens.",
+        paper=MULTIMAE,
+    )
+    register(
+        name="depth-regressor",
+        load="mim_multimodal.dense_methods:DepthRegressor",
+        summary="Depth at every pixel, in the file's unit: a DPT, ConvNeXt, linear or UPerNet head.",
+        paper=MULTIMAE,
+    )
+
+
+@hookimpl
 def mim_register_evaluations(register: Register) -> None:
     """Dense probes of frozen features."""
     register(
@@ -160,6 +177,18 @@ def mim_register_importers(register: Register) -> None:
         load="mim_multimodal.interop_fourm:import_fourm",
         summary="Official 4M weights, with the modalities told.",
         paper=FOURM,
+    )
+    register(
+        name="multimae-semseg",
+        load="mim_multimodal.interop_dense:import_semseg",
+        summary="Official MultiMAE weights of semantic segmentation with the ConvNeXt head (.pth).",
+        paper=MULTIMAE,
+    )
+    register(
+        name="multimae-depth",
+        load="mim_multimodal.interop_dense:import_depth",
+        summary="Official MultiMAE weights of depth with the DPT head (.pth).",
+        paper=MULTIMAE,
     )
 
 

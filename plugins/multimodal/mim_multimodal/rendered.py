@@ -55,6 +55,9 @@ class Rendered(WrappedSource):
         """Pixels that a point covers each way beyond its own. None: as many as leave few holes."""
         up: str = "auto"
         """The axis that points up. auto: as the source has it, else y."""
+        labels: float = 0.0
+        """Training on labels uses so many labelled samples, each class by its share; below 1 it is that share of
+        each; 0: all. Which ones follows from their names."""
         max_bad: float = 0.5
         """Largest share of unusable files; beyond it the run stops. Each is named in skipped.jsonl."""
 

@@ -100,6 +100,9 @@ class Clouds(DataSource):
         """Turn clouds about the upright axis by any angle."""
         up: Literal["auto", "x", "y", "z"] = "auto"
         """The axis that points up. auto: as the layout has it, else y."""
+        labels: float = 0.0
+        """Training on labels uses so many labelled samples, each class by its share; below 1 it is that share of
+        each; 0: all. Which ones follows from their names."""
         max_bad: float = 0.5
         """Largest share of unreadable files; beyond it the run stops. Each is named in skipped.jsonl."""
 

@@ -106,6 +106,20 @@ def mim_register_recipes(register: RecipeRegister) -> None:
         register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
 
 
+FINETUNINGS = {
+    "point-mae-finetune-vit-small": ("Point-MAE's fine-tuning for classification, 300 epochs.", POINT_MAE),
+}
+"""Fine-tuning recipes: summary, paper."""
+
+
+@hookimpl
+def mim_register_finetunings(register: RecipeRegister) -> None:
+    """The papers' settings of training on labels."""
+    for name, (summary, paper) in FINETUNINGS.items():
+        function = f"mim_pointcloud.recipes_finetune:{name.replace('-', '_')}"
+        register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
+
+
 @hookimpl
 def mim_register_importers(register: Register) -> None:
     """Weights of the official code."""
@@ -113,6 +127,18 @@ def mim_register_importers(register: Register) -> None:
         name="point-mae",
         load="mim_pointcloud.interop:import_point_mae",
         summary="Official Point-MAE pre-training weights (.pth).",
+        paper=POINT_MAE,
+    )
+    register(
+        name="point-mae-cls",
+        load="mim_pointcloud.interop_finetuned:import_classifier",
+        summary="Official Point-MAE weights after fine-tuning for classification (.pth).",
+        paper=POINT_MAE,
+    )
+    register(
+        name="point-mae-partseg",
+        load="mim_pointcloud.interop_finetuned:import_part_segmenter",
+        summary="Official Point-MAE weights of part segmentation (.pth).",
         paper=POINT_MAE,
     )
 

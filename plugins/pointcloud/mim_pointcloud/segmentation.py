@@ -75,6 +75,8 @@ class PartSegmenter(Supervised):
         """Widths of the layers before the parts."""
         category: int = 64
         """Width of the category's embedding."""
+        categories: int = 0
+        """Categories that the embedding knows, where they are more than those with parts; 0: just those."""
         dropout: float = 0.5
         """Share of the first hidden layer's values that training leaves out."""
 
@@ -97,7 +99,7 @@ class PartSegmenter(Supervised):
         if set(config.owners) - {-1} != set(range(max(config.owners) + 1)):
             raise ValueError("owners must number categories from 0, and every category needs a part")
         self.config = config
-        self.categories = max(config.owners) + 1
+        self.categories = max(config.categories, max(config.owners) + 1)
         allowed = torch.arange(self.categories)[:, None] == torch.tensor(config.owners)
         self.register_buffer("allowed", allowed, persistent=False)  # bool [categories, parts]
         self.levels = config.levels or thirds(encoder)

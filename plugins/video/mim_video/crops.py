@@ -12,6 +12,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
+from mim_video.sampling import even_start
+
 PLACES = tuple((y, x) for y in range(5) for x in range(5) if y % 2 == x % 2)
 """Places of multi-scale crops in quarters of the free room: corners, edges' middles, centre, and four between."""
 
@@ -63,6 +65,16 @@ def placed(frame: tuple[int, int], size: tuple[int, int], share: float = 1.0, pl
     height, width = max(1, round(high * share)), max(1, round(wide * share))
     y, x = (place, 0.5) if frame[0] - height > frame[1] - width else (0.5, place)
     return Box(round((frame[0] - height) * y), round((frame[1] - width) * x), height, width)
+
+
+def placed_evenly(frame: tuple[int, int], size: tuple[int, int], share: float, number: int, count: int) -> Box:
+    """The same at one of several places, evenly along the longer side, see `sampling.even_start`."""
+    high, wide = largest(frame, size)
+    height, width = max(1, round(high * share)), max(1, round(wide * share))
+    free = frame[0] - height, frame[1] - width
+    if free[0] >= free[1]:
+        return Box(even_start(number, count, free[0]), round(free[1] / 2), height, width)
+    return Box(round(free[0] / 2), even_start(number, count, free[1]), height, width)
 
 
 def decode_size(frame: tuple[int, int], size: tuple[int, int], boxes: Iterable[Box]) -> tuple[int, int] | None:

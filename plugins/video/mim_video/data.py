@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from mim_core import (
     BadSample,
@@ -20,11 +21,13 @@ from mim_core import (
     Picture,
     PlainItems,
     Sample,
+    Strong,
     counted,
     one_line,
     randomness,
     usual_statistics,
 )
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -107,6 +110,13 @@ class Clips(DataSource):
         """Per channel, of values in [0, 1]. None: ImageNet's for colour, 0.5 for grey."""
         std: tuple[float, ...] | None = None
         """The same for the standard deviation."""
+        rand_augment: str = ""
+        """Training on labels: timm's RandAugment, such as rand-m9-mstd0.5-inc1; empty: none."""
+        erase: float = 0.0
+        """Training on labels: chance that a box is filled with noise."""
+        labels: float = 0.0
+        """Training on labels uses so many labelled samples, each class by its share; below 1 it is that share of
+        each; 0: all. Which ones follows from their names."""
         max_bad: float = 0.5
         """Largest share of unreadable files; beyond it the run stops. Each is named in skipped.jsonl."""
 
@@ -122,6 +132,9 @@ class Clips(DataSource):
         _check(config)
         load_reader(chosen(config.reader))  # here, so that one that is missing is told before a run begins
         self.samples_per_item = config.repeat
+        mean, _ = usual_statistics(config.mean, config.std, self.channels)
+        fill = ([round(255 * value) for value in mean] * 3)[:3]
+        self.strong = Strong(config.rand_augment, config.erase, self.size, fill)
         self.normalisation = self._normalisation()
         self.mean, self.std = self.normalisation.mean, self.normalisation.std
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
@@ -166,9 +179,17 @@ class Clips(DataSource):
         return {"video": clips[0] if self.config.repeat == 1 else torch.stack(clips)}
 
     def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
-        """One such clip of the training split, with its class as int64 ``label``."""
+        """One such clip of the training split, all its frames augmented alike where the options say so, with its class
+        as int64 ``label``."""
         store = self.clips.train
-        return {"video": self._drawn(store, index, key, 1)[0], "label": torch.tensor(store.labels[index])}
+        clip = self._drawn(store, index, key, 1)[0]
+        if self.strong.transform is not None:
+            grey = clip.shape[0] == 1
+            frames = [Image.fromarray(f) for f in clip.expand(3, -1, -1, -1).permute(1, 2, 3, 0).numpy()]
+            done = [frame.convert("L") if grey else frame for frame in self.strong.pictures(frames, key)]
+            arrays = torch.from_numpy(np.stack([np.atleast_3d(np.asarray(frame)) for frame in done]))
+            clip = arrays.permute(3, 0, 1, 2).contiguous()
+        return {"video": self.strong.erased(clip, key), "label": torch.tensor(store.labels[index])}
 
     def _drawn(self, store: ClipStore, index: int, key: int, count: int) -> list[Tensor]:
         draws = randomness.uniform(torch.tensor([key]), "clips", count * (self.frames + 8))
@@ -339,11 +360,19 @@ class Views(Dataset[Any]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """uint8 [C, T, H, W]. Within segments a frame is taken at the view's place, of one view in the middle."""
         source, (place, side) = self.source, self.views[index % len(self.views)]
+        config, (segments, sides) = source.config, source.config.views
+        segment, crop = divmod(index % len(self.views), sides)
+        by_stride = segments > 1 and not config.segments and config.fps is None and config.short != "loop"
 
         def choose(times: Tensor, frame: tuple[int, int]) -> list[Shot]:
             places = torch.full((source.frames,), place, dtype=torch.float64)
-            box = crops.placed(frame, source.size, source.config.evaluate_crop, side)
-            return [Shot(source.choose_frames(times, place, places), box, False)]
+            frames = source.choose_frames(times, place, places)
+            if by_stride:
+                frames = sampling.by_buffer(len(times), source.frames, config.stride, segment, segments)
+            box = crops.placed(frame, source.size, config.evaluate_crop, side)
+            if sides > 1:
+                box = crops.placed_evenly(frame, source.size, config.evaluate_crop, crop, sides)
+            return [Shot(frames, box, False)]
 
         return {"video": source.take(self.store, index // len(self.views), choose)[0]}
 

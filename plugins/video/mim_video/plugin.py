@@ -136,6 +136,24 @@ def mim_register_recipes(register: RecipeRegister) -> None:
         register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
 
 
+FINETUNINGS = {
+    "videomae-finetune-vit-base": ("VideoMAE's fine-tuning of ViT-B/16 on Kinetics-400, 75 epochs.", VIDEOMAE),
+    "videomae-finetune-vit-base-ssv2": (
+        "VideoMAE's fine-tuning of ViT-B/16 on SSv2, 50 epochs.",
+        VIDEOMAE,
+    ),
+}
+"""Fine-tuning recipes: summary, paper."""
+
+
+@hookimpl
+def mim_register_finetunings(register: RecipeRegister) -> None:
+    """The papers' settings of training on labels."""
+    for name, (summary, paper) in FINETUNINGS.items():
+        function = f"mim_video.recipes_finetune:{name.replace('-', '_')}"
+        register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
+
+
 @hookimpl
 def mim_register_importers(register: Register) -> None:
     """Weights of the official code and of transformers."""
@@ -144,6 +162,11 @@ def mim_register_importers(register: Register) -> None:
         "videomae-v2": ("interop:import_videomae_v2", "Official VideoMAE V2 pre-training weights (.pth).", VIDEOMAE_V2),
         "mae-st": ("interop_mae_st:import_mae_st", "Official MAE-ST pre-training weights (.pth).", MAE_ST),
         "mvd": ("interop_mvd:import_mvd", "Official MVD weights with both decoders and teachers.", MVD),
+        "videomae-finetune": (
+            "interop_finetuned:import_videomae_finetune",
+            "Official VideoMAE weights after fine-tuning on labels (.pth).",
+            VIDEOMAE,
+        ),
         "hf-videomae": ("interop:import_hf_videomae", "VideoMAEForPreTraining of transformers (folder).", VIDEOMAE),
     }
     for name, (attribute, summary, paper) in formats.items():

@@ -89,6 +89,22 @@ def spread(count: int) -> list[float]:
     return [0.5] if count == 1 else [i / (count - 1) for i in range(count)]
 
 
+def even_start(number: int, count: int, free: int) -> int:
+    """Where view ``number`` of ``count`` begins, in frames or pixels, of which ``free`` are beyond one view: evenly
+    from the first to the last, cut to whole numbers (VideoMAE, arXiv 2203.12602, code); one alone is in the middle."""
+    if count == 1:
+        return max(0, free) // 2
+    return int(number * (max(0, free) / (count - 1)))
+
+
+def by_buffer(count: int, frames: int, stride: int, number: int, segments: int) -> Int64[Tensor, " T"]:
+    """The frames of one of several clips of a file: every ``stride``-th frame of the file, and of these as many as a
+    clip has, from where `even_start` says. A file of fewer repeats its last."""
+    kept = torch.arange(0, count, stride)
+    start = even_start(number, segments, len(kept) - frames)
+    return kept[(start + torch.arange(frames)).clamp(max=len(kept) - 1)]
+
+
 def views(segments: int, crops: int) -> list[tuple[float, float]]:
     """Test-time views: (place in time, place along the longer side), times first. Kinetics has 5 x 3, SSv2 2 x 3."""
     return [(time, side) for time in spread(segments) for side in spread(crops)]

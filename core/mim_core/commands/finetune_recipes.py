@@ -1,0 +1,131 @@
+"""Fine-tuning recipes: the papers' settings of training on labels, alone with weights from anywhere, or over a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from mim_core.commands.judging import judge
+from mim_core.commands.options import apply, command_class, parse, swap_all
+from mim_core.commands.starting import fitted, take_encoder_from
+from mim_core.errors import MimError
+from mim_core.host.registry import Entry, Registry
+from mim_core.methods.assembly import Parts
+from mim_core.methods.build import open_source
+from mim_core.methods.supervised import Supervised
+from mim_core.ranks import world as ranks
+from mim_core.recipes.config import ResolvedRun, TrainConfig
+from mim_core.recipes.resolve import load_recipe
+from mim_core.runs import checkpoint, origins
+from mim_core.runs.folder import FREE
+from mim_core.terminal import tell
+from mim_core.training import loop
+from mim_core.training.plan import dry_run
+from mim_core.training.signals import STOPPED
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Options of the run itself; those of its parts follow."""
+
+    out: Path | None = None
+    """Folder of the run; runs/RECIPE by default. One that holds a checkpoint resumes."""
+    use: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Another part in a role: --use method=core:classifier. May be given several times."""
+    init: Path | None = None
+    """Start from the encoder of a run, of an export, or of any file or folder of weights of a plain ViT (timm,
+    transformers, DINO, MAE); timm:NAME takes what timm has on this disk."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+    plan_for: str | None = None
+    """With --dry-run: hours and memory on devices that are not here too, such as h100:8; from counted operations."""
+    twin: bool = False
+    """The recipe's small twin, for trying things out."""
+    quiet: bool = False
+    """No progress."""
+
+
+def recipe_entry(name: str, plugin: str | None, registry: Registry) -> Entry | None:
+    """The fine-tuning recipe of that name; None where it is the path of a run, or names none."""
+    if Path(name).exists():
+        return None
+    known = registry.of_kind("finetunings", plugin)
+    return next((entry for entry in known if name in (entry.full_name, entry.name)), None)
+
+
+def recipe_named(arguments: list[str]) -> str | None:
+    """What ``--recipe`` names, which decides what other options there are, and so is read first."""
+    for number, argument in enumerate(arguments):
+        if argument.startswith("--recipe="):
+            return argument.partition("=")[2]
+        if argument == "--recipe":
+            return arguments[number + 1] if number + 1 < len(arguments) else ""
+    return None
+
+
+def of_machine(train: TrainConfig) -> dict[str, Any]:
+    """Training options that concern the machine and not the result."""
+    return {name: getattr(train, name) for name in FREE["train"] if name not in ("micro_batch", "max_hours")}
+
+
+def under_recipe(base: ResolvedRun, recipe: ResolvedRun, registry: Registry) -> ResolvedRun:
+    """A pre-trained run's tokenizer, encoder and data under a fine-tuning recipe's method and training options; the
+    encoder has its drop path, and trained positions where it has them."""
+    kept = {role: part for role, part in base.parts.items() if role.rpartition(".")[2] in ("tokenizer", "encoder")}
+    own, theirs = kept["encoder"], recipe.parts["encoder"]
+    if own.name == theirs.name:
+        names = [name for name in ("drop_path", "class_position") if hasattr(theirs.options, name)]
+        changed = {name: getattr(theirs.options, name) for name in names}
+        if getattr(theirs.options, "position", "") == "learned" and str(own.options.position).startswith("sincos"):
+            changed["position"] = "learned"
+        kept["encoder"] = replace(own, options=replace(own.options, **changed))
+    data = {"data": base.parts["data"]} if "data" in base.parts else {}
+    train = replace(recipe.train, seed=base.train.seed, **of_machine(base.train))
+    method = recipe.parts["method"]
+    if hasattr(method.options, "classes"):  # those of the paper's data set
+        method = replace(method, options=replace(method.options, classes=0))
+    return replace(base, parts={**data, "method": method, **kept}, train=train)
+
+
+def train_recipe(program: str, name: str, entry: Entry, rest: list[str], registry: Registry) -> int:
+    """``finetune RECIPE --init WEIGHTS``: as a run of its own."""
+    run = load_recipe(entry.full_name, registry, "--twin" in rest, kind="finetunings")
+    of_recipe = run.parts["method"].options.classes if hasattr(run.parts["method"].options, "classes") else None
+    run = swap_all(run, rest, registry)
+    if not issubclass(run.parts["method"].cls, Supervised):
+        raise MimError(f"{run.parts['method'].name} does not learn from labels, so finetune cannot train it.")
+    cls = command_class(run, RecipeOptions, "Train on labels as")
+    options = parse(cls, f"{program} finetune {name}", rest)
+    run = apply(run, options)
+    folder = options.out or Path("runs") / (entry.name + ("-twin" if options.twin else ""))
+    if options.init is not None:
+        run = fitted(run, options.init, registry)
+    run = _completed(run, of_recipe, options.init)
+    with ranks.world(run.train.device, run.train.timeout) as world:
+        started = world.together(lambda: loop.start(run, folder, registry, world, True, options.dry_run))
+        started.command = origins.command_of(program, "finetune", [name, *rest])
+        if options.init is not None and world.on_first(lambda: checkpoint.newest(folder) is None):
+            said = world.together(lambda: take_encoder_from(started, options.init, registry))
+            if world.first and not options.quiet:
+                tell("\n".join([f"Weights of tokenizer and encoder: {options.init}", *said]))
+        if options.dry_run:
+            dry_run(started, options.plan_for)
+            return 0
+        done = loop.train(started, quiet=options.quiet)
+    if world.first and done and judge(folder, registry, quiet=options.quiet) and not options.quiet:
+        tell(f"Report: {folder / 'report.html'}")
+    return 0 if done else STOPPED
+
+
+def _completed(run: ResolvedRun, of_recipe: int | None, init: Path | None) -> ResolvedRun:
+    """With what the data alone knows: its classes take the place of those of the paper's data set."""
+    part = run.parts["method"]
+    options = part.options
+    if of_recipe is not None and options.classes == of_recipe:
+        options = replace(options, classes=0)
+    options = part.cls.completed(options, open_source(run, Parts(run.parts).tokenizer()))
+    given = None if init is None else Path(str(init)) if str(init).startswith("timm:") else init.resolve()
+    return replace(run, parts={**run.parts, "method": replace(part, options=replace(options, init=given))})

@@ -1,0 +1,113 @@
+"""Scores of runs that were trained on labels, beside what they are compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mim_core.commands.tables import print_table
+from mim_core.disk import write_whole
+from mim_core.evaluation.report import try_report
+from mim_core.host.registry import Registry
+from mim_core.methods.build import make_source
+from mim_core.methods.supervised import Supervised
+from mim_core.ranks import world as ranks
+from mim_core.recipes.config import EvaluateConfig, ResolvedRun
+from mim_core.recipes.toml import from_toml
+from mim_core.runs import logs
+from mim_core.runs.folder import FREE, read_recipe
+from mim_core.runs.load import load_run
+from mim_core.scores import FINE_TUNED, SCRATCH, Score, columns_of
+
+FOLDERS = {False: "finetune", True: "scratch"}
+"""Where in RUN the run goes, by whether it starts from untrained weights; another method's name follows."""
+
+
+def judge(
+    folder: Path,
+    registry: Registry,
+    config: EvaluateConfig | None = None,
+    data: Any = None,
+    other: Sequence[str] = (),
+    quiet: bool = False,
+) -> bool:
+    """Tests a run that was trained on labels; writes its scores and its report, and shows the table. Beside it stand
+    the majority and, where it exists, the run from scratch (or, for that one, the fine-tuned run).
+
+    Args:
+        folder: The run.
+        registry: Where names are looked up.
+        config: Evaluation options; the run's own by default.
+        data: Options of other data, or of the same read otherwise; the run's own by default.
+        other: How those differ, for the scores go to a file of their own; empty for the run's own.
+        quiet: Show nothing.
+
+    Returns:
+        Whether its report was written too.
+
+    Raises:
+        MimError: The folder holds no such run, or the data no test samples.
+    """
+    run, method, _ = load_run(folder, registry)
+    assert isinstance(method, Supervised)
+    if other:
+        run = replace(run, parts={**run.parts, "data": replace(run.parts["data"], options=data)})
+    row, notes = FINE_TUNED if start_of(run) else SCRATCH, list[str]()
+    size = (config or run.evaluate).batch_size
+    found = method.test(make_source(run, method), ranks.choose_device(run.train.device), size, notes)
+    scores = [replace(score, row=row) if score.row == FINE_TUNED else score for score in found]
+    scores = sorted([*scores, *_beside(folder, run, registry, notes)], key=lambda s: (s.row == FINE_TUNED, s.row))
+    lines = notes + _compared(scores)
+    content = {"title": f"Test of {run.parts['method'].name}", "scores": [vars(s) for s in scores], "notes": lines}
+    path = folder / ("-".join(["scores", *other]) + ".json")
+    write_whole(path, json.dumps(content, indent=1))
+    if not quiet:
+        print_table(scores, lines, "test")
+    return bool((folder / "checkpoints").exists() and not other) and try_report(folder, registry)
+
+
+def start_of(run: ResolvedRun) -> Path | None:
+    """The weights that a run started from."""
+    named: Path | None = getattr(run.parts["method"].options, "init", None)
+    return named
+
+
+def _beside(folder: Path, run: ResolvedRun, registry: Registry, notes: list[str]) -> list[Score]:
+    """The scores of RUN/scratch for RUN/finetune, and the reverse, if both are on the same data; what else differs is
+    noted."""
+    pairs = {FOLDERS[False]: FOLDERS[True], FOLDERS[True]: FOLDERS[False]}
+    start, dash, task = folder.name.partition("-")
+    other = folder.parent / (pairs.get(start, "") + dash + task)
+    if start not in pairs or not (other / "scores.json").exists():
+        return []
+    there = from_toml(read_recipe(other / "recipe.toml"), registry)
+    if there.parts["data"] != run.parts["data"]:
+        notes.append(f"{other} was trained on other data, or read in another way, and is left out.")
+        return []
+    differ = [f"method.{n}" for n in _different(run.parts["method"].options, there.parts["method"].options, "init")]
+    differ += [f"train.{n}" for n in _different(run.train, there.train, *FREE["train"])]
+    if differ:
+        notes.append(f"{other} was trained with other options: {', '.join(differ)}.")
+    own = SCRATCH if start_of(there) is None else FINE_TUNED
+    content = logs.read_scores(other / "scores.json")
+    return [] if content is None else [score for score in content["scores"] if score.row == own]
+
+
+def _different(one: Any, other: Any, *free: str) -> list[str]:
+    a, b = vars(one), vars(other)
+    return [name for name in a if name not in free and a[name] != b.get(name)]
+
+
+def _compared(scores: list[Score]) -> list[str]:
+    """Fine-tuning against training from scratch in words, good or bad."""
+    value = {(score.row, score.column): score.value for score in scores}
+    columns = [c for c in columns_of(scores)[1] if (FINE_TUNED, c) in value and (SCRATCH, c) in value]
+    if not columns:
+        return []
+    worse = [column for column in columns if value[FINE_TUNED, column] <= value[SCRATCH, column]]
+    if not worse:
+        return ["Fine-tuning beats training from scratch in every column."]
+    return [f"Fine-tuning does not beat training from scratch in: {'; '.join(worse)}."]

@@ -1,0 +1,81 @@
+"""What ``--init`` may name: a run, an export, or weights of another code base; and what a run takes over of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mim_core.errors import MimError, warn
+from mim_core.host.registry import Registry
+from mim_core.interop.encoders import Found, find_encoder
+from mim_core.interop.weights import read_export
+from mim_core.methods.supervised import Supervised
+from mim_core.recipes.config import ResolvedRun
+from mim_core.runs import origins
+from mim_core.runs.initial_weights import take_encoder
+from mim_core.runs.load import load_run
+from mim_core.runs.run import Run
+
+PLAIN = "core:vit"
+"""The encoder that weights of other code bases are read for."""
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether this names weights of another code base: no run, no checkpoint and no export of ours."""
+    if str(path).startswith("timm:"):
+        return True
+    if path.is_dir():
+        return not any((path / name).exists() for name in ("recipe.toml", "checkpoints", "state.json"))
+    return path.is_file()
+
+
+def foreign(path: Path, registry: Registry) -> Found | None:
+    """The encoder in weights of another code base; None for what is ours."""
+    if not is_foreign(path) or read_export(path, registry) is not None:
+        return None
+    return find_encoder(path)
+
+
+def fitted(run: ResolvedRun, path: Path, registry: Registry) -> ResolvedRun:
+    """The run with an encoder of the size of the weights that it starts from, where these are another code base's; what
+    was changed is said."""
+    found = foreign(path, registry)
+    part = run.parts["encoder"]
+    if found is None:
+        return run
+    if part.name != PLAIN or getattr(part.options, "name", None) is not None:
+        raise MimError(
+            f"--init {path}: weights of other code bases are read into {PLAIN}, and this recipe's encoder is "
+            f"{part.options.name or part.name}. Make a run of them first: mim-core import."
+        )
+    sizes = found.encoder_options()
+    changed = {name: value for name, value in sizes.items() if getattr(part.options, name) != value}
+    if changed:
+        own = {name: getattr(part.options, name) for name in changed}
+        said = ", ".join(f"{name} {value} (the recipe has {own[name]})" for name, value in changed.items())
+        warn(f"--init {path}: {found.what}. The encoder follows from it: {said}.")
+    options: Any = replace(part.options, **changed)
+    return replace(run, parts={**run.parts, "encoder": replace(part, options=options)})
+
+
+def take_encoder_from(run: Run, path: Path, registry: Registry) -> list[str]:
+    """Copies tokenizer and encoder into a method that learns from labels; what starts fresh and what is left out, in
+    words.
+
+    Raises:
+        MimError: The weights cannot be read or do not fit.
+    """
+    found = foreign(path, registry)
+    if found is not None:
+        run.origins = origins.behind(path, found.form)
+        return found.fill(run.method)
+    assert isinstance(run.method, Supervised)
+    other: nn.Module | None = read_export(path, registry)
+    start = path
+    if other is None:
+        _, other, start = load_run(path, registry)
+    run.origins = origins.behind(start, None)
+    return take_encoder(run.method, other, path)

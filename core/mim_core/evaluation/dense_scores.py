@@ -1,0 +1,92 @@
+"""Scores of predictions for every pixel: intersection over union of classes, and errors of depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+SMALLEST = 1e-6
+"""Depths are at least this in ratios and logarithms."""
+
+
+@dataclass
+class ClassCounts:
+    """Pixels of each class over all pictures, from which scores of classes follow. They are pooled, not averaged over
+    pictures.
+
+    Attributes:
+        classes: How many there are.
+        ignored: The label of pixels that do not count; so do all labels beyond the classes.
+        table: [labelled class, predicted class] pixels; predictions that are no class stand in the last column.
+    """
+
+    classes: int
+    ignored: int = 255
+    table: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.table = torch.zeros(self.classes, self.classes + 1, dtype=torch.int64)
+
+    def add(self, predicted: Int[Tensor, "*n"], labels: Int[Tensor, "*n"]) -> None:
+        """Counts more pixels."""
+        counts = (labels >= 0) & (labels < self.classes) & (labels != self.ignored)
+        label, found = labels[counts].long(), predicted[counts].long()
+        found = torch.where((found >= 0) & (found < self.classes), found, self.classes)
+        pairs = label * (self.classes + 1) + found
+        self.table += pairs.bincount(minlength=self.table.numel()).reshape(self.table.shape).cpu()
+
+    def scores(self) -> dict[str, Tensor]:
+        """ "pixel_accuracy", and of each class "class_accuracy", "iou" and "dice" with their means "mean_accuracy",
+        "mean_iou" and "mean_dice", in float64. A class that is in neither map is nan and left out of the means; one
+        that is predicted only has 0."""
+        table = self.table.double()
+        right, labelled, found = table.diagonal(), table.sum(dim=1), table[:, :-1].sum(dim=0)
+        each = {
+            "class_accuracy": right / labelled,
+            "iou": right / (labelled + found - right),
+            "dice": 2 * right / (labelled + found),
+        }
+        means = {"mean_accuracy": "class_accuracy", "mean_iou": "iou", "mean_dice": "dice"}
+        return {
+            "pixel_accuracy": right.sum() / labelled.sum(),
+            **each,
+            **{mean: each[name].nanmean() for mean, name in means.items()},
+        }
+
+
+def depth_scores(found: Float[Tensor, "*n"], depth: Float[Tensor, "*n"], valid: Bool[Tensor, "*n"]) -> dict[str, float]:
+    """Errors of depth over all valid pixels together, in the unit of the depths (Eigen et al., arXiv 1406.2283, section
+    4.3): "rmse", "abs_rel", "sq_rel", "delta_1" to "delta_3" (the share whose ratio is below 1.25 to its power),
+    "rmse_log" (natural logarithm) and "log10".
+
+    Raises:
+        ValueError: No pixel is valid.
+    """
+    if not bool(valid.any()):
+        raise ValueError("no pixel has a depth to compare with")
+    found, depth = found[valid].double(), depth[valid].double()
+    safe, real = found.clamp(min=SMALLEST), depth.clamp(min=SMALLEST)
+    ratio = torch.maximum(safe / real, real / safe)
+    logarithm = safe.log() - real.log()
+    values = {
+        "rmse": (found - depth).square().mean().sqrt(),
+        "abs_rel": ((found - depth).abs() / real).mean(),
+        "sq_rel": ((found - depth).square() / real).mean(),
+        **{f"delta_{power}": (ratio < 1.25**power).double().mean() for power in (1, 2, 3)},
+        "rmse_log": logarithm.square().mean().sqrt(),
+        "log10": (safe.log10() - real.log10()).abs().mean(),
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
+def berhu(found: Float[Tensor, "*n"], wanted: Float[Tensor, "*n"], valid: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
+    """The reverse Huber loss (arXiv 1606.00373, equation 1): absolute errors, and quadratic beyond a fifth of the
+    largest one in the batch; the mean over valid pixels."""
+    error = (found - wanted).abs().masked_fill(~valid, 0.0)
+    limit = (0.2 * error.detach().max()).clamp(min=1e-5)
+    large = (error.square() + limit.square()) / (2 * limit)
+    loss = torch.where(error <= limit, error, large).masked_fill(~valid, 0.0)
+    return loss.sum() / valid.sum().clamp(min=1)

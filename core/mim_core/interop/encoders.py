@@ -1,0 +1,392 @@
+"""The encoder alone out of weights of other code bases: plain ViTs of timm, transformers (ViT, DINOv2, ViTMAE,
+VideoMAE), DINO, MAE and VideoMAE, told apart by their keys, for ``--init``."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers.patch_embed import resample_patch_embed
+from torch import Tensor
+
+from mim_core.errors import MimError, did_you_mean
+from mim_core.interop.weights import clean, read_state
+from mim_core.methods.method import Method
+from mim_core.parts.position import TablePosition, resampled, sincos_table
+from mim_core.parts.tokenizer import PatchTokenizer
+
+LEFT_OUT = ("head", "fc_norm", "fc.", "pooler", "classifier", "decoder", "dino", "mask_token", "mask_embed", "mlp_head")
+"""Starts of names that belong to heads, poolers, decoders and mask tokens."""
+PREFIXES = ("encoder.", "backbone.", "vit.", "dinov2.", "videomae.", "model.", "student.", "teacher.", "base_encoder.")
+"""What code bases put in front of an encoder's names."""
+GROUPS = ("teacher", "student", "target_encoder")
+"""Groups of weights in a file of a whole training, the one that is used in front."""
+LAYER = re.compile(r"(?:encoder\.)?layer\.(\d+)\.(.+)")
+WITHIN = (
+    ("attention.output.dense.", "attn.proj."),
+    ("attention.attention.", "attn."),
+    ("layernorm_before.", "norm1."),
+    ("layernorm_after.", "norm2."),
+    ("intermediate.dense.", "mlp.fc1."),
+    ("layer_scale1.lambda1", "ls1.gamma"),
+    ("layer_scale2.lambda1", "ls2.gamma"),
+)
+"""Within a block: transformers' names -> timm's."""
+OUTER = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.register_tokens": "reg_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "embeddings.mask_token": "mask_token",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+    "register_tokens": "reg_token",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plain ViT in weights of another code base.
+
+    Attributes:
+        path: Where from.
+        what: In words: the code base and the sizes.
+        weights: Under timm's names.
+        sizes: What a ``config.json`` beside them says.
+        left: Names that belong to no encoder.
+        form: Whose names they have, for what is kept about a run's origin.
+    """
+
+    path: Path
+    what: str
+    weights: Mapping[str, Tensor]
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
+    form: str = ""
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.weights["patch_embed.proj.weight"].shape[0])
+
+    @property
+    def heads(self) -> int:
+        """Attention heads: as the sizes say, or 64 channels each, as all released plain ViTs have them."""
+        said = self.sizes.get("num_attention_heads")
+        return int(said) if said else max(1, self.width // 64)
+
+    def encoder_options(self) -> dict[str, Any]:
+        """Options of `mim_core.parts.encoder.ViTEncoder` that fit the weights."""
+        first = self.weights["blocks.0.mlp.fc1.weight"]
+        table = self.weights.get("pos_embed")
+        found: dict[str, Any] = {
+            "width": self.width,
+            "depth": self._depth(),
+            "heads": self.heads,
+            "mlp_ratio": first.shape[0] / self.width,
+            "qkv_bias": "blocks.0.attn.qkv.bias" in self.weights,
+            "class_token": "cls_token" in self.weights,
+            "final_norm": "norm.weight" in self.weights,
+        }
+        if "blocks.0.ls1.gamma" in self.weights:
+            found["layer_scale"] = 1.0
+        if "layer_norm_eps" in self.sizes:
+            found["norm_eps"] = float(self.sizes["layer_norm_eps"])
+        if table is not None and not self._is_computed():
+            found["position"] = "learned"
+        return found
+
+    def _is_computed(self) -> bool:
+        """Whether the positions are MAE's fixed sine-cosine table."""
+        table = self.weights["pos_embed"]
+        slots, grid = self._grid(table.shape[1])
+        own = sincos_table(grid, self.width)
+        return torch.allclose(table[0, slots:].float().cpu(), own, atol=1e-3)
+
+    def _depth(self) -> int:
+        return 1 + max(int(name.split(".")[1]) for name in self.weights if name.startswith("blocks."))
+
+    def fill(self, method: Method) -> list[str]:
+        """Copies the weights into a method's tokenizer and encoder, patches and positions brought to its size and
+        channels; what starts fresh and what is left out, in words.
+
+        Raises:
+            MimError: They do not fit; names the weights.
+        """
+        own, said = method.state_dict(), [f"read as {self.what}"]
+        moved = self._moved(method, said)
+        needed = [name for name in own if name.startswith(("tokenizer.", "encoder."))]
+        faults = [
+            f"{name} is {tuple(moved[name].shape)} there and {tuple(own[name].shape)} here"
+            for name in needed
+            if name in moved and moved[name].shape != own[name].shape
+        ]
+        lacking = [name for name in needed if name not in moved]
+        faults += [f"{name} is not there" for name in lacking if not _may_be_fresh(name)]
+        if faults:
+            more = f"\n  ... and {len(faults) - 8} more" if len(faults) > 8 else ""
+            raise MimError(f"--init {self.path}: {self.what}, which does not fit:\n  " + "\n  ".join(faults[:8]) + more)
+        taken = {name: value for name, value in moved.items() if name in own}
+        method.load_state_dict({**own, **taken})
+        fresh = [name for name in own if name not in taken and not _is_computed(method, name)]
+        unused = [name for name in moved if name not in own]
+        replaced = tuple(getattr(method, "replaces", ()))
+        odd = [name for name in unused if not name.startswith(replaced)] if replaced else unused
+        if odd:
+            raise MimError(f"--init {self.path}: this recipe's encoder has no place for: {', '.join(odd[:8])}.")
+        said += [f"starts fresh: {_named(fresh)}"] if fresh else []
+        return said + ([f"left out: {_named([*self.left, *unused])}"] if self.left or unused else [])
+
+    def _moved(self, method: Method, said: list[str]) -> dict[str, Tensor]:
+        """The weights under our names."""
+        tokenizer = getattr(method, "tokenizer", None)
+        if not isinstance(tokenizer, PatchTokenizer):
+            raise MimError(
+                f"--init {self.path}: a plain ViT's weights are for patches of one input, and this recipe has a "
+                f"{type(tokenizer).__name__}."
+            )
+        found: dict[str, Tensor] = {}
+        for name, value in self.weights.items():
+            if name.startswith("patch_embed."):
+                ours = name.replace("patch_embed.", "tokenizer.")
+                found[ours] = self._kernel(value, tokenizer, said) if name.endswith("weight") else value
+            elif name != "pos_embed":
+                found[f"encoder.{name}"] = value
+        table = self.weights.get("pos_embed")
+        if table is not None:
+            self._place(table, method, found, said)
+        return found
+
+    def _kernel(self, kernel: Tensor, tokenizer: PatchTokenizer, said: list[str]) -> Tensor:
+        """The patch embedding's weight at this recipe's patch and channels."""
+        config = tokenizer.config
+        own, channels = kernel.shape[1], config.channels
+        if len(config.patch) == 3 and kernel.ndim == 4:  # an image encoder on clips: the mean over the frames of a tube
+            kernel = kernel[:, :, None].expand(-1, -1, config.patch[0], -1, -1) / config.patch[0]
+            said.append(f"patches: the kernel of one picture, shared by {config.patch[0]} frames")
+        if kernel.ndim != 2 + len(config.patch):
+            raise MimError(
+                f"--init {self.path}: its patches have {kernel.ndim - 2} axes, and this recipe's {len(config.patch)}."
+            )
+        if own != channels:
+            kernel = kernel.mean(dim=1, keepdim=True).expand(-1, channels, *kernel.shape[2:]) * (own / channels)
+            said.append(f"channels: {own} there, {channels} here; each has the mean of its kernels")
+        size = tuple(config.patch)
+        if tuple(kernel.shape[2:]) != size:
+            said.append(f"patches: {tuple(kernel.shape[2:])} there, {size} here; the kernel is resized")
+            if kernel.ndim == 4:
+                return resample_patch_embed(kernel.contiguous(), list(size))
+            if kernel.shape[2] != size[0]:
+                raise MimError(
+                    f"--init {self.path}: its tubes are {kernel.shape[2]} frames long, and this recipe's {size[0]}; "
+                    "give them the same length: --tokenizer.patch"
+                )
+            frames = [resample_patch_embed(part.contiguous(), list(size[1:])) for part in kernel.unbind(2)]
+            return torch.stack(frames, dim=2)
+        return kernel.contiguous()
+
+    def _place(self, table: Tensor, method: Method, found: dict[str, Tensor], said: list[str]) -> None:
+        """The table of positions: the units' on this recipe's grid, and the class token's."""
+        position = getattr(getattr(method, "encoder", None), "position", None)
+        tokenizer: Any = method.tokenizer
+        grid: tuple[int, ...] | None = tokenizer.layout.grid
+        if not isinstance(position, TablePosition) or grid is None:
+            raise MimError(f"--init {self.path}: it has a table of positions; to take it: --encoder.position learned.")
+        slots, there = self._grid(table.shape[1])
+        units = table[:, slots:]
+        if there != grid:
+            if len(there) != len(grid):
+                units = _over_time(units, there, grid)
+                said.append(f"positions: those of one picture of {there}, for every frame of {grid}")
+            else:
+                units = resampled(units, there, grid)
+                said.append(f"positions: interpolated from a grid of {there} to {grid}")
+        if position.computed and not self._is_computed():
+            raise MimError(
+                f"--init {self.path}: its positions are trained, and this recipe computes its own "
+                f"({position.kind}). To take them: --encoder.position learned."
+            )
+        if "table" in position.state_dict():
+            found["encoder.position.table"] = units
+        if slots and "encoder.cls_token" in found:
+            slot = table[:, :1]
+            if "encoder.prefix_position" in method.state_dict():
+                found["encoder.prefix_position"] = table[:, :slots]
+            else:
+                found["encoder.cls_token"] = found["encoder.cls_token"] + slot
+
+    def _grid(self, count: int) -> tuple[int, tuple[int, ...]]:
+        """(tokens in front, the grid of the others): which is a square."""
+        patch = tuple(self.weights["patch_embed.proj.weight"].shape[2:])
+        for slots in (1, 0) if "cls_token" in self.weights else (0, 1):
+            side = math.isqrt(count - slots)
+            if side > 0 and side * side == count - slots and len(patch) == 2:
+                return slots, (side, side)
+        raise MimError(
+            f"--init {self.path}: its {count} positions lie on no square grid, so their rows and columns cannot be "
+            "told. Make a run of it first, with its size: mim-core import --sizes img_size=HEIGHTxWIDTH."
+        )
+
+
+def _over_time(units: Tensor, there: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
+    """Positions of one picture for every step of a clip."""
+    if len(there) != 2 or len(grid) != 3:
+        raise MimError(f"Positions on a grid of {there} have no place on one of {grid}.")
+    frame = resampled(units, there, grid[1:])
+    return frame.repeat(1, grid[0], 1)
+
+
+def _may_be_fresh(name: str) -> bool:
+    """Tokens and positions that the other side does not have."""
+    last = name.removeprefix("encoder.")
+    return last in ("mask_token", "prefix_position") or last.startswith("position.")
+
+
+def _is_computed(method: Method, name: str) -> bool:
+    path = name.rpartition(".")[0]
+    part = dict(method.named_modules()).get(path)
+    return (isinstance(part, TablePosition) and part.computed) or name.endswith(("index", "num_batches_tracked"))
+
+
+def _named(names: list[str]) -> str:
+    """Names of weights, a whole module by its first part."""
+    short = dict.fromkeys(".".join(name.split(".")[:2]) if "." in name else name for name in names)
+    return ", ".join(list(short)[:10]) + (f" and {len(short) - 10} more" if len(short) > 10 else "")
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def find_encoder(path: Path) -> Found:
+    """The plain ViT in a file or folder of weights, or in what timm has on this disk (``timm:NAME``).
+
+    Raises:
+        MimError: There is none; says what the keys are.
+    """
+    if str(path).startswith("timm:"):
+        name = str(path).partition(":")[2]
+        return encoder_in(clean(read_state(timm_file(name))[0]), path)
+    content, sizes = read_state(path)
+    group = next((name for name in GROUPS if isinstance(content.get(name), Mapping)), None)
+    return encoder_in(clean(content[group] if group else content), path, sizes)
+
+
+def encoder_in(state: Mapping[str, Tensor], path: Path, sizes: Mapping[str, Any] | None = None) -> Found:
+    """The plain ViT among weights by name."""
+    bare = _without_prefix(state)
+    kind = "transformers" if any(LAYER.match(name) for name in bare) else "timm"
+    named = _joined({_timm_name(name): value for name, value in bare.items()})
+    left = tuple(name for name in named if name.startswith(LEFT_OUT))
+    weights = {name: value for name, value in named.items() if name not in left}
+    odd = [name for name in weights if not re.match(r"(patch_embed\.proj|blocks\.\d+|norm|norm_pre)\.", name)]
+    odd = [name for name in odd if name not in ("cls_token", "pos_embed", "reg_token")]
+    whole = "patch_embed.proj.weight" in weights and "blocks.0.mlp.fc1.weight" in weights
+    if not whole or odd:
+        what = f"parts that a plain ViT does not have: {', '.join(odd[:6])}" if whole else "no plain ViT in it"
+        raise MimError(
+            f"--init {path}: {what}. Its keys begin with: {', '.join(list(state)[:5])}. For whole methods of other "
+            "code bases: --init-format NAME (mim-core list importers)."
+        )
+    patch = weights["patch_embed.proj.weight"]
+    depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    where = "frames and " if patch.ndim == 5 else ""
+    what = (
+        f"a plain ViT under {kind}'s names: width {patch.shape[0]}, {depth} blocks, patches of "
+        f"{' x '.join(map(str, patch.shape[2:]))} {where}pixels, {patch.shape[1]} channels"
+    )
+    return Found(path, what, weights, dict(sizes or {}), left, f"{kind}'s names")
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what stands in front of the encoder's names, if anything does; other weights keep theirs."""
+    found = dict(state)
+    for _ in range(3):
+        key = next(
+            (k for k in found if k.endswith(("patch_embed.proj.weight", "patch_embeddings.projection.weight"))), ""
+        )
+        prefix = next((p for p in PREFIXES if key.startswith(p)), None)
+        if prefix is None:
+            return found
+        own = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+        rest = {f"decoder.{name}": value for name, value in found.items() if not name.startswith(prefix)}
+        found = {**rest, **own}
+    return found
+
+
+def _timm_name(name: str) -> str:
+    """A name of transformers', DINO's or VideoMAE's -> timm's."""
+    name = OUTER.get(name, name)
+    layer = LAYER.fullmatch(name)
+    if layer is None:
+        return name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma")
+    rest = layer[2]
+    for theirs, ours in WITHIN:
+        rest = rest.replace(theirs, ours)
+    rest = re.sub(r"^output\.dense\.", "mlp.fc2.", rest)
+    return f"blocks.{layer[1]}.{rest}"
+
+
+def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With queries, keys and values in one layer, and one bias for them; that of keys is zero where there is none."""
+    found = dict(state)
+    for name in [name for name in state if name.endswith(".attn.query.weight")]:
+        start = name.removesuffix("query.weight")
+        found[f"{start}qkv.weight"] = torch.cat(
+            [found.pop(f"{start}{part}.weight") for part in ("query", "key", "value")]
+        )
+        if f"{start}query.bias" in found:
+            parts = [found.pop(f"{start}{part}.bias") for part in ("query", "key", "value")]
+            found[f"{start}qkv.bias"] = torch.cat(parts)
+    for name in [name for name in found if name.endswith(".attn.q_bias")]:
+        start = name.removesuffix("q_bias")
+        query, value = found.pop(name), found.pop(f"{start}v_bias")
+        found[f"{start}qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    return found
+
+
+def timm_file(name: str) -> Path:
+    """The file of a timm model's pretrained weights on this disk. Nothing is downloaded.
+
+    Raises:
+        MimError: timm has no such model, or its weights are not here; says where was looked.
+    """
+    import timm
+
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except (RuntimeError, ValueError, KeyError):
+        config = None
+    if config is None:
+        raise MimError(
+            f"timm has no pretrained model {name!r}."
+            + did_you_mean(name, timm.list_pretrained(f"{name.partition('_')[0]}*"))
+        )
+    own = os.environ.get("MIM_WEIGHTS")
+    looked = [Path(own) / f"{name}{ending}" for ending in (".safetensors", ".pth", ".bin")] if own else []
+    looked += [Path(config.file)] if config.file else []
+    if config.url:
+        looked.append(Path(torch.hub.get_dir()) / "checkpoints" / config.url.rpartition("/")[2])
+    files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    looked += [path for file in files for path in sorted(_hub_cache(config.hf_hub_id or "").glob(f"*/{file}"))]
+    found = next((path for path in looked if path.is_file()), None)
+    if found is None:
+        places = ", ".join(map(str, looked)) or "Hugging Face's cache"
+        raise MimError(
+            f"timm's weights of {name} are not on this disk, and nothing is downloaded here. Looked at: {places}; and "
+            f"Hugging Face's cache for {config.hf_hub_id or 'no name'}. Copy the file and name it: --init FILE."
+        )
+    return found
+
+
+def _hub_cache(name: str) -> Path:
+    """Where Hugging Face's cache keeps the files of a repository, by revision; as its documentation has it."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    return hub / f"models--{name.replace('/', '--')}" / "snapshots"

@@ -97,7 +97,10 @@ def test_describe_a_bare_name_that_several_have(mim):
 def test_plugins(mim):
     said = mim("plugins")
     assert "core mim-core" in said.all
-    assert re.search(r"image mim-image 0.1.0 .*recipes, 1 data source, \d+ import formats", " ".join(said.all.split()))
+    assert re.search(
+        r"image mim-image 0.1.0 .*recipes, \d+ finetunings, 2 data sources, .*\d+ import formats",
+        " ".join(said.all.split()),
+    )
     assert mim("plugins", "--errors").out == "No plugin failed to load.\n"
 
 

@@ -15,10 +15,9 @@ from mim_core.recipes.options import plain
 from mim_core.recipes.resolve import load_recipe
 from mim_core.recipes.toml import to_toml, toml_of_parts
 
-ENTRIES = [
-    entry for entry in installed().entries if entry.kind not in ("recipes", "importers", "exporters", "evaluations")
-]
-RECIPES = installed().of_kind("recipes")
+FUNCTIONS = ("recipes", "finetunings", "importers", "exporters", "evaluations")
+ENTRIES = [entry for entry in installed().entries if entry.kind not in FUNCTIONS]
+RECIPES = [*installed().of_kind("recipes"), *installed().of_kind("finetunings")]
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.kind}-{entry.full_name}")
@@ -35,7 +34,7 @@ def test_a_part(entry):
 @pytest.mark.parametrize("twin", [False, True])
 def test_a_recipe(entry, twin):
     assert toml_of_parts(entry, installed(), twin) == to_toml(
-        load_recipe(entry.full_name, installed(), twin), installed()
+        load_recipe(entry.full_name, installed(), twin, kind=entry.kind), installed()
     )
 
 

@@ -16,6 +16,7 @@ RECIPES = [entry.full_name for entry in installed().of_kind("recipes")]
 def test_no_help_imports_torch():
     asked = [*COMMANDS, *(["pretrain", name, "--help"] for name in RECIPES), ["new-plugin", "-h"], ["doctor", "-h"]]
     asked += [[name, "image:mae-vit-tiny", "--help"] for name in ("bench", "import")]
+    asked += [["finetune", entry.full_name, "--help"] for entry in installed().of_kind("finetunings")]
     asked += [[name, OLD_RUN, "--help"] for name in ("evaluate", "finetune")]
     asked += [["pretrain", f"{OLD_RUN}/recipe.toml", "--help"]]
     asked += [[name, "image:mae-vit-tiny", "--use", "masker=block", "--help"] for name in ("pretrain", "bench")]

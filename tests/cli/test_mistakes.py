@@ -17,7 +17,7 @@ TWICE = ("--train.epochs", "0.016", "--train.checkpoint-every", "5")  # ten step
 
 ASKED = {
     "plguins": "Unknown command 'plguins'. Did you mean 'plugins'?",
-    "pretrain": "Which recipe? Recipes: cmae-vit-base",
+    "pretrain": "Which recipe? Recipes: amae-1, amae-1-tiny",
     "pretrain --twin": "Which recipe?",
     "pretrain mae-vit-tny": "Unknown recipe 'mae-vit-tny'. Did you mean 'mae-vit-tiny'?",
     "pretrain imgae:mae-vit-tiny": "Unknown recipe 'imgae:mae-vit-tiny'. Did you mean 'image:mae-vit-tiny'?",
@@ -64,7 +64,7 @@ ASKED = {
     "evaluate nowhere": "nowhere holds no complete checkpoint",
     "show nowhere": "nowhere holds no complete checkpoint",
     "export nowhere": "nowhere holds no complete checkpoint",
-    "export nowhere --to tim": "invalid choice 'tim'",
+    "export nowhere --to tim": "Unknown format in --to 'tim'. Did you mean 'timm'?",
     "plugins --error": "--errors",
     "recipes everything": "Unrecognized options: everything",
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from mim_core.commands.finetune_recipes import of_machine, recipe_entry, recipe_named, train_recipe, under_recipe
+from mim_core.commands.finetune_recipes import of_machine, recipe_named, train_recipe, under_recipe
 from mim_core.commands.judging import FOLDERS, judge, start_of
 from mim_core.commands.options import apply, command_class, parse, swap_all, take_name
 from mim_core.errors import MimError
@@ -20,7 +20,7 @@ from mim_core.methods.method import Method
 from mim_core.methods.supervised import Supervised
 from mim_core.ranks import world as ranks
 from mim_core.recipes.config import Part, ResolvedRun, TrainConfig
-from mim_core.recipes.fine_tuning import METHOD, TRAINING
+from mim_core.recipes.fine_tuning import METHOD, TRAINING, recipe_entry
 from mim_core.recipes.resolve import load_recipe, resolve_part
 from mim_core.recipes.toml import from_toml, parsed
 from mim_core.runs import checkpoint, origins

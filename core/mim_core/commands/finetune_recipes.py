@@ -48,14 +48,6 @@ class RecipeOptions:
     """No progress."""
 
 
-def recipe_entry(name: str, plugin: str | None, registry: Registry) -> Entry | None:
-    """The fine-tuning recipe of that name; None where it is the path of a run, or names none."""
-    if Path(name).exists():
-        return None
-    known = registry.of_kind("finetunings", plugin)
-    return next((entry for entry in known if name in (entry.full_name, entry.name)), None)
-
-
 def recipe_named(arguments: list[str]) -> str | None:
     """What ``--recipe`` names, which decides what other options there are, and so is read first."""
     for number, argument in enumerate(arguments):

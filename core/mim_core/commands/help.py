@@ -18,7 +18,7 @@ from mim_core.host.described import NotPlain, Option, constant, describe, descri
 from mim_core.host.kinds import ROLES, role_kind
 from mim_core.host.loading import installed
 from mim_core.host.registry import Entry, Registry
-from mim_core.recipes.fine_tuning import METHOD, TRAINING
+from mim_core.recipes.fine_tuning import METHOD, TRAINING, recipe_entry
 from mim_core.recipes.options import NONE
 from mim_core.recipes.toml import parsed, toml_of_parts
 
@@ -53,6 +53,7 @@ SECTIONS = {
     "evaluate": "mim_core.recipes.config:EvaluateConfig",
     "pretrain": "mim_core.commands.options:PretrainOptions",
     "finetune": "mim_core.commands.finetune:FinetuneOptions",
+    "finetune-recipe": "mim_core.commands.finetune_recipes:RecipeOptions",
     "import": "mim_core.commands.import_weights:ImportOptions",
     "bench": "mim_core.commands.bench:BenchOptions",
 }
@@ -132,7 +133,11 @@ def _import_with(program: str, plugin: str | None, arguments: Sequence[str]) -> 
 
 
 def _finetune_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str | None:
-    """The options of training a run on labels, and all of another method's."""
+    """The options of training a run on labels, and all of another method's; or of a fine-tuning recipe."""
+    registry = installed()
+    entry = recipe_entry(arguments[0], plugin, registry)
+    if entry is not None:
+        return _finetuning_with(program, entry, registry, arguments)
     tables = _of_run(arguments[0])
     if "init" in tables["method"]:
         return None
@@ -146,6 +151,18 @@ def _finetune_with(program: str, plugin: str | None, arguments: Sequence[str]) -
     return (
         f"usage: {program} finetune {arguments[0]} [OPTIONS]\n\nTrain on labels: the encoder of "
         f"{arguments[0]}.\n\n{_table(rows)}\n\nAll options of its parts: {program} finetune {arguments[0]} {ALL}\n"
+        "The same command resumes a run that was stopped."
+    )
+
+
+def _finetuning_with(program: str, entry: Entry, registry: Registry, arguments: Sequence[str]) -> str:
+    """The options of a fine-tuning recipe that people use, with its values."""
+    tables = _swapped(_of_entry(entry, registry, "--twin" in arguments), arguments)
+    used = [*HEAD, *USED[:1], *USED[2:]] if tables["method"]["use"] == METHOD else [*USED[:1], *USED[2:]]
+    rows = [*_of_section("finetune-recipe"), *_of_parts(tables, used)]
+    return (
+        f"usage: {program} finetune {arguments[0]} [OPTIONS]\n\n{_filled(f'{entry.card.summary} ({entry.card.paper})')}"
+        f"\n\n{_table(rows)}\n\nAll options of its parts: {program} finetune {arguments[0]} {ALL}\n"
         "The same command resumes a run that was stopped."
     )
 

@@ -100,13 +100,18 @@ def list_parts(program: str, plugin: str | None, arguments: list[str]) -> int:
     return 0
 
 
+SHORT = 50
+"""Letters of two names beside which the table of kinds still fits 80 columns."""
+
+
 def _print_kinds(registry: Registry, program: str) -> None:
     """All kinds, how many parts there are of each, and the first names."""
     table = terminal.table("kind", "parts", "names")
     for kind in KINDS:
         entries = registry.of_kind(kind)
         names = [entry.full_name for entry in entries]
-        table.add_row(kind, str(len(names)), ", ".join([*names[:2], *(["..."] if len(names) > 2 else [])]))
+        shown = names[: 2 if len(", ".join(names[:2])) < SHORT else 1]
+        table.add_row(kind, str(len(names)), ", ".join([*shown, *(["..."] if len(names) > len(shown) else [])]))
     terminal.console().print(table)
     terminal.tell(f"\nOne kind with summaries: {program} list KIND. One part: {program} describe NAME.")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from mim_core.host.registry import Entry, Registry
 
 METHOD = "core:classifier"
 """The method that is trained where none is named."""
@@ -20,3 +23,11 @@ TRAINING: Mapping[str, Any] = {
 }
 """Options of `mim_core.recipes.config.TrainConfig`: the numbers of Point-MAE's fine-tuning (arXiv 2203.06604 and its
 code), for 100 epochs instead of 300."""
+
+
+def recipe_entry(name: str, plugin: str | None, registry: Registry) -> Entry | None:
+    """The fine-tuning recipe of that name; None where it is the path of a run, or names none."""
+    if Path(name).exists():
+        return None
+    known = registry.of_kind("finetunings", plugin)
+    return next((entry for entry in known if name in (entry.full_name, entry.name)), None)

@@ -152,6 +152,7 @@ class Images(DataSource):
         self.normalisation = self._normalisation()
         self.mean, self.std = self.normalisation.mean, self.normalisation.std
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
+        self.no_table = ""
         self.splits = self._open()
         self._look: Look | None = None
         self._warnings: SaidOnce | None = None
@@ -197,7 +198,10 @@ class Images(DataSource):
             return folder_splits(root, table=read_label_table(named, self.config.labels_column))
         found, beside = folder_splits(root, self.config.splits), root / "labels.csv"
         if found.train.classes is None and found.train.shards is None and beside.is_file() and self.config.splits:
-            return folder_splits(root, table=read_label_table(beside, self.config.labels_column))
+            try:
+                return folder_splits(root, table=read_label_table(beside, self.config.labels_column))
+            except MimError as error:  # nobody has named it: it may be of something else, and labels may not be needed
+                self.no_table = f" {error}"
         return found
 
     def __len__(self) -> int:
@@ -330,7 +334,7 @@ class Images(DataSource):
                 f"{self.config.root} has no classes to evaluate with: images should lie in one folder per class, at "
                 f"least two, such as "
                 f"{self.config.root}/cat/1.jpg and {self.config.root}/dog/1.jpg; or in train/CLASS and test/CLASS."
-                + _tables(store.root)
+                + (self.no_table or _tables(store.root))
             )
         labels = torch.tensor(store.labels, dtype=torch.int64)
         note = STRONG_PIXELS if self.bundled else store.note
@@ -398,7 +402,8 @@ def _tables(root: Path) -> str:
     found = sorted(path.name for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl"))
     if not found:
         return ""
-    return f" {', '.join(found[:3])} {'was' if len(found) == 1 else 'were'} seen; tables of classes are not read yet."
+    seen = f"{', '.join(found[:3])} {'was' if len(found) == 1 else 'were'} seen"
+    return f" {seen}; a table of files and classes is named with --data.labels-from."
 
 
 class CenterCrops(Dataset[Any]):

@@ -340,7 +340,7 @@ def test_what_is_left_out_is_said(photo, images, tmp_path):
     assert ".csv" in source.contents()["left out"]
     (said,) = source.advice()
     assert "3 files with endings that are not read: 2 x .heic, 1 x .npy" in said
-    with pytest.raises(MimError, match=r"labels\.csv was seen"):
+    with pytest.raises(MimError, match=r"labels\.csv, line 1: it should be a path and a label"):
         source.labelled("train")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mim_core import EvaluateConfig, Part, RunConfig, TrainConfig, Twins, codes_text
+from mim_core import EvaluateConfig, Part, RunConfig, TrainConfig, Twins
 
 from mim_multimodal import recipes_vq
 from mim_multimodal.recipes import CLASSES
@@ -83,6 +83,8 @@ def fourm_vit_tiny() -> RunConfig:
 
 def _untrained() -> dict[str, dict[str, Any]]:
     """Tokenizers of the twins, as they are drawn."""
+    from mim_core import codes_text  # imports torch, which the recipes themselves do without
+
     trained: dict[str, Callable[[], RunConfig]] = {
         "rgb_ids": recipes_vq.vq_rgb_tiny.twin,
         "depth": recipes_vq.vq_depth_tiny.twin,

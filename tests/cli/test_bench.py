@@ -152,7 +152,7 @@ def test_a_gpu_waits_only_for_what_the_other_phases_leave():
 @pytest.mark.parametrize(
     ("line", "answer"),
     {
-        "bench": "Which recipe? Recipes: cmae-vit-base",
+        "bench": "Which recipe? Recipes: amae-1, amae-1-tiny",
         "bench mae-vit-tny": "Unknown recipe 'mae-vit-tny'. Did you mean 'mae-vit-tiny'?",
         "bench mae-vit-tiny --second 3": "--seconds",
         "bench mae-vit-tiny --seconds 0": "--seconds must be positive",

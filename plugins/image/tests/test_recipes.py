@@ -162,7 +162,9 @@ def test_a_twin_is_its_recipe_made_small(entry):
     twin = load_recipe(entry.full_name, installed(), twin=True)
     assert {role: part.name for role, part in twin.parts.items()} == {r: p.name for r, p in whole.parts.items()}
     smaller = {"mvp-vit-base": "target", "mst-vit-small": "method", "mst-vit-tiny": "method"}
-    for role in {"target", "method"} & set(whole.parts) - {smaller.get(entry.name)}:  # a network, or local views
+    smaller |= dict.fromkeys(("ssmctb-autoencoder", "ssmctb-autoencoder-tiny"), "method")
+    smaller |= dict.fromkeys(("amae-1", "amae-1-tiny", "amae-2", "amae-2-tiny"), "method")
+    for role in {"target", "method"} & set(whole.parts) - {smaller.get(entry.name)}:  # a network, views, another run
         assert twin.parts[role].options == whole.parts[role].options
     same = ("schedule", "betas", "weight_decay", "decay_tokens", "clip_grad")
     assert [getattr(twin.train, name) for name in same] == [getattr(whole.train, name) for name in same]

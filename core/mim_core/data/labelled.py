@@ -111,8 +111,9 @@ class LabelledSource(WrappedSource):
         """The source's; what is trained on is its split "train"."""
         if split == "test":
             return self.source.files_of(split)
-        files = list(self.source.files_of("train"))
-        return (files[index] for index in self.chosen.tolist())
+        files, chosen = list(self.source.files_of("train")), self.chosen.tolist()
+        # a source need not say which files its labelled items are from
+        return (files[index] for index in chosen) if len(files) > max(chosen, default=0) else iter(files)
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An augmented item with its ``label``; several, [repeats, ...], where each item gives several samples."""

@@ -40,7 +40,7 @@ FIRST = {kind_of(recipe): recipe for recipe in reversed(RECIPES)}
 """The recipe that stands for each kind."""
 
 
-UNUSUAL = {"image:autoencoder": {"keyed": False}}
+UNUSUAL = {"image:autoencoder": {"keyed": False}, "core:vq": {"keyed": False}}
 """By method: what of the contract is otherwise, as `MethodContract` says it."""
 
 

@@ -149,7 +149,8 @@ def drop(run: ResolvedRun, role: str) -> ResolvedRun:
     gone |= {f"{name}.{part}".lstrip(".") for name in lost for part in own if name or part == "target"}
     parts = {name: part for name, part in run.parts.items() if name not in gone}
     for needed in ("tokenizer", "target"):
-        if not any(name.rpartition(".")[2] == needed for name in parts):
+        had = any(name.rpartition(".")[2] == needed for name in run.parts)  # a method that learns from labels has none
+        if had and not any(name.rpartition(".")[2] == needed for name in parts):
             raise MimError(f"Without {role} this run has no {needed} left; it needs one.")
     if "method" in parts:
         parts["method"] = replace(parts["method"], options=_without(parts["method"].options, lost))

@@ -79,7 +79,7 @@ def depth_scores(found: Float[Tensor, "*n"], depth: Float[Tensor, "*n"], valid: 
         "rmse_log": logarithm.square().mean().sqrt(),
         "log10": (safe.log10() - real.log10()).abs().mean(),
     }
-    return {name: float(value) for name, value in values.items()}
+    return {name: float(value.detach()) for name, value in values.items()}
 
 
 def berhu(found: Float[Tensor, "*n"], wanted: Float[Tensor, "*n"], valid: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:

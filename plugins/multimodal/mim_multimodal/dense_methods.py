@@ -224,7 +224,7 @@ class DenseMethod(Supervised):
         super().__init__(tokenizer, encoder)
         self.config = config
         names, self.grids, self.size, self.patch = _places(tokenizer)
-        used = config.inputs or names
+        self.names, used = names, config.inputs or names
         unknown = [name for name in used if name not in names]
         if unknown:
             raise ValueError(f"inputs {', '.join(unknown)} are not among the tokenizers': {', '.join(names)}")
@@ -273,6 +273,11 @@ class DenseMethod(Supervised):
     def answered(self, prepared: Taught) -> tuple[Tensor, Tensor]:
         """(the head's answers [B, K, H, W], the encoder's output)."""
         encoded = self.encoded(prepared)
+        if encoded.tokens.shape[1] != sum(map(math.prod, self.grids)):
+            raise ValueError(
+                f"a head of maps sees all of its inputs, {', '.join(self.names)}, so none can be left out; train it on "
+                f"fewer: finetune with --use {self.names[-1]}.tokenizer=none"
+            )
         levels = encoded.levels if self.head.levels > 1 else (encoded.tokens,)
         found = self.head([as_maps(level, self.grids, self.used) for level in levels])
         return found, torch.cat([encoded.prefix, encoded.tokens], dim=1)

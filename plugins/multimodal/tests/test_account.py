@@ -117,12 +117,12 @@ def test_size_is_that_of_the_finest_tokenizer():
         tokenizer_at(points, (32, 32))
 
 
-def test_export_is_no_command_of_this_plugin(monkeypatch, capsys):
+def test_export_is_a_command_of_this_plugin_too(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["mim-multimodal", "--help"])
     assert own_main() == 0
     said = capsys.readouterr().out
     assert "evaluate" in said
-    assert "export" not in said
+    assert "export" in said
 
 
 def test_help_has_an_example_of_folders(capsys):

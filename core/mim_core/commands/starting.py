@@ -36,7 +36,17 @@ def foreign(path: Path, registry: Registry) -> Found | None:
     """The encoder in weights of another code base; None for what is ours."""
     if not is_foreign(path) or read_export(path, registry) is not None:
         return None
-    return find_encoder(path)
+    try:
+        return find_encoder(path)
+    except MimError as error:
+        if str(path).startswith("timm:"):
+            raise
+        formats = ", ".join(sorted(entry.full_name for entry in registry.of_kind("importers")))
+        kind = "folder of weights" if path.is_dir() else "weights file"
+        raise MimError(
+            f"{path} is a {kind}, not a run, and no encoder that is a plain ViT can be read from it: {error} Weights of "
+            f"a whole method of another code base: --init {path} --init-format NAME. Formats: {formats or 'none'}."
+        ) from error
 
 
 def fitted(run: ResolvedRun, path: Path, registry: Registry) -> ResolvedRun:

@@ -290,10 +290,7 @@ def encoder_in(state: Mapping[str, Tensor], path: Path, sizes: Mapping[str, Any]
     whole = "patch_embed.proj.weight" in weights and "blocks.0.mlp.fc1.weight" in weights
     if not whole or odd:
         what = f"parts that a plain ViT does not have: {', '.join(odd[:6])}" if whole else "no plain ViT in it"
-        raise MimError(
-            f"--init {path}: {what}. Its keys begin with: {', '.join(list(state)[:5])}. For whole methods of other "
-            "code bases: --init-format NAME (mim-core list importers)."
-        )
+        raise MimError(f"{path}: {what}. Its keys begin with: {', '.join(list(state)[:5])}.")
     patch = weights["patch_embed.proj.weight"]
     depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     where = "frames and " if patch.ndim == 5 else ""

@@ -86,10 +86,10 @@ def test_weights_without_a_decoder_are_named_so():
 
 
 def test_long_lists_of_numbers_stand_in_rows():
-    from mim_core.evaluation.report import _in_rows
+    from mim_core.evaluation.report import in_rows
 
     text = 'a = [\n    1,\n    -2,\n]\nb = [\n    "x",\n]\nc = [\n' + "    7,\n" * 80 + "]\n"
-    rows = _in_rows(text)
+    rows = in_rows(text)
     assert tomllib.loads(rows) == tomllib.loads(text)
     assert "a = [1, -2]\n" in rows
     assert len(rows.splitlines()) < 12

@@ -44,8 +44,8 @@ def foreign(path: Path, registry: Registry) -> Found | None:
         formats = ", ".join(sorted(entry.full_name for entry in registry.of_kind("importers")))
         kind = "folder of weights" if path.is_dir() else "weights file"
         raise MimError(
-            f"{path} is a {kind}, not a run, and no encoder that is a plain ViT can be read from it: {error} Weights of "
-            f"a whole method of another code base: --init {path} --init-format NAME. Formats: {formats or 'none'}."
+            f"{path} is a {kind}, not a run, and no encoder that is a plain ViT can be read from it: {error} Weights "
+            f"of a whole method of another code base: --init {path} --init-format NAME. Formats: {formats or 'none'}."
         ) from error
 
 

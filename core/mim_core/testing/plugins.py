@@ -28,6 +28,7 @@ from mim_core.host.registry import LETTERS, Entry, PluginRecord, Registry
 from mim_core.methods.build import build_method
 from mim_core.methods.method import Method
 from mim_core.parts.teacher import Teacher
+from mim_core.parts.tokenizer import Tokenizer
 from mim_core.recipes.config import ResolvedPart, ResolvedRun, RunConfig
 from mim_core.recipes.resolve import load_recipe
 from mim_core.recipes.toml import from_toml, to_toml
@@ -128,7 +129,7 @@ class PluginContract:
 
     def test_recipes_build(self) -> None:
         """Every recipe returns a `RunConfig` that builds, at full size on the meta device; so does its twin. A recipe
-        whose teacher only a user can name says so."""
+        whose teacher, or trained tokenizer, only a user can name says so."""
         for entry in self.entries("recipes"):
             assert entry.twin, f"the recipe {entry.full_name} names no twin"
             assert isinstance(entry.resolve()(), RunConfig), f"{entry.full_name} returns no RunConfig"
@@ -174,9 +175,9 @@ class PluginContract:
 
 
 def _waits(part: ResolvedPart) -> bool:
-    """Whether a part is a teacher whose run or weights nobody has named."""
-    unnamed = all(getattr(part.options, name, name) in (None, "") for name in ("run", "weights", "parts"))
-    return issubclass(part.cls, Teacher) and unnamed
+    """Whether a part is a teacher, or a tokenizer that a run has trained, whose run or weights nobody has named."""
+    named = [getattr(part.options, name, None) for name in ("run", "weights", "parts")]
+    return issubclass(part.cls, (Teacher, Tokenizer)) and hasattr(part.options, "run") and not any(named)
 
 
 def _refusal(run: ResolvedRun, registry: Registry) -> str:

@@ -64,7 +64,7 @@ def export_hf_videomae(method: Method, inputs: Mapping[str, Any], classes: tuple
     if last != LAST_EPS:
         notes = (
             f"The last norm of its decoder has the small number {LAST_EPS:g}, this run's {last:g}: predictions differ "
-            "by about a millionth; features do not.",
+            "a little; features do not.",
             *notes,
         )
     return exporters.Exported(
@@ -93,7 +93,7 @@ def _classifier(method: Any, inputs: Mapping[str, Any], classes: tuple[str, ...]
     files, notes = _processed(tokenizer.config, inputs)
     if norm.eps != LAST_EPS:
         told = f"Its norm in front of the head has the small number {LAST_EPS:g}, this run's {norm.eps:g}"
-        notes = (f"{told}: answers differ by about a millionth.", *notes)
+        notes = (f"{told}: answers differ a little.", *notes)
     load = "transformers.VideoMAEForVideoClassification.from_pretrained({folder})"
     return exporters.Exported(state, config, load, notes, files)
 

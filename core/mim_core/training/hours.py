@@ -21,7 +21,7 @@ from mim_core.training.progress import lasting
 SPARE = 0.95
 """Share of the hours that the steps may take; checkpoints and readings take the rest."""
 EFFICIENCY = 0.35
-"""Share of a device's peak that a plan for another one counts on: about what ViTs reach in bf16."""
+"""Share of a device's peak that a plan for another one counts on: an assumption, which nothing here has measured."""
 MEMORY = {
     "B200": 180e9,
     "H200": 141e9,
@@ -106,8 +106,8 @@ class Elsewhere:
         """Hours of a run of so many floating-point operations."""
         seconds = operations / (PEAKS[self.name] * self.count * EFFICIENCY)
         return (
-            f"about {lasting(seconds)} on {self.count} x {self.name}: its operations at {EFFICIENCY:.0%} of the peak "
-            f"of {rounded(PEAKS[self.name] / 1e12):g} TFLOP/s in bf16. Reading data is not counted"
+            f"about {lasting(seconds)} on {self.count} x {self.name}: its operations, assuming {EFFICIENCY:.0%} of "
+            f"the peak of {rounded(PEAKS[self.name] / 1e12):g} TFLOP/s in bf16. Reading data is not counted"
         )
 
     def memory(self, parameters: int, activations: float, samples: int) -> str:

@@ -14,13 +14,15 @@ MAJORITY, RAW, UNTRAINED, PRETRAINED = "majority class", "raw input", "untrained
 @dataclass(frozen=True)
 class Score:
     """One cell of the table: an accuracy in [0, 1] on the test split, unless the column says another measure; the
-    spread is the standard deviation over draws. Of errors, ``lower_is_better``."""
+    spread is the standard deviation over draws or seeds, the error the standard error over the test samples. Of
+    errors, ``lower_is_better``."""
 
     row: str
     column: str
     value: float
     spread: float | None = None
     lower_is_better: bool = False
+    error: float | None = None
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -33,10 +35,12 @@ def columns_of(scores: Iterable[Score]) -> tuple[list[str], list[str]]:
 
 
 def cell(scores: Iterable[Score], row: str, column: str) -> str:
-    """A score as it is printed: accuracy, and the spread over draws."""
+    """A score as it is printed: the value, the spread over draws behind ±, and in brackets the standard error over the
+    test samples."""
     for score in scores:
         if (score.row, score.column) == (row, column):
-            return f"{score.value:.3f}" + ("" if score.spread is None else f" ± {score.spread:.3f}")
+            spread = "" if score.spread is None else f" ± {score.spread:.3f}"
+            return f"{score.value:.3f}{spread}" + ("" if score.error is None else f" ({score.error:.3f})")
     return "-"
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mim_core.commands.finetune import judge
+from mim_core.commands.judging import judge, scores_file
 from mim_core.commands.options import parse, take_name, with_data
+from mim_core.commands.seeds import judge_together, seed_folders
 from mim_core.commands.tables import print_table
 from mim_core.disk import write_whole
 from mim_core.errors import MimError
@@ -17,6 +18,7 @@ from mim_core.evaluation import study as studies
 from mim_core.evaluation.features import prepare_study
 from mim_core.evaluation.report import try_report
 from mim_core.host.loading import installed
+from mim_core.host.registry import Registry
 from mim_core.methods.supervised import Supervised
 from mim_core.recipes.config import EvaluateConfig
 from mim_core.runs.load import load_run
@@ -49,10 +51,21 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     if name in ("-h", "--help"):
         parse(EvaluateOptions, f"{program} evaluate RUN", arguments)
     folder = Path(name)
+    runs = seed_folders(folder)
+    if runs:
+        files = [_evaluate(program, run, rest, registry) for run in runs]
+        judge_together(folder, runs, files[0])
+    else:
+        _evaluate(program, folder, rest, registry)
+    return 0
+
+
+def _evaluate(program: str, folder: Path, rest: list[str], registry: Registry) -> str:
+    """Judges one run; the name of the file of its scores."""
     run, method, _ = load_run(folder, registry)
     own = run.parts["data"].options
     default = with_data(EvaluateOptions, own, evaluate=run.evaluate)
-    options: Any = parse(type(default), f"{program} evaluate {name}", rest, default)
+    options: Any = parse(type(default), f"{program} evaluate {folder}", rest, default)
     config = options.evaluate
     if options.on:
         config = replace(config, on=tuple(name.strip() for name in options.on.split(",") if name.strip()))
@@ -64,7 +77,7 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
         if options.size:
             raise MimError("--size is for frozen features: name what judges them, such as --on knn,linear.")
         judge(folder, registry, config, data, list(changes.values()))
-        return 0
+        return scores_file(list(changes.values()))
     if not config.on:
         known = ", ".join(entry.full_name for entry in registry.of_kind("evaluations"))
         raise MimError(f"{run.recipe} names no evaluation of its own. Name some with --on: {known}.")
@@ -76,7 +89,7 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     print_table(scores, lines, "score")
     content = {"scores": [vars(score) for score in scores], "notes": lines}
     other = list(changes.values()) + (["x".join(map(str, options.size))] if options.size else [])
-    name = "-".join(["scores", *other]) + ".json"
+    name = scores_file(other)
     name = name.replace("scores", "probes") if isinstance(method, Supervised) else name
     gone = _replaced(folder / name, scores)
     if gone:
@@ -87,7 +100,7 @@ def evaluate(program: str, plugin: str | None, arguments: list[str]) -> int:
     write_whole(folder / name, json.dumps(content, indent=1))
     if (folder / "checkpoints").exists() and name == "scores.json":
         try_report(folder, registry)
-    return 0
+    return name
 
 
 def _changes(own: Any, data: Any) -> dict[str, str]:

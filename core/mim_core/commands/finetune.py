@@ -8,17 +8,16 @@ from pathlib import Path
 import tyro
 
 from mim_core.commands.finetune_recipes import of_machine, recipe_named, train_recipe, under_recipe
-from mim_core.commands.judging import FOLDERS, judge, start_of
+from mim_core.commands.judging import FOLDERS, start_of
 from mim_core.commands.options import apply, command_class, parse, swap_all, take_name
+from mim_core.commands.seeds import Asked, seeded, train_seeds
 from mim_core.errors import MimError
-from mim_core.evaluation.report import try_report
 from mim_core.host.loading import installed
 from mim_core.host.registry import Registry
 from mim_core.methods.assembly import Parts
 from mim_core.methods.build import open_source
 from mim_core.methods.method import Method
 from mim_core.methods.supervised import Supervised
-from mim_core.ranks import world as ranks
 from mim_core.recipes.config import Part, ResolvedRun, TrainConfig
 from mim_core.recipes.fine_tuning import METHOD, TRAINING, recipe_entry
 from mim_core.recipes.resolve import load_recipe, resolve_part
@@ -28,10 +27,6 @@ from mim_core.runs import run as running
 from mim_core.runs.folder import read_recipe
 from mim_core.runs.initial_weights import take_encoder
 from mim_core.runs.load import load_run
-from mim_core.terminal import tell
-from mim_core.training import loop
-from mim_core.training.plan import dry_run
-from mim_core.training.signals import STOPPED
 
 
 @dataclass(frozen=True)
@@ -48,6 +43,9 @@ class FinetuneOptions:
     finetunings."""
     scratch: bool = False
     """The same training from untrained weights, to compare with."""
+    seeds: int = 1
+    """Train with so many seeds, from --train.seed on, each a run below the folder (FOLDER/seed-0 ...), and print the
+    mean and the deviation of their scores. What was done is not done again."""
     dry_run: bool = False
     """Print the plan and stop."""
     plan_for: str | None = None
@@ -81,24 +79,13 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
         run = replace(run, train=replace(run.train, **run.parts["method"].cls.train_options))
     options = parse(command_class(run, FinetuneOptions, "Train on labels:"), f"{program} finetune {name}", rest)
     folder = options.out or _home(Path(name)) / (FOLDERS[options.scratch] + _task(run))
-    run = _completed(apply(run, options), None if options.scratch else _recorded(folder, weights), folder)
-    with ranks.world(run.train.device, run.train.timeout) as world:
-        started = world.together(lambda: loop.start(run, folder, registry, world, plans=options.dry_run))
-        started.command = origins.command_of(program, "finetune", arguments)
-        if not options.scratch and world.on_first(lambda: checkpoint.newest(folder) is None):
-            left = world.together(lambda: _take(started, method, weights))
-            if world.first and not options.quiet:
-                tell("\n".join([f"Weights of tokenizer and encoder: {weights}", *left]))
-        if options.dry_run:
-            dry_run(started, options.plan_for)
-            return 0
-        done = loop.train(started, quiet=options.quiet)
-    if world.first and done:
-        if judge(folder, registry, quiet=options.quiet) and not options.quiet:
-            tell(f"Report: {folder / 'report.html'}")
-    elif world.first:
-        try_report(folder, registry)
-    return 0 if done else STOPPED
+    runs = seeded(apply(run, options), folder, options.seeds)
+    runs = [
+        (_completed(each, None if options.scratch else _recorded(place, weights), place), place) for each, place in runs
+    ]
+    command = origins.command_of(program, "finetune", arguments)
+    take = None if options.scratch else lambda started: _take(started, method, weights)
+    return train_seeds(runs, folder, registry, Asked(options, command, str(weights), take))
 
 
 def _recipe(base: ResolvedRun, registry: Registry, recipe: str | None) -> ResolvedRun:

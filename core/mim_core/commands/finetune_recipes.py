@@ -8,23 +8,18 @@ from typing import Any
 
 import tyro
 
-from mim_core.commands.judging import judge
 from mim_core.commands.options import apply, command_class, parse, swap_all
+from mim_core.commands.seeds import Asked, seeded, train_seeds
 from mim_core.commands.starting import fitted, take_encoder_from
 from mim_core.errors import MimError
 from mim_core.host.registry import Entry, Registry
 from mim_core.methods.assembly import Parts
 from mim_core.methods.build import open_source
 from mim_core.methods.supervised import Supervised
-from mim_core.ranks import world as ranks
 from mim_core.recipes.config import ResolvedRun, TrainConfig
 from mim_core.recipes.resolve import load_recipe
-from mim_core.runs import checkpoint, origins
+from mim_core.runs import origins
 from mim_core.runs.folder import FREE
-from mim_core.terminal import tell
-from mim_core.training import loop
-from mim_core.training.plan import dry_run
-from mim_core.training.signals import STOPPED
 
 
 @dataclass(frozen=True)
@@ -44,6 +39,9 @@ class RecipeOptions:
     """With --dry-run: hours and memory on devices that are not here too, such as h100:8; from counted operations."""
     twin: bool = False
     """The recipe's small twin, for trying things out."""
+    seeds: int = 1
+    """Train with so many seeds, from --train.seed on, each a run below the folder (FOLDER/seed-0 ...), and print the
+    mean and the deviation of their scores. What was done is not done again."""
     quiet: bool = False
     """No progress."""
 
@@ -96,20 +94,10 @@ def train_recipe(program: str, name: str, entry: Entry, rest: list[str], registr
     if options.init is not None:
         run = fitted(run, options.init, registry)
     run = _completed(run, of_recipe, options.init)
-    with ranks.world(run.train.device, run.train.timeout) as world:
-        started = world.together(lambda: loop.start(run, folder, registry, world, True, options.dry_run))
-        started.command = origins.command_of(program, "finetune", [name, *rest])
-        if options.init is not None and world.on_first(lambda: checkpoint.newest(folder) is None):
-            said = world.together(lambda: take_encoder_from(started, options.init, registry))
-            if world.first and not options.quiet:
-                tell("\n".join([f"Weights of tokenizer and encoder: {options.init}", *said]))
-        if options.dry_run:
-            dry_run(started, options.plan_for)
-            return 0
-        done = loop.train(started, quiet=options.quiet)
-    if world.first and done and judge(folder, registry, quiet=options.quiet) and not options.quiet:
-        tell(f"Report: {folder / 'report.html'}")
-    return 0 if done else STOPPED
+    command = origins.command_of(program, "finetune", [name, *rest])
+    take = None if options.init is None else lambda started: take_encoder_from(started, options.init, registry)
+    asked = Asked(options, command, str(options.init), take)
+    return train_seeds(seeded(run, folder, options.seeds), folder, registry, asked)
 
 
 def _completed(run: ResolvedRun, of_recipe: int | None, init: Path | None) -> ResolvedRun:

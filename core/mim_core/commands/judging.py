@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,13 +61,17 @@ def judge(
     found = method.test(make_source(run, method), ranks.choose_device(run.train.device), size, notes)
     scores = [replace(score, row=row) if score.row == FINE_TUNED else score for score in found]
     scores = sorted([*scores, *_beside(folder, run, registry, notes)], key=lambda s: (s.row == FINE_TUNED, s.row))
-    lines = notes + _compared(scores)
+    lines = notes + compared(scores)
     content = {"title": f"Test of {run.parts['method'].name}", "scores": [vars(s) for s in scores], "notes": lines}
-    path = folder / ("-".join(["scores", *other]) + ".json")
-    write_whole(path, json.dumps(content, indent=1))
+    write_whole(folder / scores_file(other), json.dumps(content, indent=1))
     if not quiet:
         print_table(scores, lines, "test")
     return bool((folder / "checkpoints").exists() and not other) and try_report(folder, registry)
+
+
+def scores_file(other: Sequence[str] = ()) -> str:
+    """The name of a run's file of scores; of those of other data, see `judge`, one of their own."""
+    return "-".join(["scores", *other]) + ".json"
 
 
 def start_of(run: ResolvedRun) -> Path | None:
@@ -78,10 +83,8 @@ def start_of(run: ResolvedRun) -> Path | None:
 def _beside(folder: Path, run: ResolvedRun, registry: Registry, notes: list[str]) -> list[Score]:
     """The scores of RUN/scratch for RUN/finetune, and the reverse, if both are on the same data; what else differs is
     noted."""
-    pairs = {FOLDERS[False]: FOLDERS[True], FOLDERS[True]: FOLDERS[False]}
-    start, dash, task = folder.name.partition("-")
-    other = folder.parent / (pairs.get(start, "") + dash + task)
-    if start not in pairs or not (other / "scores.json").exists():
+    other = _counterpart(folder)
+    if other is None or not (other / "scores.json").exists():
         return []
     there = from_toml(read_recipe(other / "recipe.toml"), registry)
     if there.parts["data"] != run.parts["data"]:
@@ -96,18 +99,46 @@ def _beside(folder: Path, run: ResolvedRun, registry: Registry, notes: list[str]
     return [] if content is None else [score for score in content["scores"] if score.row == own]
 
 
+def _counterpart(folder: Path) -> Path | None:
+    """RUN/scratch for RUN/finetune and the reverse, of the same task and, where there are several, of the same seed."""
+    if re.fullmatch(r"seed-\d+", folder.name):
+        above = _counterpart(folder.parent)
+        return None if above is None else above / folder.name
+    pairs = {FOLDERS[False]: FOLDERS[True], FOLDERS[True]: FOLDERS[False]}
+    start, dash, task = folder.name.partition("-")
+    return folder.parent / (pairs[start] + dash + task) if start in pairs else None
+
+
 def _different(one: Any, other: Any, *free: str) -> list[str]:
     a, b = vars(one), vars(other)
     return [name for name in a if name not in free and a[name] != b.get(name)]
 
 
-def _compared(scores: list[Score]) -> list[str]:
-    """Fine-tuning against training from scratch in words, good or bad."""
-    value = {(score.row, score.column): score.value for score in scores}
-    columns = [c for c in columns_of(scores)[1] if (FINE_TUNED, c) in value and (SCRATCH, c) in value]
-    if not columns:
+def compared(scores: Sequence[Score], seeds: int = 1) -> list[str]:
+    """Fine-tuning against training from scratch in words, good or bad, and where the difference may be chance: it is
+    smaller than twice its standard error, over the test samples and over the seeds; both rows saw the same samples, so
+    that this is rather too large.
+
+    Args:
+        scores: The table.
+        seeds: How many seeds each cell is the mean of.
+    """
+    cells = {(score.row, score.column): score for score in scores}
+    pairs = {c: (cells.get((FINE_TUNED, c)), cells.get((SCRATCH, c))) for c in columns_of(scores)[1]}
+    worse, close, both = list[str](), list[str](), False
+    for column, (own, other) in pairs.items():
+        if own is None or other is None:
+            continue
+        both = True
+        lead = (other.value - own.value) if own.lower_is_better else (own.value - other.value)
+        noise = sum((s.error or 0.0) ** 2 + (s.spread or 0.0) ** 2 / seeds for s in (own, other)) ** 0.5
+        worse += [column] if lead <= 0 else []
+        close += [column] if abs(lead) < 2 * noise else []
+    if not both:
         return []
-    worse = [column for column in columns if value[FINE_TUNED, column] <= value[SCRATCH, column]]
-    if not worse:
-        return ["Fine-tuning beats training from scratch in every column."]
-    return [f"Fine-tuning does not beat training from scratch in: {'; '.join(worse)}."]
+    lines = [
+        f"Fine-tuning does not beat training from scratch in: {'; '.join(worse)}."
+        if worse
+        else "Fine-tuning beats training from scratch in every column."
+    ]
+    return lines + ([f"Less than two standard errors of the difference apart: {'; '.join(close)}."] if close else [])

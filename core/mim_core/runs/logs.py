@@ -147,8 +147,8 @@ def _is_score(score: Any) -> bool:
     if not isinstance(score, dict) or not {"row", "column", "value"} <= set(score) <= known:
         return False
     texts = isinstance(score["row"], str) and isinstance(score["column"], str)
-    spread = score.get("spread")
-    return texts and _number(score["value"]) and (spread is None or _number(spread))
+    beside = [score.get("spread"), score.get("error")]
+    return texts and _number(score["value"]) and all(each is None or _number(each) for each in beside)
 
 
 def read_scores(path: Path) -> dict[str, Any] | None:

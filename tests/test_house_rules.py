@@ -57,7 +57,7 @@ def test_the_core_names_no_modality():
 
 
 FLOORS = (
-    ("errors", "text", "randomness", "disk", "scores", "version", "terminal", "tensor_files"),
+    ("errors", "text", "randomness", "disk", "scores", "standard_errors", "version", "terminal", "tensor_files"),
     ("data", "ranks"),
     ("parts", "host"),
     ("recipes",),

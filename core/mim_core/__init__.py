@@ -14,6 +14,7 @@ from mim_core.host.hookspecs import hookimpl
 from mim_core.version import PLUGIN_API, __version__
 
 if TYPE_CHECKING:
+    from mim_core import standard_errors as standard_errors
     from mim_core.cli import main as main
     from mim_core.commands.options import parse as parse
     from mim_core.data import collections as collections
@@ -68,7 +69,9 @@ if TYPE_CHECKING:
     from mim_core.evaluation.anomaly_metrics import average_precision as average_precision
     from mim_core.evaluation.anomaly_metrics import frame_auroc as frame_auroc
     from mim_core.evaluation.dense_scores import ClassCounts as ClassCounts
+    from mim_core.evaluation.dense_scores import GroupedCounts as GroupedCounts
     from mim_core.evaluation.dense_scores import berhu as berhu
+    from mim_core.evaluation.dense_scores import depth_errors as depth_errors
     from mim_core.evaluation.dense_scores import depth_scores as depth_scores
     from mim_core.evaluation.reconstruction import reconstruct as reconstruct
     from mim_core.evaluation.study import Study as Study
@@ -194,6 +197,7 @@ if TYPE_CHECKING:
     from mim_core.scores import RAW as RAW
     from mim_core.scores import UNTRAINED as UNTRAINED
     from mim_core.scores import Score as Score
+    from mim_core.scores import Table as Table
     from mim_core.terminal import console as console
     from mim_core.terminal import tell as tell
     from mim_core.text import counted as counted
@@ -230,7 +234,7 @@ _ROOMS = {
     "evaluation.anomaly_frames": ("judge_frames",),
     "evaluation.anomaly_maps": ("covering_masks",),
     "evaluation.anomaly_metrics": ("aupro", "auroc", "average_precision", "frame_auroc"),
-    "evaluation.dense_scores": ("ClassCounts", "berhu", "depth_scores"),
+    "evaluation.dense_scores": ("ClassCounts", "GroupedCounts", "berhu", "depth_errors", "depth_scores"),
     "evaluation.reconstruction": ("reconstruct",),
     "evaluation.study": ("Study",),
     "host.findings": ("Finding", "first_line", "library"),
@@ -281,7 +285,7 @@ _ROOMS = {
     "recipes.resolve": ("load_recipe",),
     "recipes.twins": ("Twins", "with_options"),
     "runs.load": ("OpenedRun", "load_run"),
-    "scores": ("FINE_TUNED", "MAJORITY", "PRETRAINED", "RAW", "Score", "UNTRAINED"),
+    "scores": ("FINE_TUNED", "MAJORITY", "PRETRAINED", "RAW", "Score", "Table", "UNTRAINED"),
     "terminal": ("console", "tell"),
     "text": ("counted", "times"),
     "training.progress": ("lasting",),
@@ -291,6 +295,7 @@ _MODULES = {
     "exporters": "interop.exporters",
     "hugging_face": "interop.hugging_face",
     "importers": "interop.importers",
+    "standard_errors": "standard_errors",
 }
 _LAZY = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -25,6 +25,19 @@ class Score:
     error: float | None = None
 
 
+@dataclass(frozen=True)
+class Table:
+    """What a test found beside its scores, such as the scores of each class.
+
+    Attributes:
+        columns: What they are called.
+        rows: As many cells each as there are columns; an empty text is a cell without a value.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float, ...], ...]
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 

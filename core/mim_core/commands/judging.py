@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mim_core.commands.asking import write_csv
 from mim_core.commands.tables import print_table
 from mim_core.disk import write_whole
 from mim_core.evaluation.report import try_report
@@ -22,6 +23,7 @@ from mim_core.runs import logs
 from mim_core.runs.folder import FREE, read_recipe
 from mim_core.runs.load import load_run
 from mim_core.scores import FINE_TUNED, SCRATCH, Score, columns_of
+from mim_core.terminal import tell
 
 FOLDERS = {False: "finetune", True: "scratch"}
 """Where in RUN the run goes, by whether it starts from untrained weights; another method's name follows."""
@@ -64,9 +66,24 @@ def judge(
     lines = notes + compared(scores)
     content = {"title": f"Test of {run.parts['method'].name}", "scores": [vars(s) for s in scores], "notes": lines}
     write_whole(folder / scores_file(other), json.dumps(content, indent=1))
+    files = _write_tables(folder, method, other)
     if not quiet:
         print_table(scores, lines, "test")
+        if files:
+            tell(f"Beside the scores in {folder}: {', '.join(files)}")
     return bool((folder / "checkpoints").exists() and not other) and try_report(folder, registry)
+
+
+def _write_tables(folder: Path, method: Supervised, other: Sequence[str]) -> list[str]:
+    """What a test found beside its scores, as csv and json; the names of the csv files."""
+    files = []
+    for name, table in method.tables.items():
+        stem = "-".join([name, *other])
+        write_csv(folder / f"{stem}.csv", table.columns, table.rows)
+        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        write_whole(folder / f"{stem}.json", json.dumps(rows, indent=1))
+        files.append(f"{stem}.csv")
+    return files
 
 
 def scores_file(other: Sequence[str] = ()) -> str:

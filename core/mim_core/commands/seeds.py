@@ -104,9 +104,7 @@ def train_seeds(runs: Sequence[tuple[ResolvedRun, Path]], folder: Path, registry
             if asked.options.dry_run:
                 dry_run(started, asked.options.plan_for)
                 if len(runs) > 1 and world.first:
-                    tell(
-                        f"The same {len(runs)} times, with the seeds {runs[0][0].train.seed} to {runs[-1][0].train.seed}."
-                    )
+                    tell(f"The same {len(runs)} times, with the seeds {train.seed} to {runs[-1][0].train.seed}.")
                 return 0
             if not _finished(started, registry, asked.options.quiet, alone=len(runs) == 1):
                 return STOPPED

@@ -16,12 +16,13 @@ from mim_core.data.loading import Readable, loader
 from mim_core.data.source import DataSource, Labelled, Sample
 from mim_core.errors import MimError
 from mim_core.evaluation.anomaly_maps import score_maps
-from mim_core.evaluation.anomaly_metrics import aupro, auroc, average_precision
+from mim_core.evaluation.anomaly_metrics import aupro, auroc, average_precision, place_errors
 from mim_core.evaluation.study import Study
 from mim_core.methods.build import working
 from mim_core.methods.method import Method
 from mim_core.parts.samples import known_entries
 from mim_core.scores import RAW, Score
+from mim_core.standard_errors import GROUPS, jackknife_error
 from mim_core.text import counted
 
 CHANCE = "chance"
@@ -169,16 +170,20 @@ def nearest_normal(study: Study, source: DataSource, test: Labelled) -> Callable
 
 
 def _scores(row: str, judged: Judged, whole: str, place: str) -> list[Score]:
-    flat = judged.maps.flatten(1)
+    """Each with its standard error, by the jackknife over samples."""
+    flat, abnormal = judged.maps.flatten(1), judged.abnormal
     found = []
     for how, score in (("highest", flat.amax(dim=1)), ("mean", flat.mean(dim=1))):  # alike where there is one score
-        found.append(Score(row, f"{whole} AUROC, {how}", auroc(score, judged.abnormal)))
-        found.append(Score(row, f"{whole} AP, {how}", average_precision(score, judged.abnormal)))
+        for kind, measure in (("AUROC", auroc), ("AP", average_precision)):
+            error = jackknife_error(lambda kept: measure(score[kept], abnormal[kept]), len(abnormal))  # noqa: B023
+            found.append(Score(row, f"{whole} {kind}, {how}", measure(score, abnormal), error=error))
     if judged.truth is not None:
         scores, truth = judged.maps.flatten(), judged.truth.flatten()
-        found.append(Score(row, f"{place} AUROC", auroc(scores, truth)))
-        found.append(Score(row, f"{place} AP", average_precision(scores, truth)))
-        found.append(Score(row, f"PRO, {LIMIT:.0%}", aupro(judged.maps, judged.truth, LIMIT)))
+        values = auroc(scores, truth), average_precision(scores, truth), aupro(judged.maps, judged.truth, LIMIT)
+        names = f"{place} AUROC", f"{place} AP", f"PRO, {LIMIT:.0%}"
+        errors = place_errors(judged.maps, judged.truth, LIMIT, GROUPS)
+        each = zip(names, values, errors, strict=True)
+        found += [Score(row, name, value, error=error) for name, value, error in each]
     return found
 
 
@@ -201,7 +206,8 @@ def _notes(judged: Judged, study: Study, whole: str) -> list[str]:
     abnormal = int(judged.abnormal.sum())
     notes = [
         f"{counted(len(judged.maps) - abnormal, f'normal {whole}')} and {counted(abnormal, 'abnormal one')} judged, by "
-        f"the highest and by the mean score of their places. {RAW}: the distance to the nearest normal one."
+        f"the highest and by the mean score of their places. {RAW}: the distance to the nearest normal one.",
+        f"In brackets: standard errors over the samples, by the jackknife with {GROUPS} groups.",
     ]
     if judged.truth is None:
         notes.append("Places are not judged: the data do not say where something is abnormal.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -14,6 +15,7 @@ from mim_core.evaluation.anomaly import CHANCE, finished, nearest_normal, scorer
 from mim_core.evaluation.anomaly_metrics import frame_auroc
 from mim_core.evaluation.study import Study
 from mim_core.scores import RAW, Score
+from mim_core.standard_errors import GROUPS, grouped_error
 from mim_core.text import counted
 
 
@@ -44,21 +46,38 @@ def judge_frames(study: Study) -> list[Score]:
     scores: list[Score] = []
     for row, make_score in makers.items():
         found, flags = _frames(source, split, make_score(), study)
-        columns = {}
+        columns: dict[str, tuple[float, float | None]] = {}
         for number, how in enumerate(("highest", "mean")):
-            micro, macro = frame_auroc([each[:, number] for each in found], flags)
-            columns[f"frame AUROC, {how}"] = micro
-            if macro is not None:
-                columns[f"frame AUROC by video, {how}"] = macro
+            both = _both([each[:, number] for each in found], flags)
+            columns |= {f"{name}, {how}": value for name, value in both.items()}
         if not scores:
             scores += [Score(CHANCE, column, 0.5) for column in columns]
             frames, abnormal = sum(map(len, flags)), sum(int(each.sum()) for each in flags)
             study.notes.append(
                 f"{frames:,} frames of {counted(len(flags), 'video')} judged, {abnormal:,} of them abnormal; by video: "
-                "the mean over those with both kinds. Scores are not rescaled within a video."
+                "the mean over those with both kinds. Scores are not rescaled within a video. In brackets: standard "
+                f"errors over the videos, by the jackknife with {GROUPS} groups at most."
             )
-        scores += [Score(row, column, value) for column, value in columns.items()]
+        scores += [Score(row, column, value, error=error) for column, (value, error) in columns.items()]
     return scores
+
+
+def _both(scores: list[Tensor], flags: list[Tensor]) -> dict[str, tuple[float, float | None]]:
+    """AUROC of all frames and the mean over the videos, each with its standard error, by the jackknife over videos."""
+    names = ("frame AUROC", "frame AUROC by video")
+    part = [number % min(GROUPS, len(flags)) for number in range(len(flags))]
+    parts = []
+    for one in sorted(set(part)):
+        kept = [number for number, own in enumerate(part) if own != one]
+        every = torch.cat([flags[number] for number in kept]).bool() if kept else torch.zeros(0, dtype=torch.bool)
+        usable = bool(every.any()) and not bool(every.all())
+        parts.append(frame_auroc([scores[n] for n in kept], [flags[n] for n in kept]) if usable else (None, None))
+    found = {}
+    for place, (name, value) in enumerate(zip(names, frame_auroc(scores, flags), strict=True)):
+        if value is not None:
+            without = [math.nan if each[place] is None else float(each[place] or 0.0) for each in parts]
+            found[name] = (value, grouped_error(without))
+    return found
 
 
 @torch.no_grad()

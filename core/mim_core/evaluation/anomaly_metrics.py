@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mim_core.errors import MimError
+from mim_core.standard_errors import grouped_error
 
 
 def auroc(scores: Tensor, abnormal: Tensor) -> float:
@@ -86,6 +87,35 @@ def aupro(maps: Tensor, masks: Tensor, limit: float = 0.3, connectivity: int = 8
     if not 0 < limit <= 1:
         raise MimError(f"The limit of false positives must lie in (0, 1], got {limit}.")
     return area_up_to(*pro_curve(maps, masks, connectivity), limit)
+
+
+def place_errors(maps: Tensor, masks: Tensor, limit: float, groups: int) -> tuple[float | None, ...]:
+    """Standard errors of `auroc` and `average_precision` of all places and of `aupro`, by the jackknife over samples,
+    see `mim_core.standard_errors.jackknife_error`. Places are sorted once, and those of a part are then left out of
+    the sums.
+
+    Args:
+        maps: See `pro_curve`.
+        masks: See `pro_curve`.
+        limit: See `aupro`.
+        groups: Parts that the samples fall into.
+    """
+    groups, each = min(groups, len(maps)), maps[0].numel()
+    order, last = _descending(maps.flatten())
+    part = (torch.arange(len(maps), device=maps.device) % groups).repeat_interleave(each)[order]
+    overlap, flags = region_weights(masks, 8)[0][order], masks.bool().flatten()[order]
+    without: list[tuple[float, float, float]] = []
+    for one in range(groups):
+        kept = part != one
+        hits, misses = ((kept & wanted).double().cumsum(0)[last] for wanted in (flags, ~flags))
+        found = (overlap * kept).cumsum(0)[last]
+        true, false = hits / hits[-1], misses / misses[-1]
+        area = float(torch.trapezoid(_from_zero(true), _from_zero(false)))
+        precision = (hits / (hits + misses)).nan_to_num(nan=0.0)
+        steps = true.diff(prepend=true.new_zeros(1))
+        curve = area_up_to(_from_zero(false), _from_zero(found / found[-1]), limit)
+        without.append((area, float((steps * precision).sum()), curve))
+    return tuple(grouped_error(list(values)) for values in zip(*without, strict=True))
 
 
 def area_up_to(false: Tensor, overlap: Tensor, limit: float) -> float:

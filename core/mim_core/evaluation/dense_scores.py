@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mim_core.standard_errors import GROUPS, grouped_error
+
 SMALLEST = 1e-6
 """Depths are at least this in ratios and logarithms."""
 
@@ -80,6 +82,63 @@ def depth_scores(found: Float[Tensor, "*n"], depth: Float[Tensor, "*n"], valid: 
         "log10": (safe.log10() - real.log10()).abs().mean(),
     }
     return {name: float(value.detach()) for name, value in values.items()}
+
+
+def depth_errors(
+    found: Float[Tensor, n * m], depth: Float[Tensor, n * m], valid: Bool[Tensor, n * m]
+) -> dict[str, float | None]:
+    """Standard errors of `depth_scores` over the n samples, by the jackknife with groups, see
+    `mim_core.standard_errors.jackknife_error`: each score is a mean over pixels, or its root, so that the groups' own
+    scores tell what is left without one."""
+    part = torch.arange(len(found)) % GROUPS
+    kept = [part == one for one in part.unique() if bool(valid[part == one].any())]
+    groups = [depth_scores(found[own], depth[own], valid[own]) for own in kept]
+    weight = torch.tensor([int(valid[own].sum()) for own in kept], dtype=torch.float64)
+    errors: dict[str, float | None] = {}
+    for name in groups[0] if groups else ():
+        power = 2 if name.startswith("rmse") else 1
+        sums = torch.tensor([each[name] for each in groups], dtype=torch.float64) ** power * weight
+        without = ((sums.sum() - sums) / (weight.sum() - weight)) ** (1 / power)
+        errors[name] = grouped_error(without.tolist())
+    return errors
+
+
+@dataclass
+class GroupedCounts:
+    """The pixels of each class, of all samples and of each group of samples, see `mim_core.standard_errors`.
+
+    Args:
+        classes: How many there are.
+        ignored: The label of pixels that do not count.
+    """
+
+    classes: int
+    ignored: int = 255
+    groups: list[ClassCounts] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.groups = [ClassCounts(self.classes, self.ignored) for _ in range(GROUPS)]
+
+    def add(self, predicted: Int[Tensor, B * n], labels: Int[Tensor, B * n], samples: Int[Tensor, " B"]) -> None:
+        """Counts more samples, which have these numbers."""
+        for one in (samples % GROUPS).unique():
+            own = samples % GROUPS == one
+            self.groups[int(one)].add(predicted[own], labels[own])
+
+    def whole(self, left_out: int | None = None) -> ClassCounts:
+        """All pixels, or those without a group's."""
+        found = ClassCounts(self.classes, self.ignored)
+        found.table = sum(
+            (each.table for number, each in enumerate(self.groups) if number != left_out), torch.zeros_like(found.table)
+        )
+        return found
+
+    def errors(self) -> dict[str, float | None]:
+        """Standard errors of the scores that are one number, by name."""
+        used = [number for number, each in enumerate(self.groups) if bool(each.table.any())]
+        parts = [self.whole(number).scores() for number in used]
+        names = [name for name, value in self.whole().scores().items() if value.ndim == 0]
+        return {name: grouped_error([float(part[name]) for part in parts]) for name in names}
 
 
 def berhu(found: Float[Tensor, "*n"], wanted: Float[Tensor, "*n"], valid: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from mim_core import randomness
+from mim_core import randomness, standard_errors
 from mim_core.evaluation.study import Study
 from mim_core.scores import MAJORITY, Score, class_weights
 
@@ -25,13 +25,11 @@ def knn(study: Study) -> list[Score]:
     """Vote of the k most similar training samples by cosine, each with weight exp(similarity / temperature) (DINO,
     arXiv 2104.14294)."""
     (train, test), config = study.labels, study.config
-    scores = [Score(MAJORITY, "k-NN", _majority(train, test))]
-    even = [Score(MAJORITY, f"k-NN, {MEAN_CLASS}", _class_accuracy(_most(train, test), test))]
+    answers = {MAJORITY: _most(train, test)[None]}
     for row, features in study.rows.items():
         found = vote(features.train, train, features.test, len(study.classes), config.k, config.temperature)
-        scores.append(Score(row, "k-NN", _accuracy(found, test)))
-        even.append(Score(row, f"k-NN, {MEAN_CLASS}", _class_accuracy(found, test)))
-    return scores + _where_uneven(study, even)
+        answers[row] = found[None]
+    return _tabled(study, "k-NN", answers)
 
 
 def vote(
@@ -67,21 +65,36 @@ def linear(study: Study) -> list[Score]:
             continue
         columns.append((f"linear, {count:,} labels", few_labels(train, count, classes, config.draws)))
     scores: list[Score] = []
-    even: list[Score] = []
     for column, draws in columns:
-        scores.append(Score(MAJORITY, column, _majority(train, test)))
-        even.append(Score(MAJORITY, f"{column}, {MEAN_CLASS}", _class_accuracy(_most(train, test), test)))
+        answers = {MAJORITY: _most(train, test)[None]}
         for row, features in study.rows.items():
-            chosen = torch.stack(draws)
             options = (config.l2, config.standardize, config.balance)
-            found = probe(features.train, train, chosen, features.test, classes, *options)
-            each = (found == test).float().mean(dim=1)
-            spread = float(each.std()) if len(each) > 1 else None
-            scores.append(Score(row, column, float(each.mean()), spread))
-            alike = torch.tensor([_class_accuracy(one, test) for one in found])
-            spread = float(alike.std()) if len(alike) > 1 else None
-            even.append(Score(row, f"{column}, {MEAN_CLASS}", float(alike.mean()), spread))
+            answers[row] = probe(features.train, train, torch.stack(draws), features.test, classes, *options)
+        scores += _tabled(study, column, answers)
+    return scores
+
+
+def _tabled(study: Study, column: str, answers: dict[str, Int[Tensor, "draws m"]]) -> list[Score]:
+    """A column of accuracies by row, the mean over the draws; and, where classes are uneven, one of mean class
+    accuracies."""
+    test = study.labels[1]
+    scores, even = list[Score](), list[Score]()
+    if standard_errors.HOW not in study.notes:
+        study.notes.append(standard_errors.HOW)
+    for row, found in answers.items():
+        right = (found == test).float()
+        each, share = right.mean(dim=1), right.mean(dim=0)  # of every draw; of every sample, how often it is right
+        alike = torch.tensor([_class_accuracy(one, test) for one in found])
+        error = standard_errors.share_error(float(each.mean()), len(test)) if len(found) == 1 else None
+        error = standard_errors.mean_error(share) if error is None else error
+        scores.append(Score(row, column, float(each.mean()), _deviation(each), error=error))
+        error = standard_errors.class_mean_error(share, test)
+        even.append(Score(row, f"{column}, {MEAN_CLASS}", float(alike.mean()), _deviation(alike), error=error))
     return scores + _where_uneven(study, even)
+
+
+def _deviation(draws: Tensor) -> float | None:
+    return float(draws.std()) if len(draws) > 1 else None
 
 
 def few_labels(labels: Int[Tensor, " n"], count: int, classes: int, draws: int) -> list[Tensor]:
@@ -151,10 +164,6 @@ def probe(
         return (t @ weight + bias).argmax(dim=-1)
 
 
-def _accuracy(found: Tensor, labels: Tensor) -> float:
-    return float((found == labels).float().mean())
-
-
 def _most(train: Tensor, test: Tensor) -> Tensor:
     """The most frequent training class, as the answer for every test sample."""
     return train.bincount().argmax().expand_as(test)
@@ -185,7 +194,3 @@ def _where_uneven(study: Study, scores: list[Score]) -> list[Score]:
     if note not in study.notes:
         study.notes.append(note)
     return scores
-
-
-def _majority(train: Tensor, test: Tensor) -> float:
-    return _accuracy(train.bincount().argmax(), test)

@@ -37,7 +37,7 @@ from mim_core.recipes.config import EvaluateConfig, ResolvedRun
 from mim_core.recipes.toml import to_toml
 from mim_core.runs import logs, origins
 from mim_core.runs.load import load_run
-from mim_core.runs.state import MADE, read_state
+from mim_core.runs.state import MADE, StateError, read_json, read_state
 from mim_core.scores import FINE_TUNED, PRETRAINED, SCRATCH, Score, best_cells, cell, columns_of, headline
 from mim_core.text import counted, shown, times
 
@@ -82,6 +82,7 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
             heads=heads,
             anomalies=_anomalies(method, source, run.evaluate, samples),
             mistakes=_mistakes(run, method, source),
+            classes=_classes(folder),
             table=scores_of(folder),
             wins=best_cells(_scores(folder), own),
             skipped=_skipped(folder / logs.SKIPPED),
@@ -136,6 +137,22 @@ def _mistakes(run: ResolvedRun, method: Method, source: DataSource) -> Mistakes 
     if not isinstance(method, Classifier):
         return None
     return mistakes_of(method, source, choose_device(run.train.device), run.evaluate.batch_size)
+
+
+def _classes(folder: Path) -> dict[str, Any] | None:
+    """Scores of each class, as the run was judged: columns, and rows of cells; None where there are none."""
+    path = folder / "classes.json"
+    if not path.is_file():
+        return None
+    try:
+        rows = read_json(path)
+    except StateError as error:
+        warn(f"{path} is damaged and left out of the report: {error}.")
+        return None
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        return None
+    cells = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    return {"columns": list(rows[0]), "rows": cells}
 
 
 def _option(value: Any) -> str:

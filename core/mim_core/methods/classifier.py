@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mim_core.data.labelled import LabelledSource
 from mim_core.data.source import DataSource, Sample
 from mim_core.errors import MimError
+from mim_core.methods.class_tables import class_scores, confusion
 from mim_core.methods.freezing import freeze
 from mim_core.methods.method import Outcome, Record
 from mim_core.methods.mixing import Mix, draw_mix, mixed, mixed_labels
@@ -26,6 +27,7 @@ from mim_core.parts.mask import Mask
 from mim_core.parts.norm import BatchNorm
 from mim_core.parts.tokenizer import Tokenizer
 from mim_core.scores import FINE_TUNED, MAJORITY, Score, class_weights
+from mim_core.standard_errors import HOW, class_mean_error, share_error
 from mim_core.text import shown
 
 if TYPE_CHECKING:
@@ -275,7 +277,12 @@ class Classifier(Supervised):
         if not read.any():
             raise MimError(f"None of the {len(test.labels):,} labelled test samples can be read.")
         found, labels = sums[read].argmax(dim=1), test.labels[read]
-        top = [Score(FINE_TUNED, "top-5 accuracy", top_share(sums[read], labels, 5))] if self.classes > 10 else []
+        names = self.config.names or tuple(map(str, range(self.classes)))
+        each = class_scores(found, labels, names)
+        self.tables = {"classes": each, "confusion": confusion(found, labels, names)}
+        five = top_share(sums[read], labels, 5)
+        top = [Score(FINE_TUNED, "top-5 accuracy", five, error=share_error(five, len(labels)))]
+        top = top if self.classes > 10 else []
         majority = torch.full_like(labels, int(train.labels.bincount().argmax()))
         if notes is not None:
             notes.append(
@@ -285,6 +292,7 @@ class Classifier(Supervised):
             lost = len(test.labels) - len(labels)
             notes += [f"{lost:,} test files cannot be used and are left out."] if lost else []
             notes += [note for note in {train.note, test.note} if note]
+            notes.append(HOW)
         return [*accuracies(MAJORITY, majority, labels), *accuracies(FINE_TUNED, found, labels), *top]
 
 
@@ -303,5 +311,10 @@ def top_share(scores: Float[Tensor, "n K"], labels: Int[Tensor, " n"], count: in
 def accuracies(row: str, found: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> list[Score]:
     """Accuracy, and the mean of the accuracies of the classes that occur among the labels."""
     right = (found == labels).float()
+    whole = float(right.mean())
     each = torch.stack([right[labels == label].mean() for label in labels.unique()])
-    return [Score(row, "accuracy", float(right.mean())), Score(row, "mean class accuracy", float(each.mean()))]
+    within = class_mean_error(right, labels)
+    return [
+        Score(row, "accuracy", whole, error=share_error(whole, len(labels))),
+        Score(row, "mean class accuracy", float(each.mean()), error=within),
+    ]

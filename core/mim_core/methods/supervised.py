@@ -21,7 +21,7 @@ from mim_core.parts.encoder import Encoded, Encoder
 from mim_core.parts.layout import Layout, tensor_tree
 from mim_core.parts.mask import Mask
 from mim_core.parts.tokenizer import Tokenizer
-from mim_core.scores import Score
+from mim_core.scores import Score, Table
 
 
 @tensor_tree
@@ -52,6 +52,10 @@ class Supervised(Method):
     Args:
         tokenizer: Splits samples into units and embeds them.
         encoder: Sees all units.
+
+    Attributes:
+        tables: What the last `test` found beside its scores, by name, such as "classes" and "confusion": each is
+            written beside the scores, as NAME.csv and NAME.json.
     """
 
     beside: tuple[str, ...] = ()
@@ -64,6 +68,7 @@ class Supervised(Method):
     def __init__(self, tokenizer: Tokenizer, encoder: Encoder) -> None:
         super().__init__()
         self.tokenizer, self.encoder = tokenizer, encoder
+        self.tables: dict[str, Table] = {}
 
     @classmethod
     def completed(cls, options: Any, source: DataSource) -> Any:

@@ -16,6 +16,7 @@ from mim_core import (
     ClassCounts,
     DataSource,
     Encoder,
+    GroupedCounts,
     JoinedTokenizer,
     Labelled,
     MimError,
@@ -24,13 +25,16 @@ from mim_core import (
     Sample,
     Score,
     Supervised,
+    Table,
     Taught,
     Tokenizer,
     WrappedSource,
     berhu,
+    depth_errors,
     depth_scores,
     init_transformer,
     pixel_loss,
+    standard_errors,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -167,6 +171,10 @@ class MapSource(WrappedSource):
 
 
 # ---- methods ---------------------------------------------------------------------------------------------------------
+
+
+ERRORS = f"In brackets: standard errors over the test items, by the jackknife with {standard_errors.GROUPS} groups."
+"""What is said below a table."""
 
 
 @dataclass(frozen=True)
@@ -368,21 +376,36 @@ class Segmenter(DenseMethod):
         train, test = source.labelled("train"), source.labelled("test")
         seen = torch.stack([_map_of(train, index) for index in range(min(len(train.labels), 200))])
         common = int(seen[seen != IGNORE].long().bincount(minlength=self.classes).argmax())
-        counts = {row: ClassCounts(self.classes, IGNORE) for row in (MAJORITY, FINE_TUNED)}
+        counts = {row: GroupedCounts(self.classes, IGNORE) for row in (MAJORITY, FINE_TUNED)}
         for batch, predictions in self.predicted(source, test, device, min(batch_size, STEPS_OF_TEST)):
             right = batch[ANSWER].long()
-            counts[FINE_TUNED].add(predictions["semseg"].argmax(dim=1), right)
-            counts[MAJORITY].add(torch.full_like(right, common), right)
-        if not counts[FINE_TUNED].table.sum():
+            counts[FINE_TUNED].add(predictions["semseg"].argmax(dim=1), right, batch["sample"])
+            counts[MAJORITY].add(torch.full_like(right, common), right, batch["sample"])
+        own = counts[FINE_TUNED].whole()
+        self.tables = self._tables(own)
+        if not own.table.sum():
             raise MimError(f"No pixel of the {len(test.labels):,} test items has a class, or none can be read.")
         if notes is not None:
-            notes += self._notes(len(train.labels), len(test.labels), counts[FINE_TUNED])
+            notes += [*self._notes(len(train.labels), len(test.labels), own), ERRORS]
         columns = {"mIoU": "mean_iou", "mean class accuracy": "mean_accuracy", "pixels": "pixel_accuracy"}
         return [
-            Score(row, column, float(found.scores()[name]))
+            Score(row, column, float(found.whole().scores()[name]), error=found.errors()[name])
             for row, found in counts.items()
             for column, name in columns.items()
         ]
+
+    def _tables(self, counts: ClassCounts) -> dict[str, Table]:
+        """Scores of each class, and the pixels of each class by the class that they got."""
+        names = self.config.names or tuple(f"class {number}" for number in range(self.classes))
+        found = counts.scores()
+        kinds = ("iou", "class_accuracy", "dice")
+        each = zip(names, counts.table.sum(dim=1).tolist(), *(found[kind].tolist() for kind in kinds), strict=True)
+        rows = tuple((name, n, *(round(v, 6) if v == v else "" for v in values)) for name, n, *values in each)
+        pairs = tuple((name, *row) for name, row in zip(names, counts.table[:, :-1].tolist(), strict=True))
+        return {
+            "classes": Table(("class", "pixels", "IoU", "accuracy", "Dice"), rows),
+            "confusion": Table(("true class", *names), pairs),
+        }
 
     def _notes(self, train: int, test: int, counts: ClassCounts) -> list[str]:
         names = self.config.names or tuple(f"class {number}" for number in range(self.classes))
@@ -465,29 +488,30 @@ class DepthRegressor(DenseMethod):
         """RMSE in the file's unit, AbsRel and delta 1 over all measured pixels, beside the mean depth of the training
         maps."""
         test = source.labelled("test")
-        found, right = list[Tensor](), list[Tensor]()
+        answers, right = list[Tensor](), list[Tensor]()
         for batch, predictions in self.predicted(source, test, device, min(batch_size, STEPS_OF_TEST)):
-            found.append(predictions["depth"])
+            answers.append(predictions["depth"])
             right.append(batch[ANSWER].float())
-        if not found:
+        if not answers:
             raise MimError(f"None of the {len(test.labels):,} test items can be read.")
         depth = torch.cat(right)
         valid = depth.isfinite()
         if not valid.any():
             raise MimError("No pixel of the test items has a depth.")
         depth = depth.masked_fill(~valid, 0.0)
-        rows = {"mean depth": torch.full_like(depth, self.config.mean), FINE_TUNED: torch.cat(found)}
+        rows = {"mean depth": torch.full_like(depth, self.config.mean), FINE_TUNED: torch.cat(answers)}
         if notes is not None:
             notes.append(
                 f"{len(test.labels):,} test items. Errors are in the unit of the files; pixels without a measurement "
-                "do not count. delta 1: the share of pixels within a factor of 1.25."
+                f"do not count. delta 1: the share of pixels within a factor of 1.25. {ERRORS}"
             )
         columns = {"RMSE": ("rmse", True), "AbsRel": ("abs_rel", True), "delta 1": ("delta_1", False)}
-        return [
-            Score(row, column, depth_scores(answer, depth, valid)[name], lower_is_better=lower)
-            for row, answer in rows.items()
-            for column, (name, lower) in columns.items()
-        ]
+        scores = []
+        for row, answer in rows.items():
+            values, errors = depth_scores(answer, depth, valid), depth_errors(answer, depth, valid)
+            found = {column: (values[name], errors.get(name), lower) for column, (name, lower) in columns.items()}
+            scores += [Score(row, c, v, lower_is_better=lower, error=error) for c, (v, error, lower) in found.items()]
+        return scores
 
 
 def _map_of(split: Labelled, index: int) -> Tensor:

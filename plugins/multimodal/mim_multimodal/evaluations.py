@@ -7,16 +7,18 @@ one table, and inputs: colour alone, depth alone, and both. The modality that is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from mim_core import MAJORITY, MimError, Score, Study
+from mim_core import MAJORITY, MimError, Score, Study, standard_errors
 from torch import Tensor
 from torch.nn import functional as F
 
 from mim_multimodal.dense import Dense, cut
 
+ERRORS = f"In brackets: standard errors over the test items, by the jackknife with {standard_errors.GROUPS} groups."
 IGNORE = 255
 """The id that is no class."""
 STEPS = 100
@@ -53,7 +55,8 @@ def segmentation(study: Study) -> list[Score]:
     study.notes.append(
         "Segmentation: logistic regression of every unit's features of mean 0 and deviation 1 (L-BFGS, at most "
         f"{STEPS} steps). mIoU is over the {len(test[test != IGNORE].unique())} classes that the test maps show; "
-        f"pixels without a class do not count. The row {MAJORITY!r} has, at each pixel, the commonest class there."
+        f"pixels without a class do not count. The row {MAJORITY!r} has, at each pixel, the commonest class there. "
+        f"{ERRORS}"
     )
     return scores
 
@@ -88,7 +91,7 @@ def depth(study: Study) -> list[Score]:
         "Depth: ridge regression of every unit's features of mean 0 and deviation 1. In shares of the largest training "
         f"depth, which is {largest:g} in the files' unit; maps of a game are not metric. Pixels without measurement do "
         f"not count, and units that have any are left out of the fit. The row {MAJORITY!r} has, at each pixel, the "
-        "mean there. delta 1: the share of pixels within a factor of 1.25."
+        f"mean there. delta 1: the share of pixels within a factor of 1.25. {ERRORS}"
     )
     return scores
 
@@ -212,13 +215,25 @@ def depth_errors(found: Float[Tensor, ...], right: Float[Tensor, ...]) -> tuple[
 
 
 def _segmentation_scores(row: str, inputs: str, found: Tensor, right: Tensor, classes: int) -> list[Score]:
-    iou, pixels = mean_iou(found, right, classes)
-    return [Score(row, f"mIoU, {inputs}", iou), Score(row, f"pixels, {inputs}", pixels)]
+    values, names = mean_iou(found, right, classes), (f"mIoU, {inputs}", f"pixels, {inputs}")
+    return [
+        Score(row, name, values[n], error=_error(lambda kept: mean_iou(found[kept], right[kept], classes)[n], found))  # noqa: B023
+        for n, name in enumerate(names)
+    ]
 
 
 def _depth_scores(row: str, inputs: str, found: Tensor, right: Tensor) -> list[Score]:
     error, near = depth_errors(found, right)
-    return [Score(row, f"RMSE, {inputs}", error, lower_is_better=True), Score(row, f"delta 1, {inputs}", near)]
+    noise = [_error(lambda kept: depth_errors(found[kept], right[kept])[n], found) for n in range(2)]  # noqa: B023
+    return [
+        Score(row, f"RMSE, {inputs}", error, lower_is_better=True, error=noise[0]),
+        Score(row, f"delta 1, {inputs}", near, error=noise[1]),
+    ]
+
+
+def _error(score: Callable[[Tensor], float], found: Tensor) -> float | None:
+    """The standard error of a score of all items [n, ...]."""
+    return standard_errors.jackknife_error(score, len(found))
 
 
 def _rows(values: Tensor, device: torch.device) -> Tensor:

@@ -10,13 +10,13 @@ same for all and chosen on none.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from mim_core import MAJORITY, MimError, Score, Study, randomness
+from mim_core import MAJORITY, MimError, Score, Study, randomness, standard_errors
 from torch import Tensor
 
 Array = npt.NDArray[Any]
@@ -76,9 +76,12 @@ def svm(study: Study) -> list[Score]:
     if len(np.unique(labels[train])) < 2:
         raise MimError("evaluation svm: all labelled training samples are of one class; it needs two.")
     fits = Fits()
-    scores = [Score(MAJORITY, "SVM", _majority(labels, train, test))]
-    scores += [Score(row, "SVM", fits.accuracy(features, labels, train, test)) for row, features in rows.items()]
-    study.notes += [f"SVM: {RULE}.", *fits.notes("SVM")]
+    shares = {MAJORITY: _majority(labels, train, test)}
+    shares |= {row: fits.accuracy(features, labels, train, test) for row, features in rows.items()}
+    scores = [
+        Score(row, "SVM", share, error=standard_errors.share_error(share, len(test))) for row, share in shares.items()
+    ]
+    study.notes += [f"SVM: {RULE}. In brackets: binomial standard errors.", *fits.notes("SVM")]
     return scores
 
 
@@ -104,7 +107,11 @@ def folds(study: Study) -> list[Score]:
     scores = [_over_draws(MAJORITY, name, [_majority(labels, *part) for part in parts])]
     for row, features in rows.items():
         scores.append(_over_draws(row, name, [fits.accuracy(features, labels, *part) for part in parts]))
-    study.notes.append(f"{name}: {RULE}; stratified; mean and standard deviation over the folds. {POOLED}.")
+    scores = [replace(score, error=standard_errors.share_error(score.value, len(labels))) for score in scores]
+    study.notes.append(
+        f"{name}: {RULE}; stratified; mean and standard deviation over the folds, in brackets the binomial standard "
+        f"error over all shapes. {POOLED}."
+    )
     rare = int((sizes < FOLDS).sum())
     study.notes += [f"{name}: {rare} classes have fewer than {FOLDS} shapes and are not in every fold."] if rare else []
     study.notes += fits.notes(name)
@@ -143,7 +150,8 @@ def few_shot(study: Study) -> list[Score]:
     if scores:
         study.notes.append(
             f"Few-shot: {RULE}. The features stay frozen, where Point-MAE's table has the whole network fine-tuned, so "
-            f"the two do not compare. Mean and standard deviation over {RUNS} draws; the majority class's row is "
+            f"the two do not compare. Mean and standard deviation over {RUNS} draws, in brackets the "
+            "standard error of that mean; the majority class's row is "
             f"chance. {POOLED}."
         )
     study.notes += fits.notes("Few-shot")
@@ -196,4 +204,5 @@ def _majority(labels: Array, train: Array, test: Array) -> float:
 
 
 def _over_draws(row: str, column: str, values: list[float]) -> Score:
-    return Score(row, column, float(np.mean(values)), float(np.std(values, ddof=1)))
+    spread = float(np.std(values, ddof=1))
+    return Score(row, column, float(np.mean(values)), spread, error=spread / len(values) ** 0.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -15,10 +15,7 @@ def part_iou(
     categories: Int[Tensor, " n"],
     parts_of: Mapping[int, tuple[int, ...]],
 ) -> tuple[float, float, dict[int, float]]:
-    """How well the parts of shapes were found.
-
-    A shape's value is the mean over the parts of its category of intersection over union; a part that is in neither
-    prediction nor truth counts as 1. What is predicted as a part of another category is wrong everywhere.
+    """How well the parts of shapes were found, see `shape_iou`.
 
     Args:
         predicted: The part of each point.
@@ -29,6 +26,31 @@ def part_iou(
     Returns:
         (class mIoU: the mean over the categories present, instance mIoU: the mean over shapes, mean by category), all
         in [0, 1].
+
+    Raises:
+        ValueError: As `shape_iou`.
+    """
+    values = shape_iou(predicted, truth, categories, parts_of)
+    by_category = {int(one): float(values[categories == one].mean()) for one in categories.unique()}
+    return sum(by_category.values()) / len(by_category), float(values.mean()), by_category
+
+
+def shape_iou(
+    predicted: Int[Tensor, "n P"],
+    truth: Int[Tensor, "n P"],
+    categories: Int[Tensor, " n"],
+    parts_of: Mapping[int, tuple[int, ...]],
+) -> Float[Tensor, " n"]:
+    """How well the parts of each shape were found.
+
+    A shape's value is the mean over the parts of its category of intersection over union; a part that is in neither
+    prediction nor truth counts as 1. What is predicted as a part of another category is wrong everywhere.
+
+    Args:
+        predicted: The part of each point.
+        truth: The same, as labelled.
+        categories: Of each shape.
+        parts_of: The parts that a category has.
 
     Raises:
         ValueError: There are no shapes, a category has no parts, or a labelled part is not one of its category's.
@@ -50,5 +72,4 @@ def part_iou(
         found = predicted[chosen, :, None] == names
         shared, either = (both.sum(dim=1).double() for both in (true & found, true | found))
         values[chosen] = torch.where(either == 0, 1.0, shared / either.clamp(min=1)).mean(dim=1)
-    by_category = {category: float(values[categories == category].mean()) for category in present}
-    return sum(by_category.values()) / len(by_category), float(values.mean()), by_category
+    return values

@@ -24,10 +24,12 @@ from mim_core import (
     Sample,
     Score,
     Supervised,
+    Table,
     Taught,
     Tokenizer,
     entry,
     init_transformer,
+    standard_errors,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -233,15 +235,28 @@ class PartSegmenter(Supervised):
         right, label = torch.cat(found["right"]), torch.cat(found["label"])
         rows = {row: torch.cat(found[row]) for row in (MAJORITY, FINE_TUNED)}
         scores = [score for row, parts in rows.items() for score in _scores(row, parts, right, label, allowed)]
+        self.tables = {"classes": self._table(rows[FINE_TUNED], right, label, allowed)}
         if notes is not None:
             notes.append(
                 f"{len(train.labels):,} training shapes, {len(label):,} test shapes, {self.categories} categories, "
                 f"{len(self.config.owners)} parts. A shape's category is given; a part that is neither there nor "
-                "said to be there counts as right."
+                "said to be there counts as right. In brackets: standard errors over the shapes."
             )
             lost = len(test.labels) - len(label)
             notes += [f"{lost:,} test files cannot be used and are left out."] if lost else []
         return scores
+
+    def _table(self, found: Tensor, right: Tensor, label: Tensor, allowed: Tensor) -> Table:
+        """The shapes, and their mean IoU with its standard error, of each category."""
+        shapes = metrics.shape_iou(found, right, label, _parts_of(allowed))
+        names = self.config.names or tuple(map(str, range(self.categories)))
+        rows = []
+        for number in label.unique().tolist():
+            own = shapes[label == number]
+            error = standard_errors.mean_error(own)
+            shown_error = "" if error is None else round(error, 6)
+            rows.append((names[number], len(own), round(float(own.mean()), 6), shown_error))
+        return Table(("category", "shapes", "mIoU", "standard error"), tuple(rows))
 
     def _frequent(self, train: Labelled, shapes: int = 50) -> Int64[Tensor, " K"]:
         """The most frequent part of each category, over its first ``shapes`` training shapes."""
@@ -312,10 +327,17 @@ def _scores(
     label: Int64[Tensor, " n"],
     allowed: Bool[Tensor, "K parts"],
 ) -> list[Score]:
-    parts = {number: tuple(own.nonzero().flatten().tolist()) for number, own in enumerate(allowed)}
+    parts = _parts_of(allowed)
     each, instance, _ = metrics.part_iou(found, right, label, parts)
+    shapes = metrics.shape_iou(found, right, label, parts)
+    points = (found == right).double().mean(dim=1)
     return [
-        Score(row, "instance mIoU", instance),
-        Score(row, "class mIoU", each),
-        Score(row, "points", float((found == right).float().mean())),
+        Score(row, "instance mIoU", instance, error=standard_errors.mean_error(shapes)),
+        Score(row, "class mIoU", each, error=standard_errors.class_mean_error(shapes, label)),
+        Score(row, "points", float((found == right).float().mean()), error=standard_errors.mean_error(points)),
     ]
+
+
+def _parts_of(allowed: Bool[Tensor, "K parts"]) -> dict[int, tuple[int, ...]]:
+    """The parts of each category."""
+    return {number: tuple(own.nonzero().flatten().tolist()) for number, own in enumerate(allowed)}

@@ -80,12 +80,14 @@ class Asked:
         command: The command as it was given.
         weights: What the weights are from, as it is said.
         take: Copies them into a run that begins, and says what starts fresh; None where there are none.
+        refuses: A run of less than half a step is refused, not taken for one step.
     """
 
     options: Any
     command: str
     weights: str
     take: Callable[[Run], list[str]] | None
+    refuses: bool = False
 
 
 def train_seeds(runs: Sequence[tuple[ResolvedRun, Path]], folder: Path, registry: Registry, asked: Asked) -> int:
@@ -116,7 +118,7 @@ def train_seeds(runs: Sequence[tuple[ResolvedRun, Path]], folder: Path, registry
 def _started(run: ResolvedRun, place: Path, registry: Registry, world: World, asked: Asked) -> Run:
     """A run with the weights that it starts from."""
     take = asked.take
-    started = world.together(lambda: loop.start(run, place, registry, world, True, asked.options.dry_run))
+    started = world.together(lambda: loop.start(run, place, registry, world, asked.refuses, asked.options.dry_run))
     started.command = asked.command
     if take is not None and world.on_first(lambda: checkpoint.newest(place) is None):
         said = world.together(lambda: take(started))

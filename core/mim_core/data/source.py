@@ -107,6 +107,17 @@ class DataSource:
     def __init__(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.config, self.shapes = config, dict(shapes)
 
+    def take_ids(self, ids: Mapping[str, int]) -> None:
+        """How many ids each modality has whose values are ids, as the tokenizer says; called once, before anything is
+        read. A source that learns something of its files first, such as a vocabulary, does so here. It keeps that in
+        the option ``learned`` of its ``config``, a text that is written into the run's recipe, and is "" where nothing
+        was learned yet.
+
+        Raises:
+            MimError: The files have other ids.
+        """
+        self.ids = ids
+
     def __len__(self) -> int:
         """Items for pre-training."""
         raise NotImplementedError

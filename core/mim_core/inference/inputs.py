@@ -92,7 +92,7 @@ def open_inputs(run: ResolvedRun, method: Method, path: Path, data: Any = None, 
             source, alone = _opened(part, options, path, tokenizer.shapes)
         except MimError:
             raise error from None
-    source.ids = {name: count for name, count in tokenizer.ids.items() if name in source.shapes}
+    source.take_ids({name: count for name, count in tokenizer.ids.items() if name in source.shapes})
     source.item_seconds = run.train.item_timeout
     items = source.plain()
     own = re.compile(re.escape(path.name) + r"( \(.*|\[.*)?")  # with the part of the file that counts, or its row

@@ -108,6 +108,15 @@ def settled(run: ResolvedRun, method: Method) -> ResolvedRun:
     return replace(run, parts=parts)
 
 
+def learned(run: ResolvedRun, source: DataSource) -> ResolvedRun:
+    """The run with what its data source learned of the files, see `DataSource.take_ids`."""
+    part = run.parts["data"]
+    if not hasattr(part.options, "learned"):
+        return run
+    options = replace(part.options, learned=source.config.learned)
+    return replace(run, parts={**run.parts, "data": replace(part, options=options)})
+
+
 def make_source(config: ResolvedRun, method: Method) -> DataSource:
     """The data source of a run, told by the tokenizer what shapes it must give. For a method that is trained on labels
     it is the labelled training split, see `mim_core.data.labelled.LabelledSource`.
@@ -168,6 +177,6 @@ def open_source(config: ResolvedRun, tokenizer: Tokenizer) -> DataSource:
     with building("data", part):
         _check_call("data", part, (tokenizer.shapes,))
         source: DataSource = part.cls(part.options, tokenizer.shapes)
-    source.ids = tokenizer.ids
+        source.take_ids(tokenizer.ids)
     source.item_seconds = config.train.item_timeout
     return source

@@ -53,7 +53,7 @@ class DataContract(Contract):
         """The source under test."""
         found = resolve_part("data", Part(self.part, self.options), installed())
         source: DataSource = found.cls(found.options, dict(self.shapes if shapes is None else shapes))
-        source.ids = dict(self.ids)
+        source.take_ids(dict(self.ids))
         return source
 
     def make_broken(self) -> tuple[DataSource, int, str] | None:

@@ -30,7 +30,7 @@ from mim_core.data.loading import end_readers, readers_gone
 from mim_core.errors import MimError, RankError, warn
 from mim_core.evaluation.online import OnlineProbe
 from mim_core.host.registry import Registry
-from mim_core.methods.build import build_method, check_data, check_teachers, make_source, settled
+from mim_core.methods.build import build_method, check_data, check_teachers, learned, make_source, settled
 from mim_core.ranks import world as ranks
 from mim_core.ranks.world import World
 from mim_core.recipes.config import ResolvedRun, TrainConfig
@@ -91,6 +91,7 @@ def start(
             "--train.micro-batch out."
         )
     source = make_source(config, method)
+    config = learned(config, source)
     if train.hours is not None or train.steps is not None:
         train = _of_steps(config, folder, method, source, registry, world)
         config = replace(config, train=train)
@@ -134,9 +135,10 @@ def _in_hours(
 
 
 def _as_begun(config: ResolvedRun, folder: Path, registry: Registry, world: World) -> ResolvedRun:
-    """The run with the parts of its frozen teachers as its folder has them, where that holds a checkpoint: so the
-    command that began it resumes it, though what a teacher was taken from is gone."""
-    open_parts = {role: part for role, part in config.parts.items() if getattr(part.options, "parts", None) == ""}
+    """The run with the parts of its frozen teachers, and what its data source learned, as its folder has them, where
+    that holds a checkpoint: so the command that began it resumes it, though what a teacher was taken from is gone, or
+    files came since."""
+    open_parts = {role: part for role, part in config.parts.items() if _open(part.options)}
     latest = world.on_first(lambda: checkpoint.to_resume(folder)) if open_parts else None
     if latest is None:
         return config
@@ -146,9 +148,14 @@ def _as_begun(config: ResolvedRun, folder: Path, registry: Registry, world: Worl
         role: replace(part, options=before[role].options)
         for role, part in open_parts.items()
         if role in before and before[role].name == part.name
-        if replace(before[role].options, parts="") == part.options
+        if replace(before[role].options, **_open(part.options)) == part.options
     }
     return replace(config, parts={**config.parts, **known})
+
+
+def _open(options: Any) -> dict[str, str]:
+    """The options that a part fills in itself and that are still empty."""
+    return {name: "" for name in ("parts", "learned") if getattr(options, name, None) == ""}
 
 
 def _facts(run: Run) -> dict[str, str]:

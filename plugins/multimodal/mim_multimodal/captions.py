@@ -1,17 +1,28 @@
-"""Captions as token ids, by CLIP's vocabulary of 49,408 byte pairs (arXiv 2103.00020), from open_clip."""
+"""Captions as token ids: by CLIP's vocabulary of 49,408 byte pairs (arXiv 2103.00020), from open_clip, or by one that
+was trained on the captions at hand."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from mim_core import MimError
 from torch import Tensor
+
+from mim_multimodal import files
+from mim_multimodal.layouts import Items
+from mim_multimodal.own_vocabulary import OwnVocabulary
+
+CLIP = 49_408
+"""Ids of CLIP's vocabulary."""
+START, END = 1, 2
+"""Ids of the start and the end of a caption in a vocabulary of its own."""
 
 
 def check_installed() -> None:
@@ -27,13 +38,14 @@ def load_tokenizer() -> Any:
     return importlib.import_module("open_clip.tokenizer").SimpleTokenizer()
 
 
-def encode_caption(text: str, length: int) -> Int[Tensor, " L"]:
+def encode_caption(text: str, length: int, own: OwnVocabulary | None = None) -> Int[Tensor, " L"]:
     """Token ids of a caption: start, its tokens, end, then 0 to the length. A longer caption is cut before its end
     token.
 
     Args:
         text: Any case; white space does not count.
         length: L, at least 3.
+        own: A vocabulary of the captions' own; CLIP's by default.
 
     Raises:
         MimError: open_clip is not installed.
@@ -41,13 +53,32 @@ def encode_caption(text: str, length: int) -> Int[Tensor, " L"]:
     """
     if length < 3:
         raise ValueError(f"a caption needs room for start, end and a word, not {length} tokens")
-    ids: Tensor = load_tokenizer()([text], context_length=length)[0]
-    return ids.to(torch.int64)
+    if own is None:
+        ids: Tensor = load_tokenizer()([text], context_length=length)[0]
+        return ids.to(torch.int64)
+    found = [START, *own.encode(text)[: length - 2], END]
+    return torch.tensor([*found, *[0] * (length - len(found))], dtype=torch.int64)
 
 
-def decode_caption(ids: Iterable[int], gap: str = "_") -> str:
+def decode_caption(ids: Iterable[int], gap: str = "_", own: OwnVocabulary | None = None) -> str:
     """The text of token ids without start, end and padding; ``gap`` for each id that is no token."""
+    if own is not None:
+        return own.decode([i for i in ids if i not in (0, START, END)], gap)
     tokenizer = load_tokenizer()
     special = {0, tokenizer.sot_token_id, tokenizer.eot_token_id}
     pieces = [tokenizer.decode([i]) if i in tokenizer.decoder else f"{gap} " for i in ids if i not in special]
     return " ".join("".join(pieces).split())
+
+
+def of_items(items: Items, most: int = 100_000) -> Iterator[str]:
+    """Captions of a collection, of at most so many items, evenly over them; what cannot be read is left out, and is
+    named when it is read for training."""
+    step = max(1, -(-len(items) // most))
+    for index in range(0, len(items), step):
+        if not items.has("caption", index):
+            continue
+        if items.captions:
+            yield from items.captions[index]
+            continue
+        with suppress(ValueError, OSError):
+            yield files.read_text(items.root / items.file("caption", index))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from mim_multimodal.depth import standardise
 from mim_multimodal.fixed import Fixed
 from mim_multimodal.labels import Labels, find_labels
 from mim_multimodal.layouts import EXPECTED, MODALITIES, Items, ItemSplits, find_items
+from mim_multimodal.own_vocabulary import OwnVocabulary, trained
 from mim_multimodal.raw import side_by_side
 from mim_multimodal.tables import class_names
 
@@ -101,6 +102,11 @@ class Aligned(DataSource):
         """Of colours in [0, 1], per channel."""
         std: tuple[float, ...] = IMAGENET_STD
         """The same for the standard deviation."""
+        vocabulary: Literal["clip", "own"] = "clip"
+        """Of captions: CLIP's 49,408 byte pairs (open_clip), or as many as the caption's tokenizer has, trained on the
+        captions of this collection (tokenizers)."""
+        learned: str = ""
+        """The vocabulary that was trained, as text. Written into the run's recipe when it starts."""
         labels: float = 0.0
         """Training on labels uses so many labelled samples, each class by its share; below 1 it is that share of
         each; 0: all. Which ones follows from their names."""
@@ -111,7 +117,8 @@ class Aligned(DataSource):
         super().__init__(config, shapes)
         checks.check_options(config)
         self.size = crops.largest_size(shapes)
-        if "caption" in shapes:
+        self.vocabulary: OwnVocabulary | None = None
+        if "caption" in shapes and config.vocabulary == "clip":
             captions.check_installed()
             captions.load_tokenizer()  # here, so that workers need not
         self.normalisation = Normalisation(config.mean, config.std, 3, axes=2)
@@ -136,9 +143,33 @@ class Aligned(DataSource):
         if (self.class_count or 0) > maps.IGNORE:
             raise MimError(f"{self.class_count} classes: ids above 254 cannot be used, because 255 means no class.")
         self.labels: Labels = find_labels(self.collection)
+        if "caption" in shapes and config.vocabulary == "own" and config.learned:
+            self.vocabulary = OwnVocabulary(config.learned)
         self._looked: account.Looked | None = None
         self._kinds: dict[str, str] | None = None
         self._warnings: SaidOnce | None = None
+
+    def take_ids(self, ids: Mapping[str, int]) -> None:
+        """How many ids each modality has; trains the captions' own vocabulary of that size, where there is none yet.
+
+        Raises:
+            MimError: CLIP's vocabulary has more ids than the tokenizer, or the captions' own none at all.
+        """
+        super().take_ids(ids)
+        count = ids.get("caption")
+        if "caption" not in self.shapes or count is None:
+            return
+        if self.config.vocabulary == "own" and self.vocabulary is None:
+            text = trained(captions.of_items(self.collection.pretrain), count)
+            self.vocabulary = OwnVocabulary(text)
+            self.config = replace(self.config, learned=text)
+        least = captions.CLIP if self.vocabulary is None else self.vocabulary.size
+        if least > count:
+            raise MimError(
+                f"The captions' vocabulary has {least:,} ids and the tokenizer {count:,}: "
+                f"--caption.tokenizer.vocabulary {least}"
+                + (", or one of the captions' own: --data.vocabulary own" if self.vocabulary is None else "")
+            )
 
     def _root(self) -> Path:
         root = self.config.root
@@ -234,7 +265,7 @@ class Aligned(DataSource):
                 else:
                     listed = items.captions[index] if items.captions else ()
                     text = files.check_caption(_one_of(listed, key)) if listed else files.read_text(path)
-                    opened[name] = captions.encode_caption(text, shapes[name][0])
+                    opened[name] = captions.encode_caption(text, shapes[name][0], self.vocabulary)
             except MimError:
                 raise
             except ValueError as error:
@@ -372,7 +403,7 @@ class Aligned(DataSource):
         if modality == "semseg":
             return pictures.class_map(values)
         if modality == "caption":
-            return pictures.text(captions.decode_caption(values.tolist()))
+            return pictures.text(captions.decode_caption(values.tolist(), own=self.vocabulary))
         return pictures.colour(self.normalisation.to_bytes(values))
 
     def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
@@ -383,7 +414,7 @@ class Aligned(DataSource):
         if modality == "semseg":
             return ".png", written.class_map(values.round().long())
         if modality == "caption":
-            return ".txt", captions.decode_caption(values.round().long().tolist()).encode()
+            return ".txt", captions.decode_caption(values.round().long().tolist(), own=self.vocabulary).encode()
         return ".png", written.colour(self.normalisation.to_bytes(values))
 
     def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:

@@ -52,7 +52,9 @@ def fourm_vit_tiny() -> RunConfig:
     )
     heads = {f"{name}.target": Part.of("core:ids") for name in ("rgb_ids", "depth", "semseg", "caption")}
     parts = {
-        "data": Part.of("multimodal:aligned", root="sample", depth_limit=3.0, area=(0.5, 1.0), flip=0.0),
+        "data": Part.of(
+            "multimodal:aligned", root="sample", depth_limit=3.0, area=(0.5, 1.0), flip=0.0, vocabulary="own"
+        ),
         "rgb.tokenizer": Part.of("image:patch", modality="rgb", size=whole, patch=part, channels=3),
         "rgb_ids.tokenizer": Part.of(
             "core:bins", modality="rgb", size=whole, patch=part, channels=3, levels=6, low=-2.5, high=2.5
@@ -61,7 +63,7 @@ def fourm_vit_tiny() -> RunConfig:
             "core:bins", modality="depth", size=whole, patch=part, levels=48, low=-1.5, high=3.0
         ),
         "semseg.tokenizer": Part.of("core:ids", modality="semseg", size=(8, 8), names=CLASSES),
-        "caption.tokenizer": Part.of("core:sequence", modality="caption", length=24),
+        "caption.tokenizer": Part.of("core:sequence", modality="caption", length=24, vocabulary=512),
         **heads,
         "masker": masker,
         **_fourm(128, 4, 4),

@@ -68,11 +68,6 @@ if TYPE_CHECKING:
     from mim_core.evaluation.anomaly_metrics import auroc as auroc
     from mim_core.evaluation.anomaly_metrics import average_precision as average_precision
     from mim_core.evaluation.anomaly_metrics import frame_auroc as frame_auroc
-    from mim_core.evaluation.dense_scores import ClassCounts as ClassCounts
-    from mim_core.evaluation.dense_scores import GroupedCounts as GroupedCounts
-    from mim_core.evaluation.dense_scores import berhu as berhu
-    from mim_core.evaluation.dense_scores import depth_errors as depth_errors
-    from mim_core.evaluation.dense_scores import depth_scores as depth_scores
     from mim_core.evaluation.reconstruction import reconstruct as reconstruct
     from mim_core.evaluation.study import Study as Study
     from mim_core.host.findings import Finding as Finding
@@ -234,7 +229,6 @@ _ROOMS = {
     "evaluation.anomaly_frames": ("judge_frames",),
     "evaluation.anomaly_maps": ("covering_masks",),
     "evaluation.anomaly_metrics": ("aupro", "auroc", "average_precision", "frame_auroc"),
-    "evaluation.dense_scores": ("ClassCounts", "GroupedCounts", "berhu", "depth_errors", "depth_scores"),
     "evaluation.reconstruction": ("reconstruct",),
     "evaluation.study": ("Study",),
     "host.findings": ("Finding", "first_line", "library"),

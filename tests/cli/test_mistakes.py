@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mim_core.methods.masked_autoencoder import MaskedAutoencoder
+from mim_core.parts.scorer import AttentionScorer
 from mim_core.runs import checkpoint
 from PIL import Image
 from safetensors import SafetensorError
@@ -335,9 +336,19 @@ def test_checkpoint_with_bytes_gone_wrong_is_named(mim, refused, tmp_path, file)
 TAUGHT = ("--use", "teacher=ema", "--use", "scorer=attention", "--use", "masker=guided", "--encoder.no-class-token")
 
 
-def test_what_a_part_refuses_at_the_first_batch_is_said_once(refused):
+def test_attention_without_a_class_token_is_refused_before_the_run(refused, tmp_path):
     said = refused(*RUN, *TAUGHT)
     assert "scorer (core:attention): attention of the class token is asked for" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_part_refuses_at_the_first_batch_is_said_once(refused, monkeypatch):
+    def forward(self, sample, patches, lesson=None):
+        raise ValueError("this batch cannot be scored")
+
+    monkeypatch.setattr(AttentionScorer, "forward", forward)
+    said = refused(*RUN, *TAUGHT[:-1])
+    assert "scorer (core:attention): this batch cannot be scored" in said
     assert "warning" not in said
 
 

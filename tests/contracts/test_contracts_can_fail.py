@@ -407,6 +407,12 @@ class HidesWhenEncoding(MaskedAutoencoder):
         return replace(features, tokens=features.tokens * blank[..., None])
 
 
+class SaysNoPrefix(MaskedAutoencoder):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.encoder.prefix = 0
+
+
 class ComparesSamples(MaskedAutoencoder):
     def forward(self, prepared):
         outcome = super().forward(prepared)
@@ -435,6 +441,7 @@ class Careless(MaskedAutoencoder):
         (BatchStatistics, "test_encode", "gives a sample alone other tokens"),
         (EncodesHalf, "test_encode", "gives 8 tokens of the 16 units: it must hide nothing"),
         (HidesWhenEncoding, "test_encode", "gives other tokens with other keys"),
+        (SaysNoPrefix, "test_encode", "gives 1 prefix tokens, and the encoder says 0"),
         (ComparesSamples, "test_samples_are_coupled_only_if_said", "couples_batch is False"),
         (GivesADict, "test_outcome", "forward gives a dict, no mim_core.Outcome"),
         (Careless, "test_prepare_follows_from_the_keys", "more than the sample and its keys"),

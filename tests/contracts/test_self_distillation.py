@@ -6,7 +6,7 @@ from mim_core.data.views import entries
 from mim_core.host.loading import installed
 from mim_core.methods.build import build_method
 from mim_core.parts.decoder_prototypes import PrototypeDecoder
-from mim_core.parts.encoder import Encoded
+from mim_core.parts.encoder import Encoded, ViTEncoder
 from mim_core.parts.layout import Layout, Patches
 from mim_core.parts.mask import Mask
 from mim_core.parts.schedule import Progress
@@ -126,6 +126,14 @@ def test_prototypes_are_cosines():
         x = layer(torch.nn.functional.gelu(x) if number else x)
     wanted = torch.nn.functional.cosine_similarity(x[:, None], head.prototypes[None], dim=-1)
     torch.testing.assert_close(out[:, 0], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_class_token_that_is_not_there_is_refused_when_the_head_is_built():
+    layout = Layout.on_grid(4, 4)
+    bare = ViTEncoder(ViTEncoder.Config(width=32, depth=1, heads=2, class_token=False), layout)
+    with pytest.raises(ValueError, match="set pool to mean"):
+        PrototypeDecoder(PrototypeDecoder.Config(), bare, layout, 64)
+    PrototypeDecoder(PrototypeDecoder.Config(pool="mean"), bare, layout, 64)
 
 
 def test_local_views_have_the_same_head_and_are_of_their_own_size():

@@ -5,7 +5,6 @@ import torch
 from mim_core import standard_errors as se
 from mim_core.errors import MimError
 from mim_core.evaluation.anomaly_metrics import aupro, auroc, average_precision, place_errors
-from mim_core.evaluation.dense_scores import ClassCounts, GroupedCounts, depth_errors, depth_scores
 
 
 def drawn(*shape, seed=0):
@@ -60,31 +59,3 @@ def test_places_of_maps_are_left_out_by_sample():
     measures.append(lambda m, t: aupro(m, t, 0.3))
     expected = [se.jackknife_error(lambda kept: one(maps[kept], masks[kept]), 7, 5) for one in measures]  # noqa: B023
     assert place_errors(maps, masks, 0.3, 5) == pytest.approx(expected)
-
-
-def test_depth():
-    found, depth = drawn(45, 4, 4) + 0.5, drawn(45, 4, 4, seed=1) + 0.5
-    valid = drawn(45, 4, 4, seed=2) < 0.8
-    errors = depth_errors(found, depth, valid)
-    assert set(errors) == set(depth_scores(found, depth, valid))
-    for name, error in errors.items():
-        plain = se.jackknife_error(lambda kept: depth_scores(found[kept], depth[kept], valid[kept])[name], 45)  # noqa: B023
-        assert error == pytest.approx(plain), name
-
-
-def test_class_maps():
-    labels, found = (drawn(30, 5, seed=3) * 4).long(), (drawn(30, 5, seed=4) * 4).long()
-    grouped, whole = GroupedCounts(4), ClassCounts(4)
-    for start in (0, 10, 20):  # as batches come
-        rows = torch.arange(start, start + 10)
-        grouped.add(found[rows], labels[rows], rows)
-    whole.add(found, labels)
-    assert torch.equal(grouped.whole().table, whole.table)
-
-    def mean_iou(kept):
-        counts = ClassCounts(4)
-        counts.add(found[kept], labels[kept])
-        return float(counts.scores()["mean_iou"])
-
-    assert grouped.errors()["mean_iou"] == pytest.approx(se.jackknife_error(mean_iou, 30))
-    assert set(grouped.errors()) == {"pixel_accuracy", "mean_accuracy", "mean_iou", "mean_dice"}

@@ -11,7 +11,6 @@ from mim_core import randomness
 from mim_core.data.labelled import LabelledSource, share_of
 from mim_core.data.source import DataSource, Labelled
 from mim_core.errors import MimError
-from mim_core.evaluation.dense_scores import ClassCounts, berhu, depth_scores
 from mim_core.evaluation.representation import cka, rank_me, uniformity
 from mim_core.interop.importers import build
 from mim_core.methods.classifier import shares_of, top_share
@@ -337,28 +336,6 @@ def test_repeats_are_samples_of_their_own():
 
 
 # ---- dense tasks -----------------------------------------------------------------------------------------------------
-
-
-def test_counts_of_classes_by_hand():
-    counts = ClassCounts(4)
-    counts.add(torch.tensor([0, 0, 1, 2, 9]), torch.tensor([0, 1, 1, 255, 0]))
-    found = counts.scores()
-    assert found["iou"][:2].tolist() == pytest.approx([1 / 3, 1 / 2])
-    assert found["iou"][2:].isnan().all()  # in neither map
-    assert float(found["mean_iou"]) == pytest.approx(5 / 12)
-    assert float(found["pixel_accuracy"]) == pytest.approx(2 / 4)
-
-
-def test_depth_by_hand():
-    found, depth = torch.tensor([1.0, 3.0, 8.0]), torch.tensor([1.0, 2.0, 0.0])
-    valid = torch.tensor([True, True, False])
-    scores = depth_scores(found, depth, valid)
-    assert scores["rmse"] == pytest.approx(0.5**0.5)
-    assert scores["abs_rel"] == pytest.approx(0.25)
-    assert scores["delta_1"] == pytest.approx(0.5)
-    assert float(berhu(found, depth, valid)) == pytest.approx((1 + 0.04) / 0.4 / 2)
-    with pytest.raises(ValueError, match="no pixel"):
-        depth_scores(found, depth, torch.zeros(3, dtype=torch.bool))
 
 
 def test_pixels_without_a_class_do_not_count():

@@ -4,6 +4,7 @@ averaged over keyed masks that together hide every unit."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,6 @@ from mim_core import randomness
 from mim_core.data.source import Sample
 from mim_core.errors import MimError
 from mim_core.evaluation.reconstruction import reconstruct
-from mim_core.methods.masked_autoencoder import MaskedAutoencoder
-from mim_core.methods.method import Method
 from mim_core.parts.tokenizer import JoinedTokenizer
 
 
@@ -38,22 +37,22 @@ def covering_masks(units: int, hidden: int, covers: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def score_maps(method: Method, sample: Sample, covers: int) -> Tensor:
+def score_maps(method: Any, sample: Sample, covers: int) -> Tensor:
     """Scores of every place, float32 [B, ...] with the last axes of the modality: what the method says itself, or the
     squared error of its predictions of hidden units, a mean over channels and masks.
 
     Args:
-        method: In evaluation mode.
+        method: A `Method` in evaluation mode.
         sample: One batch of one modality.
         covers: See `covering_masks`.
 
     Raises:
         MimError: The method predicts no values that could be compared with the input.
     """
-    own = method.score_maps(sample, covers)
+    own: Tensor | None = method.score_maps(sample, covers)
     if own is not None:
         return own.float()
-    if not isinstance(method, MaskedAutoencoder) or isinstance(method.tokenizer, JoinedTokenizer):
+    if method.rebuilds != "hidden" or isinstance(method.tokenizer, JoinedTokenizer):
         raise MimError(
             f"{type(method).__name__} gives no anomaly scores: a masked autoencoder of one modality does, and methods "
             "that have a way of their own."

@@ -15,10 +15,9 @@ from mim_core.data.loading import Readable
 from mim_core.data.source import DataSource, Sample
 from mim_core.data.views import entries, kinds
 from mim_core.errors import MimError
-from mim_core.methods.masked_autoencoder import Head, MaskedAutoencoder
+from mim_core.methods.masked_autoencoder import Head
 from mim_core.methods.method import Method
 from mim_core.methods.modalities import placed
-from mim_core.methods.quantised import QuantisedAutoencoder
 from mim_core.parts.layout import Layout, Patches
 from mim_core.parts.mask import Mask
 from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
@@ -39,12 +38,10 @@ class Rebuilt:
 
 @torch.no_grad()
 def reconstruct(
-    method: MaskedAutoencoder | QuantisedAutoencoder,
-    sample: dict[str, Tensor],
-    mask: Tensor | Mapping[str, Tensor] | None = None,
+    method: Any, sample: dict[str, Tensor], mask: Tensor | Mapping[str, Tensor] | None = None
 ) -> dict[str, Rebuilt]:
     """Hides, predicts and joins, for every head whose target has a way back to the input space. The first mask of each
-    sample is shown; ``mask`` is drawn, or given as `Method.prepare` takes it."""
+    sample is shown; ``mask`` is drawn, or given as `Method.prepare` takes it. ``method`` is one that ``rebuilds``."""
     each, sample = _samples_of_item(method), _with_views(method, sample)
     if isinstance(mask, Tensor):
         mask = mask.repeat_interleave(each, dim=0)
@@ -111,9 +108,12 @@ def _spread(tokenizer: Tokenizer, hidden: Tensor, own: Patches) -> Tensor:
     return tokenizer.join(hidden.expand_as(own.values).to(own.values.dtype), own.layout).bool()
 
 
-def across(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def across(method: Any, sample: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Of several joined modalities, each predicted from each other one alone: head -> modality that is seen -> what is
-    made of it. Heads whose pictures need the truth are left out, and so are modalities that a sample lacks."""
+    made of it. Heads whose pictures need the truth are left out, and so are modalities that a sample lacks. Nothing of
+    a method that hides nothing."""
+    if method.rebuilds != "hidden":
+        return {}
     with _evaluating(method):
         prepared = method.prepare(_with_views(method, sample))
     each, mask = _samples_of_item(method), prepared.mask
@@ -132,9 +132,7 @@ def across(method: MaskedAutoencoder, sample: dict[str, Tensor]) -> dict[str, di
     return found
 
 
-def _from_one(
-    method: MaskedAutoencoder, sample: dict[str, Tensor], layout: Layout, seen: str
-) -> dict[str, list[Rebuilt]]:
+def _from_one(method: Any, sample: dict[str, Tensor], layout: Layout, seen: str) -> dict[str, list[Rebuilt]]:
     """What every head makes of one modality, in parts of the batch: whole, or sample by sample where these have
     different numbers of its units; nothing where one has none."""
     start, count = layout.span(seen)[0], dict(layout.segments)[seen].count

@@ -26,9 +26,7 @@ from mim_core.evaluation.study import Study
 from mim_core.host.registry import Registry
 from mim_core.methods.build import make_source
 from mim_core.methods.classifier import Classifier
-from mim_core.methods.masked_autoencoder import MaskedAutoencoder
 from mim_core.methods.method import Method
-from mim_core.methods.quantised import QuantisedAutoencoder
 from mim_core.methods.supervised import Supervised
 from mim_core.parts.samples import known_entries
 from mim_core.ranks.world import choose_device
@@ -196,14 +194,14 @@ def _skipped(path: Path) -> str:
 
 def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, Any]]:
     """Rows of pictures per head, as data addresses."""
-    if not isinstance(method, MaskedAutoencoder | QuantisedAutoencoder):
+    if method.rebuilds == "nothing":
         return []
     sample, where = held_out_samples(source, count)
     sample = _served(method, sample) if sample else {}
     if not sample:
         return []
     heads, names = [], names_of(source, sample["index"])
-    crossed = {} if isinstance(method, QuantisedAutoencoder) else across(method, sample)
+    crossed = across(method, sample)
     for name, rebuilt in reconstruct(method, sample).items():
         rows = {"input": rebuilt.input, "masked": rebuilt.masked, "rebuilt": rebuilt.rebuilt}
         if rebuilt.hidden is not None and bool(rebuilt.hidden.all()):  # nothing of it is left to be shown
@@ -274,10 +272,10 @@ def _evenly(flags: Tensor, count: int) -> list[int]:
     return numbers[picked].tolist()
 
 
-def _served(method: MaskedAutoencoder | QuantisedAutoencoder, sample: dict[str, Tensor]) -> dict[str, Tensor]:
+def _served(method: Any, sample: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those samples of which enough units may be seen: one may lack modalities."""
     layout = method.tokenizer.split(sample).layout
-    if layout.valid is None or isinstance(method, QuantisedAutoencoder):
+    if layout.valid is None or method.rebuilds != "hidden":
         return sample
     usable = method.masker.usable(layout)
     if usable is None:

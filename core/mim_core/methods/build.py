@@ -90,9 +90,10 @@ def check_teachers(method: Method) -> None:
                 raise MimError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
 
 
-def settled(run: ResolvedRun, method: Method) -> ResolvedRun:
-    """The run with the options of its teachers and tokenizers as they are once built: those that are taken from
-    another run add the parts that they are made of, so that the run can be opened where that one is gone."""
+def settled(run: ResolvedRun, method: Method, source: DataSource) -> ResolvedRun:
+    """The run with the options of its teachers, tokenizers and data as they are once built: those that are taken from
+    another run add the parts that they are made of, and data what was learned of them, so that the run can be opened
+    where these are gone."""
     parts = dict(run.parts)
     for scope, role in (
         (role.rpartition(".")[0], role) for role in run.parts if role.rpartition(".")[2] == "tokenizer"
@@ -105,16 +106,9 @@ def settled(run: ResolvedRun, method: Method) -> ResolvedRun:
         role = "teacher" if name == "main" else f"{name}.teacher"
         if role in parts:
             parts[role] = replace(parts[role], options=teacher.config)
+    if hasattr(own := parts["data"].options, "learned"):
+        parts["data"] = replace(parts["data"], options=replace(own, learned=source.config.learned))
     return replace(run, parts=parts)
-
-
-def learned(run: ResolvedRun, source: DataSource) -> ResolvedRun:
-    """The run with what its data source learned of the files, see `DataSource.take_ids`."""
-    part = run.parts["data"]
-    if not hasattr(part.options, "learned"):
-        return run
-    options = replace(part.options, learned=source.config.learned)
-    return replace(run, parts={**run.parts, "data": replace(part, options=options)})
 
 
 def make_source(config: ResolvedRun, method: Method) -> DataSource:

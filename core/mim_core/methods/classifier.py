@@ -120,7 +120,7 @@ class Classifier(Supervised):
                 f"classes must be at least 2, got {config.classes}; the command finetune takes their number from "
                 "the data"
             )
-        if config.pool.startswith("prefix") and getattr(encoder, "cls_token", None) is None:
+        if config.pool.startswith("prefix") and encoder.prefix == 0:
             raise ValueError(
                 f"pool {config.pool!r} needs an encoder with a class token; core:vit has one with --encoder.class-token"
             )

@@ -166,6 +166,8 @@ class MaskedAutoencoder(Method):
         total: How the heads' losses make the whole, see the option.
     """
 
+    rebuilds = "hidden"
+
     @dataclass(frozen=True)
     class Config:
         """Options of the masked autoencoder."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -86,11 +86,15 @@ class Method(nn.Module):
 
     Attributes:
         couples_batch: The loss compares samples with each other (InfoNCE), so a batch cannot be split for accumulation.
+        rebuilds: What reports show of its answers, see `mim_core.evaluation.reconstruction`: "hidden", it has a
+            ``masker`` and answers what that hides; "all", it hides nothing and rebuilds every unit; "nothing". One
+            that rebuilds has a ``tokenizer``, and `Head`s by name in ``heads``.
         built_from: The parts by role, with their options; empty where `mim_core.build_method` did not build it.
     """
 
     Config: ClassVar[type[Any]]
     couples_batch: bool = False
+    rebuilds: ClassVar[Literal["nothing", "hidden", "all"]] = "nothing"
     built_from: Mapping[str, ResolvedPart] = {}
 
     @classmethod

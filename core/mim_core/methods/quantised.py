@@ -38,6 +38,8 @@ class QuantisedAutoencoder(Method):
         commitment: Factor of the distance between tokens and their codes.
     """
 
+    rebuilds = "all"
+
     @dataclass(frozen=True)
     class Config:
         """Options of the quantised autoencoder."""

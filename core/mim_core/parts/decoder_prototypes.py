@@ -46,6 +46,8 @@ class PrototypeDecoder(Decoder):
         super().__init__()
         if min(config.hidden, config.layers, config.bottleneck) < 1:
             raise ValueError("hidden, layers and bottleneck must be 1 or more")
+        if config.pool == "class" and encoder.prefix == 0:
+            raise ValueError("the class token is asked for, and the encoder has none: set pool to mean")
         self.config = config
         widths = [encoder.width, *[config.hidden] * (config.layers - 1), config.bottleneck]
         self.mlp = nn.ModuleList(nn.Linear(*sides) for sides in pairwise(widths))
@@ -58,8 +60,6 @@ class PrototypeDecoder(Decoder):
 
     def forward(self, encoded: Encoded, layout: Layout, mask: Mask) -> Float[Tensor, "R 1 size"]:
         """Cosines in [-1, 1], one row for each of the batch's."""
-        if self.config.pool == "class" and encoded.prefix.shape[1] == 0:
-            raise ValueError("the class token is asked for, and the encoder has none: set pool to mean")
         x = encoded.prefix[:, 0] if self.config.pool == "class" else encoded.tokens.mean(dim=1)
         for number, layer in enumerate(self.mlp):
             x = layer(x if number == 0 else F.gelu(x))

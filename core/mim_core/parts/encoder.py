@@ -62,6 +62,7 @@ class Encoder(nn.Module):
         width: D.
         levels: Blocks, numbered from 1, whose outputs fill `Encoded.levels`; see `give_levels`.
         codes: How many ids it gives tokens, in `Encoded.ids`; 0: none.
+        prefix: P, how many tokens stand in front of the units in `Encoded.prefix`, class and register tokens.
     """
 
     Config: ClassVar[type[Any]]
@@ -71,6 +72,7 @@ class Encoder(nn.Module):
     width: int
     levels: tuple[int, ...] = ()
     codes: int = 0
+    prefix: int = 0
 
     @classmethod
     def width_for(cls, config: Any) -> int:
@@ -318,7 +320,7 @@ class ViTEncoder(Encoder):
         if self.position is not None and config.init == "truncated":
             init_transformer(self.position, config.init)
         self.mask_token = token(1, self.width) if config.sees == "all" else None
-        count = sum(learned.shape[1] for learned in self._front())
+        self.prefix = count = sum(learned.shape[1] for learned in self._front())
         self.prefix_position = token(count, self.width) if count and config.position_at == "blocks" else None
         if config.segments and (not layout.segments or config.position_at == "blocks"):
             raise ValueError("vectors of segments need several modalities, and positions that are added at the input")

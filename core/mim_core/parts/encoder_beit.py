@@ -89,6 +89,7 @@ class BeitEncoder(Encoder):
         """Absolute positions beside it: a learned vector for each unit and for the class token."""
 
     sees: Literal["visible", "all"] = "all"
+    prefix = 1
     levels_normed: bool = False
 
     def __init__(self, config: Config, layout: Layout) -> None:

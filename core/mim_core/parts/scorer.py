@@ -65,16 +65,16 @@ class AttentionScorer(Scorer):
         """The attention scorer has no options."""
 
     def bind(self, teacher: Teacher) -> None:
-        """Asks for the attention of the last block."""
+        """Asks for the attention of the last block, whose first row is the class token's."""
         teacher.give(attention=True)
+        if teacher.encoder.prefix == 0:
+            raise ValueError("attention of the class token is asked for, and the teacher's encoder has none")
 
     def forward(self, sample: Sample, patches: Patches, lesson: Lesson | None = None) -> Float[Tensor, "B N"]:
         """float32 [B, N]; the sum over the units is below one, for the class token attends to itself too."""
         assert lesson is not None
         assert lesson.attention is not None
         front = lesson.prefix.shape[1]
-        if front == 0:
-            raise ValueError("attention of the class token is asked for, and the teacher's encoder has none")
         return lesson.attention[:, :, 0, front:].float().mean(dim=1)
 
 

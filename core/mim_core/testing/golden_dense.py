@@ -1,4 +1,4 @@
-"""Golden cases of necks, heads for every pixel, positions on other grids, and metrics."""
+"""Golden cases of necks, heads for every pixel, positions on other grids, and looks at what was learned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor, nn
 
 from mim_core.evaluation import representation as looks
-from mim_core.evaluation.dense_scores import ClassCounts, berhu, depth_scores
 from mim_core.parts.encoder_beit import BeitEncoder
 from mim_core.parts.mask import Mask
 from mim_core.parts.neck import FourLevels, SimplePyramid
@@ -151,33 +150,6 @@ def try_positions(case: GoldenCase) -> list[Comparison]:
         found[f"{name}_sincos"] = moved(computed, old, new, smooth)
         found |= {f"{name}_square_{side}": moved(table, old, (side, side), smooth) for side in config["square"]}
     found["kernel"] = resample_patch_embed(case.inputs["kernel"], list(config["kernel_new"]))
-    return compare_all(case, found, {})
-
-
-def try_dense_metrics(case: GoldenCase) -> list[Comparison]:
-    """Intersection over union and its like, depth errors, and the losses of depth."""
-    given, config = case.inputs, case.config
-
-    def counted(label: Tensor) -> Mapping[str, Tensor]:
-        counts = ClassCounts(config["num_classes"], config["ignore_index"])
-        counts.add(given["prediction"], label)
-        return counts.scores()
-
-    label, ignored = given["label"], config["ignore_index"]
-    zero = counted(torch.where((label == 0) | (label >= config["void"]), ignored, label - 1))  # not the predictions
-    depth = depth_scores(given["depth_prediction"], given["depth"], given["valid"])
-    error = (given["depth_prediction_normalised"] - given["depth_normalised"])[given["valid"]].float()
-    found = {
-        **counted(given["label"]),
-        "reduce_zero_label_iou": zero["iou"],
-        "reduce_zero_label_mean_iou": zero["mean_iou"],
-        **{f"depth_{name}": value for name, value in depth.items()},
-        "depth_rmse_log_called_log10": depth["rmse_log"],
-        "log10_true": depth["log10"],
-        "loss_berhu": berhu(given["depth_prediction_normalised"], given["depth_normalised"], given["valid"]),
-        "loss_l1": error.abs().mean(),
-        "loss_mse": error.square().mean(),
-    }
     return compare_all(case, found, {})
 
 

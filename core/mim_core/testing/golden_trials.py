@@ -32,7 +32,6 @@ TRIALS = {
     "beit-neck": "golden_dense:try_neck",
     "upernet": "golden_dense:try_upernet",
     "position-interpolation": "golden_dense:try_positions",
-    "dense-metrics": "golden_dense:try_dense_metrics",
     "representation": "golden_dense:try_representation",
     "ssmctb-2d": "golden_blocks:try_ssmctb",
     "ssmctb-3d": "golden_blocks:try_ssmctb",

@@ -21,6 +21,7 @@ from mim_core.host.loading import installed
 from mim_core.methods.build import build_method, open_source
 from mim_core.methods.masked_autoencoder import Prepared
 from mim_core.methods.method import Features, Method, Outcome
+from mim_core.parts.encoder import Encoder
 from mim_core.parts.mask import Mask
 from mim_core.parts.tokenizer import Tokenizer
 from mim_core.ranks.world import alone
@@ -198,6 +199,10 @@ class MethodContract(Contract):
         assert features.pooled.shape == (rows, width), f"pooled is {tuple(features.pooled.shape)}, not {(rows, width)}"
         prefix = tuple(features.prefix.shape)
         assert (prefix[0], prefix[-1], len(prefix)) == (rows, width, 3), f"prefix is {prefix}, not [B, P, D]"
+        if isinstance(encoder := getattr(method, "encoder", None), Encoder):
+            assert prefix[1] == encoder.prefix, (
+                f"encode gives {prefix[1]} prefix tokens, and the encoder says {encoder.prefix} in prefix"
+            )
         alone = self._encoded(method, {name: value[3:4] for name, value in sample.items()})
         other = self._encoded(method, {**sample, "key": sample["key"] + 1})
         for name in ("tokens", "pooled", "prefix"):

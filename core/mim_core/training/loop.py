@@ -30,7 +30,7 @@ from mim_core.data.loading import end_readers, readers_gone
 from mim_core.errors import MimError, RankError, warn
 from mim_core.evaluation.online import OnlineProbe
 from mim_core.host.registry import Registry
-from mim_core.methods.build import build_method, check_data, check_teachers, learned, make_source, settled
+from mim_core.methods.build import build_method, check_data, check_teachers, make_source, settled
 from mim_core.ranks import world as ranks
 from mim_core.ranks.world import World
 from mim_core.recipes.config import ResolvedRun, TrainConfig
@@ -84,14 +84,13 @@ def start(
         torch.backends.cudnn.benchmark = False
     config = _as_begun(config, folder, registry, world)
     method = build_method(config, registry).to(world.device)
-    config = settled(config, method)
     if method.couples_batch and accumulation > 1:
         raise MimError(
             "This method compares the samples of a batch, so the batch cannot be accumulated; leave "
             "--train.micro-batch out."
         )
     source = make_source(config, method)
-    config = learned(config, source)
+    config = settled(config, method, source)
     if train.hours is not None or train.steps is not None:
         train = _of_steps(config, folder, method, source, registry, world)
         config = replace(config, train=train)

@@ -13,10 +13,8 @@ from jaxtyping import Float
 from mim_core import (
     FINE_TUNED,
     MAJORITY,
-    ClassCounts,
     DataSource,
     Encoder,
-    GroupedCounts,
     JoinedTokenizer,
     Labelled,
     MimError,
@@ -29,9 +27,6 @@ from mim_core import (
     Taught,
     Tokenizer,
     WrappedSource,
-    berhu,
-    depth_errors,
-    depth_scores,
     init_transformer,
     pixel_loss,
     standard_errors,
@@ -51,6 +46,7 @@ from mim_multimodal.dense_heads import (
     as_maps,
     quarters,
 )
+from mim_multimodal.dense_scores import ClassCounts, GroupedCounts, berhu, depth_errors, depth_scores
 
 if TYPE_CHECKING:
     from mim_core import Parts

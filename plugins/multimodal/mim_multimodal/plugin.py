@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mim_core import RecipeRegister, Register, hookimpl
+from mim_core import Finding, RecipeRegister, Register, hookimpl, library
 
 MULTIMAE = "MultiMAE, arXiv 2204.01678"
 FOURM = "4M, arXiv 2312.06647"
@@ -190,6 +190,12 @@ def mim_register_importers(register: Register) -> None:
         summary="Official MultiMAE weights of depth with the DPT head (.pth).",
         paper=MULTIMAE,
     )
+
+
+@hookimpl
+def mim_diagnose() -> list[Finding]:
+    """What captions need."""
+    return [library("tokenizers", ("tokenizers",), means="a vocabulary of the captions' own")]
 
 
 def main() -> int:

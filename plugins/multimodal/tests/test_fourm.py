@@ -24,7 +24,7 @@ class TestTiny(MethodContract):
 
     @classmethod
     def setup_class(cls):
-        pytest.importorskip("open_clip")
+        pytest.importorskip("tokenizers")
 
 
 def case():
@@ -92,7 +92,7 @@ def test_imported_weights_are_trained_on():
 
 
 def test_what_a_sample_lacks_is_neither_seen_nor_asked():
-    pytest.importorskip("open_clip")
+    pytest.importorskip("tokenizers")
     method = build_method(load_recipe("multimodal:4m-vit-tiny", installed(), twin=True)).train()
     sample = TestTiny().make_sample(method, 8)
     here = torch.arange(8) % 2 == 0

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
+from mim_core import standard_errors
 from torch import Tensor
-
-from mim_core.standard_errors import GROUPS, grouped_error
 
 SMALLEST = 1e-6
 """Depths are at least this in ratios and logarithms."""
@@ -85,12 +84,12 @@ def depth_scores(found: Float[Tensor, "*n"], depth: Float[Tensor, "*n"], valid: 
 
 
 def depth_errors(
-    found: Float[Tensor, n * m], depth: Float[Tensor, n * m], valid: Bool[Tensor, n * m]
+    found: Float[Tensor, "n ..."], depth: Float[Tensor, "n ..."], valid: Bool[Tensor, "n ..."]
 ) -> dict[str, float | None]:
     """Standard errors of `depth_scores` over the n samples, by the jackknife with groups, see
     `mim_core.standard_errors.jackknife_error`: each score is a mean over pixels, or its root, so that the groups' own
     scores tell what is left without one."""
-    part = torch.arange(len(found)) % GROUPS
+    part = torch.arange(len(found)) % standard_errors.GROUPS
     kept = [part == one for one in part.unique() if bool(valid[part == one].any())]
     groups = [depth_scores(found[own], depth[own], valid[own]) for own in kept]
     weight = torch.tensor([int(valid[own].sum()) for own in kept], dtype=torch.float64)
@@ -99,7 +98,7 @@ def depth_errors(
         power = 2 if name.startswith("rmse") else 1
         sums = torch.tensor([each[name] for each in groups], dtype=torch.float64) ** power * weight
         without = ((sums.sum() - sums) / (weight.sum() - weight)) ** (1 / power)
-        errors[name] = grouped_error(without.tolist())
+        errors[name] = standard_errors.grouped_error(without.tolist())
     return errors
 
 
@@ -117,12 +116,12 @@ class GroupedCounts:
     groups: list[ClassCounts] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.groups = [ClassCounts(self.classes, self.ignored) for _ in range(GROUPS)]
+        self.groups = [ClassCounts(self.classes, self.ignored) for _ in range(standard_errors.GROUPS)]
 
-    def add(self, predicted: Int[Tensor, B * n], labels: Int[Tensor, B * n], samples: Int[Tensor, " B"]) -> None:
+    def add(self, predicted: Int[Tensor, "B ..."], labels: Int[Tensor, "B ..."], samples: Int[Tensor, " B"]) -> None:
         """Counts more samples, which have these numbers."""
-        for one in (samples % GROUPS).unique():
-            own = samples % GROUPS == one
+        for one in (samples % standard_errors.GROUPS).unique():
+            own = samples % standard_errors.GROUPS == one
             self.groups[int(one)].add(predicted[own], labels[own])
 
     def whole(self, left_out: int | None = None) -> ClassCounts:
@@ -138,7 +137,7 @@ class GroupedCounts:
         used = [number for number, each in enumerate(self.groups) if bool(each.table.any())]
         parts = [self.whole(number).scores() for number in used]
         names = [name for name, value in self.whole().scores().items() if value.ndim == 0]
-        return {name: grouped_error([float(part[name]) for part in parts]) for name in names}
+        return {name: standard_errors.grouped_error([float(part[name]) for part in parts]) for name in names}
 
 
 def berhu(found: Float[Tensor, "*n"], wanted: Float[Tensor, "*n"], valid: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:

@@ -10,11 +10,6 @@ from PIL import Image
 SHORT = ("--quiet", "--train.warmup-epochs", "0", "--train.workers", "0")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fast(unchecked):
-    """Without checks of shapes, which commands of plugins' users do without too."""
-
-
 @dataclass(frozen=True)
 class Said:
     """What a command said, and its exit code."""

@@ -39,11 +39,17 @@ ROWS = 3
 
 
 @functools.cache
+def twins():
+    """The parts of every recipe's twin, by role."""
+    return [load_recipe(e.full_name, installed(), twin=True).parts for e in installed().of_kind("recipes")]
+
+
+@functools.cache
 def in_twins(kind):
     """Parts of a kind as the recipes' twins use them, each with its options, by name."""
     found = {}
-    for entry in installed().of_kind("recipes"):
-        for role, part in load_recipe(entry.full_name, installed(), twin=True).parts.items():
+    for parts in twins():
+        for role, part in parts.items():
             if role.rpartition(".")[2] == kind.removesuffix("s"):
                 found.setdefault(part.name, []).append({k: v for k, v in plain(part.options).items() if v != {}})
     return found

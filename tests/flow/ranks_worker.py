@@ -1,6 +1,6 @@
 """Runs cases one after the other, alone or as one of several ranks. Started by test_ranks.py.
 
-    python ranks_worker.py FOLDER CASE[,option=value...] ...
+    python ranks_worker.py STEPS FOLDER CASE[,option=value...] ...
 
 Each case trains into FOLDER/CASE... and leaves metrics.jsonl and a checkpoint there.
 """
@@ -35,7 +35,7 @@ from mim_core.training import loop
 from mim_core.training.loop import start, train
 from torch import Tensor, nn
 
-BATCH, STEPS = 16, 8
+BATCH, STEPS = 16, int(sys.argv[1])
 
 
 class SomeCount(RandomMasker):
@@ -180,7 +180,13 @@ def make(case: str, folder: Path, world: ranks.World) -> Run:
     config = replace(config, parts={**config.parts, "encoder": still})
     parse = {"strategy": str, "precision": str, "micro_batch": int, "ema": float, "checkpoint_every": int}
     chosen = {key: parse.get(key, lambda v: bool(int(v)))(value) for key, value in given.items() if key not in LOCAL}
-    settings = {"checkpoint_every": 4, "log_every": 1, "workers": 0, "batch_size": BATCH, "warmup_epochs": 0.001}
+    settings = {
+        "checkpoint_every": STEPS // 2,
+        "log_every": 1,
+        "workers": 0,
+        "batch_size": BATCH,
+        "warmup_epochs": 0.001,
+    }
     if "probes" in given:
         probes = replace(config.evaluate, every=0.005, online=("knn", "linear"), online_samples=251)
         config = replace(config, evaluate=probes)
@@ -216,7 +222,7 @@ def main() -> None:
     eager = nn.Module.compile
     nn.Module.compile = lambda self, **given: eager(self, backend="eager", **given)
     loop._Session._count_operations = lambda self: None  # costs more than the steps here
-    folder, cases = Path(sys.argv[1]), sys.argv[2:]
+    folder, cases = Path(sys.argv[2]), sys.argv[3:]
     for some in (cases[:1], cases[1:]):  # a process may join the others more than once
         options = load_recipe("image:mae-vit-tiny", installed(), twin=True).train
         with ranks.world(options.device, options.timeout) as world:

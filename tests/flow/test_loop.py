@@ -30,8 +30,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 
-def make_run(folder, steps=10, evaluate=None, **changes):
+def make_run(folder, steps=10, evaluate=None, depth=None, **changes):
     config = load_recipe("image:mae-vit-tiny", installed(), twin=True)
+    if depth is not None:
+        some = {role: config.parts[role] for role in ("encoder", "decoder")}
+        some = {role: replace(part, options=replace(part.options, depth=depth)) for role, part in some.items()}
+        config = replace(config, parts={**config.parts, **some})
     options = {"epochs": steps * 16 / 10_000, "checkpoint_every": 5, "log_every": 1, "workers": 0, **changes}
     config = replace(config, train=replace(config.train, **options))
     config = replace(config, evaluate=replace(config.evaluate, **(evaluate or {})))
@@ -358,11 +362,8 @@ def test_inductor_gives_the_eager_losses(tmp_path):
 
     if which("g++") is None and which("clang++") is None:
         pytest.skip("no C++ compiler")
-    from mim_core.testing import unchecked
-
-    with unchecked():
-        assert train(make_run(tmp_path / "eager", steps=3), quiet=True)
-        assert train(make_run(tmp_path / "compiled", steps=3, compile=True), quiet=True)
+    assert train(make_run(tmp_path / "eager", steps=3, depth=1), quiet=True)
+    assert train(make_run(tmp_path / "compiled", steps=3, depth=1, compile=True), quiet=True)
     one, other = ([line["loss"] for line in lines(tmp_path / n / "metrics.jsonl")] for n in ("eager", "compiled"))
     assert other == pytest.approx(one, rel=1e-4)
 

@@ -13,8 +13,6 @@ from mim_image.amae import KINDS, spoil
 from mim_image.anomaly_data import Anomalies
 from PIL import Image
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 
 def command(*arguments):
     return main(list(map(str, arguments)), plugin="image")

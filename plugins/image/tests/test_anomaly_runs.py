@@ -14,8 +14,6 @@ from mim_core.host.loading import installed
 from mim_core.recipes.resolve import load_recipe
 from PIL import Image
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 
 def picture(path, number, defect=False, mask=False):
     path.parent.mkdir(parents=True, exist_ok=True)

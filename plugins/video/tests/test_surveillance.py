@@ -14,7 +14,6 @@ from mim_video.anomaly_data import SurveillanceClips
 from PIL import Image
 from scipy.io import savemat
 
-pytestmark = pytest.mark.usefixtures("unchecked")
 SHAPE = (1, 4, 16, 20)
 
 

@@ -7,6 +7,9 @@ the nearest normal picture and the same network untrained.
 ``fashion``: the bundled sample of Fashion-MNIST, each of its ten classes as the normal one in turn. ``frames``: frames
 of the bundled clips of mim-video, with defects made here, whose pixels are known. Each run is a line of
 FOLDER/scores.jsonl as soon as it is done; those that are there are not repeated.
+
+AMAE begins as the run of "MAE", which must come before it, and also learns from unlabelled pictures, 30 % of them
+abnormal: of the classes that are not normal, or of training frames with defects. No picture of the test is among them.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,12 @@ from PIL import Image
 SIZE = 64
 """Of frames, in pixels."""
 
-DETECTORS = ("autoencoder", "autoencoder with SSMCTB", "autoencoder with SSPCAB", "MAE")
+DETECTORS = ("MAE", "autoencoder", "autoencoder with SSMCTB", "AMAE, first step", "AMAE", "autoencoder with SSPCAB")
+RECIPES = {"MAE": "mae-vit-tiny", "AMAE, first step": "amae-1-tiny", "AMAE": "amae-2-tiny"}
+"""Of the masked ones; the others are ssmctb-autoencoder-tiny."""
+
+MIX = 0.3
+"""Share of abnormal pictures among those that AMAE learns from unlabelled."""
 
 
 # ---- frames with defects ---------------------------------------------------------------------------------------------
@@ -71,9 +79,15 @@ def spoiled(image: Image.Image, other: Image.Image, draw: np.random.Generator) -
 
 
 def write_frames(root: Path) -> None:
-    """The frames in MVTec AD's layout: every second test frame has a defect."""
+    """The frames in MVTec AD's layout: every second test frame has a defect. Beside them, for AMAE, every second
+    training frame once more, of which 30 % have a defect."""
     if (root / "test").exists():
         return
+    images = frames_of("train")
+    for number in range(1, len(images), 2):
+        bad = number // 2 % 10 < 10 * MIX
+        image = spoiled(images[number], images[(number + 30) % len(images)], np.random.default_rng((1, number)))[0]
+        _save(image if bad else images[number], root.parent / f"unlabelled/{number:04}.png")
     for split, folder in (("train", "train/good"), ("test", "test/good")):
         images = frames_of(split)
         for number, image in enumerate(images):
@@ -97,23 +111,78 @@ def _save(image: Image.Image, path: Path) -> None:
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def recipe_of(detector: str, data: dict[str, Any], size: int, channels: int, seed: int, steps: int) -> ResolvedRun:
-    """A detector's run on these data."""
-    masked = detector == "MAE"
-    run = load_recipe("image:mae-vit-tiny" if masked else "image:ssmctb-autoencoder-tiny", installed())
-    colour = {} if channels == 1 else {"mean": None, "std": None}
-    patch = (size // 8 if size == SIZE else 7) if masked else 4
-    parts = dict(run.parts)
-    crop = {"crop": (0.8, 1.0), "flip": 0.0, "mean": (0.286,), "std": (0.353,)}
-    parts["data"] = resolve_part("data", Part.of("image:anomalies", **{**crop, **colour, **data}), installed())
-    sizes = {"size": (size, size), "patch": (patch, patch), "channels": channels}
-    parts["tokenizer"] = resolve_part("tokenizer", Part.of("image:patch", **sizes), installed())
-    if not masked:
-        block = {"autoencoder": "none", "autoencoder with SSPCAB": "sspcab"}.get(detector, "ssmctb")
-        options = replace(parts["method"].options, block=block, widths=(16, 32) if channels == 1 else (32, 64))
-        parts["method"] = replace(parts["method"], options=options)
-    quick = {"steps": steps, "workers": 0, "seed": seed, "log_every": 50, "checkpoint_every": 10**6, "device": "cpu"}
-    return replace(run, parts=parts, train=replace(run.train, **quick), evaluate=EvaluateConfig(on=("image:anomaly",)))
+@dataclass(frozen=True)
+class Task:
+    """What is normal, and how it is learned.
+
+    Attributes:
+        name: In the table.
+        data: Options of the data.
+        mixed: Those that also give AMAE unlabelled pictures.
+        size: Of pictures, in pixels.
+        channels: Of pictures.
+        batch: Pictures of a step.
+    """
+
+    name: str
+    data: dict[str, Any]
+    mixed: dict[str, Any]
+    size: int
+    channels: int
+    batch: int
+
+
+def tasks(what: str, out: Path) -> list[Task]:
+    """Each class of Fashion-MNIST, or the frames, which are written first."""
+    if what == "fashion":
+        grey = {"root": Path("sample"), "mean": (0.286,), "std": (0.353,)}
+        return [Task(name, {**grey, "normal": name}, {"mix": MIX}, 28, 1, 64) for name in FASHION]
+    write_frames(out / "frames")
+    colour = {"root": out / "frames", "mean": None, "std": None}
+    return [Task("frames", colour, {"unlabelled": out / "unlabelled"}, SIZE, 3, 16)]
+
+
+def recipe_of(detector: str, task: Task, seed: int, steps: int, runs: dict[str, Path]) -> ResolvedRun:
+    """A detector's run.
+
+    Args:
+        detector: One of `DETECTORS`.
+        task: What is normal.
+        seed: Of the run.
+        steps: Of the run.
+        runs: Folders of all detectors' runs on this task, for those that go on from another.
+    """
+    run = load_recipe(f"image:{RECIPES.get(detector, 'ssmctb-autoencoder-tiny')}", installed())
+    mixed = task.mixed if detector == "AMAE" else {}
+    data = Part.of("image:anomalies", crop=(0.8, 1.0), flip=0.0, **task.data, **mixed)
+    patch = 4 if detector not in RECIPES else 7 if task.size == 28 else 8
+    sizes = {"size": (task.size, task.size), "patch": (patch, patch), "channels": task.channels}
+    tokenizer = Part.of("image:patch", **sizes)
+    method = run.parts["method"]
+    parts = {
+        **run.parts,
+        "data": resolve_part("data", data, installed()),
+        "tokenizer": resolve_part("tokenizer", tokenizer, installed()),
+        "method": replace(method, options=replace(method.options, **method_of(detector, runs))),
+    }
+    rate = run.train.base_lr * 64 / run.train.lr_batch  # the rate of a batch of 64, for any batch
+    rate = rate * 10 if detector == "AMAE" else rate  # its recipe has many more steps
+    train = replace(
+        run.train, steps=steps, batch_size=task.batch, micro_batch=None, base_lr=rate, lr_batch=task.batch,
+        warmup_epochs=1, workers=0, seed=seed, log_every=50, checkpoint_every=10**6, device="cpu",
+    )  # fmt: skip
+    return replace(run, parts=parts, train=train, evaluate=EvaluateConfig(on=("image:anomaly",), covers=2))
+
+
+def method_of(detector: str, runs: dict[str, Path]) -> dict[str, Any]:
+    """Options of a detector's method."""
+    if detector == "MAE":
+        return {}
+    if detector in RECIPES:
+        first = {"classifier": runs["AMAE, first step"]} if detector == "AMAE" else {}
+        return {"run": runs["MAE"], **first}
+    blocks = {"autoencoder": "none", "autoencoder with SSPCAB": "sspcab", "autoencoder with SSMCTB": "ssmctb"}
+    return {"block": blocks[detector], "widths": (16, 32)}
 
 
 def measure(run: ResolvedRun, folder: Path) -> dict[str, Any]:
@@ -124,17 +193,6 @@ def measure(run: ResolvedRun, folder: Path) -> dict[str, Any]:
     study = prepare_study(folder, installed(), run.evaluate)
     scores = [vars(score) for score in run_study(study, installed())]
     return {"scores": scores, "seconds": [trained - begun, time.process_time() - trained]}
-
-
-def tasks(what: str, out: Path, seeds: int) -> Iterator[tuple[str, dict[str, Any], int, int, int]]:
-    """Name, data, size, channels and seed of each."""
-    if what == "frames":
-        write_frames(out / "frames")
-    for seed in range(seeds):
-        if what == "frames":
-            yield "frames", {"root": out / "frames"}, SIZE, 3, seed
-        for name in FASHION if what == "fashion" else ():
-            yield name, {"root": Path("sample"), "normal": name}, 28, 1, seed
 
 
 def main() -> None:
@@ -149,15 +207,18 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "scores.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    for name, data, size, channels, seed in tasks(given.what, given.out, given.seeds):
-        for detector in given.detectors:
-            about = {"task": name, "detector": detector, "seed": seed, "steps": given.steps}
-            if any(about.items() <= line.items() for line in done):
-                continue
-            run = recipe_of(detector, data, size, channels, seed, given.steps)
-            found = measure(run, given.out / f"runs/{name}-{detector}-{seed}-{given.steps}".replace(" ", "-"))
-            with open(path, "a") as file:
-                file.write(json.dumps({**about, **found}) + "\n")
+    chosen = product(range(given.seeds), tasks(given.what, given.out), given.detectors)
+    for seed, task, detector in chosen:
+        about = {"task": task.name, "detector": detector, "seed": seed, "steps": given.steps}
+        if any(about.items() <= line.items() for line in done):
+            continue
+        runs = {
+            one: given.out / f"runs/{task.name}-{one}-{seed}-{given.steps}".replace(" ", "-").replace(",", "")
+            for one in DETECTORS
+        }
+        found = measure(recipe_of(detector, task, seed, given.steps, runs), runs[detector])
+        with open(path, "a") as file:
+            file.write(json.dumps({**about, **found}) + "\n")
     print_table([json.loads(line) for line in path.read_text().splitlines()])
 
 

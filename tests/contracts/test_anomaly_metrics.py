@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from mim_core import MimError
-from mim_core.evaluation.anomaly_metrics import area_up_to, aupro, auroc, average_precision, frame_auroc, pro_curve
+from mim_core.evaluation.anomaly_metrics import (
+    ScoreCounts,
+    area_up_to,
+    aupro,
+    auroc,
+    average_precision,
+    frame_auroc,
+    pro_curve,
+)
 from mim_core.testing.golden import try_case
 
 CASE = Path(__file__).resolve().parents[2].parent / "shared/golden/downstream/anomaly_metrics.safetensors"
@@ -97,3 +105,36 @@ def test_what_cannot_be_judged():
         pro_curve(torch.rand(1, 3, 3), torch.eye(4)[None])
     with pytest.raises(MimError, match="4 or 8"):
         pro_curve(torch.rand(1, 3, 3), torch.eye(3)[None], 6)
+
+
+@pytest.mark.parametrize("spread", [1e-6, 1.0, 1e4])
+def test_counted_scores_have_the_same_area(spread):
+    """In parts, with negative ones, and within what bins lose."""
+    scores, flags = torch.randn(4000) * spread, torch.rand(4000) < 0.2
+    scores[flags] += spread
+    counts = ScoreCounts()
+    for part in range(4):
+        counts.add(scores[part::4].reshape(10, -1), flags[part::4].reshape(10, -1))
+    assert counts.auroc() == pytest.approx(auroc(scores, flags), abs=1e-4)
+    assert counts.average_precision() == pytest.approx(average_precision(scores, flags), abs=2e-3)
+    assert counts.share == pytest.approx(float(flags.float().mean()))
+
+
+def test_counted_ties_count_as_ties():
+    scores, flags = torch.tensor([0.0, -0.0, -2.0, -2.0, 3.0]), torch.tensor([1, 0, 1, 0, 1])
+    counts = ScoreCounts()
+    counts.add(scores, flags)
+    assert counts.auroc() == pytest.approx(auroc(scores, flags), abs=1e-12)
+    assert counts.average_precision() == pytest.approx(average_precision(scores, flags), abs=1e-12)
+
+
+def test_what_cannot_be_counted():
+    counts = ScoreCounts()
+    with pytest.raises(MimError, match="not finite"):
+        counts.add(torch.tensor([float("nan")]), torch.tensor([1]))
+    with pytest.raises(MimError, match="differ in shape"):
+        counts.add(torch.zeros(2), torch.zeros(3))
+    counts.add(torch.zeros(2), torch.zeros(2))
+    assert not counts.both
+    with pytest.raises(MimError, match="need both kinds"):
+        counts.auroc()

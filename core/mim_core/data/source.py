@@ -94,7 +94,8 @@ class DataSource:
         shows_whole: Every reading of an item shows all of it, and none is mirrored.
         item_seconds: The longest that reading an item may take; 0 is no limit.
         judges_anomalies: Class 0 of its test split is normal and all others abnormal; items of it may hold ``truth``,
-            uint8 of the last axes of the modality: where they are abnormal. It gives a `heat_map`.
+            uint8 of the last axes of the modality: where they are abnormal; or int8, with -1 where nobody knows. It
+            gives a `heat_map`.
     """
 
     samples_per_item: int = 1

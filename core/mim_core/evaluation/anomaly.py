@@ -40,7 +40,8 @@ class Judged:
     Attributes:
         maps: Scores, float32 [n, ...].
         abnormal: bool [n].
-        truth: bool like the maps: where something is abnormal. None where the data do not say.
+        truth: int8 like the maps: 1 where something is abnormal, 0 where not, -1 where nobody knows. None where the
+            data do not say.
         lost: How many could not be read.
     """
 
@@ -48,6 +49,15 @@ class Judged:
     abnormal: Tensor
     truth: Tensor | None
     lost: int
+
+    def placed(self) -> tuple[Tensor, Tensor] | None:
+        """Maps, and where they are abnormal, bool, of the samples of which all places are known; None where these do
+        not show both kinds."""
+        if self.truth is None:
+            return None
+        known = (self.truth >= 0).flatten(1).all(dim=1)
+        truth = self.truth[known] > 0
+        return (self.maps[known], truth) if bool(truth.any()) and not bool(truth.all()) else None
 
 
 def judge_anomalies(study: Study, whole: str = "sample", place: str = "place") -> list[Score]:
@@ -125,7 +135,7 @@ def collect(
         maps.append(score(ready).float().cpu())
         items.append(index)
         if "truth" in ready:
-            truths.append(ready["truth"].bool().cpu())
+            truths.append(signs(ready["truth"]).cpu())
     if not maps:
         raise MimError(f"None of the {len(wanted):,} test samples can be read.")
     kept, found = torch.cat(items), torch.cat(maps)
@@ -136,6 +146,11 @@ def collect(
         truth,
         len(wanted) - len(kept),
     )
+
+
+def signs(truth: Tensor) -> Tensor:
+    """Truth as int8: 1 for what is above 0, -1 for what is below."""
+    return (truth > 0).to(torch.int8) - (truth < 0).to(torch.int8)
 
 
 def finished(
@@ -177,11 +192,11 @@ def _scores(row: str, judged: Judged, whole: str, place: str) -> list[Score]:
         for kind, measure in (("AUROC", auroc), ("AP", average_precision)):
             error = jackknife_error(lambda kept: measure(score[kept], abnormal[kept]), len(abnormal))  # noqa: B023
             found.append(Score(row, f"{whole} {kind}, {how}", measure(score, abnormal), error=error))
-    if judged.truth is not None:
-        scores, truth = judged.maps.flatten(), judged.truth.flatten()
-        values = auroc(scores, truth), average_precision(scores, truth), aupro(judged.maps, judged.truth, LIMIT)
+    if (placed := judged.placed()) is not None:
+        scores, truth = placed[0].flatten(), placed[1].flatten()
+        values = auroc(scores, truth), average_precision(scores, truth), aupro(*placed, LIMIT)
         names = f"{place} AUROC", f"{place} AP", f"PRO, {LIMIT:.0%}"
-        errors = place_errors(judged.maps, judged.truth, LIMIT, GROUPS)
+        errors = place_errors(*placed, LIMIT, GROUPS)
         each = zip(names, values, errors, strict=True)
         found += [Score(row, name, value, error=error) for name, value, error in each]
     return found
@@ -195,9 +210,9 @@ def _chance(judged: Judged, whole: str, place: str) -> list[Score]:
         for how in ("highest", "mean")
         for kind, value in (("AUROC", 0.5), ("AP", share))
     ]
-    if judged.truth is not None:
+    if (placed := judged.placed()) is not None:
         found.append(Score(CHANCE, f"{place} AUROC", 0.5))
-        found.append(Score(CHANCE, f"{place} AP", float(judged.truth.float().mean())))
+        found.append(Score(CHANCE, f"{place} AP", float(placed[1].float().mean())))
         found.append(Score(CHANCE, f"PRO, {LIMIT:.0%}", LIMIT / 2))
     return found
 
@@ -209,8 +224,14 @@ def _notes(judged: Judged, study: Study, whole: str) -> list[str]:
         f"the highest and by the mean score of their places. {RAW}: the distance to the nearest normal one.",
         f"In brackets: standard errors over the samples, by the jackknife with {GROUPS} groups.",
     ]
-    if judged.truth is None:
+    placed = judged.placed()
+    if placed is None:
         notes.append("Places are not judged: the data do not say where something is abnormal.")
+    elif len(placed[0]) < len(judged.maps):
+        rest = len(judged.maps) - len(placed[0])
+        notes.append(
+            f"Places are judged in the {len(placed[0]):,} samples of which they are known; of {rest:,} they are not."
+        )
     if judged.lost:
         notes.append(
             f"{counted(judged.lost, 'file')} cannot be used and {'is' if judged.lost == 1 else 'are'} left out."

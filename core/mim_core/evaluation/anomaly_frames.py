@@ -11,12 +11,14 @@ from torch import Tensor
 
 from mim_core.data.source import DataSource, Labelled, Sample
 from mim_core.errors import MimError
-from mim_core.evaluation.anomaly import CHANCE, finished, nearest_normal, scorer_of
-from mim_core.evaluation.anomaly_metrics import frame_auroc
+from mim_core.evaluation.anomaly import CHANCE, finished, nearest_normal, scorer_of, signs
+from mim_core.evaluation.anomaly_metrics import ScoreCounts, frame_auroc
 from mim_core.evaluation.study import Study
 from mim_core.scores import RAW, Score
 from mim_core.standard_errors import GROUPS, grouped_error
 from mim_core.text import counted
+
+AREA, PRECISION = "pixel AUROC", "pixel AP"
 
 
 def judge_frames(study: Study) -> list[Score]:
@@ -26,7 +28,9 @@ def judge_frames(study: Study) -> list[Score]:
 
     Args:
         study: The run's. Test items hold ``footage`` int64 (which sequence), ``frames`` int64 [T] (their numbers in it)
-            and ``abnormal`` uint8 [T]; the first axis of a score map is T.
+            and ``abnormal`` uint8 [T]; the first axis of a score map is T. Where they hold ``truth`` too, int8 like the
+            score maps (1 abnormal, 0 normal, -1 not known), places are judged as well: AUROC and average precision over
+            all places of all frames, each frame once.
 
     Raises:
         MimError: The data tell nothing of frames, or all of them are of one kind.
@@ -45,19 +49,24 @@ def judge_frames(study: Study) -> list[Score]:
     }
     scores: list[Score] = []
     for row, make_score in makers.items():
-        found, flags = _frames(source, split, make_score(), study)
+        found, flags, places = _frames(source, split, make_score(), study)
         columns: dict[str, tuple[float, float | None]] = {}
         for number, how in enumerate(("highest", "mean")):
             both = _both([each[:, number] for each in found], flags)
             columns |= {f"{name}, {how}": value for name, value in both.items()}
+        if places.both:
+            columns |= {AREA: (places.auroc(), None), PRECISION: (places.average_precision(), None)}
         if not scores:
-            scores += [Score(CHANCE, column, 0.5) for column in columns]
+            scores += [Score(CHANCE, name, places.share if name == PRECISION else 0.5) for name in columns]
             frames, abnormal = sum(map(len, flags)), sum(int(each.sum()) for each in flags)
             study.notes.append(
                 f"{frames:,} frames of {counted(len(flags), 'video')} judged, {abnormal:,} of them abnormal; by video: "
                 "the mean over those with both kinds. Scores are not rescaled within a video. In brackets: standard "
                 f"errors over the videos, by the jackknife with {GROUPS} groups at most."
             )
+            if places.both:
+                judged = int(places.counts.sum())
+                study.notes.append(f"{judged:,} pixels judged, those of frames with a mask, at the size of the input.")
         scores += [Score(row, column, value, error=error) for column, (value, error) in columns.items()]
     return scores
 
@@ -83,21 +92,28 @@ def _both(scores: list[Tensor], flags: list[Tensor]) -> dict[str, tuple[float, f
 @torch.no_grad()
 def _frames(
     source: DataSource, split: Labelled, score: Callable[[Sample], Tensor], study: Study
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each sequence the highest and the mean score of its frames, [t, 2], and which are abnormal, bool [t]; those
-    that could not be read are left out."""
+) -> tuple[list[Tensor], list[Tensor], ScoreCounts]:
+    """Of each sequence the highest and the mean score of its frames, [t, 2], and which are abnormal, bool [t]; and the
+    scores of all places that are known. Frames that could not be read are left out."""
+    places = ScoreCounts()
     found: dict[int, dict[int, list[Tensor]]] = {}
     flags: dict[tuple[int, int], bool] = {}
     for ready, _ in finished(source, split.items, list(range(len(split.labels))), study):
         if not {"footage", "frames", "abnormal"} <= ready.keys():
             raise MimError("The test split does not say which frames its clips show, and which are abnormal.")
-        maps = score(ready).float().flatten(2)
+        whole = score(ready).float()
+        truth = signs(ready["truth"]) if "truth" in ready and ready["truth"].shape == whole.shape else None
+        maps = whole.flatten(2)
         both = torch.stack([maps.amax(dim=2), maps.mean(dim=2)], dim=-1).cpu()
         for row, number in enumerate(ready["footage"].tolist()):
             for place, frame in enumerate(ready["frames"][row].tolist()):
+                first = (number, frame) not in flags
+                if first and truth is not None and bool((truth[row, place] >= 0).all()):
+                    places.add(whole[row, place], truth[row, place])
                 found.setdefault(number, {}).setdefault(frame, []).append(both[row, place])
                 flags[number, frame] = bool(ready["abnormal"][row, place])
     if not found:
         raise MimError("None of the test clips can be read.")
     scores = [torch.stack([torch.stack(each).mean(dim=0) for each in frames.values()]) for frames in found.values()]
-    return scores, [torch.tensor([flags[number, frame] for frame in frames]) for number, frames in found.items()]
+    kinds = [torch.tensor([flags[number, frame] for frame in frames]) for number, frames in found.items()]
+    return scores, kinds, places

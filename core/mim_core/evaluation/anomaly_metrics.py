@@ -11,6 +11,8 @@ from torch import Tensor
 from mim_core.errors import MimError
 from mim_core.standard_errors import grouped_error
 
+DIVERGED = "Some scores are not finite; the run's weights may have diverged."
+
 
 def auroc(scores: Tensor, abnormal: Tensor) -> float:
     """Area under the curve of true against false positives: the chance that an abnormal one has the higher score, ties
@@ -23,9 +25,7 @@ def auroc(scores: Tensor, abnormal: Tensor) -> float:
     Raises:
         MimError: All are normal, none is, a score is not finite, or the sizes differ.
     """
-    hits, misses = _counts(scores, abnormal)
-    true, false = hits / hits[-1], misses / misses[-1]
-    return float(torch.trapezoid(_from_zero(true), _from_zero(false)))
+    return _area(*_counts(scores, abnormal))
 
 
 def average_precision(scores: Tensor, abnormal: Tensor) -> float:
@@ -38,7 +38,70 @@ def average_precision(scores: Tensor, abnormal: Tensor) -> float:
     Raises:
         MimError: As `auroc`.
     """
-    hits, misses = _counts(scores, abnormal)
+    return _precision(*_counts(scores, abnormal))
+
+
+class ScoreCounts:
+    """AUROC and average precision of more scores than memory holds: counted by score, as far as its upper 20 bits of
+    float32 tell, which is to 1 part in 2,048. Scores within one bin are ties."""
+
+    BINS = 2**20
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(2, self.BINS, dtype=torch.int64)
+
+    def add(self, scores: Tensor, abnormal: Tensor) -> None:
+        """Counts these too.
+
+        Args:
+            scores: Of any shape.
+            abnormal: Of the same shape, bool, or 0 and others.
+
+        Raises:
+            MimError: A score is not finite, or the shapes differ.
+        """
+        if scores.shape != abnormal.shape:
+            raise MimError(f"Scores {tuple(scores.shape)} and answers {tuple(abnormal.shape)} differ in shape.")
+        if not bool(scores.isfinite().all()):
+            raise MimError(DIVERGED)
+        bits = (scores.float().flatten().cpu() + 0.0).view(torch.int32)  # + 0.0 makes -0.0 the same as 0.0
+        ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats have the opposite order
+        place = (ordered >> 12).long() + self.BINS // 2
+        flags = abnormal.flatten().cpu().bool()
+        for row, which in enumerate((flags, ~flags)):
+            self.counts[row] += place[which].bincount(minlength=self.BINS)
+
+    @property
+    def share(self) -> float:
+        """Of abnormal ones among all."""
+        return float(self.counts[0].sum() / self.counts.sum().clamp(min=1))
+
+    @property
+    def both(self) -> bool:
+        """Whether there are normal and abnormal ones."""
+        return bool((self.counts.sum(dim=1) > 0).all())
+
+    def auroc(self) -> float:
+        """See `auroc`."""
+        return _area(*self._curve())
+
+    def average_precision(self) -> float:
+        """See `average_precision`."""
+        return _precision(*self._curve())
+
+    def _curve(self) -> tuple[Tensor, Tensor]:
+        if not self.both:
+            raise MimError("AUROC and average precision need both kinds.")
+        used = self.counts[:, self.counts.sum(dim=0) > 0].flip(1).double().cumsum(1)
+        return used[0], used[1]
+
+
+def _area(hits: Tensor, misses: Tensor) -> float:
+    true, false = hits / hits[-1], misses / misses[-1]
+    return float(torch.trapezoid(_from_zero(true), _from_zero(false)))
+
+
+def _precision(hits: Tensor, misses: Tensor) -> float:
     recall = hits / hits[-1]
     return float((recall.diff(prepend=recall.new_zeros(1)) * hits / (hits + misses)).sum())
 
@@ -163,7 +226,7 @@ def _counts(scores: Tensor, abnormal: Tensor) -> tuple[Tensor, Tensor]:
 def _descending(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The order from the highest score, and where in it each distinct score ends."""
     if not bool(scores.isfinite().all()):
-        raise MimError("Some scores are not finite; the run's weights may have diverged.")
+        raise MimError(DIVERGED)
     values, order = scores.sort(descending=True, stable=True)
     ends = torch.ones_like(values, dtype=torch.bool)
     ends[:-1] = values[:-1] != values[1:]

@@ -30,6 +30,7 @@ from torch.utils.data import Dataset
 
 from mim_video import pictures
 from mim_video.anomaly_layouts import Footage, find_surveillance
+from mim_video.anomaly_masks import array_masks, read_masks
 from mim_video.data import LUMA
 from mim_video.readers import chosen, load_reader, open_reader
 
@@ -37,7 +38,7 @@ from mim_video.readers import chosen, load_reader, open_reader
 class SurveillanceClips(DataSource):
     """UCSD Ped1 or Ped2, Avenue or ShanghaiTech, as unpacked: folders of frames, or video files. An item is a clip of
     consecutive frames, whole frames resized to the input's size. Clips of the test split show every frame; each tells
-    which frames they are and which of them are abnormal.
+    which frames they are and which of them are abnormal, and where, if the collection has masks.
     """
 
     judges_anomalies = True
@@ -123,6 +124,36 @@ class SurveillanceClips(DataSource):
             raise BadSample(str(footage.path), reason) from error
         return frames.permute(3, 0, 1, 2).contiguous()
 
+    def truth(self, footage: Footage, wanted: list[int]) -> Tensor:
+        """Where these frames are abnormal, int8 [T, H, W]; -1 where the footage has no masks.
+
+        Raises:
+            MimError: A mask cannot be read, or is of another size than its frame.
+        """
+        height, width = self.size
+        if not footage.masks:
+            return torch.full((len(wanted), height, width), -1, dtype=torch.int8)
+        found, size = [], self._frame_size(footage)
+        for number, mask in zip(wanted, read_masks(footage.masks, wanted), strict=True):
+            if mask.shape != size:
+                raise MimError(
+                    f"{footage.masks[number if len(footage.masks) > 1 else 0]}: the mask of frame {number} is "
+                    f"{mask.shape[1]} x {mask.shape[0]}, and the frames of {footage.path} {size[1]} x {size[0]}: a "
+                    "mask must be of its frame's size."
+                )
+            small = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+            found.append(torch.from_numpy(np.array(small)).to(torch.int8))
+        return torch.stack(found)
+
+    @staticmethod
+    def _frame_size(footage: Footage) -> tuple[int, int]:
+        """Height and width of frames as they lie on disk."""
+        if not footage.frames:
+            with open_reader(footage.path, "auto") as reader:
+                return reader.size
+        with Image.open(footage.path / footage.frames[0]) as image:
+            return image.height, image.width
+
     def _picture(self, path: Path) -> Tensor:
         with Image.open(path) as image:
             mode = image.convert("L" if self.channels == 1 else "RGB")
@@ -135,7 +166,8 @@ class SurveillanceClips(DataSource):
 
     def labelled(self, split: str) -> Labelled:
         """Clips with 1 where a frame is abnormal. Items of the test split have ``footage``, int64: which one;
-        ``frames``, int64 [T]; and ``abnormal``, uint8 [T]."""
+        ``frames``, int64 [T]; and ``abnormal``, uint8 [T]. Where some footage has masks also ``truth``, int8 [T, H,
+        W]: 1 abnormal, 0 normal, -1 where there is no mask."""
         windows = self.train if split == "train" else self.test
         flags = [int(split == "test" and windows.abnormal(index).any()) for index in range(len(windows))]
         names = tuple(map(windows.name, range(len(windows))))
@@ -157,11 +189,13 @@ class SurveillanceClips(DataSource):
         """Footage, clips and frames of both splits."""
         judged = sum(self.test.counts)
         abnormal = sum(sum(each.abnormal) for each in self.found.test)
+        masked = sum(bool(each.masks) for each in self.found.test)
         train, test = (counted(len(windows.footage), "video") for windows in (self.train, self.test))
         return {
             "data": f"{self.config.root} ({self.found.kind}): {train} for training, {counted(len(self), 'clip')} of "
             f"{self.frames} frames",
-            "held out": f"{test}, {judged:,} frames, {abnormal:,} of them abnormal",
+            "held out": f"{test}, {judged:,} frames, {abnormal:,} of them abnormal"
+            + (f"; {masked:,} of the videos with masks" if masked else ""),
         }
 
 
@@ -178,6 +212,9 @@ class Windows(Dataset[Any]):
         for each, count in zip(footage, self.counts, strict=True):
             if each.abnormal and len(each.abnormal) != count:
                 raise MimError(f"{each.path} has {count} frames, and answers for {len(each.abnormal)}.")
+            if each.masks and each.masks[0].suffix == ".npy" and (masks := len(array_masks(each.masks[0]))) != count:
+                raise MimError(f"{each.path} has {count} frames, and {each.masks[0]} masks for {masks}.")
+        self.placed = any(each.masks for each in footage)
         self.starts, total = list[int](), 0
         for count in self.counts:
             self.starts.append(total)
@@ -215,6 +252,8 @@ class Windows(Dataset[Any]):
         if self.footage[number].abnormal:
             about = {"footage": torch.tensor(number), "frames": torch.tensor(frames)}
             found |= {**about, "abnormal": self.abnormal(index)}
+        if self.placed:
+            found["truth"] = self.source.truth(self.footage[number], frames)
         return found
 
 

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mim_core import MimError, counted
-from PIL import Image
+
+from mim_video.anomaly_masks import mat_masks, picture_mask
 
 PICTURES = (".tif", ".tiff", ".jpg", ".jpeg", ".png", ".bmp")
 VIDEOS = (".avi", ".mp4", ".mkv", ".mov")
@@ -25,11 +25,13 @@ class Footage:
         path: The file, or the folder.
         frames: Names of the frames in the folder, in order; empty where it is a file.
         abnormal: 0 or 1 of each frame; empty where nothing is known of them.
+        masks: Where frames are abnormal, see `mim_video.anomaly_masks.read_masks`; empty where nobody knows.
     """
 
     path: Path
     frames: tuple[str, ...] = ()
     abnormal: tuple[int, ...] = ()
+    masks: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def _all_of_frames(folder: Path) -> list[Footage]:
 
 def ucsd(root: Path) -> Surveillance | None:
     """``Train/Train001/001.tif``, ``Test/Test001``, and answers in ``Test/UCSDped1.m``, a line ``gt_frame = [60:152]``
-    for each, or in ``Test/Test001_gt``, a mask for each frame."""
+    for each, or in ``Test/Test001_gt``, a mask for each frame. Of Ped1 some videos alone have masks."""
     if not (root / "Train").is_dir() or not (root / "Test").is_dir():
         return None
     test, answers = _all_of_frames(root / "Test"), _files(root / "Test", (".m",))
@@ -111,7 +113,8 @@ def ucsd(root: Path) -> Surveillance | None:
                 f"{answers[0]} has answers for {counted(len(spans), 'video')}, and {root / 'Test'} holds {len(test)}."
             )
         judged = [
-            replace(each, abnormal=_flags(span, each, answers[0])) for each, span in zip(test, spans, strict=True)
+            replace(each, abnormal=_flags(span, each, answers[0]), masks=_masks(each))
+            for each, span in zip(test, spans, strict=True)
         ]
     else:
         judged = [_by_masks(each) for each in test]
@@ -138,19 +141,26 @@ def _flags(spans: list[tuple[int, int]], footage: Footage, path: Path) -> tuple[
 
 def _by_masks(footage: Footage) -> Footage:
     """Frames whose mask shows anything are abnormal."""
+    masks = _masks(footage)
+    if not masks:
+        raise MimError(
+            f"{footage.path} has {len(footage.frames)} frames, and no masks in {footage.path}_gt: nothing says which "
+            f"frames are abnormal. Put the collection's .m file into {footage.path.parent}, or a mask for each frame "
+            "into that folder."
+        )
+    return replace(footage, abnormal=tuple(int(picture_mask(mask).any()) for mask in masks), masks=masks)
+
+
+def _masks(footage: Footage) -> tuple[Path, ...]:
+    """The mask of each frame, if there are any."""
     folder = footage.path.with_name(f"{footage.path.name}_gt")
     masks = _files(folder, PICTURES)
-    if len(masks) != len(footage.frames):
-        what = f"{len(masks)} masks in {folder}" if folder.is_dir() else f"no folder {folder}"
+    if masks and len(masks) != len(footage.frames):
         raise MimError(
-            f"{footage.path} has {len(footage.frames)} frames, and {what}: nothing says which frames are abnormal. Put "
-            f"the collection's .m file into {footage.path.parent}, or a mask for each frame into that folder."
+            f"{footage.path} has {len(footage.frames)} frames, and {folder} {counted(len(masks), 'mask')}: each frame "
+            "needs one. Without the folder, and with the collection's .m file, frames alone are judged."
         )
-    flags = []
-    for mask in masks:
-        with Image.open(mask) as image:
-            flags.append(int(np.asarray(image).any()))
-    return replace(footage, abnormal=tuple(flags))
+    return tuple(masks)
 
 
 # ---- Avenue ----------------------------------------------------------------------------------------------------------
@@ -170,20 +180,10 @@ def avenue(root: Path) -> Surveillance | None:
             raise MimError(
                 f"{path} has no answers: looked for testing_label_mask/{int(number or 0)}_label.mat below {root}."
             )
-        judged.append(Footage(path, abnormal=_mat_flags(answers[int(number)])))
+        answer = answers[int(number)]
+        flags = tuple(int(np.asarray(mask).any()) for mask in mat_masks(answer))
+        judged.append(Footage(path, abnormal=flags, masks=(answer,)))
     return Surveillance("Avenue", tuple(map(Footage, _files(train, VIDEOS))), tuple(judged))
-
-
-def _mat_flags(path: Path) -> tuple[int, ...]:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MimError('The .mat files of Avenue need scipy: pip install "mim-video[anomaly]"') from error
-    try:
-        masks: Any = loadmat(path)["volLabel"]
-    except (OSError, ValueError, KeyError, NotImplementedError, TypeError) as error:
-        raise MimError(f"{path} cannot be read as Avenue's answers (volLabel): {error}.") from error
-    return tuple(int(np.asarray(mask).any()) for mask in masks.ravel())
 
 
 # ---- ShanghaiTech ----------------------------------------------------------------------------------------------------
@@ -191,7 +191,8 @@ def _mat_flags(path: Path) -> tuple[int, ...]:
 
 def shanghai(root: Path) -> Surveillance | None:
     """``training/videos/01_001.avi`` or ``training/frames/01_001/``, ``testing/frames/01_0014/`` or
-    ``testing/videos``, and answers in ``testing/test_frame_mask/01_0014.npy``: 0 or 1 of each frame."""
+    ``testing/videos``, and answers in ``testing/test_frame_mask/01_0014.npy``: 0 or 1 of each frame; masks in
+    ``testing/test_pixel_mask/01_0014.npy``, [frames, height, width]."""
     answers = root / "testing" / "test_frame_mask"
     if not (root / "training").is_dir() or not answers.is_dir():
         return None
@@ -208,7 +209,9 @@ def shanghai(root: Path) -> Surveillance | None:
             flags = np.load(path, allow_pickle=False).ravel()
         except (OSError, ValueError) as error:
             raise MimError(f"{path} cannot be read as numbers of frames: {error}.") from error
-        judged.append(replace(each, abnormal=tuple(int(flag != 0) for flag in flags.tolist())))
+        places = root / "testing" / "test_pixel_mask" / path.name
+        masks = (places,) if places.is_file() else ()
+        judged.append(replace(each, abnormal=tuple(int(flag != 0) for flag in flags.tolist()), masks=masks))
     for each in judged:
         if each.frames and len(each.frames) != len(each.abnormal):
             raise MimError(

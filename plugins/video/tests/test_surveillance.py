@@ -107,7 +107,7 @@ def test_avenue(tmp_path):
         film(tmp_path / f"testing_videos/{number:02}.avi", 8, bad)
         masks = np.empty((1, 8), dtype=object)
         for i in range(8):
-            masks[0, i] = np.full((32, 40), int(i in bad), np.uint8)
+            masks[0, i] = np.asarray(mask(i in bad)) // 255
         target = tmp_path / f"ground_truth_demo/testing_label_mask/{number}_label.mat"
         target.parent.mkdir(parents=True, exist_ok=True)
         savemat(target, {"volLabel": masks})
@@ -116,6 +116,7 @@ def test_avenue(tmp_path):
     clip = found.labelled("test").items[0]["video"]
     assert clip.shape == (3, 4, 16, 20)
     assert [int(clip[:, t].float().amax()) > 220 for t in range(4)] == [False, False, True, True]
+    assert [int(frame.sum()) for frame in found.labelled("test").items[0]["truth"]] == [0, 0, 80, 80]
     assert len(found) == 3
     assert found.read(1, 5)["video"].shape == (3, 4, 16, 20)
     (tmp_path / "ground_truth_demo/testing_label_mask/2_label.mat").unlink()
@@ -171,8 +172,68 @@ def test_other_folders(tmp_path):
         source(tmp_path)
 
 
+# ---- where frames are abnormal ---------------------------------------------------------------------------------------
+
+
+def mask(bad, box=(10, 8, 30, 24)):
+    """Of one frame."""
+    image = Image.new("L", (40, 32))
+    if bad:
+        image.paste(255, box)
+    return image
+
+
+def ped_masks(root, name, count, bad):
+    folder = root / f"Test/{name}_gt"
+    folder.mkdir()
+    for i in range(count):
+        mask(i in bad).save(folder / f"{i + 1:03}.bmp")
+
+
+def test_ped1_has_masks_of_some_videos(tmp_path):
+    ped_masks(ped(tmp_path), "Test001", 10, range(5, 8))
+    found = source(tmp_path)
+    assert "1 of the videos with masks" in found.plan()["held out"]
+    split = found.labelled("test")
+    first = split.items[1]["truth"]  # frames 4 to 7
+    assert (first.dtype, first.shape) == (torch.int8, (4, 16, 20))
+    assert [int(frame.sum()) for frame in first] == [0, 80, 80, 80]
+    assert first[1, 4:12, 5:15].all()
+    assert {int(v) for i in (3, 4) for v in split.items[i]["truth"].unique()} == {-1}
+    (tmp_path / "Test/Test001_gt/010.bmp").unlink()
+    with pytest.raises(MimError, match="has 10 frames, and .*Test001_gt 9 masks"):
+        source(tmp_path)
+
+
+def test_a_mask_of_another_size(tmp_path):
+    ped(tmp_path, "masks")
+    Image.new("L", (41, 32)).save(tmp_path / "Test/Test002_gt/002.bmp")
+    split = source(tmp_path).labelled("test")
+    with pytest.raises(MimError, match=r"002\.bmp: the mask of frame 1 is 41 x 32, and the frames of .*Test002 40 x 32"):
+        split.items[3]
+
+
+def test_masks_of_shanghaitech_are_an_array(tmp_path):
+    film(tmp_path / "training/videos/01_001.avi", 9)
+    frames(tmp_path / "testing/frames/01_0014", 5, bad=(1,), ending=".jpg")
+    for name, values in (
+        ("frame", np.array([0, 1, 0, 0, 0])),
+        ("pixel", np.stack([np.asarray(mask(i == 1)) // 255 for i in range(5)])),
+    ):
+        (tmp_path / f"testing/test_{name}_mask").mkdir()
+        np.save(tmp_path / f"testing/test_{name}_mask/01_0014.npy", values)
+    found = source(tmp_path)
+    assert [int(frame.sum()) for frame in found.labelled("test").items[0]["truth"]] == [0, 80, 0, 0]
+    np.save(tmp_path / "testing/test_pixel_mask/01_0014.npy", values[:4])
+    with pytest.raises(MimError, match=r"has 5 frames, and .*01_0014\.npy masks for 4"):
+        source(tmp_path)
+    np.save(tmp_path / "testing/test_pixel_mask/01_0014.npy", values[0])
+    with pytest.raises(MimError, match="masks of frames are"):
+        source(tmp_path)
+
+
 def test_a_run_is_judged_by_frames(tmp_path):
-    ped(tmp_path / "ped")
+    ped_masks(ped(tmp_path / "ped"), "Test001", 10, range(5, 8))
     tokens = ("--tokenizer.size", 4, 16, 24, "--tokenizer.patch", 2, 8, 8, "--tokenizer.channels", 1)
     data = ("--use", "data=video:anomalies", "--data.root", tmp_path / "ped", "--train.steps", 2)
     begin = ("pretrain", "videomae-vit-tiny", "--twin", "--quiet", "--out", tmp_path / "run")
@@ -181,9 +242,12 @@ def test_a_run_is_judged_by_frames(tmp_path):
     content = json.loads((tmp_path / "run/scores.json").read_text())
     found = {(s["row"], s["column"]): s["value"] for s in content["scores"]}
     assert {row for row, _ in found} == {"chance", "raw input", "untrained encoder", "pre-trained encoder"}
-    assert len({column for _, column in found}) == 4
+    assert len({column for _, column in found}) == 6
+    assert found["chance", "pixel AP"] == pytest.approx(3 * 8 * 12 / (10 * 16 * 24))
+    assert found["raw input", "pixel AUROC"] > 0.9
     assert found["raw input", "frame AUROC, mean"] > 0.9
     assert any("16 frames of 2 videos judged, 5 of them abnormal" in note for note in content["notes"])
+    assert any(f"{10 * 16 * 24:,} pixels judged" in note for note in content["notes"])  # of Test001, each frame once
     check_by_hand(tmp_path / "run", found)
 
 
@@ -193,13 +257,17 @@ def check_by_hand(run, found):
 
     opened = load_run(run)
     split, method = opened.source().labelled("test"), opened.method.eval()
-    scores, flags = {}, {}
+    scores, flags, places = {}, {}, {}
     for i in range(len(split.labels)):
         item = split.items[i]
         maps = score_maps(method, {"video": opened.source().finish({"video": item["video"][None]})["video"]}, 4)
         for t, number in enumerate(item["frames"].tolist()):
             scores.setdefault((int(item["footage"]), number), []).append(float(maps[0, t].mean()))
             flags[int(item["footage"]), number] = int(item["abnormal"][t])
+            if int(item["footage"]) == 0:
+                places.setdefault(number, (maps[0, t].flatten(), item["truth"][t].flatten()))
     means = torch.tensor([sum(each) / len(each) for each in scores.values()])
     wanted = auroc(means, torch.tensor(list(flags.values())))
     assert found["pre-trained encoder", "frame AUROC, mean"] == pytest.approx(wanted, abs=1e-6)
+    scores_of, truth = (torch.cat([each[k] for each in places.values()]) for k in (0, 1))
+    assert found["pre-trained encoder", "pixel AUROC"] == pytest.approx(auroc(scores_of, truth), abs=1e-3)

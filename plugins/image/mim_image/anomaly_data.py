@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from mim_image.anomaly_layouts import (
     AnomalySplits,
+    Box,
     mixed,
     of_classes,
     of_defects,
@@ -36,7 +37,8 @@ class Anomalies(Images):
     cut away, and training crops lie in them.
 
     Read are MVTec AD and BTAD (one object at a time), VisA (with its ``split_csv/1cls.csv``), NIH ChestX-ray14 and RSNA
-    (with their csv files; pictures as PNG or JPEG), and any folder of classes of which ``normal`` names one.
+    (with their csv files and boxes; pictures as PNG, JPEG or DICOM), and any folder of classes of which ``normal``
+    names one.
     """
 
     judges_anomalies = True
@@ -90,8 +92,8 @@ class Anomalies(Images):
         return found
 
     def labelled(self, split: str) -> Labelled:
-        """Pictures with 0 for normal and 1 for abnormal; those of the test split with ``truth``, uint8 [H, W], where
-        the collection has masks.
+        """Pictures with 0 for normal and 1 for abnormal; those of the test split with ``truth``, where the
+        collection has masks, uint8 [H, W], or boxes, int8: -1 where a picture is abnormal and has no box.
 
         Raises:
             MimError: Some masks are missing while others are there; or the source reads all files as one collection.
@@ -105,7 +107,7 @@ class Anomalies(Images):
                 f"{self.found.lacking}. Add the masks; or take ground_truth away to judge whole pictures alone."
             )
         labels = torch.tensor(store.labels, dtype=torch.int64)
-        items = Whole(self, store, self.found.masks if judged else ())
+        items = Whole(self, store, self.found.masks if judged else (), self.found.boxes if judged else ())
         assert store.classes is not None
         return Labelled(split, labels, store.classes, items, names=store.names())
 
@@ -136,13 +138,15 @@ class Anomalies(Images):
         if self.found is None:
             return rows
         abnormal = sum(self.found.test.labels)
-        masks = sum(bool(mask) for mask in self.found.masks)
+        masks = sum(bool(mask) for mask in self.found.masks or self.found.boxes)
+        marked = "boxes" if self.found.boxes else "masks"
         other = 0 if self.found.unlabelled is None else len(self.found.unlabelled)
         also = f", and {other:,} unlabelled" if other else ""
+        judged = f"{len(self.found.test):,} to be judged, {abnormal:,} of them abnormal"
         return {
             **rows,
             "data": f"{self.config.root}: {counted(len(self.found.train), 'normal picture')} for training{also}",
-            "held out": f"{len(self.found.test):,} to be judged, {abnormal:,} of them abnormal, {masks:,} with masks",
+            "held out": f"{judged}, {masks:,} with {marked}",
         }
 
 
@@ -163,8 +167,14 @@ def refuse_unlabelled(source: DataSource) -> None:
 class Whole(Dataset[Any]):
     """Whole pictures without augmentation, and where they are abnormal."""
 
-    def __init__(self, source: Anomalies, store: ImageStore, masks: tuple[str, ...] = ()) -> None:
-        self.source, self.store, self.masks = source, store, masks
+    def __init__(
+        self,
+        source: Anomalies,
+        store: ImageStore,
+        masks: tuple[str, ...] = (),
+        boxes: tuple[tuple[Box, ...] | None, ...] = (),
+    ) -> None:
+        self.source, self.store, self.masks, self.boxes = source, store, masks, boxes
 
     def __len__(self) -> int:
         return len(self.store)
@@ -174,7 +184,21 @@ class Whole(Dataset[Any]):
         found = {"image": torch.from_numpy(bands_of(image, self.source.channels))}
         if self.masks:
             found["truth"] = self._truth(index)
+        elif self.boxes:
+            found["truth"] = self._boxes(index)
         return found
+
+    def _boxes(self, index: int) -> Tensor:
+        """1 within a picture's boxes, int8 [H, W]; all -1 where they are not known."""
+        height, width = self.source.size
+        boxes = self.boxes[index]
+        if boxes is None:
+            return torch.full((height, width), -1, dtype=torch.int8)
+        truth = torch.zeros(height, width, dtype=torch.int8)
+        for left, top, wide, high in boxes:
+            x, y = round(left * width), round(top * height)
+            truth[y : max(y + 1, round((top + high) * height)), x : max(x + 1, round((left + wide) * width))] = 1
+        return truth
 
     def _truth(self, index: int) -> Tensor:
         """Where a picture is abnormal, uint8 [H, W]: any value of its mask that is not 0.

@@ -29,6 +29,16 @@ TABLES = (
 """Where tables lie below the root."""
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, width and height, as shares of the picture's."""
+
+SIDE = 1024
+"""Pixels of a side of RSNA's and NIH's pictures, in which their boxes count."""
+
+NIH_BOXES = "BBox_List_2017.csv"
+RSNA_BOXES = "stage_2_train_labels.csv"
+
+
 @dataclass(frozen=True)
 class AnomalySplits:
     """What training sees, and what is judged.
@@ -41,6 +51,8 @@ class AnomalySplits:
         pool: Abnormal pictures that are in no test, for methods that also learn from unlabelled ones.
         lacking: Why masks of some abnormal pictures are missing, where others have theirs.
         unlabelled: Pictures that may be normal or abnormal, for methods that learn from such too.
+        boxes: Of each test picture, the boxes around what is abnormal; None where it is abnormal and nobody drew any.
+            Empty where the collection has no boxes.
     """
 
     train: ImageStore
@@ -49,6 +61,7 @@ class AnomalySplits:
     pool: ImageStore | None = None
     lacking: str = ""
     unlabelled: ImageStore | None = None
+    boxes: tuple[tuple[Box, ...] | None, ...] = ()
 
     def splits(self) -> Splits:
         """As other image data have them; unlabelled pictures come behind the normal ones."""
@@ -222,13 +235,13 @@ def of_table(root: Path, path: Path, chosen: str) -> AnomalySplits:
     if columns >= set(NIH):
         normal = {row["Image Index"]: row["Finding Labels"].strip() == "No Finding" for row in rows}
         patients = {row["Image Index"]: row.get("Patient ID") or row["Image Index"].split("_")[0] for row in rows}
-        return _x_rays(root, path, normal, patients)
+        return _boxed(_x_rays(root, path, normal, patients), path.with_name(NIH_BOXES))
     if columns >= set(RSNA_CLASSES):
         normal = {row["patientId"]: row["class"].strip() == "Normal" for row in rows}
-        return _x_rays(root, path, normal, {name: name for name in normal})
+        return _boxed(_x_rays(root, path, normal, {name: name for name in normal}), path.with_name(RSNA_BOXES))
     if columns >= set(RSNA):
         normal = {row["patientId"]: row["Target"].strip() == "0" for row in rows}
-        return _x_rays(root, path, normal, {name: name for name in normal})
+        return _boxed(_x_rays(root, path, normal, {name: name for name in normal}), path)
     known = ", ".join("+".join(names) for names in (VISA, NIH, RSNA, RSNA_CLASSES))
     raise MimError(f"{path} has the columns {', '.join(named) or 'none'}; tables of anomalies have these: {known}.")
 
@@ -283,7 +296,7 @@ def _x_rays(root: Path, path: Path, normal: Mapping[str, bool], patients: Mappin
         seen = next(iter(files), "none")
         raise MimError(
             f"None of the {len(normal):,} pictures in {path} lies below {root}; names there are like {seen!r}, and in "
-            f"the table like {next(iter(normal), '')!r}. Convert DICOM files to PNG of the same name."
+            f"the table like {next(iter(normal), '')!r}."
         )
     lists = {kind: root / name for kind, name in (("train", "train_val_list.txt"), ("test", "test_list.txt"))}
     if all(file.is_file() for file in lists.values()):
@@ -306,6 +319,42 @@ def _x_rays(root: Path, path: Path, normal: Mapping[str, bool], patients: Mappin
         _store(root, _in(files, test), [int(not normal[name]) for name in test], said),
         pool=_store(root, _in(files, pool), [1] * len(pool), said) if pool else None,
     )
+
+
+def _boxed(found: AnomalySplits, path: Path) -> AnomalySplits:
+    """With the boxes of a table, where it is there and draws any for the test pictures: RSNA's, or NIH's.
+
+    Raises:
+        MimError: A box does not lie in a picture of 1,024 x 1,024.
+    """
+    if not path.is_file():
+        return found
+    drawn: dict[str, list[Box]] = {}
+    for row in _rows(path):
+        values = [row.get(name, "").strip() for name in ("x", "y", "width", "height")]
+        if "Bbox [x" in row:  # the header of NIH's table is "Bbox [x,y,w,h]", which commas split
+            values = [row[name].strip() for name in ("Bbox [x", "y", "w", "h]")]
+        if any(values):
+            name = row.get("patientId") or row.get("Image Index") or ""
+            drawn.setdefault(name, []).append(_box(values, path, name))
+    boxes = list[tuple[Box, ...] | None]()
+    for file, label in zip(found.test.files, found.test.labels, strict=True):
+        mine = drawn.get(Path(file).name) or drawn.get(Path(file).stem)
+        boxes.append(tuple(mine) if mine and label else None if label else ())
+    return replace(found, boxes=tuple(boxes)) if any(boxes) else found
+
+
+def _box(values: Sequence[str], path: Path, name: str) -> Box:
+    try:
+        left, top, width, height = (float(value) / SIDE for value in values)
+    except ValueError:
+        left = top = width = height = -1.0
+    if not (0 <= left < 1 and 0 <= top < 1 and 0 < width <= 1.001 - left and 0 < height <= 1.001 - top):
+        raise MimError(
+            f"{path}: the box {', '.join(values)} of {name} does not lie in a picture of {SIDE:,} x {SIDE:,}, in whose "
+            "pixels boxes count."
+        )
+    return left, top, width, height
 
 
 def _in(files: Mapping[str, str], names: Iterable[str]) -> list[str]:

@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from mim_image.dicom import ENDINGS, require
 from mim_image.files import ImageStore, Splits, folder_splits, tar_splits
 from mim_image.formats import EXTENSIONS, UnsupportedKind, refuse_large
 from mim_image.idx import idx_files, idx_splits
@@ -154,6 +155,9 @@ class Images(DataSource):
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.no_table = ""
         self.splits = self._open()
+        for store in (self.splits.pretrain, self.splits.train, self.splits.test):
+            if (found := next((name for name in store.files if name.lower().endswith(ENDINGS)), None)) is not None:
+                require(found)  # here, so that it is told before a run begins
         self._look: Look | None = None
         self._warnings: SaidOnce | None = None
         shape = self.size[1] / self.size[0]  # a crop is about as wide as the input is, so that nothing is stretched

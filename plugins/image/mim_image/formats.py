@@ -12,9 +12,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from mim_core import check_picture
+from mim_core import check_picture, one_line
 from PIL import Image, UnidentifiedImageError, features
 
+from mim_image.dicom import ENDINGS, is_dicom, read_dicom
 from mim_image.tiff import Page, read_pages
 
 _OPTIONAL = {"avif": ("AVIF", (".avif",)), "jpg_2000": ("JPEG2000", (".jp2", ".j2k", ".jpx"))}
@@ -22,7 +23,7 @@ _BUILT_IN = [kind for feature, kind in _OPTIONAL.items() if features.check(featu
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(name for name, _ in _BUILT_IN))
 """Pillow's names of the formats that are opened; MPO, of many phones, is among JPEG."""
 _ALWAYS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm", ".pbm", ".pnm")
-EXTENSIONS = (*_ALWAYS, *(ending for _, endings in _BUILT_IN for ending in endings))
+EXTENSIONS = (*_ALWAYS, *(ending for _, endings in _BUILT_IN for ending in endings), *ENDINGS)
 """Endings of the names of images."""
 MEMORY = 10**9
 """Bytes that reading one image may take; what would take more is refused by name."""
@@ -64,12 +65,26 @@ def open_image(file: Any) -> Image.Image:
     except UnidentifiedImageError:
         if isinstance(file, (str, Path)):
             with open(file, "rb") as stream:
-                pages = read_pages(stream)
+                found = _otherwise(stream)
         else:
-            pages = read_pages(file)
-        if pages:
-            raise UnsupportedKind(unreadable(pages[0])) from None
-        raise
+            found = _otherwise(file)
+        if found is None:
+            raise
+        return found
+
+
+def _otherwise(file: Any) -> Image.Image | None:
+    """What Pillow does not know: DICOM, decoded here; None where it is not. Raises UnsupportedKind for TIFF files, and
+    for DICOM that is not read."""
+    if is_dicom(file):
+        try:
+            return read_dicom(file, MEMORY)
+        except Exception as error:  # pydicom raises many kinds
+            raise UnsupportedKind(one_line(error)) from error
+    pages = read_pages(file)
+    if pages:
+        raise UnsupportedKind(unreadable(pages[0])) from None
+    return None
 
 
 def refuse_bytes(size: int) -> None:

@@ -229,11 +229,18 @@ def test_rsna(tmp_path):
     """Several rows of a picture, one for each box; pictures converted to PNG under the same name."""
     names = [f"{i:04x}-patient" for i in range(10)]
     x_rays(tmp_path, [f"stage_2_train_images/{name}.png" for name in names])
-    boxes = [[n, *((10, 10, 5, 5, 1) if i % 2 else ("", "", "", "", 0))] for i, n in enumerate(names)]
+    boxes = [
+        [n, *(("512.0", "256.0", "256.0", "512.0", 1) if i % 2 else ("",) * 4 + (0,))] for i, n in enumerate(names)
+    ]
     table(tmp_path / "stage_2_train_labels.csv", ["patientId", "x", "y", "width", "height", "Target"], boxes + boxes)
     by_target = source(tmp_path)
-    assert by_target.labelled("test").labels.tolist() == [0, 1]
+    split = by_target.labelled("test")
+    assert split.labels.tolist() == [0, 1]
     assert len(by_target) == 4
+    assert not split.items[0]["truth"].any()
+    assert split.items[1]["truth"][6:18, 10:15].all()  # 24 x 20, of 1,024 x 1,024
+    assert int(split.items[1]["truth"].sum()) == 12 * 5
+    assert "1 of them abnormal, 1 with boxes" in by_target.plan()["held out"]
     kinds = ["Normal", "Lung Opacity", "No Lung Opacity / Not Normal"]
     table(
         tmp_path / "stage_2_detailed_class_info.csv",
@@ -241,8 +248,35 @@ def test_rsna(tmp_path):
         [[n, kinds[i % 3]] for i, n in enumerate(names)],
     )
     by_class = source(tmp_path)
-    assert by_class.labelled("test").labels.tolist() == [1, 0]
+    split = by_class.labelled("test")
+    assert split.labels.tolist() == [1, 0]
+    assert {int(v) for v in split.items[0]["truth"].unique()} == {-1}  # not normal, and nobody drew a box
+    assert not split.items[1]["truth"].any()  # normal by class, whatever the other table says
     assert len(by_class) == 3
+
+
+def test_boxes_outside_of_pictures(tmp_path):
+    x_rays(tmp_path, [f"{i}.png" for i in range(5)])
+    for box, words in ((("900", "0", "200", "9"), "900, 0, 200, 9 of 4"), (("9", "", "9", "9"), "does not lie in")):
+        rows = [[i, *(box if i == 4 else ("",) * 4), int(i == 4)] for i in range(5)]
+        table(tmp_path / "stage_2_train_labels.csv", ["patientId", "x", "y", "width", "height", "Target"], rows)
+        assert words in refused(tmp_path)
+
+
+def test_boxes_of_nih(tmp_path):
+    """Its header has a comma within a name."""
+    names = [f"{i:08}_000.png" for i in range(5)]
+    x_rays(tmp_path, [f"images/{name}" for name in names])
+    findings = [[n, "No Finding" if i < 3 else "Mass"] for i, n in enumerate(names)]
+    table(tmp_path / "Data_Entry_2017.csv", ["Image Index", "Finding Labels"], findings)
+    (tmp_path / "train_val_list.txt").write_text("\n".join(names[:2]))
+    (tmp_path / "test_list.txt").write_text("\n".join(names[2:]))
+    lines = ["Image Index,Finding Label,Bbox [x,y,w,h],,,", f"{names[4]},Mass,0.0,512.0,512.0,512.0,,,"]
+    (tmp_path / "BBox_List_2017.csv").write_text("\n".join(lines))
+    split = source(tmp_path).labelled("test")
+    assert split.labels.tolist() == [0, 1, 1]
+    assert [sorted(map(int, split.items[i]["truth"].unique())) for i in range(3)] == [[0], [-1], [0, 1]]
+    assert split.items[2]["truth"][12:, :10].all()
 
 
 def test_tables_that_do_not_fit(tmp_path):

@@ -201,7 +201,7 @@ def test_ped1_has_masks_of_some_videos(tmp_path):
     assert first[1, 4:12, 5:15].all()
     assert {int(v) for i in (3, 4) for v in split.items[i]["truth"].unique()} == {-1}
     (tmp_path / "Test/Test001_gt/010.bmp").unlink()
-    with pytest.raises(MimError, match="has 10 frames, and .*Test001_gt 9 masks"):
+    with pytest.raises(MimError, match=r"has 10 frames, and .*Test001_gt 9 masks"):
         source(tmp_path)
 
 
@@ -209,7 +209,9 @@ def test_a_mask_of_another_size(tmp_path):
     ped(tmp_path, "masks")
     Image.new("L", (41, 32)).save(tmp_path / "Test/Test002_gt/002.bmp")
     split = source(tmp_path).labelled("test")
-    with pytest.raises(MimError, match=r"002\.bmp: the mask of frame 1 is 41 x 32, and the frames of .*Test002 40 x 32"):
+    with pytest.raises(
+        MimError, match=r"002\.bmp: the mask of frame 1 is 41 x 32, and the frames of .*Test002 40 x 32"
+    ):
         split.items[3]
 
 

@@ -1,11 +1,13 @@
 """Anomaly metrics against their golden case, against plain counting, and what they refuse."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from mim_core import MimError
+from mim_core.evaluation.anomaly import Judged, signs
 from mim_core.evaluation.anomaly_metrics import (
     ScoreCounts,
     area_up_to,
@@ -138,3 +140,15 @@ def test_what_cannot_be_counted():
     assert not counts.both
     with pytest.raises(MimError, match="need both kinds"):
         counts.auroc()
+
+
+def test_places_that_nobody_knows_are_left_out():
+    """Samples with -1 anywhere; and none is judged where nothing abnormal is left."""
+    truth = signs(torch.tensor([[[0, 3]], [[-1, 1]], [[0, 0]]], dtype=torch.int8))
+    judged = Judged(torch.arange(6.0).reshape(3, 1, 2), torch.tensor([True, True, False]), truth, 0)
+    maps, places = judged.placed()
+    assert maps.flatten().tolist() == [0, 1, 4, 5]
+    assert places.flatten().tolist() == [False, True, False, False]
+    assert replace(judged, truth=torch.minimum(truth, torch.zeros_like(truth))).placed() is None
+    assert replace(judged, truth=None).placed() is None
+    assert signs(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [0, 1]

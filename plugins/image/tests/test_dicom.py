@@ -78,7 +78,7 @@ def read(folder, channels=1):
         (
             {"values": RAMP * 16, "bits": 12, "RescaleSlope": 0.5, "RescaleIntercept": -1024, "WindowCenter": 0,
              "WindowWidth": 2049, "PhotometricInterpretation": "MONOCHROME1"},
-            255 - np.clip((RAMP * 8 - 1024 + 0.5) / 2048 + 0.5, 0, 1) * 255,
+            255 - np.clip((RAMP * 8.0 - 1024 + 0.5) / 2048 + 0.5, 0, 1) * 255,
         ),
     ],
 )  # fmt: skip

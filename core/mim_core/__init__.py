@@ -159,6 +159,7 @@ if TYPE_CHECKING:
     from mim_core.parts.teacher import Teacher as Teacher
     from mim_core.parts.tokenizer import JoinedTokenizer as JoinedTokenizer
     from mim_core.parts.tokenizer import PatchTokenizer as PatchTokenizer
+    from mim_core.parts.tokenizer import PlainUnits as PlainUnits
     from mim_core.parts.tokenizer import Tokenizer as Tokenizer
     from mim_core.parts.tokenizer_ids import BinTokenizer as BinTokenizer
     from mim_core.parts.tokenizer_ids import IdTokenizer as IdTokenizer
@@ -269,7 +270,7 @@ _ROOMS = {
     "parts.target_ids": ("IdTarget",),
     "parts.target_ranks": ("RankTarget",),
     "parts.teacher": ("EmaTeacher", "Lesson", "Student", "Teacher"),
-    "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "Tokenizer"),
+    "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "PlainUnits", "Tokenizer"),
     "parts.tokenizer_ids": ("BinTokenizer", "IdTokenizer", "NamedTokenizer", "SequenceTokenizer"),
     "parts.upernet": ("FcnHead", "UperNet", "pixel_loss", "resized"),
     "randomness": ("bits", "make_key", "name_code", "permutation", "torch_seed", "uniform"),

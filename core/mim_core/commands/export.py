@@ -17,6 +17,7 @@ from mim_core.host.loading import installed
 from mim_core.host.registry import Registry
 from mim_core.interop import exporters
 from mim_core.interop.model_card import write_card
+from mim_core.interop.plain import export_plain
 from mim_core.interop.programs import export_program
 from mim_core.interop.timm import export_timm, notes_on
 from mim_core.methods.build import open_source
@@ -29,7 +30,7 @@ from mim_core.runs.load import load_run
 from mim_core.runs.state import ORIGINS
 from mim_core.terminal import tell
 
-FILES = {"timm": "encoder-timm.safetensors", "torch": "program.pt2", "onnx": "program.onnx"}
+FILES = {"timm": "encoder-timm.safetensors", "torch": "program.pt2", "onnx": "program.onnx", "plain": "plain"}
 """What the file is called by default; a folder for transformers is called as --to is."""
 
 
@@ -41,17 +42,18 @@ class ExportOptions:
     """Folder of the run."""
     to: str = "timm"
     """timm: safetensors under timm's names. hf: a folder for transformers, of the first format that fits (mim-core list
-    exporters; each can be named, such as hf-vit). torch: a program of torch.export, which runs without mim-core. onnx:
-    the same for ONNX (needs onnx, onnxscript, onnxruntime). The file's metadata say how inputs are made."""
+    exporters; each can be named, such as hf-vit). torch: a program of torch.export, which runs without mim-core.
+    plain: a folder with model.py, which needs torch alone, and its state_dict. onnx: a program for ONNX (needs onnx,
+    onnxscript, onnxruntime). The file's metadata say how inputs are made."""
     out: Path | None = None
-    """File to write; RUN/encoder-timm.safetensors by default, or RUN/program.pt2 or .onnx; for transformers a folder,
-    RUN/hf."""
+    """File to write; RUN/encoder-timm.safetensors by default, or RUN/program.pt2 or .onnx; a folder for plain and
+    for transformers, RUN/plain and RUN/hf."""
     given: tuple[str, ...] = ()
     """torch and onnx: of several modalities, those that the program takes; all by default."""
 
 
 def export(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``export RUN --to timm|hf|torch|onnx``."""
+    """``export RUN --to timm|hf|torch|plain|onnx``."""
     options, registry = parse(ExportOptions, f"{program} export", arguments), installed()
     _check_format(options.to, registry)
     opened = load_run(options.run, registry)
@@ -63,6 +65,9 @@ def export(program: str, plugin: str | None, arguments: list[str]) -> int:
     if options.to == "timm":
         about[ORIGINS] = json.dumps(origins.behind(source, None))
         line, notes = export_timm(method, path, about, inputs, classes), notes_on(method)
+    elif options.to == "plain":
+        told = {**about, **inputs, **({"classes": list(classes)} if classes else {})}
+        line, notes = export_plain(method, path, told), []
     elif options.to in FILES:
         told = {**about, **inputs, **({"classes": list(classes)} if classes else {})}
         line, notes = export_program(method, path, options.to, told, options.given)

@@ -27,7 +27,7 @@ from mim_core.version import __version__
 
 MARK = "- mim-core\n"
 """Stands in every card, so that a file of the user's is told from one."""
-LIBRARIES = {"timm": "timm", "torch": "torch", "onnx": "onnx"}
+LIBRARIES = {"timm": "timm", "torch": "torch", "onnx": "onnx", "plain": "torch"}
 
 
 def card_of(path: Path) -> Path:

@@ -74,7 +74,7 @@ def export_program(
     shapes = given_shapes(method, given)
     tokenizer: Any = method.eval().to("cpu").tokenizer
     ids = tokenizer.ids
-    module, example = Program(method, tuple(shapes)).eval(), _example(shapes, ids, 3, 0)
+    module, example = Program(method, tuple(shapes)).eval(), random_inputs(shapes, ids, 3, 0)
     with torch.no_grad():
         names = tuple(module(*example))
     told = {**about, "inputs": {name: list(shape) for name, shape in shapes.items()}, "outputs": list(names)}
@@ -84,7 +84,7 @@ def export_program(
     tried = path.with_name(f".tried-{path.name}")
     try:
         any_batch = write(module, example, tried, told, names)
-        again = _example(shapes, ids, 2 if any_batch else 1, 1)
+        again = random_inputs(shapes, ids, 2 if any_batch else 1, 1)
         with torch.no_grad():
             wanted = module(*again)
         found = {"torch": _run_torch, "onnx": _run_onnx}[kind](tried, tuple(shapes), again)
@@ -96,7 +96,9 @@ def export_program(
     return _line(kind, path, shapes), notes
 
 
-def _example(shapes: Mapping[str, tuple[int, ...]], ids: Mapping[str, int], rows: int, seed: int) -> tuple[Tensor, ...]:
+def random_inputs(
+    shapes: Mapping[str, tuple[int, ...]], ids: Mapping[str, int], rows: int, seed: int
+) -> tuple[Tensor, ...]:
     """A batch of random values."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(

@@ -24,6 +24,22 @@ from mim_core.text import times
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
+@dataclass(frozen=True)
+class PlainUnits:
+    """How a modality becomes tokens with torch alone, for the model file of ``export --to plain``.
+
+    Attributes:
+        code: Python: classes that it needs, without imports; torch, nn and F are there.
+        module: Python: makes a module from an input [B, ...] to a pair: tokens [B, N, D]; and where these lie, [B, N,
+            3], or None where they lie on a grid.
+        weights: Of that module, by name.
+    """
+
+    code: str
+    module: str
+    weights: Mapping[str, Tensor]
+
+
 class Tokenizer(nn.Module):
     """Base class. Built from its options and the width of the encoder.
 
@@ -68,6 +84,14 @@ class Tokenizer(nn.Module):
         anew, with a sentinel for each hidden span. Nothing else changes."""
         return values
 
+    def plain(self) -> PlainUnits:
+        """The same with torch alone.
+
+        Raises:
+            ValueError: It has no such form.
+        """
+        raise ValueError(f"a {type(self).__name__} has no form in torch alone")
+
     def leave_values(self) -> None:
         """Called when the method is built, where the encoder embeds the values itself: takes the embedding out, which
         would be weights that nothing trains, and sets ``embeds`` to "none": `embed` gives values as they are.
@@ -92,6 +116,20 @@ def zeros(
     """A batch of zeros of these shapes, int64 where modalities are ids."""
     types = {name: torch.int64 if name in ids else torch.float32 for name in shapes}
     return {name: torch.zeros(rows, *shape, dtype=types[name], device=device) for name, shape in shapes.items()}
+
+
+PATCHES = """\
+class Patches(nn.Module):
+    \"\"\"Patches of an input [B, channels, *size] as tokens.\"\"\"
+
+    def __init__(self, channels, width, patch):
+        super().__init__()
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(patch) - 1]
+        self.proj = convolution(channels, width, patch, patch)
+
+    def forward(self, x):
+        return self.proj(x).flatten(2).mT, None
+"""
 
 
 class PatchTokenizer(Tokenizer):
@@ -135,6 +173,13 @@ class PatchTokenizer(Tokenizer):
     def leave_values(self) -> None:
         """No linear embedding."""
         self.proj, self.embeds = None, "none"
+
+    def plain(self) -> PlainUnits:
+        """A convolution."""
+        config, weight = self.config, self.proj.weight
+        bias = weight.new_zeros(len(weight)) if self.proj.bias is None else self.proj.bias
+        sizes = f"{config.channels}, {len(weight)}, {tuple(config.patch)}"
+        return PlainUnits(PATCHES, f"Patches({sizes})", {"proj.weight": weight, "proj.bias": bias})
 
     def grid_of(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Patches along each axis of an input of this size.

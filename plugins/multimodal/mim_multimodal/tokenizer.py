@@ -7,9 +7,24 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from mim_core import Layout, MimError, Patches, PatchTokenizer, Sample, Tokenizer
+from mim_core import Layout, MimError, Patches, PatchTokenizer, PlainUnits, Sample, Tokenizer
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
+
+CLASS_MAP = """\
+class ClassMap(nn.Module):
+    \"\"\"Patches of a map of class ids, int64 [B, h, w], as tokens.\"\"\"
+
+    def __init__(self, classes, unknown, vector, width, patch):
+        super().__init__()
+        self.classes, self.unknown = classes, unknown
+        self.vectors, self.patches = nn.Embedding(classes + unknown, vector), Patches(vector, width, patch)
+
+    def forward(self, ids):
+        if self.unknown:
+            ids = ids.where((ids >= 0) & (ids < self.classes), self.classes)
+        return self.patches(self.vectors(ids).permute(0, 3, 1, 2))
+"""
 
 
 class ClassMapTokenizer(Tokenizer):
@@ -99,6 +114,17 @@ class ClassMapTokenizer(Tokenizer):
         if self.config.unknown:
             ids = ids.where((ids >= 0) & (ids < self.config.classes), self.config.classes)
         return self.patches.embed(self.class_embed(ids))
+
+    def plain(self) -> PlainUnits:
+        """Vectors of ids, and a convolution."""
+        config, patches = self.config, self.patches.plain()
+        weights = {f"patches.{name}": value for name, value in patches.weights.items()}
+        sizes = f"{config.classes}, {config.unknown}, {config.embed_width}, {self.patches.proj.out_channels}"
+        return PlainUnits(
+            f"{patches.code}\n\n{CLASS_MAP}",
+            f"ClassMap({sizes}, {tuple(config.patch)})",
+            {"vectors.weight": self.class_embed.weight, **weights},
+        )
 
     def join(self, values: Tensor, layout: Layout) -> Tensor:
         """Values [B, N, *patch, 1] back to [B, h, w]."""

@@ -8,10 +8,39 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from mim_core import BatchNorm, Layout, MimError, Patches, Sample, Tokenizer, init_transformer
+from mim_core import BatchNorm, Layout, MimError, Patches, PlainUnits, Sample, Tokenizer, init_transformer
 from torch import Tensor, nn
 
 from mim_pointcloud import geometry
+
+GROUPS = """\
+class Groups(nn.Module):
+    \"\"\"Groups of the nearest points around farthest-point centres of a cloud [B, P, channels], as tokens.\"\"\"
+
+    def __init__(self, groups, size, channels, hidden, width):
+        super().__init__()
+        self.groups, self.size = groups, size
+        self.local, self.whole = self.layers(channels, *hidden[:2]), self.layers(2 * hidden[1], hidden[2], width)
+
+    @staticmethod
+    def layers(given, hidden, out):
+        return nn.Sequential(nn.Linear(given, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+    def forward(self, points):
+        places, rows = points[..., :3], torch.arange(len(points), device=points.device)
+        chosen, least = [torch.zeros_like(rows)], torch.full_like(places[..., 0], torch.inf)
+        for _ in range(self.groups - 1):
+            last = places[rows, chosen[-1]][:, None]
+            least = torch.minimum(least, (places - last).square().sum(2))
+            chosen.append(least.argmax(1))
+        centres = places[rows[:, None], torch.stack(chosen, 1)]
+        apart = (centres[:, :, None] - places[:, None]).square().sum(3)
+        near = points[rows[:, None, None], apart.topk(self.size, 2, largest=False).indices]
+        near = torch.cat([near[..., :3] - centres[:, :, None], near[..., 3:]], 3)
+        each = self.local(near.flatten(0, 2)).unflatten(0, near.shape[:3])
+        each = torch.cat([each.amax(2, keepdim=True).expand_as(each), each], 3)
+        return self.whole(each.flatten(0, 2)).unflatten(0, near.shape[:3]).amax(2), centres
+"""
 
 
 class GroupTokenizer(Tokenizer):
@@ -84,6 +113,12 @@ class GroupTokenizer(Tokenizer):
         local = values[..., :3].float() - centres[:, :, None]
         values = torch.cat([local.to(values.dtype), values[..., 3:]], dim=-1)
         return Patches(values, Layout(count=config.groups, positions=centres))
+
+    def plain(self) -> PlainUnits:
+        """Sampling, neighbours and the PointNet."""
+        config, width = self.config, self.whole[-1].out_features
+        sizes = f"{config.groups}, {config.size}, {config.channels}, {tuple(config.hidden)}, {width}"
+        return PlainUnits(GROUPS, f"Groups({sizes})", self.state_dict())
 
     def embed(self, values: Float[Tensor, "B K S C"]) -> Float[Tensor, "B K D"]:
         """Two layers per point, the largest values of the group beside each point's, two more, the largest values."""

@@ -1,0 +1,276 @@
+"""A trained encoder, with a classifier's head, as a state_dict and one short file of Python that needs torch alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader
+from timm.layers import LayerScale, Mlp
+from timm.models import vision_transformer
+from torch import Tensor, nn
+
+from mim_core.disk import write_whole
+from mim_core.errors import MimError
+from mim_core.interop.programs import NEAR, Program, random_inputs
+from mim_core.methods.classifier import Classifier
+from mim_core.methods.method import Method
+from mim_core.methods.quantised import QuantisedAutoencoder
+from mim_core.methods.supervised import Supervised
+from mim_core.parts.encoder import ViTEncoder
+from mim_core.parts.norm import BatchNorm
+from mim_core.parts.position import CoordinatePosition, SegmentPositions
+from mim_core.parts.tokenizer import JoinedTokenizer, PlainUnits, Tokenizer
+from mim_core.tensor_files import write_tensors
+
+OTHERS = "--to torch holds any method"
+
+
+def export_plain(method: Method, folder: Path, about: Mapping[str, Any]) -> str:
+    """Writes ``model.py``, ``model.safetensors`` and ``about.json``, once the file has given the method's answers.
+
+    Args:
+        method: In evaluation mode.
+        folder: Where to.
+        about: What JSON has of the inputs and of where the weights are from.
+
+    Returns:
+        How to load it, in Python.
+
+    Raises:
+        MimError: The method has parts that this file has no form of, or it gives other answers.
+    """
+    tokenizer: Any = method.eval().to("cpu").tokenizer
+    try:
+        text, weights = plain_model(method)
+    except ValueError as error:
+        raise MimError(f"No plain model of this run: {error}; {OTHERS}.") from error
+    shapes = dict(tokenizer.shapes)
+    _check(text, weights, method, shapes, tokenizer.ids)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "model.py", text)
+    write_tensors(folder / "model.safetensors", weights)
+    told = {**about, "inputs": {name: list(shape) for name, shape in shapes.items()}}
+    write_whole(folder / "about.json", json.dumps(told, indent=2) + "\n")
+    return "\n".join(
+        (
+            "from model import Model  # within the folder",
+            "from safetensors.torch import load_file",
+            "",
+            "model = Model().eval()",
+            'model.load_state_dict(load_file("model.safetensors"))',
+            f"model({_call(shapes)})",
+        )
+    )
+
+
+def _call(shapes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={name}" for name in shapes)
+
+
+def _check(text: str, weights: Mapping[str, Tensor], method: Method, shapes: Any, ids: Any) -> None:
+    """Raises MimError where the file gives other answers than the method."""
+    room: dict[str, Any] = {"__name__": "model"}
+    exec(compile(text, "model.py", "exec"), room)
+    model = room["Model"]().eval()
+    model.load_state_dict(weights)
+    inputs = random_inputs(shapes, ids, 2, 1)
+    with torch.no_grad():
+        wanted = next(iter(Program(method, tuple(shapes))(*inputs).values()))
+        found = model(**dict(zip(shapes, inputs, strict=True)))
+    if not torch.allclose(found, wanted, rtol=NEAR, atol=NEAR):
+        apart = float((found - wanted).abs().max())
+        raise MimError(
+            f"The plain model gives other answers than the run, {apart:.2g} apart, and was not written. Please report "
+            f"it; {OTHERS}."
+        )
+
+
+def plain_model(method: Method) -> tuple[str, dict[str, Tensor]]:
+    """The text of the file, and its state_dict.
+
+    Raises:
+        ValueError: The method has parts that have no such form.
+    """
+    tokenizer: Any = getattr(method, "tokenizer", None)
+    encoder: Any = getattr(method, "encoder", None)
+    if not isinstance(encoder, ViTEncoder) or not isinstance(tokenizer, Tokenizer):
+        raise ValueError(f"it is written for core:vit, and this encoder is a {type(encoder or method).__name__}")
+    if isinstance(method, QuantisedAutoencoder):
+        raise ValueError("it holds what gives features, and this one gives codes")
+    if isinstance(method, Supervised) and type(method) is not Classifier:
+        raise ValueError(f"of what is trained on labels it holds classifiers, and this is a {type(method).__name__}")
+    if not isinstance(encoder.norm_pre, nn.Identity):
+        raise ValueError("the encoder has a norm before its blocks")
+    units = _units(tokenizer)
+    modules, weights = {}, dict[str, Tensor]()
+    for name, plain in units.items():
+        modules[name] = plain.module
+        weights |= {f"embed.{name}.{key}": value for key, value in plain.weights.items()}
+    positions = _positions(tokenizer, encoder, weights)
+    told = {
+        **_trunk(encoder, weights),
+        **_head(method, weights),
+        "inputs": tokenizer.shapes,
+        "ids": tokenizer.ids,
+        "call": _call(tokenizer.shapes),
+        "codes": _codes(units),
+        "modules": modules,
+        "positions": positions,
+        "tables": any(each.startswith("Table") for each in positions.values()),
+        "what": f"The {'classifier' if isinstance(method, Classifier) else 'encoder'} of a run, with every unit seen",
+    }
+    rooms = Environment(loader=PackageLoader("mim_core", "templates"), trim_blocks=True, lstrip_blocks=True)
+    text = rooms.get_template("plain-model.py.jinja").render(told)
+    return text.rstrip() + "\n", {name: value.detach().contiguous().clone() for name, value in weights.items()}
+
+
+def _parts(tokenizer: Any) -> dict[str, Tokenizer]:
+    """Tokenizers by segment; one without a name where there are no segments."""
+    if isinstance(tokenizer, JoinedTokenizer):
+        return {name: tokenizer.part(name) for name in tokenizer.parts}
+    return {"": tokenizer}
+
+
+def _units(tokenizer: Any) -> dict[str, PlainUnits]:
+    """By modality."""
+    found = {}
+    for part in _parts(tokenizer).values():
+        if len(part.shapes) != 1:
+            raise ValueError(f"a {type(part).__name__} takes several modalities")
+        found[next(iter(part.shapes))] = part.plain()
+    return found
+
+
+def _codes(units: Mapping[str, PlainUnits]) -> list[str]:
+    """Each class once."""
+    classes: dict[str, str] = {}
+    for plain in units.values():
+        for code in plain.code.split("\n\n\n"):
+            classes.setdefault(code.strip().partition("\n")[0], code.strip() + "\n")
+    return list(classes.values())
+
+
+def _positions(tokenizer: Any, encoder: ViTEncoder, weights: dict[str, Tensor]) -> dict[str, str]:
+    """Python of each modality's positions: a table, which has the segment's vector too, or a network over places."""
+    found, start, width = {}, 0, encoder.width
+    for segment, part in _parts(tokenizer).items():
+        name, layout = next(iter(part.shapes)), part.layout
+        position: Any = encoder.position
+        position = position.parts[segment] if isinstance(position, SegmentPositions) else position
+        if isinstance(position, CoordinatePosition) and layout.grid is None:
+            if encoder.segment is not None:
+                raise ValueError("vectors of segments lie on positions that are computed")
+            first: Any = position.layers[0]
+            weights |= {f"position.{name}.{key}": value for key, value in position.layers.state_dict().items()}
+            sizes = (first.in_features, first.out_features)
+            found[name] = f"nn.Sequential(nn.Linear{sizes}, nn.GELU(), nn.Linear({sizes[1]}, {width}))"
+            continue
+        table = _table(encoder, tokenizer, start, part)
+        if encoder.segment is not None:
+            table = table + encoder.segment[segment]
+        weights[f"position.{name}.table"] = table
+        found[name] = f"Table({layout.count}, {width})"
+        start += layout.count
+    return found
+
+
+def _table(encoder: ViTEncoder, tokenizer: Any, start: int, part: Tokenizer) -> Tensor:
+    """Positions of the units of a part, [1, N, D], the first of which is ``start`` in the whole layout."""
+    position: Any = encoder.position
+    if position is None:
+        return torch.zeros(1, part.layout.count, encoder.width)
+    if isinstance(position, SegmentPositions):
+        names = [name for name, other in _parts(tokenizer).items() if other is part]
+        found: Tensor = position.parts[names[0]](part.layout)
+        return found
+    whole: Tensor = position(tokenizer.layout)
+    return whole[:, start : start + part.layout.count]
+
+
+def _trunk(encoder: ViTEncoder, weights: dict[str, Tensor]) -> dict[str, Any]:
+    """What the template says of blocks, norm and front tokens."""
+    blocks: Any = encoder.blocks
+    for number, block in enumerate(blocks):
+        weights |= {f"blocks.{number}.{name}": value for name, value in _block(block).items()}
+    front = [value for value in (encoder.cls_token, encoder.reg_token) if value is not None]
+    tokens = torch.cat(front, dim=1) if front else torch.zeros(1, 0, encoder.width)
+    in_blocks = encoder.config.position_at == "blocks"
+    if in_blocks:
+        own = encoder.prefix_position
+        weights["front_position"] = torch.zeros(1, 0, encoder.width) if own is None else own
+    elif encoder.prefix_position is not None:
+        tokens = tokens + encoder.prefix_position
+    weights["front"] = tokens
+    first = blocks[0] if len(blocks) else None
+    return {
+        "in_blocks": in_blocks,
+        "front": tokens.shape[1],
+        "width": encoder.width,
+        "depth": len(blocks),
+        "heads": first.attn.num_heads if first else 1,
+        "hidden": first.mlp.fc1.out_features if first else 1,
+        "eps": first.norm1.eps if first else 1e-6,
+        "norm": _norm(encoder.norm, "norm", weights),
+    }
+
+
+def _norm(norm: Any, name: str, weights: dict[str, Tensor]) -> str:
+    """Python of a norm, or of nothing."""
+    if isinstance(norm, nn.Identity) or norm is None:
+        return "nn.Identity()"
+    weights |= {f"{name}.weight": norm.weight, f"{name}.bias": _bias(norm)}
+    return f"nn.LayerNorm({norm.normalized_shape[0]}, {norm.eps})"
+
+
+def _bias(layer: Any) -> Tensor:
+    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias  # type: ignore[no-any-return]
+
+
+def _block(block: Any) -> dict[str, Tensor]:
+    """The weights of a block; scales of its branches are in the layers before them."""
+    plain = isinstance(block, vision_transformer.Block) and isinstance(block.mlp, Mlp)
+    plain = plain and isinstance(block.mlp.act, nn.GELU) and block.mlp.act.approximate == "none"
+    inner = (block.attn.q_norm, block.attn.k_norm, block.mlp.norm, getattr(block.attn, "norm", nn.Identity()))
+    if not plain or not all(isinstance(each, nn.Identity) for each in inner):
+        raise ValueError("its blocks have other parts than attention and an MLP with GELU")
+    layers = {"norm1": block.norm1, "norm2": block.norm2, "qkv": block.attn.qkv, "proj": block.attn.proj,
+              "fc1": block.mlp.fc1, "fc2": block.mlp.fc2}  # fmt: skip
+    found = {}
+    for name, layer in layers.items():
+        scale = {"proj": block.ls1, "fc2": block.ls2}.get(name)
+        weight, bias = layer.weight, _bias(layer)
+        if isinstance(scale, LayerScale):
+            weight, bias = weight * scale.gamma[:, None], bias * scale.gamma
+        found |= {f"{name}.weight": weight, f"{name}.bias": bias}
+    return found
+
+
+def _head(method: Method, weights: dict[str, Tensor]) -> dict[str, Any]:
+    """What the template says of a classifier's head; nothing of an encoder's."""
+    if not isinstance(method, Classifier):
+        return {"head": [], "answer": f"features [B, {method.encoder.width}], the mean of the units"}  # type: ignore[union-attr]
+    front: Any = method.encoder
+    count = sum(each.shape[1] for each in (front.cls_token, front.reg_token) if each is not None)
+    pools = {"mean": f"x[:, {count}:].mean(1)", "max": f"x[:, {count}:].amax(1)", "prefix": "x[:, 0]",
+             "first": f"x[:, {count}]"}  # fmt: skip
+    layers: Any = method.head
+    weights |= {f"head.{name}": value for name, value in layers.state_dict().items()}
+    return {
+        "head": list(map(_layer, layers)),
+        "pools": [pools[kind] for kind in method.config.pool.split("-")],
+        "pooled_norm": _norm(method.fc_norm, "pooled_norm", weights),
+        "answer": f"probabilities of the classes [B, {method.classes}]",
+    }
+
+
+def _layer(layer: Any) -> str:
+    """Python of a layer of a head."""
+    if isinstance(layer, nn.Linear):
+        return f"nn.Linear({layer.in_features}, {layer.out_features})"
+    if isinstance(layer, BatchNorm):
+        return f"nn.BatchNorm1d({layer.features}, {layer.eps}, affine={layer.weight is not None})"
+    return "nn.ReLU()" if isinstance(layer, nn.ReLU) else "nn.Identity()"  # dropout

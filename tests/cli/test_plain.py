@@ -169,7 +169,7 @@ def test_a_file_of_other_answers_is_not_written(tmp_path, monkeypatch):
 
     def spoiled(method):
         text, weights = real(method)
-        return text, {**weights, "front": weights["front"] + 1}
+        return text, {**weights, "norm.weight": 2 * weights["norm.weight"]}
 
     monkeypatch.setattr(plain, "plain_model", spoiled)
     with pytest.raises(MimError, match=r"gives other answers than the run, .* apart, and was not written"):

@@ -85,7 +85,7 @@ class Tokenizer(nn.Module):
         return values
 
     def plain(self) -> PlainUnits:
-        """The same with torch alone.
+        """How a sample becomes tokens with torch alone, for ``export --to plain``.
 
         Raises:
             ValueError: It has no such form.

@@ -227,7 +227,7 @@ def _norm(norm: Any, name: str, weights: dict[str, Tensor]) -> str:
 
 
 def _bias(layer: Any) -> Tensor:
-    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias  # type: ignore[no-any-return]
+    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
 
 
 def _block(block: Any) -> dict[str, Tensor]:
@@ -239,7 +239,7 @@ def _block(block: Any) -> dict[str, Tensor]:
         raise ValueError("its blocks have other parts than attention and an MLP with GELU")
     layers = {"norm1": block.norm1, "norm2": block.norm2, "qkv": block.attn.qkv, "proj": block.attn.proj,
               "fc1": block.mlp.fc1, "fc2": block.mlp.fc2}  # fmt: skip
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, layer in layers.items():
         scale = {"proj": block.ls1, "fc2": block.ls2}.get(name)
         weight, bias = layer.weight, _bias(layer)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mim_core.data.folders import walk_folders as walk_folders
     from mim_core.data.label_table import LabelTable as LabelTable
     from mim_core.data.label_table import read_label_table as read_label_table
+    from mim_core.data.labelled import share_of as share_of
     from mim_core.data.loading import Readable as Readable
     from mim_core.data.loading import loader as loader
     from mim_core.data.normalise import IMAGENET_MEAN as IMAGENET_MEAN
@@ -132,6 +133,7 @@ if TYPE_CHECKING:
     from mim_core.parts.masker_guided import GuidedMasker as GuidedMasker
     from mim_core.parts.masker_guided import hide_guided as hide_guided
     from mim_core.parts.masker_region import RegionMasker as RegionMasker
+    from mim_core.parts.neck import ChannelNorm as ChannelNorm
     from mim_core.parts.neck import FourLevels as FourLevels
     from mim_core.parts.neck import SimplePyramid as SimplePyramid
     from mim_core.parts.norm import BatchNorm as BatchNorm
@@ -197,6 +199,7 @@ if TYPE_CHECKING:
     from mim_core.terminal import console as console
     from mim_core.terminal import tell as tell
     from mim_core.text import counted as counted
+    from mim_core.text import shown as shown
     from mim_core.text import times as times
     from mim_core.training.progress import lasting as lasting
 
@@ -215,6 +218,7 @@ _ROOMS = {
     ),
     "data.folders": ("walk_folders",),
     "data.label_table": ("LabelTable", "read_label_table"),
+    "data.labelled": ("share_of",),
     "data.loading": ("Readable", "loader"),
     "data.normalise": ("IMAGENET_MEAN", "IMAGENET_STD", "Normalisation", "check_statistics", "usual_statistics"),
     "data.picture_limits": ("check_picture",),
@@ -257,7 +261,7 @@ _ROOMS = {
     "parts.masker": ("Masker", "Rounding", "check_ratio", "hide_first", "rounded"),
     "parts.masker_guided": ("GuidedMasker", "hide_guided"),
     "parts.masker_region": ("RegionMasker",),
-    "parts.neck": ("FourLevels", "SimplePyramid"),
+    "parts.neck": ("ChannelNorm", "FourLevels", "SimplePyramid"),
     "parts.norm": ("BatchNorm",),
     "parts.position": ("PositionKind", "make_position", "sincos_table"),
     "parts.schedule": ("Progress", "Schedule"),
@@ -282,7 +286,7 @@ _ROOMS = {
     "runs.load": ("OpenedRun", "load_run"),
     "scores": ("FINE_TUNED", "MAJORITY", "PRETRAINED", "RAW", "Score", "Table", "UNTRAINED"),
     "terminal": ("console", "tell"),
-    "text": ("counted", "times"),
+    "text": ("counted", "shown", "times"),
     "training.progress": ("lasting",),
 }
 _MODULES = {

@@ -91,7 +91,7 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
 
     def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = ask(inputs, method, question, some, options.batch_size, options.workers, asked.device)
-        rows: dict[str, Any] = {}
+        rows, facts = dict[str, Any](), dict[str, Any]()
         for row in range(len(some)):
             if row not in found.skipped:
                 made = record({n: v[row] for n, v in found.values.items()}, inputs.source)
@@ -99,17 +99,22 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
                     raise MimError(f"--out {out} is the folder that is read; name another, so that no file is lost.")
                 files = _write_files(out, homes[some.start + row], made.files)
                 rows[str(row)] = {**made.row, **files}
-        return {}, {"rows": rows, "skipped": {str(row): why for row, why in found.skipped.items()}}
+                facts |= {} if made.facts is None else {str(row): made.facts}
+        return {}, {"rows": rows, "facts": facts, "skipped": {str(row): why for row, why in found.skipped.items()}}
 
-    rows, skipped = list[dict[str, Any]](), dict[str, str]()
-    for some, _, facts in chunks.fill(make, asked.progress(chunks.resumed)):
-        rows += [{"name": inputs.name(some.start + int(row)), **content} for row, content in facts["rows"].items()]
-        skipped.update({inputs.name(some.start + int(row)): why for row, why in facts["skipped"].items()})
+    rows, every, skipped = list[dict[str, Any]](), list[tuple[str, Any]](), dict[str, str]()
+    for some, _, part in chunks.fill(make, asked.progress(chunks.resumed)):
+        rows += [{"name": inputs.name(some.start + int(row)), **content} for row, content in part["rows"].items()]
+        every += [(inputs.name(some.start + int(row)), facts) for row, facts in part.get("facts", {}).items()]
+        skipped.update({inputs.name(some.start + int(row)): why for row, why in part["skipped"].items()})
     if not rows:
         chunks.remove()
         told_of_skipped(skipped)
         raise MimError("None of the files can be used, so there are no answers.")
     _write_tables(out, rows, skipped)
+    for file, content in method.together(every, inputs.source).items() if every else ():
+        with replaced(out / file) as opened:
+            opened.write(content)
     chunks.remove()
     tell(f"{out / 'predictions.csv'}: {counted(len(rows), 'sample')}")
     told_of_skipped(skipped)

@@ -7,7 +7,7 @@ VideoMAE, Point-MAE and MultiMAE by its parts alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -74,10 +74,12 @@ class Record:
     Attributes:
         row: Columns of a table, such as the class and its probability.
         files: Contents of files, by what follows the sample's name: "-depth.png".
+        facts: What JSON can hold, for `Method.together`; None: nothing.
     """
 
     row: Mapping[str, str | int | float] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+    facts: Any = None
 
 
 class Method(nn.Module):
@@ -146,6 +148,15 @@ class Method(nn.Module):
     def record(self, answers: Mapping[str, Tensor], source: DataSource) -> Record:
         """The answers for one sample, without the batch, as a row of a table and as files."""
         raise NotImplementedError
+
+    def together(self, samples: Sequence[tuple[str, Any]], source: DataSource) -> Mapping[str, bytes]:
+        """Files about all samples together, by their names, such as one list of all boxes.
+
+        Args:
+            samples: Name of each sample whose `record` has facts, and these, in the order of the samples.
+            source: What read them.
+        """
+        return {}
 
     def views(self) -> tuple[View, ...]:
         """Other views of a sample that training needs: what its parts say in ``needs_views``. Data, noise, the plan and

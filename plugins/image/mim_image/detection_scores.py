@@ -1,15 +1,20 @@
-"""Average precision of boxes as COCO defines it (arXiv 1405.0312; cocodataset.org, detection evaluation): what
-pycocotools gives for annotations and results in COCO's format."""
+"""Average precision as COCO defines it (arXiv 1405.0312; cocodataset.org, detection evaluation): by pycocotools, which
+judges runs; and of boxes by a computation of our own, which the tests hold beside it."""
 
 from __future__ import annotations
 
+import copy
+import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
+
+from mim_image.boxes import coco_masks
 
 OVERLAPS = np.linspace(0.5, 0.95, 10)
 """Smallest intersection over union of a match."""
@@ -19,6 +24,14 @@ AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large
 """Areas of objects, in pixels; both ends are within."""
 MOST = (1, 10, 100)
 """Detections of an image and category that count."""
+_OF_AREAS = ("small", "medium", "large")
+STATS = (
+    *("AP", "AP50", "AP75"),
+    *(f"AP_{area}" for area in _OF_AREAS),
+    *(f"AR_{most}" for most in MOST),
+    *(f"AR_{area}" for area in _OF_AREAS),
+)
+"""COCO's twelve numbers in pycocotools' order."""
 
 
 @dataclass(frozen=True)
@@ -180,3 +193,36 @@ def _curves(matched: Sequence[_Matched], most: int) -> tuple[np.ndarray, np.ndar
         precision[t, there] = falling[places[there]]
         recall[t] = share[-1] if len(share) else 0.0
     return precision, recall
+
+
+# ---- pycocotools -----------------------------------------------------------------------------------------------------
+
+
+def coco_scores(
+    truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], kind: Literal["bbox", "segm"] = "bbox"
+) -> dict[str, float]:
+    """COCO's twelve numbers by name, as `BoxScores.stats` has them, by pycocotools.
+
+    Args:
+        truth: COCO's format.
+        found: Results format; of masks with ``segmentation``.
+        kind: Boxes or masks.
+
+    Raises:
+        MimError: pycocotools is not installed.
+    """
+    coco_masks()
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    whole = COCO()
+    with redirect_stdout(io.StringIO()):  # it prints tables
+        whole.dataset = copy.deepcopy(dict(truth))  # it changes rows in place
+        whole.createIndex()
+        if not found:  # which loadRes does not take
+            return dict.fromkeys(STATS, 0.0)
+        judge = COCOeval(whole, whole.loadRes(copy.deepcopy(list(found))), kind)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return dict(zip(STATS, map(float, judge.stats), strict=True))

@@ -20,6 +20,7 @@ MASKCO = "MaskCo, arXiv 2108.07954"
 MVP = "MVP, arXiv 2203.05175; EVA, arXiv 2211.07636"
 SSMCTB = "SSMCTB, arXiv 2209.12148"
 AMAE = "AMAE, arXiv 2307.12721"
+VITDET = "ViTDet, arXiv 2203.16527"
 
 
 BY_MODULE = {
@@ -165,11 +166,24 @@ def mim_register_data(register: Register) -> None:
         "many.",
         paper="MVTec AD, CVPR 2019",
     )
+    register(
+        name="coco",
+        load="mim_image.coco_data:CocoImages",
+        summary="Pictures whose objects are known by boxes and masks: COCO's folder, Roboflow's, or any with a json of "
+        "instances; or scenes made of the bundled sample.",
+        paper="COCO, arXiv 1405.0312",
+    )
 
 
 @hookimpl
 def mim_register_methods(register: Register) -> None:
     """What hides nothing of the picture itself."""
+    register(
+        name="detector",
+        load="mim_image.detector:Detector",
+        summary="Boxes, classes and masks of objects, learned from COCO's json: Mask R-CNN, Faster R-CNN or RetinaNet.",
+        paper=VITDET,
+    )
     register(
         name="autoencoder",
         load="mim_image.autoencoder:ConvolutionalAutoencoder",
@@ -252,6 +266,7 @@ FINETUNINGS = {
     "mae-finetune-vit-large": ("MAE's fine-tuning of ViT-L/16, 50 epochs.", MAE),
     "mae-finetune-vit-huge": ("MAE's fine-tuning of ViT-H/14, 50 epochs.", MAE),
     "mae-linprobe-vit-base": ("MAE's linear probing of a frozen ViT-B/16 by LARS, 90 epochs.", MAE),
+    "vitdet-vit-base": ("ViTDet's training of Mask R-CNN on ViT-B/16 at 1,024 pixels, 100 epochs of COCO.", VITDET),
 }
 """Fine-tuning recipes: summary, paper."""
 
@@ -260,7 +275,8 @@ FINETUNINGS = {
 def mim_register_finetunings(register: RecipeRegister) -> None:
     """The papers' settings of training on labels."""
     for name, (summary, paper) in FINETUNINGS.items():
-        function = f"mim_image.recipes_finetune:{name.replace('-', '_')}"
+        module = "recipes_detection" if name.startswith("vitdet") else "recipes_finetune"
+        function = f"mim_image.{module}:{name.replace('-', '_')}"
         register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
 
 
@@ -305,7 +321,8 @@ def mim_register_importers(register: Register) -> None:
 def mim_diagnose() -> list[Finding]:
     """Pillow, whether torchvision fits torch, and what CLIP's features need."""
     clip = library("open_clip", ("open_clip_torch",), means="CLIP features as targets")
-    return [replace(library("PIL", ("pillow",), "reading images"), topic="pillow"), _torchvision(), clip]
+    coco = library("pycocotools", means="detection", extra="detection")
+    return [replace(library("PIL", ("pillow",), "reading images"), topic="pillow"), _torchvision(), clip, coco]
 
 
 def _torchvision() -> Finding:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from mim_core.commands.finetune_recipes import of_machine, recipe_named, train_recipe, under_recipe
+from mim_core.commands.finetune_recipes import of_machine, recipe_named, train_recipe, under_recipe, with_data_of
 from mim_core.commands.judging import FOLDERS, start_of
 from mim_core.commands.options import apply, command_class, parse, swap_all, take_name
 from mim_core.commands.seeds import Asked, seeded, train_seeds
@@ -75,6 +75,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
         raise MimError(
             f"{run.parts['method'].name} does not learn from labels, so finetune cannot train it; core:classifier does."
         )
+    run = with_data_of(run, rest, registry)
     if recipe_named(rest) is None:
         run = replace(run, train=replace(run.train, **run.parts["method"].cls.train_options))
     options = parse(command_class(run, FinetuneOptions, "Train on labels:"), f"{program} finetune {name}", rest)

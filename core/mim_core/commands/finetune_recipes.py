@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from mim_core.commands.options import apply, command_class, parse, swap_all
+from mim_core.commands.options import apply, command_class, parse, swap_all, used
 from mim_core.commands.seeds import Asked, seeded, train_seeds
 from mim_core.commands.starting import fitted, take_encoder_from
 from mim_core.errors import MimError
@@ -16,8 +16,8 @@ from mim_core.host.registry import Entry, Registry
 from mim_core.methods.assembly import Parts
 from mim_core.methods.build import open_source
 from mim_core.methods.supervised import Supervised
-from mim_core.recipes.config import ResolvedRun, TrainConfig
-from mim_core.recipes.resolve import load_recipe
+from mim_core.recipes.config import Part, ResolvedRun, TrainConfig
+from mim_core.recipes.resolve import load_recipe, resolve_part
 from mim_core.runs import origins
 from mim_core.runs.folder import FREE
 
@@ -78,6 +78,21 @@ def under_recipe(base: ResolvedRun, recipe: ResolvedRun, registry: Registry) -> 
     if hasattr(method.options, "classes"):  # those of the paper's data set
         method = replace(method, options=replace(method.options, classes=0))
     return replace(base, parts={**data, "method": method, **kept}, train=train)
+
+
+def with_data_of(run: ResolvedRun, arguments: list[str], registry: Registry) -> ResolvedRun:
+    """The run with the data source that its method learns from, see `Supervised.learns_from`, unless ``--use data=``
+    names one."""
+    name, present = run.parts["method"].cls.learns_from, run.parts.get("data")
+    if not name or any(role == "data" for role, _ in used(arguments)):
+        return run
+    part = resolve_part("data", Part(name), registry)
+    if present is None or issubclass(present.cls, part.cls):
+        return run
+    own = {field.name for field in fields(part.options)} - {"root"}
+    both = {field.name: getattr(present.options, field.name) for field in fields(present.options) if field.name in own}
+    part = replace(part, options=replace(part.options, **both))
+    return replace(run, parts={**run.parts, "data": part})
 
 
 def train_recipe(program: str, name: str, entry: Entry, rest: list[str], registry: Registry) -> int:

@@ -62,6 +62,9 @@ class Supervised(Method):
     """Entries of the sample, int64 [B], that `forward` is handed as they are."""
     train_options: ClassVar[Mapping[str, Any]] = {}
     """Training options in which this method departs from what `finetune` starts from."""
+    learns_from: ClassVar[str] = ""
+    """The data source that has its answers, where most have none: `finetune` takes it in the place of the run's, with
+    the options that both have, but for the root."""
     replaces: tuple[str, ...] = ()
     """Starts of the names of weights of pre-training that the method does without, because its head has its own."""
 

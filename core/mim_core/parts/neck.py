@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -41,25 +42,28 @@ class SimplePyramid(nn.Module):
     Args:
         width: Channels of the encoder.
         channels: Of every level.
+        finest: Number of the finest level: 2, or 3 for heads that have no use for "p2".
     """
 
-    def __init__(self, width: int, channels: int = 256) -> None:
+    def __init__(self, width: int, channels: int = 256, finest: Literal[2, 3] = 2) -> None:
         super().__init__()
 
         def ends(given: int) -> list[nn.Module]:
             return [NormedConv(given, channels, 1), NormedConv(channels, channels, 3)]
 
         half, quarter = width // 2, width // 4
-        up = nn.ConvTranspose2d(width, half, 2, stride=2)
-        more = nn.ConvTranspose2d(half, quarter, 2, stride=2)
-        self.simfp_2 = nn.Sequential(up, ChannelNorm(half), nn.GELU(), more, *ends(quarter))
+        self.finest = finest
+        if finest == 2:
+            up = nn.ConvTranspose2d(width, half, 2, stride=2)
+            more = nn.ConvTranspose2d(half, quarter, 2, stride=2)
+            self.simfp_2 = nn.Sequential(up, ChannelNorm(half), nn.GELU(), more, *ends(quarter))
         self.simfp_3 = nn.Sequential(nn.ConvTranspose2d(width, half, 2, stride=2), *ends(half))
         self.simfp_4 = nn.Sequential(*ends(width))
         self.simfp_5 = nn.Sequential(nn.MaxPool2d(2, 2), *ends(width))
 
     def forward(self, x: Float[Tensor, "B D h w"]) -> dict[str, Tensor]:
         """Levels "p2" to "p6", the finest first."""
-        found = {f"p{number}": getattr(self, f"simfp_{number}")(x) for number in (2, 3, 4, 5)}
+        found = {f"p{number}": getattr(self, f"simfp_{number}")(x) for number in range(self.finest, 6)}
         return {**found, "p6": F.max_pool2d(found["p5"], kernel_size=1, stride=2)}
 
 

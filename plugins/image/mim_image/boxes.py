@@ -172,7 +172,7 @@ class Jitter:
         height, width = image.shape[-2:]
         sample: dict[str, Any] = {
             "image": tv_tensors.Image(image),
-            "boxes": tv_tensors.BoundingBoxes(objects.boxes, format="XYXY", canvas_size=(height, width)),  # type: ignore[call-overload]
+            "boxes": tv_tensors.BoundingBoxes(objects.boxes, format="XYXY", canvas_size=(height, width)),
             "classes": objects.classes,
         }
         if objects.masks is not None:

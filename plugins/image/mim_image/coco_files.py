@@ -95,7 +95,7 @@ class Instances:
 
 def _as_row(picture: int, each: Object) -> dict[str, Any]:
     left, top, right, bottom = each.box
-    row = {"id": each.id, "image_id": picture, "category_id": each.category, "area": each.area}
+    row: dict[str, Any] = {"id": each.id, "image_id": picture, "category_id": each.category, "area": each.area}
     row |= {"bbox": [left, top, right - left, bottom - top], "iscrowd": int(each.crowd)}
     return row if each.segmentation is None else {**row, "segmentation": each.segmentation}
 
@@ -189,7 +189,7 @@ def _pictures(path: Path, rows: list[Any]) -> dict[int, Pictured]:
             raise MimError(f"{path}: two images have the id {id_}: {found[id_].file} and {row['file_name']}.")
         if row.get("width") is not None or row.get("height") is not None:
             size = (row.get("width"), row.get("height"))
-            if not all(_whole(side) and side > 0 for side in size):
+            if not all(isinstance(side, int) and side > 0 for side in size):
                 raise MimError(
                     f"{path}: width and height of image {id_} ({row['file_name']}) are {size[0]}, {size[1]}."
                 )

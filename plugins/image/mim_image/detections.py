@@ -61,8 +61,11 @@ def results(answers: Mapping[str, Tensor], ids: Sequence[int]) -> list[dict[str,
         left, top, right, bottom = (round(value, 2) for value in answers["boxes"][number].tolist())
         if right <= left or bottom <= top:  # it lies beside the whole picture
             continue
-        row = {"category_id": ids[int(answers["classes"][number])], "score": round(float(answers["scores"][number]), 5)}
-        row["bbox"] = [left, top, round(right - left, 2), round(bottom - top, 2)]
+        row: dict[str, Any] = {
+            "category_id": ids[int(answers["classes"][number])],
+            "score": round(float(answers["scores"][number]), 5),
+            "bbox": [left, top, round(right - left, 2), round(bottom - top, 2)],
+        }
         if "masks" in answers:
             row["segmentation"] = _code(answers["masks"][number], answers["boxes"][number], (height, width))
         found.append(row)

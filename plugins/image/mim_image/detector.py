@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -34,16 +34,13 @@ from mim_image.detection_scores import coco_scores
 from mim_image.detections import Detection, as_json, commonest_box, in_picture, results
 from mim_image.detector_heads import MASK, Found, HeadKind, HeadSizes, make_heads
 
-if TYPE_CHECKING:
-    pass
-
 STEPS_OF_TEST = 8
 """Most pictures per forward pass of a test."""
 MEAN_BOX, UNTRAINED = "mean box", "untrained detector"
 """Rows that stand beside a detector's."""
 SURE = 0.5
 """Score from which an object is counted in a row of a table."""
-COLUMNS = {"bbox": "", "segm": "mask "}
+COLUMNS: Mapping[Literal["bbox", "segm"], str] = {"bbox": "", "segm": "mask "}
 """What is judged -> how its columns begin."""
 
 
@@ -62,6 +59,7 @@ class Detector(Supervised):
     regions of a micro-batch; micro-batches and ranks count alike, however many regions each has.
     """
 
+    learns_from: ClassVar[str] = "image:coco"
     train_options: ClassVar[Mapping[str, Any]] = {
         "base_lr": 1e-4,
         "batch_size": 16,
@@ -124,7 +122,6 @@ class Detector(Supervised):
             raise ValueError("classes must be at least 1; finetune takes their number from the data's categories")
         self.config, self.classes = config, config.classes
         self.size, self.grid, patch = _places(tokenizer)
-        self.pyramid = SimplePyramid(encoder.width, config.channels)
         sizes = HeadSizes(
             config.channels,
             config.hidden,
@@ -135,6 +132,7 @@ class Detector(Supervised):
             config.detections,
         )
         self.heads = make_heads(config.head, config.classes, self.size, patch, sizes)
+        self.pyramid = SimplePyramid(encoder.width, config.channels, self.heads.finest)
         self.ids = config.ids or tuple(range(1, config.classes + 1))
         self.names = config.names or tuple(map(str, self.ids))
 
@@ -233,10 +231,10 @@ class Detector(Supervised):
         """The sum of the head's losses. In evaluation mode its predictions are "boxes" [B, n, 4], "scores", "classes"
         [B, n] with `NOTHING` where there is none, and "masks" [B, n, 28, 28], all on the picture as it is shown."""
         levels, latent = self.levels(prepared)
+        if latent.is_meta:  # operations are counted
+            return Outcome(self.heads.largest_work(levels), {}, {}, latent)
         with torch.autocast(latent.device.type, enabled=False):  # places have too few digits in bfloat16
             levels = {name: level.float() for name, level in levels.items()}
-            if latent.is_meta:
-                return Outcome(self.heads.largest_work(levels), {}, {}, latent)
             taught = self.training or prepared.answers.shape[1] > 0
             losses = self.heads.losses(levels, self._targets(prepared)) if taught else {}
             with torch.no_grad():
@@ -332,14 +330,13 @@ class Detector(Supervised):
         rows[FINE_TUNED] = own
         if notes is not None:
             notes += self._notes(source, len(seen), len(truth.pictures) - len(seen))
-        kinds = ("bbox", "segm") if self.masks else ("bbox",)
         scores = []
         for row, found in rows.items():
-            for kind in kinds:
-                if kind == "segm" and found and "segmentation" not in found[0]:
+            for kind, start in COLUMNS.items():
+                if kind == "segm" and not (self.masks and row != MEAN_BOX):
                     continue
                 stats = coco_scores(judged.as_coco(), found, kind)
-                scores += [Score(row, f"{COLUMNS[kind]}{name}", stats[name]) for name in ("AP", "AP50", "AP75")]
+                scores += [Score(row, f"{start}{name}", stats[name]) for name in ("AP", "AP50", "AP75")]
         return scores
 
     def _untrained(self) -> Detector:

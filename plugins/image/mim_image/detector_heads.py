@@ -118,7 +118,7 @@ def _pool(side: int, patch: float) -> MultiScaleRoIAlign:
     two."""
     pool = MultiScaleRoIAlign(list(POOLED), side, sampling_ratio=0)
     pool.scales = [2**step / patch for step in (2, 1, 0, -1)]
-    pool.map_levels = LevelMapper(2, 5, canonical_scale=CANONICAL * patch, canonical_level=4)  # type: ignore[arg-type]
+    pool.map_levels = LevelMapper(2, 5, canonical_scale=CANONICAL * patch, canonical_level=4)
     return pool
 
 
@@ -135,6 +135,8 @@ class RegionHeads(nn.Module):
 
     first = 1
     """Number of the first class; 0 is the background."""
+    finest: Literal[2, 3] = 2
+    """Number of the finest level of the pyramid that is used."""
 
     def __init__(self, classes: int, size: tuple[int, int], patch: int, sizes: HeadSizes, masks: bool) -> None:
         super().__init__()
@@ -209,6 +211,7 @@ class DenseHeads(nn.Module):
     """
 
     first = 0
+    finest: Literal[2, 3] = 3
 
     def __init__(self, classes: int, size: tuple[int, int], patch: int, sizes: HeadSizes) -> None:
         super().__init__()
@@ -251,7 +254,7 @@ class DenseHeads(nn.Module):
     def largest_work(self, levels: Levels) -> Tensor:
         """A sum over all answers, where operations are counted."""
         used = [levels[name] for name in DENSE[:-1]]
-        return sum((value.sum() for value in self.model.head(used).values()), levels["p2"].new_zeros(()))
+        return sum((value.sum() for value in self.model.head(used).values()), used[0].new_zeros(()))
 
 
 def make_heads(

@@ -98,7 +98,7 @@ def test_plugins(mim):
     said = mim("plugins")
     assert "core mim-core" in said.all
     assert re.search(
-        r"image mim-image 0.1.0 .*recipes, \d+ finetunings, 2 data sources, .*\d+ import formats",
+        r"image mim-image 0.1.0 .*recipes, \d+ finetunings, 3 data sources, .*\d+ import formats",
         " ".join(said.all.split()),
     )
     assert mim("plugins", "--errors").out == "No plugin failed to load.\n"

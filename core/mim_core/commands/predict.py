@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from mim_core.disk import replaced, write_whole
 from mim_core.errors import MimError, unknown
 from mim_core.evaluation.anomaly_maps import score_maps
 from mim_core.host.loading import installed
-from mim_core.inference.inputs import ask, check_question, data_of
+from mim_core.inference.inputs import Inputs, ask, check_question, data_of
 from mim_core.methods.generation import Generation
 from mim_core.methods.method import Method, Record
 from mim_core.runs.load import load_run
@@ -102,19 +102,14 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
                 facts |= {} if made.facts is None else {str(row): made.facts}
         return {}, {"rows": rows, "facts": facts, "skipped": {str(row): why for row, why in found.skipped.items()}}
 
-    rows, every, skipped = list[dict[str, Any]](), list[tuple[str, Any]](), dict[str, str]()
-    for some, _, part in chunks.fill(make, asked.progress(chunks.resumed)):
-        rows += [{"name": inputs.name(some.start + int(row)), **content} for row, content in part["rows"].items()]
-        every += [(inputs.name(some.start + int(row)), facts) for row, facts in part.get("facts", {}).items()]
-        skipped.update({inputs.name(some.start + int(row)): why for row, why in part["skipped"].items()})
+    parts = ((some, facts) for some, _, facts in chunks.fill(make, asked.progress(chunks.resumed)))
+    rows, every, skipped = _gathered(parts, inputs)
     if not rows:
         chunks.remove()
         told_of_skipped(skipped)
         raise MimError("None of the files can be used, so there are no answers.")
     _write_tables(out, rows, skipped)
-    for file, content in method.together(every, inputs.source).items() if every else ():
-        with replaced(out / file) as opened:
-            opened.write(content)
+    _write_files(out, "", method.together(every, inputs.source) if every else {})
     chunks.remove()
     tell(f"{out / 'predictions.csv'}: {counted(len(rows), 'sample')}")
     told_of_skipped(skipped)
@@ -219,6 +214,18 @@ def homes_of(names: Sequence[str]) -> list[str]:
 def _fitting(path: str) -> str:
     """A path whose parts are cut where they are too long."""
     return "/".join(part.encode()[:LONGEST].decode(errors="ignore") for part in path.split("/"))
+
+
+def _gathered(
+    parts: Iterable[tuple[range, Mapping[str, Any]]], inputs: Inputs
+) -> tuple[list[dict[str, Any]], list[tuple[str, Any]], dict[str, str]]:
+    """(rows of the table, facts of each sample that has some, and why others are skipped), with their names."""
+    rows, every, skipped = list[dict[str, Any]](), list[tuple[str, Any]](), dict[str, str]()
+    for some, part in parts:
+        rows += [{"name": inputs.name(some.start + int(row)), **content} for row, content in part["rows"].items()]
+        every += [(inputs.name(some.start + int(row)), facts) for row, facts in part["facts"].items()]
+        skipped.update({inputs.name(some.start + int(row)): why for row, why in part["skipped"].items()})
+    return rows, every, skipped
 
 
 def _write_files(out: Path, home: str, files: Any) -> dict[str, str]:

@@ -106,7 +106,7 @@ class CocoImages(Images):
         if self.coco is not None:
             names = list(self.categories.values())
             told["classes"] = f"{len(names):,}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-            told["objects"] = "; ".join(f"{split} {_told(found)}" for split, found in self.coco.instances.items())
+            told["objects"] = "; ".join(f"{split} {_objects_in(found)}" for split, found in self.coco.instances.items())
         return told
 
     def plan(self) -> dict[str, str]:
@@ -116,8 +116,8 @@ class CocoImages(Images):
             return rows
         root = "scenes made of the bundled sample" if self.bundled else str(self.config.root)
         train = self.coco.instances["train"]
-        rows["data"] = f"{root}: {counted(len(train.pictures), 'picture')} for training, {_told(train)}"
-        rows["held out"] = f"{counted(len(self.splits.test), 'picture')}, {_told(self.coco.instances['test'])}"
+        rows["data"] = f"{root}: {counted(len(train.pictures), 'picture')} for training, {_objects_in(train)}"
+        rows["held out"] = f"{counted(len(self.splits.test), 'picture')}, {_objects_in(self.coco.instances['test'])}"
         return rows
 
 
@@ -130,7 +130,7 @@ def _scenes() -> CocoSplits:
     return CocoSplits(stores, instances)
 
 
-def _told(instances: Instances) -> str:
+def _objects_in(instances: Instances) -> str:
     """How many objects, and what is worth knowing of them."""
     objects = list(instances.objects())
     crowds, empty = sum(each.crowd for each in objects), sum(not picture.objects for picture in instances.pictures)

@@ -51,7 +51,7 @@ def coco_splits(root: Path, annotations: Path | None = None, held: Path | None =
     """
     named = {"train": annotations, "test": held}
     if annotations is None:
-        named = {**_found(root), **({"test": held} if held is not None else {})}
+        named = {**_json_files(root), **({"test": held} if held is not None else {})}
     read = {split: read_instances(path) for split, path in named.items() if path is not None}
     stores = {split: _store(root, instances, split) for split, instances in read.items()}
     if "test" in read:
@@ -69,7 +69,7 @@ def coco_splits(root: Path, annotations: Path | None = None, held: Path | None =
     return CocoSplits(parts, {split: whole.take(some) for split, some in numbers.items()})
 
 
-def _found(root: Path) -> dict[str, Path | None]:
+def _json_files(root: Path) -> dict[str, Path | None]:
     """The json files of a folder by split.
 
     Raises:

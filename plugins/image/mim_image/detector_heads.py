@@ -146,6 +146,8 @@ class RegionHeads(nn.Module):
         options: dict[str, Any] = {
             "rpn_anchor_generator": anchors,
             "rpn_head": RPNHead(channels, len(RATIOS), conv_depth=2),
+            "rpn_pre_nms_top_n_train": 2 * sizes.proposals,  # of each level, before those that overlap are dropped
+            "rpn_pre_nms_top_n_test": sizes.proposals,
             "rpn_post_nms_top_n_train": sizes.proposals,
             "rpn_post_nms_top_n_test": sizes.proposals,
             "box_roi_pool": _pool(7, patch),

@@ -12,6 +12,7 @@ from mim_core import MimError, SimplePyramid, build_method
 from mim_core.cli import main
 from mim_core.host.loading import installed
 from mim_core.recipes.resolve import load_recipe
+from mim_core.standard_errors import grouped_error
 from mim_core.testing import MethodContract
 from mim_image import detector as detector_module
 from mim_image import scenes
@@ -174,12 +175,32 @@ def test_average_precision_is_that_of_another_computation():
         box = (np.array(row["bbox"]) + draw.normal(0, 2, 4)).clip(min=1).round(2).tolist()
         category = row["category_id"] if draw.random() < 0.7 else int(draw.integers(1, 11))
         found.append({"image_id": row["image_id"], "category_id": category, "bbox": box, "score": float(draw.random())})
-    own, theirs = box_scores(truth, found).stats(), coco_scores(truth, found)
+    judged = box_scores(truth, found)
+    own, theirs = judged.stats(), coco_scores(truth, found)
     assert 0.1 < own["AP"] < 0.9
-    assert {name: pytest.approx(value, abs=1e-9) for name, value in theirs.items()} == own
+    assert {name: pytest.approx(value, abs=1e-9) for name, value in theirs.stats.items()} == own
+    assert judged.by_category() == pytest.approx(theirs.by_category)
     exact = [{**row, "score": 1.0} for row in truth["annotations"] if not row["iscrowd"]]
-    assert coco_scores(truth, exact, "segm")["AP"] == pytest.approx(1.0)
-    assert coco_scores(truth, [])["AP"] == 0.0
+    assert coco_scores(truth, exact, "segm").stats["AP"] == pytest.approx(1.0)
+    assert coco_scores(truth, []).stats["AP"] == 0.0
+
+
+def test_standard_errors_leave_each_group_out_in_turn():
+    _, truth = scenes.compose(SAMPLE, "test", 40)
+    truth, draw = truth.as_coco(), np.random.default_rng(1)
+    found = [
+        {"image_id": row["image_id"], "category_id": row["category_id"], "score": float(draw.random()),
+         "bbox": (np.array(row["bbox"]) + draw.normal(0, 2, 4)).clip(min=1).tolist()}
+        for row in truth["annotations"]
+    ]  # fmt: skip
+    ids = [image["id"] for image in truth["images"]]
+    without = []
+    for group in range(20):
+        left = set(ids[group::20])
+        rows = [[row for row in each if row["image_id"] not in left] for each in (truth["annotations"], found)]
+        kept = {**truth, "annotations": rows[0], "images": [i for i in truth["images"] if i["id"] not in left]}
+        without.append(box_scores(kept, rows[1]).stats()["AP50"])
+    assert coco_scores(truth, found).errors["AP50"] == pytest.approx(grouped_error(without), rel=1e-6)
 
 
 def test_without_pycocotools(monkeypatch):
@@ -244,6 +265,9 @@ def test_a_run_is_fine_tuned_and_judged(trained, capsys):
     assert rows == {"mean box", "untrained detector", "trained from scratch", "fine-tuned"}
     own = {score["column"] for score in content["scores"] if score["row"] == "fine-tuned"}
     assert own == {f"{start}{name}" for start in ("", "mask ") for name in ("AP", "AP50", "AP75")}
+    classes = json.loads((trained / "classes.json").read_text())
+    assert [row["class"] for row in classes][-1] == "ankle boot"
+    assert {"objects", "AP", "mask AP"} < set(classes[0])
     assert "12 training pictures, 6 test pictures, 10 classes" in " ".join(content["notes"])
     recipe = (trained / "recipe.toml").read_text()
     assert 'use = "image:coco"' in recipe

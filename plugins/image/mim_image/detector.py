@@ -346,8 +346,9 @@ class Detector(Supervised):
                 scores += [Score(row, start + n, made.stats[n], error=made.errors[n]) for n in ("AP", "AP50", "AP75")]
                 each |= {f"{start}AP": made.by_category} if row == FINE_TUNED else {}
         counts = Counter(one.category for one in judged.objects() if not one.crowd)
-        cells = ((name, counts[id_], *(own[id_] for own in each.values())) for id_, name in self._categories())
-        table = tuple((name, n, *("" if v < 0 else round(v, 6) for v in values)) for name, n, *values in cells)
+        table = tuple(
+            (name, counts[id_], *(_ap(own[id_]) for own in each.values())) for id_, name in self._categories()
+        )
         self.tables = {"classes": Table(("class", "objects", *each), table)}
         return scores
 
@@ -411,3 +412,8 @@ def _places(tokenizer: Tokenizer) -> tuple[tuple[int, int], tuple[int, int], int
 def _listed(found: list[dict[str, Any]], names: Mapping[int, str]) -> str:
     """Names and scores of the surest, such as "bag 0.98, coat 0.71"."""
     return ", ".join(f"{names[each['category_id']]} {each['score']:.2f}" for each in found[:10])
+
+
+def _ap(value: float) -> float | str:
+    """As it stands in a table: nothing where a class has no objects."""
+    return "" if value < 0 else round(value, 6)

@@ -57,7 +57,20 @@ def test_the_core_names_no_modality():
 
 
 FLOORS = (
-    ("errors", "text", "randomness", "disk", "scores", "standard_errors", "version", "terminal", "tensor_files"),
+    tuple(
+        [
+            "errors",
+            "text",
+            "randomness",
+            "disk",
+            "scores",
+            "standard_errors",
+            "ranking",
+            "version",
+            "terminal",
+            "tensor_files",
+        ]
+    ),
     ("data", "ranks"),
     ("parts", "host"),
     ("recipes",),

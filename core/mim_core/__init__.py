@@ -66,8 +66,6 @@ if TYPE_CHECKING:
     from mim_core.evaluation.anomaly_frames import judge_frames as judge_frames
     from mim_core.evaluation.anomaly_maps import covering_masks as covering_masks
     from mim_core.evaluation.anomaly_metrics import aupro as aupro
-    from mim_core.evaluation.anomaly_metrics import auroc as auroc
-    from mim_core.evaluation.anomaly_metrics import average_precision as average_precision
     from mim_core.evaluation.anomaly_metrics import frame_auroc as frame_auroc
     from mim_core.evaluation.reconstruction import reconstruct as reconstruct
     from mim_core.evaluation.study import Study as Study
@@ -177,6 +175,8 @@ if TYPE_CHECKING:
     from mim_core.randomness import permutation as permutation
     from mim_core.randomness import torch_seed as torch_seed
     from mim_core.randomness import uniform as uniform
+    from mim_core.ranking import auroc as auroc
+    from mim_core.ranking import average_precision as average_precision
     from mim_core.ranks.tensors import batch_mean as batch_mean
     from mim_core.ranks.tensors import gather as gather
     from mim_core.recipes.config import EvaluateConfig as EvaluateConfig
@@ -233,7 +233,7 @@ _ROOMS = {
     "evaluation.anomaly": ("judge_anomalies",),
     "evaluation.anomaly_frames": ("judge_frames",),
     "evaluation.anomaly_maps": ("covering_masks",),
-    "evaluation.anomaly_metrics": ("aupro", "auroc", "average_precision", "frame_auroc"),
+    "evaluation.anomaly_metrics": ("aupro", "frame_auroc"),
     "evaluation.reconstruction": ("reconstruct",),
     "evaluation.study": ("Study",),
     "host.findings": ("Finding", "first_line", "library"),
@@ -278,6 +278,7 @@ _ROOMS = {
     "parts.tokenizer_ids": ("BinTokenizer", "IdTokenizer", "NamedTokenizer", "SequenceTokenizer"),
     "parts.upernet": ("FcnHead", "UperNet", "pixel_loss", "resized"),
     "randomness": ("bits", "make_key", "name_code", "permutation", "torch_seed", "uniform"),
+    "ranking": ("auroc", "average_precision"),
     "ranks.tensors": ("batch_mean", "gather"),
     "recipes.config": ("EvaluateConfig", "Part", "RunConfig", "TrainConfig"),
     "recipes.options": ("fill",),

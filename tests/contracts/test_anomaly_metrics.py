@@ -12,11 +12,10 @@ from mim_core.evaluation.anomaly_metrics import (
     ScoreCounts,
     area_up_to,
     aupro,
-    auroc,
-    average_precision,
     frame_auroc,
     pro_curve,
 )
+from mim_core.ranking import auroc, average_precision
 from mim_core.testing.golden import try_case
 
 CASE = Path(__file__).resolve().parents[2].parent / "shared/golden/downstream/anomaly_metrics.safetensors"

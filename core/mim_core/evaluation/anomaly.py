@@ -16,11 +16,12 @@ from mim_core.data.loading import Readable, loader
 from mim_core.data.source import DataSource, Labelled, Sample
 from mim_core.errors import MimError
 from mim_core.evaluation.anomaly_maps import score_maps
-from mim_core.evaluation.anomaly_metrics import aupro, auroc, average_precision, place_errors
+from mim_core.evaluation.anomaly_metrics import aupro, place_errors
 from mim_core.evaluation.study import Study
 from mim_core.methods.build import working
 from mim_core.methods.method import Method
 from mim_core.parts.samples import known_entries
+from mim_core.ranking import auroc, average_precision
 from mim_core.scores import RAW, Score
 from mim_core.standard_errors import GROUPS, jackknife_error
 from mim_core.text import counted

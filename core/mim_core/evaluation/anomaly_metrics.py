@@ -1,5 +1,6 @@
-"""How well scores tell what is abnormal: of whole samples and of their places, AUROC and average precision; of regions,
-their overlap (PRO); of frames, AUROC. Scores are higher where something is more abnormal; ties count as ties."""
+"""How well scores tell where something is abnormal: of more places than memory holds, AUROC and average precision; of
+regions, their overlap (PRO); of frames, AUROC. Scores are higher where something is more abnormal; ties count as ties.
+Of whole samples: `mim_core.ranking`."""
 
 from __future__ import annotations
 
@@ -9,36 +10,8 @@ import torch
 from torch import Tensor
 
 from mim_core.errors import MimError
+from mim_core.ranking import DIVERGED, area, auroc, descending, from_zero, precision
 from mim_core.standard_errors import grouped_error
-
-DIVERGED = "Some scores are not finite; the run's weights may have diverged."
-
-
-def auroc(scores: Tensor, abnormal: Tensor) -> float:
-    """Area under the curve of true against false positives: the chance that an abnormal one has the higher score, ties
-    counting half.
-
-    Args:
-        scores: [n], of any kind.
-        abnormal: [n], bool, or 0 and 1.
-
-    Raises:
-        MimError: All are normal, none is, a score is not finite, or the sizes differ.
-    """
-    return _area(*_counts(scores, abnormal))
-
-
-def average_precision(scores: Tensor, abnormal: Tensor) -> float:
-    """The precision at each distinct score, weighted by the recall that it adds.
-
-    Args:
-        scores: [n], of any kind.
-        abnormal: [n], bool, or 0 and 1.
-
-    Raises:
-        MimError: As `auroc`.
-    """
-    return _precision(*_counts(scores, abnormal))
 
 
 class ScoreCounts:
@@ -83,27 +56,17 @@ class ScoreCounts:
 
     def auroc(self) -> float:
         """See `auroc`."""
-        return _area(*self._curve())
+        return area(*self._curve())
 
     def average_precision(self) -> float:
         """See `average_precision`."""
-        return _precision(*self._curve())
+        return precision(*self._curve())
 
     def _curve(self) -> tuple[Tensor, Tensor]:
         if not self.both:
             raise MimError("AUROC and average precision need both kinds.")
         used = self.counts[:, self.counts.sum(dim=0) > 0].flip(1).double().cumsum(1)
         return used[0], used[1]
-
-
-def _area(hits: Tensor, misses: Tensor) -> float:
-    true, false = hits / hits[-1], misses / misses[-1]
-    return float(torch.trapezoid(_from_zero(true), _from_zero(false)))
-
-
-def _precision(hits: Tensor, misses: Tensor) -> float:
-    recall = hits / hits[-1]
-    return float((recall.diff(prepend=recall.new_zeros(1)) * hits / (hits + misses)).sum())
 
 
 def pro_curve(maps: Tensor, masks: Tensor, connectivity: int = 8) -> tuple[Tensor, Tensor]:
@@ -129,10 +92,10 @@ def pro_curve(maps: Tensor, masks: Tensor, connectivity: int = 8) -> tuple[Tenso
     normal = int((~abnormal).sum())
     if count == 0 or normal == 0:
         raise MimError(f"The overlap of regions needs both: {count} regions are abnormal and {normal:,} places normal.")
-    order, last = _descending(maps.flatten())
+    order, last = descending(maps.flatten())
     overlap = weight[order].cumsum(0)[last]
     false = (~abnormal)[order].double().cumsum(0)[last] / normal
-    return _from_zero(false), _from_zero(overlap)
+    return from_zero(false), from_zero(overlap)
 
 
 def aupro(maps: Tensor, masks: Tensor, limit: float = 0.3, connectivity: int = 8) -> float:
@@ -164,7 +127,7 @@ def place_errors(maps: Tensor, masks: Tensor, limit: float, groups: int) -> tupl
         groups: Parts that the samples fall into.
     """
     groups, each = min(groups, len(maps)), maps[0].numel()
-    order, last = _descending(maps.flatten())
+    order, last = descending(maps.flatten())
     part = (torch.arange(len(maps), device=maps.device) % groups).repeat_interleave(each)[order]
     overlap, flags = region_weights(masks, 8)[0][order], masks.bool().flatten()[order]
     without: list[tuple[float, float, float]] = []
@@ -173,11 +136,11 @@ def place_errors(maps: Tensor, masks: Tensor, limit: float, groups: int) -> tupl
         hits, misses = ((kept & wanted).double().cumsum(0)[last] for wanted in (flags, ~flags))
         found = (overlap * kept).cumsum(0)[last]
         true, false = hits / hits[-1], misses / misses[-1]
-        area = float(torch.trapezoid(_from_zero(true), _from_zero(false)))
-        precision = (hits / (hits + misses)).nan_to_num(nan=0.0)
+        below = float(torch.trapezoid(from_zero(true), from_zero(false)))
+        exact = (hits / (hits + misses)).nan_to_num(nan=0.0)
         steps = true.diff(prepend=true.new_zeros(1))
-        curve = area_up_to(_from_zero(false), _from_zero(found / found[-1]), limit)
-        without.append((area, float((steps * precision).sum()), curve))
+        curve = area_up_to(from_zero(false), from_zero(found / found[-1]), limit)
+        without.append((below, float((steps * exact).sum()), curve))
     return tuple(grouped_error(list(values)) for values in zip(*without, strict=True))
 
 
@@ -207,34 +170,6 @@ def frame_auroc(scores: Sequence[Tensor], abnormal: Sequence[Tensor]) -> tuple[f
     micro = auroc(torch.cat(list(scores)), torch.cat(list(abnormal)))
     mixed = [auroc(s, a) for s, a in zip(scores, abnormal, strict=True) if 0 < int(a.bool().sum()) < len(a)]
     return micro, sum(mixed) / len(mixed) if mixed else None
-
-
-def _counts(scores: Tensor, abnormal: Tensor) -> tuple[Tensor, Tensor]:
-    """Abnormal and normal ones down to each distinct score, from the highest, float64."""
-    if scores.shape != abnormal.shape:
-        raise MimError(f"{len(scores):,} scores do not fit {len(abnormal):,} answers.")
-    flags = abnormal.bool()
-    found = int(flags.sum())
-    if not 0 < found < len(flags):
-        what = "all are normal" if found == 0 else "all are abnormal"
-        raise MimError(f"AUROC and average precision need both kinds; of {len(flags):,} {what}.")
-    order, last = _descending(scores)
-    hits = flags[order].double().cumsum(0)[last]
-    return hits, (last + 1).double() - hits
-
-
-def _descending(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The order from the highest score, and where in it each distinct score ends."""
-    if not bool(scores.isfinite().all()):
-        raise MimError(DIVERGED)
-    values, order = scores.sort(descending=True, stable=True)
-    ends = torch.ones_like(values, dtype=torch.bool)
-    ends[:-1] = values[:-1] != values[1:]
-    return order, ends.nonzero()[:, 0]
-
-
-def _from_zero(curve: Tensor) -> Tensor:
-    return torch.cat([curve.new_zeros(1), curve])
 
 
 def region_weights(masks: Tensor, connectivity: int) -> tuple[Tensor, int]:

@@ -57,19 +57,9 @@ def test_the_core_names_no_modality():
 
 
 FLOORS = (
-    tuple(
-        [
-            "errors",
-            "text",
-            "randomness",
-            "disk",
-            "scores",
-            "standard_errors",
-            "ranking",
-            "version",
-            "terminal",
-            "tensor_files",
-        ]
+    (
+        *("errors", "text", "randomness", "disk", "scores", "standard_errors"),
+        *("ranking", "version", "terminal", "tensor_files"),
     ),
     ("data", "ranks"),
     ("parts", "host"),

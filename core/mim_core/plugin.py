@@ -281,6 +281,11 @@ def mim_register_methods(register: Register) -> None:
         load="mim_core.methods.classifier:Classifier",
         summary="Trained on labels: encode all units, pool, and a head; what the command finetune trains.",
     )
+    register(
+        name="multi-label-classifier",
+        load="mim_core.methods.multi_label:MultiLabelClassifier",
+        summary="Trained on several labels of each sample, from a table: a yes or no for each.",
+    )
 
 
 @hookimpl

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mim_core.data.many_labels import rarest
 from mim_core.data.source import DataSource, Labelled, Sample
 from mim_core.data.wrapped import WrappedSource
 from mim_core.errors import MimError
@@ -38,7 +39,8 @@ class Chosen(Dataset[Any]):
 
 
 def share_of(split: Labelled, amount: float) -> tuple[Labelled, Int[Tensor, " k"]]:
-    """A share of a split's samples, alike for each class, and their numbers.
+    """A share of a split's samples, alike for each class, and their numbers. A sample with several labels counts for
+    the rarest of them.
 
     Which samples follows from their names alone (from their numbers, where the source does not name them), so that
     others draw the same ones, and the smaller of two shares is part of the larger.
@@ -57,8 +59,9 @@ def share_of(split: Labelled, amount: float) -> tuple[Labelled, Int[Tensor, " k"
     if not 0 < amount <= count or (amount > 1 and amount != int(amount)):
         raise MimError(f"--data.labels takes a share between 0 and 1, or a number up to {count:,}; got {amount:g}.")
     names = split.names or tuple(map(str, range(count)))
+    strata = split.labels if split.labels.ndim == 1 else rarest(split.labels)
     order = sorted(range(count), key=lambda index: (name_code(f"labels {names[index]}"), index))
-    shuffled = split.labels[order]
+    shuffled = strata[order]
     present = shuffled.unique().tolist()
     if amount >= 1 and wanted < len(present):
         raise MimError(f"--data.labels {amount:g} is less than one for each of the {len(present)} classes.")
@@ -139,7 +142,8 @@ class LabelledSource(WrappedSource):
         """As the source names it; where it does not tell, the item's number and its class."""
         if self.split.names:
             return self.split.names[index]
-        return f"{index} ({self.split.classes[int(self.split.labels[index])]})"
+        label = self.split.labels[index]
+        return f"{index} ({self.split.classes[int(label)]})" if label.ndim == 0 else str(index)
 
     def items_named(self, names: Collection[str]) -> dict[str, int]:
         """Of labelled items; where a bad file has another name than its item, as the source has them."""

@@ -41,7 +41,7 @@ class Labelled:
 
     Attributes:
         name: "train" or "test".
-        labels: int64 [n], one for each sample.
+        labels: int64 [n], one for each sample; or [n, classes] of 0 and 1, where each may have several.
         classes: Names of the classes.
         items: Read by index, without augmentation.
         note: What a reader of the scores should know about the split.

@@ -252,6 +252,7 @@ def _pooled_study(
     train, test = source.labelled("train"), source.labelled("test")
     if min(len(train.labels), len(test.labels)) == 0:
         raise MimError("There are no labelled samples to train or to test the probes on.")
+    one_label(train)
     store, sizes = keep(source, (train, test)), (len(train.labels), len(test.labels))
 
     def both(row: str, change: Callable[[Sample], Sample] | None = None) -> SplitFeatures:
@@ -269,6 +270,15 @@ def _pooled_study(
         seen = ", ".join(config.inputs or source.shapes)
         notes.append(f"Features of whole samples are of: {seen}. Others: --evaluate.inputs {next(iter(source.shapes))}")
     return Study(config, labels, test.classes, rows, notes, samples=samples)
+
+
+def one_label(split: Labelled) -> None:
+    """Raises MimError where samples have several labels."""
+    if split.labels.ndim > 1:
+        raise MimError(
+            "The probes of features take one class for each sample, and these samples have several labels. Judge the "
+            "pre-trained run on data with classes; while training, leave --evaluate.every out."
+        )
 
 
 def _notes(splits: tuple[Labelled, Labelled], kept: tuple[Tensor, Tensor], inputs: tuple[str, ...]) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from mim_core.data.source import DataSource, Picture
+from mim_core.errors import MimError
 from mim_core.evaluation.looks import Pictures
 from mim_core.methods.classifier import Classifier
 
@@ -37,12 +38,12 @@ class Mistakes:
     """What a classifier takes for what.
 
     Attributes:
-        classes: Names: all, or the ``WIDEST`` that are mistaken most often.
+        classes: Names, none where samples have several labels: all, or the ``WIDEST`` that are mistaken most often.
         matrix: [classes, classes] samples, by truth (rows) and answer; empty columns and rows are there too.
         others: Samples of each of these classes that got a class that is not among them.
         asked: How many samples.
         split: How many there are.
-        wrong: How many got another class.
+        wrong: How many got a wrong answer.
         worst: The mistakes with the largest probabilities.
     """
 
@@ -55,6 +56,7 @@ class Mistakes:
     worst: list[Mistake]
 
 
+@torch.no_grad()
 def mistakes_of(method: Classifier, source: DataSource, device: torch.device, batch_size: int) -> Mistakes | None:
     """Asks the classifier about held-out samples; None where none can be read.
 
@@ -68,37 +70,25 @@ def mistakes_of(method: Classifier, source: DataSource, device: torch.device, ba
     chosen = torch.linspace(0, len(split.labels) - 1, min(MOST, len(split.labels))).round().long().unique()
     items = Subset(split.items, split.items_of(chosen).tolist())
     part = replace(split, labels=split.labels[chosen], items=items, names=())
-    shares, seen = torch.zeros(len(chosen), method.classes), torch.zeros(len(chosen))
-    with torch.no_grad():
-        for batch, predictions in method.predicted(source, part, device, batch_size):
-            shares.index_add_(0, batch["sample"], predictions["class"].softmax(dim=1))
-            seen.index_add_(0, batch["sample"], torch.ones(len(batch["sample"])))
-    read = (seen > 0).nonzero()[:, 0]
-    if not len(read):
+    try:
+        shares, read = method.test_shares(source, part, device, batch_size)
+    except MimError:  # of these none can be read
         return None
-    shares, truth, chosen = shares[read] / seen[read, None], part.labels[read], chosen[read]
-    found = shares.argmax(dim=1)
-    counts = torch.zeros(method.classes, method.classes, dtype=torch.int64)
-    counts.index_put_((truth, found), torch.ones_like(truth), accumulate=True)
-    wrong = (found != truth).nonzero()[:, 0]
-    sure = shares[wrong, found[wrong]]
-    worst = wrong[sure.argsort(descending=True, stable=True)[:WORST]]
-    names, pictures = method.config.names or split.classes, Pictures(source, "test")
+    truth, chosen = part.labels[read], chosen[read]
+    wrong, pictures = method.wrong(shares, truth), Pictures(source, "test")
     shown = [
-        Mistake(
-            pictures.name(int(chosen[row])),
-            names[int(truth[row])],
-            names[int(found[row])],
-            float(shares[row, found[row]]),
-            pictures[int(chosen[row])],
-        )
-        for row in worst.tolist()
+        Mistake(pictures.name(int(chosen[row])), right, answer, share, pictures[int(chosen[row])])
+        for row, right, answer, share in wrong[:WORST]
     ]
-    kept = _most_mistaken(counts)
+    counts = torch.zeros(method.classes, method.classes, dtype=torch.int64)
+    if truth.ndim == 1:  # of several labels, none is taken for another
+        counts.index_put_((truth, shares.argmax(dim=1)), torch.ones_like(truth), accumulate=True)
+    kept = _most_mistaken(counts) if truth.ndim == 1 else torch.zeros(0, dtype=torch.int64)
     within = counts[kept][:, kept]
     others = (counts[kept].sum(dim=1) - within.sum(dim=1)).tolist()
+    names = method.label_names()
     classes = tuple(names[number] for number in kept.tolist())
-    return Mistakes(classes, within.tolist(), others, len(read), len(split.labels), len(wrong), shown)
+    return Mistakes(classes, within.tolist(), others, len(chosen), len(split.labels), len(wrong), shown)
 
 
 def _most_mistaken(counts: Int[Tensor, "K K"]) -> Int[Tensor, " k"]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mim_core import randomness
 from mim_core.data.source import Labelled
 from mim_core.errors import MimError
-from mim_core.evaluation.features import extract
+from mim_core.evaluation.features import extract, one_label
 from mim_core.evaluation.study import SplitFeatures, Study, run_study
 from mim_core.runs import logs
 from mim_core.runs.average import WeightAverage
@@ -44,6 +44,7 @@ class OnlineProbe:
         self.splits = [run.source.labelled(split) for split in ("train", "test")]
         if min(len(split.labels) for split in self.splits) == 0:
             raise MimError("--evaluate.every: there are no labelled samples to train or to test the probes on.")
+        one_label(self.splits[0])
         self.chosen = [self._some(split) for split in self.splits]
         self.raw: SplitFeatures | None = None
         self.path = run.folder / "probes.jsonl"

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mim_core.data.labelled import LabelledSource
-from mim_core.data.source import DataSource, Sample
+from mim_core.data.source import DataSource, Labelled, Sample
 from mim_core.errors import MimError
 from mim_core.methods.class_tables import class_scores, confusion
 from mim_core.methods.freezing import freeze
 from mim_core.methods.method import Outcome, Record
 from mim_core.methods.mixing import Mix, draw_mix, mixed, mixed_labels
-from mim_core.methods.supervised import Supervised, Taught, entry
+from mim_core.methods.supervised import Supervised, Taught
 from mim_core.parts.encoder import Encoded, Encoder, init_transformer
 from mim_core.parts.mask import Mask
 from mim_core.parts.norm import BatchNorm
@@ -181,14 +181,18 @@ class Classifier(Supervised):
         if self.training and (config.mixup or config.cutmix):
             shapes = self.tokenizer.shapes
             first = next(iter(shapes))
-            size, label = tuple(sample[first].shape[2:]), entry(sample, "label")
+            size, label = tuple(sample[first].shape[2:]), self.answers(sample)
             # the loop seeds torch by seed, step and micro-batch; a key of the batch would have to be waited for
             key = torch.initial_seed() & ((1 << 63) - 1)
             mix = draw_mix(key, config.mixup, config.cutmix, config.mix_chance, size) or Mix(1.0)
             sample = {name: mixed(value, mix) if name in shapes else value for name, value in sample.items()}
-            answers = mixed_labels(label, self.classes, mix.left(size))
+            answers = self.shares_mixed(label, mix.left(size))
         prepared = super().prepare(sample, mask, step=step, progress=progress)
         return prepared if answers is None else replace(prepared, answers=answers)
+
+    def shares_mixed(self, label: Tensor, left: float) -> Float[Tensor, "B K"]:
+        """The answers of mixed samples: ``left`` of a sample's own label, the rest of its partner's."""
+        return mixed_labels(label, self.classes, left)
 
     def _head(self, width: int) -> nn.Module:
         layers: list[nn.Module] = []
@@ -229,11 +233,19 @@ class Classifier(Supervised):
 
     def predict(self, sample: Sample) -> dict[str, Tensor]:
         """The probabilities of the classes [B, classes]."""
-        return {"class": super().predict(sample)["class"].float().softmax(dim=1)}
+        return {"class": self.probabilities(super().predict(sample)["class"]).float()}
+
+    def probabilities(self, logits: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
+        """Of the classes, which sum to one; a sample's are the mean over its views, see `shares_of`."""
+        return shares_of(logits)
+
+    def label_names(self) -> tuple[str, ...]:
+        """What the classes are called, or else their numbers."""
+        return self.config.names or tuple(map(str, range(self.classes)))
 
     def record(self, answers: Mapping[str, Tensor], source: DataSource) -> Record:
         """The most probable class, its probability, and those of all classes under their names."""
-        shares, names = answers["class"], self.config.names or tuple(map(str, range(self.classes)))
+        shares, names = answers["class"], self.label_names()
         first = int(shares.argmax())
         each = {f"p({name})": round(float(share), 6) for name, share in zip(names, shares, strict=True)}
         return Record({"class": names[first], "probability": round(float(shares[first]), 6), **each})
@@ -243,13 +255,16 @@ class Classifier(Supervised):
         logits [B, classes]."""
         encoded = self.encoded(prepared)
         logits = self.head(self._pooled(encoded))
-        answers, smoothing = prepared.answers, self.config.label_smoothing
-        each = F.cross_entropy(logits.float(), answers, label_smoothing=smoothing, reduction="none")
-        if self.weights is not None:
-            each = each * (answers @ self.weights if answers.is_floating_point() else self.weights[answers])
-        loss = each.mean()
+        loss = self.losses(logits.float(), prepared.answers).mean()
         latent = torch.cat([encoded.prefix, encoded.tokens], dim=1)
         return Outcome(loss, {"class": loss}, {"class": logits}, latent)
+
+    def losses(self, logits: Float[Tensor, "B K"], answers: Tensor) -> Float[Tensor, " B"]:
+        """The loss of each sample: cross-entropy, with its class's weight."""
+        each = F.cross_entropy(logits, answers, label_smoothing=self.config.label_smoothing, reduction="none")
+        if self.weights is None:
+            return each
+        return each * (answers @ self.weights if answers.is_floating_point() else self.weights[answers])
 
     def _pooled(self, encoded: Encoded) -> Float[Tensor, "B D"]:
         """One vector per sample, twice the encoder's width for two kinds."""
@@ -268,19 +283,11 @@ class Classifier(Supervised):
         """Accuracy, and the mean over the classes of each one's accuracy; beside the most frequent training class. A
         sample's answer is the class of the largest mean probability over its views."""
         train, test = source.labelled("train"), source.labelled("test")
-        seen = torch.zeros(len(test.labels))
-        sums = torch.zeros(len(test.labels), self.classes, dtype=torch.float64)
-        for batch, predictions in self.predicted(source, test, device, batch_size):
-            sums.index_add_(0, batch["sample"], shares_of(predictions["class"]))
-            seen.index_add_(0, batch["sample"], torch.ones(len(batch["sample"])))
-        read = seen == test.views
-        if not read.any():
-            raise MimError(f"None of the {len(test.labels):,} labelled test samples can be read.")
-        found, labels = sums[read].argmax(dim=1), test.labels[read]
-        names = self.config.names or tuple(map(str, range(self.classes)))
+        shares, read = self.test_shares(source, test, device, batch_size)
+        found, labels, names = shares.argmax(dim=1), test.labels[read], self.label_names()
         each = class_scores(found, labels, names)
         self.tables = {"classes": each, "confusion": confusion(found, labels, names)}
-        five = top_share(sums[read], labels, 5)
+        five = top_share(shares, labels, 5)
         top = [Score(FINE_TUNED, "top-5 accuracy", five, error=share_error(five, len(labels)))]
         top = top if self.classes > 10 else []
         majority = torch.full_like(labels, int(train.labels.bincount().argmax()))
@@ -294,6 +301,39 @@ class Classifier(Supervised):
             notes += [note for note in {train.note, test.note} if note]
             notes.append(HOW)
         return [*accuracies(MAJORITY, majority, labels), *accuracies(FINE_TUNED, found, labels), *top]
+
+    def test_shares(
+        self, source: DataSource, split: Labelled, device: torch.device, batch_size: int
+    ) -> tuple[Float[Tensor, "m K"], Bool[Tensor, " n"]]:
+        """Probabilities of the samples of a split that can be read, the mean over the views of each, in float64; and
+        which of all samples these are.
+
+        Raises:
+            MimError: None can be read.
+        """
+        seen = torch.zeros(len(split.labels))
+        sums = torch.zeros(len(split.labels), self.classes, dtype=torch.float64)
+        for batch, predictions in self.predicted(source, split, device, batch_size):
+            sums.index_add_(0, batch["sample"], self.probabilities(predictions["class"]))
+            seen.index_add_(0, batch["sample"], torch.ones(len(batch["sample"])))
+        read = seen == split.views
+        if not read.any():
+            raise MimError(f"None of the {len(split.labels):,} labelled {split.name} samples can be read.")
+        return sums[read] / split.views, read
+
+    def wrong(self, shares: Float[Tensor, "n K"], labels: Tensor) -> list[tuple[int, str, str, float]]:
+        """The samples that got a wrong answer, the surest first: (number, the truth, the answer, its probability).
+
+        Args:
+            shares: Probabilities of samples.
+            labels: Of the same samples.
+        """
+        found, names = shares.argmax(dim=1), self.label_names()
+        off = (found != labels).nonzero()[:, 0]
+        sure = shares[off, found[off]]
+        order = sure.argsort(descending=True, stable=True).tolist()
+        rows = [(int(off[i]), float(sure[i])) for i in order]
+        return [(row, names[int(labels[row])], names[int(found[row])], share) for row, share in rows]
 
 
 def shares_of(logits: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:

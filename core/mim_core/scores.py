@@ -106,7 +106,7 @@ def best_cells(scores: Iterable[Score], own: str) -> set[tuple[str, str]]:
     return {
         (score.row, score.column)
         for score in scores
-        if score.row == own and (others := _others(scores, score)) and all(_beats(score, other) for other in others)
+        if score.row == own and (others := _others(scores, score)) and all(beats(score, other) for other in others)
     }
 
 
@@ -120,7 +120,7 @@ def headline(scores: Iterable[Score], own: str) -> list[str]:
         if score.row != own or "," in score.column or score.column.startswith("mean "):
             continue
         others = _others(scores, score)
-        beaten_by = [other.row for other in others if not _beats(score, other)]
+        beaten_by = [other.row for other in others if not beats(score, other)]
         beside = ", ".join(f"{other.row} {other.value:.3f}" for other in others)
         end = f"no better than the {' and the '.join(beaten_by)}" if beaten_by else "better than all of these"
         lines.append(
@@ -136,5 +136,6 @@ def _others(scores: list[Score], own: Score) -> list[Score]:
     return [s for s in scores if s.column == own.column and s.row != own.row and not s.row.startswith(f"{own.row},")]
 
 
-def _beats(one: Score, other: Score) -> bool:
+def beats(one: Score, other: Score) -> bool:
+    """Whether one is the better of two scores of a column."""
     return one.value < other.value if one.lower_is_better else one.value > other.value

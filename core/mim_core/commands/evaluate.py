@@ -16,6 +16,7 @@ from mim_core.disk import write_whole
 from mim_core.errors import MimError
 from mim_core.evaluation import study as studies
 from mim_core.evaluation.features import prepare_study
+from mim_core.evaluation.next_steps import next_steps
 from mim_core.evaluation.report import try_report
 from mim_core.host.loading import installed
 from mim_core.host.registry import Registry
@@ -85,7 +86,7 @@ def _evaluate(program: str, folder: Path, rest: list[str], registry: Registry) -
     scores = studies.run_usable(study, registry)
     read = [f"--data.{name.replace('_', '-')}" for name in changes if name != "root"]
     notes = [f"Data options differ from the run: {', '.join(read)}."] if read else []
-    lines = study.notes + notes + verdict(scores)
+    lines = study.notes + notes + verdict(scores) + next_steps(scores, run, method, folder)
     print_table(scores, lines, "score")
     content = {"scores": [vars(score) for score in scores], "notes": lines}
     other = list(changes.values()) + (["x".join(map(str, options.size))] if options.size else [])

@@ -25,6 +25,11 @@ from mim_core.runs.load import load_run
 from mim_core.scores import FINE_TUNED, SCRATCH, Score, columns_of
 from mim_core.terminal import tell
 
+TRY_BESIDE_SCRATCH = (
+    "Try: a longer pre-training, or one on more data like these; lower rates for the encoder than for the head "
+    "(--train.layer-decay 0.75); fewer labels (--data.labels 0.1), with which a pre-trained start counts for more."
+)
+"""What may help where the pre-trained start does not win."""
 FOLDERS = {False: "finetune", True: "scratch"}
 """Where in RUN the run goes, by whether it starts from untrained weights; another method's name follows."""
 
@@ -154,7 +159,7 @@ def compared(scores: Sequence[Score], seeds: int = 1) -> list[str]:
     if not both:
         return []
     lines = [
-        f"Fine-tuning does not beat training from scratch in: {'; '.join(worse)}."
+        f"Fine-tuning does not beat training from scratch in: {'; '.join(worse)}. {TRY_BESIDE_SCRATCH}"
         if worse
         else "Fine-tuning beats training from scratch in every column."
     ]

@@ -1,7 +1,7 @@
 """Detection on small scenes: Mask R-CNN on an encoder that was pre-trained as MAE for a moment, beside the same
 detector from scratch, given the same steps, and given the pre-training's time on top.
 
-    python benchmarks/quality/detection.py --out FOLDER [--seeds 3] [--steps 350] [--pretrain-steps 400]
+    python benchmarks/quality/detection.py --out FOLDER [--seeds 3] [--steps 240] [--pretrain-steps 240]
 
 Scenes of several bundled Fashion-MNIST pictures are made and written as a COCO folder in FOLDER/scenes: many without
 labels for pre-training, a few of them with boxes and masks, and held-out ones of pictures that training never sees. All
@@ -131,8 +131,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=350)
-    parser.add_argument("--pretrain-steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--pretrain-steps", type=int, default=240)
     given = parser.parse_args()
     write_scenes(given.out / "scenes")
     path = given.out / "scores.jsonl"

@@ -69,6 +69,7 @@ def objects_of(found: Sequence[Object], classes: Sequence[int], size: tuple[int,
     own = [each for each in found if not each.crowd]
     number = {id_: place for place, id_ in enumerate(classes)}
     boxes = torch.tensor([each.box for each in own], dtype=torch.float32).reshape(-1, 4)
+    boxes = boxes.minimum(torch.tensor([*size, *size], dtype=torch.float32))  # the json may not have said the size
     labels = torch.tensor([number[each.category] for each in own], dtype=torch.int64)
     if not masks:
         return Objects(boxes, labels)
@@ -83,9 +84,15 @@ def mask_of(segmentation: Any, size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
     Args:
         segmentation: As COCO's json has it.
         size: (width, height) of the picture.
+
+    Raises:
+        ValueError: Run lengths of another size.
     """
     codes = coco_masks()
     width, height = size
+    if isinstance(segmentation, dict) and list(segmentation["size"]) != [height, width]:
+        there = segmentation["size"]
+        raise ValueError(f"a segmentation is of {there[1]} x {there[0]} pixels, the picture of {width} x {height}")
     if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
         return torch.from_numpy(codes.decode(segmentation))
     code = codes.frPyObjects(segmentation, height, width)

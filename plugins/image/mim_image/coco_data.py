@@ -234,7 +234,10 @@ class BoxSource(WrappedSource):
         image = inner.whole(inner.splits.train, number)
         check_size(picture, image)
         size = (image.shape[-1], image.shape[-2])
-        objects = objects_of(picture.objects, tuple(inner.categories), size, self.masks)
+        try:
+            objects = objects_of(picture.objects, tuple(inner.categories), size, self.masks)
+        except ValueError as error:
+            raise BadSample(picture.file, str(error)) from error
         image, found = inner.jitter(image, objects, key)
         return {"image": image, **found.padded(self.rows)}
 

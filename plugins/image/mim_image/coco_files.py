@@ -237,6 +237,11 @@ def _segmentation(where: str, given: Any, picture: Pictured) -> Any:
         size = given.get("size")
         if "counts" not in given or not isinstance(size, list) or len(size) != 2:
             raise MimError(f"{where}: a segmentation in run lengths has counts, and size [height, width].")
+        counts = given["counts"]
+        if isinstance(counts, list) and (
+            not all(_whole(n) and n >= 0 for n in counts) or sum(counts) != math.prod(size)
+        ):
+            raise MimError(f"{where}: its run lengths do not add up to the {size[1]} x {size[0]} pixels of their size.")
         if picture.size is not None and tuple(size) != (picture.size[1], picture.size[0]):
             raise MimError(
                 f"{where}: its segmentation is of {size[1]} x {size[0]} pixels, and its picture {picture.file} of "

@@ -324,7 +324,9 @@ class Detector(Supervised):
         own, seen = self._detected(source, device, batch_size)
         if not seen:
             raise MimError(f"None of the {len(truth.pictures):,} test pictures can be read.")
-        judged = truth.take(seen)
+        judged = truth.take([*seen])
+        sized = (replace(picture, size=size) for picture, size in zip(judged.pictures, seen.values(), strict=True))
+        judged = replace(judged, pictures=tuple(sized))
         if not any(not each.crowd for each in judged.objects()):
             raise MimError(f"{truth.path}: no test picture has an object, so there is nothing to judge.")
         rows = {MEAN_BOX: commonest_box(source, judged)}
@@ -365,14 +367,16 @@ class Detector(Supervised):
 
     def _detected(
         self, source: BoxSource, device: torch.device, batch_size: int
-    ) -> tuple[list[dict[str, Any]], list[int]]:
-        """(what is found in the test pictures, in COCO's format of results; numbers of those that can be read)."""
-        pictures, found, seen = source.known["test"], list[dict[str, Any]](), list[int]()
+    ) -> tuple[list[dict[str, Any]], dict[int, tuple[int, int]]]:
+        """(what is found in the test pictures, in COCO's format of results; number -> width and height of those that
+        can be read)."""
+        pictures, found, seen = source.known["test"], list[dict[str, Any]](), dict[int, tuple[int, int]]()
         split = source.labelled("test")
         for batch, predictions in self.predicted(source, split, device, min(batch_size, STEPS_OF_TEST)):
             answers = in_picture(predictions, batch["picture"])
             for row, number in enumerate(batch["sample"].tolist()):
-                seen.append(number)
+                height, width = (int(side) for side in batch["picture"][row, :2])
+                seen[number] = (width, height)
                 own = results({name: value[row] for name, value in answers.items()}, self.ids)
                 found += [{"image_id": pictures[number].id, **each} for each in own]
         return found, seen

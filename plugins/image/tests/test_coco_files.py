@@ -190,6 +190,18 @@ def test_pictures_that_are_not_there_or_of_another_size(coco, tmp_path):
         opened(tmp_path)
 
 
+def test_a_json_that_says_no_sizes(coco, tmp_path):
+    made = only(content(), bbox=[15, 2, 30, 6], segmentation={"counts": [0, 4], "size": [2, 2]})
+    made["images"] = [{"id": image["id"], "file_name": image["file_name"]} for image in made["images"]]
+    coco(made=made)
+    source = BoxSource(opened(tmp_path), masks=True)
+    with pytest.raises(BadSample, match="a segmentation is of 2 x 2 pixels, the picture of 20 x 16"):
+        source.read(0, 0)
+    whole = BoxSource(opened(tmp_path, scale=(1, 1), flip=0), masks=False).read(0, 0)
+    assert whole["boxes"][0, 2] <= 16
+    assert source.read(1, 0)["masks"].any()
+
+
 def test_objects_without_masks(coco, tmp_path):
     coco(made=only(content(), segmentation=[]))
     assert len(BoxSource(opened(tmp_path), masks=False)) == 5
@@ -209,6 +221,7 @@ def test_objects_without_masks(coco, tmp_path):
         ({"bbox": [1, 2, 3, float("nan")]}, "four numbers"),
         ({"segmentation": [[1, 2, 3, 4]]}, "at least three points"),
         ({"segmentation": {"counts": [0, 4], "size": [2, 2]}}, "of 2 x 2 pixels, and its picture 0.png of 20 x 16"),
+        ({"segmentation": {"counts": [0, 319], "size": [16, 20]}}, "do not add up to the 20 x 16 pixels"),
         ({"segmentation": "all"}, "neither polygons nor run lengths"),
     ],
 )

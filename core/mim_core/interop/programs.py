@@ -116,6 +116,8 @@ def _traced(module: Program, example: tuple[Tensor, ...]) -> tuple[Any, bool]:
     try:
         with torch.no_grad():
             return torch.export.export(module, example, dynamic_shapes=sizes, strict=False), True
+    except MimError:  # the method says itself that it is no program
+        raise
     except Exception:  # torch raises many kinds: what depends on the batch is tried with one sample
         pass
     try:

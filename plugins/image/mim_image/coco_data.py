@@ -192,8 +192,7 @@ class BoxSource(WrappedSource):
             raise MimError("All pictures were read as one collection, of which nothing says what is in them.")
         self.inner, self.masks, self.samples_per_item = source, masks, 1
         self.known: dict[str, tuple[Pictured, ...]] = {n: i.pictures for n, i in source.coco.instances.items()}
-        everything, amount = self._split("train"), float(inner.config.labels)
-        self.split, self.chosen = share_of(everything, amount)
+        self.split, self.chosen = share_of(self.pictures("train"), float(inner.config.labels))
         learned = [each for i in self.chosen.tolist() for each in self.known["train"][i].objects if not each.crowd]
         if not learned:
             raise MimError(f"{source.coco.instances['train'].path} has no object to learn from.")
@@ -205,8 +204,8 @@ class BoxSource(WrappedSource):
             )
         self.rows = max(sum(not each.crowd for each in picture.objects) for picture in self.known["train"])
 
-    def _split(self, split: str) -> Labelled:
-        """Whole pictures; the classes are none, since each object has its own."""
+    def pictures(self, split: str) -> Labelled:
+        """Whole pictures of "train" or "test"; the classes are none, since each object has its own."""
         store = self.inner.splits.train if split == "train" else self.inner.splits.test
         items = WholePictures(self.inner, store, self.known[split])
         labels = torch.zeros(len(store), dtype=torch.int64)
@@ -240,10 +239,6 @@ class BoxSource(WrappedSource):
             raise BadSample(picture.file, str(error)) from error
         image, found = inner.jitter(image, objects, key)
         return {"image": image, **found.padded(self.rows)}
-
-    def labelled(self, split: str) -> Labelled:
-        """Whole pictures."""
-        return self.split if split == "train" else self._split(split)
 
     def plan(self) -> dict[str, str]:
         """The source's, and how many pictures are learned from."""

@@ -134,8 +134,8 @@ class Detector(Supervised):
             config.least_score,
             config.detections,
         )
-        self.heads = make_heads(config.head, config.classes, self.size, patch, sizes)
-        self.pyramid = SimplePyramid(encoder.width, config.channels, self.heads.finest)
+        self.head = make_heads(config.head, config.classes, self.size, patch, sizes)
+        self.pyramid = SimplePyramid(encoder.width, config.channels, self.head.finest)
         self.ids = config.ids or tuple(range(1, config.classes + 1))
         self.names = config.names or tuple(map(str, self.ids))
 
@@ -235,13 +235,13 @@ class Detector(Supervised):
         [B, n] with `NOTHING` where there is none, and "masks" [B, n, 28, 28], all on the picture as it is shown."""
         levels, latent = self.levels(prepared)
         if latent.is_meta:  # operations are counted
-            return Outcome(self.heads.largest_work(levels), {}, {}, latent)
+            return Outcome(self.head.largest_work(levels), {}, {}, latent)
         with torch.autocast(latent.device.type, enabled=False):  # places have too few digits in bfloat16
             levels = {name: level.float() for name, level in levels.items()}
             taught = self.training or prepared.answers.shape[1] > 0
-            losses = self.heads.losses(levels, self._targets(prepared)) if taught else {}
+            losses = self.head.losses(levels, self._targets(prepared)) if taught else {}
             with torch.no_grad():
-                predictions = {} if self.training else self._padded(self.heads.detections(levels))
+                predictions = {} if self.training else self._padded(self.head.detections(levels))
         loss = torch.stack([*losses.values()]).sum() if losses else latent.new_zeros((), dtype=torch.float32)
         return Outcome(loss, losses, predictions, latent)
 
@@ -251,7 +251,7 @@ class Detector(Supervised):
         for row, boxes in enumerate(prepared.answers):
             classes = prepared.beside["classes"][row]
             there = classes != NOTHING
-            found.append({"boxes": boxes[there], "labels": classes[there] + self.heads.first})
+            found.append({"boxes": boxes[there], "labels": classes[there] + self.head.first})
             if self.masks:
                 packed = prepared.beside["masks"][row] if "masks" in prepared.beside else None
                 found[-1]["masks"] = (
@@ -269,7 +269,7 @@ class Detector(Supervised):
         each = [
             {
                 **one,
-                "classes": one["labels"] - self.heads.first,
+                "classes": one["labels"] - self.head.first,
                 **({"masks": one["masks"][:, 0]} if self.masks else {}),
             }
             for one in found
@@ -291,7 +291,16 @@ class Detector(Supervised):
 
     def predict(self, sample: Sample) -> dict[str, Tensor]:
         """Detections as `forward` gives them, with boxes in pixels of the whole picture, and "size" [B, 2], its height
-        and width."""
+        and width.
+
+        Raises:
+            MimError: A program is to be written of it.
+        """
+        if torch.compiler.is_exporting():
+            raise MimError(
+                "A detector is no program: how many objects there are follows from the picture. Its encoder can be "
+                "exported: --to timm."
+            )
         found = dict(self(self.prepare(sample)).predictions)
         shown = sample.get("picture")
         if shown is None:  # pictures that are not from a file
@@ -371,7 +380,7 @@ class Detector(Supervised):
         """(what is found in the test pictures, in COCO's format of results; number -> width and height of those that
         can be read)."""
         pictures, found, seen = source.known["test"], list[dict[str, Any]](), dict[int, tuple[int, int]]()
-        split = source.labelled("test")
+        split = source.pictures("test")
         for batch, predictions in self.predicted(source, split, device, min(batch_size, STEPS_OF_TEST)):
             answers = in_picture(predictions, batch["picture"])
             for row, number in enumerate(batch["sample"].tolist()):

@@ -69,7 +69,7 @@ def test_layouts_with_splits(coco, tmp_path, train, held):
     (tmp_path / "annotations").mkdir(exist_ok=True)
     (tmp_path / "annotations/captions_train2017.json").write_text('{"images": []}')
     source = BoxSource(opened(tmp_path), masks=True)
-    assert (len(source), len(source.labelled("test").labels)) == (6, 4)
+    assert (len(source), len(source.pictures("test").labels)) == (6, 4)
     assert source.name_of(1) == f"{train[1]}/1.png"
     assert dict(source.inner.categories) == {3: "cat", 4: "dog"}
     assert source.read(0, 5)["image"].shape == (3, 16, 16)
@@ -79,7 +79,7 @@ def test_layouts_with_splits(coco, tmp_path, train, held):
 def test_one_json_holds_a_fifth_out(coco, tmp_path):
     coco("labels.json", "images", content(10))
     source = BoxSource(opened(tmp_path), masks=False)
-    assert source.labelled("test").names == ("images/4.png", "images/9.png")
+    assert source.pictures("test").names == ("images/4.png", "images/9.png")
     assert len(source) == 8
     assert "held out" in source.split.note
     coco("labels.json", "images", content(3))
@@ -92,7 +92,7 @@ def test_files_that_are_named(coco, tmp_path):
     with pytest.raises(MimError, match=r"several json files .* a\.json, b\.json. Name one: --data.annotations"):
         opened(tmp_path)
     source = BoxSource(opened(tmp_path, annotations=one, test_annotations=other), masks=False)
-    assert (len(source), len(source.labelled("test").labels)) == (6, 3)
+    assert (len(source), len(source.pictures("test").labels)) == (6, 3)
 
 
 def test_held_out_categories_go_by_name(coco, tmp_path):
@@ -183,7 +183,7 @@ def test_pictures_that_are_not_there_or_of_another_size(coco, tmp_path):
     with pytest.raises(BadSample, match="it is 16 x 20, and its json says 20 x 16"):
         source.read(3, 0)
     with pytest.raises(BadSample, match="16 x 20"):
-        source.labelled("test").items[3]
+        source.pictures("test").items[3]
     for i in range(6):
         (tmp_path / f"train/{i}.png").unlink(missing_ok=True)
     with pytest.raises(MimError, match=r"None of the first 6 pictures .* Looked in: "):

@@ -109,7 +109,7 @@ def test_regions_are_cut_out_where_they_lie():
     ramp = {f"p{n}": torch.linspace(0, 1, side)[None, None, None].expand(1, 1, side, -1) for n, side in
             ((2, 16), (3, 8), (4, 4), (5, 2))}  # fmt: skip
     boxes = [torch.tensor([[0.0, 0, 8, 8], [24, 0, 32, 8], [0, 0, 32, 32]])]
-    cut = method.heads.roi_heads.box_roi_pool(ramp, boxes, [(32, 32)]).mean(dim=(1, 2, 3))
+    cut = method.head.roi_heads.box_roi_pool(ramp, boxes, [(32, 32)]).mean(dim=(1, 2, 3))
     assert cut[0] < 0.3 < cut[2] < 0.7 < cut[1]
 
 
@@ -319,6 +319,20 @@ def test_answers_load_in_pycocotools_and_go_on(trained, folder, tmp_path, monkey
     monkeypatch.setattr(detector_module, "results", kept)
     assert main(ask) == 0
     assert (out / "detections.json").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["export", "--to", "torch"], "error: A detector is no program"),
+        (["export", "--to", "hf"], ""),
+        (["evaluate", "--on", "knn"], "has boxes and no classes of whole pictures"),
+    ],
+)
+def test_what_a_detector_is_not(trained, tmp_path, capsys, command, said):
+    out = ["--out", str(tmp_path / "out")] if command[0] == "export" else []
+    assert main([command[0], str(trained), *command[1:], *out]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_ids_of_a_json_that_is_named(trained, folder, tmp_path):

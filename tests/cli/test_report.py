@@ -101,6 +101,17 @@ def test_a_head_s_name_is_made_fit_for_a_file(write, noisy, monkeypatch):
     assert (noisy / link).exists()
 
 
+def test_blank_units_are_explained_where_there_are_some(write, monkeypatch):
+    assert "not asked for are blank" not in write(Turned)[0]
+    real = reconstruction.reconstruct
+
+    def partly(*given):
+        return {name: replace(each, unasked=True) for name, each in real(*given).items()}
+
+    monkeypatch.setattr(report, "reconstruct", partly)
+    assert "hidden ones that the method was not asked for are blank" in write(Turned)[0]
+
+
 @pytest.mark.parametrize(("kind", "across"), [(Turned, 6), (Noise, 12)])
 def test_rows_stay_together_where_there_are_many_samples(write, kind, across):
     """Input, masked and rebuilt of the first samples, then of the next."""
@@ -209,3 +220,8 @@ def test_curves_have_points_and_errors(tmp_path):
 def test_the_page_to_turn_has_names(write, noisy):
     _, source = write(type("Named", (Turned,), {"name_of": lambda self, index: f"shape {index}"}), samples=3)
     assert list(source.names) in ([], ["shape 0", "shape 1", "shape 2"])
+
+
+def test_long_numbers_are_rounded_and_words_are_not():
+    assert report._option([0.043835616438356165, 3, "0.123456789"]) == "0.0438356, 3, 0.123456789"
+    assert report._option(1e-6) == "1e-06"

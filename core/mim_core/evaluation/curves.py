@@ -55,7 +55,8 @@ def draw(metrics: Lines, probes: Lines) -> str:
 
     losses = [name for name in metrics[0] if name == "loss" or name.startswith("loss/")]
     panels = [("loss", losses), ("learning rate", ["lr"]), ("gradient norm", ["grad_norm"])]
-    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    below = 0.2 * math.ceil(len(losses) / 2) if len(losses) > 1 else 0.0  # for their names
+    figure = Figure(figsize=(11, 2.8 + below), layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     axes = figure.subplots(1, len(panels) + bool(probes))
@@ -109,4 +110,4 @@ def _dress(axis: Any, title: str, names: Sequence[str]) -> None:
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     if len(names) > 1:
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # on no curve

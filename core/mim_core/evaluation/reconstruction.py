@@ -26,7 +26,8 @@ from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
 @dataclass(frozen=True)
 class Rebuilt:
     """One head's pictures: the input, what was left of it, and the input with hidden units as predicted; in the
-    modality's own shape. ``hidden`` is what was hidden, bool, of units on a grid."""
+    modality's own shape. ``hidden`` is what was hidden, bool, of units on a grid; ``unasked``, whether the head was not
+    asked of some of it, which is blank."""
 
     modality: str
     input: Tensor
@@ -34,6 +35,7 @@ class Rebuilt:
     rebuilt: Tensor
     needs_truth: bool
     hidden: Tensor | None = None
+    unasked: bool = False
 
 
 @torch.no_grad()
@@ -70,8 +72,9 @@ def reconstruct(
         filled = placed(own.values, asked.query_ids[::step], answers[::step], there)
         pick = hidden.reshape(shape)
         rebuilt = torch.where(pick, filled, own.values)
+        unknown = hidden & ~asked_units(asked, step)
         if there is not None:  # what is hidden and was not asked is not known
-            rebuilt = tokenizer.blank(rebuilt, hidden & ~asked_units(asked, step))
+            rebuilt = tokenizer.blank(rebuilt, unknown)
         found[name] = Rebuilt(
             modality=_modality(tokenizer),
             input=tokenizer.join(own.values, own.layout)[::each],
@@ -79,6 +82,7 @@ def reconstruct(
             rebuilt=tokenizer.join(rebuilt, own.layout)[::each],
             needs_truth=head.target.needs_truth,
             hidden=None if own.layout.grid is None else _spread(tokenizer, pick, own)[::each],
+            unasked=there is not None and bool(unknown.any()),
         )
     return found
 

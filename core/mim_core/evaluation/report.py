@@ -154,7 +154,10 @@ def _classes(folder: Path) -> dict[str, Any] | None:
 
 
 def _option(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    each = [
+        f"{one:.6g}" if isinstance(one, float) else str(one) for one in (value if isinstance(value, list) else [value])
+    ]
+    text = ", ".join(each)
     return text if len(text) <= 120 else f"{text[:120]} ..."
 
 
@@ -222,6 +225,7 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
                 "name": name,
                 "where": where,
                 "needs_truth": rebuilt.needs_truth,
+                "unasked": rebuilt.unasked,
                 "rows": shown,
                 "films": [label for label in shown if label not in rows],
                 "drawn": drawn,

@@ -95,7 +95,7 @@ def refuse(what: str, faults: Mapping[str, bool]) -> None:
     found = [name for name, wrong in faults.items() if wrong]
     if found:
         raise MimError(
-            f"{what} does not have this run's {', '.join(found)}. Other formats may: --to timm, torch, onnx."
+            f"{what} does not have this run's {', '.join(found)}. Other formats may: --to torch, plain, onnx."
         )
 
 

@@ -106,7 +106,10 @@ def patch_encoder(method: Method) -> tuple[PatchTokenizer, Encoder]:
     ):
         several = ", ".join(getattr(tokenizer, "parts", {}))
         has = f"the tokenizers {several} beside each other" if several else "another tokenizer or encoder"
-        raise MimError(f"timm holds encoders of two-dimensional patches of one picture; this method has {has}.")
+        raise MimError(
+            f"timm holds encoders of two-dimensional patches of one picture; this method has {has}. Other formats may: "
+            "--to torch, plain, onnx."
+        )
     return tokenizer, encoder
 
 

@@ -219,6 +219,7 @@ def test_pictures_of_every_recipe(name, tmp_path):
     found = reconstruct(method, sample)
     told = {"caption"} if "4m" in name else set()  # one id after another, which no picture shows
     assert set(found) == set(method.heads) - told
+    assert any(rebuilt.unasked for rebuilt in found.values()) == ("4m" in name)
     for rebuilt in found.values():
         for values in (rebuilt.input, rebuilt.masked, rebuilt.rebuilt):
             assert source.picture(rebuilt.modality, values[0]).content

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -153,9 +154,7 @@ def _write_onnx(
                 traced, (), input_names=list(module.names), output_names=list(names), dynamo=True, verbose=False
             )
     except Exception as error:  # it raises many kinds
-        raise MimError(
-            f"ONNX cannot hold this method: {one_line(error.__cause__ or error)[:200]}. torch's program can: --to torch"
-        ) from error
+        raise MimError(f"ONNX cannot hold this method: {_lacking(error)}. torch's program can: --to torch") from error
     assert program is not None
     model = program.model_proto
     for name, value in about.items():
@@ -164,6 +163,13 @@ def _write_onnx(
     with replaced(path) as file:
         file.write(model.SerializeToString())
     return any_batch
+
+
+def _lacking(error: Exception) -> str:
+    """What ONNX lacks, where the library says it; else what it says."""
+    said = one_line(error.__cause__ or error)
+    found = re.search(r"target=torch\.ops\.([\w.]+)", said)
+    return f"it has no operator for torch's {found[1]}" if found else said[:200]
 
 
 def _run_onnx(path: Path, names: Sequence[str], inputs: tuple[Tensor, ...]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from mim_multimodal.layouts import EXPECTED, MODALITIES, Items, ItemSplits, find
 from mim_multimodal.own_vocabulary import OwnVocabulary, trained
 from mim_multimodal.raw import side_by_side
 from mim_multimodal.tables import class_names
+from mim_multimodal.token_store import Crops, TokenStore, one_kind_of_crops
 
 SAMPLE = Path(__file__).parent / "sample"
 STRIDE = 4
@@ -107,6 +109,9 @@ class Aligned(DataSource):
         captions of this collection (tokenizers)."""
         learned: str = ""
         """The vocabulary that was trained, as text. Written into the run's recipe when it starts."""
+        tokens: dict[str, str] = field(default_factory=dict)
+        """Modality -> folder of its ids, which mim-multimodal tokenize made: --data.tokens rgb_ids ids/rgb. The crops
+        are those of the ids."""
         labels: float = 0.0
         """Training on labels uses so many labelled samples, each class by its share; below 1 it is that share of
         each; 0: all. Which ones follows from their names."""
@@ -116,7 +121,9 @@ class Aligned(DataSource):
     def __init__(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__(config, shapes)
         checks.check_options(config)
-        self.size = crops.largest_size(shapes)
+        self.tokens = {name: TokenStore(Path(folder)) for name, folder in config.tokens.items() if name in shapes}
+        self.size = crops.largest_size({name: shape for name, shape in shapes.items() if name not in self.tokens})
+        self.crops = one_kind_of_crops(self.tokens, shapes, self.size)
         self.vocabulary: OwnVocabulary | None = None
         if "caption" in shapes and config.vocabulary == "clip":
             captions.check_installed()
@@ -125,10 +132,12 @@ class Aligned(DataSource):
         self.mean, self.std = self.normalisation.mean, self.normalisation.std
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
         self.root = self._root()
-        wanted = [name for name in MODALITIES if name in shapes]
+        wanted = [name for name in MODALITIES if name in shapes and name not in self.tokens]
         self.collection: ItemSplits = find_items(
             self.root, wanted, config.folders, config.missing, config.suffixes, config.splits
         )
+        for store in self.tokens.values():
+            store.check(every.identity(i) for every in self._every() for i in range(len(every)))
         self.masked = tuple(self.collection.missing) if config.missing == "mask" else ()
         self.classes = class_names(self.root)
         if self.classes and config.classes not in (None, len(self.classes)):
@@ -156,6 +165,13 @@ class Aligned(DataSource):
             MimError: CLIP's vocabulary has more ids than the tokenizer, or the captions' own none at all.
         """
         super().take_ids(ids)
+        for name, store in self.tokens.items():
+            if ids.get(name) != store.codes:
+                own = f"--{name}.tokenizer"
+                raise MimError(
+                    f"{store.folder} has {store.codes:,} ids, and the tokenizer of {name} {ids.get(name, 'none')}: "
+                    f"--use {name}.tokenizer=core:ids {own}.modality {name} {own}.names {store.codes}"
+                )
         count = ids.get("caption")
         if "caption" not in self.shapes or count is None:
             return
@@ -185,6 +201,10 @@ class Aligned(DataSource):
             raise MimError(f"--data.root {root} {kind}. {EXPECTED}")
         return Path(root)
 
+    def _every(self) -> tuple[Items, Items]:
+        """The items of all splits."""
+        return self.collection.pretrain, self.collection.test
+
     def __len__(self) -> int:
         return len(self.collection.pretrain)
 
@@ -207,7 +227,7 @@ class Aligned(DataSource):
         """Where some items lack a modality and are kept: which have which."""
         items, found = self.collection.pretrain, dict[frozenset[str], tuple[int, str]]()
         for i in range(len(items) if self.masked else 0):
-            there = frozenset(name for name in self.shapes if items.has(name, i))
+            there = frozenset(name for name in self.shapes if name in self.tokens or items.has(name, i))
             count, name = found.get(there, (0, items.name(i)))
             found[there] = (count + 1, name)
         return found
@@ -232,24 +252,52 @@ class Aligned(DataSource):
         Raises:
             BadSample: A file cannot be used, or the sizes of two do not agree.
         """
-        opened = self._open(items, index, shapes, key)
-        frame = self._frame(items, index, opened)
-        cut = self._cut(frame, key)
-        sample: dict[str, Tensor] = {}
-        for name, shape in shapes.items():
-            sample[name] = _output(name, opened.get(name), cut, shape)
-            if name in self.masked:
-                sample[f"{name}.present"] = torch.tensor(name in opened)
-        if key is None and "depth" in sample:
+        number = None if self.crops is None else self.crops.number(key)
+        sample = self._taken(items, index, shapes, key, self.crops, number)
+        if key is None and "depth" in sample and "depth" not in self.tokens:
             sample["depth_raw"] = sample["depth"].clone()
         return sample
 
-    def _open(self, items: Items, index: int, shapes: Mapping[str, Any], key: int | None) -> dict[str, Any]:
+    def take_crop(
+        self, items: Items, index: int, shapes: Mapping[str, tuple[int, ...]], plan: Crops, number: int
+    ) -> dict[str, Tensor]:
+        """The same under one of the crops that ids are made of.
+
+        Raises:
+            BadSample: A file cannot be used, or the sizes of two do not agree.
+        """
+        return self._taken(items, index, shapes, None, plan, number)
+
+    def _taken(
+        self,
+        items: Items,
+        index: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        key: int | None,
+        plan: Crops | None,
+        number: int | None,
+    ) -> dict[str, Tensor]:
+        opened = self._open(items, index, [name for name in shapes if name not in self.tokens], key)
+        frame, name = self._frame(items, index, opened), items.identity(index)
+        cut = self._cut(frame, key) if plan is None or number is None else plan.cut(frame, name, number)
+        sample: dict[str, Tensor] = {}
+        for modality, shape in shapes.items():
+            if modality in self.tokens:
+                sample[modality] = self.tokens[modality].ids(name, number or 0)
+            else:
+                sample[modality] = _output(modality, opened.get(modality), cut, shape)
+            if modality in self.masked:
+                sample[f"{modality}.present"] = torch.tensor(modality in opened)
+        return sample
+
+    def _open(self, items: Items, index: int, names: Sequence[str], key: int | None) -> dict[str, Any]:
         """What the item's files hold, of those modalities that it has."""
         config = self.config
         opened: dict[str, Any] = {}
         share = config.evaluate_crop if key is None else config.area[0] ** 0.5
-        for name in shapes:
+        if self.crops is not None:
+            share = min(self.crops.evaluate, self.crops.area[0] ** 0.5)
+        for name in names:
             if not items.has(name, index):
                 continue
             path = items.root / items.file(name, index)
@@ -265,7 +313,7 @@ class Aligned(DataSource):
                 else:
                     listed = items.captions[index] if items.captions else ()
                     text = files.check_caption(_one_of(listed, key)) if listed else files.read_text(path)
-                    opened[name] = captions.encode_caption(text, shapes[name][0], self.vocabulary)
+                    opened[name] = captions.encode_caption(text, self.shapes[name][0], self.vocabulary)
             except MimError:
                 raise
             except ValueError as error:
@@ -315,12 +363,12 @@ class Aligned(DataSource):
         """rgb with mean 0 and deviation 1 over the data; depth standardised, see `depth.standardise`; class ids int64.
         ``depth_raw`` stays as it is: the file's unit, NaN where nothing was measured."""
         done = dict(sample)
-        if "rgb" in sample:
+        if "rgb" in sample and "rgb" not in self.tokens:
             done["rgb"] = self.normalisation.of_bytes(sample["rgb"])
-        if "depth" in sample:
+        if "depth" in sample and "depth" not in self.tokens:
             depth, limit = standardise(sample["depth"]), self.config.depth_limit
             done["depth"] = depth if limit is None else depth.clamp(-limit, limit)
-        if "semseg" in sample:
+        if "semseg" in sample and "semseg" not in self.tokens:
             done["semseg"] = sample["semseg"].long()
         return done
 
@@ -378,8 +426,9 @@ class Aligned(DataSource):
             known = ", ".join(items.endings)
             raise MimError(f"{self.root / items.split} has no depth and no semseg to evaluate with, only: {known}.")
         wanted = {**there, **self.shapes}
-        shapes = {name: shape for name, shape in wanted.items() if any(items.endings.get(name, ()))}
-        kept = [i for i in range(len(items)) if all(items.has(name, i) for name in shapes)]
+        shapes = {n: shape for n, shape in wanted.items() if n in self.tokens or any(items.endings.get(n, ()))}
+        files_of = [name for name in shapes if name not in self.tokens]
+        kept = [i for i in range(len(items)) if all(items.has(name, i) for name in files_of)]
         if not kept:
             raise MimError(f"No item of the {split} split of {self.root} has a file of each of {', '.join(shapes)}.")
         absent = [f"No {split} item has {name}." for name in wanted if name not in shapes]
@@ -391,13 +440,16 @@ class Aligned(DataSource):
     def raw(self, sample: Sample) -> Tensor:
         """What the sample has, side by side: pixels, depth, shares of classes, counts of tokens; see
         `raw.side_by_side`."""
-        done = {name: sample[name] for name in MODALITIES if name in sample}
+        done = {name: sample[name] for name in MODALITIES if name in sample and name not in self.tokens}
         if "rgb" in done:
             done["rgb"] = self.normalisation.undone(done["rgb"])
         return side_by_side(done, self.class_count or self.ids.get("semseg") or maps.IGNORE)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
-        """An item as PNG: rgb; depth with near bright; class ids by a fixed palette; the text of a caption."""
+        """An item as PNG: rgb; depth with near bright; class ids by a fixed palette, and so ids; the text of a
+        caption."""
+        if modality in self.tokens:
+            return pictures.class_map(values % maps.IGNORE)
         if modality == "depth":
             return pictures.depth_map(values)
         if modality == "semseg":
@@ -408,7 +460,11 @@ class Aligned(DataSource):
 
     def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
         """A modality as `finish` left it: rgb as PNG, standardised depth as PNG of 16 bits (see `written.depth`), class
-        ids as PNG of 8 bits, a caption as text."""
+        ids as PNG of 8 bits, a caption as text, ids that were made of another modality as npy."""
+        if modality in self.tokens:
+            content = io.BytesIO()
+            np.save(content, values.round().to(torch.int64).cpu().numpy())
+            return ".npy", content.getvalue()
         if modality == "depth":
             return ".png", written.depth(values)
         if modality == "semseg":
@@ -419,7 +475,7 @@ class Aligned(DataSource):
 
     def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:
         """The same, where hidden depths and class ids are of a grey that no value has."""
-        if modality in ("depth", "semseg"):
+        if modality in ("depth", "semseg") and modality not in self.tokens:
             return (pictures.depth_map if modality == "depth" else pictures.class_map)(values, hidden)
         return self.picture(modality, values)
 

@@ -95,6 +95,11 @@ class Items:
         there = [modality for modality in self.folders if self.has(modality, index)]
         return self.file(there[0], index) if there else self.stems[index]
 
+    def identity(self, index: int) -> str:
+        """The item whatever its modalities: its split and its path there, without the ending."""
+        home = self.homes[index] if self.homes else self.split
+        return f"{home}/{self.stems[index]}" if home else self.stems[index]
+
     def subset(self, keep: Sequence[int]) -> Items:
         """Some of the items."""
         endings = {name: tuple(values[i] for i in keep) for name, values in self.endings.items()}

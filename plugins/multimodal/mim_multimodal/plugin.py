@@ -198,8 +198,16 @@ def mim_diagnose() -> list[Finding]:
     return [library("tokenizers", ("tokenizers",), means="a vocabulary of the captions' own")]
 
 
+COMMANDS = {
+    "tokenize": (
+        "mim_multimodal.tokenize:tokenize",
+        "Write the ids of a collection, by a trained tokenizer: tokenize RUN DATA OUT",
+    ),
+}
+
+
 def main() -> int:
-    """The ``mim-multimodal`` command: mim-core's commands, restricted to this plugin's recipes."""
+    """The ``mim-multimodal`` command: mim-core's commands, restricted to this plugin's recipes, and its own."""
     from mim_core import main
 
-    return main(plugin="multimodal")
+    return main(plugin="multimodal", more=COMMANDS)

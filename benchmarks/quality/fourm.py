@@ -2,7 +2,7 @@
 
     python benchmarks/quality/fourm.py --out runs/fourm
 
-One seed. Trains `4m-vit-tiny` as it stands, and two encoders of the same size from scratch on the same frames' class
+One seed. Trains `4m-vit-tiny`, and two encoders of the same size from scratch on the same frames' class
 maps and depth (`rgb-vit-tiny` under a linear head, as many steps of as many samples). All are judged on the 240 frames
 of 8 maps that training never saw, in class maps of 16 x 16 and depth of 64 x 64, as MultiMAE's probes are. Each row is
 printed, and kept in results.json, as it is done; what is there already is not done again.
@@ -14,6 +14,7 @@ training frames in their place, "RMSE, aligned" those of the frame itself, which
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mim_core import EvaluateConfig, Study, build_method, load_recipe, load_run
+from mim_core import EvaluateConfig, Study, build_method, installed, load_recipe, load_run
 from mim_core import main as command
 from mim_core.methods.generation import Generation
 from mim_multimodal import evaluations
@@ -125,25 +126,40 @@ def neighbours(run: Path) -> dict[str, float]:
     return {s["row"]: round(s["value"], 4) for s in scores}
 
 
-def trained(out: Path) -> Path:
-    """The recipe as it stands."""
+def of_epochs(epochs: float) -> list[str]:
+    """So many epochs, a twentieth of them to warm up, as the recipe has it."""
+    return ["--train.epochs", str(epochs), "--train.warmup-epochs", str(epochs / 20)]
+
+
+def trained(out: Path, epochs: float) -> Path:
+    """The recipe, of so many epochs."""
     run = out / "4m"
-    assert command(["pretrain", "multimodal:4m-vit-tiny", "--out", str(run), "--quiet"]) == 0, "the run stopped"
+    start = ["pretrain", "multimodal:4m-vit-tiny", *of_epochs(epochs), "--out", str(run), "--quiet"]
+    assert command(start) == 0, "the run stopped"
     return run
 
 
-@torch.no_grad()
-def from_scratch(out: Path, method: str, train: Frames, test: Frames) -> dict[str, float]:
+def from_scratch(out: Path, epochs: float, method: str, train: Frames, test: Frames) -> dict[str, float]:
     """An encoder of the same size that learns one map from RGB, and nothing else."""
     start, run = out / "rgb", out / f"scratch-{method}"
     assert command(["pretrain", "multimodal:rgb-vit-tiny", "--train.steps", "1", "--train.warmup-epochs", "0",
                     "--out", str(start), "--quiet"]) == 0  # fmt: skip
-    options = ["--train.epochs", "50", "--train.warmup-epochs", "2.5", "--train.batch-size", "64"]
-    options += ["--train.lr-batch", "64", "--train.base-lr", "1e-3", "--method.head", "linear"]
+    options = [
+        *of_epochs(epochs),
+        "--train.batch-size",
+        "64",
+        "--train.lr-batch",
+        "64",
+        "--train.base-lr",
+        "1e-3",
+        "--method.head",
+        "linear",
+    ]
     options += ["--data.area", "0.5", "1.0", "--use", f"method=multimodal:{method}", "--scratch"]
     assert command(["finetune", str(start), *options, "--out", str(run), "--quiet"]) == 0, "the run stopped"
     model: Any = load_run(run).method.eval()
-    answers = [model.predict({"rgb": rgb}) for rgb in test.sample["rgb"].split(60)]
+    with torch.no_grad():
+        answers = [model.predict({"rgb": rgb}) for rgb in test.sample["rgb"].split(60)]
     if method == "segmenter":
         shares = torch.cat([part["semseg"] for part in answers])
         return scored(F.avg_pool2d(shares, 4).argmax(dim=1), None, None, test)
@@ -155,7 +171,10 @@ def main() -> None:
     """Every row that is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/fourm"))
-    out = parser.parse_args().out
+    parser.add_argument("--epochs", type=float, default=50.0, help="of 4M and from scratch; the recipe has 50")
+    parser.add_argument("--rows", nargs="*", default=[], help="only rows whose names begin so")
+    asked = parser.parse_args()
+    out, epochs = asked.out, asked.epochs
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     kept = out / "results.json"
@@ -164,6 +183,8 @@ def main() -> None:
     test = Frames("test", train.largest)
 
     def row(name: str, make: Callable[[], dict[str, float]]) -> None:
+        if asked.rows and not name.startswith(tuple(asked.rows)):
+            return
         if name not in results:
             wall, processor = time.monotonic(), time.process_time()
             found = make()
@@ -173,18 +194,20 @@ def main() -> None:
         print(f"{name}: {results[name]}", flush=True)
 
     row("majority class, or mean, per pixel", lambda: majority(train, test))
-    row("4M: training", lambda: {"steps": 750.0} if trained(out) else {})
-    method = load_run(out / "4m").method.eval()
-    row("the right ids", lambda: true_ids(method, train, test))
-    row("4M, generated: the likeliest ids", lambda: generated(method, train, test, temperature=0.0))
-    row("4M, generated: drawn", lambda: generated(method, train, test, temperature=1.0))
-    row("4M, generated: the likeliest, in one step", lambda: generated(method, train, test, temperature=0.0, steps=1))
-    row("4M, linear probe", lambda: probed(method, train, test))
-    fresh = build_method(load_recipe("multimodal:4m-vit-tiny"))
-    row("untrained encoder, linear probe", lambda: probed(fresh, train, test))
+    row("4M: training", lambda: {"epochs": epochs} if trained(out, epochs) else {})
+    method = functools.cache(lambda: load_run(out / "4m").method.eval())
+    row("the right ids", lambda: true_ids(method(), train, test))
+    row("4M, generated: the likeliest ids", lambda: generated(method(), train, test, temperature=0.0))
+    row("4M, generated: drawn", lambda: generated(method(), train, test, temperature=1.0))
+    row("4M, generated: the likeliest, in one step", lambda: generated(method(), train, test, temperature=0.0, steps=1))
+    row("4M, linear probe", lambda: probed(method(), train, test))
+    row(
+        "untrained encoder, linear probe",
+        lambda: probed(build_method(load_recipe("multimodal:4m-vit-tiny", installed())), train, test),
+    )
     row("k-NN of RGB", lambda: neighbours(out / "4m"))
-    row("from scratch, class maps", lambda: from_scratch(out, "segmenter", train, test))
-    row("from scratch, depth", lambda: from_scratch(out, "depth-regressor", train, test))
+    row("from scratch, class maps", lambda: from_scratch(out, epochs, "segmenter", train, test))
+    row("from scratch, depth", lambda: from_scratch(out, epochs, "depth-regressor", train, test))
 
 
 if __name__ == "__main__":

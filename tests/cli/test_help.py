@@ -29,8 +29,9 @@ for arguments in {asked!r}:
     assert "torch" not in sys.modules, arguments
 """
     script += """
-import mim_pointcloud.plugin, mim_video.plugin
+import mim_multimodal.plugin, mim_pointcloud.plugin, mim_video.plugin
 own = [("video", ["prepare", "-h"]), ("video", ["probe", "--help"]), ("pointcloud", ["prepare", "-h"])]
+own += [("multimodal", ["tokenize", "-h"])]
 for plugin, arguments in own:
     assert main(arguments, plugin, more=getattr(sys.modules[f"mim_{plugin}.plugin"], "COMMANDS")) == 0
     assert "torch" not in sys.modules, arguments

@@ -1,5 +1,6 @@
 """The image source keeps the contract of data sources."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,28 @@ class TestFolder(DataContract):
         source = Images(Images.Config(root=self.root), self.shapes)
         names = [source.name_of(index) for index in range(len(source))]
         return source, next(i for i, name in enumerate(names) if name.endswith("9.png")), "9.png"
+
+
+class TestObjects(DataContract):
+    """A folder with a json of instances, as pre-training reads it; boxes are in test_coco_files.py."""
+
+    part = "image:coco"
+    shapes = {"image": (3, 24, 20)}
+    labels = False
+    unsuitable = TestSample.unsuitable
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path):
+        images, rows = [], []
+        for number in range(6):
+            picture = Image.new("RGB", (30 + 7 * number, 41), (200, 30 * number, 9))
+            picture.paste((255, 255, 255), (number, 5, number + 9, 30))
+            picture.save(tmp_path / f"{number}.png")
+            images.append({"id": number, "file_name": f"{number}.png"})
+            rows.append({"id": number, "image_id": number, "category_id": 1, "bbox": [number, 5, 9, 25]})
+        made = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "bar"}]}
+        (tmp_path / "instances.json").write_text(json.dumps(made))
+        self.options = {"root": tmp_path}
 
 
 def test_every_source_has_a_contract():

@@ -11,9 +11,13 @@ from mim_core.data.labelled import LabelledSource, share_of
 from mim_core.data.many_labels import ManyLabelsSource, rarest, read_many_labels
 from mim_core.data.source import DataSource, Labelled, PlainItems
 from mim_core.errors import MimError
+from mim_core.host.loading import installed
 from mim_core.interop.importers import build
+from mim_core.methods.assembly import Parts
+from mim_core.methods.build import open_source
 from mim_core.methods.multi_label import f1, label_scores
 from mim_core.recipes.config import Part
+from mim_core.recipes.resolve import load_recipe
 from mim_core.testing import MethodContract
 from PIL import Image
 from sklearn import metrics
@@ -160,6 +164,28 @@ def test_shares_of_samples_with_several_labels():
     assert some.labels.sum(dim=0).tolist() == [19, 5, 2]
     assert torch.equal(some.labels, labels[chosen])
     assert set(share_of(split, 0.25)[1].tolist()) <= set(chosen.tolist())
+
+
+RECIPES = ("image:mae-vit-tiny", "video:videomae-vit-tiny", "pointcloud:point-mae-vit-tiny")
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "multimodal:multimae-vit-tiny"])
+def test_data_of_every_modality_can_have_several_labels(recipe, tmp_path):
+    """Labels by the names that the data give their files."""
+    run = load_recipe(recipe, installed(), twin=True)
+    source = open_source(run, Parts(run.parts).tokenizer())
+    names = source.plain().names[:12]
+    rows = [f'"{name}",{"p|q" if i % 2 else "q"},{"test" if i < 4 else "train"}' for i, name in enumerate(names)]
+    many = LabelledSource(ManyLabelsSource(source, table(tmp_path, rows)), repeats=2)
+    assert (len(many), many.split.names) == (8, names[4:])
+    shapes = {name: value.shape for name, value in source.labelled("train").items[0].items() if name in source.shapes}
+    items = many.read(1, 3), many.read(0, 3)
+    batch = many.finish({name: torch.stack([item[name] for item in items]) for name in items[0]})
+    assert batch["label"].tolist() == [[1, 1], [1, 1], [0, 1], [0, 1]]
+    assert {name: value.shape[1:] for name, value in batch.items() if name in shapes} == shapes
+    test = many.labelled("test")
+    assert test.labels.tolist() == [[0, 1], [1, 1], [0, 1], [1, 1]]
+    assert {name: test.items[test.views * 3][name].shape for name in shapes} == shapes
 
 
 # ---- the method ------------------------------------------------------------------------------------------------------

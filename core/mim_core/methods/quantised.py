@@ -73,6 +73,8 @@ class QuantisedAutoencoder(Method):
         super().__init__()
         if not 0 <= commitment < math.inf:
             raise ValueError(f"commitment must be finite and not negative, got {commitment}")
+        if encoder.codebook.trained and commitment == 0:
+            raise ValueError("codes that follow a gradient learn by the commitment, so it must not be 0")
         self.tokenizer, self.encoder, self.commitment = tokenizer, encoder, commitment
         self.heads = nn.ModuleDict({"main": head})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from mim_core.parts.encoder import Encoded, ViTEncoder
 from mim_core.parts.layout import Layout
 from mim_core.parts.mask import Mask
-from mim_core.ranks.tensors import batch_mean, gather
+from mim_core.ranks.tensors import batch_mean, fill_from_first, gather, whole
 
 CANDIDATES = 4
 """Vectors of each sample that may take the place of a code that is not used."""
@@ -21,8 +22,8 @@ CANDIDATES = 4
 
 class Codebook(nn.Module):
     """Codes [codes, size] that follow the vectors which they name, as running means (VQ-VAE, arXiv 1711.00937, appendix
-    A.1), over all ranks. Codes that are hardly used are replaced by vectors of the last batch (Jukebox, arXiv
-    2005.00341, section 3.1).
+    A.1) over all ranks, or are trained by the gradient of their distance to them (equation 3). Codes that are hardly
+    used are replaced by vectors of the last batch (Jukebox, arXiv 2005.00341, section 3.1).
 
     In training, `forward` takes note of the batch, and `after_step` follows it.
     """
@@ -34,14 +35,21 @@ class Codebook(nn.Module):
     batch_share: Tensor
     batch_sums: Tensor
 
-    def __init__(self, codes: int, size: int, decay: float, revive: float, normalize: bool) -> None:
+    def __init__(
+        self, codes: int, size: int, decay: float, revive: float, normalize: bool, trained: bool = False
+    ) -> None:
         super().__init__()
         if codes < 2 or size < 1:
             raise ValueError(f"codes must be 2 or more, and size 1 or more; got {codes} and {size}")
         if not 0 <= decay < 1 or not 0 <= revive < 1:
             raise ValueError(f"decay and revive must lie in [0, 1), got {decay} and {revive}")
         self.decay, self.revive, self.normalize = decay, revive, normalize
-        self.register_buffer("book", self.placed(torch.randn(codes, size)))
+        drawn = self.placed(torch.randn(codes, size))
+        self.trained = trained
+        if trained:
+            self.book = nn.Parameter(drawn)
+        else:
+            self.register_buffer("book", drawn)
         self.register_buffer("share", torch.zeros(codes))
         self.register_buffer("sums", torch.zeros(codes, size))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
@@ -53,9 +61,14 @@ class Codebook(nn.Module):
         """Vectors where codes lie: on the unit sphere, with ``normalize``."""
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
+    def vectors_of(self, ids: Int[Tensor, "R N"]) -> Float[Tensor, "R N size"]:
+        """The codes of ids, where codes lie."""
+        return self.placed(F.embedding(ids, self.book)) if self.trained else F.embedding(ids, self.book)
+
     def nearest(self, vectors: Float[Tensor, "R N size"]) -> Int[Tensor, "R N"]:
         """The id of each vector's nearest code."""
-        far = self.book.square().sum(dim=1) - 2 * vectors @ self.book.T  # without the vector's own length
+        book = self.placed(self.book.detach()) if self.trained else self.book
+        far = book.square().sum(dim=1) - 2 * vectors @ book.T  # without the vector's own length
         found: Tensor = far.argmin(dim=-1)
         return found
 
@@ -63,15 +76,16 @@ class Codebook(nn.Module):
         self, vectors: Float[Tensor, "R N size"]
     ) -> tuple[Float[Tensor, "R N size"], Int[Tensor, "R N"], Float[Tensor, "R N"]]:
         """(codes, ids, distances): the nearest codes, with the vectors' gradient; and the squared distance to them,
-        which draws the vectors there, a mean over their values."""
+        which draws the vectors there, and codes that are trained to the vectors, a mean over their values."""
         exact = nullcontext() if vectors.is_meta else torch.autocast(vectors.device.type, enabled=False)
         with exact:  # which code is nearest hangs on small differences
             placed = self.placed(vectors.float())
             ids = self.nearest(placed.detach())
-        codes = F.embedding(ids, self.book)
+        codes = self.vectors_of(ids)
         if self.training:
             self._note(placed.detach(), ids)
-        return placed + (codes - placed).detach(), ids, (placed - codes).square().mean(dim=-1)
+        apart = (placed - codes).square().mean(dim=-1)
+        return placed + (codes - placed).detach(), ids, apart
 
     def _note(self, vectors: Float[Tensor, "R N size"], ids: Int[Tensor, "R N"]) -> None:
         """Adds a batch to what `after_step` follows."""
@@ -89,21 +103,26 @@ class Codebook(nn.Module):
         if self._candidates is None:
             return
         candidates, self._candidates = gather(self._candidates)[0], None
-        whole = self.batch_share.sum().clamp(min=1.0)
-        share, sums = batch_mean(self.batch_share / whole), batch_mean(self.batch_sums / whole)
+        count = self.batch_share.sum().clamp(min=1.0)
+        share, sums = batch_mean(self.batch_share / count), batch_mean(self.batch_sums / count)
         self.batch_share.zero_()
         self.batch_sums.zero_()
         self.share.lerp_(share, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         known = self.share > 0
         means = self.sums / self.share.clamp(min=1e-12)[:, None]
-        book = torch.where(known[:, None], self.placed(means), self.book)
+        now = whole(self.book)
+        book = now if self.trained else torch.where(known[:, None], self.placed(means), now)
         even = self.share.sum() / len(self.share)
         dead = self.share <= self.revive * even
         number = dead.cumsum(0) - 1
         replaced = dead & (number < len(candidates))
         fresh = candidates[number.clamp(0, len(candidates) - 1)]
-        self.book.copy_(torch.where(replaced[:, None], fresh, book))
+        book = torch.where(replaced[:, None], fresh, book)
+        if self.trained:  # it may be sharded
+            fill_from_first(self.book, book)
+        else:
+            self.book.copy_(book)
         self.share.copy_(torch.where(replaced, even, self.share))
         self.sums.copy_(torch.where(replaced[:, None], fresh * even, self.sums))
         self.updates += 1
@@ -139,13 +158,17 @@ class CodebookEncoder(ViTEncoder):
         """Codes that are used less than this part of an even share are replaced by vectors of the batch."""
         normalize: bool = True
         """Codes and vectors have the length 1 (4M's tokenizers)."""
+        follow: Literal["means", "gradient"] = "means"
+        """How codes learn: as running means of what they name, or by the gradient of their distance to it."""
 
     def __init__(self, config: Config, layout: Layout) -> None:
         super().__init__(config, layout)
         self.codes = config.codes
         self.to_code = nn.Linear(self.width, config.size)
         self.from_code = nn.Linear(config.size, self.width)
-        self.codebook = Codebook(config.codes, config.size, config.decay, config.revive, config.normalize)
+        self.codebook = Codebook(
+            config.codes, config.size, config.decay, config.revive, config.normalize, config.follow == "gradient"
+        )
 
     def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
         """The vectors of the codes that name the tokens, with their ids and how far the tokens were from them."""
@@ -155,7 +178,7 @@ class CodebookEncoder(ViTEncoder):
 
     def of_ids(self, ids: Int[Tensor, "R N"]) -> Float[Tensor, "R N D"]:
         """The tokens that these ids give."""
-        tokens: Tensor = self.from_code(F.embedding(ids, self.codebook.book))
+        tokens: Tensor = self.from_code(self.codebook.vectors_of(ids))
         return tokens
 
     def after_step(self) -> None:

@@ -65,6 +65,48 @@ def test_the_gradient_goes_straight_through():
     assert torch.equal(vectors.grad, torch.arange(6.0).reshape(1, 3, 2))
 
 
+def test_codes_that_are_trained_are_drawn_to_what_they_name():
+    """By the gradient of the distance, which draws both; those that are not used are replaced."""
+    book = Codebook(4, 2, 0.5, 0.1, normalize=False, trained=True).train()
+    with torch.no_grad():
+        book.book.copy_(torch.tensor([[0.0, 0.0], [9.0, 9.0], [50.0, 50.0], [60.0, 60.0]]))
+    vectors = torch.tensor([[[1.0, 0.0], [8.0, 9.0], [2.0, 0.0]]], requires_grad=True)
+    codes, ids, apart = book(vectors)
+    assert ids.tolist() == [[0, 1, 0]]
+    (apart.sum() + codes.sum()).backward()
+    assert torch.equal(book.book.grad, torch.tensor([[-3.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+    assert torch.equal(vectors.grad, torch.tensor([[[2.0, 1.0], [0.0, 1.0], [3.0, 1.0]]])), "and straight through"
+    book.after_step()
+    assert book.book[:2].tolist() == [[0.0, 0.0], [9.0, 9.0]], "a mean moves none of them"
+    rows = vectors[0].tolist()
+    assert all(row in rows for row in book.book[2:].tolist())
+
+
+def test_a_tokenizer_of_trained_codes_learns_and_lies_on_the_sphere():
+    config = parts()
+    options = {**config["encoder"].options, "follow": "gradient"}
+    config["encoder"] = Part.of("core:codebook", **options)
+    torch.manual_seed(0)
+    method = build_method(resolve(RunConfig(parts=config), installed())).train()
+    sample, losses = {"rgb": torch.randn(8, 3, 16, 24)}, []
+    optimizer = torch.optim.AdamW(method.parameters(), 3e-3)
+    for _ in range(20):
+        outcome = method(method.prepare(sample))
+        optimizer.zero_grad()
+        outcome.loss.backward()
+        assert method.encoder.codebook.book.grad.any()
+        optimizer.step()
+        method.after_step(0.5)
+        losses.append(float(outcome.parts["rebuilt"].detach()))
+    assert losses[-1] < losses[0]
+    ids = method.eval().name(sample)
+    lengths = method.encoder.codebook.vectors_of(ids).norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+    config["method"] = Part.of("core:vq", commitment=0.0)
+    with pytest.raises(MimError, match="learn by the commitment"):
+        build_method(resolve(RunConfig(parts=config), installed()))
+
+
 def test_codes_that_are_not_used_are_replaced_by_vectors_of_the_batch():
     book = Codebook(8, 2, decay=0.5, revive=0.1, normalize=False).train()
     book.book.copy_(100 + torch.randn(8, 2))

@@ -45,6 +45,7 @@ class Mistakes:
         split: How many there are.
         wrong: How many got a wrong answer.
         worst: The mistakes with the largest probabilities.
+        film: Whether their pictures are wide strips of frames.
     """
 
     classes: tuple[str, ...]
@@ -54,6 +55,7 @@ class Mistakes:
     split: int
     wrong: int
     worst: list[Mistake]
+    film: bool = False
 
 
 @torch.no_grad()
@@ -88,7 +90,7 @@ def mistakes_of(method: Classifier, source: DataSource, device: torch.device, ba
     others = (counts[kept].sum(dim=1) - within.sum(dim=1)).tolist()
     names = method.label_names()
     classes = tuple(names[number] for number in kept.tolist())
-    return Mistakes(classes, within.tolist(), others, len(chosen), len(split.labels), len(wrong), shown)
+    return Mistakes(classes, within.tolist(), others, len(chosen), len(split.labels), len(wrong), shown, pictures.film)
 
 
 def _most_mistaken(counts: Int[Tensor, "K K"]) -> Int[Tensor, " k"]:

@@ -35,12 +35,15 @@ HEAD = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Visible, hidden and rebuilt points</title>
 <style>
-body { margin: 0; overflow: hidden; background: white; }
-a { position: fixed; z-index: 9; left: .8rem; bottom: .5rem; font: 14px system-ui, sans-serif; color: #1f5f9e; }
+:root { color-scheme: light dark; }
+body { margin: 0; overflow: hidden; background: white; color: #5b6670; }
+p { position: fixed; z-index: 9; left: .8rem; bottom: .5rem; margin: 0; font: 13px system-ui, sans-serif; }
+a { color: #1f5f9e; }
+@media (prefers-color-scheme: dark) { body { background: #15191d; color: #9aa6b0; } a { color: #7db7ec; } }
 </style>
 </head>
 <body>
-<a href="report.html">Back to the report</a>
+<p><a href="report.html">Back to the report</a> · names show and hide points</p>
 """
 FIT = """
 const plot = document.getElementById("{plot_id}");
@@ -54,6 +57,11 @@ function fit() {
   Plotly.relayout(plot, {"scene.aspectratio": {x: size, y: size, z: size}});
 }
 window.addEventListener("resize", fit);
+if (matchMedia("(prefers-color-scheme: dark)").matches) {
+  const lines = {"font.color": "#e4e8eb", "paper_bgcolor": "#15191d"};
+  for (const axis of "xyz") lines[`scene.${axis}axis.gridcolor`] = lines[`scene.${axis}axis.zerolinecolor`] = "#333b42";
+  Plotly.relayout(plot, lines);
+}
 fit();
 """
 """The box's size follows the narrower side of the window: parallel projection shows a scene at the height's scale."""
@@ -164,7 +172,7 @@ def page(rows: Mapping[str, Float[Tensor, "B P C"]], up: Axis = "y", names: Sequ
     shapes = [(points[i][~hidden[i]], points[i][hidden[i]], rebuilt[i][hidden[i]]) for i in range(len(points))]
     named = [f", {escape(name)}" for name in names] if len(names) == len(shapes) else [""] * len(shapes)
     titles = [
-        f"Shape {i + 1} of {len(shapes)}{name}: {_counts_text(shape, extent)}"
+        f"Shape {i + 1} of {len(shapes)}{name}:<br>{_counts_text(shape, extent)}"
         for i, (shape, name) in enumerate(zip(shapes, named, strict=True))
     ]
     return _html(shapes, titles, extent, up)
@@ -202,9 +210,8 @@ def _html(shapes: list[tuple[Array, Array, Array]], titles: list[str], extent: f
     axis = {"range": [-extent, extent], "showbackground": False, "showspikes": False, "title": {"text": ""}}
     axis |= {"gridcolor": "#e3e7ea", "zerolinecolor": "#c9d0d5", "tickfont": {"color": "#8a949c", "size": 10}}
     under: dict[str, Any] = {"y": 1, "yanchor": "top", "pad": {"t": 36}}  # plotly's buttons
-    legend = {"text": "click to show or hide", "font": {"size": 12}}
     figure.update_layout(
-        title={"text": titles[0], "font": {"size": 16}, "x": 0.02, "xanchor": "left", **under},
+        title={"text": titles[0], "font": {"size": 15}, "x": 0.02, "xanchor": "left", **under},
         font={"family": "system-ui, sans-serif", "color": "#1c2126"},
         margin={"l": 0, "r": 0, "t": 112, "b": 0},
         paper_bgcolor="white",
@@ -215,7 +222,6 @@ def _html(shapes: list[tuple[Array, Array, Array]], titles: list[str], extent: f
             "y": 1.0,
             "yanchor": "bottom",  # above the scene, in the margin
             "font": {"size": 14},
-            "title": legend,
         },
         scene={
             **{f"{name}axis": axis for name in "xyz"},
@@ -254,7 +260,7 @@ def _slider(shapes: list[tuple[Array, Array, Array]], titles: list[str]) -> dict
         found = [_coordinates(points) for points in shape]
         new = {axis: [each[axis] for each in found] for axis in "xyz"}
         steps.append({"label": str(number + 1), "method": "update", "args": [new, {"title.text": title}, [0, 1, 2]]})
-    return {"steps": steps, "currentvalue": {"prefix": "Shape "}, "pad": {"l": 24, "r": 24, "b": 8, "t": 0}}
+    return {"steps": steps, "currentvalue": {"prefix": "Shape "}, "pad": {"l": 24, "r": 24, "b": 40, "t": 0}}
 
 
 def _camera(up: Axis) -> dict[str, Any]:

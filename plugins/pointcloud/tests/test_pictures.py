@@ -186,7 +186,9 @@ def test_the_slider_goes_from_shape_to_shape(shown, rows):
         assert [len(each) for each in new["x"]] == [60 - count, count, count]
         found = np.stack([new[axis][2] for axis in "xyz"], axis=1)
         assert np.allclose(found, rows["rebuilt"][number, :count].numpy(), atol=1e-4)
-        assert titles["title.text"].startswith(f"Shape {number + 1} of 3: {60 - count} visible points, {count} hidden")
+        assert titles["title.text"].startswith(
+            f"Shape {number + 1} of 3:<br>{60 - count} visible points, {count} hidden"
+        )
 
 
 def test_axes_have_one_scale_and_hold_every_input(shown, rows):

@@ -193,7 +193,8 @@ def test_dry_run_of_every_twin_writes_nothing(mim, tmp_path, recipe):
 
 
 def test_dry_run_tells_the_sizes_of_mae(mim, tmp_path):
-    said = mim("pretrain", "mae-vit-base", "--data.root", "sample", "--dry-run", plugin="image")
+    whole = ("--data.root", "sample", "--train.batch-size", "4096")
+    said = mim("pretrain", "mae-vit-base", *whole, "--dry-run", plugin="image")
     assert said.code == 0
     assert "196 on a grid of 14 x 14; 147 hidden, 49 into the encoder, 147 predicted" in said.all
     assert "encoder with tokenizer 85.6 M" in said.all  # ViT-B/16: 86.6 M with a classifier of 768 x 1000, less it

@@ -11,6 +11,7 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
+from mim_core.commands.fitting import on_data, suited
 from mim_core.commands.options import apply, command_class, hints_of, parse, swap_all, take_name
 from mim_core.commands.pretrain import load_named
 from mim_core.errors import MimError, RankError
@@ -51,10 +52,13 @@ def bench(program: str, plugin: str | None, arguments: list[str]) -> int:
     options = parse(_options(run), f"{program} bench {name}", rest)
     if options.seconds <= 0:
         raise MimError(f"--seconds must be positive, got {options.seconds:g}.")
-    run = apply(run, options)
+    run = on_data(apply(run, options), rest, registry)
+    folder = options.out or Path("runs") / name
     with ranks.world(run.train.device, run.train.timeout) as world:
+        run, changed = world.together(lambda: suited(run, folder, registry, options.twin))
         if options.dry_run:
-            started = loop.start(run, options.out or Path("runs") / name, registry, world, plans=True)
+            started = loop.start(run, folder, registry, world, plans=True)
+            started.sizes = (*changed, *started.sizes)
             if world.first:
                 print_plan(started)
             return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from mim_core.commands.finetune_recipes import of_machine, recipe_named, train_recipe, under_recipe, with_data_of
+from mim_core.commands.fitting import on_data
 from mim_core.commands.judging import FOLDERS, start_of
 from mim_core.commands.options import apply, command_class, parse, swap_all, take_name
 from mim_core.commands.seeds import Asked, seeded, train_seeds
@@ -80,7 +81,8 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
         run = replace(run, train=replace(run.train, **run.parts["method"].cls.train_options))
     options = parse(command_class(run, FinetuneOptions, "Train on labels:"), f"{program} finetune {name}", rest)
     folder = options.out or _home(Path(name)) / (FOLDERS[options.scratch] + _task(run))
-    runs = seeded(apply(run, options), folder, options.seeds)
+    run = on_data(replace(apply(run, options), told=frozenset()), rest, registry)
+    runs = seeded(run, folder, options.seeds)
     runs = [
         (_completed(each, None if options.scratch else _recorded(place, weights), place), place) for each, place in runs
     ]

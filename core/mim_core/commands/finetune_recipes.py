@@ -8,6 +8,7 @@ from typing import Any
 
 import tyro
 
+from mim_core.commands.fitting import on_data
 from mim_core.commands.options import apply, command_class, parse, swap_all, used
 from mim_core.commands.seeds import Asked, seeded, train_seeds
 from mim_core.commands.starting import fitted, take_encoder_from
@@ -104,7 +105,7 @@ def train_recipe(program: str, name: str, entry: Entry, rest: list[str], registr
         raise MimError(f"{run.parts['method'].name} does not learn from labels, so finetune cannot train it.")
     cls = command_class(run, RecipeOptions, "Train on labels as")
     options = parse(cls, f"{program} finetune {name}", rest)
-    run = apply(run, options)
+    run = on_data(replace(apply(run, options), told=None if options.twin else frozenset()), rest, registry)
     folder = options.out or Path("runs") / (entry.name + ("-twin" if options.twin else ""))
     if options.init is not None:
         run = fitted(run, options.init, registry)

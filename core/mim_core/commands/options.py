@@ -59,6 +59,12 @@ def used(arguments: list[str]) -> list[tuple[str, str]]:
     return found
 
 
+def stated(arguments: list[str]) -> frozenset[str]:
+    """The options of parts and of training that a command line states, such as train.batch_size."""
+    names = (argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--"))
+    return frozenset(name.replace("-", "_") for name in names if "." in name)
+
+
 def swap_all(run: ResolvedRun, arguments: list[str], registry: Registry) -> ResolvedRun:
     """The run with every ``--use`` applied."""
     for role, name in used(arguments):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from mim_core.commands.fitting import on_data, suited
 from mim_core.commands.options import apply, command_class, parse, swap_all, take_name
 from mim_core.commands.starting import fitted, foreign, take_encoder_from
 from mim_core.errors import MimError, unknown, warn
@@ -19,12 +21,14 @@ from mim_core.ranks import world as ranks
 from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.resolve import load_recipe
 from mim_core.recipes.toml import read_file
+from mim_core.recipes.twins import STEPS
 from mim_core.runs import checkpoint, origins
 from mim_core.runs import load as run_load
 from mim_core.runs import run as running
 from mim_core.runs.initial_weights import take_weights
 from mim_core.terminal import tell
 from mim_core.training import loop
+from mim_core.training.collection_size import FEW
 from mim_core.training.plan import dry_run
 from mim_core.training.signals import STOPPED
 
@@ -38,10 +42,13 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     options = parse(command_class(run), f"{program} pretrain {name}", rest)
     run = apply(run, options)
     folder = options.out or Path("runs") / (_run_name(name) + ("-twin" if options.twin else ""))
+    run = on_data(run, rest, registry)
     if options.init is not None and options.init_format is None:
         run = fitted(run, options.init, registry)
     with ranks.world(run.train.device, run.train.timeout) as world:
+        run, changed = world.together(lambda: suited(run, folder, registry, options.twin))
         started = world.together(lambda: loop.start(run, folder, registry, world, True, options.dry_run))
+        started.sizes = (*changed, *started.sizes)
         started.command = origins.command_of(program, "pretrain", arguments)
         if world.on_first(lambda: checkpoint.newest(folder) is None):
             world.together(lambda: _begin(started, options, registry))
@@ -65,7 +72,7 @@ def load_named(name: str, plugin: str | None, registry: Registry, twin: bool) ->
     if name.endswith(".toml"):
         if twin:
             raise MimError(f"--twin goes with a recipe's name; {name} is a file.")
-        return read_file(Path(name), registry)
+        return replace(read_file(Path(name), registry), least=FEW)
     if (Path(name) / "recipe.toml").is_file():
         raise MimError(f"{name} is a run, not a recipe. Its recipe is {Path(name) / 'recipe.toml'}.")
     if plugin is not None and ":" not in name:
@@ -75,7 +82,10 @@ def load_named(name: str, plugin: str | None, registry: Registry, twin: bool) ->
         name = f"{plugin}:{name}"
     if plugin is not None and ":" in name and not name.startswith(f"{plugin}:"):
         raise MimError(f"mim-{plugin} has only its own recipes; use: mim-core pretrain {name}")
-    return load_recipe(name, registry, twin)
+    run = load_recipe(name, registry, twin)
+    if twin:  # small as it is; 20 steps on any data
+        return replace(run, told=frozenset({"train.batch_size", "train.base_lr"}), least=STEPS)
+    return replace(run, told=frozenset(), least=FEW)
 
 
 def _elsewhere(name: str, registry: Registry) -> str:

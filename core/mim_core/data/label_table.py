@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from mim_core.data.collections import HELD_OUT, split_of
+from mim_core.data.collections import HELD_OUT, Arrangement, split_of
 from mim_core.errors import MimError, one_line
 from mim_core.text import counted
 
-PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_id", "video", "clip", "name", "id")
+PATHS = (
+    *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_id", "image_path", "img"),
+    *("video", "video_id", "video_path", "clip", "folder", "shape", "model", "object", "cloud", "name", "id"),
+)
 """What the column of files may be called; the first that is there counts."""
-LABELS = ("label", "class", "class_name", "category", "target", "y")
+LABELS = ("label", "class", "class_name", "category", "category_name", "target", "labels", "y")
 """The same of the labels."""
 SPLITS = ("split", "set", "subset", "partition", "fold")
 """The same of the split, which a table may lack."""
@@ -27,45 +31,57 @@ class LabelTable:
     Attributes:
         path: The table.
         rows: File, as the table has it -> (label, split: "train", "test", or empty).
+        strange: Words of its column of splits that name none, for people.
     """
 
     path: Path
     rows: Mapping[str, tuple[str, str]]
+    strange: str = ""
 
     def of(self, names: Sequence[str], root: Path) -> Labelling:
         """The labels of files below a root. A row belongs to the file of its path below the root or below the table's
         folder; else to the only one of that name, with or without its ending.
 
         Raises:
-            MimError: No row names any of the files, or all have one label.
+            MimError: No row names any of the files, all have one label, or two rows say different things of a file.
         """
-        wholes = {PurePosixPath(name.replace("\\", "/")).as_posix(): number for number, name in enumerate(names)}
-        shorter = [_only(wholes, key) for key in (_name, _stem)]
-        found: dict[int, tuple[str, str]] = {}
-        lost: list[str] = []
-        for file, value in self.rows.items():
-            number = self._number(file, root, wholes, shorter)
-            if number is None:
-                lost.append(file)
-            else:
-                found[number] = value
+        found, lost = self.places(names, root)
         if not found:
             raise MimError(
                 f"{self.path}: none of its {len(self.rows):,} rows names a file of {root}. It has {lost[0]!r}, and "
                 f"there is {names[0] if names else 'nothing'!r}."
             )
-        classes = tuple(sorted({label for label, _ in found.values()}))
+        classes = class_order(label for label, _ in found.values())
         if len(classes) < 2:
             raise MimError(f"{self.path}: all of its labels are {classes[0]!r}; there must be two classes at least.")
-        labels = tuple(classes.index(found[i][0]) if i in found else -1 for i in range(len(names)))
+        number = {name: place for place, name in enumerate(classes)}
+        labels = tuple(number[found[i][0]] if i in found else -1 for i in range(len(names)))
         splits = tuple(found[i][1] if i in found else "" for i in range(len(names)))
-        advice = []
+        advice = [self.strange] if self.strange else []
         if lost:
             advice.append(f"{counted(len(lost), 'row')} of {self.path} name no file of {root} ({lost[0]}).")
         bare = [name for name, label in zip(names, labels, strict=True) if label < 0]
         if bare:
             advice.append(f"{counted(len(bare), 'file')} have no label in {self.path} ({bare[0]}).")
         return Labelling(classes, labels, splits, tuple(advice))
+
+    def places(self, names: Sequence[str], root: Path) -> tuple[dict[int, tuple[str, str]], list[str]]:
+        """(number of a file -> its label and split, rows that name no file of these).
+
+        Raises:
+            MimError: Two rows say different things of a file.
+        """
+        wholes = {PurePosixPath(name.replace("\\", "/")).as_posix(): number for number, name in enumerate(names)}
+        shorter = [_only(wholes, key) for key in (_name, _stem)]
+        found, rows, lost = dict[int, tuple[str, str]](), dict[int, str](), list[str]()
+        for file, value in self.rows.items():
+            number = self._number(file, root, wholes, shorter)
+            if number is None:
+                lost.append(file)
+            elif found.setdefault(number, value) != value:
+                raise _two(self.path, f"{rows[number]} and {file}, which are one file,", found[number], value)
+            rows.setdefault(-1 if number is None else number, file)
+        return found, lost
 
     def _number(
         self, file: str, root: Path, wholes: Mapping[str, int], shorter: Sequence[Mapping[str, int]]
@@ -115,7 +131,9 @@ def read_label_table(path: Path, column: str = "") -> LabelTable:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise MimError(f"--data.labels-from {path} cannot be read: it is not UTF-8; save it as UTF-8.") from error
+    except OSError as error:
         raise MimError(f"--data.labels-from {path} cannot be read: {one_line(error)}.") from error
     if "\0" in text:
         raise MimError(f"{path} cannot be read: it has NUL characters; save it as UTF-8.")
@@ -126,24 +144,38 @@ def read_label_table(path: Path, column: str = "") -> LabelTable:
     head = [cell.strip().strip('"').lower() for cell in lines[0].split(mark or None)]
     if column and column.lower() not in head:
         raise MimError(f"{path} has no column {column!r}; its first line is {lines[0][:100]!r}.")
-    named = any(cell in PATHS for cell in head) and (bool(column) or any(cell in LABELS for cell in head))
-    if not named:
+    files, labels = (any(cell in known for cell in head) for known in (PATHS, LABELS))
+    labels = labels or bool(column)
+    if mark and files != labels:
+        what = f"labels ({', '.join(LABELS[:3])})" if files else f"files ({', '.join(PATHS[:3])})"
+        remedy = "name it with --data.labels-column" if files else "give it one of these names"
+        raise MimError(f"{path} has no column of {what}, only {', '.join(head)[:100]}: {remedy}.")
+    if not files or not labels:
         return _listed(path, lines, mark)
+    return _named(path, lines, head, mark, column.lower())
+
+
+def _named(path: Path, lines: Sequence[str], head: Sequence[str], mark: str, column: str) -> LabelTable:
+    """Rows under a line that names the columns."""
     try:
         rows = list(csv.DictReader(lines, fieldnames=head, delimiter=mark))[1:]
     except csv.Error as error:
         raise MimError(f"{path} cannot be read: {error}.") from error
     file = next(name for name in PATHS if name in head)
-    label = column.lower() or next(name for name in LABELS if name in head)
+    label = column or next(name for name in LABELS if name in head)
     split = next((name for name in SPLITS if name in head), "")
     found: dict[str, tuple[str, str]] = {}
+    strange = sorted({word for row in rows if (word := (row.get(split) or "").strip()) and split_of(word) is None})
     for number, row in enumerate(rows, start=2):
         name, value = (row.get(file) or "").strip(), (row.get(label) or "").strip()
         if not name:
             raise MimError(f"{path}, row {number}: it names no file.")
         if value:
             _add(found, path, name, value, _split(row.get(split) or ""))
-    return LabelTable(path, found)
+    if not found:
+        raise MimError(f"{path} has no labels: its column {label} is empty.")
+    said = f"{path}: its column {split} has words that name no split: {', '.join(strange[:5])}; they are passed over."
+    return LabelTable(path, found, said if strange else "")
 
 
 def _listed(path: Path, lines: Sequence[str], mark: str) -> LabelTable:
@@ -164,8 +196,58 @@ def _listed(path: Path, lines: Sequence[str], mark: str) -> LabelTable:
 
 
 def _add(found: dict[str, tuple[str, str]], path: Path, name: str, label: str, split: str) -> None:
-    if found.setdefault(name, (label, split))[0] != label:
-        raise MimError(f"{path} says of {name} that it is {found[name][0]!r} and {label!r}; a file has one label here.")
+    if found.setdefault(name, (label, split)) != (label, split):
+        raise _two(path, name, found[name], (label, split))
+
+
+def _two(path: Path, name: str, one: tuple[str, str], other: tuple[str, str]) -> MimError:
+    """The error for two rows that say different things of a file."""
+    if one[0] != other[0]:
+        return MimError(f"{path} says of {name} that it is {one[0]!r} and {other[0]!r}; a file has one label here.")
+    said = [split or "no split" for split in (one[1], other[1])]
+    return MimError(f"{path} has {name} twice, in {said[0]} and in {said[1]}. Leave one row for each file.")
+
+
+def class_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """The classes that occur, by number where all are whole numbers, else by name."""
+    found = set(labels)
+    numbers = all(re.fullmatch(r"[+-]?[0-9]{1,18}", label) for label in found)
+    return tuple(sorted(found, key=int) if numbers else sorted(found))
+
+
+def arranged(about: Arrangement, table: LabelTable, files: Sequence[str], root: Path, noun: str) -> Arrangement:
+    """Splits and classes of files whose classes a table says. Its own splits count before those of folders; files
+    without a label are for pre-training. ``test`` is None where neither says what is held out.
+
+    Args:
+        about: What their folders say.
+        table: Which table.
+        files: Paths below the root.
+        root: The collection.
+        noun: What a file is called.
+
+    Raises:
+        MimError: The table does not fit the files, or labels none of a split.
+    """
+    found = table.of(files, root)
+    every = range(len(files))
+    labelled = {i for i in every if found.labels[i] >= 0}
+    about = replace(about, labels=found.labels, classes=found.classes, advice=(*about.advice, *found.advice))
+    if "test" in found.splits:
+        held = [i for i in every if found.splits[i] == "test"]
+        pretrain = tuple(i for i in every if found.splits[i] != "test")
+        train, test = tuple(i for i in pretrain if i in labelled), tuple(held)
+        told = f"as {table.path.name} says: {len(test):,} held out, {len(pretrain):,} for training"
+        about = replace(about, splits=told)
+    elif about.test is not None:
+        pretrain = about.pretrain
+        train, test = (tuple(i for i in split if i in labelled) for split in (about.train, about.test))
+    else:
+        return replace(about, pretrain=tuple(every), train=tuple(sorted(labelled)))
+    if not train or not test:
+        split = "test" if train else "training"
+        raise MimError(f"{table.path} labels no {noun} of the {split} split of {root}.")
+    return replace(about, pretrain=pretrain, train=train, test=test)
 
 
 def _split(word: str) -> str:

@@ -119,6 +119,21 @@ class DataSource:
         """
         self.ids = ids
 
+    @classmethod
+    def suits(cls, options: Any, parts: Mapping[str, Any]) -> tuple[Mapping[str, Mapping[str, Any]], str]:
+        """What a run should have on these data whose recipe was made for others: the options of its parts that follow
+        from the files, such as the number of channels, and why, in words. Asked where the user names the data; what
+        the user states is left as it is. As it stands here, nothing.
+
+        Args:
+            options: Of this source.
+            parts: Role -> every part of the run, with its ``name`` and ``options``.
+
+        Returns:
+            (role -> option -> value, why).
+        """
+        return {}, ""
+
     def __len__(self) -> int:
         """Items for pre-training."""
         raise NotImplementedError

@@ -240,3 +240,8 @@ class ResolvedRun:
     recipe: str
     dropped: tuple[str, ...] = ()
     """Roles of the recipe that were taken out."""
+    told: frozenset[str] | None = field(default=None, compare=False)
+    """Options that the user stated, such as train.batch_size; what is not among them may follow from the data. None:
+    all options are as they should be."""
+    least: int = field(default=0, compare=False)
+    """Steps that the run should have where its epochs may follow from the data."""

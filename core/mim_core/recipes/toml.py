@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,16 @@ def read_file(path: Path, registry: Registry) -> ResolvedRun:
         run = load_recipe(name, registry)
         for role in (role for role in dropped if role in run.parts):  # a tokenizer takes its heads with it
             run = drop(run, role)
-        return override(run, values, str(path), registry)
+        return replace(override(run, values, str(path), registry), told=_stated(values))
+
+
+def _stated(values: Mapping[str, Any], scope: str = "") -> frozenset[str]:
+    """The options that tables have, such as train.batch_size and rgb.tokenizer.size."""
+    found = set[str]()
+    for name, value in values.items():
+        known = f"{scope}{name.replace('-', '_')}"
+        found |= _stated(value, f"{known}.") if isinstance(value, Mapping) else {known}
+    return frozenset(found)
 
 
 @contextmanager

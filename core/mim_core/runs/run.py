@@ -36,6 +36,7 @@ class Run:
         failures: How often observers failed, and with what at last, by plugin and hook.
         command: What was asked for, as it can be given again; empty where no command was.
         origins: The weights that it started from, the oldest first, see `mim_core.runs.origins`.
+        sizes: Which options follow from the number of items and what the data hold, in words; empty where none do.
     """
 
     config: ResolvedRun
@@ -54,6 +55,7 @@ class Run:
     failures: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
     command: str = ""
     origins: list[dict[str, str]] = field(default_factory=list)
+    sizes: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:

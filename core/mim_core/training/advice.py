@@ -5,10 +5,8 @@ from __future__ import annotations
 from mim_core.errors import warn
 from mim_core.recipes.config import TrainConfig
 from mim_core.text import counted, rounded
+from mim_core.training.collection_size import FEW, fitting_batch
 from mim_core.training.learning_rate import learning_rate
-
-FEW, ENOUGH = 500, 64
-"""Steps that a run on a small collection should have at least, and the largest batch that is advised for one."""
 
 
 def advise(train: TrainConfig, items: int) -> None:
@@ -52,13 +50,13 @@ def peak_rate(train: TrainConfig, items: int, steps: int) -> float:
 
 
 def smaller(train: TrainConfig, items: int) -> str:
-    """Options that fit a small collection: a batch of at most `ENOUGH` and at most the items, the recipe's epochs or
-    as many as make `FEW` steps, and a warm-up of a twentieth where the recipe's is longer than a fifth."""
-    batch = 2 ** min(ENOUGH.bit_length() - 1, items.bit_length() - 1)
+    """Options that fit a small collection, as those are that nobody states, see `mim_core.training.collection_size`; a
+    warm-up of a twentieth where the recipe's is longer than a fifth."""
+    batch = fitting_batch(items, train.batch_size)
     epochs = max(train.epochs, FEW * batch / items)
     told = f"--train.batch-size {batch}"
     if epochs > train.epochs:
-        told += f" --train.epochs {epochs:.3g}"
+        told += f" --train.epochs {float(f'{epochs:.3g}'):g}"
     if train.warmup_epochs > epochs / 5:
         told += f" --train.warmup-epochs {epochs / 20:.3g}"
     if train.micro_batch is not None and train.micro_batch > batch:

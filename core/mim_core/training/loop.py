@@ -42,7 +42,7 @@ from mim_core.runs.run import Run
 from mim_core.runs.state import MADE, ORIGINS
 from mim_core.terminal import tell
 from mim_core.text import counted, duration
-from mim_core.training import hours
+from mim_core.training import collection_size, hours
 from mim_core.training.advice import advise
 from mim_core.training.cost import step_cost
 from mim_core.training.engine import Engine, share
@@ -76,21 +76,20 @@ def start(
     if train.schedule == "steps" and not train.milestones:
         raise MimError("--train.schedule steps needs --train.milestones, in epochs.")
     world = world or ranks.alone(ranks.choose_device(train.device))
-    micro, accumulation = share(train, world.size)
     if train.deterministic:
-        # read by cuBLAS when its first handle is made
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
+        _same_bits()
     config = _as_begun(config, folder, registry, world)
     method = build_method(config, registry).to(world.device)
+    source = make_source(config, method)
+    config = settled(config, method, source)
+    train, sizes = _fitted(config, folder, len(source), registry, world)
+    config = replace(config, train=train)
+    micro, accumulation = share(train, world.size)
     if method.couples_batch and accumulation > 1:
         raise MimError(
             "This method compares the samples of a batch, so the batch cannot be accumulated; leave "
             "--train.micro-batch out."
         )
-    source = make_source(config, method)
-    config = settled(config, method, source)
     if train.hours is not None or train.steps is not None:
         train = _of_steps(config, folder, method, source, registry, world)
         config = replace(config, train=train)
@@ -98,11 +97,37 @@ def start(
     trackers.check(train.track)
     if trains:
         check_steps(train, len(source))
-    run = Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps)
+    run = Run(config, folder, method, source, registry, world, micro, accumulation, steps=steps, sizes=sizes)
     check_data(config, method, source, partial(check_readable, run) if plans else lambda: None)
     if world.first:
         advise(train, len(source))
     return run
+
+
+def _same_bits() -> None:
+    """Only operations that give the same bits every time."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when its first handle is made
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def _fitted(
+    config: ResolvedRun, folder: Path, items: int, registry: Registry, world: World
+) -> tuple[TrainConfig, tuple[str, ...]]:
+    """The training options with sizes that fit the data, where options may follow from these, and what was changed; of
+    a run that goes on, those that it began with."""
+    told = config.told
+    if told is None:
+        return config.train, ()
+    latest = world.on_first(lambda: checkpoint.to_resume(folder))
+    if latest is None:
+        return collection_size.fitted(config.train, items, told, world.size, config.least)
+    before = from_toml(world.on_first(lambda: run_folder.read_recipe(latest / "recipe.toml")), registry).train
+    names = [name for name in collection_size.OPEN if f"train.{name}" not in told]
+    if config.train.steps is not None or config.train.hours is not None:
+        names.remove("epochs")
+    names += ["micro_batch"] if "train.micro_batch" not in told else []
+    return replace(config.train, **{name: getattr(before, name) for name in names}), ()
 
 
 def _of_steps(
@@ -209,6 +234,8 @@ class _Session:
             if run.world.first:
                 for label, text in run.source.contents().items():
                     reporter.say(f"{label}: {text}")
+                for text in run.sizes:
+                    reporter.say(f"sizes: {text}")
             if resumed:
                 reporter.say(f"Resuming {run.folder} at step {run.step} of {run.steps}.")
             self._count_operations()

@@ -51,6 +51,16 @@ def _parameters(method: Method, parameters: int) -> str:
     )
 
 
+def _steps(run: Run) -> str:
+    """Steps and epochs, and what each is of."""
+    each, train = run.source.samples_per_item, run.train
+    made = f" ({counted(train.batch_size, 'item')}, {each} samples of each)" if each > 1 else ""
+    return (
+        f"{counted(run.steps, 'step')}, each of {counted(run.samples_per_step, 'sample')}{made}; "
+        f"{counted(rounded(train.epochs), 'epoch')}, each of {counted(rounded(run.steps_per_epoch), 'step')}"
+    )
+
+
 def plan_rows(run: Run, timed: bool = False, elsewhere: Elsewhere | None = None) -> dict[str, str]:
     """The plan, label by label.
 
@@ -72,16 +82,14 @@ def plan_rows(run: Run, timed: bool = False, elsewhere: Elsewhere | None = None)
         rows.update(_unit_rows(tokenizer.layout, mask, run.samples_per_step * run.steps))
     rows["parameters"] = _parameters(method, parameters)
     each = run.source.samples_per_item
-    made = f" ({counted(train.batch_size, 'item')}, {each} samples of each)" if each > 1 else ""
-    rows["steps"] = (
-        f"{counted(run.steps, 'step')}, each of {counted(run.samples_per_step, 'sample')}{made}; "
-        f"{counted(rounded(train.epochs), 'epoch')}, each of {counted(rounded(run.steps_per_epoch), 'step')}"
-    )
+    rows["steps"] = _steps(run)
     if run.world.size > 1:
         rows["ranks"] = f"{run.world.size}, {chosen(train, run.world.size)}"
     if micro != train.batch_size:
         several = counted(run.accumulation, "micro-batch", "micro-batches")
         rows["batch"] = f"{counted(run.world.size, 'rank')} x {several} of {micro}"
+    if run.sizes:
+        rows["sizes"] = "\n".join(run.sizes)
     peak = peak_rate(train, len(run.source), run.steps)
     warmup = counted(rounded(train.warmup_epochs), "epoch")
     rows["learning rate"] = f"up to {peak:.3g}, {train.schedule}; {warmup} of warm-up"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from mim_image import suiting
 from mim_image.dicom import ENDINGS, require
 from mim_image.files import ImageStore, Splits, folder_splits, tar_splits
 from mim_image.formats import EXTENSIONS, UnsupportedKind, refuse_large
@@ -42,6 +43,7 @@ from mim_image.idx import idx_files, idx_splits
 from mim_image.looking import Look, look, notice, pages_of
 from mim_image.pixels import bands_of, convert_mode
 from mim_image.shards import packed
+from mim_image.tokenizer import ImagePatchTokenizer
 from mim_image.views import ImageViews
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -63,9 +65,9 @@ class Images(DataSource):
     the first is read. What the files hold is looked at before a run, and what is left out of them is said.
 
     A root without loose images is read from its tar files, named as webdataset names them: a sample is the members of
-    one key, which is the path up to the first dot of its name, and ``KEY.cls`` is its class. Splits are the same
-    folders, or words in the names of the tar files. Of several images of a key that with the shortest ending is read;
-    links are not followed.
+    one key, which is the path up to the first dot of its name, and its class is ``KEY.cls``, or a key of ``KEY.json``.
+    Splits are the same folders, or words in the names of the tar files. Of several images of a key that with the
+    shortest ending is read; links are not followed.
     """
 
     @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Images(DataSource):
         one of splits), or a list of a path and a label in each line. None: ROOT/labels.csv, where no folders are
         classes."""
         labels_column: str = ""
-        """Its column of labels; empty: label, class, category or target."""
+        """Its column of labels, or in shards the key of KEY.json; empty: label, class, category or target."""
         rand_augment: str = ""
         """Training on labels: timm's RandAugment, such as rand-m9-mstd0.5-inc1; empty: none."""
         erase: float = 0.0
@@ -175,6 +177,22 @@ class Images(DataSource):
         )
         self.strong = Strong(config.rand_augment, config.erase, self.size, fill[:3])
 
+    @classmethod
+    def suits(cls, options: Any, parts: Mapping[str, Any]) -> tuple[Mapping[str, Mapping[str, Any]], str]:
+        """The channels of the pictures, and a size of at most 64 pixels, for a recipe made for smaller or grey ones;
+        mean and deviation are then the usual ones."""
+        tokenizer = parts["tokenizer"].options if "tokenizer" in parts else None
+        if not isinstance(tokenizer, ImagePatchTokenizer.Config) or not suiting.is_small(tokenizer):
+            return {}, ""
+        try:
+            source = cls(replace(options, mean=None, std=None), {"image": (1, *tokenizer.size)})
+            found = look(source.splits.pretrain, 1, options.range)
+        except (MimError, ValueError):  # told when the run is built
+            return {}, ""
+        kinds = ", ".join(f"{number} of {kind}" for kind, number in found.kinds.most_common(3))
+        why = f"the recipe was made for other pictures ({options.root}: {kinds})"
+        return suiting.changes(found, parts), why
+
     def _normalisation(self) -> Normalisation:
         mean, std = usual_statistics(self.config.mean, self.config.std, self.channels)
         return Normalisation(mean, std, self.channels, axes=2)
@@ -188,7 +206,7 @@ class Images(DataSource):
         if self.bundled:
             return idx_splits(SAMPLE)
         if root.is_file() and (packed(root.name) or root.suffix.lower() == ".tar"):
-            return tar_splits(root)
+            return tar_splits(root, self.config.labels_column)
         if not root.is_dir():
             kind = "is not a folder" if root.exists() else "does not exist"
             raise MimError(
@@ -200,7 +218,7 @@ class Images(DataSource):
         named = self.config.labels_from
         if named is not None and self.config.splits:
             return folder_splits(root, table=read_label_table(named, self.config.labels_column))
-        found, beside = folder_splits(root, self.config.splits), root / "labels.csv"
+        found, beside = folder_splits(root, self.config.splits, None, self.config.labels_column), root / "labels.csv"
         if found.train.classes is None and found.train.shards is None and beside.is_file() and self.config.splits:
             try:
                 return folder_splits(root, table=read_label_table(beside, self.config.labels_column))
@@ -330,8 +348,9 @@ class Images(DataSource):
         if store.classes is None and store.shards is not None:
             raise MimError(
                 f"{self.config.root} has no classes to evaluate with: looked in its shards for a .cls beside each "
-                "image, such as 000.jpg and 000.cls, which holds the class as text; at least two classes."
-                + (" A .json beside an image was seen and is not read." if ".json" in store.left_out else "")
+                "image, such as 000.jpg and 000.cls, which holds the class as text, or for a .json with a key label or "
+                "class; at least two classes."
+                + (" A .json was seen: name its key with --data.labels-column." if ".json" in store.left_out else "")
             )
         if store.classes is None:
             raise MimError(

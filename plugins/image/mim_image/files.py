@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mim_core import LabelTable, MimError, collections, counted, walk_folders
+from mim_core import LabelTable, MimError, arranged, collections, counted, walk_folders
 from PIL import Image
 
 from mim_image.formats import EXTENSIONS, open_image
@@ -82,15 +82,15 @@ class Splits:
     test: ImageStore
 
 
-def folder_splits(root: Path, splits: bool = True, table: LabelTable | None = None) -> Splits:
+def folder_splits(root: Path, splits: bool = True, table: LabelTable | None = None, column: str = "") -> Splits:
     """A folder's own splits if it has them, as folders or in the names of its tar files; or one collection, a fifth of
     each class held out from the probes. Without ``splits`` it is one collection, without classes. With a table the
-    classes are its.
+    classes are its; in shards, those of this key of JSON members.
 
     Raises:
         MimError: No images; says what was looked for and what is there.
     """
-    found = _walk(root)
+    found = replace(_walk(root), column=column)
     if table is not None and not found.images:
         raise MimError(f"{table.path} labels loose images, and {root} holds none.")
     if not found.images:
@@ -103,45 +103,21 @@ def folder_splits(root: Path, splits: bool = True, table: LabelTable | None = No
     if data:
         advice.append(f"{root}: left out are {data}.")
     about = collections.arrange(found.images, root, "image", splits)
+    if table is not None:
+        about = arranged(about, table, found.images, root, "image")
     store = ImageStore(root, tuple(found.images), None, about.labels, about.classes, left_out=other)
     store = replace(store, advice=(*about.advice, *advice), splits=about.splits)
-    if table is not None:
-        return _tabled(store, about, table)
     if about.test is None:
         return _fifths(_subset(store, about.pretrain), about.train)
     pretrain, train, test = (_subset(store, keep) for keep in (about.pretrain, about.train, about.test))
     return Splits(pretrain, pretrain if about.train == about.pretrain else train, test)
 
 
-def _tabled(store: ImageStore, about: collections.Arrangement, table: LabelTable) -> Splits:
-    """Splits whose classes a table says. Its own splits count before those of folders; images without a label are for
-    pre-training."""
-    found = table.of(store.files, store.root)
-    every = range(len(store))
-    labelled = [i for i in every if found.labels[i] >= 0]
-    store = replace(store, labels=list(found.labels), classes=found.classes, advice=(*store.advice, *found.advice))
-    if "test" in found.splits:
-        held = {i for i in every if found.splits[i] == "test"}
-        pretrain = [i for i in every if i not in held]
-        said = f"as {table.path.name} says: {len(held):,} held out, {len(pretrain):,} for training"
-        store = replace(store, splits=said)
-        train, test = [i for i in labelled if i not in held], sorted(held)
-    elif about.test is not None:
-        known = {*labelled}
-        pretrain, train = list(about.pretrain), [i for i in about.train if i in known]
-        test = [i for i in about.test if i in known]
-    else:
-        return replace(_fifths(store, labelled), pretrain=store)
-    if not train or not test:
-        raise MimError(f"{table.path} labels no image of the {'test' if train else 'training'} split of {store.root}.")
-    return Splits(_subset(store, pretrain), _subset(store, train), _subset(store, test))
-
-
-def tar_splits(path: Path) -> Splits:
+def tar_splits(path: Path, column: str = "") -> Splits:
     """One tar file, as a collection."""
     if packed(path.name):
         raise refuse_packed(path, [path.name])
-    return _within(_tar_store(path.parent, _Found(tars=[path.name])))
+    return _within(_tar_store(path.parent, _Found(tars=[path.name], column=column)))
 
 
 def _tar_folder_splits(root: Path, found: _Found) -> Splits:
@@ -267,12 +243,14 @@ def _subset(store: ImageStore, keep: Sequence[int], note: str = "") -> ImageStor
 
 @dataclass(frozen=True)
 class _Found:
-    """What lies below a folder, sorted: images, tar files, compressed ones, and the endings of other files."""
+    """What lies below a folder, sorted: images, tar files, compressed ones, and the endings of other files; and the key
+    of JSON members in tar files that holds a class."""
 
     images: list[str] = field(default_factory=list)
     tars: list[str] = field(default_factory=list)
     packed: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
+    column: str = ""
 
 
 def _walk(root: Path) -> _Found:
@@ -305,7 +283,7 @@ def _tar_store(root: Path, found: _Found, with_classes: bool = True) -> ImageSto
             f"No images in {root}. Looked for {', '.join(EXTENSIONS)}, and for .tar files of them, in it and below; "
             f"found {there}."
         )
-    index = read_index(root, found.tars, EXTENSIONS, with_classes)
+    index = read_index(root, found.tars, EXTENSIONS, with_classes, found.column)
     advice, (other, data) = index.advice, collections.left_out(found.others + index.others)
     if data:
         advice = (*advice, f"{root}: left out are {data}.")

@@ -21,6 +21,7 @@ from mim_core import MimError, counted
 from PIL import Image
 
 from mim_image.formats import open_image, refuse_bytes
+from mim_image.shard_labels import LARGEST_JSON, JsonLabels
 
 UNPACK = {
     ".tar.gz": "gunzip",
@@ -99,7 +100,9 @@ def refuse_packed(root: Path, names: Sequence[str]) -> MimError:
     )
 
 
-def read_index(root: Path, tars: Sequence[str], endings: Sequence[str], with_classes: bool = True) -> Index:
+def read_index(
+    root: Path, tars: Sequence[str], endings: Sequence[str], with_classes: bool = True, column: str = ""
+) -> Index:
     """Reads the headers of all members, and the classes.
 
     Args:
@@ -107,11 +110,12 @@ def read_index(root: Path, tars: Sequence[str], endings: Sequence[str], with_cla
         tars: The tar files, in the order that images are numbered in.
         endings: What the name of an image ends with, in lower case.
         with_classes: False where images without a class may lie beside others, as no class is used.
+        column: The key of JSON members that holds the class; empty: KEY.cls, or a key of one of the usual names.
 
     Raises:
         MimError: A shard is damaged or cut, there are no images, or some have a class and others have none.
     """
-    reader = _Reader(root, tuple(endings))
+    reader = _Reader(root, tuple(endings), column)
     for number, tar in enumerate(tars):
         reader.read(number, tar)
     if not reader.names:
@@ -136,13 +140,16 @@ class _Sample:
     offset: int = 0
     size: int = 0
     label: str | None = None
+    noted: str | None = None
 
 
 class _Reader:
     """Goes through shards and gathers what is in them."""
 
-    def __init__(self, root: Path, endings: tuple[str, ...]) -> None:
-        self.root, self.endings = root, endings
+    def __init__(self, root: Path, endings: tuple[str, ...], column: str = "") -> None:
+        self.root, self.endings, self.column = root, endings, column
+        self.json = JsonLabels(root, column)
+        self.classes = 0
         self.names: list[str] = []
         self.places = array("q")
         self.texts: list[str | None] = []
@@ -190,7 +197,8 @@ class _Reader:
                 continue
             self.names.append(sample.image)
             self.places.extend((number, sample.offset, sample.size))
-            self.texts.append(sample.label)
+            first, second = (sample.label, sample.noted) if not self.column else (sample.noted, sample.label)
+            self.texts.append(first if first is not None else second)
 
     def _end(self, path: Path, offset: int, tar: str) -> None:
         """Notes a shard that has no member, no mark of the end, or far more zeros behind it than tar writes."""
@@ -215,8 +223,14 @@ class _Reader:
         sample = samples.setdefault(name[: len(name) - len(base)] + start, _Sample())
         if ending.lower() == "cls":
             sample.label = self._class(file, member, f"{tar}/{name}")
+            self.classes += 1
         elif last in self.endings:
             self._choose(sample, member, f"{tar}/{name}", ending.lower())
+        elif ending.lower() == "json" and self.json.wanted and member.size <= LARGEST_JSON:
+            content = file.extractfile(member)
+            text = self.json.of(b"" if content is None else content.read(), f"{tar}/{name}")
+            sample.noted = None if text is None else self.known.setdefault(text, text)
+            self.others[last] += text is None
         else:
             self.others[last] += 1
 
@@ -269,11 +283,13 @@ class _Reader:
         if not texts:
             return (), None
         if len(texts) < len(self.texts):
+            if self.json.found and not self.column and not self.classes:
+                return (), None  # nobody named the key, and it may be of something else
             name = self.names[self.texts.index(None)]
             raise MimError(
                 f"{self.root}: {counted(len(self.texts) - len(texts), 'image')} of {len(self.texts):,} "
-                f"without a class; the first is {name}, which has no .cls beside it (links are not followed). Give "
-                "every image one, or none."
+                f"without a class; the first is {name}, which has no .cls, and no .json with one, beside it (links are "
+                "not followed). Give every image one, or none."
             )
         found = set(texts)
         numbers = all(re.fullmatch(r"[+-]?[0-9]+", text) for text in found)

@@ -201,6 +201,17 @@ class Aligned(DataSource):
             raise MimError(f"--data.root {root} {kind}. {EXPECTED}")
         return Path(root)
 
+    @classmethod
+    def suits(cls, options: Any, parts: Mapping[str, Any]) -> tuple[Mapping[str, Mapping[str, Any]], str]:
+        """The number of classes of maps, as classes.txt or the options have it."""
+        part = parts.get("semseg.tokenizer")
+        if part is None or not hasattr(part.options, "classes") or options.root is None:
+            return {}, ""
+        count = options.classes or len(class_names(options.root)) or len(options.values)
+        if not count:
+            return {}, ""
+        return {"semseg.tokenizer": {"classes": count}}, f"{options.root} has {count} classes of maps"
+
     def _every(self) -> tuple[Items, Items]:
         """The items of all splits."""
         return self.collection.pretrain, self.collection.test

@@ -25,6 +25,7 @@ from mim_core import (
     did_you_mean,
     left_out,
     randomness,
+    read_label_table,
 )
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -73,6 +74,12 @@ class Clouds(DataSource):
         splits: bool = True
         """Whether folders named like splits are read as these, and others as classes. Without, all files are one
         collection, as the commands embed and predict read them."""
+        labels_from: Path | None = None
+        """Table of labels: a csv or tsv file whose first line names a column of shapes and one of labels (and perhaps
+        one of splits), or a list of a path and a label in each line. None: ROOT/labels.csv, where no folders are
+        classes."""
+        labels_column: str = ""
+        """Its column of labels; empty: label, class, category or target."""
         variant: str | None = None
         """ScanObjectNN's obj_bg, obj_only or pb_t50_rs; modelnet40 or modelnet10 where there are lists of both."""
         whole: bool = False
@@ -117,6 +124,7 @@ class Clouds(DataSource):
         _check(config, *shapes["points"])
         self.normals = 3 * config.channels.index("normals") if "normals" in config.channels else None
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
+        self.no_table = ""
         self.collection = self._find()
         lacking = [name for name in config.channels if name not in (self.collection.channels or config.channels)]
         if lacking:
@@ -147,7 +155,16 @@ class Clouds(DataSource):
             )
         if not config.splits:
             return every_shape(config.root, config.layout, config.variant)
-        return find_shapes(config.root, config.layout, config.variant, config.whole)
+        asked = (config.root, config.layout, config.variant, config.whole)
+        if config.labels_from is not None:
+            return find_shapes(*asked, read_label_table(config.labels_from, config.labels_column))
+        found, beside = find_shapes(*asked), config.root / "labels.csv"
+        if found.kind == "folder" and found.train.classes is None and beside.is_file():
+            try:
+                return find_shapes(*asked, read_label_table(beside, config.labels_column))
+            except MimError as error:  # nobody has named it, and labels may not be needed
+                self.no_table = f" {error}"
+        return found
 
     def __len__(self) -> int:
         return len(self.collection.pretrain)
@@ -245,7 +262,7 @@ class Clouds(DataSource):
             raise MimError(
                 f"{self.config.root} has no classes to evaluate with: shapes should lie in one folder per class, at "
                 f"least two, such as {self.config.root}/chair/1.obj and {self.config.root}/table/1.obj; or in "
-                f"train/CLASS and test/CLASS."
+                f"train/CLASS and test/CLASS; or in a table, --data.labels-from.{self.no_table}"
             )
         if not store:
             raise MimError(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from mim_core import MimError, arrange, unknown, walk_folders
+from mim_core import LabelTable, MimError, arrange, arranged, unknown, walk_folders
 
 from mim_pointcloud.files import EXTENSIONS, is_list
 from mim_pointcloud.files_array import mapped
@@ -30,7 +30,9 @@ VARIED: dict[str, Callable[[Path, str | None], Shapes]] = {"modelnet40": modelne
 SCANS = (".las", ".laz", ".e57")
 
 
-def find_shapes(root: Path, layout: str = "auto", variant: str | None = None, whole: bool = False) -> Shapes:
+def find_shapes(
+    root: Path, layout: str = "auto", variant: str | None = None, whole: bool = False, table: LabelTable | None = None
+) -> Shapes:
     """The shapes below a folder.
 
     Args:
@@ -38,17 +40,23 @@ def find_shapes(root: Path, layout: str = "auto", variant: str | None = None, wh
         layout: auto or a name of `LAYOUTS`.
         variant: Of ScanObjectNN or ModelNet.
         whole: Whether pre-training also takes the test split.
+        table: Labels of the shapes of a folder.
 
     Raises:
         MimError: Nothing there; says what was looked for and what is there.
     """
     if layout == "auto":
-        layout = recognise(root)
+        layout = recognise(root) if table is None else "folder"
     if layout not in LAYOUTS:
         raise unknown("layout", layout, ["auto", *LAYOUTS])
     if variant is not None and layout not in VARIED:
         raise MimError(f"--data.variant {variant}: the layout {layout} has no variants; {' and '.join(VARIED)} have.")
-    found = VARIED[layout](root, variant) if layout in VARIED else LAYOUTS[layout](root)
+    if table is not None and layout != "folder":
+        raise MimError(f"--data.labels-from goes with --data.layout folder; the layout {layout} has labels of its own.")
+    if layout == "folder":
+        found = folder(root, table)
+    else:
+        found = VARIED[layout](root, variant) if layout in VARIED else LAYOUTS[layout](root)
     prepared = _prepared(root)
     if prepared is not None and prepared.layout == found.kind:
         found = replace(found, up=prepared.up, channels=prepared.channels or found.channels)
@@ -124,9 +132,10 @@ def walk(root: Path) -> tuple[list[str], Counter[str]]:
 # ---- a folder of meshes or clouds ------------------------------------------------------------------------------------
 
 
-def folder(root: Path) -> Shapes:
-    """A folder's own splits and classes, as `mim_core.data.collections` has them. Where it has classes and nothing held
-    out, a fifth of each is held out, drawn by a hash of the name; without classes all shapes are for pre-training.
+def folder(root: Path, table: LabelTable | None = None) -> Shapes:
+    """A folder's own splits and classes, as `mim_core.data.collections` has them, or those of a table. Where it has
+    classes and nothing held out, a fifth of each is held out, drawn by a hash of the name; without classes all shapes
+    are for pre-training.
 
     Raises:
         MimError: No shapes, or splits that contradict each other.
@@ -134,7 +143,10 @@ def folder(root: Path) -> Shapes:
     files, others = walk(root)
     if not files:
         raise _no_shapes(root, others)
-    found = arrange([PurePath(file).as_posix() for file in files], root, "shape")
+    names = [PurePath(file).as_posix() for file in files]
+    found = arrange(names, root, "shape")
+    if table is not None:
+        found = arranged(found, table, names, root, "shape")
     labels = found.labels if found.classes else ()
     everything = ShapeStore(root, tuple(files), labels, found.classes)
     said = {"splits": found.splits, "others": others, "advice": found.advice}

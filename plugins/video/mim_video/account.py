@@ -45,6 +45,8 @@ def advice(source: Clips) -> list[str]:
     """What was left out and looks like data, and long files of which an epoch sees little."""
     found, config, share = source.clips, source.config, _share(source)
     said = list(found.advice)
+    if config.frame_rate is not None and not found.framed:
+        said.append("no clip is a folder of frames, so --data.frame-rate does nothing: video files have their own.")
     if data := collections.left_out(found.others)[1]:
         said.append(f"{config.root}: {data}. They are left out; convert them to .mp4 to use them.")
     said += _reduced(source)

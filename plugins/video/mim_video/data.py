@@ -25,6 +25,7 @@ from mim_core import (
     counted,
     one_line,
     randomness,
+    read_label_table,
     usual_statistics,
 )
 from PIL import Image
@@ -68,16 +69,26 @@ class Clips(DataSource):
 
         root: Path | None = None
         """Folder of clips, or of UCF101, Kinetics or Something-Something v2 as they are handed out; "sample" is the
-        bundled one, 480 clips of 12 simulated robot tasks."""
+        bundled one, 480 clips of 12 simulated robot tasks. A clip is a video file, or, where there are none, a folder
+        of numbered pictures."""
         splits: bool = True
         """Whether folders named like splits are read as these, and others as classes. Without, all files are one
         collection, as the commands embed and predict read them."""
-        layout: Literal["auto", "folder", "ucf101", "kinetics", "ssv2"] = "auto"
-        """How files and classes lie in the folder; auto recognises the official lists."""
+        layout: Literal["auto", "folder", "ucf101", "kinetics", "ssv2", "lists"] = "auto"
+        """How files and classes lie in the folder; auto recognises the official lists. lists: train.csv, and val.csv or
+        test.csv, with a path and a label in each line, as VideoMAE's code has them."""
         split: int = 1
         """Which of UCF101's three splits."""
         reader: Literal["auto", "pyav", "torchcodec", "decord"] = "auto"
         """Which library decodes."""
+        labels_from: Path | None = None
+        """Table of labels: a csv or tsv file whose first line names a column of clips and one of labels (and perhaps
+        one of splits), or a list of a path and a label in each line. None: ROOT/labels.csv, where no folders are
+        classes."""
+        labels_column: str = ""
+        """Its column of labels; empty: label, class, category or target."""
+        frame_rate: float | None = None
+        """Of clips that are folders of frames: frames per second that these were taken with; fps needs it."""
         stride: int = 4
         """Every which frame a clip takes."""
         fps: float | None = None
@@ -138,8 +149,10 @@ class Clips(DataSource):
         self.normalisation = self._normalisation()
         self.mean, self.std = self.normalisation.mean, self.normalisation.std
         self.bundled = config.root == Path("sample") and not Path("sample").exists()
+        self.no_table = ""
         self.clips = self._find()
-        self.look = Look(self.clips.pretrain)
+        self._check_rate()
+        self.look = Look(self.clips.pretrain, config.frame_rate)
 
     def _find(self) -> Clipping:
         root = self.config.root
@@ -155,7 +168,28 @@ class Clips(DataSource):
                 f"--data.root {root} {kind}. It should be a folder of clips ({', '.join(EXTENSIONS)}), nested or not, "
                 f"or of UCF101, Kinetics or Something-Something v2."
             )
-        return find_clips(root, self.config.layout, self.config.split) if self.config.splits else every_clip(root)
+        if not self.config.splits:
+            return every_clip(root)
+        named, column = self.config.labels_from, self.config.labels_column
+        layout, split = self.config.layout, self.config.split
+        if named is not None:
+            return find_clips(root, layout, split, read_label_table(named, column))
+        found, beside = find_clips(root, layout, split), root / "labels.csv"
+        if found.kind == "folder" and found.train.classes is None and beside.is_file():
+            try:
+                return find_clips(root, "folder", split, read_label_table(beside, column))
+            except MimError as error:  # nobody has named it, and labels may not be needed
+                self.no_table = f" {error}"
+        return found
+
+    def _check_rate(self) -> None:
+        """Raises MimError where times count and clips are folders of frames whose rate nobody has stated."""
+        timed = self.config.fps is not None or any(self.clips.pretrain.windows)
+        if self.clips.framed and self.config.frame_rate is None and timed:
+            raise MimError(
+                f"{self.config.root}: clips are folders of frames, which do not say how fast they were taken, and "
+                "times count here. Say it in frames per second: --data.frame-rate 25"
+            )
 
     def _normalisation(self) -> Normalisation:
         mean, std = usual_statistics(self.config.mean, self.config.std, self.channels)
@@ -171,7 +205,13 @@ class Clips(DataSource):
     def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The file of each clip of a split."""
         stores = {"pretrain": self.clips.pretrain, "train": self.clips.train, "test": self.clips.test}
-        return ((os.path.join(stores[split].root, file),) for file in stores[split].files)
+        for file in stores[split].files:
+            path = os.path.join(stores[split].root, file)
+            yield (
+                (path, *(os.path.join(path, name) for name in sorted(os.listdir(path))))
+                if self.clips.framed
+                else (path,)
+            )
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """A clip at a drawn place, uint8 [C, T, H, W]; with ``repeat`` several, [R, C, T, H, W]."""
@@ -237,7 +277,7 @@ class Clips(DataSource):
             BadSample: The file cannot be used.
         """
         try:
-            with open_reader(store.root / store.files[index], self.config.reader) as reader:
+            with open_reader(store.root / store.files[index], self.config.reader, self.config.frame_rate) as reader:
                 first, last = _counting(reader, store.window(index))
                 shots = choose(reader.times[first:last], reader.size)
                 wanted, where = torch.cat([shot.frames for shot in shots]).unique(return_inverse=True)
@@ -276,7 +316,7 @@ class Clips(DataSource):
             raise MimError(
                 f"{self.config.root} has no classes to evaluate with: clips should lie in one folder per class, at "
                 f"least two, such as {self.config.root}/run/1.mp4 and {self.config.root}/jump/1.mp4; or in train/CLASS "
-                f"and test/CLASS."
+                f"and test/CLASS; or in a table, --data.labels-from.{self.no_table}"
             )
         if not len(store):
             raise MimError(f"{self.config.root} ({self.clips.kind}) has no {split} clips with a class. {store.note}")
@@ -333,6 +373,9 @@ class Clips(DataSource):
             "frames": f"{self.frames}, {how}{times if config.repeat > 1 else ''}",
             "reader": f"{reader} {known_readers()[reader]}" + (" (auto)" if config.reader == "auto" else ""),
         }
+        if found.framed:
+            rate = "their rate is not stated" if config.frame_rate is None else f"{config.frame_rate:g} per second"
+            rows["reader"] = f"folders of frames, {rate} (--data.frame-rate)"
         if found.missing:
             shown = ", ".join(found.missing[:5]) + (", ..." if len(found.missing) > 5 else "")
             rows["missing clips"] = f"{len(found.missing):,} that the lists name: {shown}"
@@ -403,6 +446,8 @@ def _counting(reader: Reader, part: tuple[float, float] | None) -> tuple[int, in
 
 def _check(config: Clips.Config) -> None:
     """Raises ValueError for options that make no sense."""
+    if config.frame_rate is not None and not 0 < config.frame_rate < math.inf:
+        raise ValueError(f"frame_rate must be positive, got {config.frame_rate}")
     for name in ("stride", "repeat"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mim_core import MimError, collections, unknown, walk_folders
+from mim_core import LabelTable, MimError, arranged, class_order, collections, read_label_table, unknown, walk_folders
 
 from mim_video import listings
 from mim_video.listings import Entry
+from mim_video.reader_frames import PICTURES, frame_names
 
 EXTENSIONS = (
     *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv"),
@@ -19,8 +20,6 @@ EXTENSIONS = (
     *(".mpe", ".m2v", ".ogm", ".ivf", ".mjpeg", ".h264", ".264", ".hevc", ".h265"),
 )
 """Endings of files that are read as videos, in any case."""
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-"""Endings of frames, where a clip is a folder of them."""
 SSV2_LABELS = ("labels.json", "something-something-v2-labels.json")
 
 
@@ -82,6 +81,7 @@ class Clipping:
         others: Endings of files that are not read -> how many.
         unlisted: Videos that lie there and that the lists do not name.
         advice: What was left out, and why.
+        framed: Whether clips are folders of frames.
     """
 
     kind: str
@@ -93,23 +93,29 @@ class Clipping:
     others: Mapping[str, int] = field(default_factory=dict)
     unlisted: int = 0
     advice: tuple[str, ...] = ()
+    framed: bool = False
 
 
-def find_clips(root: Path, layout: str = "auto", split: int = 1) -> Clipping:
+def find_clips(root: Path, layout: str = "auto", split: int = 1, table: LabelTable | None = None) -> Clipping:
     """The clips below a folder.
 
     Args:
         root: The folder.
-        layout: auto, folder, ucf101, kinetics or ssv2.
+        layout: auto, folder, ucf101, kinetics, ssv2 or lists.
         split: Which of UCF101's three.
+        table: Labels of the clips of a folder.
 
     Raises:
         MimError: Nothing there; says what was looked for and what is there.
     """
     if layout == "auto":
-        layout = recognise(root)
+        layout = recognise(root) if table is None else "folder"
     if layout not in LAYOUTS:
         raise unknown("layout", layout, ["auto", *LAYOUTS])
+    if table is not None and layout != "folder":
+        raise MimError(f"--data.labels-from goes with --data.layout folder; the layout {layout} has labels of its own.")
+    if layout == "folder":
+        return folder(root, table)
     return ucf101(root, split) if layout == "ucf101" else LAYOUTS[layout](root)
 
 
@@ -119,7 +125,9 @@ def recognise(root: Path) -> str:
         return "ucf101"
     if _below(root, SSV2_LABELS):
         return "ssv2"
-    return "kinetics" if _kinetics_lists(root) else "folder"
+    if _kinetics_lists(root):
+        return "kinetics"
+    return "lists" if _path_lists(root) else "folder"
 
 
 def _below(root: Path, names: Iterable[str]) -> Path | None:
@@ -132,61 +140,87 @@ def _below(root: Path, names: Iterable[str]) -> Path | None:
     return None
 
 
-def walk(root: Path) -> tuple[list[str], Counter[str]]:
-    """Videos below the root, sorted, and the endings of other files."""
-    found: list[str] = []
+@dataclass(frozen=True)
+class Found:
+    """What lies below a folder.
+
+    Attributes:
+        files: Videos, or else folders of frames, below the root, sorted.
+        others: Endings of other files -> how many.
+        framed: Whether clips are folders of frames.
+    """
+
+    files: list[str]
+    others: Counter[str]
+    framed: bool = False
+
+
+def walk(root: Path) -> Found:
+    """Videos below the root; where there are none, folders of at least two numbered pictures."""
+    found, frames, pictures = list[str](), list[str](), Counter[str]()
     others: Counter[str] = Counter()
     for folder, names, _ in walk_folders(root):
-        for name in names:
-            ending = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if ending in EXTENSIONS:
-                found.append(os.path.relpath(os.path.join(folder, name), root))
-            else:
-                others[ending or "no ending"] += 1
-    return sorted(found), others
+        shown = [name for name in names if not name.startswith(".")]
+        endings = {name: os.path.splitext(name)[1].lower() for name in shown}
+        found += [os.path.relpath(os.path.join(folder, name), root) for name in shown if endings[name] in EXTENSIONS]
+        numbered = frame_names(shown)
+        if len(numbered) > 1:
+            frames.append(os.path.relpath(folder, root))
+            pictures.update(endings[name] for name in numbered)
+        others.update(ending or "no ending" for ending in endings.values() if ending not in EXTENSIONS)
+    if found or not frames:
+        return Found(sorted(found), others)
+    return Found(sorted(frames), others - pictures, True)
 
 
-def _videos(root: Path, looked_for: str) -> tuple[list[str], Counter[str]]:
-    files, others = walk(root)
-    if files:
-        return files, others
-    raise no_videos(root, looked_for, others)
+def _videos(root: Path, looked_for: str) -> Found:
+    found = walk(root)
+    if found.files:
+        return found
+    raise no_videos(root, looked_for, found.others)
 
 
 def no_videos(root: Path, looked_for: str, others: Counter[str]) -> MimError:
-    """The error for a folder without videos: what is there, and what to do where clips are folders of frames."""
+    """The error for a folder without videos: what is there, and what clips may be."""
     there = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(5)) or "nothing"
-    return MimError(
-        f"No videos in {root}. Looked for {looked_for} in it and below; found {there}.{_of_frames(root, others)}"
-    )
+    more = _of_frames(root) if set(others) & set(PICTURES) else ""
+    return MimError(f"No videos in {root}. Looked for {looked_for} in it and below; found {there}.{more}")
 
 
-def _of_frames(root: Path, others: Mapping[str, int]) -> str:
-    """How to make a video of a folder of frames; empty where there is none."""
-    if not set(others) & set(PICTURES):
-        return ""
+def _of_frames(root: Path) -> str:
+    """What to do with folders of pictures: as clips they need no preparing, and are named by numbers."""
     for folder, names, _ in walk_folders(root):
-        frames = [name for name in names if os.path.splitext(name)[1].lower() in PICTURES]
+        frames = frame_names(sorted(names))
         if len(frames) > 1:
             ending = os.path.splitext(frames[0])[1]
             return (
-                f"\nFolders of frames ({folder}/{frames[0]}, ...) are not read as clips. Make a video of each folder, "
-                f"with the frame rate that they were taken with:\n  ffmpeg -framerate 25 -pattern_type glob -i "
-                f"'{folder}/*{ending}' -pix_fmt yuv420p -vf 'crop=trunc(iw/2)*2:trunc(ih/2)*2' {folder}.mp4"
+                f"\nFolders of frames ({folder}/{frames[0]}, ...) are read as clips as they are. To make a video of "
+                f"one all the same, with the frame rate that it was taken with:\n  ffmpeg -framerate 25 -pattern_type "
+                f"glob -i '{folder}/*{ending}' -pix_fmt yuv420p -vf 'crop=trunc(iw/2)*2:trunc(ih/2)*2' {folder}.mp4"
             )
-    return " For single pictures there is mim-image."
+    return (
+        " A clip may be a folder of pictures whose names end in numbers, such as run/v0/0001.jpg and 0002.jpg. For "
+        "single pictures there is mim-image."
+    )
+
+
+def stem_of(file: str) -> str:
+    """The name of a clip without folder and ending; that of a folder of frames may have dots of its own."""
+    stem, ending = os.path.splitext(os.path.basename(file))
+    return stem if ending.lower() in EXTENSIONS else stem + ending
 
 
 # ---- a folder of clips -----------------------------------------------------------------------------------------------
 
 
-def folder(root: Path) -> Clipping:
+def folder(root: Path, table: LabelTable | None = None) -> Clipping:
     """A folder's own splits if it has them (`mim_core.collections`); or one collection, a fifth of each class held out
-    from the probes. Classes are the names of the first folders that are no splits."""
-    files, others = _videos(root, ", ".join(EXTENSIONS))
+    from the probes. Classes are the names of the first folders that are no splits, or those of a table."""
+    there = _videos(root, ", ".join(EXTENSIONS))
+    files = there.files
     found = collections.arrange(files, root, "clip")
+    if table is not None:
+        found = arranged(found, table, files, root, "clip")
     every = ClipStore(root, tuple(files), found.labels if found.classes else (), found.classes)
     pretrain = every.subset(found.pretrain)
     if found.test is not None:
@@ -198,14 +232,15 @@ def folder(root: Path) -> Clipping:
             "seen them, without labels."
         )
         train, test = every.subset(kept, note), every.subset(held, note)
-    return Clipping("folder", pretrain, train, test, splits=found.splits, others=others, advice=found.advice)
+    said = {"splits": found.splits, "others": there.others, "advice": found.advice}
+    return Clipping("folder", pretrain, train, test, framed=there.framed, **said)  # type: ignore[arg-type]
 
 
 def every_clip(root: Path) -> Clipping:
     """All videos below a folder as one collection, whatever lists and folders say."""
-    files, others = _videos(root, ", ".join(EXTENSIONS))
-    every = ClipStore(root, tuple(files))
-    return Clipping("folder", every, every, every.subset(()), others=others)
+    found = _videos(root, ", ".join(EXTENSIONS))
+    every = ClipStore(root, tuple(found.files))
+    return Clipping("folder", every, every, every.subset(()), others=found.others, framed=found.framed)
 
 
 # ---- official lists --------------------------------------------------------------------------------------------------
@@ -221,9 +256,10 @@ def _listed(
     """The files that lists name, those for training first, then those held out, wherever below the root they lie; what
     is missing is counted and named."""
     by_stem: dict[str, list[str]] = {}
-    videos, others = _videos(root, looked_for)
+    whole = _videos(root, looked_for)
+    videos = whole.files
     for file in videos:
-        by_stem.setdefault(os.path.splitext(os.path.basename(file))[0], []).append(file)
+        by_stem.setdefault(stem_of(file), []).append(file)
     missing: list[str] = []
     number = {name: i for i, name in enumerate(classes)}
     stores, there, absences = [], {}, {}
@@ -249,7 +285,8 @@ def _listed(
     said = ", ".join(f"{name} {use} ({len(store):,})" for name, use, store in
                      zip(lists, ("for training", "held out"), stores, strict=True) if store)  # fmt: skip
     unlisted = len(set(videos) - {file for store in stores for file in store.files})
-    return Clipping(kind, stores[0], stores[0], stores[1], tuple(missing), said, others, unlisted, advice)
+    gone = tuple(missing)
+    return Clipping(kind, stores[0], stores[0], stores[1], gone, said, whole.others, unlisted, advice, whole.framed)
 
 
 def _place(by_stem: dict[str, list[str]], entry: Entry, split: str) -> tuple[str, tuple[float, float] | None] | None:
@@ -350,10 +387,66 @@ def ssv2(root: Path) -> Clipping:
     return _listed("ssv2", root, lists, classes, looked_for)
 
 
+# ---- VideoMAE's lists ------------------------------------------------------------------------------------------------
+
+
+def _path_lists(root: Path, sure: bool = False) -> dict[str, Path]:
+    """Split -> list of a path and a label in each line, as VideoMAE's train.csv, val.csv and test.csv: files in the
+    folder that are named like a split; unless it is sure, those that name a clip in their first lines."""
+    found: dict[str, Path] = {}
+    for path in sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".txt")):
+        split = collections.split_of(path.stem)
+        if split in ("train", *collections.HELD_OUT) and (sure or listings.names_a_clip(path, root)):
+            found.setdefault(split, path)
+    return found if "train" in found else {}
+
+
+def lists(root: Path) -> Clipping:
+    """VideoMAE's lists: ``train.csv``, and ``val.csv`` or ``test.csv``, with a path and a label in each line, between
+    them perhaps a number of frames; separated by spaces or commas. Paths are below the folder, or whole.
+
+    Raises:
+        MimError: There are none, or none of their clips is there, or a clip has two labels.
+    """
+    tables = {split: read_label_table(path) for split, path in _path_lists(root, sure=True).items()}
+    looked_for = "train.csv and val.csv or test.csv, with the path of a clip and its label in each line"
+    if not tables:
+        raise MimError(f"No lists of paths and labels in {root}. Looked for {looked_for}.")
+    whole = _videos(root, looked_for)
+    train = tables["train"]
+    labelled = [split for split in collections.HELD_OUT if split in tables]
+    held = next((split for split in labelled if len({label for label, _ in tables[split].rows.values()}) > 1), "")
+    used = [train, *([tables[held]] if held else [])]
+    places = [table.places(whole.files, root) for table in used]
+    if not places[0][0]:
+        first = next(iter(train.rows))
+        raise MimError(f"None of the {len(train.rows):,} clips of {train.path} is in {root}: {first}, ...")
+    rows = {table.path.name: [(i, label) for i, (label, _) in found.items()]
+            for table, (found, _) in zip(used, places, strict=True)}  # fmt: skip
+    kept, advice = collections.listed_once(rows, root, "clip")
+    classes = class_order(label for _, label in rows[train.path.name])
+    stores = []
+    for (name, listed), keep in zip(rows.items(), kept, strict=True):
+        new = sorted({label for _, label in listed} - set(classes))
+        if new:
+            raise MimError(f"{root / name} has classes that {train.path.name} lacks: {', '.join(new[:5])}.")
+        some = [listed[row] for row in keep]
+        files, labels = tuple(whole.files[i] for i, _ in some), [classes.index(label) for _, label in some]
+        stores.append(ClipStore(root, files, labels, classes) if len(classes) > 1 else ClipStore(root, files))
+    test = stores[1] if held else stores[0].subset(())
+    said = f"{train.path.name} for training ({len(stores[0]):,})"
+    said += f", {tables[held].path.name} held out ({len(test):,})" if held else ""
+    missing = tuple(name for _, lost in places for name in lost)
+    unlisted = len(whole.files) - len({i for found, _ in places for i in found})
+    pre = stores[0]
+    return Clipping("lists", pre, pre, test, missing, said, whole.others, unlisted, advice, whole.framed)
+
+
 LAYOUTS: dict[str, Callable[[Path], Clipping]] = {
     "folder": folder,
     "ucf101": ucf101,
     "kinetics": kinetics,
     "ssv2": ssv2,
+    "lists": lists,
 }
 """Layouts by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -93,6 +94,18 @@ def _part(row: dict[str, str], where: str) -> tuple[float, float]:
     if not found[0] < found[1]:
         raise MimError(f"{where}: time_end ({found[1]:g}) should be larger than time_start ({found[0]:g}).")
     return found[0], found[1]
+
+
+def names_a_clip(path: Path, root: Path) -> bool:
+    """Whether one of the first two lines of a list begins with the path of a file or folder that is there."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        lines = [line.strip() for line in itertools.islice(file, 2)]
+    for line in lines:
+        cut = [line.split(mark)[0].strip() for mark in "\t,;" if mark in line]
+        cut += [line.rsplit(maxsplit=cells)[0] for cells in (1, 2) if len(line.split()) > cells]
+        if any(0 < len(name) < 4096 and "\0" not in name and (root / name).exists() for name in cut):
+            return True
+    return False
 
 
 def split_of(path: Path) -> str:

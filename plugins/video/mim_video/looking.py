@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import av
 from mim_core import BadSample, counted, in_time, lasting
 
 from mim_video.layouts import ClipStore
+from mim_video.reader_frames import FrameFolder
 from mim_video.reader_pyav import COVER_PICTURE, error_text, main_stream, open_container
 from mim_video.readers import check_file
 
@@ -49,18 +51,29 @@ class Facts:
     more: tuple[str, ...]
 
 
-def header(path: Path) -> Facts:
-    """What a file says of itself.
+def header(path: Path, rate: float | None = None) -> Facts:
+    """What a file says of itself; or a folder of frames, by its first, which were taken at this rate.
 
     Raises:
         BadSample: It cannot be opened, or holds no video.
     """
+    if path.is_dir():
+        return _frames(path, rate)
     check_file(path)
     try:
         with in_time(str(path)), open_container(path) as container:
             return _facts(container, main_stream(container, path))
     except (av.FFmpegError, ValueError) as error:
         raise BadSample(str(path), f"it cannot be read as a video: {error_text(error)}") from error
+
+
+def _frames(path: Path, rate: float | None) -> Facts:
+    with in_time(str(path)), FrameFolder(path) as reader:
+        endings = sorted({os.path.splitext(name)[1].lower() for name in reader.names})
+        count = len(reader)
+        height, width = reader.size[:2]
+        seconds = count / rate if rate else None
+        return Facts(f"folders of frames ({', '.join(endings)})", (height, width), rate, seconds, count, 8, True, ())
 
 
 def _facts(container: Any, stream: Any) -> Facts:
@@ -91,10 +104,11 @@ class Look:
 
     Args:
         store: The files.
+        rate: Frames per second of folders of frames, where it is known.
     """
 
-    def __init__(self, store: ClipStore) -> None:
-        self.store = store
+    def __init__(self, store: ClipStore, rate: float | None = None) -> None:
+        self.store, self.rate = store, rate
 
     @cached_property
     def seen(self) -> tuple[list[Facts], dict[str, str]]:
@@ -104,7 +118,7 @@ class Look:
         facts, bad = list[Facts](), dict[str, str]()
         for name in (files[i * len(files) // count] for i in range(count)):
             try:
-                facts.append(header(self.store.root / name))
+                facts.append(header(self.store.root / name, self.rate))
             except BadSample as error:
                 bad[name] = error.reason
         return facts, bad

@@ -118,18 +118,23 @@ LIBRARIES = {
 """Readers by name."""
 
 
-def open_reader(path: Path, name: str = "auto") -> Reader:
-    """Open a video file.
+def open_reader(path: Path, name: str = "auto", rate: float | None = None) -> Reader:
+    """Open a video file, or a folder of frames, which needs no library.
 
     Args:
-        path: The file.
+        path: The file or folder.
         name: auto, pyav, torchcodec or decord. ``auto`` is PyAV; docs/video-readers.md says why.
+        rate: Frames per second of a folder of frames.
 
     Raises:
         BadSample: The file cannot be used: no regular file, empty, no video in it, no frame decodes.
         MimError: There is no such reader, or its library is missing; says what to install.
     """
     name = chosen(name)
+    if path.is_dir():
+        from mim_video.reader_frames import RATE, FrameFolder
+
+        return FrameFolder(path, rate or RATE)
     check_file(path)
     reader: Reader = load_reader(name)(path)
     return reader

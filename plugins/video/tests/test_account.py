@@ -125,16 +125,16 @@ def test_files_of_other_endings_are_told(tmp_path):
     assert ".txt" not in text
 
 
-@pytest.mark.parametrize("call", [find_clips, lambda root: plan(root, root.with_name("out"))])
-def test_folders_of_frames_are_refused_with_a_way(tmp_path, call):
+def test_folders_of_frames_need_no_preparing(tmp_path):
     folder = tmp_path / "clips" / "run" / "v0"
     folder.mkdir(parents=True)
     for i in range(3):
         (folder / f"{i:04}.jpg").write_text("x")
     with pytest.raises(MimError) as caught:
-        call(tmp_path / "clips")
+        plan(tmp_path / "clips", tmp_path / "out")
     text = str(caught.value)
     assert "found 3 x .jpg" in text
+    assert "are read as clips as they are" in text
     assert f"ffmpeg -framerate 25 -pattern_type glob -i '{folder}/*.jpg'" in text
     assert f"{folder}.mp4" in text
 
@@ -263,7 +263,7 @@ def test_the_plan_tells_contents_and_time(tmp_path, capsys):
         assert part in out
     assert "30 epochs" in out
     assert "time about " in out
-    assert "try --train.batch-size 2 --train.epochs 500. That makes 500 steps." in " ".join(said.err.split())
+    assert "try --train.batch-size 2 --train.epochs 1000. That makes 1,000 steps." in " ".join(said.err.split())
     assert not (tmp_path / "run").exists()
 
 

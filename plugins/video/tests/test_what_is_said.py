@@ -63,7 +63,7 @@ def test_the_plan_names_the_reader(plan):
 
 
 def test_the_plan_in_words(plan):
-    said = plan("--train.epochs", 1, "--train.warmup-epochs", 0, "--data.repeat", 1)[1]
+    said = plan("--train.epochs", 1, "--train.warmup-epochs", 0, "--data.repeat", 1, "--train.batch-size", 8)[1]
     assert "6 clips for training, 2 classes" in said
     assert "steps 1 step, each of 8 samples; 1 epoch, each of 0.75 steps" in said
     said = plan("--train.batch-size", 2048, "--train.epochs", 3000, "--data.repeat", 2)[1]
@@ -82,8 +82,12 @@ def test_memory_counts_repeated_clips(plan):
 
 
 def test_advice_for_few_clips_fits_them(plan):
-    assert "one step takes 8 samples and there are 6: " in plan()[2]
-    assert "try --train.batch-size 4 --train.epochs 333. That makes 500 steps." in plan()[2]
+    _, said, warned = plan()
+    assert "batch 4 in place of 8" in said
+    assert "one step takes" not in warned
+    warned = plan("--train.batch-size", 8, "--train.epochs", 50)[2]
+    assert "one step takes 8 samples and there are 6: " in warned
+    assert "try --train.batch-size 4 --train.epochs 667. That makes 1,000 steps." in warned
 
 
 @pytest.mark.parametrize("value", [("8", "32"), ("8",), ("8", "32", "32", "3")])

@@ -1,0 +1,73 @@
+"""Classes of samples in shards that stand in a JSON member beside the image: one named key of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mim_core import LABELS, MimError
+
+LARGEST_JSON = 1 << 20
+"""Bytes of a JSON member."""
+TRIALS = 16
+"""Members that are looked at for a key of one of the usual names; where none has one, the others are not read."""
+
+
+class JsonLabels:
+    """Reads the class out of JSON members.
+
+    Args:
+        root: Where the shards lie, for messages.
+        column: The key that holds the class; empty: one of the usual names.
+    """
+
+    def __init__(self, root: Path, column: str = "") -> None:
+        self.root, self.column = root, column
+        self.tried = self.found = 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether further members should be read."""
+        return bool(self.column) or self.found > 0 or self.tried < TRIALS
+
+    def of(self, content: bytes, name: str) -> str | None:
+        """The class that a member says; None where it says none, and no key was named.
+
+        Raises:
+            MimError: It is no JSON object, or lacks the key that was named, or that holds no name or number.
+        """
+        self.tried += 1
+        try:
+            values = json.loads(content.decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            if not self.column:
+                return None
+            raise MimError(
+                f"{self.root}: {name} is no JSON object, so it has no {self.column!r} (--data.labels-column)."
+            )
+        key = self.column or next((key for key in LABELS if key in values), "")
+        if key not in values:
+            if not self.column:
+                return None
+            there = ", ".join(map(str, list(values)[:8])) or "nothing"
+            raise MimError(f"{self.root}: {name} has no {key!r} (--data.labels-column); it has {there}.")
+        text = _text(values[key])
+        if text is None:
+            if not self.column:
+                return None
+            shown = json.dumps(values[key])[:60]
+            raise MimError(f"{self.root}: {key!r} of {name} should be one name or number and is {shown}.")
+        self.found += 1
+        return text
+
+
+def _text(value: Any) -> str | None:
+    """A name or a whole number as text; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str | int):
+        return str(value).strip() or None
+    return None

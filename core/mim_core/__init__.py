@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mim_core.data.conversion import PARTIAL as PARTIAL
     from mim_core.data.conversion import Conversion as Conversion
     from mim_core.data.conversion import Manifest as Manifest
+    from mim_core.data.conversion import converting_alone as converting_alone
     from mim_core.data.conversion import in_processes as in_processes
     from mim_core.data.conversion import with_own_names as with_own_names
     from mim_core.data.conversion import write_file as write_file
@@ -215,6 +216,7 @@ _ROOMS = {
         "PARTIAL",
         "Conversion",
         "Manifest",
+        "converting_alone",
         "in_processes",
         "with_own_names",
         "write_file",

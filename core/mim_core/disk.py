@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from mim_core.locks import take
+
 
 def is_full(error: Exception) -> bool:
     """Whether an error says that there is no room; safetensors says so in words."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in full or "No space left" in str(error)
 
 
 def _digest(path: Path) -> str:
@@ -32,6 +36,7 @@ def _sync(path: Path) -> None:
 DISK = {
     errno.ENOSPC: "there is no room left",
     errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "a file may not be so large there (ulimit -f)",
     errno.EROFS: "the disk is read-only",
     errno.EACCES: "you may not read or write there",
     errno.ENAMETOOLONG: "the name is too long",
@@ -78,16 +83,45 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         OSError: It cannot be written; nothing is left of it.
     """
     refuse_device(path)
-    part = path.with_name(f".{path.name}")
-    part.unlink(missing_ok=True)
+    part, file = _part_of(path)
     try:
-        with open(part, "xb") as file:
+        with file:
             yield file
-        part.replace(path)
+            file.flush()
+            os.close(os.dup(file.fileno()))  # disks over a network say here that there is no room
+            part.replace(path)
     except BaseException:
         with suppress(OSError):
             part.unlink()
         raise
+
+
+def _part_of(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside a path, which no other process writes; what a killed process left of its own is removed."""
+    for number in itertools.count():
+        part = path.with_name(f".{path.name}" + (f".{number}" if number else ""))
+        if _is_written(part):
+            continue
+        part.unlink(missing_ok=True)
+        try:
+            file = open(part, "xb")  # noqa: SIM115 (closed by `replaced`)
+        except FileExistsError:
+            continue
+        if take(file, part):
+            return part, file
+        file.close()
+    raise AssertionError("numbers do not end")
+
+
+def _is_written(part: Path) -> bool:
+    """Whether another process is at a part."""
+    if part.is_symlink() or not part.is_file():
+        return False
+    try:
+        with open(part, "rb+") as file:
+            return not take(file, part)
+    except OSError:
+        return False
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -273,8 +273,8 @@ def test_parts_of_anything_else_are_made_anew(tmp_path):
             made.append(some.start)
             return {"x": torch.tensor([float(n) for n in some])}, {}
 
-        parts = Chunks(tmp_path / "parts", about, 5, 2)
-        values = torch.cat([tensors["x"] for _, tensors, _ in parts.fill(make)])
+        with Chunks.alone(tmp_path / "parts", about, 5, 2, tmp_path / "out") as parts:
+            values = torch.cat([tensors["x"] for _, tensors, _ in parts.fill(make)])
         assert values.tolist() == [0, 1, 2, 3, 4]
         return made
 

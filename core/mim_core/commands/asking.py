@@ -6,6 +6,7 @@ import csv
 import io
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,9 +66,9 @@ class Asked:
     about: list[Any]
     quiet: bool
 
-    def chunks(self, folder: Path, more: list[Any], size: int) -> Chunks:
-        """Where results are kept until all are there; ``more`` is what else they depend on."""
-        return Chunks(folder, [*self.about, *more], len(self.inputs), size)
+    def chunks(self, folder: Path, more: list[Any], size: int, out: Path) -> AbstractContextManager[Chunks]:
+        """Where results are kept until all are in ``out``; ``more`` is what else they depend on."""
+        return Chunks.alone(folder, [*self.about, *more], len(self.inputs), size, out)
 
     def progress(self, resumed: int) -> Callable[[int], None]:
         """Says how many samples are done, now and then."""

@@ -15,6 +15,7 @@ from mim_core.commands.options import parse, take_name, with_data
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.inference import embedding
+from mim_core.inference.chunks import Chunks
 from mim_core.inference.inputs import ask, data_of
 from mim_core.runs.load import load_run
 from mim_core.terminal import tell
@@ -57,8 +58,12 @@ def embed(program: str, plugin: str | None, arguments: list[str]) -> int:
         raise MimError("--neighbours must not be negative, and --alike must lie in (0, 1].")
     asked = open_asked(run, method, checkpoint, options, registry)
     question = embedding.question(method, options.pool, options.units)
-    chunks = asked.chunks(out.parent / f".{out.name}.parts", [options.pool, options.units], CHUNK)
+    with asked.chunks(out.parent / f".{out.name}.parts", [options.pool, options.units], CHUNK, out) as chunks:
+        _embedded(out, options, asked, method, question, chunks)
+    return 0
 
+
+def _embedded(out: Path, options: Any, asked: Asked, method: Any, question: Any, chunks: Chunks) -> None:
     def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = ask(asked.inputs, method, question, some, options.batch_size, options.workers, asked.device)
         return found.values, {"skipped": {str(row): why for row, why in found.skipped.items()}}
@@ -75,7 +80,6 @@ def embed(program: str, plugin: str | None, arguments: list[str]) -> int:
         _write_neighbours(out, options, names, values["features"])
     chunks.remove()
     told_of_skipped(skipped)
-    return 0
 
 
 def _gathered(asked: Asked, parts: Any) -> tuple[list[str], dict[str, Tensor], dict[str, str]]:

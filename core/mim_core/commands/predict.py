@@ -17,13 +17,14 @@ import torch
 import tyro
 from torch import Tensor
 
-from mim_core.commands.asking import AskingOptions, open_asked, told_of_skipped, write_csv
+from mim_core.commands.asking import Asked, AskingOptions, open_asked, told_of_skipped, write_csv
 from mim_core.commands.options import parse, take_name, with_data
 from mim_core.data.source import DataSource, Sample
 from mim_core.disk import replaced, write_whole
 from mim_core.errors import MimError, unknown
 from mim_core.evaluation.anomaly_maps import score_maps
 from mim_core.host.loading import installed
+from mim_core.inference.chunks import Chunks
 from mim_core.inference.inputs import Inputs, ask, check_question, data_of
 from mim_core.methods.generation import Generation
 from mim_core.methods.method import Method, Record
@@ -86,7 +87,15 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
     check_question(method, question, options.given)
     asked = open_asked(run, method, checkpoint, options, registry)
     out.mkdir(parents=True, exist_ok=True)
-    chunks, inputs = asked.chunks(out / ".parts", _asked_for(options), CHUNK), asked.inputs
+    with asked.chunks(out / ".parts", _asked_for(options), CHUNK, out) as chunks:
+        _answered(out, options, asked, method, question, record, chunks)
+    return 0
+
+
+def _answered(
+    out: Path, options: Any, asked: Asked, method: Method, question: Any, record: Any, chunks: Chunks
+) -> None:
+    inputs = asked.inputs
     homes = homes_of([inputs.name(number) for number in range(len(inputs))])
 
     def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -113,7 +122,6 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
     chunks.remove()
     tell(f"{out / 'predictions.csv'}: {counted(len(rows), 'sample')}")
     told_of_skipped(skipped)
-    return 0
 
 
 def _generation(options: Any) -> Generation:

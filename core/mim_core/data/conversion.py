@@ -11,14 +11,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 
-from mim_core.disk import write_whole
+from mim_core.disk import is_full, write_whole
 from mim_core.errors import BadSample, MimError, check_workers
+from mim_core.locks import only_writer
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -85,6 +87,9 @@ def write_file(
         write: Makes the second file of the first; returns the rest of the line.
         keep: Whether what an earlier run wrote stays when this fails, or is removed.
         faults: What it may raise besides `BadSample`, `OSError` and `ValueError` where the file is at fault.
+
+    Raises:
+        OSError: There is no room left, so that no other file would fit either.
     """
     source, target = root / file.source, out / file.target
     partial = target.with_name(target.name + PARTIAL)
@@ -100,9 +105,25 @@ def write_file(
         for old in (partial,) if keep else (partial, target):
             if old.is_file():
                 old.unlink()
+        if is_full(error):
+            raise OSError(getattr(error, "errno", None), "There is no room to write", str(target)) from error
         reason = error.reason if isinstance(error, BadSample) else str(error)
         stays = "; the one written before stays" if target.is_file() else ""
         return {"file": file.source, "status": "failed", "reason": reason + stays}
+
+
+@contextmanager
+def converting_alone(out: Path) -> Iterator[None]:
+    """Makes the folder OUT, and keeps other conversions out of it: two would write the same files.
+
+    Raises:
+        MimError: Another process is at it.
+        OSError: It cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    remedy = "Wait for it, stop it, or name another folder."
+    with only_writer(out / ".lock", f"Another process writes into {out}", remedy):
+        yield
 
 
 class Manifest:

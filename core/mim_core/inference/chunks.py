@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mim_core.disk import write_whole
+from mim_core.locks import only_writer
 from mim_core.tensor_files import write_tensors
 
 ABOUT = "about.json"
+LOCK = ".lock"
 
 
 class Chunks:
@@ -34,16 +38,44 @@ class Chunks:
     def __init__(self, folder: Path, about: Any, samples: int, size: int) -> None:
         self.folder, self.samples, self.size = folder, samples, size
         self.about = json.dumps([about, samples, size], sort_keys=True, default=str)
-        if folder.is_symlink() or folder.is_file():  # another's
-            folder.unlink()
         if folder.is_dir() and _text(folder / ABOUT) != self.about:
-            shutil.rmtree(folder)
+            _clear(folder)
         done = [some for some in self._parts() if self._read(some) is not None]
         self.resumed = sum(map(len, done))
+
+    @classmethod
+    @contextmanager
+    def alone(cls, folder: Path, about: Any, samples: int, size: int, out: Path) -> Iterator[Chunks]:
+        """The same, while no other command fills the folder: what another one puts there would be taken for ours.
+
+        Args:
+            folder: Where they are kept.
+            about: What they depend on.
+            samples: How many there are in all.
+            size: How many each file holds.
+            out: What is made of them, for people.
+
+        Raises:
+            MimError: Another command is at it.
+            OSError: It cannot be written there.
+        """
+        if folder.is_symlink() or folder.is_file():  # another's
+            folder.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        remedy = "Wait for it, stop it, or name another with --out."
+        try:
+            with only_writer(folder / LOCK, f"Another command writes {out}", remedy):
+                yield cls(folder, about, samples, size)
+        finally:
+            with suppress(OSError):  # it stays where there is something to go on from
+                folder.rmdir()
 
     def _parts(self) -> Iterator[range]:
         for first in range(0, self.samples, self.size):
             yield range(first, min(first + self.size, self.samples))
+
+    def _code(self) -> str:
+        return hashlib.sha256(self.about.encode("utf-8", "surrogateescape")).hexdigest()
 
     def _path(self, some: range) -> Path:
         return self.folder / f"{some.start:010}.safetensors"
@@ -52,6 +84,8 @@ class Chunks:
         """The tensors and the facts of a part; None where it is not there, or damaged."""
         try:
             with safe_open(self._path(some), "pt") as file:
+                if file.metadata()["about"] != self._code():
+                    return None
                 facts = json.loads(file.metadata()["facts"])
                 return {name: file.get_tensor(name) for name in list(file.keys())}, facts
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
@@ -76,7 +110,7 @@ class Chunks:
                 if not (self.folder / ABOUT).exists():
                     write_whole(self.folder / ABOUT, self.about)
                 kept = {name: value.contiguous() for name, value in tensors.items()} or {"none": torch.empty(0)}
-                write_tensors(self._path(some), kept, {"facts": json.dumps(facts)})
+                write_tensors(self._path(some), kept, {"facts": json.dumps(facts), "about": self._code()})
                 found = kept, json.loads(json.dumps(facts))
             told(some.stop)
             yield some, *found
@@ -84,6 +118,15 @@ class Chunks:
     def remove(self) -> None:
         """Called when the results are where they belong."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a folder holds, but for the lock."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _text(path: Path) -> str | None:

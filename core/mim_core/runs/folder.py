@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mim_core.disk import write_whole
 from mim_core.errors import MimError
+from mim_core.locks import only_writer
 from mim_core.recipes.toml import parsed
 from mim_core.recipes.versions import with_earlier
 from mim_core.runs import checkpoint, logs
@@ -66,36 +65,21 @@ def locked(folder: Path) -> Iterator[None]:
         MimError: Another process trains into it.
     """
     try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "a+", opener=_no_link)  # noqa: SIM115 (closed below)
+        lock = only_writer(
+            folder / ".lock",
+            f"Another process trains into {folder}",
+            "Wait for it, stop it, or choose another folder with --out.",
+            stays=True,
+        )
+        lock.__enter__()
     except OSError as error:
         raise MimError(
             f"The output folder {folder} cannot be written ({folder / '.lock'}): {error}. Choose another with --out."
         ) from error
-    with handle:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of those that it forks
-        except OSError:
-            handle.seek(0)
-            raise MimError(
-                f"Another process trains into {folder} ({handle.read().strip() or 'not known which'}). Wait for it, "
-                "stop it, or choose another folder with --out."
-            ) from None
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {platform.node()}")
-        handle.flush()
+    with ExitStack() as stack:
+        stack.push(lock)
         yield
-
-
-def _no_link(path: str, flags: int) -> int:
-    """Opens a file of the folder itself: what another program's link leads to is not ours to write, and a pipe is not
-    waited for."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 FREE = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from mim_core import (
     Conversion,
     Manifest,
     MimError,
+    converting_alone,
     in_processes,
     in_time,
     walk_folders,
@@ -111,18 +113,18 @@ def prepare_collection(root: Path, out: Path, sampling: Sampling, workers: int) 
     removed where the file is no longer in IN. "known" says of what failed that it did so before.
 
     Raises:
-        MimError: Nothing to do, or a worker died.
+        MimError: Nothing to do, another process does it, or a worker died.
     """
     layout = source_of(root, sampling) if root.is_dir() else Prepared("folder")
     files = plan(root, out, layout.layout)
-    out.mkdir(parents=True, exist_ok=True)
-    write_prepared(out, layout)
-    manifest = Manifest(out)
-    before = manifest.before
-    yield from _remove_stale(out, before, files)
-    for line in manifest.follow(files, _results(root, out, sampling, workers, files, before)):
-        again = line["status"] == "failed" and line == before.get(line["file"])
-        yield {**line, "known": True} if again else line
+    with converting_alone(out):
+        write_prepared(out, layout)
+        manifest = Manifest(out)
+        before = manifest.before
+        yield from _remove_stale(out, before, files)
+        for line in manifest.follow(files, _results(root, out, sampling, workers, files, before)):
+            again = line["status"] == "failed" and line == before.get(line["file"])
+            yield {**line, "known": True} if again else line
 
 
 def _results(
@@ -204,8 +206,9 @@ def _write_points(source: Path, target: Path, sampling: Sampling, key: int) -> l
     if not np.isfinite(values).all():
         largest = float(np.abs(found).max())
         raise BadSample(str(source), f"{largest:g} does not fit float16 (65504 at most); take --dtype float32")
-    with target.open("wb") as file:
-        np.save(file, values)
+    content = io.BytesIO()  # numpy's own writing to files does not say why it failed
+    np.save(content, values)
+    target.write_bytes(content.getbuffer())
     return list(centre)
 
 

@@ -48,13 +48,16 @@ def multi_scale(frame: tuple[int, int], size: tuple[int, int], shares: Sequence[
 def random_resized(
     frame: tuple[int, int], size: tuple[int, int], area: tuple[float, float], draws: Sequence[float]
 ) -> Box:
-    """A box with a share of the frame's area within ``area``, its sides' ratio 3/4 to 4/3 of that of ``size``, where
-    the frame has room for it. ``draws`` are four: area, ratio, and the place."""
+    """A box with a share of the frame's area within ``area``, its sides' ratio 3/4 to 4/3 of that of ``size``. Where
+    the frame has no room for it, both sides are made smaller alike, so that no other shape is seen than in evaluation.
+    ``draws`` are four: area, ratio, and the place."""
     share = area[0] + draws[0] * (area[1] - area[0])
     ratio = size[1] / size[0] * (3 / 4) ** (1 - 2 * draws[1])
     pixels = share * frame[0] * frame[1]
-    height = min(frame[0], max(1, round(math.sqrt(pixels / ratio))))
-    width = min(frame[1], max(1, round(math.sqrt(pixels * ratio))))
+    high, wide = math.sqrt(pixels / ratio), math.sqrt(pixels * ratio)
+    fits = min(1.0, frame[0] / high, frame[1] / wide)
+    height = min(frame[0], max(1, round(high * fits)))
+    width = min(frame[1], max(1, round(wide * fits)))
     top, left = int(draws[2] * (frame[0] - height + 1)), int(draws[3] * (frame[1] - width + 1))
     return Box(top, left, height, width)
 

@@ -22,6 +22,7 @@ from mim_core import (
     Conversion,
     Manifest,
     MimError,
+    converting_alone,
     in_processes,
     in_time,
     walk_folders,
@@ -92,12 +93,12 @@ def prepare_collection(root: Path, out: Path, encoding: Encoding, workers: int) 
     the manifest for each file, as it is finished.
 
     Raises:
-        MimError: Nothing to do, or a worker died.
+        MimError: Nothing to do, another process does it, or a worker died.
     """
     files = plan(root, out)
-    out.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(out)
-    yield from manifest.follow(files, _results(root, out, encoding, workers, files, manifest.before))
+    with converting_alone(out):
+        manifest = Manifest(out)
+        yield from manifest.follow(files, _results(root, out, encoding, workers, files, manifest.before))
 
 
 def made_of(source: Path, encoding: Encoding | None) -> dict[str, Any]:

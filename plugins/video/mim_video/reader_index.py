@@ -9,6 +9,8 @@ from typing import Any
 
 import av
 
+from mim_video.stated import MOST_FRAMES
+
 ONE_FRAME_A_PACKET = frozenset({"h264", "hevc", "vp9", "av1", "libdav1d", "mjpeg", "ffv1", "mpeg4"})
 """Codecs whose packets each show one frame, so that the packets' times are the frames' times."""
 STUB = 12
@@ -36,7 +38,7 @@ class FrameIndex:
         return bisect.bisect_right(self.keys, (stamp, 1 << 62)) - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PacketFacts:
     """What a packet says without being decoded."""
 
@@ -102,6 +104,9 @@ def scan(packets: Iterable[Any], context: Any) -> Scan:
     Args:
         packets: From the stream's start.
         context: Its decoder; what it holds afterwards is of no use.
+
+    Raises:
+        ValueError: There are more than `MOST_FRAMES`.
     """
     found: list[PacketFacts] = []
     first = None
@@ -110,6 +115,11 @@ def scan(packets: Iterable[Any], context: Any) -> Scan:
             first = next(decode([packet]), None)
         if first is None and not found and packet.size and not packet.is_corrupt:  # it waits for more: make it answer
             first = _emptied(context)
+        if len(found) > MOST_FRAMES:
+            raise ValueError(
+                f"it has more than {MOST_FRAMES:,} frames, whose index would fill the memory; cut it into parts "
+                "(ffmpeg -c copy -f segment)"
+            )
         if packet.size:
             found.append(
                 PacketFacts(

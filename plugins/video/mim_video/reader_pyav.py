@@ -21,6 +21,7 @@ from torch import Tensor
 from mim_video.reader_index import FrameIndex, Scan, decode, index_by_frames, index_by_packets, scan
 from mim_video.reader_survey import Survey, Turn, orientation
 from mim_video.readers import OpenFile, check_indices, check_process, scale
+from mim_video.stated import check_stated
 
 COVER_PICTURE = 0x400
 """The bit of a stream's disposition that says: a still picture, such as an album's cover."""
@@ -32,6 +33,20 @@ TOO_LONG = "looking for its frames takes too long: it is damaged, or padded with
 
 SKIPPABLE = frozenset({"h264", "hevc"})
 """Codecs whose decoder leaves out, when told to, frames that no other frame refers to."""
+SAME_SHAPE = 0.02
+"""Share by which the ratio of a frame's sides may differ from that of the first; scaling then changes no shape."""
+UNREADABLE = {
+    8: "YCgCo",
+    10: "BT.2020 with constant luminance",
+    11: "SMPTE 2085",
+    12: "derived from its primaries",
+    13: "derived from its primaries with constant luminance",
+    14: "ICtCp",
+    15: "IPT-C2",
+    16: "YCgCo-R",
+    17: "YCgCo-R",
+}
+"""Colour matrices (ITU-T H.273) that FFmpeg does not turn into RGB."""
 IN_A_ROW = 16
 """Failures to read a packet, with none read between them, after which a file counts as ended."""
 OUT_OF_TURN = 16
@@ -227,9 +242,18 @@ class PyavReader(OpenFile):
     def _picture(self, frame: Any, size: tuple[int, int]) -> UInt8[Tensor, "H W 3"]:
         """A decoded frame in RGB, turned upright and scaled."""
         height, width = self._stored
-        stored = self._reformatter.reformat(
-            frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC, threads=1
-        )
+        if abs(frame.width * height / (frame.height * width) - 1) > SAME_SHAPE:
+            raise BadSample(
+                str(self.path),
+                f"its frames change from {width} x {height} to {frame.width} x {frame.height} pixels, which would "
+                "stretch them; cut the file where they change",
+            )
+        try:
+            stored = self._reformatter.reformat(
+                frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC, threads=1
+            )
+        except av.FFmpegError as error:
+            raise BadSample(str(self.path), _colours(int(frame.colorspace), error_text(error))) from error
         upright = torch.from_numpy(np.ascontiguousarray(self._turn.apply(stored.to_ndarray())))
         return scale(upright[None], size)[0]
 
@@ -267,20 +291,26 @@ def open_container(path: Path) -> Any:
     """An open file, of which no packet may take longer than `PATIENCE`.
 
     Raises:
-        BadSample: It took longer.
+        BadSample: It took longer, or the file says that it has more frames than fit into memory.
         av.FFmpegError: It cannot be opened.
     """
     try:
+        check_stated(path)
         return av.open(f"file:{path}", metadata_errors="replace", timeout=(PATIENCE, PATIENCE))
     except av.ExitError as error:
         raise BadSample(str(path), TOO_LONG) from error
+    except OSError as error:
+        if isinstance(error, av.FFmpegError):
+            raise
+        raise BadSample(str(path), f"it cannot be read: {error.strerror or error}") from error
 
 
 def main_stream(container: Any, path: Path) -> Any:
     """The video stream of an open file that is read: the first that is no cover picture.
 
     Raises:
-        BadSample: There is none, it cannot be decoded, or its frames are larger than `MOST_PIXELS`.
+        BadSample: There is none, it cannot be decoded, its frames are larger than `MOST_PIXELS`, or its colours cannot
+            be turned into RGB.
     """
     streams = [s for s in container.streams.video if not int(s.disposition) & COVER_PICTURE]
     if not streams:
@@ -295,8 +325,19 @@ def main_stream(container: Any, path: Path) -> Any:
             f"its frames of {context.width:,} x {context.height:,} pixels are larger than 8K "
             f"({MOST_PIXELS / 1e6:.3g} million pixels), which would fill the memory; scale the video down",
         )
+    if int(context.colorspace) in UNREADABLE and not (context.pix_fmt or "").startswith(("gbr", "rgb", "gray")):
+        raise BadSample(str(path), _colours(int(context.colorspace)))
     context.options = {**context.options, "max_pixels": str(MOST_PIXELS)}  # the size may change in the file
     return streams[0]
+
+
+def _colours(matrix: int, why: str = "") -> str:
+    """Why the colours of a file cannot be used."""
+    name = UNREADABLE.get(matrix, f"matrix {matrix}")
+    return (
+        f"its colours ({name}) cannot be turned into RGB{f': {why}' if why else ''}; write it anew with others, such "
+        "as ffmpeg -vf zscale=matrix=709"
+    )
 
 
 def error_text(error: BaseException) -> str:

@@ -58,7 +58,7 @@ def test_the_core_names_no_modality():
 
 FLOORS = (
     (
-        *("errors", "text", "randomness", "disk", "scores", "standard_errors"),
+        *("errors", "text", "randomness", "disk", "locks", "scores", "standard_errors"),
         *("ranking", "version", "terminal", "tensor_files"),
     ),
     ("data", "ranks"),

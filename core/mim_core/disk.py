@@ -17,7 +17,7 @@ from mim_core.locks import take
 def is_full(error: Exception) -> bool:
     """Whether an error says that there is no room; safetensors says so in words."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return getattr(error, "errno", None) in full or "No space left" in str(error)
+    return getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full)
 
 
 def _digest(path: Path) -> str:

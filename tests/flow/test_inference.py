@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -288,6 +290,41 @@ def test_parts_of_anything_else_are_made_anew(tmp_path):
     (tmp_path / "parts").symlink_to("others")
     assert fill("a") == [0, 2, 4]
     assert not any((tmp_path / "others").iterdir())
+
+
+def test_parts_of_another_command_are_not_taken_for_ours(tmp_path):
+    """Where no lock holds, such as on a disk that two machines share and that knows none."""
+
+    def fill(about, folder):
+        with Chunks.alone(folder, about, 2, 1, tmp_path / "out") as parts:
+            for some, tensors, _ in parts.fill(lambda some: ({"x": torch.tensor([len(about)])}, {})):
+                yield some, int(tensors["x"])
+
+    ours, theirs = fill("a", tmp_path / "parts"), fill("bcd", tmp_path / "theirs")
+    assert next(ours)[1] == 1
+    assert [value for _, value in theirs] == [3, 3]
+    (second,) = (tmp_path / "theirs").glob("*1.safetensors")
+    shutil.copy(second, tmp_path / "parts")
+    assert next(ours)[1] == 1
+
+
+@pytest.mark.parametrize("command", ["embed", "predict"])
+def test_a_second_command_on_the_same_output_is_refused(runs, new, tmp_path, capsys, command):
+    out = tmp_path / "f.npz"
+    lock = (tmp_path / ".f.npz.parts" if command == "embed" else out / ".parts") / ".lock"
+    lock.parent.mkdir(parents=True)
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    other.stdout.readline()
+    arguments = [command, str(runs / "finetune"), str(new), "--out", str(out), "--quiet"]
+    assert main(arguments) == 2
+    assert f"Another command writes {out} (" in " ".join(capsys.readouterr().err.split())
+    assert lock.exists()
+    other.communicate("")
+    assert main(arguments) == 0
+    assert not lock.parent.exists()
 
 
 def test_files_that_changed_are_asked_about_anew(runs, new, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -40,7 +41,7 @@ from mim_pointcloud.files_gltf import buffers_beside
 from mim_pointcloud.layouts import Shapes, ShapeStore, every_shape, find_shapes
 from mim_pointcloud.layouts_store import DRAWN, shown
 from mim_pointcloud.limits import TREE_LIMIT, check_file
-from mim_pointcloud.looking import TEXTURES, check_columns, files_hold
+from mim_pointcloud.looking import TEXTURES, Looks, check_columns, files_hold, looks_at, rarely_meant
 
 SAMPLE = Path(__file__).parent / "sample"
 RAW_NOTE = "The raw input is 45 histogram features of a cloud, because its points have no order."
@@ -344,8 +345,13 @@ class Clouds(DataSource):
             rows["left out"] = left
         return {
             **rows,
-            "files hold": files_hold(found.pretrain, self.config.columns, self.config.channels, bool(self.parts)),
+            "files hold": files_hold(found.pretrain, self.looks, self.config.channels, bool(self.parts)),
         }
+
+    @cached_property
+    def looks(self) -> Looks:
+        """A look at some of the files."""
+        return looks_at(self.collection.pretrain, self.config.columns)
 
     def _splits(self) -> str:
         found = self.collection
@@ -356,13 +362,13 @@ class Clouds(DataSource):
         return f"as {found.kind} has them: {len(found.train):,} for training, {len(found.test):,} held out"
 
     def advice(self) -> list[str]:
-        """Files that look like data and are not read, and what the splits left out."""
+        """Files that look like data and are not read, what the splits left out, and what in clouds is rarely meant."""
         beside = {ending: many for ending, many in self.collection.others.items() if ending not in TEXTURES}
         if any(file.lower().endswith(".gltf") for file in self.collection.pretrain.files):
             beside.pop(".bin", None)
         _, data = left_out(beside)
         told = [f"{self.config.root}: {data}. Read are {' '.join(EXTENSIONS)}."] if data else []
-        return [*self.collection.advice, *told]
+        return [*self.collection.advice, *told, *rarely_meant(self.looks, self.count)]
 
 
 class Plain(Dataset[Any]):

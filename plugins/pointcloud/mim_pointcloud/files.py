@@ -120,7 +120,7 @@ def read_shape(path: Path, columns: Sequence[str] = ()) -> Shape:
     """
     with _named(path):
         shape = _read(path, columns)
-        _check_values(shape)
+        check_values(shape)
         return shape
 
 
@@ -166,11 +166,13 @@ def is_list(path: Path) -> bool:
 
 
 def _take(shape: Shape, points: int, key: int) -> Shape:
-    _check_values(shape)
+    check_values(shape)
     return on_surface(shape, points, key) if len(shape.faces) else of_cloud(shape, points, key)
 
 
-def _check_values(shape: Shape) -> None:
+def check_values(shape: Shape) -> None:
+    """Raises ValueError for a shape without points, with values that are not finite, or with coordinates beyond
+    `LARGEST`."""
     if not len(shape.vertices):
         raise ValueError("it has no points and no faces")
     for name, values in (("points", shape.vertices), ("normals", shape.normals), ("colours", shape.rgb)):

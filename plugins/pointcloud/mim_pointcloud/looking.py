@@ -12,7 +12,7 @@ import numpy as np
 from mim_core import BadSample, MimError, counted, in_time
 
 from mim_pointcloud.columns import from_table
-from mim_pointcloud.files import UNNAMED, read_shape, reason_of
+from mim_pointcloud.files import UNNAMED, check_values, read_shape, reason_of
 from mim_pointcloud.files_array import mapped
 from mim_pointcloud.files_shape import Shape
 from mim_pointcloud.layouts_store import ShapeStore
@@ -28,6 +28,10 @@ NAMED = 12
 """Names that are listed."""
 ROWS = 1024
 """Rows of an array that are looked at."""
+FAR = 100
+"""Times the distance of most points from their middle, beyond which a point is rarely meant."""
+DOUBLED = 0.25
+"""Share of points that lie where others do, beyond which they are rarely meant."""
 TEXTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tga", ".tif", ".tiff", ".dds", ".webp")
 
 
@@ -44,6 +48,9 @@ class Look:
         low: The smallest coordinate.
         high: The largest.
         extent: The longest side of its box.
+        name: The file.
+        far: Some points of a cloud lie beyond `FAR` times the distance of most.
+        doubled: Share of the points of a cloud that lie where others do.
     """
 
     points: int
@@ -54,6 +61,9 @@ class Look:
     low: float
     high: float
     extent: float
+    name: str = ""
+    far: bool = False
+    doubled: float = 0.0
 
 
 def look(path: Path, columns: Sequence[str] = ()) -> Look | None:
@@ -68,23 +78,37 @@ def look(path: Path, columns: Sequence[str] = ()) -> Look | None:
             array = mapped(path)
             if not array.dtype.names and array.ndim == 2 and len(array) and array.dtype.kind in "fiu":
                 rows = np.linspace(0, len(array) - 1, min(ROWS, len(array))).astype(np.int64)
-                return _look(from_table(array[rows], columns), len(array))
+                return _look(path, from_table(array[rows], columns), len(array))
         except (ValueError, TypeError) as error:
             raise BadSample(str(path), reason_of(error)) from error
     if path.stat().st_size > LARGEST_LOOK:
         return None
     with in_time(str(path)):
         shape = read_shape(path, columns)
-    return _look(shape, len(shape.vertices))
+    try:
+        return _look(path, shape, len(shape.vertices))
+    except ValueError as error:
+        raise BadSample(str(path), reason_of(error)) from error
 
 
-def _look(shape: Shape, points: int) -> Look:
+def _look(path: Path, shape: Shape, points: int) -> Look:
+    check_values(shape)
     used = shape.vertices[np.unique(shape.faces)] if len(shape.faces) else shape.vertices
     low, high = used.min(0), used.max(0)
     normals = shape.normals is not None or len(shape.faces) > 0
     channels = ("xyz", *(["normals"] if normals else []), *(["rgb"] if shape.rgb is not None else []))
     ends = float(low.min()), float(high.max())
-    return Look(points, len(shape.faces), channels, shape.unclear, shape.unread, *ends, float((high - low).max()))
+    extent = float((high - low).max())
+    odd = (False, 0.0) if len(shape.faces) else _odd(used)
+    return Look(points, len(shape.faces), channels, shape.unclear, shape.unread, *ends, extent, path.name, *odd)
+
+
+def _odd(places: np.ndarray) -> tuple[bool, float]:
+    """Whether some points lie far out, and the share of those that lie where others do."""
+    out = np.linalg.norm(places - np.median(places, axis=0), axis=1)
+    most = float(np.median(out[out > 0])) if (out > 0).any() else 0.0
+    doubled = 1 - len(np.unique(places, axis=0)) / len(places)
+    return bool(most and out.max() > FAR * most), doubled
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -93,21 +117,36 @@ def evenly(count: int, most: int) -> list[int]:
     return sorted({round(at * (count - 1) / max(1, taken - 1)) for at in range(taken)})
 
 
-def files_hold(
-    store: ShapeStore, columns: Sequence[str] = (), asked: Sequence[str] = ("xyz",), parts: bool = False
-) -> str:
-    """Formats, points, faces, channels and coordinates of some files, and what of them is not read.
+@dataclass(frozen=True)
+class Looks:
+    """Some files of a collection.
+
+    Attributes:
+        files: How many there are in all.
+        numbers: How many were looked at.
+        endings: Their endings, and how many have each.
+        found: What they hold.
+        wrong: Those that cannot be read, each with why.
+        large: How many are too large for a look.
+    """
+
+    files: int
+    numbers: int
+    endings: Counter[str]
+    found: tuple[Look, ...]
+    wrong: tuple[str, ...]
+    large: int
+
+
+def looks_at(store: ShapeStore, columns: Sequence[str] = ()) -> Looks:
+    """A look at some files, each of which holds one shape.
 
     Args:
         store: The files.
         columns: As the user names them.
-        asked: Channels that the run reads.
-        parts: The run reads parts of points too.
     """
-    if store.rows:
-        return _rows(store)
     looks, endings, wrong, large, left = list[Look](), Counter[str](), list[str](), 0, LARGEST_LOOKS
-    numbers = evenly(len(store), FILES)
+    numbers = [] if store.rows else evenly(len(store), FILES)
     for number in numbers:
         path = store.root / store.files[number]
         endings[path.suffix.lower()] += 1
@@ -119,11 +158,54 @@ def files_hold(
             continue
         left -= whole if found else 0
         looks, large = [*looks, *([found] if found else [])], large + (found is None)
-    listed = ", ".join(f"{count} x {ending}" for ending, count in endings.most_common())
-    told = [f"{len(numbers):,} of {len(store):,} looked at: {listed}", *_kinds_text(looks, asked, parts)]
-    told += [f"{large} too large for a look"] if large else []
-    told += [f"{counted(len(wrong), 'file')} cannot be read ({wrong[0]})"] if wrong else []
+    return Looks(len(store), len(numbers), endings, tuple(looks), tuple(wrong), large)
+
+
+def files_hold(store: ShapeStore, looks: Looks, asked: Sequence[str] = ("xyz",), parts: bool = False) -> str:
+    """Formats, points, faces, channels and coordinates of some files, and what of them is not read.
+
+    Args:
+        store: The files.
+        looks: At some of them.
+        asked: Channels that the run reads.
+        parts: The run reads parts of points too.
+    """
+    if store.rows:
+        return _rows(store)
+    listed = ", ".join(f"{count} x {ending}" for ending, count in looks.endings.most_common())
+    told = [f"{looks.numbers:,} of {looks.files:,} looked at: {listed}", *_kinds_text(looks.found, asked, parts)]
+    told += [f"{looks.large} too large for a look"] if looks.large else []
+    told += [f"{counted(len(looks.wrong), 'file')} cannot be read ({looks.wrong[0]})"] if looks.wrong else []
     return "; ".join(told)
+
+
+def rarely_meant(looks: Looks, count: int) -> list[str]:
+    """What of some clouds is read as it is and was hardly meant, with what to do.
+
+    Args:
+        looks: At some files.
+        count: Points of a cloud that are asked for.
+    """
+    clouds = [one for one in looks.found if not one.faces]
+    of, told = f"of {counted(len(clouds), 'cloud')} looked at", list[str]()
+    if far := [one.name for one in clouds if one.far]:
+        told.append(
+            f"{len(far)} {of} have points more than {FAR} times as far out as most (such as {far[0]}). Clouds are "
+            "scaled by their farthest point, so all others shrink to a spot. If these mean no measurement, such as "
+            "-9999, take them out"
+        )
+    if doubled := [one for one in clouds if one.doubled > DOUBLED]:
+        most = max(doubled, key=lambda one: one.doubled)
+        told.append(
+            f"{len(doubled)} {of} have many points that lie where others do ({most.name}: {most.doubled:.0%}). If "
+            "these fill up what was not measured, take them out"
+        )
+    if few := [one.points for one in clouds if one.points < count]:
+        told.append(
+            f"{len(few)} {of} have fewer than the {count:,} points that are asked for, {min(few):,} at least; theirs "
+            "are repeated. Fewer: --tokenizer.points N"
+        )
+    return told
 
 
 def _kinds_text(looks: Sequence[Look], asked: Sequence[str], parts: bool) -> list[str]:

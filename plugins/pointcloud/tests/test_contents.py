@@ -79,6 +79,45 @@ def test_a_fifth_is_held_out_of_train_alone_and_clouds_without_labels_are_for_tr
     assert find_shapes(tmp_path).train.classes == ("ball", "egg")
 
 
+# ---- values that are rarely meant ------------------------------------------------------------------------------------
+
+
+def test_clouds_that_are_read_as_they_are_and_were_hardly_meant(put, tmp_path):
+    """A point far out, points that fill up, and too few: told before the run, as the reading does not refuse them."""
+    draw = np.random.default_rng(0)
+    for number in range(3):
+        put(f"{number}.npy", draw.normal(size=(40, 3)))
+    assert source(tmp_path).advice() == []
+    table = draw.normal(size=(40, 3))
+    table[:2] = -9999
+    put("far.txt", table)
+    table = draw.normal(size=(40, 3))
+    table[:20] = 0
+    put("padded.npy", table)
+    put("few.npy", draw.normal(size=(9, 3)))
+    far, padded, few = source(tmp_path).advice()
+    assert far.startswith(
+        "1 of 6 clouds looked at have points more than 100 times as far out as most (such as far.txt)"
+    )
+    assert padded.startswith("1 of 6 clouds looked at have many points that lie where others do (padded.npy: 48%)")
+    assert few.startswith("1 of 6 clouds looked at have fewer than the 16 points that are asked for, 9 at least")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("name", ["a.npy", "a.txt"])
+def test_values_that_the_run_refuses_are_refused_by_the_look(put, tmp_path, value, name):
+    table = np.random.default_rng(0).normal(size=(40, 3))
+    table[3, 1] = value
+    put(name, table)
+    said = source(tmp_path).contents()["files hold"]
+    why = "coordinates go up to 1e+30" if np.isfinite(value) else "1 of 40 points are NaN or infinite"
+    assert f"1 file cannot be read ({name}: " in said
+    assert why in said
+    assert "nan" not in said
+    with pytest.raises(BadSample, match=why.replace("+", r"\+")):
+        source(tmp_path).read(0, 0)
+
+
 # ---- what the files hold ---------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,9 @@
 """mim-pointcloud prepare, on small real files."""
 
 import json
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -278,3 +280,40 @@ def test_a_damaged_manifest_does_not_stop_it(collection, tmp_path, line):
 def test_a_damaged_record_of_a_prepared_folder_is_none(tmp_path, text):
     (tmp_path / "prepared.json").write_text(text)
     assert read_prepared(tmp_path) is None
+
+
+# ---- a full disk, and another conversion -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_ends_it_at_the_first_file(collection, tmp_path, monkeypatch, capsys, workers):
+    """It is no fault of the files: none of them counts as bad."""
+    given = ["prepare", collection, tmp_path / "out", "--points", 3000, "--workers", workers]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        code, said = run(monkeypatch, capsys, *given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        for process in multiprocessing.active_children():  # it may still be starting
+            process.join(60)
+    assert code == 2
+    assert "a file may not be so large there (ulimit -f)" in said.err
+    lines = manifest(tmp_path / "out").values() if (tmp_path / "out/manifest.jsonl").exists() else ()
+    assert {line["file"] for line in lines if line["status"] == "failed"} <= {"empty.obj"}
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith((".lock", ".partial", ".npy"))]
+
+
+def test_two_at_once_into_one_folder_are_refused(collection, tmp_path, monkeypatch, capsys):
+    lock = tmp_path / "out" / ".lock"
+    lock.parent.mkdir()
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    other.stdout.readline()
+    code, said = run(monkeypatch, capsys, "prepare", collection, tmp_path / "out")
+    other.communicate("")
+    assert code == 2
+    assert f"Another process writes into {tmp_path / 'out'} (" in " ".join(said.err.split())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]

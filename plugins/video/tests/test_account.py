@@ -2,13 +2,16 @@
 
 import json
 import os
+import struct
+import zlib
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from mim_core.cli import main
 from mim_core.errors import BadSample, MimError
-from mim_video import reader_pyav
+from mim_video import reader_index, reader_pyav, stated
 from mim_video.commands import probe
 from mim_video.data import Clips
 from mim_video.layouts import find_clips
@@ -216,8 +219,8 @@ def test_frames_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
 
 
 def test_files_of_gigabytes_of_nothing(tmp_path, monkeypatch):
-    """Sparse: a whole clip and then zeros, in which no packet is found in time, and zeros alone."""
-    monkeypatch.setattr(reader_pyav, "PATIENCE", 0.2)
+    """Sparse: a whole clip and then zeros, in which no packet is found in time, and zeros alone, whose reading ends by
+    itself, however long a busy machine takes for it."""
     film(tmp_path / "a.mp4", 4)
     film(tmp_path / "b.avi", 4)
     (tmp_path / "c.mpg").write_bytes(b"\0")
@@ -226,9 +229,52 @@ def test_files_of_gigabytes_of_nothing(tmp_path, monkeypatch):
         os.truncate(path, 4 << 30)
     with open_reader(tmp_path / "a.mp4") as reader:
         assert len(reader) == 4
-    for name, why in (("b.avi", "takes too long"), ("c.mpg", "cannot be read"), ("d.mp4", "cannot be read")):
-        with pytest.raises(BadSample, match=why):
+    for name in ("c.mpg", "d.mp4"):
+        with pytest.raises(BadSample, match="cannot be read"):
             open_reader(tmp_path / name)
+    monkeypatch.setattr(reader_pyav, "PATIENCE", 0.2)  # no machine reads 4 GiB in it
+    with pytest.raises(BadSample, match="takes too long"):
+        open_reader(tmp_path / "b.avi")
+
+
+def test_frames_that_are_only_stated_take_no_memory(tmp_path, monkeypatch):
+    """A few hundred bytes that say millions of frames: FFmpeg would make a table of them all."""
+    many = 30_000_000
+    whole = bytearray(film(tmp_path / "a.mp4", 4).read_bytes())
+    place = whole.find(b"stsz")
+    struct.pack_into(">II", whole, place + 8, 1, many)
+    struct.pack_into(">II", whole, whole.find(b"stts") + 12, many, 1024)
+    (tmp_path / "a.mp4").write_bytes(whole)
+    with av.open(str(tmp_path / "b.mp4"), "w", options={"movflags": "frag_keyframe+empty_moov"}) as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 48, 3), np.uint8), "rgb24").reformat(format="yuv420p")
+        file.mux([*stream.encode(frame), *stream.encode()])
+    parts = bytearray((tmp_path / "b.mp4").read_bytes())
+    struct.pack_into(">II", parts, parts.find(b"trun") + 4, 1, many)
+    (tmp_path / "b.mp4").write_bytes(parts)
+    moov = zlib.compress(bytes(whole[whole.find(b"moov") - 4 :]))
+    packed = struct.pack(
+        ">I4sI4s4sI4sI", 36 + len(moov), b"moov", 28 + len(moov), b"cmov", b"dcom", 12, b"cmvd", 1 << 20
+    )
+    (tmp_path / "c.mov").write_bytes(packed + moov)
+    for name in ("a.mp4", "b.mp4", "c.mov"):
+        for opening in (open_reader, header):
+            with pytest.raises(BadSample, match=r"its tables say 30,000,0\d\d frames .* at most 8,000,000"):
+                opening(tmp_path / name)
+    film(tmp_path / "d.mp4", 4, sound=True)
+    assert len(open_reader(tmp_path / "d.mp4")) == 4
+    monkeypatch.setattr(reader_index, "MOST_FRAMES", 2)
+    with pytest.raises(BadSample, match="it has more than 2 frames"):
+        open_reader(tmp_path / "d.mp4")
+
+
+def test_sound_that_is_not_compressed_is_no_bomb():
+    """An hour of it has 172 million samples, which FFmpeg takes in pieces."""
+    box = struct.pack(">4sII4s", b"hdlr", 0, 0, b"soun") + struct.pack(">4s5I", b"stts", 0, 1, 172_000_000, 1, 0)
+    sizes = struct.pack(">4s3I", b"stsz", 0, 4, 172_000_000)
+    assert stated._stated(Path("a.mov"), b"trak" + box + sizes) == 0
+    assert stated._stated(Path("a.mov"), b"trak" + box.replace(b"soun", b"vide") + sizes) == 172_000_000
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.webm"])

@@ -168,6 +168,19 @@ def test_random_resized_crops():
     assert len({box.top for box in boxes}) > 50
 
 
+@pytest.mark.parametrize("frame", [(90, 160), (100, 400), (400, 100), (50, 1000)])
+@pytest.mark.parametrize("size", [(16, 16), (8, 24), (24, 8)])
+def test_random_resized_crops_of_wide_frames_are_not_stretched(frame, size):
+    """Evaluation shows boxes of the input's shape; training those within 3/4 to 4/3 of it."""
+    draws = torch.rand(200, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tolist()
+    for row in draws:
+        box = crops.random_resized(frame, size, (0.5, 1.0), row)
+        assert 0 <= box.top <= frame[0] - box.height
+        assert 0 <= box.left <= frame[1] - box.width
+        edge = 1 + 0.5 / min(box.height, box.width)  # whole pixels
+        assert 3 / 4 / edge**2 <= box.width / box.height * size[0] / size[1] <= 4 / 3 * edge**2
+
+
 @pytest.mark.parametrize("frame", [(40, 100), (100, 40), (64, 64)])
 @pytest.mark.parametrize("size", [(16, 16), (8, 24), (24, 8)])
 def test_views_lie_along_the_longer_side(frame, size):

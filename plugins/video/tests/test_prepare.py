@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -351,3 +353,30 @@ def test_probe_names_missing_readers_below(collection, monkeypatch, capsys):
     lines = run(monkeypatch, capsys, "probe", "late.mp4")[1].out.splitlines()
     assert lines[1].split() == ["pyav"]
     assert lines[-1] == 'decord is not installed: pip install "mim-video[decord]"'
+
+
+def test_a_full_disk_ends_it_and_another_process_keeps_it_out(tmp_path, monkeypatch, capsys):
+    encode(tmp_path / "in", next(kind for kind in CHOSEN if kind.name == "odd.webm"))
+    given = ["prepare", tmp_path / "in", tmp_path / "out", "--workers", 1]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # a disk with as much room
+    try:
+        code, said = run(monkeypatch, capsys, *given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2
+    assert "a file may not be so large there (ulimit -f)" in said.err
+    assert not manifest(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.jsonl"]
+    lock = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", lock, str(tmp_path / "out/.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    other.stdout.readline()
+    code, said = run(monkeypatch, capsys, *given)
+    other.communicate("")
+    assert code == 2
+    assert f"Another process writes into {tmp_path / 'out'} (" in " ".join(said.err.split())

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mim_core.errors import BadSample, MimError
+from mim_video.looking import header
 from mim_video.reader_pyav import PyavReader
 from mim_video.readers import known_readers, open_reader
 
@@ -348,3 +349,70 @@ def test_reading_in_another_process_than_opened_is_an_error(videos, monkeypatch)
             with pytest.raises(MimError, match="open videos in the worker"):
                 reader.frames_at([0])
             monkeypatch.undo()
+
+
+# ---- colours and sizes -----------------------------------------------------------------------------------------------
+
+COLOUR = (200, 40, 90)
+LIMITED, FULL = 1, 2
+BT709, BT601, YCGCO, BT2020 = 1, 5, 8, 9
+
+
+def painted(path, codec, pixels, matrix=None, span=None, size=(64, 96), colour=COLOUR, count=3):
+    """A clip of one colour."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = *size, pixels
+        if matrix is not None:
+            stream.codec_context.colorspace, stream.codec_context.color_range = matrix, span
+        for _ in range(count):
+            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), colour, np.uint8), "rgb24")
+            there = matrix if matrix != YCGCO else None
+            file.mux(stream.encode(frame.reformat(format=pixels, dst_colorspace=there, dst_color_range=span)))
+        file.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels", "matrix", "span"),
+    [
+        ("a.mp4", "libx264", "yuv420p", BT709, LIMITED),
+        ("a.mp4", "libx264", "yuv420p", BT601, FULL),
+        ("a.mkv", "libx264", "yuv420p10le", BT2020, LIMITED),
+        ("a.mkv", "ffv1", "yuv444p12le", BT709, FULL),
+        ("a.mkv", "ffv1", "gbrp16le", None, None),
+        ("a.mkv", "ffv1", "bgra", None, None),
+        ("a.mov", "png", "rgba64be", None, None),
+        ("a.mov", "prores_ks", "yuva444p10le", None, None),
+        ("a.avi", "rawvideo", "rgb555le", None, None),
+    ],
+)
+def test_colours_are_those_that_were_painted(tmp_path, name, codec, pixels, matrix, span):
+    with open_reader(painted(tmp_path / name, codec, pixels, matrix, span)) as reader:
+        found = reader.frames_at([0, 2]).float().mean((0, 1, 2))
+    assert (found - torch.tensor(COLOUR)).abs().max() <= 5
+
+
+def test_colours_that_cannot_be_turned_into_rgb_are_refused_by_name(tmp_path):
+    path = painted(tmp_path / "a.mp4", "libx264", "yuv444p", YCGCO, LIMITED)
+    for opening in (open_reader, header):
+        with pytest.raises(BadSample, match=r"its colours \(YCgCo\) cannot be turned into RGB; write it anew"):
+            opening(path)
+
+
+def test_frames_that_change_their_shape_are_refused_where_they_do(tmp_path):
+    """A stream of two sizes; of one shape they are scaled."""
+    for name, second in (("other", (96, 64)), ("same", (128, 192))):
+        parts = []
+        for size, colour in (((64, 96), COLOUR), (second, (20, 200, 40))):
+            part = painted(tmp_path / f"{name}{size[0]}.h264", "libx264", "yuv420p", size=size, colour=colour)
+            parts.append(part.read_bytes())
+            part.unlink()
+        (tmp_path / f"{name}.h264").write_bytes(b"".join(parts))
+    with open_reader(tmp_path / "same.h264") as reader:
+        assert len(reader) == 6
+        assert (reader.frames_at([5])[0].float().mean((0, 1)) - torch.tensor([20.0, 200, 40])).abs().max() < 5
+    with open_reader(tmp_path / "other.h264") as reader:
+        assert reader.frames_at([0, 2]).shape == (2, 64, 96, 3)
+        with pytest.raises(BadSample, match="its frames change from 96 x 64 to 64 x 96 pixels"):
+            reader.frames_at([2, 4])

@@ -25,6 +25,10 @@ LISTED = 12
 LONE = 0.01
 """Share of a depth map that a value far beyond all others must take to be named."""
 FAR = 4
+NEAR_ZERO = 0.01
+"""Share of the largest depth, below which a map with a lone 0 has no other value."""
+FLAT = 3e-3
+"""Deviation of a depth map beside which the 0.001 that standardising adds to it counts."""
 
 
 @dataclass
@@ -222,7 +226,7 @@ def _look_at_rgb(looker: _Looker, source: Any, advice: list[str]) -> str:
 
 def _look_at_depth(looker: _Looker, source: Any, advice: list[str]) -> str:
     config = source.config
-    negative, lone, stands = [], [], dict[str, None]()
+    negative, lone, zeros, flat, stands = [], [], [], [], dict[str, None]()
 
     def read(path: Path, _: int) -> tuple[str, tuple[int, int], Any]:
         values = maps.depth_values(path)
@@ -230,6 +234,8 @@ def _look_at_depth(looker: _Looker, source: Any, advice: list[str]) -> str:
         negative.append(float((below & (values < 0)).mean()))
         depth = maps.measured(values, config.depth_bits, config.depth_invalid, config.depth_signed)
         lone.extend(_lone(depth))
+        zeros.append(_lone_zero(depth))
+        flat.extend(_flat(depth))
         stands.update(dict.fromkeys(maps.unmeasured(values, config.depth_invalid, config.depth_signed)))
         return maps.kind_of(values), depth.shape, (np.nanmin(depth), np.nanmax(depth), np.isnan(depth).mean())
 
@@ -249,6 +255,16 @@ def _look_at_depth(looker: _Looker, source: Any, advice: list[str]) -> str:
             f"the largest depth is {value} in {len(lone)} of {len(found)} files looked at, far beyond all others: "
             f"if it means no measurement: --data.depth-invalid {value}"
         )
+    if config.depth_invalid is None and sum(zeros) >= max(1, len(found) / 10):
+        advice.append(
+            f"depth is 0 in {sum(zeros)} of {len(found)} files looked at, and nothing else is near it: if it means no "
+            "measurement: --data.depth-invalid 0"
+        )
+    if flat and low != high:
+        advice.append(
+            f"depth varies by {min(flat):.2g} in {len(flat)} of {len(found)} files looked at, beside which the 0.001 "
+            "that standardising adds counts, so the network sees them nearly flat: write depth in a smaller unit."
+        )
     if lacking > 0.5:
         advice.append(f"of the depth maps looked at, {lacking:.0%} of the pixels are not measured.")
     if low == high:
@@ -266,6 +282,20 @@ def _lone(depth: np.ndarray) -> list[float]:
     share = float((depth == top).mean())
     rest = depth[depth < top]
     return [top] if share >= LONE and rest.size and top > FAR * max(float(rest.max()), 0.0) else []
+
+
+def _lone_zero(depth: np.ndarray) -> bool:
+    """Whether 0 takes many pixels and no other value is near it."""
+    rest = depth[depth > 0]
+    few = not rest.size or bool((depth < 0).any()) or float((depth == 0).mean()) < LONE
+    return not few and float(rest.min()) > NEAR_ZERO * float(rest.max())
+
+
+def _flat(depth: np.ndarray) -> list[float]:
+    """The deviation of the middle values of a map, where it is small."""
+    values = np.sort(depth[~np.isnan(depth)])
+    deviation = float(values[len(values) // 10 : max(1, len(values) * 9 // 10)].std())
+    return [deviation] if 0 < deviation < FLAT else []
 
 
 def _look_at_ids(looker: _Looker, source: Any, advice: list[str]) -> str:

@@ -56,6 +56,28 @@ def every(data):
 # ---- depth -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+def test_a_lone_zero_that_is_read_as_depth_is_told(root, kind):
+    """In metres and in 8 bits 0 may be a depth; where nothing is near it, it is rarely meant."""
+    values = METRES if kind is np.float32 else (40 + np.arange(SIDE * SIDE).reshape(SIDE, SIDE) // 6).astype(kind)
+    put(root, "depth", 0, np.where(IDS == 1, 0, values).astype(kind), "npy")
+    (line,) = source(root).advice()[-1:]
+    assert "depth is 0 in 1 of " in line
+    assert line.endswith("if it means no measurement: --data.depth-invalid 0")
+    assert not any("depth is 0" in line for line in source(root, depth_invalid=-1.0).advice())
+    data = source(root, depth_invalid=0.0)
+    assert not any("depth is 0" in line for line in data.advice())
+    assert any(item["depth"].isnan().float().mean() > 0.1 for item in every(data))
+
+
+def test_depth_that_standardising_makes_flat_is_told(root):
+    for stem in range(6):
+        put(root, "depth", stem, METRES * 1e-5, "npy")
+    (line,) = (line for line in source(root).advice() if "depth varies by" in line)
+    assert "beside which the 0.001 that standardising adds counts" in line
+    assert "write depth in a smaller unit" in line
+
+
 @pytest.mark.parametrize("none", [np.nan, np.inf, -np.inf, LARGEST, -LARGEST, 1e30, 1e10, -1.0, -9999.0])
 def test_floats_that_measure_nothing_are_missing(root, none):
     half = METRES.copy()

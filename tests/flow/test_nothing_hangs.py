@@ -420,6 +420,15 @@ def test_a_look_at_a_slow_file_ends_and_names_it():
     assert "longer than 0.1 s" in found.value.reason
 
 
+def test_a_limit_that_runs_out_as_it_begins_or_ends_leaves_no_alarm():
+    """Else it would ring again and again, wherever the program is."""
+    for number in range(3000):
+        with contextlib.suppress(TooSlow), time_limit(1e-6 * (1 + number % 100)):
+            pass
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+
+
 def test_a_limit_ends_a_loop_and_keeps_an_alarm_of_the_programs_own():
     heard = []
     before = signal.signal(signal.SIGALRM, lambda *given: heard.append(1))

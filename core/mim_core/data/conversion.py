@@ -200,8 +200,9 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers
                 "A worker process died, probably out of memory. The same command resumes from here; "
                 "use fewer --workers."
             ) from error
-        finally:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C, only what is half done is waited for
+            raise
 
 
 def _submitted(pool: ProcessPoolExecutor, function: Callable[[Job], Result], job: Job) -> Future[Result]:

@@ -1,7 +1,6 @@
 """mim-pointcloud prepare, on small real files."""
 
 import json
-import multiprocessing
 import os
 import resource
 import signal
@@ -285,18 +284,15 @@ def test_a_damaged_record_of_a_prepared_folder_is_none(tmp_path, text):
 # ---- a full disk, and another conversion -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_ends_it_at_the_first_file(collection, tmp_path, monkeypatch, capsys, workers):
+def test_a_full_disk_ends_it_at_the_first_file(collection, tmp_path, monkeypatch, capsys):
     """It is no fault of the files: none of them counts as bad."""
-    given = ["prepare", collection, tmp_path / "out", "--points", 3000, "--workers", workers]
+    given = ["prepare", collection, tmp_path / "out", "--points", 3000, "--workers", 1]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         code, said = run(monkeypatch, capsys, *given)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        for process in multiprocessing.active_children():  # it may still be starting
-            process.join(60)
     assert code == 2
     assert "a file may not be so large there (ulimit -f)" in said.err
     lines = manifest(tmp_path / "out").values() if (tmp_path / "out/manifest.jsonl").exists() else ()

@@ -227,6 +227,8 @@ def print_table(lines: list[dict[str, Any]]) -> None:
     values: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     for line in lines:
         for score in line["scores"]:
+            if line["detector"] == "AMAE" and score["row"] == "raw input":
+                continue  # it knows fewer pictures for normal
             row = line["detector"] if score["row"] == "pre-trained encoder" else score["row"]
             row = f"{line['detector']}, untrained" if row == "untrained encoder" else row
             values.setdefault((row, score["column"]), {}).setdefault(line["seed"], {})[line["task"]] = score["value"]

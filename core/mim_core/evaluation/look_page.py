@@ -13,7 +13,7 @@ from mim_core.evaluation.report import address, environment
 from mim_core.text import shown
 
 COLOURS = (
-    *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#ee8866", "#44bb99", "#222255"),
+    *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#ee8866", "#44bb99", "#7766cc"),
 )
 """Colours of classes, told apart by most eyes (after Paul Tol); they begin again after the last."""
 INCHES = 1.15

@@ -15,7 +15,7 @@ from mim_core.parts.mask import Mask
 from mim_core.parts.masker import RandomMasker, hide_first
 from mim_core.parts.target import ValueTarget
 from mim_core.parts.tokenizer import PatchTokenizer
-from mim_core.parts.tokenizer_ids import BinTokenizer
+from mim_core.parts.tokenizer_ids import BinTokenizer, SequenceTokenizer
 from mim_core.recipes.resolve import load_recipe
 from mim_core.testing import MaskerContract, MethodContract, TargetContract, TokenizerContract, uncovered
 
@@ -231,6 +231,30 @@ def test_wrong_tokenizers(tokenizer, check, text):
             return tokenizer(tokenizer.Config(size=(8, 12), patch=(4, 4)), self.width)
 
     fails(Contract, check, text)
+
+
+class LeavesHiddenIds(SequenceTokenizer):
+    def arrange(self, values, mask):
+        return values
+
+
+class OneSentinelForAll(SequenceTokenizer):
+    def arrange(self, values, mask):
+        return super().arrange(values, mask).clamp(max=self.config.vocabulary)
+
+
+class HidesOthers(SequenceTokenizer):
+    def arrange(self, values, mask):
+        return super().arrange(values, replace(mask, hidden=~mask.hidden))
+
+
+@pytest.mark.parametrize("tokenizer", [LeavesHiddenIds, OneSentinelForAll, HidesOthers])
+def test_wrong_sequences(tokenizer):
+    class Contract(TokenizerContract):
+        def make_tokenizer(self):
+            return tokenizer(tokenizer.Config(length=9, vocabulary=20), self.width)
+
+    fails(Contract, "test_sequences_are_told_once", "is written; it should be")
 
 
 # ---- targets ----

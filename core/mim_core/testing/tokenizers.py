@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,8 @@ from torch.utils import _pytree as pytree
 from mim_core import randomness
 from mim_core.data.source import Sample
 from mim_core.parts.layout import Patches, take
+from mim_core.parts.mask import Mask
+from mim_core.parts.spans import sequence_length
 from mim_core.parts.tokenizer import Tokenizer
 from mim_core.testing.checks import (
     Contract,
@@ -164,6 +167,31 @@ class TokenizerContract(Contract):
         low, high = int(values.min()), int(values.max())
         assert 0 <= low <= high < tokenizer.names, f"ids are {low} to {high}; there are {tokenizer.names}"
 
+    def test_sequences_are_told_once(self) -> None:
+        """Where a sequence is hidden in spans, `arrange` writes first what is seen and behind it what is asked: every
+        id in one of them, in its order, with the sentinels of the runs in both, and one more at the end."""
+        tokenizer = self.make_tokenizer()
+        if not tokenizer.layout.sequence:
+            return
+        (count,), patches = tokenizer.ids.values(), tokenizer.split(self.make_sample(tokenizer, 4))
+        assert isinstance(patches.values, Tensor), "a sequence alone"
+        length = sequence_length(tokenizer.layout)
+        ids = patches.values[:, :length, 0]
+        chance = randomness.uniform(keys(4), "hidden", tokenizer.layout.count)
+        valid = patches.layout.valid
+        there = torch.ones_like(chance, dtype=torch.bool) if valid is None else valid
+        hidden = (chance < torch.tensor([0.0, 0.3, 0.6, 1.1])[:, None]) & there
+        nothing = Mask.nothing_hidden(4, patches.layout, ids.device)
+        written = tokenizer.arrange(patches.values, replace(nothing, hidden=hidden))
+        assert isinstance(written, Tensor), "arrange gives no tensor"
+        for row in range(4):
+            units = int(there[row].sum())
+            own, gone = ids[row, :units].tolist(), hidden[row, :units].tolist()
+            seen, asked = _told(own, gone, count)
+            wanted = [*seen, *asked, *[0] * (tokenizer.layout.count - len(seen) - len(asked))]
+            found = written[row].flatten().tolist()
+            assert found == wanted, f"of {own}, where {gone} are hidden, {found} is written; it should be {wanted}"
+
     def test_embed_row_does_not_depend_on_the_batch(self) -> None:
         """In evaluation a sample alone has the tokens that it has in a batch."""
         tokenizer = self.make_tokenizer().eval()
@@ -209,3 +237,16 @@ class TokenizerContract(Contract):
         for one, other in zip(tensors(here), tensors(there), strict=True):
             near(other.cpu(), one, "split gives other values on a GPU")
         near(tokenizer.embed(there).cpu(), tokens, "embed gives other tokens on a GPU", 1e-3, 1e-4)
+
+
+def _told(ids: list[int], hidden: list[bool], sentinel: int) -> tuple[list[int], list[int]]:
+    """What is seen of a sequence and what is asked, word by word (T5, arXiv 1910.10683, figure 2)."""
+    seen, asked, inside = list[int](), list[int](), False
+    for value, gone in zip(ids, hidden, strict=True):
+        if gone and not inside:
+            seen.append(sentinel)
+            asked.append(sentinel)
+            sentinel += 1
+        (asked if gone else seen).append(value)
+        inside = gone
+    return seen, [*asked, sentinel] if ids else []

@@ -187,7 +187,7 @@ class TokenizerContract(Contract):
         for row in range(4):
             units = int(there[row].sum())
             own, gone = ids[row, :units].tolist(), hidden[row, :units].tolist()
-            seen, asked = _told(own, gone, count)
+            seen, asked = word_by_word(own, gone, count)
             wanted = [*seen, *asked, *[0] * (tokenizer.layout.count - len(seen) - len(asked))]
             found = written[row].flatten().tolist()
             assert found == wanted, f"of {own}, where {gone} are hidden, {found} is written; it should be {wanted}"
@@ -239,7 +239,7 @@ class TokenizerContract(Contract):
         near(tokenizer.embed(there).cpu(), tokens, "embed gives other tokens on a GPU", 1e-3, 1e-4)
 
 
-def _told(ids: list[int], hidden: list[bool], sentinel: int) -> tuple[list[int], list[int]]:
+def word_by_word(ids: list[int], hidden: list[bool], sentinel: int) -> tuple[list[int], list[int]]:
     """What is seen of a sequence and what is asked, word by word (T5, arXiv 1910.10683, figure 2)."""
     seen, asked, inside = list[int](), list[int](), False
     for value, gone in zip(ids, hidden, strict=True):

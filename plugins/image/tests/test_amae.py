@@ -153,12 +153,12 @@ def test_modules_that_are_one_agree():
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory):
+def steps(tmp_path_factory, first_pictures):
     """A masked autoencoder and both steps, one command each."""
     root = tmp_path_factory.mktemp("amae")
-    normal = ("--quiet", "--twin", "--train.steps", 4)
+    normal = ("--quiet", "--twin", "--train.steps", 4, "--data.root", first_pictures(300, 80))
     assert command("pretrain", "mae-vit-tiny", "--out", root / "mae", *normal) == 0
-    own = ("--method.run", root / "mae", "--method.no-untrained")
+    own = ("--data.normal", 8, "--method.run", root / "mae", "--method.no-untrained")
     assert command("pretrain", "amae-1-tiny", "--out", root / "one", *normal, *own) == 0
     more = ("--method.classifier", root / "one", "--data.mix", 0.5)
     assert command("pretrain", "amae-2-tiny", "--out", root / "two", *normal, *own, *more) == 0
@@ -195,7 +195,7 @@ def test_a_run_is_judged_where_the_others_are_gone(steps, tmp_path):
     try:
         alone = load_run(steps / "two")
         assert torch.equal(alone.method.eval().score_maps(sample, 1), wanted)
-        assert len(alone.source().labelled("test").labels) == 2000
+        assert len(alone.source().labelled("test").labels) == 80
     finally:
         for name in ("mae", "one"):
             (tmp_path / name).rename(steps / name)

@@ -327,6 +327,18 @@ def test_a_second_command_on_the_same_output_is_refused(runs, new, tmp_path, cap
     assert not lock.parent.exists()
 
 
+@pytest.mark.parametrize(("command", "default"), [("embed", "features.npz"), ("predict", "predictions")])
+def test_results_are_written_over_where_the_user_says_so_alone(
+    runs, new, tmp_path, monkeypatch, capsys, command, default
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = [command, str(runs / "finetune"), str(new), "--quiet"]
+    assert main(arguments) == 0
+    assert main(arguments) == 2
+    assert f"write over it: --out {default}" in " ".join(capsys.readouterr().err.split())
+    assert main([*arguments, "--out", default]) == 0
+
+
 def test_files_that_changed_are_asked_about_anew(runs, new, tmp_path, monkeypatch):
     def values():
         return np.load(tmp_path / "f.npz")["features"]

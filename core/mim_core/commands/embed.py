@@ -10,7 +10,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from mim_core.commands.asking import Asked, AskingOptions, open_asked, told_of_skipped, write_csv
+from mim_core.commands.asking import Asked, AskingOptions, open_asked, told_of_skipped, unless_there, write_csv
 from mim_core.commands.options import parse, take_name, with_data
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
@@ -31,7 +31,7 @@ class EmbedOptions(AskingOptions):
     was stopped goes on where it was. The options of the run's data may be changed too (--data.NAME)."""
 
     out: Path | None = None
-    """File to write: .npz, or .parquet (needs pyarrow); features.npz by default."""
+    """File to write: .npz, or .parquet (needs pyarrow); features.npz by default, unless one is there."""
     pool: Literal["mean", "prefix", "max", "mean-max"] = "mean"
     """One vector for each sample: the mean of its units, its class token ("prefix"), their largest values, or the mean
     and these side by side."""
@@ -52,7 +52,7 @@ def embed(program: str, plugin: str | None, arguments: list[str]) -> int:
     run, method, checkpoint = load_run(Path(name), registry)
     default = with_data(EmbedOptions, data_of(run).options, input=tyro.MISSING)
     options: Any = parse(type(default), f"{program} embed {name}", rest, default)
-    out = options.out or Path("features.npz")
+    out = unless_there(options.out, "features.npz")
     embedding.check_format(out)
     if options.neighbours < 0 or not 0 < options.alike <= 1:
         raise MimError("--neighbours must not be negative, and --alike must lie in (0, 1].")

@@ -17,7 +17,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from mim_core.commands.asking import Asked, AskingOptions, open_asked, told_of_skipped, write_csv
+from mim_core.commands.asking import Asked, AskingOptions, open_asked, told_of_skipped, unless_there, write_csv
 from mim_core.commands.options import parse, take_name, with_data
 from mim_core.data.source import DataSource, Sample
 from mim_core.disk import replaced, write_whole
@@ -49,7 +49,7 @@ class PredictOptions(AskingOptions):
     options of the run's data may be changed too (--data.NAME)."""
 
     out: Path | None = None
-    """Folder to write into; predictions by default."""
+    """Folder to write into; predictions by default, unless the answers of an earlier command lie there."""
     label: str = ""
     """What is known of all files, for methods that must be told: the category of shapes whose parts are asked."""
     anomaly: bool = False
@@ -78,7 +78,7 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
     run, method, checkpoint = load_run(Path(name), registry)
     default = with_data(PredictOptions, data_of(run).options, input=tyro.MISSING)
     options: Any = parse(type(default), f"{program} predict {name}", rest, default)
-    out = options.out or Path("predictions")
+    out = unless_there(options.out, "predictions", "predictions.csv")
     if out.exists() and not out.is_dir():
         raise MimError(f"--out {out} is a file; predict writes into a folder.")
     _set_generation(method, options)

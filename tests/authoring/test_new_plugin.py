@@ -93,7 +93,7 @@ def test_help_and_last_line(tmp_path, capsys):
 
 def test_every_template_is_written_and_filled(project):
     assert {path.name for path in TEMPLATES.glob("*.tmpl")} == {f"{name}.tmpl" for name in FILES}
-    paths = [path for path in project.rglob("*") if path.is_file()]
+    paths = [path for path in project.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
     assert len(paths) == len(FILES)
     for path in paths:
         text = path.read_text()

@@ -209,7 +209,7 @@ def test_members_with_other_endings_are_said(tmp_path, images):
     source = images()
     assert "1 x .heic" in source.advice()[-1] or "1 x .heic" in source.advice()[0]
     assert "1 x .json" in source.contents()["left out"]
-    with pytest.raises(MimError, match=r"A \.json beside an image was seen and is not read"):
+    with pytest.raises(MimError, match=r"A \.json was seen: name its key with --data.labels-column"):
         source.labelled("train")
 
 

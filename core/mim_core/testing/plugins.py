@@ -171,7 +171,7 @@ class PluginContract:
                 assert all(map(math.isfinite, losses)), f"the twin of {entry.full_name} has losses {losses}"
                 text = (folder / "recipe.toml").read_text()
             assert self.record().distribution in text, f"recipe.toml does not name {self.record().distribution}"
-            self.check_same(entry, run, from_toml(text, self.registry()))
+            self.check_same(entry, begun.config, from_toml(text, self.registry()))  # with what its data learned
 
 
 def _waits(part: ResolvedPart) -> bool:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
-STEPS = 6
+STEPS = 4
 """Of every run; a checkpoint lies in the middle."""
 METHODS = [
     "mae",
@@ -207,7 +207,7 @@ def test_bad_files_of_all_ranks_are_listed_once(alone, two):
         [json.loads(line)["file"] for line in (folder / "mae,bad=1/skipped.jsonl").read_text().splitlines()]
         for folder in (alone, two)
     ]
-    assert len(listed[0]) > 10
+    assert len(listed[0]) > 6
     assert sorted(listed[0]) == sorted(listed[1])
     assert column(two / "mae,bad=1") == pytest.approx(column(alone / "mae,bad=1"), rel=2e-5)
 

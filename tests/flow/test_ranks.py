@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
-STEPS = 4
+STEPS = 6
 """Of every run; a checkpoint lies in the middle."""
 METHODS = [
     "mae",

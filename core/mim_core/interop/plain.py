@@ -18,7 +18,6 @@ from mim_core.errors import MimError
 from mim_core.interop.programs import NEAR, Program, random_inputs
 from mim_core.methods.classifier import Classifier
 from mim_core.methods.method import Method
-from mim_core.methods.quantised import QuantisedAutoencoder
 from mim_core.methods.supervised import Supervised
 from mim_core.parts.encoder import ViTEncoder
 from mim_core.parts.norm import BatchNorm
@@ -99,7 +98,7 @@ def plain_model(method: Method) -> tuple[str, dict[str, Tensor]]:
     encoder: Any = getattr(method, "encoder", None)
     if not isinstance(encoder, ViTEncoder) or not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"it is written for core:vit, and this encoder is a {type(encoder or method).__name__}")
-    if isinstance(method, QuantisedAutoencoder):
+    if method.rebuilds == "all":
         raise ValueError("it holds what gives features, and this one gives codes")
     if isinstance(method, Supervised) and type(method) is not Classifier:
         raise ValueError(f"of what is trained on labels it holds classifiers, and this is a {type(method).__name__}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jinja2 import Environment, PackageLoader
@@ -104,22 +104,28 @@ def plain_model(method: Method) -> tuple[str, dict[str, Tensor]]:
         raise ValueError(f"of what is trained on labels it holds classifiers, and this is a {type(method).__name__}")
     if not isinstance(encoder.norm_pre, nn.Identity):
         raise ValueError("the encoder has a norm before its blocks")
-    units = _units(tokenizer)
-    modules, weights = {}, dict[str, Tensor]()
+    units, weights = _units(tokenizer), dict[str, Tensor]()
+    free = [name for name, plain in units.items() if plain.free]
+    if free and len(units) > 1 and encoder.config.position_at == "blocks":
+        raise ValueError(f"positions of {free[0]} beside others are added in every block")
+    names = list(tokenizer.shapes)
+    one = names[0] if len(names) == 1 else None
     for name, plain in units.items():
-        modules[name] = plain.module
-        weights |= {f"embed.{name}.{key}": value for key, value in plain.weights.items()}
-    positions = _positions(tokenizer, encoder, weights)
+        room = "embed" if one else f"embed.{name}"
+        weights |= {f"{room}.{key}": value for key, value in plain.weights.items()}
+    tables, networks = _positions(tokenizer, encoder, units, weights)
     told = {
         **_trunk(encoder, weights),
         **_head(method, weights),
+        "one": one,
         "inputs": tokenizer.shapes,
         "ids": tokenizer.ids,
         "call": _call(tokenizer.shapes),
         "codes": _codes(units),
-        "modules": modules,
-        "positions": positions,
-        "tables": any(each.startswith("Table") for each in positions.values()),
+        "modules": {name: plain.module for name, plain in units.items()},
+        "free": free,
+        "tables": tables,
+        "networks": networks,
         "what": f"The {'classifier' if isinstance(method, Classifier) else 'encoder'} of a run, with every unit seen",
     }
     rooms = Environment(loader=PackageLoader("mim_core", "templates"), trim_blocks=True, lstrip_blocks=True)
@@ -148,33 +154,36 @@ def _codes(units: Mapping[str, PlainUnits]) -> list[str]:
     """Each class once."""
     classes: dict[str, str] = {}
     for plain in units.values():
-        for code in plain.code.split("\n\n\n"):
+        for code in plain.code.split("\n\n\n") if plain.code else ():
             classes.setdefault(code.strip().partition("\n")[0], code.strip() + "\n")
     return list(classes.values())
 
 
-def _positions(tokenizer: Any, encoder: ViTEncoder, weights: dict[str, Tensor]) -> dict[str, str]:
-    """Python of each modality's positions: a table, which has the segment's vector too, or a network over places."""
-    found, start, width = {}, 0, encoder.width
+def _positions(
+    tokenizer: Any, encoder: ViTEncoder, units: Mapping[str, PlainUnits], weights: dict[str, Tensor]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Python of each modality's positions: tables, which have the segment's vector too; and networks over places."""
+    tables, networks, start = {}, {}, 0
     for segment, part in _parts(tokenizer).items():
         name, layout = next(iter(part.shapes)), part.layout
         position: Any = encoder.position
         position = position.parts[segment] if isinstance(position, SegmentPositions) else position
-        if isinstance(position, CoordinatePosition) and layout.grid is None:
+        if isinstance(position, CoordinatePosition) and units[name].free:
             if encoder.segment is not None:
                 raise ValueError("vectors of segments lie on positions that are computed")
             first: Any = position.layers[0]
-            weights |= {f"position.{name}.{key}": value for key, value in position.layers.state_dict().items()}
+            room = "position" if len(units) == 1 else f"position_of_{name}"
+            weights |= {f"{room}.{key}": value for key, value in position.layers.state_dict().items()}
             sizes = (first.in_features, first.out_features)
-            found[name] = f"nn.Sequential(nn.Linear{sizes}, nn.GELU(), nn.Linear({sizes[1]}, {width}))"
+            networks[name] = f"nn.Sequential(nn.Linear{sizes}, nn.GELU(), nn.Linear({sizes[1]}, {encoder.width}))"
             continue
         table = _table(encoder, tokenizer, start, part)
         if encoder.segment is not None:
             table = table + encoder.segment[segment]
-        weights[f"position.{name}.table"] = table
-        found[name] = f"Table({layout.count}, {width})"
+        weights["position" if len(units) == 1 else f"position.{name}"] = table
+        tables[name] = f"torch.zeros(1, {layout.count}, {encoder.width})"
         start += layout.count
-    return found
+    return tables, networks
 
 
 def _table(encoder: ViTEncoder, tokenizer: Any, start: int, part: Tokenizer) -> Tensor:
@@ -196,18 +205,16 @@ def _trunk(encoder: ViTEncoder, weights: dict[str, Tensor]) -> dict[str, Any]:
     for number, block in enumerate(blocks):
         weights |= {f"blocks.{number}.{name}": value for name, value in _block(block).items()}
     front = [value for value in (encoder.cls_token, encoder.reg_token) if value is not None]
-    tokens = torch.cat(front, dim=1) if front else torch.zeros(1, 0, encoder.width)
-    in_blocks = encoder.config.position_at == "blocks"
-    if in_blocks:
-        own = encoder.prefix_position
-        weights["front_position"] = torch.zeros(1, 0, encoder.width) if own is None else own
-    elif encoder.prefix_position is not None:
-        tokens = tokens + encoder.prefix_position
-    weights["front"] = tokens
+    in_blocks, own = encoder.config.position_at == "blocks", encoder.prefix_position
+    if front:
+        tokens = torch.cat(front, dim=1)
+        weights["front"] = tokens if own is None or in_blocks else tokens + own
+    if front and in_blocks:
+        weights["front_position"] = torch.zeros_like(tokens) if own is None else own
     first = blocks[0] if len(blocks) else None
     return {
         "in_blocks": in_blocks,
-        "front": tokens.shape[1],
+        "front": encoder.prefix,
         "width": encoder.width,
         "depth": len(blocks),
         "heads": first.attn.num_heads if first else 1,
@@ -218,9 +225,9 @@ def _trunk(encoder: ViTEncoder, weights: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _norm(norm: Any, name: str, weights: dict[str, Tensor]) -> str:
-    """Python of a norm, or of nothing."""
+    """Python of a norm; of none, nothing."""
     if isinstance(norm, nn.Identity) or norm is None:
-        return "nn.Identity()"
+        return ""
     weights |= {f"{name}.weight": norm.weight, f"{name}.bias": _bias(norm)}
     return f"nn.LayerNorm({norm.normalized_shape[0]}, {norm.eps})"
 
@@ -236,30 +243,30 @@ def _block(block: Any) -> dict[str, Tensor]:
     inner = (block.attn.q_norm, block.attn.k_norm, block.mlp.norm, getattr(block.attn, "norm", nn.Identity()))
     if not plain or not all(isinstance(each, nn.Identity) for each in inner):
         raise ValueError("its blocks have other parts than attention and an MLP with GELU")
-    layers = {"norm1": block.norm1, "norm2": block.norm2, "qkv": block.attn.qkv, "proj": block.attn.proj,
-              "fc1": block.mlp.fc1, "fc2": block.mlp.fc2}  # fmt: skip
+    layers = {"norm1": block.norm1, "norm2": block.norm2, "self_attn.in_proj_": block.attn.qkv,
+              "self_attn.out_proj": block.attn.proj, "linear1": block.mlp.fc1, "linear2": block.mlp.fc2}  # fmt: skip
+    scales = {"self_attn.out_proj": block.ls1, "linear2": block.ls2}
     found: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        scale = {"proj": block.ls1, "fc2": block.ls2}.get(name)
-        weight, bias = layer.weight, _bias(layer)
+        weight, bias, scale = layer.weight, _bias(layer), scales.get(name)
         if isinstance(scale, LayerScale):
             weight, bias = weight * scale.gamma[:, None], bias * scale.gamma
-        found |= {f"{name}.weight": weight, f"{name}.bias": bias}
+        dot = "" if name.endswith("_") else "."
+        found |= {f"{name}{dot}weight": weight, f"{name}{dot}bias": bias}
     return found
 
 
 def _head(method: Method, weights: dict[str, Tensor]) -> dict[str, Any]:
     """What the template says of a classifier's head; nothing of an encoder's."""
     if not isinstance(method, Classifier):
-        return {"head": [], "answer": f"features [B, {method.encoder.width}], the mean of the units"}  # type: ignore[union-attr]
-    front: Any = method.encoder
-    count = sum(each.shape[1] for each in (front.cls_token, front.reg_token) if each is not None)
-    pools = {"mean": f"x[:, {count}:].mean(1)", "max": f"x[:, {count}:].amax(1)", "prefix": "x[:, 0]",
-             "first": f"x[:, {count}]"}  # fmt: skip
-    layers: Any = method.head
-    weights |= {f"head.{name}": value for name, value in layers.state_dict().items()}
+        return {"head": "", "answer": f"features [B, {method.encoder.width}], the mean of the units"}  # type: ignore[union-attr]
+    encoder, head = cast(ViTEncoder, method.encoder), cast(nn.Sequential, method.head)
+    first = encoder.prefix
+    units = f"x[:, {first}:]" if first else "x"
+    pools = {"mean": f"{units}.mean(1)", "max": f"{units}.amax(1)", "prefix": "x[:, 0]", "first": f"x[:, {first}]"}
+    weights |= {f"head.{name}": value for name, value in head.state_dict().items()}
     return {
-        "head": list(map(_layer, layers)),
+        "head": f"nn.Sequential({', '.join(map(_layer, head))})",
         "pools": [pools[kind] for kind in method.config.pool.split("-")],
         "pooled_norm": _norm(method.fc_norm, "pooled_norm", weights),
         "answer": f"probabilities of the classes [B, {method.classes}]",

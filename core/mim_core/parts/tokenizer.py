@@ -29,15 +29,16 @@ class PlainUnits:
     """How a modality becomes tokens with torch alone, for the model file of ``export --to plain``.
 
     Attributes:
-        code: Python: classes that it needs, without imports; torch, nn and F are there.
-        module: Python: makes a module from an input [B, ...] to a pair: tokens [B, N, D]; and where these lie, [B, N,
-            3], or None where they lie on a grid.
+        code: Python: classes that it needs, without imports; torch and nn are there.
+        module: Python: makes a module from an input [B, ...] to tokens [B, D, *grid], as a convolution gives them.
         weights: Of that module, by name.
+        free: The units lie on no grid, and the module gives a pair: tokens [B, D, N], and where they lie, [B, N, 3].
     """
 
     code: str
     module: str
     weights: Mapping[str, Tensor]
+    free: bool = False
 
 
 class Tokenizer(nn.Module):
@@ -118,20 +119,6 @@ def zeros(
     return {name: torch.zeros(rows, *shape, dtype=types[name], device=device) for name, shape in shapes.items()}
 
 
-PATCHES = """\
-class Patches(nn.Module):
-    \"\"\"Patches of an input [B, channels, *size] as tokens.\"\"\"
-
-    def __init__(self, channels, width, patch):
-        super().__init__()
-        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(patch) - 1]
-        self.proj = convolution(channels, width, patch, patch)
-
-    def forward(self, x):
-        return self.proj(x).flatten(2).mT, None
-"""
-
-
 class PatchTokenizer(Tokenizer):
     """Non-overlapping patches on a regular grid of one, two or three axes, embedded linearly (ViT, arXiv 2010.11929,
     equation 1).
@@ -176,10 +163,10 @@ class PatchTokenizer(Tokenizer):
 
     def plain(self) -> PlainUnits:
         """A convolution."""
-        config, weight = self.config, self.proj.weight
-        bias = weight.new_zeros(len(weight)) if self.proj.bias is None else self.proj.bias
-        sizes = f"{config.channels}, {len(weight)}, {tuple(config.patch)}"
-        return PlainUnits(PATCHES, f"Patches({sizes})", {"proj.weight": weight, "proj.bias": bias})
+        config, name = self.config, self.proj.__class__.__name__
+        sizes = f"{config.channels}, {self.proj.out_channels}, {tuple(config.patch)}, {tuple(config.patch)}"
+        bias = "" if config.bias else ", bias=False"
+        return PlainUnits("", f"nn.{name}({sizes}{bias})", self.proj.state_dict())
 
     def grid_of(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Patches along each axis of an input of this size.

@@ -18,7 +18,7 @@ class ClassMap(nn.Module):
     def __init__(self, classes, unknown, vector, width, patch):
         super().__init__()
         self.classes, self.unknown = classes, unknown
-        self.vectors, self.patches = nn.Embedding(classes + unknown, vector), Patches(vector, width, patch)
+        self.vectors, self.patches = nn.Embedding(classes + unknown, vector), nn.Conv2d(vector, width, patch, patch)
 
     def forward(self, ids):
         if self.unknown:
@@ -117,11 +117,11 @@ class ClassMapTokenizer(Tokenizer):
 
     def plain(self) -> PlainUnits:
         """Vectors of ids, and a convolution."""
-        config, patches = self.config, self.patches.plain()
-        weights = {f"patches.{name}": value for name, value in patches.weights.items()}
+        config = self.config
         sizes = f"{config.classes}, {config.unknown}, {config.embed_width}, {self.patches.proj.out_channels}"
+        weights = {f"patches.{name}": value for name, value in self.patches.proj.state_dict().items()}
         return PlainUnits(
-            f"{patches.code}\n\n{CLASS_MAP}",
+            CLASS_MAP,
             f"ClassMap({sizes}, {tuple(config.patch)})",
             {"vectors.weight": self.class_embed.weight, **weights},
         )

@@ -15,31 +15,28 @@ from mim_pointcloud import geometry
 
 GROUPS = """\
 class Groups(nn.Module):
-    \"\"\"Groups of the nearest points around farthest-point centres of a cloud [B, P, channels], as tokens.\"\"\"
+    \"\"\"The nearest points of farthest-point centres of clouds [B, P, channels] as tokens, and the centres.\"\"\"
 
     def __init__(self, groups, size, channels, hidden, width):
         super().__init__()
         self.groups, self.size = groups, size
         self.local, self.whole = self.layers(channels, *hidden[:2]), self.layers(2 * hidden[1], hidden[2], width)
 
-    @staticmethod
-    def layers(given, hidden, out):
-        return nn.Sequential(nn.Linear(given, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
+    def layers(self, given, hidden, out):
+        return nn.Sequential(nn.Conv2d(given, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU(), nn.Conv2d(hidden, out, 1))
 
     def forward(self, points):
-        places, rows = points[..., :3], torch.arange(len(points), device=points.device)
-        chosen, least = [torch.zeros_like(rows)], torch.full_like(places[..., 0], torch.inf)
+        places, centres, least = points[..., :3], [points[:, :1, :3]], points.new_tensor(torch.inf)
         for _ in range(self.groups - 1):
-            last = places[rows, chosen[-1]][:, None]
-            least = torch.minimum(least, (places - last).square().sum(2))
-            chosen.append(least.argmax(1))
-        centres = places[rows[:, None], torch.stack(chosen, 1)]
+            least = least.minimum((places - centres[-1]).square().sum(2))
+            centres.append(places.take_along_dim(least.argmax(1)[:, None, None], 1))
+        centres = torch.cat(centres, 1)
         apart = (centres[:, :, None] - places[:, None]).square().sum(3)
-        near = points[rows[:, None, None], apart.topk(self.size, 2, largest=False).indices]
-        near = torch.cat([near[..., :3] - centres[:, :, None], near[..., 3:]], 3)
-        each = self.local(near.flatten(0, 2)).unflatten(0, near.shape[:3])
-        each = torch.cat([each.amax(2, keepdim=True).expand_as(each), each], 3)
-        return self.whole(each.flatten(0, 2)).unflatten(0, near.shape[:3]).amax(2), centres
+        near = points[:, None].take_along_dim(apart.topk(self.size, 2, largest=False).indices[..., None], 2)
+        near = torch.cat([near[..., :3] - centres[:, :, None], near[..., 3:]], 3).permute(0, 3, 1, 2)
+        each = self.local(near)  # [B, values, groups, size]
+        each = self.whole(torch.cat([each.amax(3, keepdim=True).expand_as(each), each], 1))
+        return each.amax(3), centres
 """
 
 
@@ -115,10 +112,13 @@ class GroupTokenizer(Tokenizer):
         return Patches(values, Layout(count=config.groups, positions=centres))
 
     def plain(self) -> PlainUnits:
-        """Sampling, neighbours and the PointNet."""
+        """Sampling, neighbours and the PointNet, whose layers are convolutions of one point."""
         config, width = self.config, self.whole[-1].out_features
         sizes = f"{config.groups}, {config.size}, {config.channels}, {tuple(config.hidden)}, {width}"
-        return PlainUnits(GROUPS, f"Groups({sizes})", self.state_dict())
+        weights = {
+            name: value[:, :, None, None] if value.ndim == 2 else value for name, value in self.state_dict().items()
+        }
+        return PlainUnits(GROUPS, f"Groups({sizes})", weights, free=True)
 
     def embed(self, values: Float[Tensor, "B K S C"]) -> Float[Tensor, "B K D"]:
         """Two layers per point, the largest values of the group beside each point's, two more, the largest values."""

@@ -35,14 +35,13 @@ def run(mim, pictures, tmp_path):
     return tmp_path / "r"
 
 
-def loaded(said, folder, monkeypatch, more=""):
-    """timm's model by the printed line."""
-    monkeypatch.chdir(folder)
+def loaded(said, more=""):
+    """timm's model by the printed line, where the command was given."""
     line = next(line for line in said.out.splitlines() if line.startswith("timm."))
     return eval(line[:-1] + more + ")", {"timm": timm}).eval()
 
 
-def test_an_encoder_says_all_to_timm_and_is_read_back(mim, run, monkeypatch, tmp_path):
+def test_an_encoder_says_all_to_timm_and_is_read_back(mim, run):
     said = mim("export", run)
     assert said.code == 0, said.err
     assert said.err == ""
@@ -54,7 +53,7 @@ def test_an_encoder_says_all_to_timm_and_is_read_back(mim, run, monkeypatch, tmp
     judged = mim("evaluate", run, "--on", "knn", "--size", "56", "56", "--evaluate.k", "3")
     assert "Inputs of 56 x 56; the encoder was trained at 28 x 28, its positions are interpolated" in judged.all
     study = prepare_study(run, installed(), EvaluateConfig(), size=(56, 56))
-    model = loaded(said, run, monkeypatch, ", dynamic_img_size=True")
+    model = loaded(said, ", dynamic_img_size=True")
     source = study.source
     items = [source.labelled("test").items[i]["image"] for i in range(4)]
     with torch.no_grad():
@@ -66,13 +65,13 @@ def test_an_encoder_says_all_to_timm_and_is_read_back(mim, run, monkeypatch, tmp
     assert config["interpolation"] == "bicubic"
 
 
-def test_a_fine_tuned_run_keeps_its_head(mim, run, monkeypatch):
+def test_a_fine_tuned_run_keeps_its_head(mim, run):
     said = mim("finetune", run, "--tokenizer.size", "56", "56", "--method.balance", *QUICK[:-1])
     assert said.code == 0, said.err
     assert "encoder.position: trained at a grid of 4 x 4, here 8 x 8; they are interpolated to that grid" in said.all
     said = mim("export", run / "finetune")
     assert said.err == ""
-    model = loaded(said, run / "finetune", monkeypatch)
+    model = loaded(said)
     _, method, _ = load_run(run / "finetune", installed())
     assert method.config.class_weights[0] < 1 < method.config.class_weights[1]
     sample = {"image": torch.randn(3, 1, 56, 56), "label": torch.zeros(3, dtype=torch.int64)}
@@ -121,7 +120,7 @@ def test_uneven_classes_by_the_command(mim, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "pool"), [("finetune", "avg"), ("prefix", "token")])
-def test_timm_answers_as_predict_from_the_photo_on(mim, small_classifiers, tmp_path, monkeypatch, name, pool):
+def test_timm_answers_as_predict_from_the_photo_on(mim, small_classifiers, tmp_path, name, pool):
     """With nothing but what timm reads off the file: size, crop, normalisation, channels, pooling and head."""
     run = small_classifiers / name
     values = torch.randint(256, (50, 100), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
@@ -130,7 +129,7 @@ def test_timm_answers_as_predict_from_the_photo_on(mim, small_classifiers, tmp_p
     photo.save(tmp_path / "new/photo.png")
     said = mim("export", run, "--out", tmp_path / "e.safetensors")
     assert said.code == 0, said.err
-    model = loaded(said, tmp_path, monkeypatch)
+    model = loaded(said)
     config = timm.data.resolve_model_data_config(model)
     assert (config["input_size"], config["mean"], config["std"]) == ((1, 28, 28), (0.286,), (0.353,))
     assert model.global_pool == pool

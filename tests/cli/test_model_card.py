@@ -55,6 +55,8 @@ def test_without_scores_it_says_so(small_classifiers, exported, tmp_path):
     said = exported(small_classifiers, "--to", "hf-vitmae", "--out", str(tmp_path / "hf"))
     assert (tmp_path / "hf/README.md").read_text() == said
     assert "None: this run was not judged." in said
+    assert "from_pretrained('hf')" in said
+    assert str(tmp_path) not in said
     assert "Weights that were drawn at random." in said
 
 

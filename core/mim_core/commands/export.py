@@ -74,7 +74,8 @@ def export(program: str, plugin: str | None, arguments: list[str]) -> int:
     else:
         exported = exporters.convert(method, options.to, registry, inputs, classes)
         line, notes = exporters.write_folder(exported, path), exported.notes
-    card = write_card(opened, path, options.to, line, notes, inputs, classes, registry)
+    here = line.replace(repr(str(path)), repr(path.name))  # beside the card; it holds no folders of this machine
+    card = write_card(opened, path, options.to, here, notes, inputs, classes, registry)
     tell("\n".join([str(path), line, *notes, *([f"Model card: {card}"] if card else [])]))
     return 0
 

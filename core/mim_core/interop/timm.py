@@ -89,7 +89,7 @@ def _line(name: str, arguments: Mapping[str, Any], known: Mapping[str, Any], enc
     eps = getattr(encoder.config, "norm_eps", 1e-6)
     if eps != 1e-6 and getattr(encoder.config, "name", None) is None:  # timm's own is 1e-6
         shown += f", norm_layer=functools.partial(torch.nn.LayerNorm, eps={eps!r})"
-    return f'timm.create_model("{name}", {shown}, pretrained_cfg_overlay={known!r}, checkpoint_path="{path.name}")'
+    return f'timm.create_model("{name}", {shown}, pretrained_cfg_overlay={known!r}, checkpoint_path={str(path)!r})'
 
 
 def patch_encoder(method: Method) -> tuple[PatchTokenizer, Encoder]:

@@ -93,6 +93,7 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD, text_of(hookspecs)]
     parts += ["\n## What `register` takes", register(registry.Register), register(registry.RecipeRegister)]
+    parts += [register(registry.EvaluationRegister)]
     for title, names in sections():
         parts += [f"\n## {title[0].upper()}{title[1:]}", *map(hook, names)]
     return _wrap("\n\n".join(part.strip("\n") for part in parts))

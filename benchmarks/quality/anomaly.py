@@ -10,6 +10,7 @@ FOLDER/scores.jsonl as soon as it is done; those that are there are not repeated
 
 AMAE begins as the run of "MAE", which must come before it, and also learns from unlabelled pictures, 30 % of them
 abnormal: of the classes that are not normal, or of training frames with defects. No picture of the test is among them.
+"AMAE by errors" is the run of "AMAE", which must come before it, judged once more by the option score = "errors".
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,9 +39,15 @@ from PIL import Image
 SIZE = 64
 """Of frames, in pixels."""
 
-DETECTORS = ("MAE", "autoencoder", "autoencoder with SSMCTB", "AMAE, first step", "AMAE", "autoencoder with SSPCAB")
+DETECTORS = (
+    *("MAE", "autoencoder", "autoencoder with SSMCTB", "AMAE, first step", "AMAE", "AMAE by errors"),
+    "autoencoder with SSPCAB",
+)
 RECIPES = {"MAE": "mae-vit-tiny", "AMAE, first step": "amae-1-tiny", "AMAE": "amae-2-tiny"}
 """Of the masked ones; the others are ssmctb-autoencoder-tiny."""
+
+COVERS = 2
+"""Of masks, in the scores."""
 
 MIX = 0.3
 """Share of abnormal pictures among those that AMAE learns from unlabelled."""
@@ -171,7 +180,7 @@ def recipe_of(detector: str, task: Task, seed: int, steps: int, runs: dict[str, 
         run.train, steps=steps, batch_size=task.batch, micro_batch=None, base_lr=rate, lr_batch=task.batch,
         warmup_epochs=1, workers=0, seed=seed, log_every=50, checkpoint_every=10**6, device="cpu",
     )  # fmt: skip
-    return replace(run, parts=parts, train=train, evaluate=EvaluateConfig(on=("image:anomaly",), covers=2))
+    return replace(run, parts=parts, train=train, evaluate=EvaluateConfig(on=("image:anomaly",), covers=COVERS))
 
 
 def method_of(detector: str, runs: dict[str, Path]) -> dict[str, Any]:
@@ -190,9 +199,23 @@ def measure(run: ResolvedRun, folder: Path) -> dict[str, Any]:
     begun = time.process_time()
     assert train(start(run, folder, installed()), quiet=True)
     trained = time.process_time()
-    study = prepare_study(folder, installed(), run.evaluate)
-    scores = [vars(score) for score in run_study(study, installed())]
+    scores = judged(folder, run.evaluate)
     return {"scores": scores, "seconds": [trained - begun, time.process_time() - trained]}
+
+
+def judged(folder: Path, config: EvaluateConfig, score: str = "") -> list[dict[str, Any]]:
+    """Scores of a run; of AMAE's by another score than the run's own."""
+    study = prepare_study(folder, installed(), config)
+    if score:
+        study.methods = {row: partial(scored, make, score) for row, make in study.methods.items()}
+    return [vars(each) for each in run_study(study, installed())]
+
+
+def scored(make: Callable[[], Any], score: str) -> Any:
+    """A method that scores otherwise."""
+    method = make()
+    method.score = score
+    return method
 
 
 def main() -> None:
@@ -216,7 +239,13 @@ def main() -> None:
             one: given.out / f"runs/{task.name}-{one}-{seed}-{given.steps}".replace(" ", "-").replace(",", "")
             for one in DETECTORS
         }
-        found = measure(recipe_of(detector, task, seed, given.steps, runs), runs[detector])
+        if detector == "AMAE by errors":
+            begun = time.process_time()
+            config = EvaluateConfig(on=("image:anomaly",), covers=COVERS)
+            scores = judged(runs["AMAE"], config, "errors")
+            found = {"scores": scores, "seconds": [0.0, time.process_time() - begun]}
+        else:
+            found = measure(recipe_of(detector, task, seed, given.steps, runs), runs[detector])
         with open(path, "a") as file:
             file.write(json.dumps({**about, **found}) + "\n")
     print_table([json.loads(line) for line in path.read_text().splitlines()])
@@ -227,7 +256,7 @@ def print_table(lines: list[dict[str, Any]]) -> None:
     values: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     for line in lines:
         for score in line["scores"]:
-            if line["detector"] == "AMAE" and score["row"] == "raw input":
+            if line["detector"] in ("AMAE", "AMAE by errors") and score["row"] == "raw input":
                 continue  # it knows fewer pictures for normal
             row = line["detector"] if score["row"] == "pre-trained encoder" else score["row"]
             row = f"{line['detector']}, untrained" if row == "untrained encoder" else row

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from mim_core.host.findings import first_line as first_line
     from mim_core.host.findings import library as library
     from mim_core.host.loading import installed as installed
+    from mim_core.host.registry import EvaluationRegister as EvaluationRegister
     from mim_core.host.registry import RecipeRegister as RecipeRegister
     from mim_core.host.registry import Register as Register
     from mim_core.interop import exporters as exporters
@@ -243,7 +244,7 @@ _ROOMS = {
     "evaluation.study": ("Study",),
     "host.findings": ("Finding", "first_line", "library"),
     "host.loading": ("installed",),
-    "host.registry": ("RecipeRegister", "Register"),
+    "host.registry": ("EvaluationRegister", "RecipeRegister", "Register"),
     "interop.codes": ("CodeTokenizer", "codes_text"),
     "interop.frozen": ("FrozenTeacher", "parts_text"),
     "interop.weight_files": ("is_program", "reason_of"),

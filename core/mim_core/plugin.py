@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mim_core.host.hookspecs import hookimpl
-from mim_core.host.registry import Register
+from mim_core.host.registry import EvaluationRegister, Register
 from mim_core.runs.trackers import (
     mim_features_judged,
     mim_metrics_read,
@@ -299,18 +299,21 @@ def mim_register_data(register: Register) -> None:
 
 
 @hookimpl
-def mim_register_evaluations(register: Register) -> None:
+def mim_register_evaluations(register: EvaluationRegister) -> None:
     """Probes of frozen features."""
+    probes = "Probes of frozen features"
     register(
         name="knn",
         load="mim_core.evaluation.probes:knn",
         summary="k-nearest-neighbour vote: k 20, cosine, weights exp(similarity / 0.07).",
         paper="DINO, arXiv 2104.14294",
+        heading=probes,
     )
     register(
         name="linear",
         load="mim_core.evaluation.probes:linear",
         summary="Logistic regression on frozen features: all labels, and few labels with several draws.",
+        heading=probes,
     )
 
 

@@ -32,6 +32,20 @@ def rounded(number: float) -> float:
     return number if number == round(number) else float(round(number)) if number >= 1000 else float(f"{number:.3g}")
 
 
+def option(number: float, digits: int = 3) -> str:
+    """A number as a command line takes it, with so many digits that count and no power of ten: "12800", "0.00015".
+
+    Args:
+        number: What the option is to be.
+        digits: Those that count; the others become 0.
+    """
+    if number == 0 or not math.isfinite(number):
+        return f"{number:g}"
+    places = digits - 1 - math.floor(math.log10(abs(number)))
+    text = f"{round(number, places):.{max(places, 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What must not reach a terminal as it is: control characters but tab and line feed, marks that turn the direction of
 writing or break a line, and bytes of names that are no UTF-8."""

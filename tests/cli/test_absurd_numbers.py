@@ -6,7 +6,7 @@ from mim_core.errors import MimError, too_much
 from mim_core.methods.build import build_method, working
 from mim_core.parts.masker import RandomMasker
 from mim_core.recipes.config import TrainConfig
-from mim_core.text import counted
+from mim_core.text import counted, option
 from mim_core.training.engine import share
 
 DRY = ("pretrain", "mae-vit-tiny", "--twin", "--use", "data=core:noise", "--out", "run", "--dry-run")
@@ -77,3 +77,8 @@ def test_numbers_are_rounded_and_counted():
     assert told == ["no epochs", "1 epoch", "1 epoch", "2 epochs", "29.98 epochs", "0.016 epochs", "12,346 epochs",
                     "1,000,000 epochs"]  # fmt: skip
     assert len(counted(1e300, "epoch")) < 20
+
+
+def test_advice_has_no_powers_of_ten():
+    told = [option(value) for value in (0, 1, 12_800, 12_845.3, 999.6, 2.3456, 1.5e-4, 3.754e-5, 4e7)]
+    assert told == ["0", "1", "12800", "12800", "1000", "2.35", "0.00015", "0.0000375", "40000000"]

@@ -113,6 +113,7 @@ def test_uneven_classes_by_the_command(mim, tmp_path):
     said = mim("evaluate", run, "--on", "knn,linear", "--evaluate.k", "3", "--evaluate.few-labels", "10")
     assert said.code == 0, said.err
     assert "The classes are uneven: the largest has" in said.all
+    assert "<h2>Probes of frozen features</h2>" in (run / "report.html").read_text()
     assert "--evaluate.balance" in said.all
     balanced = mim("evaluate", run, "--on", "linear", "--evaluate.balance")
     assert balanced.code == 0, balanced.err

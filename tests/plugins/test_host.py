@@ -260,6 +260,16 @@ def test_a_twin_that_is_no_reference(plugin):
     assert "twin of recipe 'bad:r' must read" in failure_of(load_with_a_good_one(plugin, bad), bad)
 
 
+def test_a_heading_that_is_no_text(plugin):
+    @hookimpl
+    def mim_register_evaluations(register):
+        with unchecked():
+            register(name="e", load="a:b", summary="An evaluation.", heading=3)
+
+    bad = plugin("bad", mim_register_evaluations=mim_register_evaluations)
+    assert "heading of evaluation 'bad:e' must be text" in failure_of(load_with_a_good_one(plugin, bad), bad)
+
+
 def test_needs_a_newer_core(plugin):
     bad = plugin("bad", requires=["mim_core>=99", "torch"], mim_register_maskers=masker_hook("m"))
     failure = failure_of(load_with_a_good_one(plugin, bad), bad)

@@ -76,7 +76,7 @@ def hooks():
     for name, value in vars(hookspecs).items():
         if name.startswith("mim_"):
             yield f"{name}{signature(value)}"
-    for cls in (registry.Register, registry.RecipeRegister):
+    for cls in (registry.Register, registry.RecipeRegister, registry.EvaluationRegister):
         yield f"{cls.__name__}.__call__{signature(cls.__call__)}"
     yield from (f"Card.{line}" for line in members(registry.Card))
     yield from (f"kind {kind}: {one}" for kind, one in kinds.KINDS.items())

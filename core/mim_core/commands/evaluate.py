@@ -88,7 +88,7 @@ def _evaluate(program: str, folder: Path, rest: list[str], registry: Registry) -
     notes = [f"Data options differ from the run: {', '.join(read)}."] if read else []
     lines = study.notes + notes + verdict(scores) + next_steps(scores, run, method, folder)
     print_table(scores, lines, "score")
-    content = {"scores": [vars(score) for score in scores], "notes": lines}
+    content = {"title": "; ".join(study.headings), "scores": [vars(score) for score in scores], "notes": lines}
     other = list(changes.values()) + (["x".join(map(str, options.size))] if options.size else [])
     name = scores_file(other)
     name = name.replace("scores", "probes") if isinstance(method, Supervised) else name

@@ -162,7 +162,7 @@ class RunStudy(Study):
 
     def __init__(self, config: EvaluateConfig, pooled: Callable[[], Study], notes: list[str], **more: Any) -> None:
         self.config, self._pooled = config, pooled
-        self.notes, self.source = [*notes], more["source"]
+        self.notes, self.headings, self.source = [*notes], [], more["source"]
         self.methods, self.device = more["methods"], more["device"]
 
     def __getattr__(self, name: str) -> Any:

@@ -10,7 +10,7 @@ from mim_core.methods.method import Method
 from mim_core.recipes.config import ResolvedRun
 from mim_core.runs import logs
 from mim_core.scores import PRETRAINED, UNTRAINED, Score, beats
-from mim_core.text import counted
+from mim_core.text import counted, option
 
 FEW_STEPS = 1000
 """A run of fewer steps may not have learned what it could."""
@@ -60,14 +60,14 @@ def _from_metrics(lines: Sequence[Mapping[str, Any]], run: ResolvedRun) -> list[
         if late < before - FALLING * abs(before):
             found.append(
                 f"train longer, for the loss was still falling in the last quarter ({before:.4g} to {late:.4g}): "
-                f"--train.epochs {2 * epochs:.3g}"
+                f"--train.epochs {option(2 * epochs)}"
             )
     if not found and steps < FEW_STEPS:
-        found.append(f"train longer than {counted(steps, 'step')}: --train.epochs {epochs * FEW_STEPS / steps:.3g}")
+        found.append(f"train longer than {counted(steps, 'step')}: --train.epochs {option(epochs * FEW_STEPS / steps)}")
     ranks = [float(line["effective_rank"]) for line in lines if "effective_rank" in line]
     if len(ranks) > 1 and ranks[-1] < COLLAPSED * ranks[0]:
         found.append(
             f"a lower learning rate, for the features collapsed (effective rank {ranks[0]:.3g} to {ranks[-1]:.3g}): "
-            f"--train.base-lr {run.train.base_lr / 4:.2g}"
+            f"--train.base-lr {option(run.train.base_lr / 4, 2)}"
         )
     return found

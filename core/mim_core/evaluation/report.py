@@ -310,7 +310,7 @@ def scores_of(folder: Path) -> dict[str, Any] | None:
     scores = content["scores"]
     rows, columns = columns_of(scores)
     return {
-        "title": content.get("title", "Probes of frozen features"),
+        "title": content.get("title") or "Scores",
         "columns": columns,
         "rows": {row: [cell(scores, row, column) for column in columns] for row in rows},
         "notes": content["notes"],

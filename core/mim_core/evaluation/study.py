@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mim_core.errors import MimError
-from mim_core.host.registry import Registry
+from mim_core.host.registry import Entry, Registry
 from mim_core.recipes.config import EvaluateConfig
 from mim_core.scores import Score
 
@@ -42,6 +42,7 @@ class Study:
         device: Where to compute.
         samples: Numbers of these samples within both splits; empty where that is not known, and before labels are
             asked for.
+        headings: What stands above the scores, as the evaluations say that gave any.
     """
 
     config: EvaluateConfig
@@ -53,13 +54,22 @@ class Study:
     methods: Mapping[str, Callable[[], Method]] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     samples: tuple[Tensor, ...] = ()
+    headings: list[str] = field(default_factory=list)
 
 
 def run_study(study: Study, registry: Registry) -> list[Score]:
     """All evaluations that the study asks for."""
     scores: list[Score] = []
     for name in study.config.on:
-        scores += registry.get("evaluations", name).resolve()(study)
+        scores += _given(registry.get("evaluations", name), study)
+    return scores
+
+
+def _given(entry: Entry, study: Study) -> list[Score]:
+    """What an evaluation gives, under its heading."""
+    scores: list[Score] = entry.resolve()(study)
+    if entry.heading and entry.heading not in study.headings:
+        study.headings.append(entry.heading)
     return scores
 
 
@@ -74,7 +84,7 @@ def run_usable(study: Study, registry: Registry) -> list[Score]:
     for name in study.config.on:
         entry = registry.get("evaluations", name)
         try:
-            scores += entry.resolve()(study)
+            scores += _given(entry, study)
         except MimError as error:
             refused.setdefault(str(error), []).append(entry.full_name)
     if refused and not scores:

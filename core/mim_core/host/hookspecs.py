@@ -24,7 +24,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from mim_core.host.findings import Finding
-    from mim_core.host.registry import RecipeRegister, Register
+    from mim_core.host.registry import EvaluationRegister, RecipeRegister, Register
 
 
 PROJECT = "mim_core"
@@ -99,7 +99,7 @@ def mim_register_data(register: Register) -> None:
 
 
 @hookspec
-def mim_register_evaluations(register: Register) -> None:
+def mim_register_evaluations(register: EvaluationRegister) -> None:
     """Register functions ``(study: Study) -> list[Score]`` for ``evaluate --on NAME``."""
 
 

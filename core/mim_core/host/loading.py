@@ -28,10 +28,23 @@ from packaging.utils import canonicalize_name
 from mim_core.errors import MimError, did_you_mean, one_line, strict, warn
 from mim_core.host import hookspecs, process_state
 from mim_core.host.kinds import KINDS
-from mim_core.host.registry import EXTRAS, LETTERS, Entry, PluginRecord, RecipeRegister, Register, Registry
+from mim_core.host.registry import (
+    EXTRAS,
+    LETTERS,
+    Entry,
+    EvaluationRegister,
+    PluginRecord,
+    RecipeRegister,
+    Register,
+    Registry,
+)
 from mim_core.version import PLUGIN_API, __version__
 
 GROUP = "mim_core"
+
+
+REGISTERS = {"recipes": RecipeRegister, "finetunings": RecipeRegister, "evaluations": EvaluationRegister}
+"""Of the kinds whose parts say more of themselves than others."""
 
 
 SLOW = 2.0
@@ -279,7 +292,7 @@ def _collect(manager: pluggy.PluginManager, candidate: Candidate, module: Module
     origin = f"{candidate.distribution} {candidate.version}"
     entries: list[Entry] = []
     for kind in KINDS:
-        register = (RecipeRegister if kind in ("recipes", "finetunings") else Register)(kind, candidate.name, origin)
+        register = REGISTERS.get(kind, Register)(kind, candidate.name, origin)
         hook = manager.subset_hook_caller(f"mim_register_{kind}", remove_plugins=others)
         hook(register=register)
         entries += register.entries

@@ -33,7 +33,9 @@ class Entry:
     """One registered part: a lazy reference ``module:attribute`` and where it comes from.
 
     Attributes:
+        twin: Of a recipe: reference to the same made small.
         origin: Distribution and version, for messages.
+        heading: Of an evaluation: what stands above its scores.
     """
 
     kind: str
@@ -43,6 +45,7 @@ class Entry:
     card: Card
     twin: str | None = None
     origin: str = ""
+    heading: str = ""
 
     @property
     def full_name(self) -> str:
@@ -154,7 +157,7 @@ class Register:
         """
         self._add(name, load, summary, paper)
 
-    def _add(self, name: Any, load: Any, summary: Any, paper: Any, twin: Any = None) -> None:
+    def _add(self, name: Any, load: Any, summary: Any, paper: Any, twin: Any = None, heading: Any = "") -> None:
         one = KINDS[self.kind]
         if not isinstance(name, str) or not name or set(name) - LETTERS:
             raise ValueError(
@@ -167,9 +170,12 @@ class Register:
                 raise ValueError(f"{what} of {named} must read 'package.module:Attribute', got {reference!r}")
         if not isinstance(summary, str) or not isinstance(paper, str):
             raise ValueError(f"summary and paper of {named} must be text, got {summary!r} and {paper!r}")
+        if not isinstance(heading, str):
+            raise ValueError(f"heading of {named} must be text, got {heading!r}")
         if any(other.name == name for other in self.entries):
             raise ValueError(f"{named} is registered twice")
-        self.entries.append(Entry(self.kind, name, self.plugin, load, Card(summary, paper), twin, self.origin))
+        card = Card(summary, paper)
+        self.entries.append(Entry(self.kind, name, self.plugin, load, card, twin, self.origin, heading))
 
 
 def _refers(reference: Any) -> bool:
@@ -192,6 +198,23 @@ class RecipeRegister(Register):
             twin: Reference to a function that returns the same recipe made small.
         """
         self._add(name, load, summary, paper, twin)
+
+
+class EvaluationRegister(Register):
+    """Registers evaluations, which say what stands above their scores."""
+
+    def __call__(self, *, name: str, load: str, summary: str, paper: str = "", heading: str = "") -> None:
+        """Registers an evaluation.
+
+        Args:
+            name: Its name within the plugin.
+            load: ``"package.module:function"``, a function ``(study: Study) -> list[Score]``.
+            summary: One sentence about it.
+            paper: Where it comes from.
+            heading: Above its scores in report.html and in model cards, such as "Probes of frozen features"; "Scores"
+                where none is given.
+        """
+        self._add(name, load, summary, paper, heading=heading)
 
 
 class Registry:

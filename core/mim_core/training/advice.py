@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mim_core.errors import warn
 from mim_core.recipes.config import TrainConfig
-from mim_core.text import counted, rounded
+from mim_core.text import counted, option, rounded
 from mim_core.training.collection_size import FEW, fitting_batch
 from mim_core.training.learning_rate import learning_rate
 
@@ -22,13 +22,13 @@ def advise(train: TrainConfig, items: int) -> None:
     if 0 < train.epochs <= train.warmup_epochs:
         warn(
             f"the warm-up of {counted(rounded(train.warmup_epochs), 'epoch')} is as long as the run of "
-            f"{rounded(train.epochs):g}: the learning rate never reaches its peak. Shorten it: --train.warmup-epochs "
-            f"{train.epochs / 20:.3g}"
+            f"{option(rounded(train.epochs), 9)}: the learning rate never reaches its peak. Shorten it: "
+            f"--train.warmup-epochs {option(train.epochs / 20)}"
         )
     if steps == 1:
         warn(
             f"the whole run is 1 step: {counted(rounded(train.epochs), 'epoch')} of {counted(items, 'item')}. For 20 "
-            f"steps: --train.epochs {20 * train.batch_size / items:.3g}"
+            f"steps: --train.epochs {option(20 * train.batch_size / items)}"
         )
     if peak_rate(train, items, steps) == 0:
         reason, remedy = "the warm-up starts at 0 and the run ends there", "--train.warmup-epochs 0, or more epochs"
@@ -56,9 +56,9 @@ def smaller(train: TrainConfig, items: int) -> str:
     epochs = max(train.epochs, FEW * batch / items)
     told = f"--train.batch-size {batch}"
     if epochs > train.epochs:
-        told += f" --train.epochs {float(f'{epochs:.3g}'):g}"
+        told += f" --train.epochs {option(epochs)}"
     if train.warmup_epochs > epochs / 5:
-        told += f" --train.warmup-epochs {epochs / 20:.3g}"
+        told += f" --train.warmup-epochs {option(epochs / 20)}"
     if train.micro_batch is not None and train.micro_batch > batch:
         told += f" --train.micro-batch {batch}"
     return f"{told}. That makes {counted(round(epochs * items / batch), 'step')}."

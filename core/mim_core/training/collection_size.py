@@ -12,7 +12,7 @@ from collections.abc import Container
 from dataclasses import replace
 
 from mim_core.recipes.config import TrainConfig
-from mim_core.text import counted, rounded
+from mim_core.text import counted, option, rounded
 
 OPEN = ("batch_size", "epochs", "base_lr", "warmup_epochs", "milestones")
 """Training options that may follow from the number of items."""
@@ -58,7 +58,7 @@ def fitted(
     if "epochs" in free and round(steps) < least:
         epochs = float(f"{least * new.batch_size / items:.4g}")
         said.append(
-            f"epochs {rounded(epochs):g} in place of {rounded(train.epochs):g}: the run had "
+            f"epochs {option(rounded(epochs), 9)} in place of {option(rounded(train.epochs), 9)}: the run had "
             f"{counted(max(1, round(steps)), 'step')}, now {round(epochs * items / new.batch_size):,}"
         )
         new = replace(new, epochs=epochs)
@@ -83,7 +83,10 @@ def _batch(
         new = replace(new, micro_batch=_divisor(batch // ranks, new.micro_batch))
     if "base_lr" in free and train.optimizer == "adamw":
         new = replace(new, base_lr=float(f"{train.base_lr * math.sqrt(train.batch_size / batch):.4g}"))
-        said.append(f"base-lr {new.base_lr:g} in place of {train.base_lr:g}: the rate falls with the root of the batch")
+        said.append(
+            f"base-lr {option(new.base_lr, 4)} in place of {option(train.base_lr, 9)}: the rate falls with the root of "
+            "the batch"
+        )
     return new, said
 
 
@@ -97,14 +100,16 @@ def _along(train: TrainConfig, new: TrainConfig, free: set[str], items: int) -> 
     share, said = new.epochs / train.epochs, []
     if share != 1 and "milestones" in free and train.milestones:
         new = replace(new, milestones=tuple(float(f"{at * share:.4g}") for at in train.milestones))
-        said.append(f"milestones {', '.join(f'{at:g}' for at in new.milestones)}, the same shares of the run")
+        said.append(f"milestones {', '.join(option(at, 4) for at in new.milestones)}, the same shares of the run")
     if "warmup_epochs" not in free or not train.warmup_epochs or train.hours is not None:
         return new, said
     epochs = new.epochs if new.steps is None else new.steps * new.batch_size / items
     warm, why = new.warmup_epochs * share, "the same share of the run"
     if warm > epochs / 5:
-        warm, why = epochs / 20, f"a twentieth of {rounded(epochs):g} epochs"
+        warm, why = epochs / 20, f"a twentieth of {option(rounded(epochs), 9)} epochs"
     if warm != train.warmup_epochs:
         new = replace(new, warmup_epochs=float(f"{warm:.4g}"))
-        said.append(f"warm-up {new.warmup_epochs:g} in place of {rounded(train.warmup_epochs):g}: {why}")
+        said.append(
+            f"warm-up {option(new.warmup_epochs, 4)} in place of {option(rounded(train.warmup_epochs), 9)}: {why}"
+        )
     return new, said

@@ -11,7 +11,7 @@ from mim_core.errors import MimError
 from mim_core.methods.build import build_method
 from mim_core.recipes.config import TrainConfig
 from mim_core.runs.run import Run
-from mim_core.text import amount, rounded, speed
+from mim_core.text import amount, option, rounded, speed
 from mim_core.training.cost import PEAKS
 from mim_core.training.engine import Engine
 from mim_core.training.optimizer import make_optimizer
@@ -63,14 +63,14 @@ def fitted(run: Run) -> tuple[TrainConfig, str]:
     if steps < 1:
         least = found.seconds * run.samples_per_step / 3600 / SPARE
         raise MimError(
-            f"--train.hours {train.hours:g} is less than one step takes here; --train.hours {least:.2g} has one. "
-            "Smaller steps: --train.batch-size."
+            f"--train.hours {train.hours:g} is less than one step takes here; --train.hours {option(least, 2)} has "
+            "one. Smaller steps: --train.batch-size."
         )
     epochs = steps * train.batch_size / len(run.source)
     warm = train.warmup_epochs * min(1.0, epochs / train.epochs)
     chosen = replace(train, epochs=epochs, steps=steps, warmup_epochs=float(f"{warm:.4g}"))
     told = (
-        f"--train.hours {train.hours:g}: {steps:,} steps, {epochs:.3g} epochs with {warm:.3g} of warm-up, at "
+        f"--train.hours {train.hours:g}: {steps:,} steps, {option(epochs)} epochs with {option(warm)} of warm-up, at "
         f"{speed(1 / found.seconds)} samples/s, measured on a step of {found.samples}"
     )
     return chosen, told

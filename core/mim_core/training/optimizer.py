@@ -11,7 +11,7 @@ from mim_core.methods.layers import layer_scale
 from mim_core.methods.method import Method
 from mim_core.parts.schedule import Schedule
 from mim_core.recipes.config import TrainConfig
-from mim_core.text import counted
+from mim_core.text import counted, option
 from mim_core.training.lars import Lars
 
 
@@ -66,7 +66,7 @@ def check_steps(train: TrainConfig, items: int) -> None:
         raise MimError(
             f"{counted(train.epochs, 'epoch')} of {counted(items, 'item')} are {exact:.2g} steps of "
             f"{counted(train.batch_size, 'sample')}: nothing to train. More of them: --train.epochs "
-            f"{20 * train.batch_size / items:.3g} gives 20 steps."
+            f"{option(20 * train.batch_size / items)} gives 20 steps."
         )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from mim_core.errors import MimError, one_line
 from mim_core.runs.run import Run
-from mim_core.text import counted, rounded, speed
+from mim_core.text import counted, option, rounded, speed
 from mim_core.training.cost import measured_flops, peak_flops
 from mim_core.training.engine import Engine
 from mim_core.training.faults import BadFiles
@@ -154,7 +154,7 @@ def time_of(run: Run, operations: int, bytes_needed: float) -> str:
     told = f"about {lasting(total)} on this machine, measured on a step of {counted(found.samples, 'sample')} "
     told += f"({speed(1 / found.seconds)} samples/s)"
     if total > DAY:
-        told += f"; --train.epochs {float(f'{run.train.epochs * DAY / total:.2g}'):g} takes about a day"
+        told += f"; --train.epochs {option(run.train.epochs * DAY / total, 2)} takes about a day"
     return told
 
 

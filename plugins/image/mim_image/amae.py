@@ -6,7 +6,9 @@ No code was published. From the paper: frozen features of a pre-trained MAE, syn
 pictures, a light classifier, pseudo-labels, two modules, their disagreement. Choices of this project: the cut-paste
 variants below, without segmented lungs; a two-layer perceptron on the class token, or on the mean without one; each
 unlabelled picture goes to one module, by the classifier's probability against a threshold; the score is the squared
-difference of the two reconstructions of hidden pixels, averaged over masks that together hide everything.
+difference of the two reconstructions of hidden pixels, averaged over masks that together hide everything. That has no
+sign, and is large too where the abnormal module fails on normal pictures, so a second score has one: by how much the
+error of the normal module exceeds that of the abnormal one.
 """
 
 from __future__ import annotations
@@ -264,6 +266,7 @@ class Amae(_Adapted):
         abnormal: The module of abnormal ones.
         first: The first step.
         threshold: Unlabelled pictures of a higher probability are taken for abnormal.
+        score: How places are scored: "difference" or "errors".
     """
 
     lacking = (
@@ -285,6 +288,9 @@ class Amae(_Adapted):
         """What of the features is classified, as in the first step."""
         threshold: float = 0.5
         """Unlabelled pictures whose probability of being abnormal is higher are taken for abnormal."""
+        score: Literal["difference", "errors"] = "difference"
+        """A place's score: the squared difference of the two modules' predictions; or the squared error of the normal
+        module less that of the abnormal one, for data in which normal and abnormal pictures have little in common."""
         untrained: bool = False
         """Begin with untrained modules, to try the recipe."""
 
@@ -297,7 +303,7 @@ class Amae(_Adapted):
         both[1].load_state_dict(both[0].state_dict())
         tokenizer = parts.tokenizer()
         first = AmaeClassifier(tokenizer, parts.encoder(tokenizer), config.hidden, config.pool)
-        made = cls(both[0], both[1], first, config.threshold)
+        made = cls(both[0], both[1], first, config.threshold, config.score)
         for module in both:
             made._fill(module, config.run, ("",), "--method.run", config.untrained)
         names = ("tokenizer", "encoder", "classifier")
@@ -305,13 +311,14 @@ class Amae(_Adapted):
         return made
 
     def __init__(
-        self, normal: MaskedAutoencoder, abnormal: MaskedAutoencoder, first: AmaeClassifier, threshold: float = 0.5
-    ) -> None:
+        self, normal: MaskedAutoencoder, abnormal: MaskedAutoencoder, first: AmaeClassifier, threshold: float = 0.5,
+        score: str = "difference",
+    ) -> None:  # fmt: skip
         super().__init__()
         if normal.views() or len(normal.heads) != 1 or normal.teachers:
             raise ValueError("AMAE's modules are plain masked autoencoders: one head, no other views, no teacher")
         self.normal, self.abnormal = normal, abnormal
-        self.first, self.threshold = first.requires_grad_(False), threshold
+        self.first, self.threshold, self.score = first.requires_grad_(False), threshold, score
         self.register_buffer("filled", torch.ones((), dtype=torch.bool))
 
     def train(self, mode: bool = True) -> Amae:
@@ -360,8 +367,8 @@ class Amae(_Adapted):
 
     @torch.no_grad()
     def score_maps(self, sample: Sample, covers: int) -> Tensor:
-        """The squared difference of the two reconstructions of hidden pixels, a mean over channels and masks, [B, H,
-        W].
+        """The squared difference of the two reconstructions of hidden pixels, or by how much the squared error of the
+        normal one exceeds that of the other, a mean over channels and masks, [B, H, W].
 
         Raises:
             MimError: The modules predict no pixels.
@@ -377,6 +384,11 @@ class Amae(_Adapted):
             if both[0] is None or both[1] is None or both[0].hidden is None:
                 raise MimError("AMAE's modules predict no pixels; the target core:values does.")
             where = both[0].hidden.float()
-            total += ((both[0].rebuilt - both[1].rebuilt).square() * where).mean(dim=1)
+            normal, abnormal, seen = both[0].rebuilt, both[1].rebuilt, both[0].input
+            if self.score == "difference":
+                found = (normal - abnormal).square()
+            else:
+                found = (normal - seen).square() - (abnormal - seen).square()
+            total += (found * where).mean(dim=1)
             times += where.mean(dim=1)
         return total / times.clamp(min=1e-12)

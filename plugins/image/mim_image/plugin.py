@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import metadata
 
-from mim_core import Finding, RecipeRegister, Register, first_line, hookimpl, library
+from mim_core import EvaluationRegister, Finding, RecipeRegister, Register, first_line, hookimpl, library
 from packaging.requirements import Requirement
 
 MAE = "MAE, arXiv 2111.06377"
@@ -205,13 +205,14 @@ def mim_register_methods(register: Register) -> None:
 
 
 @hookimpl
-def mim_register_evaluations(register: Register) -> None:
+def mim_register_evaluations(register: EvaluationRegister) -> None:
     """Anomalies; probes are core's."""
     register(
         name="anomaly",
         load="mim_image.anomaly:anomaly",
         summary="Which images are abnormal and where: AUROC, average precision, PRO up to 30 %.",
         paper="MVTec AD, CVPR 2019",
+        heading="Anomaly detection",
     )
 
 

@@ -152,6 +152,22 @@ def test_modules_that_are_one_agree():
     torch.testing.assert_close(method.score_maps({"image": image}, 2), torch.full((3, 28, 28), 0.25))
 
 
+def test_errors_say_which_module_fails():
+    """The normal module predicts 0.5 more than the abnormal one: where that is nearer to the picture, the score is
+    negative."""
+    method = twin("amae-2-tiny").eval()
+    with torch.no_grad():
+        for module, value in ((method.normal, 0.5), (method.abnormal, 0.0)):
+            for parameter in module.heads["main"].decoder.pred.parameters():
+                parameter.zero_()
+            module.heads["main"].decoder.pred.bias.fill_(value)
+    image = torch.stack([torch.full((1, 28, 28), value) for value in (0.5, 0.0, 0.25)])
+    assert torch.allclose(method.score_maps({"image": image}, 1), torch.tensor(0.25))
+    method.score = "errors"
+    wanted = torch.tensor([-0.25, 0.25, 0.0])[:, None, None].expand(3, 28, 28)
+    torch.testing.assert_close(method.score_maps({"image": image}, 2), wanted)
+
+
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory, first_pictures):
     """A masked autoencoder and both steps, one command each."""

@@ -88,6 +88,8 @@ def test_raw_input_is_the_nearest_normal_picture(run):
 def test_heat_maps_in_the_report(run):
     report = (run / "report.html").read_text()
     assert "<h2>Anomaly scores</h2>" in report
+    assert "<h2>Anomaly detection</h2>" in report  # above the table
+    assert "frozen features" not in report
     assert "the first 4 are normal" in report
     assert report.count('alt="scores"') == report.count('alt="truth"') == report.count('alt="input"') == 8
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mim_core import Finding, RecipeRegister, Register, hookimpl, library
+from mim_core import EvaluationRegister, Finding, RecipeRegister, Register, hookimpl, library
 
 MULTIMAE = "MultiMAE, arXiv 2204.01678"
 FOURM = "4M, arXiv 2312.06647"
@@ -108,19 +108,22 @@ def mim_register_methods(register: Register) -> None:
 
 
 @hookimpl
-def mim_register_evaluations(register: Register) -> None:
+def mim_register_evaluations(register: EvaluationRegister) -> None:
     """Dense probes of frozen features."""
+    probes = "Probes of frozen features"
     register(
         name="segmentation",
         load="mim_multimodal.evaluations:segmentation",
         summary="Linear probe of every unit for the classes of its positions: mIoU.",
         paper=MULTIMAE,
+        heading=probes,
     )
     register(
         name="depth",
         load="mim_multimodal.evaluations:depth",
         summary="Linear probe of every unit for the depth of its positions: RMSE, delta 1.",
         paper=MULTIMAE,
+        heading=probes,
     )
 
 

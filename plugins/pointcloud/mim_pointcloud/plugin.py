@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mim_core import Finding, RecipeRegister, Register, hookimpl, library
+from mim_core import EvaluationRegister, Finding, RecipeRegister, Register, hookimpl, library
 
 POINT_MAE = "Point-MAE, arXiv 2203.06604"
 
@@ -60,24 +60,28 @@ def mim_register_data(register: Register) -> None:
 
 
 @hookimpl
-def mim_register_evaluations(register: Register) -> None:
+def mim_register_evaluations(register: EvaluationRegister) -> None:
     """Judgements of frozen features, as the papers on point clouds have them."""
+    probes = "Probes of frozen features"
     register(
         name="svm",
         load="mim_pointcloud.evaluations:svm",
         summary="Linear support vector machine on frozen features (the ModelNet40 protocol).",
         paper=POINT_MAE,
+        heading=probes,
     )
     register(
         name="folds",
         load="mim_pointcloud.evaluations:folds",
         summary="Linear support vector machine, five folds over all labelled shapes: mean and spread.",
+        heading=probes,
     )
     register(
         name="few-shot",
         load="mim_pointcloud.evaluations:few_shot",
         summary="5 and 10 classes, 10 and 20 shapes of each, ten runs: mean and spread.",
         paper=POINT_MAE,
+        heading=probes,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mim_core import Finding, RecipeRegister, Register, hookimpl, library
+from mim_core import EvaluationRegister, Finding, RecipeRegister, Register, hookimpl, library
 
 VIDEOMAE = "VideoMAE, arXiv 2203.12602"
 VIDEOMAE_V2 = "VideoMAE V2, arXiv 2303.16727"
@@ -75,12 +75,13 @@ def mim_register_data(register: Register) -> None:
 
 
 @hookimpl
-def mim_register_evaluations(register: Register) -> None:
+def mim_register_evaluations(register: EvaluationRegister) -> None:
     """Abnormal frames; probes are core's."""
     register(
         name="anomaly",
         load="mim_video.anomaly:anomaly",
         summary="Which frames are abnormal: AUROC of all frames, and by video.",
+        heading="Anomaly detection",
     )
 
 

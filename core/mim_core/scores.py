@@ -92,12 +92,13 @@ def class_weights(labels: Int[Tensor, " n"], classes: int) -> Float[Tensor, " cl
 
 
 TRY = {
-    PRETRAINED: "Try: train longer (--train.epochs), a patch or an input size that suits the data, or finetune, which "
-    "trains the whole encoder.",
+    PRETRAINED: "Try: train longer (--train.epochs), a patch or an input size that suits the data{or_tune}.",
     FINE_TUNED: "Try: more labelled samples, more epochs (--train.epochs), or a longer pre-training before.",
     SCRATCH: "Try: finetune without --scratch, more labelled samples, or more epochs (--train.epochs).",
 }
 """What may help a row that does not win."""
+
+TUNE = ", or finetune, which trains the whole encoder"
 
 
 def best_cells(scores: Iterable[Score], own: str) -> set[tuple[str, str]]:
@@ -110,14 +111,22 @@ def best_cells(scores: Iterable[Score], own: str) -> set[tuple[str, str]]:
     }
 
 
-def headline(scores: Iterable[Score], own: str) -> list[str]:
+def headline(scores: Iterable[Score], own: str, labelled: bool = True) -> list[str]:
     """What a table says first: the scores of the run's ``own`` row, each beside the others of its column, whether it
-    beats them, and what to try where it does not. Columns of fewer labels, and of means over classes, are left to the
-    table."""
+    beats them, and what to try where it does not. Left to the table are means over classes, and what a column says
+    otherwise, such as "linear, 100 labels" beside "linear".
+
+    Args:
+        scores: The table.
+        own: The row of the run.
+        labelled: Whether the data have labels that an encoder could be trained on.
+    """
     scores = list(scores)
+    columns = {score.column for score in scores}
     lines, lost = list[str](), False
     for score in scores:
-        if score.row != own or "," in score.column or score.column.startswith("mean "):
+        short, comma, _ = score.column.partition(",")
+        if score.row != own or (comma and short in columns) or short.startswith("mean "):
             continue
         others = _others(scores, score)
         beaten_by = [other.row for other in others if not beats(score, other)]
@@ -127,7 +136,7 @@ def headline(scores: Iterable[Score], own: str) -> list[str]:
             f"{score.column} {score.value:.3f}, {beside}: {end}." if others else f"{score.column} {score.value:.3f}."
         )
         lost |= bool(beaten_by)
-    return lines + ([TRY[own]] if lost else [])
+    return lines + ([TRY[own].format(or_tune=TUNE if labelled else "")] if lost else [])
 
 
 def _others(scores: list[Score], own: Score) -> list[Score]:

@@ -155,6 +155,13 @@ def test_the_verdict_stands_first_beside_its_controls(small_classifiers):
     assert headline(better, PRETRAINED)[0].endswith(": better than all of these.")
     assert len(headline(better, PRETRAINED)) == 1
     assert headline([], PRETRAINED) == []
+    columns = ("image AUROC, highest", "linear", "linear, 100 labels")
+    alone = [Score(row, c, 0.5) for row in ("chance", PRETRAINED) for c in columns]
+    assert headline(alone, PRETRAINED, labelled=False) == [
+        "image AUROC, highest 0.500, chance 0.500: no better than the chance.",
+        "linear 0.500, chance 0.500: no better than the chance.",
+        "Try: train longer (--train.epochs), a patch or an input size that suits the data.",
+    ]
 
 
 def test_our_row_is_bold_only_where_it_wins(small_classifiers):

@@ -86,7 +86,8 @@ def _evaluate(program: str, folder: Path, rest: list[str], registry: Registry) -
     scores = studies.run_usable(study, registry)
     read = [f"--data.{name.replace('_', '-')}" for name in changes if name != "root"]
     notes = [f"Data options differ from the run: {', '.join(read)}."] if read else []
-    lines = study.notes + notes + verdict(scores) + next_steps(scores, run, method, folder)
+    labelled = study.source is None or not study.source.judges_anomalies
+    lines = study.notes + notes + verdict(scores) + next_steps(scores, run, method, folder, labelled)
     print_table(scores, lines, "score")
     content = {"title": "; ".join(study.headings), "scores": [vars(score) for score in scores], "notes": lines}
     other = list(changes.values()) + (["x".join(map(str, options.size))] if options.size else [])

@@ -22,7 +22,9 @@ FEW_UNITS = 25
 """Inputs of fewer units leave little to be told apart by."""
 
 
-def next_steps(scores: Sequence[Score], run: ResolvedRun, method: Method, folder: Path) -> list[str]:
+def next_steps(
+    scores: Sequence[Score], run: ResolvedRun, method: Method, folder: Path, labelled: bool = True
+) -> list[str]:
     """What to try, the likeliest first; nothing where the pre-trained encoder beats the untrained one in every column.
 
     Args:
@@ -30,6 +32,7 @@ def next_steps(scores: Sequence[Score], run: ResolvedRun, method: Method, folder
         run: The run.
         method: Its method.
         folder: Where its metrics are.
+        labelled: Whether the data have labels that an encoder could be trained on.
     """
     cells = {(score.row, score.column): score for score in scores}
     pairs = [(cells.get((PRETRAINED, s.column)), s) for s in scores if s.row == UNTRAINED]
@@ -42,10 +45,11 @@ def next_steps(scores: Sequence[Score], run: ResolvedRun, method: Method, folder
             f"the input has {counted(layout.count, 'unit')}: smaller ones show more of it (the tokenizer's patch or "
             "groups)"
         )
-    if run.evaluate.pool == "mean":
+    if labelled and run.evaluate.pool == "mean":
         found.append("other features of the same encoder: --evaluate.pool mean-max, --evaluate.standardize")
-    found.append("finetune, which trains the whole encoder on the labels, beside finetune --scratch")
-    return [f"Try: {'; '.join(found)}."]
+    if labelled:
+        found.append("finetune, which trains the whole encoder on the labels, beside finetune --scratch")
+    return [f"Try: {'; '.join(found)}."] if found else []
 
 
 def _from_metrics(lines: Sequence[Mapping[str, Any]], run: ResolvedRun) -> list[str]:

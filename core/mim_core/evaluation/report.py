@@ -67,6 +67,7 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
         if head["page"] is not None:
             write_whole(folder / head["link"], head["page"])
     state, own = read_state(checkpoint), _own_row(run, method)
+    labelled = not source.judges_anomalies
     report = (
         environment()
         .get_template("report.html.jinja")
@@ -74,7 +75,7 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
             title=_title(run, method),
             folder=str(folder),
             checkpoint=checkpoint.name,
-            verdict=headline(_scores(folder), own) or [_unjudged(run, folder)],
+            verdict=headline(_scores(folder), own, labelled) or [_unjudged(run, folder)],
             curves=curves.draw(metrics, probes),
             facts={**source.plan(), **_imported(state), **curves.facts(metrics), **_made(method, state)},
             heads=heads,

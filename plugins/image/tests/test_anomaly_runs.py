@@ -90,6 +90,8 @@ def test_heat_maps_in_the_report(run):
     assert "<h2>Anomaly scores</h2>" in report
     assert "<h2>Anomaly detection</h2>" in report  # above the table
     assert "frozen features" not in report
+    assert "image AUROC, mean " in report.split("<h2>")[0]  # what a reader sees first
+    assert "finetune" not in report
     assert "the first 4 are normal" in report
     assert report.count('alt="scores"') == report.count('alt="truth"') == report.count('alt="input"') == 8
 

@@ -49,7 +49,7 @@ def advice(source: Clips) -> list[str]:
         said.append("no clip is a folder of frames, so --data.frame-rate does nothing: video files have their own.")
     if data := collections.left_out(found.others)[1]:
         said.append(f"{config.root}: {data}. They are left out; convert them to .mp4 to use them.")
-    said += _reduced(source)
+    said += [*_reduced(source), *_interlaced(source)]
     if share is None or share[1] <= LONG * share[0]:
         return said
     shown = f"a clip shows about {lasting(share[0])} of files of {lasting(share[1])}"
@@ -82,6 +82,18 @@ def _reduced(source: Clips) -> list[str]:
             f"--tokenizer.size {source.frames} {4 * height} {4 * width}, at 16 times the work or more"
         )
     return said
+
+
+def _interlaced(source: Clips) -> list[str]:
+    """Files whose frames hold two moments."""
+    facts = source.look.seen[0]
+    count = sum(found.interlaced for found in facts)
+    if not count:
+        return []
+    return [
+        f"{count} of {counted(len(facts), 'file')} looked at: marked as interlaced, so what moves has combs at its "
+        "edges. To be rid of them before training: ffmpeg -i IN -vf bwdif -c:v libx264 -crf 18 OUT.mp4"
+    ]
 
 
 def _span(source: Clips) -> int:

@@ -1,7 +1,9 @@
-"""A look at some files of a collection: what their headers say, for people. No frame is decoded for it."""
+"""A look at some files of a collection: what their headers say, for people. A frame is decoded only where the header
+does not say whether it is interlaced."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -15,13 +17,15 @@ from mim_core import BadSample, counted, in_time, lasting
 
 from mim_video.layouts import ClipStore
 from mim_video.reader_frames import FrameFolder
-from mim_video.reader_pyav import COVER_PICTURE, error_text, main_stream, open_container
+from mim_video.reader_pyav import COVER_PICTURE, error_text, main_stream, open_container, pixel_shape
 from mim_video.readers import check_file
 
 MOST = 16
 """Files that are looked at."""
 LIKELY = 1000
 """Frames per second, below which a header is believed."""
+PROGRESSIVE = 1
+"""FFmpeg's number for frames that are whole; 0 is unknown, others are orders of fields."""
 TRANSFERS = {16: "HDR (PQ)", 18: "HDR (HLG)"}
 """What a stream says of its brightness -> for people; it is read as other videos are."""
 
@@ -39,6 +43,8 @@ class Facts:
         bits: Bits of a channel.
         colour: Whether it is stored in colour.
         more: What is there and not read: "sound", "an alpha channel", "more video streams", "HDR (PQ)".
+        pixel: The shape of pixels that are not square, such as "16:15"; empty for others.
+        interlaced: Whether a frame is two fields of different times.
     """
 
     kind: str
@@ -49,6 +55,8 @@ class Facts:
     bits: int
     colour: bool
     more: tuple[str, ...]
+    pixel: str = ""
+    interlaced: bool = False
 
 
 def header(path: Path, rate: float | None = None) -> Facts:
@@ -96,7 +104,19 @@ def _facts(container: Any, stream: Any) -> Facts:
     }
     kind = f"{container.format.name.split(',')[0]} ({context.name})"
     return Facts(kind, (context.height, context.width), rate, seconds, frames, bits, colour,
-                 tuple(name for name, there in more.items() if there))  # fmt: skip
+                 tuple(name for name, there in more.items() if there),
+                 pixel_shape(stream.sample_aspect_ratio), _interlaced(container, stream))  # fmt: skip
+
+
+def _interlaced(container: Any, stream: Any) -> bool:
+    """Whether frames are marked as two fields; where the header does not say it, by the first frame that decodes."""
+    order = int(stream.codec_context.field_order)
+    if order:
+        return order != PROGRESSIVE
+    try:
+        return any(bool(frame.interlaced_frame) for frame in itertools.islice(container.decode(stream), 1))
+    except av.FFmpegError:  # reading it names the fault
+        return False
 
 
 class Look:
@@ -160,6 +180,10 @@ def _parts(facts: Sequence[Facts], needed: int) -> list[str]:
     short = sum(found.frames is not None and found.frames < needed for found in facts)
     if short:
         parts.append(f"{counted(short, 'file')} shorter than a clip of {needed} frames")
+    shapes = Counter(found.pixel for found in facts if found.pixel)
+    parts += [f"pixels of {pixel} in {count}, shown in their shape" for pixel, count in shapes.items()]
+    if fields := sum(found.interlaced for found in facts):
+        parts.append(f"interlaced in {fields}, read with both fields in a frame")
     unread = Counter(name for found in facts for name in found.more)
     parts += [f"{name} in {count}, {'read as any other' if 'HDR' in name else 'not read'}" for name, count in
               unread.items()]  # fmt: skip

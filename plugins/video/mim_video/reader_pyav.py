@@ -19,7 +19,7 @@ from mim_core import BadSample
 from torch import Tensor
 
 from mim_video.reader_index import FrameIndex, Scan, decode, index_by_frames, index_by_packets, scan
-from mim_video.reader_survey import Survey, Turn, orientation
+from mim_video.reader_survey import SAME_SHAPE, Survey, Turn, orientation, shown_size
 from mim_video.readers import OpenFile, check_indices, check_process, scale
 from mim_video.stated import check_stated
 
@@ -33,8 +33,8 @@ TOO_LONG = "looking for its frames takes too long: it is damaged, or padded with
 
 SKIPPABLE = frozenset({"h264", "hevc"})
 """Codecs whose decoder leaves out, when told to, frames that no other frame refers to."""
-SAME_SHAPE = 0.02
-"""Share by which the ratio of a frame's sides may differ from that of the first; scaling then changes no shape."""
+WIDEST = 4
+"""Times that a pixel may be wider than high, or higher than wide: recordings of half the lines or columns have 3."""
 UNREADABLE = {
     8: "YCgCo",
     10: "BT.2020 with constant luminance",
@@ -87,10 +87,15 @@ class PyavReader(OpenFile):
             raise BadSample(str(path), "no frame of it decodes")
         self._stored = (found.first.height, found.first.width)
         self._turn = orientation(found.first)
-        self.size = (found.first.width, found.first.height) if self._turn.swap else self._stored
+        self._pixel, self._interlaced = self._stream.sample_aspect_ratio, bool(found.first.interlaced_frame)
+        self._upright = self._turned(self._stored)
+        self.size = self._turned(shown_size(self._stored, self._pixel))
         base = self._stream.time_base
         seconds = [stamp * base.numerator / base.denominator for stamp in self._index.shown]
         self.times: Float64[Tensor, " n"] = torch.tensor(seconds, dtype=torch.float64)
+
+    def _turned(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[::-1] if self._turn.swap else size
 
     def _open(self) -> None:
         """(Re)open the file, at its start."""
@@ -259,7 +264,7 @@ class PyavReader(OpenFile):
 
     def survey(self) -> Survey:
         """What the adapters of other libraries need to know of the file to give the same frames."""
-        first = self.frames_at([0])[0] if self._turn != Turn() else None
+        first = self.frames_at([0], self._upright)[0] if self._turn != Turn() else None
         container = self._container.format.name
         return Survey(self.path, self.times, self.size, self._turn, self._index, container, self._stream.index, first)
 
@@ -274,6 +279,8 @@ class PyavReader(OpenFile):
             "pixel_format": context.pix_fmt,
             "stored_size": list(self._stored),
             "turn": str(self._turn),
+            "pixel_shape": pixel_shape(self._pixel) or "square",
+            "interlaced": self._interlaced,
             "key_frames": len(keys) or None,
             "key_frame_distance": max(gaps, default=None),
             "audio_streams": len(self._container.streams.audio),
@@ -327,8 +334,21 @@ def main_stream(container: Any, path: Path) -> Any:
         )
     if int(context.colorspace) in UNREADABLE and not (context.pix_fmt or "").startswith(("gbr", "rgb", "gray")):
         raise BadSample(str(path), _colours(int(context.colorspace)))
+    pixel = streams[0].sample_aspect_ratio
+    if pixel and not 1 / WIDEST <= pixel <= WIDEST:
+        raise BadSample(
+            str(path),
+            f"it says that its pixels are {pixel_shape(pixel)}, which would draw it out beyond all shape; write it "
+            "anew with others, such as ffmpeg -i IN -c copy -aspect 4:3 OUT",
+        )
     context.options = {**context.options, "max_pixels": str(MOST_PIXELS)}  # the size may change in the file
     return streams[0]
+
+
+def pixel_shape(pixel: Fraction | None) -> str:
+    """The shape of pixels that are not square, width to height, for people; empty for others."""
+    square = shown_size((1000, 1000), pixel) == (1000, 1000)
+    return "" if square or pixel is None else f"{pixel.numerator}:{pixel.denominator}"
 
 
 def _colours(matrix: int, why: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,22 @@ from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 from mim_video.reader_index import FrameIndex
+
+SAME_SHAPE = 0.02
+"""Share by which the ratio of two sides may differ; scaling from one to the other then changes no shape."""
+
+
+def shown_size(stored: tuple[int, int], pixel: Fraction | None) -> tuple[int, int]:
+    """Height and width of a frame as players show it: its width follows from that of a pixel.
+
+    Args:
+        stored: Height and width in the file.
+        pixel: How much wider than high its pixels are, as the file says it; None where it does not. Up to `SAME_SHAPE`
+            of one they count as square: such numbers are left by rounding a size.
+    """
+    if not pixel or abs(float(pixel) - 1) <= SAME_SHAPE:
+        return stored
+    return stored[0], max(1, round(stored[1] * pixel))
 
 
 @dataclass(frozen=True)
@@ -57,12 +74,12 @@ class Survey:
     Attributes:
         path: The file.
         times: When its frames are shown, in seconds.
-        size: Height and width upright.
+        size: Height and width upright, with square pixels.
         turn: What brings stored frames upright.
         index: Timestamps and key frames.
         container: FFmpeg's name of the file's format.
         stream: Number of the video stream within the file.
-        first: The first frame upright, where stored frames are not.
+        first: The first frame upright, in the pixels that are stored, where stored frames are not upright.
     """
 
     path: Path

@@ -30,7 +30,7 @@ class Reader(Protocol):
     Attributes:
         times: When each frame is shown, in seconds, strictly rising, as the file's own timestamps say. A stream that
             starts late keeps its offset.
-        size: Height and width of a frame as it is shown, that is after rotation.
+        size: Height and width of a frame as it is shown, that is after rotation, and with square pixels.
     """
 
     times: Float64[Tensor, " n"]

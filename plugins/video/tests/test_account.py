@@ -117,6 +117,28 @@ def test_other_containers_are_read(tmp_path, ending):
     assert "left out" not in clips.contents()
 
 
+def test_fields_and_pixels_of_another_shape_are_said(tmp_path):
+    """H.264 says in its header that frames are two fields, DV in its frames alone."""
+    film(tmp_path / "a.mp4", 8)
+    for name, codec, size, options in (
+        ("b.mkv", "libx264", (32, 48), {"x264-params": "tff=1:sar=16/15"}),
+        ("c.avi", "dvvideo", (576, 720), {}),
+    ):
+        with av.open(str(tmp_path / name), "w") as file:
+            stream = file.add_stream(codec, rate=25, options=options)
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+            for _ in range(8):
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((*size, 3), np.uint8), "rgb24")))
+            file.mux(stream.encode())
+    clips = source(tmp_path)
+    said = clips.contents()["files hold"]
+    assert "pixels of 16:15 in 2, shown in their shape" in said
+    assert "interlaced in 2, read with both fields in a frame" in said
+    (advice,) = [line for line in clips.advice() if "interlaced" in line]
+    assert advice.startswith("2 of 3 files looked at: marked as interlaced")
+    assert "ffmpeg -i IN -vf bwdif" in advice
+
+
 def test_files_of_other_endings_are_told(tmp_path):
     film(tmp_path / "run" / "a.mp4", 2)
     for name in ("b.WMVX", "c.wmvx", "notes.txt"):

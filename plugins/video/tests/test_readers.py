@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,6 +14,7 @@ import pytest
 import torch
 from mim_core.errors import BadSample, MimError
 from mim_video.looking import header
+from mim_video.prepare import Encoding, encode_video
 from mim_video.reader_pyav import PyavReader
 from mim_video.readers import known_readers, open_reader
 
@@ -360,8 +362,9 @@ BT709, BT601, YCGCO, BT2020 = 1, 5, 8, 9
 
 def painted(path, codec, pixels, matrix=None, span=None, size=(64, 96), colour=COLOUR, count=3):
     """A clip of one colour."""
+    options = {"profile": "dnxhr_hq"} if codec == "dnxhd" else {}
     with av.open(str(path), "w") as file:
-        stream = file.add_stream(codec, rate=10)
+        stream = file.add_stream(codec, rate=10, options=options)
         stream.height, stream.width, stream.pix_fmt = *size, pixels
         if matrix is not None:
             stream.codec_context.colorspace, stream.codec_context.color_range = matrix, span
@@ -385,10 +388,11 @@ def painted(path, codec, pixels, matrix=None, span=None, size=(64, 96), colour=C
         ("a.mov", "png", "rgba64be", None, None),
         ("a.mov", "prores_ks", "yuva444p10le", None, None),
         ("a.avi", "rawvideo", "rgb555le", None, None),
+        ("a.mov", "dnxhd", "yuv422p", BT709, LIMITED),
     ],
 )
 def test_colours_are_those_that_were_painted(tmp_path, name, codec, pixels, matrix, span):
-    with open_reader(painted(tmp_path / name, codec, pixels, matrix, span)) as reader:
+    with open_reader(painted(tmp_path / name, codec, pixels, matrix, span, size=(128, 256))) as reader:
         found = reader.frames_at([0, 2]).float().mean((0, 1, 2))
     assert (found - torch.tensor(COLOUR)).abs().max() <= 5
 
@@ -416,3 +420,54 @@ def test_frames_that_change_their_shape_are_refused_where_they_do(tmp_path):
         assert reader.frames_at([0, 2]).shape == (2, 64, 96, 3)
         with pytest.raises(BadSample, match="its frames change from 96 x 64 to 64 x 96 pixels"):
             reader.frames_at([2, 4])
+
+
+@pytest.mark.parametrize(
+    ("pixel", "turned", "size"),
+    [
+        (Fraction(4, 3), 0, (48, 85)),
+        (Fraction(8, 9), 0, (48, 57)),
+        (Fraction(4, 3), 90, (85, 48)),
+        (Fraction(136, 135), 0, (48, 64)),
+    ],
+)
+@pytest.mark.parametrize("name", READERS)
+def test_pixels_that_are_not_square_are_shown_in_their_shape(tmp_path, name, pixel, turned, size):
+    path = anamorphic(tmp_path / "a.mp4", pixel, turned)
+    with open_reader(path, name) as reader:
+        assert reader.size == size
+        bright = reader.frames_at([2])[0, :, :, 0] > 128
+        small = reader.frames_at([2], (size[0] // 2, size[1] // 2))
+    across, down = (1, 0) if turned else (0, 1)  # along a row of the file, and along a column
+    wide = 32 * (float(pixel) if 48 in size and 64 not in size else 1)  # half of each row is bright
+    assert abs(int(bright.any(across).sum()) - wide) <= 1
+    assert abs(int(bright.any(down).sum()) - 24) <= 1
+    assert small.shape == (1, size[0] // 2, size[1] // 2, 3)
+
+
+def test_what_is_prepared_has_square_pixels(tmp_path):
+    made = encode_video(anamorphic(tmp_path / "a.mp4", Fraction(4, 3)), tmp_path / "b.mp4", Encoding())
+    with PyavReader(tmp_path / "b.mp4") as reader:
+        assert made["size"] == [48, 84]
+        assert (reader.size, reader.facts()["pixel_shape"]) == ((48, 84), "square")
+
+
+def test_pixels_beyond_all_shape_are_refused_by_name(tmp_path):
+    with pytest.raises(BadSample, match=r"it says that its pixels are 8:1.*-aspect"):
+        open_reader(anamorphic(tmp_path / "a.mp4", Fraction(8)))
+
+
+def anamorphic(path, pixel, turned=0):
+    """64 x 48 pixels of a shape of their own, of which the upper left quarter is bright."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = pixel
+        if turned:
+            stream.set_display_rotation(turned)
+        picture = np.zeros((48, 64, 3), np.uint8)
+        picture[:24, :32] = 250
+        for _ in range(3):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        file.mux(stream.encode())
+    return path

@@ -53,18 +53,19 @@ DISK = {
 IN_WORDS = {os.strerror(number): number for number in DISK}
 
 
-def of_the_disk(error: BaseException) -> str | None:
-    """What an error of a full or closed disk says to a user; None for every other error.
+def number_in(words: str) -> int | None:
+    """The number of a disk's error in words: safetensors puts the system's error into its own, without the number."""
+    return next((number for text, number in IN_WORDS.items() if text in words), None)
 
-    safetensors puts the system's error into the words of its own, without its number.
-    """
-    number, what = getattr(error, "errno", None), str(error)
+
+def of_the_disk(error: BaseException) -> str | None:
+    """What an error of a full or closed disk says to a user; None for every other error."""
+    number = getattr(error, "errno", None)
     if type(error).__name__ == "SafetensorError":  # not imported: the command line starts without it
-        number = next((known for text, known in IN_WORDS.items() if text in what), None)
-        what = f"A file of tensors cannot be written, {what.rpartition('I/O error: ')[2]}"
+        number = number_in(str(error))
     if number not in DISK:
         return None
-    return f"{what}: {DISK[number]}. Complete files are kept; fix this, then rerun the command."
+    return f"{error}: {DISK[number]}. Complete files are kept; fix this, then rerun the command."
 
 
 def refuse_device(path: Path) -> None:
@@ -90,9 +91,11 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.close(os.dup(file.fileno()))  # disks over a network say here that there is no room
             part.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             part.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # writing does not say where
+            error.filename = str(path)
         raise
 
 

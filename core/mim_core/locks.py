@@ -57,16 +57,24 @@ def only_writer(path: Path, what: str, remedy: str, stays: bool = False) -> Iter
                     continue
                 handle.seek(0)
                 raise MimError(f"{what} ({handle.read(200).strip() or 'not known which'}). {remedy}")
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {platform.node()}")
-            handle.flush()
             try:
+                _sign(handle.fileno(), path)
                 yield
             finally:
                 if not stays:
                     with suppress(OSError):
                         path.unlink()
             return
+
+
+def _sign(file: int, path: Path) -> None:
+    """Writes into a lock's file who has it."""
+    try:
+        os.truncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def _lies_at(file: IO[Any], path: Path) -> bool:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mim_core.disk import refuse_device
+from mim_core.disk import number_in, refuse_device
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Writes a .safetensors file under another name and renames it, so that the one before it stays where that fails.
 
     Raises:
-        OSError, SafetensorError: It cannot be written; nothing is left of it.
+        OSError: It cannot be written; nothing is left of it.
     """
     refuse_device(path)
     part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -36,7 +37,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         with usual_mode(part):
             save_file(dict(tensors), part, metadata=None if metadata is None else dict(metadata))
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             part.unlink()  # it would fill what room is left
-        raise
+        number = number_in(str(error)) if isinstance(error, SafetensorError) else None
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error

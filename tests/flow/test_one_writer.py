@@ -7,9 +7,12 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+import torch
 from mim_core.disk import replaced, write_whole
 from mim_core.errors import MimError
+from mim_core.interop import programs
 from mim_core.locks import only_writer
+from mim_core.tensor_files import write_tensors
 
 
 @contextmanager
@@ -41,6 +44,7 @@ with replaced(path) as file:
 """
 LOCKS = """
 from mim_core.locks import only_writer
+from mim_core.tensor_files import write_tensors
 path.parent.mkdir(parents=True, exist_ok=True)
 with only_writer(path, "", ""):
     print("there", flush=True)
@@ -96,7 +100,17 @@ def largest_file(size):
 
 def test_a_file_that_may_not_be_so_large_leaves_the_one_before(tmp_path):
     write_whole(tmp_path / "a", "before")
-    with largest_file(1000), pytest.raises(OSError, match="too large"), replaced(tmp_path / "a") as file:
+    with largest_file(1000), pytest.raises(OSError, match=r"too large: '.*/a'"), replaced(tmp_path / "a") as file:
         file.write(b"x" * 5000)
+    with largest_file(1000), pytest.raises(OSError, match=r"too large: '.*/a'"):
+        write_tensors(tmp_path / "a", {"x": torch.zeros(5000)})
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "before"
+
+
+def test_a_program_that_may_not_be_so_large_is_an_error_and_no_abort(tmp_path):
+    """torch's own writer ends the process there."""
+    module, example = torch.nn.Linear(64, 64).eval(), (torch.zeros(2, 64),)
+    with largest_file(5000), pytest.raises(OSError, match=r"too large: '.*/a\.pt2'"):
+        programs._write_torch(module, example, tmp_path / "a.pt2", {}, ())
+    assert os.listdir(tmp_path) == []

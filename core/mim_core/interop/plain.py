@@ -50,8 +50,8 @@ def export_plain(method: Method, folder: Path, about: Mapping[str, Any]) -> str:
     shapes = dict(tokenizer.shapes)
     _check(text, weights, method, shapes, tokenizer.ids)
     folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "model.safetensors", weights)  # first: if there is no room, then for this
     write_whole(folder / "model.py", text)
-    write_tensors(folder / "model.safetensors", weights)
     told = {**about, "inputs": {name: list(shape) for name, shape in shapes.items()}}
     write_whole(folder / "about.json", json.dumps(told, indent=2) + "\n")
     return "\n".join(

@@ -132,8 +132,10 @@ def _write_torch(
     module: Program, example: tuple[Tensor, ...], path: Path, about: Mapping[str, Any], names: Sequence[str]
 ) -> bool:
     program, any_batch = _traced(module, example)
+    content = io.BytesIO()  # torch's writer of archives ends the process where a disk is full
+    torch.export.save(program, content, extra_files={ABOUT: json.dumps(about)})
     with replaced(path) as file:
-        torch.export.save(program, file, extra_files={ABOUT: json.dumps(about)})
+        file.write(content.getbuffer())
     return any_batch
 
 

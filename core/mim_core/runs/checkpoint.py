@@ -129,9 +129,9 @@ def save(run: Path, contents: Contents, step: int, recipe: str, extra: dict[str,
         before = newest(run)
         kept = f"The last complete checkpoint is {before}." if before else "There is no earlier checkpoint."
         room = "Free some space" if is_full(error) else "See that it can be written to"
-        again = "the run resumes from there" if before else "or choose another folder with --out"
+        again = ": the run resumes from there" if before else ", or choose another folder with --out"
         raise MimError(
-            f"Checkpoint {final} cannot be written: {error}. {kept} {room}, then rerun the command: {again}."
+            f"Checkpoint {final} cannot be written: {error}. {kept} {room}, then rerun the command{again}."
         ) from error
     sound = []
     for path in steps_of(run):

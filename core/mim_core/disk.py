@@ -6,6 +6,7 @@ import errno
 import hashlib
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -97,6 +98,28 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename is None:  # writing does not say where
             error.filename = str(path)
         raise
+
+
+@contextmanager
+def filled(folder: Path) -> Iterator[Path]:
+    """A folder to write files into, which are moved into ``folder`` when all are whole: what fails on the way leaves
+    that as it was. Other files there stay.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    new, part = not folder.exists(), folder / f".part-{os.getpid()}"
+    try:
+        part.mkdir(parents=True)  # within: the folder may be a disk of its own
+        yield part
+        for file in sorted(part.iterdir()):
+            file.replace(folder / file.name)
+        new = False
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _part_of(path: Path) -> tuple[Path, BinaryIO]:

@@ -4,11 +4,11 @@ import os
 import resource
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from mim_core.disk import replaced, write_whole
+from mim_core.disk import filled, replaced, write_whole
 from mim_core.errors import MimError
 from mim_core.interop import programs
 from mim_core.locks import only_writer
@@ -106,6 +106,21 @@ def test_a_file_that_may_not_be_so_large_leaves_the_one_before(tmp_path):
         write_tensors(tmp_path / "a", {"x": torch.zeros(5000)})
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "before"
+
+
+def test_a_folder_is_filled_whole_or_not_at_all(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/mine").write_text("mine")
+    for fails in (True, False):
+        with pytest.raises(KeyError) if fails else nullcontext(), filled(tmp_path / "a") as part:
+            write_whole(part / "b", "first")
+            if fails:
+                raise KeyError
+            write_whole(part / "c", "second")
+        assert sorted(os.listdir(tmp_path / "a")) == (["mine"] if fails else ["b", "c", "mine"])
+    with pytest.raises(KeyError), filled(tmp_path / "new"):
+        raise KeyError
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_a_program_that_may_not_be_so_large_is_an_error_and_no_abort(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mim_core.disk import write_whole
+from mim_core.disk import filled, write_whole
 from mim_core.errors import MimError
 from mim_core.host.registry import Registry
 from mim_core.methods.masked_autoencoder import Head, MaskedAutoencoder
@@ -163,9 +163,9 @@ def convert(
 
 def write_folder(exported: Exported, folder: Path) -> str:
     """Writes the folder; returns the line of Python that loads it."""
-    folder.mkdir(parents=True, exist_ok=True)
     kept = {name: value.detach().cpu().contiguous() for name, value in exported.weights.items()}
-    write_tensors(folder / "model.safetensors", kept, {"format": "pt"})
-    for name, table in {"config.json": exported.config, **exported.files}.items():
-        write_whole(folder / name, json.dumps(table, indent=1))
+    with filled(folder) as part:
+        write_tensors(part / "model.safetensors", kept, {"format": "pt"})
+        for name, table in {"config.json": exported.config, **exported.files}.items():
+            write_whole(part / name, json.dumps(table, indent=1))
     return exported.load.replace("{folder}", repr(str(folder)))

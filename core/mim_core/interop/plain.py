@@ -13,7 +13,7 @@ from timm.layers import LayerScale, Mlp
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
-from mim_core.disk import write_whole
+from mim_core.disk import filled, write_whole
 from mim_core.errors import MimError
 from mim_core.interop.programs import NEAR, Program, random_inputs
 from mim_core.methods.classifier import Classifier
@@ -49,11 +49,11 @@ def export_plain(method: Method, folder: Path, about: Mapping[str, Any]) -> str:
         raise MimError(f"No plain model of this run: {error}; {OTHERS}.") from error
     shapes = dict(tokenizer.shapes)
     _check(text, weights, method, shapes, tokenizer.ids)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "model.safetensors", weights)  # first: if there is no room, then for this
-    write_whole(folder / "model.py", text)
     told = {**about, "inputs": {name: list(shape) for name, shape in shapes.items()}}
-    write_whole(folder / "about.json", json.dumps(told, indent=2) + "\n")
+    with filled(folder) as part:
+        write_tensors(part / "model.safetensors", weights)
+        write_whole(part / "model.py", text)
+        write_whole(part / "about.json", json.dumps(told, indent=2) + "\n")
     return "\n".join(
         (
             "from model import Model  # within the folder",

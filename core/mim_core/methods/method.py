@@ -132,7 +132,8 @@ class Method(nn.Module):
         """
         raise MimError(
             f"{type(self).__name__} predicts nothing of new files. To train a head on labels: mim-core finetune RUN; "
-            "to get the encoder's features: mim-core embed RUN FOLDER."
+            "to get the encoder's features: mim-core embed RUN FOLDER; how abnormal files are, of runs on normal data: "
+            "mim-core predict RUN FOLDER --anomaly."
         )
 
     def score_maps(self, sample: Sample, covers: int) -> Tensor | None:

@@ -103,9 +103,7 @@ class Anomalies(Images):
         store = self.splits.train if split == "train" else self.splits.test
         judged = split == "test"
         if judged and self.found.lacking:
-            raise MimError(
-                f"{self.found.lacking}. Add the masks; or take ground_truth away to judge whole pictures alone."
-            )
+            raise MimError(f"{self.found.lacking} to judge whole pictures alone.")
         labels = torch.tensor(store.labels, dtype=torch.int64)
         items = Whole(self, store, self.found.masks if judged else (), self.found.boxes if judged else ())
         assert store.classes is not None

@@ -49,7 +49,7 @@ class AnomalySplits:
         masks: Of each test picture, the file below the root that shows where it is abnormal; "" where it is normal.
             Empty where the collection has no masks.
         pool: Abnormal pictures that are in no test, for methods that also learn from unlabelled ones.
-        lacking: Why masks of some abnormal pictures are missing, where others have theirs.
+        lacking: Which masks of abnormal pictures are missing, where others have theirs, and what to do.
         unlabelled: Pictures that may be normal or abnormal, for methods that learn from such too.
         boxes: Of each test picture, the boxes around what is abnormal; None where it is abnormal and nobody drew any.
             Empty where the collection has no boxes.
@@ -154,7 +154,7 @@ def _masks(
         f"{root / TRUTH / name} has no mask for {counted(len(files), 'picture')} of test/{name}, such as {files[0]}"
         for name, files in missing.items()
     ]
-    return tuple(found), "; ".join(told)
+    return tuple(found), f"{'; '.join(told)}. Add the masks; or take {TRUTH} away" if told else ""
 
 
 # ---- folders of classes ----------------------------------------------------------------------------------------------
@@ -254,6 +254,13 @@ def _rows(path: Path) -> list[dict[str, str]]:
         raise MimError(f"{path} cannot be read as a table: {error}.") from error
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MimError(f"{path} cannot be read as a list of names: {error}.") from error
+
+
 def _visa(root: Path, path: Path, rows: Sequence[Mapping[str, str]], chosen: str) -> AnomalySplits:
     objects = list(dict.fromkeys(row["object"] for row in rows))
     if chosen not in objects:
@@ -276,7 +283,9 @@ def _visa(root: Path, path: Path, rows: Sequence[Mapping[str, str]], chosen: str
         raise MimError(f"{path}: {what}; paths in the table count from --data.root.")
     masks = tuple(row["mask"].strip() for row in tested)
     lacking = [row["image"] for row in tested if row["label"] != "normal" and not row["mask"].strip()]
-    told = f"{path} names no mask for {counted(len(lacking), 'picture')}, such as {lacking[0]}" if lacking else ""
+    told = ""
+    if lacking:
+        told = f"{path} names no mask for {counted(len(lacking), 'picture')}, such as {lacking[0]}. Name them; or none"
     said = f"as {path.name} says: {len(train):,} for training, {len(test):,} judged, {sum(labels):,} abnormal"
     return AnomalySplits(
         _store(root, train, [0] * len(train), said),
@@ -300,7 +309,7 @@ def _x_rays(root: Path, path: Path, normal: Mapping[str, bool], patients: Mappin
         )
     lists = {kind: root / name for kind, name in (("train", "train_val_list.txt"), ("test", "test_list.txt"))}
     if all(file.is_file() for file in lists.values()):
-        held = set(lists["test"].read_text(encoding="utf-8").split())
+        held = set(_read(lists["test"]).split())
         how = "as train_val_list.txt and test_list.txt say"
     else:
         order = {patient: i for i, patient in enumerate(sorted({patients[name] for name in known}))}

@@ -146,6 +146,14 @@ def test_visa_without_masks(tmp_path):
     assert "truth" not in split.items[0]
 
 
+def test_visa_without_one_mask(tmp_path):
+    path = visa(tmp_path) / "split_csv/1cls.csv"
+    path.write_text(path.read_text().replace("candle/Data/Masks/Anomaly/001.png", ""))
+    assert "names no mask for 1 picture, such as candle/Data/Images/Anomaly/001.JPG. Name them; or none" in refused(
+        tmp_path, 3, object="candle"
+    )
+
+
 def test_one_class_of_many(tmp_path):
     for split, count in (("train", 3), ("test", 2)):
         for number, name in enumerate(("cat", "dog", "owl")):
@@ -212,6 +220,8 @@ def test_nih_with_its_lists(tmp_path):
     assert found.labelled("test").labels.tolist() == [0, 1, 0]
     assert found.found.pool.files == ("images_001/images/00000001_000.png",)
     assert any("1 picture of" in line and "not found" in line for line in found.advice())
+    (tmp_path / "test_list.txt").write_bytes(b"\xe9.png")
+    assert "test_list.txt cannot be read as a list of names" in refused(tmp_path)
 
 
 def test_nih_without_lists_holds_out_patients(tmp_path):

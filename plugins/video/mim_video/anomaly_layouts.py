@@ -209,6 +209,8 @@ def shanghai(root: Path) -> Surveillance | None:
             flags = np.load(path, allow_pickle=False).ravel()
         except (OSError, ValueError) as error:
             raise MimError(f"{path} cannot be read as numbers of frames: {error}.") from error
+        if not np.isin(flags, (0, 1)).all():
+            raise MimError(f"{path} should say 0 or 1 of each frame; it has other values too.")
         places = root / "testing" / "test_pixel_mask" / path.name
         masks = (places,) if places.is_file() else ()
         judged.append(replace(each, abnormal=tuple(int(flag != 0) for flag in flags.tolist()), masks=masks))

@@ -57,9 +57,13 @@ def mat_masks(path: Path) -> list[Any]:
     except ImportError as error:
         raise MimError('The .mat files of Avenue need scipy: pip install "mim-video[anomaly]"') from error
     try:
-        return list(loadmat(path)["volLabel"].ravel())
-    except (OSError, ValueError, KeyError, NotImplementedError, TypeError) as error:
-        raise MimError(f"{path} cannot be read as Avenue's answers (volLabel): {error}.") from error
+        content = loadmat(path)
+    except Exception as error:  # scipy has errors of its own for what is no such file, and zlib's
+        raise MimError(f"{path} cannot be read as a file of Matlab: {error}.") from error
+    masks = content.get("volLabel")
+    if masks is None or masks.dtype != object:
+        raise MimError(f"{path} is not as Avenue's answers are: a cell of masks, one for each frame, named volLabel.")
+    return list(masks.ravel())
 
 
 def array_masks(path: Path) -> Any:

@@ -119,7 +119,13 @@ def test_avenue(tmp_path):
     assert [int(frame.sum()) for frame in found.labelled("test").items[0]["truth"]] == [0, 0, 80, 80]
     assert len(found) == 3
     assert found.read(1, 5)["video"].shape == (3, 4, 16, 20)
-    (tmp_path / "ground_truth_demo/testing_label_mask/2_label.mat").unlink()
+    savemat(target, {"volLabel": np.zeros((32, 40, 8))})
+    with pytest.raises(MimError, match="a cell of masks, one for each frame, named volLabel"):
+        source(tmp_path)
+    target.write_text("no such file")
+    with pytest.raises(MimError, match=r"2_label\.mat cannot be read as a file of Matlab"):
+        source(tmp_path)
+    target.unlink()
     with pytest.raises(MimError, match=r"02\.avi has no answers"):
         source(tmp_path)
 
@@ -136,6 +142,9 @@ def test_shanghaitech(tmp_path):
     assert answers(found) == {(0, i): int(i in (1, 2)) for i in range(7)} | {(1, i): 0 for i in range(4)}
     np.save(folder / "02_0128.npy", np.zeros(5, np.int8))
     with pytest.raises(MimError, match=r"02_0128 has 4 frames, and answers for 5"):
+        source(tmp_path)
+    np.save(folder / "02_0128.npy", np.full(4, np.nan))
+    with pytest.raises(MimError, match=r"02_0128\.npy should say 0 or 1 of each frame"):
         source(tmp_path)
 
 

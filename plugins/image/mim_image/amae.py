@@ -127,6 +127,8 @@ class _Adapted(Method):
         """
         if untrained or run is None or not run.exists() or torch.get_default_device().type == "meta":
             self.filled &= untrained
+            if run is not None and not run.exists():
+                self.lacking = f"{option} {run}: there is no such folder. It is that of a run with the same parts."
             return
         state = load_run(run).method.state_dict()
         for name in names:

@@ -222,6 +222,7 @@ def test_a_run_is_judged_where_the_others_are_gone(steps, tmp_path):
     [
         ("amae-1-tiny", (), "first step needs a masked autoencoder: --method.run FOLDER"),
         ("amae-2-tiny", ("--method.run", "mae"), "needs a masked autoencoder and the classifier"),
+        ("amae-1-tiny", ("--method.run", "gone"), "--method.run gone: there is no such folder"),
         ("amae-1-tiny", ("--method.run", "mae", "--encoder.width", 48, "--encoder.heads", 4), "same tokenizer"),
         ("amae-2-tiny", ("--method.run", "one", "--method.classifier", "one"), "are not those of this run"),
     ],

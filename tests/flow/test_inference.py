@@ -14,7 +14,8 @@ import pytest
 import torch
 from mim_core.cli import main
 from mim_core.commands.predict import homes_of
-from mim_core.errors import MimError
+from mim_core.data.loading import Reported
+from mim_core.errors import BadSample, MimError
 from mim_core.inference.chunks import Chunks
 from mim_core.inference.embedding import neighbours
 from mim_core.inference.inputs import ask, open_inputs
@@ -121,6 +122,30 @@ def test_batches_and_workers_do_not_matter(runs, new, tmp_path):
         assert other["names"].tolist() == NAMES
         assert other["skipped"].tolist() == found[0]["skipped"].tolist()
         np.testing.assert_allclose(other["features"], found[0]["features"], rtol=0, atol=1e-5)
+
+
+def test_a_sample_is_not_asked_about_alone(runs, new):
+    """Its answers have the digits that they have among others, whatever a library does with a single row."""
+    (run, method, _), asked = load_run(runs), []
+    inputs = open_inputs(run, method, new)
+
+    def question(sample):
+        asked.append(len(sample["image"]))
+        return {"sum": sample["image"].flatten(1).sum(1)}
+
+    found = [ask(inputs, method.eval(), question, range(len(inputs)), size, 0, CPU) for size in (1, 4)]
+    assert len(inputs) == 5
+    assert [count for count in asked if count != 2] == [3]  # with one that cannot be read in the batch of four
+    assert torch.equal(found[0].values["sum"], found[1].values["sum"])
+
+
+def test_of_several_files_of_an_item_the_bad_one_is_named():
+    class Items:
+        def __getitem__(self, number):
+            raise BadSample(("depth/a.png", "/data/rgb/a.png")[number], "it is cut off")
+
+    items = Reported(Items(), names=("rgb/a.png", "rgb/a.png"))
+    assert [items[0], items[1]] == [(0, "depth/a.png: it is cut off"), (1, "it is cut off")]
 
 
 def test_a_copy_is_found(runs, new, tmp_path, capsys):

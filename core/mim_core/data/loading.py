@@ -195,7 +195,8 @@ class Reported(Dataset[Any]):
             with at_place(self.places, name), time_limit(self.seconds):
                 return {**self.items[index], "index": torch.tensor(index, dtype=torch.int64)}
         except BadSample as error:
-            return index, error.reason
+            own = error.path.endswith(name) or name.startswith(error.path)  # of several files of an item, say which
+            return index, error.reason if own else f"{error.path}: {error.reason}"
         except TooSlow as error:
             return index, str(error)
 

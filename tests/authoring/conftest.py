@@ -11,7 +11,8 @@ import pytest
 class Environment:
     """A virtual environment without packages of its own, and a folder to work in."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, loaded_python):
+        self.loaded = loaded_python
         venv.create(folder / "venv", symlinks=True)
         self.bin = folder / "venv/bin"
         site = next(folder.glob("venv/lib/python*/site-packages"))
@@ -27,7 +28,7 @@ class Environment:
 
     def run(self, command, cwd, code=0, together=False, **environ):
         """Runs a shell command with the environment's programs in front; returns what it wrote, both streams as one if
-        so wished."""
+        so wished. Its own programs run in forks of a Python that has loaded torch."""
         env = {
             **os.environ,
             "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
@@ -42,6 +43,13 @@ class Environment:
         }
         env.pop("PYTHONPATH", None)
         env.pop("PYTEST_ADDOPTS", None)
+        script = self.loaded.script(command, self.bin)
+        if script is not None:
+            more, arguments = script
+            python = str(self.bin / "python")
+            done = self.loaded.run(arguments, cwd, {**env, **more}, executable=python, together=together)
+            assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+            return done
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT if together else subprocess.PIPE}
         done = subprocess.run(command, shell=True, cwd=cwd, env=env, text=True, timeout=900, **streams)
         assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -53,5 +61,5 @@ class Environment:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    return Environment(tmp_path_factory.mktemp("environment"))
+def environment(tmp_path_factory, loaded_python):
+    return Environment(tmp_path_factory.mktemp("environment"), loaded_python)

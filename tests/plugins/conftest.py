@@ -30,7 +30,8 @@ def plugin(monkeypatch):
 class Session:
     """A Python whose path holds some plugin projects, each with the metadata that pip would have written."""
 
-    def __init__(self, folder: Path, projects: tuple[Path, ...]) -> None:
+    def __init__(self, folder: Path, projects: tuple[Path, ...], loaded_python) -> None:
+        self.loaded = loaded_python
         site, self.work = folder / "site", folder / "work"
         for made in (site, self.work):
             made.mkdir()
@@ -49,8 +50,10 @@ class Session:
     def python(self, *arguments, **environ):
         """Runs Python and returns what became of it."""
         env = {**os.environ, "PYTHONPATH": self.path, "OMP_NUM_THREADS": "1", **environ}
-        command = [sys.executable, *map(str, arguments)]
-        return subprocess.run(command, env=env, cwd=self.work, capture_output=True, text=True, timeout=600)
+        if "-X" in arguments:  # what is imported when: by a Python that has loaded nothing
+            command = [sys.executable, *map(str, arguments)]
+            return subprocess.run(command, env=env, cwd=self.work, capture_output=True, text=True, timeout=600)
+        return self.loaded.run([*map(str, arguments)], self.work, env)
 
     def mim(self, *arguments, **environ):
         """Runs ``mim-core``."""
@@ -58,10 +61,10 @@ class Session:
 
 
 @pytest.fixture
-def session(tmp_path):
+def session(tmp_path, loaded_python):
     """``session("broken_plugins/misspelt_hook", ...)``: projects below tests/."""
 
     def make(*projects):
-        return Session(tmp_path, tuple(TESTS / project for project in projects))
+        return Session(tmp_path, tuple(TESTS / project for project in projects), loaded_python)
 
     return make

@@ -1,7 +1,6 @@
 """For tests of the core: a Python that starts quickly."""
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest

@@ -81,8 +81,8 @@ class LoadedPython:
 
     @staticmethod
     def script(command: str, folder: Path) -> tuple[dict[str, str], list[str]] | None:
-        """What a line of a shell would run, if it is no more than one program of a virtual environment that is written in
-        Python, with what is set before it: (variables, arguments of ``python``). None for all else.
+        """What a line of a shell would run, if it is no more than one program of a virtual environment that is written
+        in Python, with what is set before it: (variables, arguments of ``python``). None for all else.
 
         Args:
             command: The line.
@@ -97,7 +97,11 @@ class LoadedPython:
         if words[0] == "pytest":
             return variables, ["-m", *words]
         script = folder / words[0]
-        if not words[0].startswith("mim-") or not script.exists() or "python" not in script.read_text().partition("\n")[0]:
+        if (
+            not words[0].startswith("mim-")
+            or not script.exists()
+            or "python" not in script.read_text().partition("\n")[0]
+        ):
             return None
         return variables, [str(script), *words[1:]]
 

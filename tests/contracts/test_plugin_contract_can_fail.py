@@ -1,5 +1,6 @@
 """Plugins that are wrong on purpose: each must fail the check that is there for it, and every check has one."""
 
+import os
 import sys
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -196,9 +197,19 @@ CHANGES = {
 }
 
 
+@pytest.fixture
+def quick_starts(loaded_python, monkeypatch, tmp_path):
+    """The contract's program starts in a Python that has loaded torch; test_plugins.py starts it as it is."""
+
+    def run(command, **_):
+        return loaded_python.run(command[1:], tmp_path, os.environ)
+
+    monkeypatch.setattr("mim_core.testing.plugins.subprocess.run", run)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("line", CHANGES)
-def test_a_part_whose_module_changes_global_state(tmp_path, monkeypatch, line):
+def test_a_part_whose_module_changes_global_state(tmp_path, monkeypatch, quick_starts, line):
     (tmp_path / "a_careless_part.py").write_text(f"{line}\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     careless = Entry("maskers", "careless", NAME, "a_careless_part:Anything", Card("Is careless."))
@@ -207,7 +218,7 @@ def test_a_part_whose_module_changes_global_state(tmp_path, monkeypatch, line):
 
 
 @pytest.mark.slow
-def test_a_part_whose_module_changes_nothing(tmp_path, monkeypatch):
+def test_a_part_whose_module_changes_nothing(tmp_path, monkeypatch, quick_starts):
     (tmp_path / "a_careful_part.py").write_text("import torch\nWIDTH = torch.ones(3)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     careful = Entry("maskers", "careful", NAME, "a_careful_part:Anything", Card("Is careful."))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mim_core.host.loading import installed
 from mim_core.recipes.resolve import load_recipe
+from mim_core.recipes.toml import from_toml
 from mim_core.training.loop import start, train
 
 PLUGINS = ("image", "video", "pointcloud", "multimodal")
@@ -36,6 +37,15 @@ def test_twin_follows_its_curve(name, tmp_path):
     assert len(losses) == len(expected) == 20
     # versions of torch sum in other orders; what a change of the code moves is larger
     assert losses == pytest.approx(expected, rel=2e-3)
+    text, made = (tmp_path / "recipe.toml").read_text(), run.config
+    again = from_toml(text, installed())
+    assert (again.parts, again.train, again.evaluate, again.recipe) == (
+        made.parts,
+        made.train,
+        made.evaluate,
+        made.recipe,
+    )
+    assert f"mim-{name.partition(':')[0]}" in text
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5]), "the twin does not learn"
 
 

@@ -47,10 +47,10 @@ class Session:
             (folder / "entry_points.txt").write_text("[mim_core]\n" + "".join(f"{k} = {v}\n" for k, v in points))
         self.path = os.pathsep.join(map(str, [site, *projects]))
 
-    def python(self, *arguments, **environ):
-        """Runs Python and returns what became of it."""
+    def python(self, *arguments, fresh=False, **environ):
+        """Runs Python and returns what became of it; a fresh one has loaded nothing."""
         env = {**os.environ, "PYTHONPATH": self.path, "OMP_NUM_THREADS": "1", **environ}
-        if "-X" in arguments:  # what is imported when: by a Python that has loaded nothing
+        if fresh:
             command = [sys.executable, *map(str, arguments)]
             return subprocess.run(command, env=env, cwd=self.work, capture_output=True, text=True, timeout=600)
         return self.loaded.run([*map(str, arguments)], self.work, env)

@@ -210,7 +210,7 @@ print(torch.get_default_dtype(), torch.get_default_device(), process_state.settl
 
 
 def test_a_library_that_comes_with_the_plugin_is_compared_with_a_fresh_one(session):
-    done = session().python("-c", FRESH)
+    done = session().python("-c", FRESH, fresh=True)
     assert done.returncode == 0, done.stderr
     untouched, changed, after = done.stdout.splitlines()
     assert untouched == "[]"

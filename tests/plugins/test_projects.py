@@ -229,7 +229,7 @@ LIGHT = [
 
 @pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
 def test_listing_and_help_import_nothing_heavy(session, arguments):
-    done = session("example_plugin").python("-X", "importtime", *arguments)
+    done = session("example_plugin").python("-X", "importtime", *arguments, fresh=True)
     assert done.returncode == (2 if "lits" in arguments else 0), done.stderr
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
     assert "mim_core" in imported or arguments[0] == "-m"

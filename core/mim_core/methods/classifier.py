@@ -85,6 +85,8 @@ class Classifier(Supervised):
         """Widths of the hidden layers of the mlp."""
         dropout: float = 0.5
         """Share of a hidden layer's values that training leaves out."""
+        head_dropout: float = 0.0
+        """Share of the pooled values that training leaves out in front of the head (VideoMAE on UCF101: 0.5)."""
         label_smoothing: float = 0.0
         """Share of the answer that is spread over all classes."""
         balance: bool = False
@@ -98,8 +100,8 @@ class Classifier(Supervised):
                 raise MimError("method: mixup and cutmix must not be negative, and mix_chance must lie in [0, 1].")
             if self.freeze < -1 or self.repeats < 1 or not (self.head_std is None or self.head_std > 0):
                 raise MimError("method: freeze must be at least -1, repeats at least 1, and head_std positive.")
-            if not 0 <= self.dropout < 1 or not 0 <= self.label_smoothing < 1:
-                raise MimError("method: dropout and label_smoothing must lie in [0, 1).")
+            if not all(0 <= share < 1 for share in (self.dropout, self.head_dropout, self.label_smoothing)):
+                raise MimError("method: dropout, head_dropout and label_smoothing must lie in [0, 1).")
             if self.classes < 0 or any(width < 1 for width in self.hidden):
                 raise MimError("method: classes must not be negative, and hidden widths must be at least 1.")
             if self.names and len(self.names) != self.classes:
@@ -254,7 +256,10 @@ class Classifier(Supervised):
         """The cross-entropy, the mean over the batch, each sample with its class's weight; predictions "class" are
         logits [B, classes]."""
         encoded = self.encoded(prepared)
-        logits = self.head(self._pooled(encoded))
+        pooled = self._pooled(encoded)
+        if self.config.head_dropout:
+            pooled = F.dropout(pooled, self.config.head_dropout, self.training)
+        logits = self.head(pooled)
         loss = self.losses(logits.float(), prepared.answers).mean()
         latent = torch.cat([encoded.prefix, encoded.tokens], dim=1)
         return Outcome(loss, {"class": loss}, {"class": logits}, latent)

@@ -110,13 +110,14 @@ class Elsewhere:
             f"the peak of {rounded(PEAKS[self.name] / 1e12):g} TFLOP/s in bf16. Reading data is not counted"
         )
 
-    def memory(self, parameters: int, activations: float, samples: int) -> str:
-        """Whether the batch fits at once, and the largest power of two that would."""
-        room = MEMORY[next(part for part in MEMORY if part in self.name)] * 0.9 - parameters * 16
+    def memory(self, weights: int, activations: float, samples: int) -> str:
+        """Whether the batch fits at once, and the largest power of two that would. ``weights`` are bytes, with their
+        gradients and moments; ``activations`` bytes of a sample."""
+        room = MEMORY[next(part for part in MEMORY if part in self.name)] * 0.9 - weights
         each = -(-samples // self.count)
         needed = activations / 2 * each  # bf16 halves most of what is kept
         most = 2 ** int(max(1.0, room / max(1.0, activations / 2))).bit_length() // 2
-        told = f"{amount(parameters * 16 + needed, 'B')} for {each:,} samples on each"
+        told = f"{amount(weights + needed, 'B')} for {each:,} samples on each"
         if room <= activations / 2:
             return f"{told}; not even one sample fits into {self.name}: --train.strategy fsdp2, or a smaller model"
         return told if needed <= room else f"{told}, which is too much: --train.micro-batch {most:,} fits"

@@ -24,9 +24,9 @@ from mim_core.training.hours import Elsewhere
 from mim_core.training.pace import SMALL, time_of
 
 
-def count_parameters(module: nn.Module | None) -> int:
-    """Trainable parameters."""
-    return 0 if module is None else sum(p.numel() for p in module.parameters() if p.requires_grad)
+def count_parameters(module: nn.Module | None, trained: bool = True) -> int:
+    """Trainable parameters, or those that stay as they are."""
+    return 0 if module is None else sum(p.numel() for p in module.parameters() if p.requires_grad == trained)
 
 
 def _unit_rows(layout: Layout, mask: Mask | None, samples: int) -> dict[str, str]:
@@ -43,11 +43,12 @@ def _unit_rows(layout: Layout, mask: Mask | None, samples: int) -> dict[str, str
     }
 
 
-def _parameters(method: Method, parameters: int) -> str:
+def _parameters(method: Method, parameters: int, frozen: int) -> str:
     encoder = count_parameters(getattr(method, "encoder", None)) + count_parameters(getattr(method, "tokenizer", None))
     return (
         f"{amount(parameters, '')}: encoder with tokenizer {amount(encoder, '')}, the rest "
         f"{amount(parameters - encoder, '')}"
+        + (f"; beside them {amount(frozen, '')} that stay as they are" if frozen else "")
     )
 
 
@@ -72,7 +73,8 @@ def plan_rows(run: Run, timed: bool = False, elsewhere: Elsewhere | None = None)
     method: Method = run.method
     train, micro = run.train, run.micro
     operations, activations, mask = step_cost(run)
-    parameters = count_parameters(method)
+    parameters, frozen = count_parameters(method), count_parameters(method, trained=False)
+    weights = parameters * 16 + frozen * 4
     rows = {"recipe": run.config.recipe}
     rows.update({role: part.name for role, part in run.config.parts.items() if role != "data"})
     rows.update({**run.source.plan(), **run.source.contents()})
@@ -80,7 +82,7 @@ def plan_rows(run: Run, timed: bool = False, elsewhere: Elsewhere | None = None)
     tokenizer = getattr(method, "tokenizer", None)
     if tokenizer is not None:
         rows.update(_unit_rows(tokenizer.layout, mask, run.samples_per_step * run.steps))
-    rows["parameters"] = _parameters(method, parameters)
+    rows["parameters"] = _parameters(method, parameters, frozen)
     each = run.source.samples_per_item
     rows["steps"] = _steps(run)
     if run.world.size > 1:
@@ -99,12 +101,12 @@ def plan_rows(run: Run, timed: bool = False, elsewhere: Elsewhere | None = None)
     )
     held = activations * micro * each
     rows["memory"] = (
-        f"about {amount(parameters * 16 + held, 'B')} in fp32: {amount(parameters * 16, 'B')} weights, gradients and "
+        f"about {amount(weights + held, 'B')} in fp32: {amount(weights, 'B')} weights, gradients and "
         f"moments, {amount(held, 'B')} activations"
     )
-    rows.update(_rows_elsewhere(run, elsewhere, operations, parameters, activations))
+    rows.update(_rows_elsewhere(run, elsewhere, operations, weights, activations))
     if timed:
-        rows["time"] = time_of(run, operations, parameters * 16 + activations * SMALL * each)
+        rows["time"] = time_of(run, operations, weights + activations * SMALL * each)
     rows["device"] = f"{run.device}, {train.precision}"
     newest = checkpoint.newest(run.folder)
     rows["output"] = f"{run.folder}" + (f", resuming {newest.name}" if newest else "")
@@ -112,14 +114,14 @@ def plan_rows(run: Run, timed: bool = False, elsewhere: Elsewhere | None = None)
 
 
 def _rows_elsewhere(
-    run: Run, elsewhere: Elsewhere | None, operations: int, parameters: int, activations: int
+    run: Run, elsewhere: Elsewhere | None, operations: int, weights: int, activations: int
 ) -> dict[str, str]:
     """Time and memory on devices that are not here."""
     if elsewhere is None:
         return {}
     return {
         f"time on {elsewhere.name}": elsewhere.time(operations * run.samples_per_step * run.steps),
-        f"memory on {elsewhere.name}": elsewhere.memory(parameters, activations, run.samples_per_step),
+        f"memory on {elsewhere.name}": elsewhere.memory(weights, activations, run.samples_per_step),
     }
 
 

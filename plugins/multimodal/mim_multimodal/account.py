@@ -305,7 +305,7 @@ def _look_at_ids(looker: _Looker, source: Any, advice: list[str]) -> str:
 
     def read(path: Path, _: int) -> tuple[str, tuple[int, int], Any]:
         values = maps.id_values(path)
-        ids = maps.ids_of(values, count, source.config.values)
+        ids = maps.ids_of(values, count, source.config.values, source.config.void)
         none.append(float((ids == maps.IGNORE).mean()))
         return f"{8 * values.dtype.itemsize} bits", ids.shape, set(np.unique(ids).tolist())
 
@@ -315,7 +315,9 @@ def _look_at_ids(looker: _Looker, source: Any, advice: list[str]) -> str:
     if looker.seen and len(known) < 2:
         _one_class(looker, known, maps.IGNORE in seen, advice)
     without = f", {np.mean(none):.1%} without a class" if any(none) else ""
-    return f"ids {_some(known) or 'none'}{without}" if none else ""
+    void = source.config.void
+    shifted = "" if void is None else f", after {void} was taken out as no class (--data.void)"
+    return f"ids {_some(known) or 'none'}{without}{shifted}" if none else ""
 
 
 def _one_class(looker: _Looker, known: list[int], ignored: bool, advice: list[str]) -> None:

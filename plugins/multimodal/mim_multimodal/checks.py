@@ -37,6 +37,11 @@ def check_options(config: Any) -> None:
         raise ValueError(f"values must be different whole numbers from 0 to 65535, got {config.values}")
     if len(config.values) == 1:
         raise ValueError("values must list one for each class, at least 2")
+    if config.void is not None and (config.values or not 0 <= config.void <= 65535):
+        raise ValueError(
+            f"void is an id from 0 to 65535 of maps that hold ids; got {config.void}"
+            + (", and values, which list what counts already" if config.values else "")
+        )
     if config.depth_limit is not None and config.depth_limit <= 0:
         raise ValueError(f"depth_limit must be positive, got {config.depth_limit}")
     low, high = config.area

@@ -89,6 +89,9 @@ class Aligned(DataSource):
         values: tuple[int, ...] = ()
         """What class maps hold for each class, in the order of classes: --data.values 0 255 for masks of 0 and 255.
         Other values are errors, but for 255. Without it maps hold the ids."""
+        void: int | None = None
+        """An id of class maps that is no class, as 255 is; the ids above it then count one less. 0 in ADE20K and NYUv2,
+        whose classes start at 1."""
         depth_bits: int | None = None
         """8 or 16: a depth map of another bit depth is bad. None: as the file says."""
         depth_limit: float | None = None
@@ -320,7 +323,9 @@ class Aligned(DataSource):
                     opened[name] = maps.measured(values, config.depth_bits, config.depth_invalid, config.depth_signed)
                     self._note_kind(items.file(name, index), maps.kind_of(values))
                 elif name == "semseg":
-                    opened[name] = maps.read_ids(path, self.class_count or self.ids.get("semseg"), config.values)
+                    opened[name] = maps.read_ids(
+                        path, self.class_count or self.ids.get("semseg"), config.values, config.void
+                    )
                 else:
                     listed = items.captions[index] if items.captions else ()
                     text = files.check_caption(_one_of(listed, key)) if listed else files.read_text(path)

@@ -106,18 +106,21 @@ def _extent(values: np.ndarray) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def read_ids(path: Path, classes: int | None = None, values: Sequence[int] = ()) -> UInt8[np.ndarray, "H W"]:
+def read_ids(
+    path: Path, classes: int | None = None, values: Sequence[int] = (), void: int | None = None
+) -> UInt8[np.ndarray, "H W"]:
     """A map of class ids; 255 is no class. Of a picture with a palette the ids are its entries' numbers.
 
     Args:
         path: A png of 1, 8 or 16 bits, grey or with a palette.
         classes: How many there are. None: ids are not checked.
         values: What the file has for each class, in the order of ids; empty where it has the ids.
+        void: An id that is no class either; those above it count one less.
 
     Raises:
         ValueError: Not such a map, or an id that is no class.
     """
-    return ids_of(id_values(path), classes, values)
+    return ids_of(id_values(path), classes, values, void)
 
 
 def id_values(path: Path) -> np.ndarray:
@@ -125,16 +128,21 @@ def id_values(path: Path) -> np.ndarray:
     return _grey(path, "a map of class ids", ids=True)
 
 
-def ids_of(ids: np.ndarray, classes: int | None = None, values: Sequence[int] = ()) -> UInt8[np.ndarray, "H W"]:
+def ids_of(
+    ids: np.ndarray, classes: int | None = None, values: Sequence[int] = (), void: int | None = None
+) -> UInt8[np.ndarray, "H W"]:
     """The values of a map as class ids; as `read_ids` has it."""
     if values:
         return _of_values(ids, values)
-    wrong = ids >= (IGNORE if classes is None else classes)
-    wrong &= ids != IGNORE
+    none, found = ids == IGNORE, ids
+    if void is not None:
+        none, found = none | (ids == void), ids.astype(np.int32) - (ids > void)
+    wrong = (found >= (IGNORE if classes is None else classes)) & ~none
     if wrong.any():
         count = f"there are {classes} classes, ids 0 to {classes - 1}" if classes else "ids are 0 to 254"
-        raise ValueError(f"it has the id {int(ids[wrong].max())}, but {count}, and {IGNORE} for none")
-    return ids.astype(np.uint8)
+        more = "" if void is None else f", once {void} is taken out (--data.void)"
+        raise ValueError(f"it has the id {int(ids[wrong].max())}, but {count}{more}, and {IGNORE} for none")
+    return np.where(none, IGNORE, found).astype(np.uint8)
 
 
 def _of_values(found: np.ndarray, values: Sequence[int]) -> UInt8[np.ndarray, "H W"]:

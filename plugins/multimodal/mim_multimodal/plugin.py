@@ -166,6 +166,25 @@ def mim_register_recipes(register: RecipeRegister) -> None:
         register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
 
 
+FINETUNINGS = {
+    "multimae-semseg-vit-base": ("MultiMAE's fine-tuning for ADE20K's 150 classes from RGB, 64 epochs.", MULTIMAE),
+    "multimae-semseg-vit-base-nyu": (
+        "MultiMAE's fine-tuning for NYUv2's 40 classes from RGB and depth, 200 epochs.",
+        MULTIMAE,
+    ),
+    "multimae-depth-vit-base": ("MultiMAE's fine-tuning for NYUv2's depth from RGB, 2000 epochs.", MULTIMAE),
+}
+"""Fine-tuning recipes: summary, paper."""
+
+
+@hookimpl
+def mim_register_finetunings(register: RecipeRegister) -> None:
+    """The paper's settings of training on maps."""
+    for name, (summary, paper) in FINETUNINGS.items():
+        function = f"mim_multimodal.recipes_finetune:{name.replace('-', '_')}"
+        register(name=name, load=function, twin=f"{function}.twin", summary=summary, paper=paper)
+
+
 @hookimpl
 def mim_register_importers(register: Register) -> None:
     """Weights of the official code."""

@@ -234,6 +234,18 @@ def test_masks_of_0_and_255_are_noticed_and_can_be_read(root):
         source(root, values=(0, 0))
 
 
+def test_an_id_that_is_no_class_takes_the_others_down(tmp_path):
+    """As ADE20K and NYUv2 have it; an id of 256 does not become the 255 that is no class."""
+    ids = np.array([[0, 1, 2], [255, 3, 1]], np.uint8)
+    assert maps.ids_of(ids, 3, void=0).tolist() == [[255, 0, 1], [255, 2, 0]]
+    assert maps.ids_of(ids, 4, void=2).tolist() == [[0, 1, 255], [255, 2, 1]]
+    for wrong in (ids + 1, (ids > 2) * np.uint16(256)):
+        with pytest.raises(ValueError, match=r"once 0 is taken out \(--data.void\)"):
+            maps.ids_of(wrong, 3, void=0)
+    with pytest.raises(ValueError, match="values, which list what counts already"):
+        source(tmp_path, values=(0, 1), void=0)
+
+
 def test_values_of_16_bits_and_masks_of_one_bit(tmp_path):
     path = tmp_path / "1.png"
     Image.fromarray((IDS.astype(np.uint16) + 1) * 1000).save(path)

@@ -112,6 +112,11 @@ def mim_register_recipes(register: RecipeRegister) -> None:
 
 FINETUNINGS = {
     "point-mae-finetune-vit-small": ("Point-MAE's fine-tuning for classification, 300 epochs.", POINT_MAE),
+    "point-mae-finetune-vit-small-scanobjectnn": (
+        "The same for scans: 2,048 points in 128 groups, 300 epochs.",
+        POINT_MAE,
+    ),
+    "point-mae-partseg-vit-small": ("Point-MAE's fine-tuning for ShapeNetPart's parts, 300 epochs.", POINT_MAE),
 }
 """Fine-tuning recipes: summary, paper."""
 

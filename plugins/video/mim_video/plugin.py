@@ -143,6 +143,10 @@ FINETUNINGS = {
         "VideoMAE's fine-tuning of ViT-B/16 on SSv2, 50 epochs.",
         VIDEOMAE,
     ),
+    "videomae-finetune-vit-base-ucf101": (
+        "VideoMAE's fine-tuning of ViT-B/16 on UCF101, 100 epochs.",
+        VIDEOMAE,
+    ),
 }
 """Fine-tuning recipes: summary, paper."""
 

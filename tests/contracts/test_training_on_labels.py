@@ -225,8 +225,11 @@ def test_a_norm_behind_the_pool():
     assert torch.allclose(method(method.prepare(sample)).prediction, wanted, atol=1e-6)
     assert isinstance(method.encoder.norm, nn.Identity)
     assert method.replaces == ("encoder.norm.",)
-    with pytest.raises(MimError, match="LayerNorm"):
-        classifier(norm="pooled", encoder={"final_norm": False})
+    without = classifier(norm="pooled", encoder={"final_norm": False})  # as weights that were fine-tuned so have it
+    assert isinstance(without.fc_norm, nn.LayerNorm)
+    assert without.replaces == ()
+    with pytest.raises(MimError, match="for one pooled vector"):
+        classifier(norm="pooled", pool="mean-max")
 
 
 def test_the_class_token_has_a_position():

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from mim_core.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from mim_core.errors import MimError, warn
 from mim_core.host.registry import Registry
 from mim_core.interop.encoders import Found, find_encoder
@@ -62,13 +63,33 @@ def fitted(run: ResolvedRun, path: Path, registry: Registry) -> ResolvedRun:
             f"{part.options.name or part.name}. Make a run of them first: mim-core import."
         )
     sizes = found.encoder_options()
+    if not found.tells_heads and part.options.width == found.width:
+        sizes["heads"] = part.options.heads
     changed = {name: value for name, value in sizes.items() if getattr(part.options, name) != value}
     if changed:
         own = {name: getattr(part.options, name) for name in changed}
         said = ", ".join(f"{name} {value} (the recipe has {own[name]})" for name, value in changed.items())
         warn(f"--init {path}: {found.what}. The encoder follows from it: {said}.")
+    _compare_statistics(run, found)
     options: Any = replace(part.options, **changed)
     return replace(run, parts={**run.parts, "encoder": replace(part, options=options)})
+
+
+def _compare_statistics(run: ResolvedRun, found: Found) -> None:
+    """Says where the weights' inputs were normalised otherwise than this run's are."""
+    data: Any = run.parts["data"].options if "data" in run.parts else None
+    if not found.statistics or not hasattr(data, "mean") or not hasattr(data, "std"):
+        return
+    own = (tuple(data.mean or IMAGENET_MEAN), tuple(data.std or IMAGENET_STD))
+    if [len(values) for values in own] != [len(values) for values in found.statistics]:
+        return
+    pairs = [pair for one, other in zip(own, found.statistics, strict=True) for pair in zip(one, other, strict=True)]
+    if any(abs(one - other) > 1e-3 for one, other in pairs):
+        here, there = ([" ".join(f"{value:g}" for value in each) for each in both] for both in (own, found.statistics))
+        warn(
+            f"--init {found.path}: its inputs were normalised by mean {there[0]} and deviation {there[1]}; here it is "
+            f"{here[0]} and {here[1]}. To have the same: --data.mean {there[0]} --data.std {there[1]}"
+        )
 
 
 def take_encoder_from(run: Run, path: Path, registry: Registry) -> list[str]:

@@ -7,24 +7,30 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
+from torch.nn import functional as F
 
 from mim_core.errors import MimError, did_you_mean
-from mim_core.interop.weights import clean, read_state
+from mim_core.interop.weights import clean, read_sizes, read_state
 from mim_core.methods.method import Method
 from mim_core.parts.position import TablePosition, resampled, sincos_table
 from mim_core.parts.tokenizer import PatchTokenizer
+from mim_core.runs.state import StateError, read_json
 
 LEFT_OUT = ("head", "fc_norm", "fc.", "pooler", "classifier", "decoder", "dino", "mask_token", "mask_embed", "mlp_head")
 """Starts of names that belong to heads, poolers, decoders and mask tokens."""
 PREFIXES = ("encoder.", "backbone.", "vit.", "dinov2.", "videomae.", "model.", "student.", "teacher.", "base_encoder.")
 """What code bases put in front of an encoder's names."""
+ASIDE = "beside the encoder: "
+"""In front of the names of weights that do not lie where the encoder's do."""
+HEADS = {1280: 16, 1408: 16, 1664: 16}
+"""Heads of the released plain ViTs that do not have 64 channels each, by width: huge, giant and gigantic."""
 GROUPS = ("teacher", "student", "target_encoder")
 """Groups of weights in a file of a whole training, the one that is used in front."""
 LAYER = re.compile(r"(?:encoder\.)?layer\.(\d+)\.(.+)")
@@ -62,6 +68,7 @@ class Found:
         sizes: What a ``config.json`` beside them says.
         left: Names that belong to no encoder.
         form: Whose names they have, for what is kept about a run's origin.
+        statistics: Mean and deviation, of values in [0, 1], by which its inputs were normalised; none: not known.
     """
 
     path: Path
@@ -70,6 +77,7 @@ class Found:
     sizes: Mapping[str, Any] = field(default_factory=dict)
     left: tuple[str, ...] = ()
     form: str = ""
+    statistics: tuple[tuple[float, ...], ...] = ()
 
     @property
     def width(self) -> int:
@@ -77,10 +85,17 @@ class Found:
         return int(self.weights["patch_embed.proj.weight"].shape[0])
 
     @property
+    def tells_heads(self) -> bool:
+        """Whether the number of attention heads is known, which weights do not tell."""
+        return bool(self.sizes.get("num_attention_heads"))
+
+    @property
     def heads(self) -> int:
-        """Attention heads: as the sizes say, or 64 channels each, as all released plain ViTs have them."""
-        said = self.sizes.get("num_attention_heads")
-        return int(said) if said else max(1, self.width // 64)
+        """Attention heads: as the sizes say, or those of the released plain ViTs of this width, mostly of 64 channels
+        each."""
+        if self.tells_heads:
+            return int(self.sizes["num_attention_heads"])
+        return HEADS.get(self.width) or max(1, self.width // 64)
 
     def encoder_options(self) -> dict[str, Any]:
         """Options of `mim_core.parts.encoder.ViTEncoder` that fit the weights."""
@@ -93,6 +108,7 @@ class Found:
             "mlp_ratio": first.shape[0] / self.width,
             "qkv_bias": "blocks.0.attn.qkv.bias" in self.weights,
             "class_token": "cls_token" in self.weights,
+            "registers": self._registers(),
             "final_norm": "norm.weight" in self.weights,
         }
         if "blocks.0.ls1.gamma" in self.weights:
@@ -107,8 +123,13 @@ class Found:
         """Whether the positions are MAE's fixed sine-cosine table."""
         table = self.weights["pos_embed"]
         slots, grid = self._grid(table.shape[1])
+        if grid is None:
+            return False
         own = sincos_table(grid, self.width)
         return torch.allclose(table[0, slots:].float().cpu(), own, atol=1e-3)
+
+    def _registers(self) -> int:
+        return self.weights["reg_token"].shape[1] if "reg_token" in self.weights else 0
 
     def _depth(self) -> int:
         return 1 + max(int(name.split(".")[1]) for name in self.weights if name.startswith("blocks."))
@@ -121,6 +142,9 @@ class Found:
             MimError: They do not fit; names the weights.
         """
         own, said = method.state_dict(), [f"read as {self.what}"]
+        heads = getattr(getattr(getattr(method, "encoder", None), "config", None), "heads", None)
+        if not self.tells_heads and heads:
+            said.append(f"heads: {heads}, of {self.width // heads} channels each; nothing beside the weights tells")
         moved = self._moved(method, said)
         needed = [name for name in own if name.startswith(("tokenizer.", "encoder."))]
         faults = [
@@ -199,7 +223,8 @@ class Found:
         grid: tuple[int, ...] | None = tokenizer.layout.grid
         if not isinstance(position, TablePosition) or grid is None:
             raise MimError(f"--init {self.path}: it has a table of positions; to take it: --encoder.position learned.")
-        slots, there = self._grid(table.shape[1])
+        slots, there = self._grid(table.shape[1], grid)
+        assert there is not None  # a grid was given
         units = table[:, slots:]
         if there != grid:
             if len(there) != len(grid):
@@ -217,21 +242,35 @@ class Found:
             found["encoder.position.table"] = units
         if slots and "encoder.cls_token" in found:
             slot = table[:, :1]
-            if "encoder.prefix_position" in method.state_dict():
-                found["encoder.prefix_position"] = table[:, :slots]
-            else:
-                found["encoder.cls_token"] = found["encoder.cls_token"] + slot
+            own = method.state_dict().get("encoder.prefix_position")
+            if own is not None:  # registers that have none in the table have none here
+                found["encoder.prefix_position"] = F.pad(table[:, :slots], (0, 0, 0, own.shape[1] - slots))
+                return
+            found["encoder.cls_token"] = found["encoder.cls_token"] + slot
+            if slots > 1:
+                found["encoder.reg_token"] = found["encoder.reg_token"] + table[:, 1:slots]
 
-    def _grid(self, count: int) -> tuple[int, tuple[int, ...]]:
-        """(tokens in front, the grid of the others): which is a square."""
+    def _grid(self, count: int, own: tuple[int, ...] | None = None) -> tuple[int, tuple[int, ...] | None]:
+        """(tokens in front, the grid of the others): a square, or else the run's own where it has as many units; None
+        where there is no square, and the run's is not given.
+
+        Raises:
+            MimError: It is neither.
+        """
         patch = tuple(self.weights["patch_embed.proj.weight"].shape[2:])
-        for slots in (1, 0) if "cls_token" in self.weights else (0, 1):
-            side = math.isqrt(count - slots)
+        fronts = (1, 0, 1 + self._registers()) if "cls_token" in self.weights else (0, 1)
+        for slots in fronts:
+            side = math.isqrt(max(0, count - slots))
             if side > 0 and side * side == count - slots and len(patch) == 2:
                 return slots, (side, side)
+        if own is None:
+            return 0, None
+        for slots in fronts:
+            if count - slots == math.prod(own):
+                return slots, own
         raise MimError(
             f"--init {self.path}: its {count} positions lie on no square grid, so their rows and columns cannot be "
-            "told. Make a run of it first, with its size: mim-core import --sizes img_size=HEIGHTxWIDTH."
+            "told. They are taken as they are where the run has as many units: --tokenizer.size HEIGHT WIDTH."
         )
 
 
@@ -272,18 +311,60 @@ def find_encoder(path: Path) -> Found:
     """
     if str(path).startswith("timm:"):
         name = str(path).partition(":")[2]
-        return encoder_in(clean(read_state(timm_file(name))[0]), path)
+        found = encoder_in(clean(read_state(timm_file(name))[0]), path, _timm_sizes(name))
+        return replace(found, statistics=_timm_statistics(name))
     content, sizes = read_state(path)
     group = next((name for name in GROUPS if isinstance(content.get(name), Mapping)), None)
-    return encoder_in(clean(content[group] if group else content), path, sizes)
+    found = encoder_in(clean(content[group] if group else content), path, sizes)
+    return replace(found, statistics=_statistics_in(path)) if path.is_dir() else _with_config_beside(found)
+
+
+def _statistics_in(folder: Path) -> tuple[tuple[float, ...], ...]:
+    """What the ``preprocessor_config.json`` of a folder says of mean and deviation, if it does."""
+    try:
+        said = read_json(folder / "preprocessor_config.json")
+        return tuple(tuple(map(float, said[name])) for name in ("image_mean", "image_std"))
+    except (StateError, OSError, LookupError, TypeError, ValueError):
+        return ()
+
+
+def _timm_statistics(name: str) -> tuple[tuple[float, ...], ...]:
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(name)
+    return tuple(config.mean), tuple(config.std)
+
+
+def _with_config_beside(found: Found) -> Found:
+    """With the ``config.json`` that lies beside a file, where it is of a model as wide."""
+    folder = found.path.parent
+    sizes = read_sizes(folder) if (folder / "config.json").is_file() else {}
+    if sizes.get("hidden_size") != found.width:
+        return found
+    _check_activation(sizes, found.path)
+    return replace(found, sizes=sizes)
+
+
+def _timm_sizes(name: str) -> dict[str, Any]:
+    """What timm's model of that name has and its weights do not tell."""
+    import timm
+
+    with torch.device("meta"):
+        model: Any = timm.create_model(name, pretrained=False)
+    block = next(iter(getattr(model, "blocks", ())), None)
+    if block is None or not hasattr(block, "attn"):  # what it is instead is said where its keys are read
+        return {}
+    activation = type(block.mlp.act).__name__.lower() if hasattr(block.mlp, "act") else "gelu"
+    sizes = {"num_attention_heads": getattr(block.attn, "num_heads", None), "hidden_act": activation}
+    return {**sizes, "layer_norm_eps": block.norm1.eps}
 
 
 def encoder_in(state: Mapping[str, Tensor], path: Path, sizes: Mapping[str, Any] | None = None) -> Found:
     """The plain ViT among weights by name."""
     bare = _without_prefix(state)
-    kind = "transformers" if any(LAYER.match(name) for name in bare) else "timm"
+    kind = "transformers'" if any(LAYER.match(name) for name in bare) else "timm's"
     named = _joined({_timm_name(name): value for name, value in bare.items()})
-    left = tuple(name for name in named if name.startswith(LEFT_OUT))
+    left = tuple(name for name in named if name.startswith((ASIDE, *LEFT_OUT)))
     weights = {name: value for name, value in named.items() if name not in left}
     odd = [name for name in weights if not re.match(r"(patch_embed\.proj|blocks\.\d+|norm|norm_pre)\.", name)]
     odd = [name for name in odd if name not in ("cls_token", "pos_embed", "reg_token")]
@@ -291,14 +372,26 @@ def encoder_in(state: Mapping[str, Tensor], path: Path, sizes: Mapping[str, Any]
     if not whole or odd:
         what = f"parts that a plain ViT does not have: {', '.join(odd[:6])}" if whole else "no plain ViT in it"
         raise MimError(f"{path}: {what}. Its keys begin with: {', '.join(list(state)[:5])}.")
+    _check_activation(sizes or {}, path)
+    broken = [name for name, value in weights.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise MimError(f"{path}: these weights have values that are NaN or infinite: {', '.join(broken[:6])}.")
     patch = weights["patch_embed.proj.weight"]
     depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     where = "frames and " if patch.ndim == 5 else ""
     what = (
-        f"a plain ViT under {kind}'s names: width {patch.shape[0]}, {depth} blocks, patches of "
+        f"a plain ViT under {kind} names: width {patch.shape[0]}, {depth} blocks, patches of "
         f"{' x '.join(map(str, patch.shape[2:]))} {where}pixels, {patch.shape[1]} channels"
     )
-    return Found(path, what, weights, dict(sizes or {}), left, f"{kind}'s names")
+    names = tuple(name.removeprefix(ASIDE) for name in left)
+    return Found(path, what, weights, dict(sizes or {}), names, f"{kind} names")
+
+
+def _check_activation(sizes: Mapping[str, Any], path: Path) -> None:
+    """Refuses blocks with another activation, which no weight would show."""
+    activation = sizes.get("hidden_act") or "gelu"
+    if activation != "gelu":
+        raise MimError(f"{path}: the MLPs of its blocks have the activation {activation}; those of core:vit have gelu.")
 
 
 def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -312,7 +405,11 @@ def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if prefix is None:
             return found
         own = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
-        rest = {f"decoder.{name}": value for name, value in found.items() if not name.startswith(prefix)}
+        rest = {
+            name if name.startswith(ASIDE) else f"{ASIDE}{name}": value
+            for name, value in found.items()
+            if not name.startswith(prefix)
+        }
         found = {**rest, **own}
     return found
 
@@ -338,8 +435,10 @@ def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found[f"{start}qkv.weight"] = torch.cat(
             [found.pop(f"{start}{part}.weight") for part in ("query", "key", "value")]
         )
-        if f"{start}query.bias" in found:
-            parts = [found.pop(f"{start}{part}.bias") for part in ("query", "key", "value")]
+        biases = {part: found.pop(f"{start}{part}.bias", None) for part in ("query", "key", "value")}
+        first = next((bias for bias in biases.values() if bias is not None), None)
+        if first is not None:
+            parts = [torch.zeros_like(first) if bias is None else bias for bias in biases.values()]
             found[f"{start}qkv.bias"] = torch.cat(parts)
     for name in [name for name in found if name.endswith(".attn.q_bias")]:
         start = name.removesuffix("q_bias")

@@ -144,13 +144,15 @@ class Classifier(Supervised):
         """A norm for the pooled vector, and none for the encoder's tokens.
 
         Raises:
-            ValueError: The encoder has no norm at its end.
+            ValueError: The encoder has another kind of norm at its end, or several vectors are pooled.
         """
-        own = getattr(encoder, "norm", None)
-        if not isinstance(own, nn.LayerNorm):
-            raise ValueError("norm 'pooled' takes the place of the encoder's own, and this encoder has no LayerNorm")
         if "-" in self.config.pool:
             raise ValueError(f"norm 'pooled' is for one pooled vector, and pool is {self.config.pool!r}")
+        own = getattr(encoder, "norm", None)
+        if isinstance(own, nn.Identity):  # weights that were fine-tuned so have none to be replaced
+            return nn.LayerNorm(encoder.width, eps=getattr(getattr(encoder, "config", None), "norm_eps", 1e-6))
+        if not isinstance(own, nn.LayerNorm):
+            raise ValueError("norm 'pooled' takes the place of the encoder's own, and this encoder has no LayerNorm")
         encoder.norm = nn.Identity()
         self.replaces = ("encoder.norm.",)
         return nn.LayerNorm(encoder.width, eps=own.eps)

@@ -266,6 +266,8 @@ class ViTEncoder(Encoder):
         """Hidden width of the MLP over D."""
         class_token: bool = True
         """Put one learned token in front."""
+        registers: int = 0
+        """Further learned tokens in front that nothing is read from, as in DINOv2 with registers (arXiv 2309.16588)."""
         position: PositionKind = "sincos"
         """sincos, sincos-first (first axis first), sincos-quarter (of three axes, a quarter of the channels for the
         first), flat (sine-cosine over the sequence of units), learned, separable (learned per axis), coordinates (an
@@ -307,11 +309,13 @@ class ViTEncoder(Encoder):
             self.cls_token, self.reg_token = model.cls_token, model.reg_token
         else:
             check_sizes(config.width, config.depth, config.heads)
+            if config.registers < 0:
+                raise ValueError(f"registers must not be negative, got {config.registers}")
             self.width = config.width
             self.blocks, self.norm_pre = self._own_blocks(config), nn.Identity()
             self.norm = norm_layer(config.norm_eps, config.bias)(config.width) if config.final_norm else nn.Identity()
             self.cls_token = token(1, config.width) if config.class_token else None
-            self.reg_token = None
+            self.reg_token = token(config.registers, config.width) if config.registers else None
         init_transformer(self, config.init)
         for learned in (self.cls_token, self.reg_token):
             if learned is not None:
@@ -459,6 +463,7 @@ class ViTEncoder(Encoder):
             "num_heads": config.heads,
             "mlp_ratio": config.mlp_ratio,
             "class_token": config.class_token,
+            **({"reg_tokens": config.registers} if config.registers else {}),
             "qkv_bias": config.qkv_bias,
             "init_values": config.layer_scale,
             "global_pool": "avg",  # of the units, as evaluate pools

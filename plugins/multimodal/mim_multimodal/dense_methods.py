@@ -164,7 +164,7 @@ class MapSource(WrappedSource):
     def plan(self) -> dict[str, str]:
         """The source's, and what is learned from."""
         told = f"{len(self.train):,} training items with a map of {self.label}"
-        void = getattr(self.source, "config", None) and self.source.config.void  # type: ignore[attr-defined]
+        void = getattr(self.source, "config", None) and self.source.config.void
         if self.label == "semseg" and void is not None:
             told += f"; {void} in them is no class, and the ids above it count one less (--data.void)"
         return {**self.source.plan(), "labels": told}

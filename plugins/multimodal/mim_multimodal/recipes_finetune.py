@@ -3,12 +3,16 @@ its settings). Crops are random resized ones here; MultiMAE jitters scales and c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from mim_core import Part, RunConfig, TrainConfig, Twins
 
-SMALL = {"inner": 64, "blocks": 1, "widths": (8, 8, 8, 8), "channels": 8}
-MAPS = {"data": {"root": "sample", "void": None}, "method": {**SMALL, "classes": 14}}
+SMALL: Mapping[str, object] = {"inner": 64, "blocks": 1, "widths": (8, 8, 8, 8), "channels": 8}
+MAPS: Mapping[str, Mapping[str, object]] = {
+    "data": {"root": "sample", "void": None},
+    "method": {**SMALL, "classes": 14},
+}
 TWINS = Twins(
     items=960,
     batch=8,

@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from mim_core.interop.weights import fill_weights as fill_weights
     from mim_core.methods.assembly import Parts as Parts
     from mim_core.methods.build import build_method as build_method
+    from mim_core.methods.class_tables import confusion as confusion
     from mim_core.methods.classifier import Classifier as Classifier
     from mim_core.methods.classifier import shares_of as shares_of
     from mim_core.methods.classifier import top_share as top_share
@@ -252,6 +253,7 @@ _ROOMS = {
     "interop.weights": ("State", "fill_weights"),
     "methods.assembly": ("Parts",),
     "methods.build": ("build_method",),
+    "methods.class_tables": ("confusion",),
     "methods.classifier": ("Classifier", "shares_of", "top_share"),
     "methods.masked_autoencoder": ("Head", "MaskedAutoencoder", "Prepared"),
     "methods.method": ("Features", "Method", "Outcome", "Record", "encode_all"),

@@ -47,6 +47,16 @@ CONTROLS = {
 }
 """The rows that scores stand beside, where they are others than the most frequent class."""
 
+MAPS = ("What is taken for what", "Worst answers", "<div>truth</div>", "<div>answer</div>", "<div>wrong</div>")
+REPORTED = {
+    "image:vitdet-vit-base": (),
+    "pointcloud:point-mae-partseg-vit-small": (*MAPS, "Airplane 0"),
+    "multimodal:multimae-semseg-vit-base": (*MAPS, "class 149", "<div>rgb</div>"),
+    "multimodal:multimae-semseg-vit-base-nyu": (*MAPS, "<div>depth</div>"),
+    "multimodal:multimae-depth-vit-base": MAPS[1:],
+}
+"""What the reports of others than classifiers show."""
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
@@ -100,6 +110,8 @@ def test_twins_train_on_their_data_and_are_tested(name, files, tmp_path, capsys)
     scores = json.loads((out / "scores.json").read_text())["scores"]
     rows = CONTROLS.get(name, {"majority class"}) | {"trained from scratch"}
     assert {score["row"] for score in scores} == rows
+    report = (out / "report.html").read_text()
+    assert all(text in report for text in REPORTED.get(name, ("Wrong, and surest of it", "What is taken for what")))
     assert main(command) == 0  # it is complete
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,13 +35,33 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class Mistakes:
-    """What a classifier takes for what.
+class Matrix:
+    """What is taken for what.
 
     Attributes:
-        classes: Names, none where samples have several labels: all, or the ``WIDEST`` that are mistaken most often.
-        matrix: [classes, classes] samples, by truth (rows) and answer; empty columns and rows are there too.
-        others: Samples of each of these classes that got a class that is not among them.
+        classes: Names: all, or the ``WIDEST`` that are mistaken most often.
+        matrix: [classes, classes] how many, by truth (rows) and answer; empty columns and rows are there too.
+        others: How many of each of these classes got a class that is not among them.
+    """
+
+    classes: tuple[str, ...]
+    matrix: list[list[int]]
+    others: list[int]
+
+
+def matrix_of(counts: Int[Tensor, "K K"], names: Sequence[str]) -> Matrix:
+    """Of all counts by truth and answer, those of the classes that are shown."""
+    kept = _most_mistaken(counts)
+    within = counts[kept][:, kept]
+    others = (counts[kept].sum(dim=1) - within.sum(dim=1)).tolist()
+    return Matrix(tuple(names[number] for number in kept.tolist()), within.tolist(), others)
+
+
+@dataclass(frozen=True)
+class Mistakes(Matrix):
+    """What a classifier takes for what; no classes where samples have several labels.
+
+    Attributes:
         asked: How many samples.
         split: How many there are.
         wrong: How many got a wrong answer.
@@ -48,9 +69,6 @@ class Mistakes:
         film: Whether their pictures are wide strips of frames.
     """
 
-    classes: tuple[str, ...]
-    matrix: list[list[int]]
-    others: list[int]
     asked: int
     split: int
     wrong: int
@@ -85,12 +103,9 @@ def mistakes_of(method: Classifier, source: DataSource, device: torch.device, ba
     counts = torch.zeros(method.classes, method.classes, dtype=torch.int64)
     if truth.ndim == 1:  # of several labels, none is taken for another
         counts.index_put_((truth, shares.argmax(dim=1)), torch.ones_like(truth), accumulate=True)
-    kept = _most_mistaken(counts) if truth.ndim == 1 else torch.zeros(0, dtype=torch.int64)
-    within = counts[kept][:, kept]
-    others = (counts[kept].sum(dim=1) - within.sum(dim=1)).tolist()
-    names = method.label_names()
-    classes = tuple(names[number] for number in kept.tolist())
-    return Mistakes(classes, within.tolist(), others, len(chosen), len(split.labels), len(wrong), shown, pictures.film)
+    found = matrix_of(counts, method.label_names()) if truth.ndim == 1 else Matrix((), [], [])
+    return Mistakes(**vars(found), asked=len(chosen), split=len(split.labels), wrong=len(wrong), worst=shown,
+                    film=pictures.film)  # fmt: skip
 
 
 def _most_mistaken(counts: Int[Tensor, "K K"]) -> Int[Tensor, " k"]:

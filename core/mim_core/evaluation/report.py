@@ -20,9 +20,10 @@ from mim_core.errors import MimError, one_line, warn
 from mim_core.evaluation import curves
 from mim_core.evaluation.anomaly import finished
 from mim_core.evaluation.anomaly_maps import score_maps
-from mim_core.evaluation.mistakes import Mistakes, mistakes_of
+from mim_core.evaluation.mistakes import Matrix, Mistakes, matrix_of, mistakes_of
 from mim_core.evaluation.reconstruction import across, held_out_samples, names_of, reconstruct
 from mim_core.evaluation.study import Study
+from mim_core.evaluation.worst_answers import WorstAnswers, worst_answers
 from mim_core.host.registry import Registry
 from mim_core.methods.build import make_source
 from mim_core.methods.classifier import Classifier
@@ -81,6 +82,8 @@ def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
             heads=heads,
             anomalies=_anomalies(method, source, run.evaluate, samples),
             mistakes=_mistakes(run, method, source),
+            answers=_answers(run, method, source),
+            confusion=_confusion(folder, method),
             classes=_classes(folder),
             table=scores_of(folder),
             wins=best_cells(_scores(folder), own),
@@ -136,6 +139,29 @@ def _mistakes(run: ResolvedRun, method: Method, source: DataSource) -> Mistakes 
     if not isinstance(method, Classifier):
         return None
     return mistakes_of(method, source, choose_device(run.train.device), run.evaluate.batch_size)
+
+
+def _answers(run: ResolvedRun, method: Method, source: DataSource) -> WorstAnswers | None:
+    if not isinstance(method, Supervised):
+        return None
+    return worst_answers(method, source, choose_device(run.train.device), run.evaluate.batch_size)
+
+
+def _confusion(folder: Path, method: Method) -> Matrix | None:
+    """What was taken for what as the run was judged, of methods that no samples of a class are shown of."""
+    path = folder / "confusion.json"
+    if isinstance(method, Classifier) or not path.is_file():
+        return None
+    try:
+        rows = read_json(path)
+    except StateError as error:
+        warn(f"{path} is damaged and left out of the report: {error}.")
+        return None
+    cells = [list(row.values()) for row in rows] if isinstance(rows, list) else []
+    counts = [row[1:] for row in cells]
+    if not cells or any(len(row) != len(cells) or not all(isinstance(c, int) for c in row) for row in counts):
+        return None
+    return matrix_of(torch.tensor(counts), [str(row[0]) for row in cells])
 
 
 def _classes(folder: Path) -> dict[str, Any] | None:

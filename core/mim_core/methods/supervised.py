@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mim_core.data.labelled import LabelledSource
 from mim_core.data.loading import Readable, loader
-from mim_core.data.source import DataSource, Labelled, Sample
+from mim_core.data.source import DataSource, Labelled, Picture, Sample
 from mim_core.methods.method import Features, Method, encode_all
 from mim_core.parts.encoder import Encoded, Encoder
 from mim_core.parts.layout import Layout, tensor_tree
@@ -165,6 +166,16 @@ class Supervised(Method):
             with working(self):
                 found = self(self.prepare(ready)).predictions
             yield batch, {name: value.float().cpu() for name, value in found.items()}
+
+    def right(self, batch: Sample, predictions: Mapping[str, Tensor]) -> Float[Tensor, " B"] | None:
+        """The share of each sample's answer that is right, of a batch of `predicted`; NaN where nothing can be wrong.
+        None: answers have no parts of which some are right."""
+        return None
+
+    def compared(self, sample: Sample, predictions: Mapping[str, Tensor], source: DataSource) -> dict[str, Picture]:
+        """One sample, as the source's `finish` left it, and its answers beside the right ones, as pictures by what they
+        are called; for methods that tell `right`."""
+        return {}
 
     def test(
         self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None

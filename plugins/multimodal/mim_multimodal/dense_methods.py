@@ -19,6 +19,7 @@ from mim_core import (
     Labelled,
     MimError,
     Outcome,
+    Picture,
     Record,
     Sample,
     Score,
@@ -46,7 +47,7 @@ from mim_multimodal.dense_heads import (
     as_maps,
     quarters,
 )
-from mim_multimodal.dense_scores import ClassCounts, GroupedCounts, berhu, depth_errors, depth_scores
+from mim_multimodal.dense_scores import SMALLEST, ClassCounts, GroupedCounts, berhu, depth_errors, depth_scores
 
 if TYPE_CHECKING:
     from mim_core import Parts
@@ -278,6 +279,18 @@ class DenseMethod(Supervised):
     def _empty(self, rows: int, device: torch.device) -> Tensor:
         raise NotImplementedError
 
+    def compared(self, sample: Sample, predictions: Mapping[str, Tensor], source: DataSource) -> dict[str, Picture]:
+        """The inputs, the right map, the answer, and of the answer what is wrong, the rest grey."""
+        inputs = {name: source.picture(name, sample[name]) for name in self.names if name in sample}
+        right, found, well = self._maps(sample, predictions)
+        rows = {"truth": source.picture(self.label, right), "answer": source.picture(self.label, found)}
+        return {**inputs, **rows, "wrong": source.masked_picture(self.label, found, well)}
+
+    def _maps(self, sample: Sample, predictions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The right map and the answer, as the data source draws them, and where the answer is right or nothing is
+        known."""
+        raise NotImplementedError
+
     def answered(self, prepared: Taught) -> tuple[Tensor, Tensor]:
         """(the head's answers [B, K, H, W], the encoder's output)."""
         encoded = self.encoded(prepared)
@@ -367,6 +380,17 @@ class Segmenter(DenseMethod):
         shares = ids.flatten().bincount(minlength=self.classes).double() / ids.numel()
         row = {names[number]: round(float(shares[number]), 6) for number in range(self.classes) if shares[number]}
         return Record(row, {"-semseg.png": written.class_map(ids)})
+
+    def right(self, batch: Sample, predictions: Mapping[str, Tensor]) -> Float[Tensor, " B"]:
+        """The share of the pixels with a class that got it."""
+        answer = batch[ANSWER]
+        known = answer != IGNORE
+        hits = (predictions["semseg"].argmax(dim=1) == answer) & known
+        return hits.flatten(1).sum(dim=1) / known.flatten(1).sum(dim=1)
+
+    def _maps(self, sample: Sample, predictions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        right, found = sample[ANSWER], predictions["semseg"].argmax(dim=0)
+        return right, found, (found == right) | (right == IGNORE)
 
     def test(
         self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None
@@ -482,6 +506,17 @@ class DepthRegressor(DenseMethod):
         standardised = (depth - self.config.mean) / self.config.std
         return Record(row, {"-depth.png": written.depth(standardised)})
 
+    def right(self, batch: Sample, predictions: Mapping[str, Tensor]) -> Float[Tensor, " B"]:
+        """The share of the measured pixels within a factor of 1.25."""
+        answer, found = batch[ANSWER].float(), predictions["depth"]
+        known = answer.isfinite()
+        return (_within(found, answer) & known).flatten(1).sum(dim=1) / known.flatten(1).sum(dim=1)
+
+    def _maps(self, sample: Sample, predictions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        right, found = sample[ANSWER].float(), predictions["depth"]
+        scaled = ((each - self.config.mean) / self.config.std for each in (right, found))
+        return *scaled, _within(found, right) | ~right.isfinite()
+
     def test(
         self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None
     ) -> list[Score]:
@@ -517,6 +552,12 @@ class DepthRegressor(DenseMethod):
 def _map_of(split: Labelled, index: int) -> Tensor:
     answer: Tensor = split.items[index][ANSWER]
     return answer
+
+
+def _within(found: Tensor, right: Tensor) -> Tensor:
+    """Where two depths are within a factor of 1.25, as delta 1 counts them."""
+    safe, real = found.clamp(min=SMALLEST), right.clamp(min=SMALLEST)
+    return torch.maximum(safe / real, real / safe) < 1.25
 
 
 def _spread(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

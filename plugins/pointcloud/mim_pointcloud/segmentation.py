@@ -19,6 +19,7 @@ from mim_core import (
     Mask,
     MimError,
     Outcome,
+    Picture,
     Readable,
     Record,
     Sample,
@@ -27,6 +28,7 @@ from mim_core import (
     Table,
     Taught,
     Tokenizer,
+    confusion,
     entry,
     init_transformer,
     standard_errors,
@@ -36,13 +38,16 @@ from torch.nn import functional as F
 
 from mim_pointcloud import geometry, metrics
 from mim_pointcloud.layouts_store import shown
-from mim_pointcloud.written import ply
+from mim_pointcloud.pictures import Axis, cloud_picture
+from mim_pointcloud.written import colour_of, ply
 
 if TYPE_CHECKING:
     from mim_core import Parts
 
 MAJORITY = "majority part"
 """Row of the scores: for every point the most frequent part of its category."""
+GREY, RED = (0.78, 0.78, 0.78), (0.85, 0.15, 0.12)
+"""Of points that are right, and wrong."""
 SHAPES_AT_ONCE = 32
 """Most shapes per forward pass of a test: every point of one has thousands of features."""
 
@@ -225,8 +230,7 @@ class PartSegmenter(Supervised):
         found: dict[str, list[Tensor]] = {FINE_TUNED: [], MAJORITY: [], "right": [], "label": []}
         for batch, predictions in self.predicted(source, test, device, min(batch_size, SHAPES_AT_ONCE)):
             label = batch["label"]
-            competing = predictions["part"].masked_fill(~allowed[label][:, None], -torch.inf)
-            found[FINE_TUNED].append(competing.argmax(dim=2))
+            found[FINE_TUNED].append(self._parts(predictions["part"], label))
             found[MAJORITY].append(frequent[label][:, None].expand_as(batch["parts"]))
             found["right"].append(batch["parts"])
             found["label"].append(label)
@@ -235,7 +239,10 @@ class PartSegmenter(Supervised):
         right, label = torch.cat(found["right"]), torch.cat(found["label"])
         rows = {row: torch.cat(found[row]) for row in (MAJORITY, FINE_TUNED)}
         scores = [score for row, parts in rows.items() for score in _scores(row, parts, right, label, allowed)]
-        self.tables = {"classes": self._table(rows[FINE_TUNED], right, label, allowed)}
+        self.tables = {
+            "classes": self._table(rows[FINE_TUNED], right, label, allowed),
+            "confusion": confusion(rows[FINE_TUNED].flatten(), right.flatten(), self.part_names()),
+        }
         if notes is not None:
             notes.append(
                 f"{len(train.labels):,} training shapes, {len(label):,} test shapes, {self.categories} categories, "
@@ -245,6 +252,32 @@ class PartSegmenter(Supervised):
             lost = len(test.labels) - len(label)
             notes += [f"{lost:,} test files cannot be used and are left out."] if lost else []
         return scores
+
+    def part_names(self) -> tuple[str, ...]:
+        """Each part's category and number; the number alone of one that is not in use."""
+        names = self.config.names or tuple(map(str, range(self.categories)))
+        return tuple(f"{names[own]} {part}" if own >= 0 else str(part) for part, own in enumerate(self.config.owners))
+
+    def right(self, batch: Sample, predictions: Mapping[str, Tensor]) -> Float[Tensor, " B"]:
+        """The share of the points that got their part."""
+        return (self._parts(predictions["part"], batch["label"]) == batch["parts"]).double().mean(dim=1)
+
+    def compared(self, sample: Sample, predictions: Mapping[str, Tensor], source: DataSource) -> dict[str, Picture]:
+        """The right parts and those of the answer in colours, and in red the points that got another part."""
+        points, right = sample["points"][:, :3], sample["parts"]
+        found = self._parts(predictions["part"][None], sample["label"][None])[0]
+        rows = {"truth": part_colours(right), "answer": part_colours(found)}
+        rows["wrong"] = torch.where((found == right)[:, None], torch.tensor(GREY), torch.tensor(RED))
+        up: Axis = getattr(source, "up", "y")
+        return {
+            name: cloud_picture(torch.cat([points.float().cpu(), colours], dim=1), rgb=3, up=up)
+            for name, colours in rows.items()
+        }
+
+    def _parts(self, logits: Float[Tensor, "B P parts"], label: Int64[Tensor, " B"]) -> Int64[Tensor, "B P"]:
+        """The most probable part of each point among those of its shape's category."""
+        allowed: Bool[Tensor, "K parts"] = self.allowed.cpu()  # type: ignore[assignment]
+        return logits.masked_fill(~allowed[label][:, None], -torch.inf).argmax(dim=2)
 
     def _table(self, found: Tensor, right: Tensor, label: Tensor, allowed: Tensor) -> Table:
         """The shapes, and their mean IoU with its standard error, of each category."""
@@ -268,6 +301,11 @@ class PartSegmenter(Supervised):
             counts = torch.cat(parts or [own]).bincount(minlength=len(self.config.owners))
             found.append(own[counts[own].argmax()])
         return torch.stack(found)
+
+
+def part_colours(parts: Int64[Tensor, " P"]) -> Float[Tensor, "P 3"]:
+    """The colour of each point's part, from 0 to 1."""
+    return torch.tensor([colour_of(part) for part in parts.tolist()]).float() / 255
 
 
 def thirds(encoder: Encoder) -> tuple[int, ...]:

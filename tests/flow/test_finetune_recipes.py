@@ -116,7 +116,7 @@ def test_twins_train_on_their_data_and_are_tested(name, files, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_a_run_is_trained_as_a_recipe_says(files, tmp_path):
+def test_a_run_is_trained_as_a_recipe_says(files, tmp_path, capsys):
     run = tmp_path / "run"
     common = ("--train.steps", "2", *QUICK)
     data = ("--data.root", files("imagenet"), *COLOURS)
@@ -133,6 +133,15 @@ def test_a_run_is_trained_as_a_recipe_says(files, tmp_path):
     start = load_run(run, installed())[1].state_dict()["encoder.blocks.0.attn.qkv.weight"]
     now = method.state_dict()["encoder.blocks.0.attn.qkv.weight"]
     assert torch.allclose(start, now, atol=1e-2)
+    # named as where weights are from, it gives the recipe its tokenizer and its encoder too; the size may be told
+    command = ["finetune", "image:mae-finetune-vit-base", *data[:2], "--tokenizer.size", "56", "56", *common]
+    capsys.readouterr()
+    assert main([*command, "--init", str(run), "--out", str(tmp_path / "other"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "image 3 x 56 x 56" in said
+    assert "64 on a grid of 8 x 8" in said
+    assert main([*command, "--init", str(tmp_path / "nowhere"), "--out", str(tmp_path / "other")]) == 2
+    assert "nowhere: there is no such file or folder." in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow

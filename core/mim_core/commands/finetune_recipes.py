@@ -11,13 +11,13 @@ import tyro
 from mim_core.commands.fitting import on_data
 from mim_core.commands.options import apply, command_class, parse, swap_all, used
 from mim_core.commands.seeds import Asked, seeded, train_seeds
-from mim_core.commands.starting import fitted, take_encoder_from
+from mim_core.commands.starting import fitted, recipe_behind, take_encoder_from
 from mim_core.errors import MimError
 from mim_core.host.registry import Entry, Registry
 from mim_core.methods.assembly import Parts
 from mim_core.methods.build import open_source
 from mim_core.methods.supervised import Supervised
-from mim_core.recipes.config import Part, ResolvedRun, TrainConfig
+from mim_core.recipes.config import Part, ResolvedPart, ResolvedRun, TrainConfig
 from mim_core.recipes.resolve import load_recipe, resolve_part
 from mim_core.runs import origins
 from mim_core.runs.folder import FREE
@@ -65,7 +65,18 @@ def of_machine(train: TrainConfig) -> dict[str, Any]:
 def under_recipe(base: ResolvedRun, recipe: ResolvedRun, registry: Registry) -> ResolvedRun:
     """A pre-trained run's tokenizer, encoder and data under a fine-tuning recipe's method and training options; the
     encoder has its drop path, and trained positions where it has them."""
-    kept = {role: part for role, part in base.parts.items() if role.rpartition(".")[2] in ("tokenizer", "encoder")}
+    kept = _kept(base, recipe)
+    data = {"data": base.parts["data"]} if "data" in base.parts else {}
+    train = replace(recipe.train, seed=base.train.seed, **of_machine(base.train))
+    method = recipe.parts["method"]
+    if hasattr(method.options, "classes"):  # those of the paper's data set
+        method = replace(method, options=replace(method.options, classes=0))
+    return replace(base, parts={**data, "method": method, **kept}, train=train)
+
+
+def _kept(base: ResolvedRun, recipe: ResolvedRun) -> dict[str, ResolvedPart]:
+    """The tokenizers and the encoder of a run as a fine-tuning recipe trains them."""
+    kept = {role: part for role, part in base.parts.items() if _is_kept(role)}
     own, theirs = kept["encoder"], recipe.parts["encoder"]
     if own.name == theirs.name:
         names = [name for name in ("drop_path", "class_position") if hasattr(theirs.options, name)]
@@ -73,12 +84,24 @@ def under_recipe(base: ResolvedRun, recipe: ResolvedRun, registry: Registry) -> 
         if getattr(theirs.options, "position", "") == "learned" and str(own.options.position).startswith("sincos"):
             changed["position"] = "learned"
         kept["encoder"] = replace(own, options=replace(own.options, **changed))
-    data = {"data": base.parts["data"]} if "data" in base.parts else {}
-    train = replace(recipe.train, seed=base.train.seed, **of_machine(base.train))
-    method = recipe.parts["method"]
-    if hasattr(method.options, "classes"):  # those of the paper's data set
-        method = replace(method, options=replace(method.options, classes=0))
-    return replace(base, parts={**data, "method": method, **kept}, train=train)
+    return kept
+
+
+def _is_kept(role: str) -> bool:
+    return role.rpartition(".")[2] in ("tokenizer", "encoder")
+
+
+def as_pretrained(run: ResolvedRun, base: ResolvedRun, arguments: list[str]) -> ResolvedRun:
+    """A fine-tuning recipe with its tokenizers and its encoder as the run has them that it starts from, at the input
+    size that the command line names."""
+    kept = {role: part for role, part in _kept(base, run).items() if role in run.parts}
+    for role, part in kept.items():
+        own = run.parts.get(role)
+        told = any(argument.partition("=")[0] == f"--{role}.size" for argument in arguments)
+        if told and own is not None and hasattr(part.options, "size"):
+            kept[role] = replace(part, options=replace(part.options, size=own.options.size))
+    others = {role: part for role, part in run.parts.items() if not _is_kept(role)}
+    return replace(run, parts={**others, **kept})
 
 
 def with_data_of(run: ResolvedRun, arguments: list[str], registry: Registry) -> ResolvedRun:
@@ -108,7 +131,8 @@ def train_recipe(program: str, name: str, entry: Entry, rest: list[str], registr
     run = on_data(replace(apply(run, options), told=None if options.twin else frozenset()), rest, registry)
     folder = options.out or Path("runs") / (entry.name + ("-twin" if options.twin else ""))
     if options.init is not None:
-        run = fitted(run, options.init, registry)
+        base = recipe_behind(options.init, registry)
+        run = fitted(run, options.init, registry) if base is None else as_pretrained(run, base, rest)
     run = _completed(run, of_recipe, options.init)
     command = origins.command_of(program, "finetune", [name, *rest])
     take = None if options.init is None else lambda started: take_encoder_from(started, options.init, registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from mim_core.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from mim_core.errors import MimError, warn
 from mim_core.host.registry import Registry
 from mim_core.interop.encoders import Found, find_encoder
-from mim_core.interop.weights import read_export
+from mim_core.interop.weights import export_recipe, read_export
 from mim_core.methods.supervised import Supervised
 from mim_core.recipes.config import ResolvedRun
 from mim_core.runs import origins
@@ -33,8 +34,26 @@ def is_foreign(path: Path) -> bool:
     return path.is_file()
 
 
+def _check_there(path: Path) -> None:
+    if not str(path).startswith("timm:") and not os.path.lexists(path):
+        raise MimError(f"--init {path}: there is no such file or folder.")
+
+
+def recipe_behind(path: Path, registry: Registry) -> ResolvedRun | None:
+    """The recipe of a run, or of the run that an export was made of; None for weights of another code base."""
+    _check_there(path)
+    if is_foreign(path):
+        return export_recipe(path, registry)
+    return load_run(path, registry).recipe
+
+
 def foreign(path: Path, registry: Registry) -> Found | None:
-    """The encoder in weights of another code base; None for what is ours."""
+    """The encoder in weights of another code base; None for what is ours.
+
+    Raises:
+        MimError: There is nothing, or no encoder can be read from it.
+    """
+    _check_there(path)
     if not is_foreign(path) or read_export(path, registry) is not None:
         return None
     try:

@@ -18,6 +18,7 @@ from mim_core.host.registry import Registry
 from mim_core.interop.weight_files import read_sizes, read_weights, reason_of
 from mim_core.methods.build import build_method
 from mim_core.methods.method import Method
+from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.toml import from_toml
 from mim_core.text import counted
 
@@ -174,12 +175,11 @@ def fill_weights(module: nn.Module, state: State, source: Mapping[str, str], unu
     module.load_state_dict(moved, strict=True)
 
 
-def read_export(path: Path, registry: Registry) -> nn.Module | None:
-    """Tokenizer and encoder of a file that ``export`` wrote, as ``tokenizer`` and ``encoder`` of a module; None for
-    other files.
+def export_recipe(path: Path, registry: Registry) -> ResolvedRun | None:
+    """The recipe of the run that ``export`` made a file of; None for other files.
 
     Raises:
-        MimError: The file was written before exports held their recipe, or its weights do not fit it.
+        MimError: The file was written before exports held their recipe.
     """
     if path.suffix != ".safetensors" or not path.is_file():
         return None
@@ -192,7 +192,20 @@ def read_export(path: Path, registry: Registry) -> nn.Module | None:
         return None
     if "run" not in about:
         raise MimError(f"{path} is an export of an earlier version, without its recipe. Export the run again.")
-    method = build_method(from_toml(about["run"], registry), registry)
+    return from_toml(about["run"], registry)
+
+
+def read_export(path: Path, registry: Registry) -> nn.Module | None:
+    """Tokenizer and encoder of a file that ``export`` wrote, as ``tokenizer`` and ``encoder`` of a module; None for
+    other files.
+
+    Raises:
+        MimError: The file was written before exports held their recipe, or its weights do not fit it.
+    """
+    recipe = export_recipe(path, registry)
+    if recipe is None:
+        return None
+    method = build_method(recipe, registry)
     found = nn.Module()
     found.tokenizer, found.encoder = method.tokenizer, method.encoder
     state = load_file(path)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -55,6 +56,9 @@ class Strong:
         if policy:
             shift = {"translate_const": int(min(size) * 0.45), "img_mean": tuple(fill)}
             try:
+                strange = [part for part in policy.split("-")[1:] if not re.fullmatch(r"t\w+|[a-z]+\d+(\.\d+)?", part)]
+                if strange:  # timm passes them over
+                    raise ValueError(f"{', '.join(map(repr, strange))} is no setting")
                 self.transform = rand_augment_transform(policy, shift)
             except Exception as error:  # timm asserts, and raises many kinds
                 raise MimError(

@@ -116,3 +116,5 @@ def test_strong_augmentation_follows_from_the_key(folder):
     assert torch.equal(source.read(0, 5)["image"], images(folder).read(0, 5)["image"])  # of pre-training: unchanged
     with pytest.raises(MimError, match="rand_augment"):
         images(folder, rand_augment="nonsense")
+    with pytest.raises(MimError, match="'foo' is no setting"):  # timm passes it over
+        images(folder, rand_augment="rand-m9-foo")

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -39,6 +38,7 @@ from mim_pointcloud.files import EXTENSIONS, LARGEST, read_cloud, reason_of
 from mim_pointcloud.files_array import mapped
 from mim_pointcloud.files_gltf import buffers_beside
 from mim_pointcloud.layouts import Shapes, ShapeStore, every_shape, find_shapes
+from mim_pointcloud.layouts_hdf5 import row_of
 from mim_pointcloud.layouts_store import DRAWN, shown
 from mim_pointcloud.limits import TREE_LIMIT, check_file
 from mim_pointcloud.looking import TEXTURES, Looks, check_columns, files_hold, looks_at, rarely_meant
@@ -234,8 +234,7 @@ class Clouds(DataSource):
         if self.parts:
             values = _part_rows(path)[:, [*range(3 if self.normals is None else 6), 6]]
         elif path.suffix == ".h5":
-            with h5py.File(path, "r") as file:  # opened here, in the worker: it would not survive a fork
-                values = file["data"][row]
+            values = row_of(path, cast(int, row), "normals" in config.channels)
         else:
             values = mapped(path)[row]
         points = torch.from_numpy(np.array(values, np.float32))

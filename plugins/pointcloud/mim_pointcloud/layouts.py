@@ -14,6 +14,7 @@ from mim_core import LabelTable, MimError, arrange, arranged, unknown, walk_fold
 
 from mim_pointcloud.files import EXTENSIONS, is_list
 from mim_pointcloud.files_array import mapped
+from mim_pointcloud.layouts_hdf5 import modelnet_hdf5_root
 from mim_pointcloud.layouts_modelnet import modelnet, modelnet_clouds, modelnet_meshes, scan_root, scanobjectnn
 from mim_pointcloud.layouts_shapenet import (
     shapenet55,
@@ -105,6 +106,7 @@ def recognise(root: Path) -> str:
         ("scanobjectnn", scan_root),
         ("shapenet55", shapenet55_lists),
         ("modelnet40", modelnet_clouds),
+        ("modelnet40", modelnet_hdf5_root),
         ("modelnet40", lambda path: modelnet_meshes(path, prepared=meshes)),
         ("shapenetcore", shapenetcore_root),
     )
@@ -166,9 +168,8 @@ def _no_shapes(root: Path, others: Counter[str]) -> MimError:
     more = ""
     if any(ending in others for ending in (".h5", ".hdf5")):
         more = (
-            " Of HDF5, ScanObjectNN's files alone are read, with its names. ModelNet40 of 2,048 points in HDF5 "
-            "(ply_data_train0.h5) and others are not read yet: store each cloud as .npy [points, 3], in train/CLASS "
-            "and test/CLASS."
+            " Of HDF5, ScanObjectNN's files and ModelNet40's of 2,048 points (ply_data_train0.h5) are read, with their "
+            "names. Of others store each cloud as .npy [points, 3], in train/CLASS and test/CLASS."
         )
     if any(ending in others for ending in SCANS):
         more += " Laser scans are not read: write them as .ply, .pcd or text, such as with CloudCompare or PDAL."

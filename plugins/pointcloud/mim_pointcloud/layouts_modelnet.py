@@ -1,17 +1,15 @@
-"""ModelNet40 and ModelNet10 as meshes or as clouds with normals, and ScanObjectNN."""
+"""ModelNet40 and ModelNet10 as meshes, as clouds with normals or as HDF5, and ScanObjectNN."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import h5py
-from mim_core import BadSample, MimError, one_line, unknown
+from mim_core import MimError, unknown
 
+from mim_pointcloud.layouts_hdf5 import FILES, labels_of, modelnet_hdf5, modelnet_hdf5_root
 from mim_pointcloud.layouts_store import Listed, Shapes, ShapeStore, absent, from_lists, lines, place_of
-from mim_pointcloud.limits import LIMIT, check_end, check_file, check_numbers
 
 MESHES = "CLASS/train/CLASS_0001.off and CLASS/test/CLASS_0002.off"
 CLOUDS = (
@@ -19,8 +17,6 @@ CLOUDS = (
     "of modelnet10)"
 )
 SIZES = ("modelnet40", "modelnet10")
-LARGEST_H5 = 10_000_000
-"""Rows of an .h5."""
 
 
 def modelnet_clouds(root: Path) -> Path | None:
@@ -44,21 +40,25 @@ def _off(name: str, prepared: bool = True) -> bool:
 
 
 def modelnet(root: Path, variant: str | None = None) -> Shapes:
-    """ModelNet40 or 10: by the lists of modelnet40_normal_resampled (y is up), else as .off meshes (z is up).
+    """ModelNet40 or 10: by the lists of modelnet40_normal_resampled or as HDF5 (y is up), else as .off meshes (z is
+    up).
 
     Args:
         root: The folder.
         variant: modelnet40 or modelnet10, where the lists of both are there; None for the larger.
 
     Raises:
-        MimError: Neither is there.
+        MimError: None of them is there.
     """
     place = modelnet_clouds(root)
     if place is not None:
         return _listed_clouds(place, variant)
+    place = modelnet_hdf5_root(root)
+    if place is not None and variant is None:
+        return modelnet_hdf5(place)
     place = modelnet_meshes(root, prepared=True)
     if place is None:
-        raise absent("ModelNet40", root, f"{MESHES}; or {CLOUDS}")
+        raise absent("ModelNet40", root, f"{MESHES}; or {CLOUDS}; or {FILES}")
     if variant is not None:
         raise MimError(f"--data.variant {variant} chooses between lists; {place} has .off meshes and no lists.")
     folders = [name for name in sorted(os.listdir(place)) if (place / name / "train").is_dir()]
@@ -167,54 +167,7 @@ def scanobjectnn(root: Path, variant: str | None = None) -> Shapes:
         file = f"{folder}/{split}_{ending}"
         if chosen not in there:
             raise MimError(f"{place / file} or its partner is missing. There are: {', '.join(there)} (--data.variant).")
-        labels = _h5_labels(place / file)
+        labels = labels_of(place / file, "ScanObjectNN", len(SCAN_CLASSES))
         note = f"ScanObjectNN {chosen}."
         stores.append(ShapeStore(place, (file,) * len(labels), labels, SCAN_CLASSES, range(len(labels)), note=note))
     return Shapes("scanobjectnn", stores[0], stores[0], stores[1], channels=("xyz",))
-
-
-def _h5_labels(path: Path) -> list[int]:
-    try:
-        check_h5(path)
-        with h5py.File(path, "r") as file:
-            data, found = file["data"], file["label"]
-            shape = data.shape
-            if len(shape) != 3 or shape[2] != 3 or found.size != shape[0] or found.dtype.kind not in "iuf":
-                told = f"'data' should be [n, points, 3] with n labels; it is {shape} with {found.size}"
-                raise MimError(f"{path}: {told} of {found.dtype}.")
-            check_numbers(shape[1], 3)
-            chunk = math.prod(data.chunks or (1,)) * data.dtype.itemsize
-            if data.dtype.kind not in "fiu" or chunk > LIMIT // 2 or shape[0] > LARGEST_H5:
-                raise MimError(f"{path}: 'data' of {data.dtype} in pieces of {chunk:,} bytes is not read.")
-            labels = [int(value) for value in found[:].reshape(-1)]
-    except MimError:
-        raise
-    except BadSample as error:
-        raise MimError(f"{path} is not a file of ScanObjectNN with 'data' and 'label': {error.reason}") from error
-    except Exception as error:  # h5py raises many kinds on files that are damaged
-        raise MimError(f"{path} is not a file of ScanObjectNN with 'data' and 'label': {one_line(error)}") from error
-    if labels and not 0 <= min(labels) <= max(labels) < len(SCAN_CLASSES):
-        raise MimError(f"{path}: labels should lie in 0 to {len(SCAN_CLASSES) - 1}, not {min(labels)} to {max(labels)}")
-    return labels
-
-
-def check_h5(path: Path) -> None:
-    """Whether an .h5 is as long as it says: where bytes were put in, the rows behind them are garbage.
-
-    Raises:
-        BadSample: It is not, or no such file.
-    """
-    check_file(path)
-    with path.open("rb") as raw:
-        head = raw.read(64)
-    if head[:8] != b"\x89HDF\r\n\x1a\n":
-        raise BadSample(str(path), "it does not begin as HDF5 does")
-    version = head[8]
-    at = {0: 40, 1: 44, 2: 28, 3: 28}.get(version)
-    size = head[13] if version < 2 else head[9]
-    if at is None or size != 8:
-        return  # the library says what is wrong
-    try:
-        check_end(path.stat().st_size, int.from_bytes(head[at : at + 8], "little"))
-    except ValueError as error:
-        raise BadSample(str(path), str(error)) from error

@@ -15,6 +15,7 @@ from mim_pointcloud.columns import from_table
 from mim_pointcloud.files import UNNAMED, check_values, read_shape, reason_of
 from mim_pointcloud.files_array import mapped
 from mim_pointcloud.files_shape import Shape
+from mim_pointcloud.layouts_hdf5 import NORMALS
 from mim_pointcloud.layouts_store import ShapeStore
 from mim_pointcloud.limits import check_file
 
@@ -171,7 +172,7 @@ def files_hold(store: ShapeStore, looks: Looks, asked: Sequence[str] = ("xyz",),
         parts: The run reads parts of points too.
     """
     if store.rows:
-        return _rows(store)
+        return _rows(store, asked)
     listed = ", ".join(f"{count} x {ending}" for ending, count in looks.endings.most_common())
     told = [f"{looks.numbers:,} of {looks.files:,} looked at: {listed}", *_kinds_text(looks.found, asked, parts)]
     told += [f"{looks.large} too large for a look"] if looks.large else []
@@ -240,7 +241,7 @@ def _range(values: Iterable[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _rows(store: ShapeStore) -> str:
+def _rows(store: ShapeStore, channels: Sequence[str]) -> str:
     """Of files with many shapes, their header."""
     told = []
     for file in dict.fromkeys(store.files):
@@ -249,7 +250,7 @@ def _rows(store: ShapeStore) -> str:
             if path.suffix == ".h5":
                 with h5py.File(path, "r") as opened:
                     shape, kind = opened["data"].shape, opened["data"].dtype
-                    others = sorted(set(opened) - {"data", "label"})
+                    others = sorted(set(opened) - {"data", "label", *([NORMALS] if "normals" in channels else [])})
             else:
                 array = mapped(path)
                 shape, kind = array.shape, array.dtype

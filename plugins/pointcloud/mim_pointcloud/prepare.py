@@ -93,10 +93,10 @@ def source_of(root: Path, sampling: Sampling) -> Prepared:
     """What a collection is, for `prepared.json`."""
     try:
         found = find_shapes(root)
-        layout, up = found.kind, found.up
+        layout, up, rows = found.kind, found.up, bool(found.pretrain.rows)
     except MimError:  # what is wrong with it is said where it is trained on
-        layout, up = recognise(root), "y"
-    copied = layout in (*WHOLE, "scanobjectnn")
+        layout, up, rows = recognise(root), "y", False
+    copied = layout in (*WHOLE, "scanobjectnn") or rows  # files of many shapes
     return Prepared(layout, up, None if copied else sampling.channels)
 
 

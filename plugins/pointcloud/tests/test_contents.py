@@ -168,10 +168,8 @@ def test_what_is_looked_at_is_spread_evenly(put):
 
 
 def test_collections_that_cannot_be_read_yet_are_told_how_to_go_on(put, tmp_path):
-    put("ply_data_train0.h5", b"x")
-    with pytest.raises(
-        MimError, match=r"found 1 x \.h5.*ply_data_train0\.h5\) and others are not read yet.*train/CLASS"
-    ):
+    put("mine.h5", b"x")
+    with pytest.raises(MimError, match=r"found 1 x \.h5.*Of others store each cloud as \.npy.*train/CLASS"):
         source(tmp_path)
     put("a.las", b"x")
     with pytest.raises(MimError, match="Laser scans are not read: write them as"):

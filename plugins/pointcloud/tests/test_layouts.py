@@ -12,6 +12,7 @@ from mim_pointcloud.data import Clouds
 from mim_pointcloud.layouts import LAYOUTS, find_shapes, recognise
 from mim_pointcloud.layouts_modelnet import SCAN_CLASSES
 from mim_pointcloud.layouts_shapenet import PARTS, SYNSETS
+from mim_pointcloud.prepare import Sampling, source_of
 
 CUBE = """OFF
 8 6 0
@@ -347,6 +348,46 @@ def test_a_table_of_shapenet_without_its_columns_is_named(put, tmp_path, text):
     put("all.csv", text=text)
     with pytest.raises(MimError, match=r"all\.csv, line 2: each row needs synsetId, modelId, split"):
         find_shapes(tmp_path)
+
+
+# ---- ModelNet40 in HDF5 ----------------------------------------------------------------------------------------------
+
+
+def test_modelnet40_in_hdf5(tmp_path):
+    """A row per shape, several files of a split, lists with the folders of their makers."""
+    place = tmp_path / "modelnet40_ply_hdf5_2048"
+    place.mkdir()
+    draw = np.random.default_rng(0)
+    for name, count in (("train0", 5), ("train1", 2), ("test0", 3)):
+        with h5py.File(place / f"ply_data_{name}.h5", "w") as file:
+            file["data"] = draw.normal(size=(count, 64, 3)).astype(np.float32)
+            file["normal"] = draw.normal(size=(count, 64, 3)).astype(np.float32)
+            file["label"] = (np.arange(count) % 2).astype(np.uint8)[:, None]
+    made = "data/modelnet40_ply_hdf5_2048/ply_data_"
+    (place / "train_files.txt").write_text(f"{made}train0.h5\n{made}train1.h5\n")
+    (place / "test_files.txt").write_text(f"{made}test0.h5\n")
+    (place / "shape_names.txt").write_text("airplane\nbathtub\n")
+    assert recognise(tmp_path) == "modelnet40"
+    clouds = source(tmp_path, 64, augment=False, normalise=False)
+    assert (len(clouds), clouds.collection.up, clouds.labelled("test").classes) == (7, "y", ("airplane", "bathtub"))
+    assert clouds.labelled("train").labels.tolist() == [0, 1, 0, 1, 0, 0, 1]
+    assert clouds.labelled("test").labels.tolist() == [0, 1, 0]
+    assert clouds.name_of(6) == "ply_data_train1.h5 (row 1)"
+    with h5py.File(place / "ply_data_train1.h5") as file:
+        right = torch.from_numpy(file["data"][1])
+    got = clouds.read(6, 9)["points"]
+    assert torch.equal(got[got[:, 0].argsort()], right[right[:, 0].argsort()])
+    assert "not read: normal" in clouds.contents()["files hold"]
+    both = source(tmp_path, 64, channels=("xyz", "normals"), augment=False, normalise=False)
+    with h5py.File(place / "ply_data_train1.h5") as file:
+        right = torch.from_numpy(np.hstack([file["data"][1], file["normal"][1]]))
+    got = both.read(6, 9)["points"]
+    assert torch.equal(got[got[:, 0].argsort()], right[right[:, 0].argsort()])
+    assert "not read" not in both.contents()["files hold"]
+    assert source_of(tmp_path, Sampling()).channels is None
+    (place / "ply_data_train1.h5").unlink()
+    with pytest.raises(MimError, match=r"train_files\.txt names ply_data_train1\.h5, which is not in"):
+        source(tmp_path)
 
 
 # ---- ScanObjectNN ----------------------------------------------------------------------------------------------------

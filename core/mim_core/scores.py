@@ -59,9 +59,10 @@ def cell(scores: Iterable[Score], row: str, column: str) -> str:
 
 def verdict(scores: Iterable[Score]) -> list[str]:
     """What the table says in words, good or bad: the pre-trained encoder against the raw input and the untrained
-    encoder; and where a lower value is the better one."""
+    encoder, in the columns where it has a score; and where a lower value is the better one."""
     scores = list(scores)
-    columns = columns_of(scores)[1]
+    has = {score.column for score in scores if score.row == PRETRAINED}
+    columns = [column for column in columns_of(scores)[1] if column in has]
     if not columns:
         return []
     errors = [column for column in columns if any(s.lower_is_better for s in scores if s.column == column)]

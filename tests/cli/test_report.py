@@ -12,6 +12,7 @@ from mim_core.data.noise import Noise
 from mim_core.data.source import Picture
 from mim_core.evaluation import reconstruction, report
 from mim_core.host.loading import installed
+from mim_core.scores import PRETRAINED, RAW, UNTRAINED, Score, best_cells, headline, verdict
 
 
 class Turned(Noise):
@@ -128,12 +129,18 @@ def test_sources_have_no_page_unless_they_say_so():
     assert Noise(Noise.Config(), {"a": (3,)}).page("a", {"input": torch.zeros(1, 3)}) is None
 
 
+def test_a_column_without_a_score_of_the_run_is_not_lost():
+    """Such as the pixels of anomalies, where a method scores whole pictures alone."""
+    values = {UNTRAINED: 0.5, RAW: 0.6, PRETRAINED: 0.7}
+    scores = [Score(row, "image", value) for row, value in values.items()]
+    said = verdict([*scores, Score(RAW, "pixel", 0.6)])
+    assert said == [f"The pre-trained encoder beats the {row} in every column." for row in list(values)[:2]]
+
+
 # ---- what a reader sees first ----------------------------------------------------------------------------------------
 
 
 def test_the_verdict_stands_first_beside_its_controls(small_classifiers):
-    from mim_core.scores import PRETRAINED, Score, best_cells, headline
-
     assert main(["show", str(small_classifiers / "finetune")]) == 0
     said = (small_classifiers / "finetune/report.html").read_text()
     assert said.index('class="verdict"') < said.index("<h2>")

@@ -18,6 +18,7 @@ from mim_core import (
     MimError,
     Normalisation,
     Picture,
+    PlainItems,
     Sample,
     counted,
     one_line,
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mim_video import pictures
-from mim_video.anomaly_layouts import Footage, find_surveillance
+from mim_video.anomaly_layouts import Footage, all_footage, find_surveillance
 from mim_video.anomaly_masks import array_masks, read_masks
 from mim_video.data import LUMA
 from mim_video.readers import chosen, load_reader, open_reader
@@ -49,6 +50,9 @@ class SurveillanceClips(DataSource):
 
         root: Path | None = None
         """Folder of UCSD Ped1 or Ped2, of Avenue, or of ShanghaiTech."""
+        splits: bool = True
+        """Whether the folder is one of these collections. Without, all footage below it is one collection, of which
+        nothing is known, as the commands embed and predict read it."""
         stride: int = 1
         """Training clips take every which frame; those that are judged take all."""
         flip: float = 0.0
@@ -75,7 +79,7 @@ class SurveillanceClips(DataSource):
         self.normalisation = Normalisation(mean, std, self.channels, axes=3)
         if config.root is None or not config.root.is_dir():
             raise MimError(f"--data.root {config.root}: name the folder of UCSD Ped1 or Ped2, Avenue, or ShanghaiTech.")
-        self.found = find_surveillance(config.root)
+        self.found = find_surveillance(config.root) if config.splits else all_footage(config.root)
         if any(not each.frames for each in (*self.found.train, *self.found.test)):
             load_reader(chosen("auto"))  # here, so that one that is missing is told before a run begins
         self.train, self.test = (Windows(self, footage) for footage in (self.found.train, self.found.test))
@@ -167,11 +171,21 @@ class SurveillanceClips(DataSource):
     def labelled(self, split: str) -> Labelled:
         """Clips with 1 where a frame is abnormal. Items of the test split have ``footage``, int64: which one;
         ``frames``, int64 [T]; and ``abnormal``, uint8 [T]. Where some footage has masks also ``truth``, int8 [T, H,
-        W]: 1 abnormal, 0 normal, -1 where there is no mask."""
+        W]: 1 abnormal, 0 normal, -1 where there is no mask.
+
+        Raises:
+            MimError: All footage was read as one collection.
+        """
+        if not self.config.splits:
+            raise MimError("All footage was read as one collection, of which nothing says what is abnormal.")
         windows = self.train if split == "train" else self.test
         flags = [int(split == "test" and windows.abnormal(index).any()) for index in range(len(windows))]
         names = tuple(map(windows.name, range(len(windows))))
         return Labelled(split, torch.tensor(flags), ("normal", "abnormal"), windows, names=names)
+
+    def plain(self) -> PlainItems:
+        """Clips that together show every frame of the footage for training."""
+        return PlainItems(self.train, tuple(map(self.train.name, range(len(self.train)))))
 
     def picture(self, modality: str, values: Tensor) -> Picture:
         """[C, T, H, W] as a film strip of up to 8 frames."""
@@ -243,8 +257,9 @@ class Windows(Dataset[Any]):
     def name(self, index: int) -> str:
         """The footage, and the first and last frame, from 0."""
         root = self.source.config.root
-        frames = self.frames(index)
-        return f"{self.footage[self.place(index)[0]].path.relative_to(root)} ({frames[0]}-{frames[-1]})"
+        assert root is not None
+        frames, path = self.frames(index), self.footage[self.place(index)[0]].path
+        return f"{path.relative_to(root) if path != root else root.name} ({frames[0]}-{frames[-1]})"
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         number, frames = self.place(index)[0], self.frames(index)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from mim_core import MimError, counted
+from mim_core import MimError, counted, walk_folders
 
 from mim_video.anomaly_masks import mat_masks, picture_mask
 
@@ -69,6 +69,23 @@ def find_surveillance(root: Path) -> Surveillance:
         f"{root} is no collection of surveillance footage. Looked for Train/ and Test/ (UCSD Ped), training_videos/ "
         "and testing_videos/ (Avenue), training/ and testing/test_frame_mask/ (ShanghaiTech)."
     )
+
+
+def all_footage(root: Path) -> Surveillance:
+    """Every video file and folder of frames in and below a folder, of which nothing is known; masks are left out.
+
+    Raises:
+        MimError: There is none.
+    """
+    found = list[Footage]()
+    for place, _, _ in walk_folders(root):
+        folder = Path(place)
+        found += map(Footage, _files(folder, VIDEOS))
+        if not folder.name.endswith("_gt") and (frames := _of_frames(folder)).frames:
+            found.append(frames)
+    if not found:
+        raise MimError(f"{root} holds no footage: neither video files ({', '.join(VIDEOS)}) nor folders of frames.")
+    return Surveillance("footage", tuple(sorted(found, key=lambda each: each.path)), ())
 
 
 def _ordered(paths: Sequence[Path]) -> list[Path]:

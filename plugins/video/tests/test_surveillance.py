@@ -260,6 +260,23 @@ def test_a_run_is_judged_by_frames(tmp_path):
     assert any("16 frames of 2 videos judged, 5 of them abnormal" in note for note in content["notes"])
     assert any(f"{10 * 16 * 24:,} pixels judged" in note for note in content["notes"])  # of Test001, each frame once
     check_by_hand(tmp_path / "run", found)
+    check_new_footage(tmp_path)
+
+
+def check_new_footage(root):
+    """The same videos without what is known of them: a film, and a folder of frames beside its masks."""
+    film(root / "ped/Test/more/one.avi", 6)
+    command = ("predict", root / "run", root / "ped/Test", "--anomaly", "--quiet", "--out", root / "out")
+    assert main(list(map(str, command)), plugin="video") == 0
+    lines = (root / "out/predictions.csv").read_text().splitlines()[1:]
+    wanted = [*(f"Test00{n} ({a}-{a + 3})" for n, a in ((1, 0), (1, 4), (1, 6), (2, 0), (2, 2)))]
+    assert [line.split(",")[0] for line in lines] == [*wanted, "more/one.avi (0-3)", "more/one.avi (2-5)"]
+    assert np.load(root / "out/more/one (2-5)-scores.npy").shape == (4, 16, 24)
+    with pytest.raises(MimError, match="nothing says what is abnormal"):
+        source(root / "ped/Test", splits=False).labelled("test")
+    (root / "none").mkdir()
+    with pytest.raises(MimError, match="holds no footage"):
+        source(root / "none", splits=False)
 
 
 def check_by_hand(run, found):

@@ -95,6 +95,7 @@ def test_more_bad_files_than_allowed(trouble, pretrain):
     assert str(folder / "skipped.jsonl") in said
     assert "Traceback" not in said
     assert {entry["file"] for entry in skipped(folder)} == BAD
+    assert pretrain("--data.max-bad", "0.1")[0] == 2  # asking again does not pass it
     code, said, folder = pretrain("--data.max-bad", "0.15")  # 3.15
     assert code == 0, said
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from mim_core import (
@@ -36,7 +37,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from mim_multimodal import written
+from mim_multimodal import maps, written
 from mim_multimodal.dense_heads import (
     ConvNextHead,
     DenseHead,
@@ -56,6 +57,8 @@ IGNORE = 255
 """The id that is no class."""
 ANSWER = "answer"
 """The entry of a sample that holds the map to learn from, in the file's own values."""
+LOOKED_AT = 32
+"""Maps that are looked at before a run."""
 STEPS_OF_TEST = 16
 """Most pictures per forward pass of a test."""
 
@@ -169,6 +172,31 @@ class MapSource(WrappedSource):
         if self.label == "semseg" and void is not None:
             told += f"; {void} in them is no class, and the ids above it count one less (--data.void)"
         return {**self.source.plan(), "labels": told}
+
+    def advice(self) -> list[str]:
+        """The source's; and where an id is taken out as no class (``void``) of maps that seem to start at 0."""
+        lines: list[str] = list(self.source.advice())
+        config: Any = getattr(self.source, "config", None)
+        count = getattr(self.source, "class_count", None)
+        if self.label != "semseg" or not count or getattr(config, "void", None) is None:
+            return lines
+        seen = {value for number in range(min(LOOKED_AT, len(self.train))) for value in self._ids(number)}
+        if seen != set(range(count)):
+            return lines
+        return [
+            *lines,
+            f"The class maps looked at hold all ids from 0 to {count - 1}, as {count} classes that start at 0 do, and "
+            f"{config.void} is taken out as no class. If it is one: --data.void None",
+        ]
+
+    def _ids(self, number: int) -> set[int]:
+        """The ids of a training map, as the file has them; none where it cannot be read."""
+        items = self.train.items
+        try:
+            ids = maps.id_values(items.root / items.file(self.label, self.train.numbers[number]))
+        except (OSError, ValueError):  # said when it is read
+            return set()
+        return set(np.unique(ids).tolist()) - {IGNORE}
 
 
 # ---- methods ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from mim_core.cli import main
-from mim_multimodal.data import SAMPLE
+from mim_multimodal.data import SAMPLE, Aligned
+from mim_multimodal.dense_methods import MapSource
 from PIL import Image
 
 SHORT = ["--quiet", "--train.workers", "0", "--train.warmup-epochs", "0", "--train.batch-size", "8"]
@@ -49,3 +50,20 @@ def test_what_is_predicted_is_no_input_and_all_inputs_are_needed(pretrained, tmp
     given = ["--given", "rgb", "--out", str(tmp_path / "maps"), "--quiet"]
     assert main(["predict", str(tmp_path / "run"), str(SAMPLE), *given]) == 2
     assert "sees all of its inputs, rgb, depth" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_class_that_is_taken_for_none_is_told(tmp_path):
+    """Ids that start at 0 under a recipe for ADE20K, whose 0 is no class; and ids that start at 1."""
+    for folder, first in (("own", 0), ("ade", 1)):
+        for split in ("train", "test"):
+            for kind, values in (
+                ("rgb", np.zeros((16, 16, 3), np.uint8)),
+                ("semseg", np.arange(first, first + 4, dtype=np.uint8).repeat(64).reshape(16, 16) % (3 + first)),
+            ):
+                path = tmp_path / folder / split / kind / "1.png"
+                path.parent.mkdir(parents=True)
+                Image.fromarray(values).save(path)
+        inner = Aligned(Aligned.Config(tmp_path / folder, void=0, classes=3), {"rgb": (3, 16, 16)})
+        data = MapSource(inner, "semseg", (16, 16))
+        assert any("If it is one: --data.void None" in line for line in data.advice()) == (folder == "own")
+        assert "0 in them is no class" in data.plan()["labels"]

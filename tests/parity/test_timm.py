@@ -168,9 +168,10 @@ def test_another_size_and_the_mean_are_as_in_timm(position, tmp_path, monkeypatc
     assert found["input_size"][1:] == method.tokenizer.config.size
 
 
-def test_a_classifier_keeps_its_head(tmp_path, monkeypatch):
+@pytest.mark.parametrize("norm", ["encoder", "pooled"])
+def test_a_classifier_keeps_its_head(norm, tmp_path, monkeypatch):
     encoder = method_of("image:mae-vit-tiny")
-    method = Classifier(encoder.tokenizer, encoder.encoder, Classifier.Config(classes=3)).eval()
+    method = Classifier(encoder.tokenizer, encoder.encoder, Classifier.Config(classes=3, norm=norm)).eval()
     line = export_timm(method, tmp_path / "encoder.safetensors", classes=("a", "b", "c"))
     monkeypatch.chdir(tmp_path)
     model = eval(line, {"timm": timm}).eval()

@@ -113,6 +113,20 @@ def patch_encoder(method: Method) -> tuple[PatchTokenizer, Encoder]:
     return tokenizer, encoder
 
 
+def _with_pooled_norm(
+    method: Method, whole: bool, weights: dict[str, Tensor], arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of timm's model where a norm stands behind the pool and none at the encoder's end, as in MAE's
+    fine-tuning: with the head that norm is among the weights, without it there is none."""
+    norm = getattr(method, "fc_norm", None)
+    if norm is None:
+        return arguments
+    if not whole:
+        return {**arguments, "final_norm": False}
+    weights |= {f"fc_norm.{name}": value for name, value in norm.state_dict().items()}
+    return {**{name: value for name, value in arguments.items() if name != "final_norm"}, "fc_norm": True}
+
+
 def export_timm(
     method: Method,
     path: Path,
@@ -150,6 +164,7 @@ def export_timm(
     if head:
         weights.update(head)
         arguments = {**arguments, "num_classes": len(head["head.bias"]), "global_pool": pool}
+    arguments = _with_pooled_norm(method, bool(head), weights, arguments)
     weights = _as_timm_has_it(name, arguments, weights)
     known = {"input_size": (config.channels, *config.size), "num_classes": arguments["num_classes"], **(inputs or {})}
     line = _line(name, arguments, known, encoder, path)

@@ -13,7 +13,7 @@ from mim_core.errors import MimError
 from mim_core.evaluation.looks import Pictures
 from mim_core.methods.supervised import Supervised
 
-MOST = 200
+MOST = 48
 """Held-out samples that are asked, evenly over the split."""
 WORST = 6
 """Samples that are shown."""

@@ -20,7 +20,7 @@ def pretrained(tmp_path_factory):
 
 def finetune(run, method, out, *more):
     chosen = ["finetune", str(run), "--use", f"method=multimodal:{method}", "--train.steps", "3", "--out", str(out)]
-    return main([*chosen, *SHORT, *more])
+    return main([*chosen, *SHORT, "--method.inner", "64", "--method.blocks", "1", *more])
 
 
 def test_pictures_alone_get_maps_of_classes(pretrained, tmp_path, capsys):

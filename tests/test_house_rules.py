@@ -120,19 +120,6 @@ def test_no_modules_import_each_other_in_a_circle():
     assert not graph, f"each of these leads back to itself: {', '.join(sorted(graph))}"
 
 
-@pytest.mark.parametrize("plugin", ["image", "video", "pointcloud", "multimodal"])
-def test_plugins_use_the_front_door(plugin):
-    """They import from mim_core alone, whose rooms may then move."""
-    for path in ROOT.glob(f"plugins/{plugin}/mim_*/**/*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            inside = [
-                name for name in names if name.startswith("mim_core.") and not name.startswith("mim_core.testing")
-            ]
-            assert not inside, f"{path}: {inside}"
-
-
 def test_the_front_door_opens():
     import mim_core
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mim_core.cli import main
 from mim_core.errors import MimError
-from mim_core.interop import programs
+from mim_core.interop import program_export
 from mim_core.runs.load import load_run
 from PIL import Image
 
@@ -106,7 +106,7 @@ def test_other_modalities(recipe, given, kind, tmp_path):
     if kind == "onnx":
         pytest.importorskip("onnxscript")
     method = build_method(load_recipe(recipe, installed(), twin=True)).eval()
-    line, notes = programs.export_program(method, tmp_path / "program", kind, {}, given)
+    line, notes = program_export.export_program(method, tmp_path / "program", kind, {}, given)
     assert notes == []
     assert all(name in line for name in given or method.tokenizer.shapes)
 
@@ -123,7 +123,7 @@ def clouds():
 @pytest.mark.parametrize("rows", [1, 5, 150])
 def test_clouds_take_any_batch(clouds, tmp_path, rows):
     """Also one so large that distances are computed part by part outside a program."""
-    _, notes = programs.export_program(clouds, tmp_path / "program.pt2", "torch", {})
+    _, notes = program_export.export_program(clouds, tmp_path / "program.pt2", "torch", {})
     assert notes == []
     points = np.random.default_rng(rows).normal(size=(rows, *clouds.tokenizer.shapes["points"])).astype(np.float32)
     found, _ = of_the_file("torch", tmp_path / "program.pt2", points=points)
@@ -136,27 +136,27 @@ def test_steps_that_depend_on_the_batch_take_one_sample_at_a_time(clouds, tmp_pa
     from mim_pointcloud import geometry
 
     monkeypatch.setattr(geometry, "_traced", lambda: False)
-    _, notes = programs.export_program(clouds, tmp_path / "program.pt2", "torch", {})
+    _, notes = program_export.export_program(clouds, tmp_path / "program.pt2", "torch", {})
     assert notes == ["The program takes one sample at a time: this method's steps depend on the batch."]
 
 
 def test_clouds_have_no_onnx(clouds, tmp_path):
     pytest.importorskip("onnxscript")
     with pytest.raises(MimError, match=r"no operator for torch's prims\.frexp.* --to torch"):
-        programs.export_program(clouds, tmp_path / "program.onnx", "onnx", {})
+        program_export.export_program(clouds, tmp_path / "program.onnx", "onnx", {})
     assert not (tmp_path / "program.onnx").exists()
 
 
 def test_a_program_of_other_answers_is_not_kept(runs, tmp_path, monkeypatch):
     method, path = load_run(runs).method.eval(), tmp_path / "program.pt2"
-    programs.export_program(method, path, "torch", {})
-    before, real = path.read_bytes(), programs._run_torch
+    program_export.export_program(method, path, "torch", {})
+    before, real = path.read_bytes(), program_export._run_torch
 
     def spoiled(*arguments):
         return [value + 0.01 for value in real(*arguments)]
 
-    monkeypatch.setattr(programs, "_run_torch", spoiled)
+    monkeypatch.setattr(program_export, "_run_torch", spoiled)
     with pytest.raises(MimError, match=r"gives other features than the run, 0\.01 apart, and was not kept"):
-        programs.export_program(method, path, "torch", {})
+        program_export.export_program(method, path, "torch", {})
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["program.pt2"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mim_core.disk import filled, replaced, write_whole
 from mim_core.errors import MimError
-from mim_core.interop import programs
+from mim_core.interop import program_export
 from mim_core.locks import only_writer
 from mim_core.tensor_files import write_tensors
 
@@ -127,5 +127,5 @@ def test_a_program_that_may_not_be_so_large_is_an_error_and_no_abort(tmp_path):
     """torch's own writer ends the process there."""
     module, example = torch.nn.Linear(64, 64).eval(), (torch.zeros(2, 64),)
     with largest_file(5000), pytest.raises(OSError, match=r"too large: '.*/a\.pt2'"):
-        programs._write_torch(module, example, tmp_path / "a.pt2", {}, ())
+        program_export._write_torch(module, example, tmp_path / "a.pt2", {}, ())
     assert os.listdir(tmp_path) == []

@@ -57,6 +57,17 @@ def test_a_plugin_imports_core_and_itself_only(package):
     assert not ours
 
 
+@pytest.mark.parametrize("package", PLUGINS, ids=lambda package: package.name)
+def test_plugins_use_the_front_door(package):
+    """They import from mim_core and mim_core.testing alone; the rooms of the core may then move."""
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            inside = [n for n in names if n.startswith("mim_core.") and not n.startswith("mim_core.testing")]
+            assert not inside, f"{path}: {inside}"
+
+
 def test_no_plugin_names_another_in_its_references():
     for package in PLUGINS:
         text = (package / "plugin.py").read_text()

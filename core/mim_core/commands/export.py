@@ -18,7 +18,7 @@ from mim_core.host.registry import Registry
 from mim_core.interop import exporters
 from mim_core.interop.model_card import write_card
 from mim_core.interop.plain import export_plain
-from mim_core.interop.programs import export_program
+from mim_core.interop.program_export import export_program
 from mim_core.interop.timm import export_timm, notes_on
 from mim_core.methods.build import open_source
 from mim_core.methods.method import Method

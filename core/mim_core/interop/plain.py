@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mim_core.disk import filled, write_whole
 from mim_core.errors import MimError
-from mim_core.interop.programs import NEAR, Program, random_inputs
+from mim_core.interop.program_export import NEAR, Program, random_inputs
 from mim_core.methods.classifier import Classifier
 from mim_core.methods.method import Method
 from mim_core.methods.supervised import Supervised

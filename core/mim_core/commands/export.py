@@ -115,7 +115,4 @@ def _of_data(run: ResolvedRun, method: Method, to: str) -> tuple[dict[str, Any],
             f"the file does not say how inputs are normalised, so timm takes its own mean and deviation: "
             f"{run.parts['data'].name} has no mean and std."
         )
-    crop = getattr(run.parts["data"].options, "evaluate_crop", None)
-    if crop is not None:  # the centre of a picture, which timm takes likewise
-        known |= {"crop_pct": float(crop), "crop_mode": "center", "interpolation": "bicubic"}
-    return known, tuple(classes)
+    return {**known, **source.how_read()}, tuple(classes)

@@ -65,6 +65,9 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
     entry = recipe_entry(name, plugin, registry)
     if entry is not None:
         return train_recipe(program, name, entry, rest, registry)
+    others = [each for each in registry.of_kind("recipes", plugin) if name in (each.name, each.full_name)]
+    if others and not Path(name).exists():
+        raise MimError(f"{name} is a recipe for pre-training, which learns from no labels. {hint}")
     base, method, weights = load_run(Path(name), registry)
     if isinstance(method, Supervised):
         raise MimError(

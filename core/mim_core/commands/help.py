@@ -73,7 +73,7 @@ def help_text(program: str, plugin: str | None, command: str, arguments: Sequenc
     try:
         if command in OPTIONS and (not named or command not in WITH_PARTS):
             takes, reference = OPTIONS[command]
-            return _of_options(f"{program} {command} {takes}", reference)
+            return _of_options(f"{program} {command}", reference, takes)
         return WITH_PARTS[command](program, plugin, arguments) if named and command in WITH_PARTS else None
     except (NotPlain, MimError):  # the command says it better
         return None
@@ -89,12 +89,12 @@ def help_of_own(program: str, command: str, reference: str) -> str | None:
         return None
 
 
-def _of_options(usage: str, reference: str) -> str:
-    """A command's own options."""
+def _of_options(usage: str, reference: str, named: str = "") -> str:
+    """A command's own options; what it takes before them is ``named`` here where the options do not say it."""
     found = describe_options(reference)
     takes = [(option.metavar or option.name.upper(), option) for option in found.options or () if option.positional]
     rows = [(f"--{option.name.replace('_', '-')}", option) for option in found.options or () if not option.positional]
-    usage = " ".join([usage, *(name for name, _ in takes)])
+    usage = " ".join([usage, *([name for name, _ in takes] or [named] * bool(named))])
     return f"usage: {usage} [OPTIONS]\n\n{_filled(found.doc)}\n\n{_table([*takes, *rows])}"
 
 

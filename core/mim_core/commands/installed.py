@@ -144,6 +144,8 @@ def recipes(program: str, plugin: str | None, arguments: list[str]) -> int:
             f"The plugin {plugin!r} is {'switched off' if off[0].disabled else 'broken'}. See: mim-core plugins"
         )
     _print_entries(registry, "recipes", plugin)
+    if more := len(registry.of_kind("finetunings", plugin)):
+        terminal.tell(f"Recipes that train on labels, {more} of them: mim-core list finetunings")
     return 0
 
 

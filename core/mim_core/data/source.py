@@ -189,6 +189,11 @@ class DataSource:
         ("files hold"): bits, channels, pages, range, sizes, as far as a look at a few of them tells."""
         return {}
 
+    def how_read(self) -> dict[str, Any]:
+        """How evaluation makes inputs of files, beyond mean and deviation, for whoever runs an export elsewhere: text,
+        numbers and lists, under timm's names where it has one (``crop_pct``, ``crop_mode``, ``interpolation``)."""
+        return {}
+
     def finish(self, sample: Sample) -> Sample:
         """The rest of the work on a whole batch, on the device: conversion and normalisation. Pure."""
         return sample

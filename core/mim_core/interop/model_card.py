@@ -127,8 +127,12 @@ def _what(method: Method, kind: str) -> str:
 def _inputs(method: Method, known: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str, str]:
     shapes: Mapping[str, tuple[int, ...]] = getattr(method.tokenizer, "shapes", {})
     found = {name: f"[B, {', '.join(map(str, shape))}], normalised" for name, shape in shapes.items()}
-    texts = {"mean": "mean of values from 0 to 1", "std": "deviation", "crop_pct": "share of the largest crop"}
-    found |= {text: _cell(known[name]) for name, text in texts.items() if name in known}
+    texts = {
+        "mean": "mean of values from 0 to 1",
+        "std": "deviation",
+        "crop_pct": "crop, share of the resized side",
+    }
+    found |= {texts.get(name, name.replace("_", " ")): _cell(value) for name, value in known.items()}
     return {**found, **({"classes": ", ".join(classes)} if classes else {})}
 
 

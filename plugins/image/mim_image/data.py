@@ -331,6 +331,11 @@ class Images(DataSource):
     def _before_crop(self, store: ImageStore, index: int) -> Image.Image:
         return self._load(store, index, self.config.crop[0])
 
+    def how_read(self) -> dict[str, Any]:
+        """The shorter side is resized to the size by ``crop_pct`` and the other in proportion, both rounded; then the
+        centre is taken."""
+        return {"crop_pct": self.config.evaluate_crop, "crop_mode": "center", "interpolation": "bicubic"}
+
     def finish(self, sample: Sample) -> Sample:
         """Values from 0 to 255 to float32, with mean 0 and deviation 1 over the data."""
         if sample["image"].ndim > 4:  # two samples of each item

@@ -375,6 +375,11 @@ class Aligned(DataSource):
         box = crops.random_resized(frame, self.size, config.area, config.ratio, draws)
         return crops.Cut(frame, box, draws[-1] < config.flip)
 
+    def how_read(self) -> dict[str, Any]:
+        """How colour is cropped; the other modalities follow it."""
+        share = f"{self.config.evaluate_crop:g} of the largest centred box of the input's shape, then scaled"
+        return {"crop": share, "interpolation": "bicubic, antialiased"}
+
     def finish(self, sample: Sample) -> Sample:
         """rgb with mean 0 and deviation 1 over the data; depth standardised, see `depth.standardise`; class ids int64.
         ``depth_raw`` stays as it is: the file's unit, NaN where nothing was measured."""

@@ -297,6 +297,26 @@ class Clips(DataSource):
         except Exception as error:  # libraries raise many kinds; whatever it is, the file is named and replaced
             raise BadSample(store.name(index), one_line(error)) from error
 
+    def how_read(self) -> dict[str, Any]:
+        """Which frames of a file a clip has, and how its box is scaled."""
+        config, span = self.config, (self.frames - 1) * self.config.stride
+        start = f"the first one is frame (n - {span}) // 2 of n, counted from 0"
+        if config.segments:
+            frames = f"{self.frames}: the middle one of as many equal parts of the file"
+        elif config.fps is not None:
+            frames = f"{self.frames}: {config.fps:g} a second by the file's own times, from its middle"
+        else:
+            frames = f"{self.frames}: every {config.stride}th, {start}"
+        short = {"last": "the last frame again", "loop": "the file from its start", "refuse": "refused"}[config.short]
+        views = f"the mean over {config.views[0]} places in time and {config.views[1]} along the longer side"
+        return {
+            "frames": frames,
+            "short": short,
+            "views": "one, in the middle" if config.views == (1, 1) else views,
+            "crop": f"{config.evaluate_crop:g} of the largest centred box of the input's shape, then scaled",
+            "interpolation": "bilinear, antialiased, on values of 8 bits",
+        }
+
     def finish(self, sample: Sample) -> Sample:
         """uint8 to float32, with mean 0 and deviation 1 over the data. Repeated clips become samples, each with its
         own key."""

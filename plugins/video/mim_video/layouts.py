@@ -319,7 +319,10 @@ def ucf101(root: Path, split: int = 1) -> Clipping:
         strange = {entry.label for entry in lists[name]} - set(classes)
         if strange:
             raise MimError(f"{path} has classes that {names.name} lacks: {', '.join(sorted(strange)[:5])}.")
-    return _listed("ucf101", root, lists, classes, looked_for)
+    found = _listed("ucf101", root, lists, classes, looked_for)
+    read = {names.name, *(f"{kind}list{number:02}.txt" for kind in ("train", "test") for number in (1, 2, 3))}
+    beside = sum(path.name in read for path in names.parent.glob("*.txt"))
+    return replace(found, others=Counter(found.others) - Counter({".txt": beside}))
 
 
 def _kinetics_lists(root: Path) -> list[Path]:

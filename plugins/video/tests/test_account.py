@@ -18,6 +18,7 @@ from mim_video.layouts import find_clips
 from mim_video.looking import header
 from mim_video.prepare import plan
 from mim_video.readers import open_reader
+from mim_video.sampling import by_stride
 
 FORMATS = {".mts": "mpegts", ".vob": "vob", ".gif": "gif", ".rm": "rm", ".y4m": "yuv4mpegpipe", ".divx": "avi"}
 CODECS = dict.fromkeys(FORMATS, "mpeg4") | {
@@ -344,3 +345,13 @@ def test_probe_says_what_numbers_are(tmp_path, capsys):
     assert "max 10 frames/s" in out
     assert probe("mim-video", "video", [str(tmp_path / "a.mp4"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["readers"]["pyav"]["size"] == [32, 48]
+
+
+def test_an_export_says_which_frames_are_read(tmp_path):
+    film(tmp_path / "a/x.mp4")
+    source = Clips(Clips.Config(root=tmp_path, stride=4), {"video": (3, 8, 16, 16)})
+    about = source.how_read()
+    assert about["frames"] == "8: every 4th, the first one is frame (n - 28) // 2 of n, counted from 0"
+    assert about["interpolation"].startswith("bilinear")
+    for count in (29, 32, 33, 100):
+        assert int(by_stride(count, 8, 4, 0.5)[0]) == (count - 28) // 2

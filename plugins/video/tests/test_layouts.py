@@ -150,6 +150,11 @@ def ucf(film, tmp_path):
     return tmp_path
 
 
+def test_the_lists_of_ucf101_are_not_left_out(ucf):
+    (ucf / "notes.txt").write_text("mine")
+    assert find_clips(ucf, "ucf101").others == {".txt": 1}
+
+
 @pytest.mark.parametrize("split", [1, 2, 3])
 def test_ucf101(ucf, split):
     assert recognise(ucf) == "ucf101"

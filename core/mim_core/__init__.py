@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mim_core.data.conversion import write_file as write_file
     from mim_core.data.folders import walk_folders as walk_folders
     from mim_core.data.label_table import LABELS as LABELS
+    from mim_core.data.label_table import SPLITS as SPLITS
     from mim_core.data.label_table import LabelTable as LabelTable
     from mim_core.data.label_table import arranged as arranged
     from mim_core.data.label_table import class_order as class_order
@@ -224,7 +225,7 @@ _ROOMS = {
         "write_file",
     ),
     "data.folders": ("walk_folders",),
-    "data.label_table": ("LABELS", "LabelTable", "arranged", "class_order", "read_label_table"),
+    "data.label_table": ("LABELS", "SPLITS", "LabelTable", "arranged", "class_order", "read_label_table"),
     "data.labelled": ("share_of",),
     "data.loading": ("Readable", "loader"),
     "data.normalise": ("IMAGENET_MEAN", "IMAGENET_STD", "Normalisation", "check_statistics", "usual_statistics"),

@@ -51,7 +51,8 @@ class Aligned(DataSource):
     ``ROOT/{train,test}/MODALITY/CLASS/NAME``, a file of the same name in every modality. Colour is turned upright by
     its EXIF entry; other pictures are taken as they are. Depth: whole numbers or floats. Class ids: 1, 8 or 16 bits, or
     the entries of a palette, 255 for none. Depth and class ids may be smaller or larger than colour by a whole factor.
-    Names of the classes: ``ROOT/classes.txt``. Labels of whole items: ``ROOT/labels.csv``, or CLASS.
+    Names of the classes: ``ROOT/classes.txt``. Labels of whole items: ``ROOT/labels.csv``, or CLASS; splits: its column
+    split, or folders.
     Captions may be the rows of ``ROOT/captions.csv`` (path, caption) in place of files; of several for one item, one is
     drawn at each reading, and evaluation takes the first.
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mim_core import MimError, counted, split_of
 
 from mim_multimodal.layouts import Items, ItemSplits
-from mim_multimodal.tables import rows_of
+from mim_multimodal.table_splits import rows_by_item
+from mim_multimodal.tables import LABELS, rows_of, split_rows
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,17 @@ class Labels:
 
 
 def find_labels(found: ItemSplits) -> Labels:
-    """Labels by ``ROOT/labels.csv`` (columns path and label; an empty label is none), or else by CLASS folders.
+    """Labels by ``ROOT/labels.csv`` (columns path and label; an empty label is none), or else by CLASS folders,
+    also where the table has splits alone.
 
     Raises:
         MimError: labels.csv cannot be read, names none of the items, or gives one item two labels.
     """
-    table = found.train.root / "labels.csv"
+    table = found.train.root / LABELS
     both = (found.train, found.test)
-    texts = _listed(table, both) if table.is_file() else [[_folder_of(stem) for stem in i.stems] for i in both]
+    rows = rows_of(table, "label") if table.is_file() else []
+    listed = table.is_file() and (rows or not split_rows(table))
+    texts = _listed(table, rows, both) if listed else [[_folder_of(stem) for stem in i.stems] for i in both]
     common = sorted({text for text in texts[0] if text} & {text for text in texts[1] if text})
     if len(common) < 2:
         return Labels()
@@ -54,25 +57,16 @@ def _folder_of(stem: str) -> str:
     return next((name for name in stem.split("/")[:-1] if split_of(name) is None), "")
 
 
-def _listed(table: Path, both: Iterable[Items]) -> list[list[str]]:
-    """The label of every item, empty where the table has none. Its paths may name the split, the modality and the
-    ending, or leave them out."""
-    labels: dict[str, dict[str, str]] = {}
-    for path, label in rows_of(table, "label"):
-        if label:
-            for name in (path, os.path.splitext(path)[0]):
-                labels.setdefault(name, {}).setdefault(label, path)
+def _listed(table: Path, rows: Sequence[tuple[str, str]], both: Iterable[Items]) -> list[list[str]]:
+    """The label of every item, empty where the table has none."""
+    rows = [(path, label) for path, label in rows if label]
     found, two = [], list[str]()
     for items in both:
-        folders = ["", *(f"{folder}/" for folder in items.folders.values())]
-        splits = ["", f"{items.split}/"] if items.split else [""]
-        heads = [split + folder for split in splits for folder in folders]
-        tails = ("", *items.suffixes.values())
         found.append(list[str]())
-        for stem in items.stems:
+        for numbers in rows_by_item([path for path, _ in rows], items):
             own: dict[str, str] = {}
-            for name in (head + stem + tail for head in heads for tail in tails):
-                own |= {label: path for label, path in labels.get(name, {}).items() if label not in own}
+            for path, label in (rows[number] for number in numbers):
+                own.setdefault(label, path)
             two += [", ".join(f"{path} is {label}" for label, path in own.items())] if len(own) > 1 else []
             found[-1].append(next(iter(own), ""))
     if two:

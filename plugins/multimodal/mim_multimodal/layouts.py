@@ -2,7 +2,8 @@
 
 ``ROOT/{train,test}/MODALITY/CLASS/.../name.ext``, or ``ROOT/MODALITY/{train,test}/...``; what splits are called is
 `mim_core.data.collections`' rule, and items of ``unlabeled/`` are for pre-training alone. Without these folders it is
-``ROOT/MODALITY/...``, and a fifth of the items, drawn by their names, is held out. Captions may also be the rows of one
+``ROOT/MODALITY/...``, and a fifth of the items, drawn by their names, is held out. Where ``ROOT/labels.csv`` has a
+column of splits that holds items out, it counts before the folders. Captions may also be the rows of one
 table, ``ROOT/captions.csv``; of several rows for one item, one is drawn at each reading.
 """
 
@@ -21,7 +22,8 @@ from typing import Literal
 from mim_core import HELD_OUT, MimError, collections, counted, name_code, nearest, split_of, walk_folders
 
 from mim_multimodal import naming
-from mim_multimodal.tables import rows_of
+from mim_multimodal.table_splits import splits_by_table
+from mim_multimodal.tables import LABELS, rows_of, split_rows
 
 MODALITIES = ("rgb", "depth", "semseg", "caption")
 ENDINGS: Mapping[str, tuple[str, ...]] = {
@@ -71,6 +73,10 @@ class Items:
     def __len__(self) -> int:
         return len(self.stems)
 
+    def home(self, index: int) -> str:
+        """Folder of an item's split below the root; empty where there is none."""
+        return self.homes[index] if self.homes else self.split
+
     def has(self, modality: str, index: int) -> bool:
         """Whether an item has a file of a modality."""
         return modality in self.endings and bool(self.endings[modality][index])
@@ -80,8 +86,7 @@ class Items:
         if modality == "caption" and self.captions:
             return f"{CAPTIONS}: {self.stems[index]}"
         ending = self.endings[modality][index] or self.suffixes.get(modality, "") + ENDINGS[modality][0]
-        home = self.homes[index] if self.homes else self.split
-        parts = (home, self.folders[modality], self.stems[index] + ending)
+        parts = (self.home(index), self.folders[modality], self.stems[index] + ending)
         return "/".join(part for part in parts if part)
 
     def paths(self, index: int) -> tuple[str, ...]:
@@ -97,7 +102,7 @@ class Items:
 
     def identity(self, index: int) -> str:
         """The item whatever its modalities: its split and its path there, without the ending."""
-        home = self.homes[index] if self.homes else self.split
+        home = self.home(index)
         return f"{home}/{self.stems[index]}" if home else self.stems[index]
 
     def subset(self, keep: Sequence[int]) -> Items:
@@ -115,7 +120,7 @@ class Items:
                    for name in names}  # fmt: skip
         listed = any(items.captions for items in both)
         captions = tuple(c for items in both for c in items.captions or ((),) * len(items)) if listed else ()
-        homes = tuple(home for items in both for home in (items.split,) * len(items))
+        homes = tuple(items.home(i) for items in both for i in range(len(items)))
         folders, stems = {**self.folders, **more.folders}, (*self.stems, *more.stems)
         return replace(self, folders=folders, stems=stems, endings=endings, captions=captions, homes=homes)
 
@@ -216,6 +221,33 @@ def _together(items: Items, wanted: Sequence[str], missing: Missing) -> tuple[st
 def _splits(
     root: Path, named: Mapping[str, str], wanted: Sequence[str], missing: Missing, suffixes: Mapping[str, str]
 ) -> ItemSplits:
+    """The splits as the table has them, where it holds items out, or else the folders, with all their items."""
+    table = root / LABELS
+    rows = split_rows(table) if table.is_file() else []
+    if not rows:
+        return _of_folders(root, named, wanted, missing, suffixes)
+    both = _one(root, named, wanted, missing, suffixes)
+    whole = both.train
+    said, advice = splits_by_table(table, rows, whole)
+    if "test" not in said:
+        found = _of_folders(root, named, wanted, missing, suffixes)
+        return replace(found, advice=(*found.advice, *advice))
+    test = [i for i, split in enumerate(said) if split == "test"]
+    bare = [i for i, split in enumerate(said) if not split and split_of(whole.home(i)) == "unlabelled"]
+    train = sorted(set(range(len(said))) - {*test, *bare})
+    train, bare = (train, bare) if train else (bare, train)
+    if not train:
+        raise MimError(f"{table} holds out all {len(test):,} items of {root}; some must be for training.")
+    told = f"as {table.name} says: {len(test):,} held out, {len(train):,} for training"
+    told += f"; without labels {len(bare):,}" if bare else ""
+    more = whole.subset(bare) if bare else None
+    found = ItemSplits(whole.subset(train), whole.subset(test), splits=told, more=more)
+    return replace(found, advice=(*both.advice, *advice))
+
+
+def _of_folders(
+    root: Path, named: Mapping[str, str], wanted: Sequence[str], missing: Missing, suffixes: Mapping[str, str]
+) -> ItemSplits:
     """The splits as the folders have them, with all their items."""
     tops = _top_splits(root, named)
     held = next((name for name in HELD_OUT if name in tops), None)
@@ -255,8 +287,11 @@ def _one(
     root: Path, named: Mapping[str, str], wanted: Sequence[str], missing: Missing, suffixes: Mapping[str, str]
 ) -> ItemSplits:
     """All items, whatever split their folders say."""
-    tops = _top_splits(root, named).values()
-    every = [_scan(root, top, named, wanted, suffixes, missing, missing == "mask") for top in tops or ("",)]
+    lenient = {"": missing == "mask", "unlabelled": missing != "refuse"}
+    tops = _top_splits(root, named) or {"": ""}
+    every = [
+        _scan(root, top, named, wanted, suffixes, missing, lenient.get(kind, lenient[""])) for kind, top in tops.items()
+    ]
     whole = functools.reduce(Items.and_those_of, every)
     return ItemSplits(whole, whole.subset(()), advice=_together(whole, wanted, missing))
 

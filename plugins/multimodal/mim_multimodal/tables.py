@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mim_core import MimError, counted
+from mim_core import SPLITS, MimError, counted
+
+LABELS = "labels.csv"
+"""Labels and splits of whole items, below the root."""
 
 
 def rows_of(table: Path, column: str) -> list[tuple[str, str]]:
-    """The columns path and another of a table, without its first line, which names them.
+    """The columns path and another of a table, without its first line, which names them. Where none has the name of the
+    other, it is the first that is neither path nor split; no rows where there is none.
 
     Raises:
         MimError: It is no such table; says which line is wrong.
     """
+
+    def place(head: Sequence[str]) -> int | None:
+        others = [i for i, name in enumerate(head) if name != "path" and name not in SPLITS]
+        return head.index(column) if column in head else next(iter(others), None)
+
+    return _columns(table, column, place)
+
+
+def split_rows(table: Path) -> list[tuple[str, str]]:
+    """The columns path and split (set, subset, partition, fold) of a table; no rows where it has no such column.
+
+    Raises:
+        MimError: It is no such table; says which line is wrong.
+    """
+    return _columns(table, "split", lambda head: next((head.index(name) for name in SPLITS if name in head), None))
+
+
+def _columns(table: Path, column: str, place: Callable[[Sequence[str]], int | None]) -> list[tuple[str, str]]:
     wanted = f"it needs a first line 'path,{column}' and two columns"
     found: list[tuple[str, str]] = []
     number = 1
@@ -23,8 +46,9 @@ def rows_of(table: Path, column: str) -> list[tuple[str, str]]:
             head = [cell.strip().lower() for cell in next(filter(None, reader), [])]
             if "path" not in head or len(head) < 2:
                 raise MimError(f"{table} cannot be read: {wanted}, and its first line is {','.join(head)[:100]!r}.")
-            path = head.index("path")
-            value = head.index(column) if column in head else 1 - min(path, 1)
+            path, value = head.index("path"), place(head)
+            if value is None:
+                return []
             for row in filter(None, reader):
                 if len(row) <= max(path, value):
                     raise ValueError(f"a row has {counted(len(row), 'column')}")

@@ -347,6 +347,55 @@ def test_two_labels_of_an_item_are_refused(tmp_path):
     assert "gives 1 item more than one label: train/2 is cat, train/rgb/2.png is dog" in refused(tmp_path)
 
 
+def test_splits_of_a_table_hold(tmp_path):
+    frames(tmp_path)
+    table = tmp_path / "labels.csv"
+    words = ["Train"] * 7 + ["VAL", "test", "sometimes"]
+    table.write_text("path,split\n" + "".join(f"{i},{word}\n" for i, word in enumerate(words)) + "gone,test\n")
+    data = source(tmp_path)
+    found = data.collection
+    assert found.test.stems == ("7", "8")
+    assert found.pretrain.stems == (*"0123456", "9")
+    assert (data.labels.classes, found.note) == ((), "")
+    assert data.contents()["splits"] == "as labels.csv says: 2 held out, 8 for training"
+    advice = " ".join(data.advice())
+    assert "words that name no split: sometimes; they" in advice
+    assert f"1 row of {table} name no item of {tmp_path} (gone)" in advice
+    rows = [f"rgb/{i}.png,{'test' if i < 4 else 'train'},{'ab'[i % 2]}\n" for i in range(10)]
+    table.write_text("path,subset,kind\n" + "".join(rows))
+    data = source(tmp_path)
+    assert data.labels.classes == ("a", "b")
+    assert (data.collection.test.stems, len(data.labels.test)) == (tuple("0123"), 4)
+    assert len(source(tmp_path, splits=False)) == 10
+    table.write_text("path,split\n1,test\nrgb/1.png,train\n")
+    assert "has rgb/1.png in several rows, in test and in train" in refused(tmp_path)
+    table.write_text("path,split\nx,test\n")
+    assert "none of its rows names an item" in refused(tmp_path)
+    table.write_text("path,split\n" + "".join(f"{i},test\n" for i in range(10)))
+    assert "holds out all 10 items" in refused(tmp_path)
+
+
+def test_splits_of_a_table_count_before_those_of_folders(tmp_path):
+    for label in ("cat", "dog"):
+        frames(tmp_path, folder=f"train/{{modality}}/{label}", stems=range(3))
+        frames(tmp_path, folder=f"test/{{modality}}/{label}", stems=range(3, 5))
+    frames(tmp_path, folder="unlabeled/{modality}", stems=range(5, 7))
+    (tmp_path / "labels.csv").write_text("path,split\ntrain/rgb/cat/0.png,test\ndog/0,test\nunlabeled/5,test\n")
+    data = source(tmp_path)
+    found = data.collection
+    assert [found.test.name(i) for i in range(3)] == [
+        "train/rgb/cat/0.png",
+        "train/rgb/dog/0.png",
+        "unlabeled/rgb/5.png",
+    ]
+    assert (len(found.train), len(found.pretrain)) == (8, 9)
+    assert data.labels.classes == ("cat", "dog")
+    assert "test/rgb/dog/4.png" in [found.train.name(i) for i in range(8)]
+    data.read(8, 0)
+    (tmp_path / "labels.csv").write_text("path,split\ntrain/rgb/cat/0.png,train\n")
+    assert source(tmp_path).contents()["splits"].startswith("train/ for training (6)")
+
+
 def test_kept_features_know_the_files_that_they_were_made_of(tmp_path):
     for split in ("train", "test"):
         frames(tmp_path, folder=f"{split}/{{modality}}", stems=range(4))

@@ -40,8 +40,9 @@ from mim_pointcloud.files_gltf import buffers_beside
 from mim_pointcloud.layouts import Shapes, ShapeStore, every_shape, find_shapes
 from mim_pointcloud.layouts_hdf5 import row_of
 from mim_pointcloud.layouts_store import DRAWN, shown
-from mim_pointcloud.limits import TREE_LIMIT, check_file
+from mim_pointcloud.limits import check_file
 from mim_pointcloud.looking import TEXTURES, Looks, check_columns, files_hold, looks_at, rarely_meant
+from mim_pointcloud.part_files import part_rows
 
 SAMPLE = Path(__file__).parent / "sample"
 RAW_NOTE = "The raw input is 45 histogram features of a cloud, because its points have no order."
@@ -52,8 +53,8 @@ DRAWS = "an item without augmentation"
 class Clouds(DataSource):
     """Clouds for pre-training, and with their classes for evaluation and fine-tuning.
 
-    Where every point has a part (ShapeNetPart), labelled items also hold ``"parts"`` int64 [P], numbered as in
-    ``parts``.
+    Where every point has a part (ShapeNetPart and what is laid out like it), labelled items also hold ``"parts"`` int64
+    [P], numbered as in ``parts``.
 
     Attributes:
         found: The shapes on disk.
@@ -215,7 +216,7 @@ class Clouds(DataSource):
             points = to_unit_sphere(values[:, :width]) if self.config.normalise else values[:, :width]
             item = {"points": points.float()}
             if self.parts:
-                item["parts"] = self._parts(store, index, values[:, width])
+                item["parts"] = values[:, width].long()
             return item
         except MimError:
             raise
@@ -232,7 +233,7 @@ class Clouds(DataSource):
             return read_cloud(path, count, key, config.channels, config.columns)
         check_file(path)
         if self.parts:
-            values = _part_rows(path)[:, [*range(3 if self.normals is None else 6), 6]]
+            values = self._part_values(store, index)
         elif path.suffix == ".h5":
             values = row_of(path, cast(int, row), "normals" in config.channels)
         else:
@@ -248,13 +249,13 @@ class Clouds(DataSource):
 
         return values[farthest_points(values[None, :, :3], self.count)[0]]
 
-    def _parts(self, store: ShapeStore, index: int, values: Tensor) -> Tensor:
-        parts = values.long()
+    def _part_values(self, store: ShapeStore, index: int) -> npt.NDArray[np.float32]:
+        """All points of a file: x y z, normals if they are asked for, and the part number."""
+        table = self.collection.table
+        values = part_rows(store.root / store.files[index], table.width)
         name = cast(tuple[str, ...], store.classes)[store.labels[index]]
-        strange = sorted(set(parts.tolist()) - set(self.parts[name]))
-        if strange:
-            raise BadSample("", f"it has the parts {strange}, but a {name} has {list(self.parts[name])}")
-        return parts
+        numbers = table.numbers(name, values[:, -1])
+        return np.concatenate([values[:, : 3 if self.normals is None else 6], numbers[:, None]], axis=1)
 
     def _with_classes(self, split: str) -> ShapeStore:
         store = self.collection.train if split == "train" else self.collection.test
@@ -327,18 +328,20 @@ class Clouds(DataSource):
             "augmentation": changed,
         }
         if found.missing:
-            shown = ", ".join(found.missing[:5]) + (", ..." if len(found.missing) > 5 else "")
-            rows["missing shapes"] = f"{len(found.missing):,} that the lists name: {shown}"
+            listed = ", ".join(found.missing[:5]) + (", ..." if len(found.missing) > 5 else "")
+            rows["missing shapes"] = f"{len(found.missing):,} that the lists name: {listed}"
         return rows
 
     def contents(self) -> dict[str, str]:
-        """Splits and classes that were found, files that were left out, and what some of the others hold."""
+        """Splits, classes and parts that were found, files that were left out, and what some of the others hold."""
         found = self.collection
         rows = {"splits": found.splits or self._splits()}
         classes = found.train.classes or ()
         if classes:
             shown_classes = ", ".join(map(shown, classes[:8])) + (", ..." if len(classes) > 8 else "")
             rows["classes"] = f"{len(classes)}: {shown_classes}"
+        if self.parts:
+            rows["parts"] = shown(found.table.told())
         left, _ = left_out(found.others)
         if left:
             rows["left out"] = left
@@ -392,19 +395,6 @@ def _check_values(values: Tensor) -> None:
         raise BadSample("", f"its coordinates go up to {float(places.abs().max()):.2g}: it is damaged")
     if bool((places == places[0]).all()):
         raise BadSample("", "all its points lie at one place")
-
-
-def _part_rows(path: Path) -> npt.NDArray[np.float32]:
-    """Lines of x y z nx ny nz part, [n, 7]."""
-    check_file(path, TREE_LIMIT)
-    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    if not any(rows):
-        raise BadSample("", "it has no points")
-    ragged = next((at for at, row in enumerate(rows, 1) if row and len(row) != 7), None)
-    if ragged is not None:
-        wrong = f"line {ragged} has {len(rows[ragged - 1])}"
-        raise BadSample("", f"it should have 7 numbers a line (x y z nx ny nz part); {wrong}")
-    return np.array([row for row in rows if row], np.float32)
 
 
 def _check(config: Clouds.Config, points: int, width: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from mim_core import MimError
 
 from mim_pointcloud.layouts_store import Listed, Shapes, ShapeStore, absent, drawn, from_lists, lines, place_of
+from mim_pointcloud.part_files import from_training_files, official
 
 SYNSETS = {
     "02691156": "airplane",
@@ -223,24 +224,24 @@ def _rows_of(table: Path) -> list[dict[str, str]]:
 
 SHAPENETPART = (
     "synsetoffset2category.txt, train_test_split/shuffled_{train,val,test}_file_list.json and SYNSET/MODEL.txt with x "
-    "y z nx ny nz part"
+    "y z nx ny nz part, or x y z part"
 )
 
 
 def shapenetpart(root: Path) -> Shapes:
-    """ShapeNetPart with normals: a part number for every point. Training is on train and val, as in Point-MAE.
+    """ShapeNetPart, or own shapes laid out like it: a part number for every point. Training is on train and val, as in
+    Point-MAE. The parts of categories that are not ShapeNetPart's are those of their training files.
 
     Raises:
-        MimError: Lists are missing or a category is unknown.
+        MimError: Lists are missing, or ShapeNetPart's categories and own ones are mixed.
     """
     place = place_of(root, ("synsetoffset2category.txt",))
     if place is None:
         raise absent("ShapeNetPart", root, SHAPENETPART)
     rows = [line.split() for line in lines(place / "synsetoffset2category.txt")]
     names = {row[-1]: row[0] for row in rows}
-    strange = sorted(set(names.values()) - set(PARTS))
-    if strange:
-        raise MimError(f"{place}/synsetoffset2category.txt has categories without part numbers: {', '.join(strange)}.")
+    theirs = set(names.values()) & set(PARTS)
+    _check_categories(place, list(names.values()), theirs)
     splits: dict[str, list[Listed]] = {"train": [], "test": []}
     for split, part in (("train", "train"), ("train", "val"), ("test", "test")):
         for entry in _json_list(place / "train_test_split" / f"shuffled_{part}_file_list.json"):
@@ -249,8 +250,24 @@ def shapenetpart(root: Path) -> Shapes:
     folders = [synset for synset in names if (place / synset).is_dir()]
     there = {f"{synset}/{name}" for synset in folders for name in os.listdir(place / synset)}
     train, test, missing, advice = from_lists("ShapeNetPart", place, splits, there, tuple(names.values()), SHAPENETPART)
-    parts = {name: PARTS[name] for name in names.values()}
-    return Shapes("shapenetpart", train, train, test, missing, parts=parts, channels=("xyz", "normals"), advice=advice)
+    given = {name: PARTS[name] for name in names.values() if name in theirs}
+    table = official(given, train) if given else from_training_files(train)
+    channels = ("xyz", "normals") if table.width == 7 else ("xyz",)
+    return Shapes("shapenetpart", train, train, test, missing, table=table, channels=channels, advice=advice)
+
+
+def _check_categories(place: Path, names: list[str], theirs: set[str]) -> None:
+    """Refuses categories of which some alone are ShapeNetPart's, and names that stand for two folders."""
+    own, table = sorted(set(names) - theirs), place / "synsetoffset2category.txt"
+    if theirs and own:
+        raise MimError(
+            f"{table} mixes categories of ShapeNetPart, whose numbers are given ({', '.join(sorted(theirs)[:5])}), "
+            f"with own ones, whose ids come from the training files ({', '.join(own[:5])}). Call the first by other "
+            "names in that file, such as my-chair for Chair: then the ids of all come from the training files."
+        )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise MimError(f"{table} names two folders of the category {twice[0]}. Give each category one folder.")
 
 
 def _json_list(path: Path) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from mim_core import MimError, listed_once, nearest
 
 from mim_pointcloud.files import EXTENSIONS
+from mim_pointcloud.part_table import PartTable
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Shapes:
         test: Held out; empty when there is no such split.
         missing: What the lists name and the disk lacks.
         up: The axis that points up in these files, as far as is known.
-        parts: Class name -> numbers of its parts, where every point has one.
+        table: The parts of each class, where every point has one.
         channels: The channels that the files have; None when that depends on the file.
         splits: Which folders were taken for splits, for people; empty where there are none.
         others: Ending -> how many files were left out, because they are not read; those of a folder alone.
@@ -98,11 +99,16 @@ class Shapes:
     test: ShapeStore
     missing: tuple[str, ...] = ()
     up: str = "y"
-    parts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    table: PartTable = field(default_factory=PartTable)
     channels: tuple[str, ...] | None = None
     splits: str = ""
     others: Mapping[str, int] = field(default_factory=dict)
     advice: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> Mapping[str, tuple[int, ...]]:
+        """Class name -> numbers of its parts; empty where points have none."""
+        return self.table.parts
 
 
 def absent(kind: str, root: Path, looked_for: str) -> MimError:

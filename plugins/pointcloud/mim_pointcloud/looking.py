@@ -224,7 +224,8 @@ def _kinds_text(looks: Sequence[Look], asked: Sequence[str], parts: bool) -> lis
     there = Counter(name for one in clouds for name in one.channels if name not in asked)
     told += [f"not read: {_counted(unread, len(looks))}"] if unread else []
     told += [f"not asked for: {_counted(there, len(looks))} (--data.channels)"] if there else []
-    told += [f"unclear: {why}" for why in sorted({why for one in looks for why in one.unclear.values()})[:2]]
+    unclear = {why for one in looks for why in one.unclear.values()} if not parts else set()
+    told += [f"unclear: {why}" for why in sorted(unclear)[:2]]
     ends = f"{min(one.low for one in looks):.4g} to {max(one.high for one in looks):.4g}"
     return [*told, f"coordinates from {ends}", f"longest sides {_range(one.extent for one in looks)}"]
 

@@ -44,6 +44,8 @@ from mim_pointcloud.written import colour_of, ply
 if TYPE_CHECKING:
     from mim_core import Parts
 
+    from mim_pointcloud.looking import Looks
+
 MAJORITY = "majority part"
 """Row of the scores: for every point the most frequent part of its category."""
 GREY, RED = (0.78, 0.78, 0.78), (0.85, 0.15, 0.12)
@@ -327,15 +329,25 @@ def owners_of(source: DataSource) -> tuple[int, ...]:
     """
     parts: Mapping[str, tuple[int, ...]] = getattr(source, "parts", {})
     if not parts:
+        looks: Looks | None = getattr(source, "looks", None)
+        column = looks is not None and any("part" in map(str.lower, one.unread) for one in looks.found)
+        beside = (
+            " Its files have a column named part, which is read in the layout of ShapeNetPart alone." if column else ""
+        )
         raise MimError(
-            "This data has no part for every point to learn from. ShapeNetPart has: --data.layout shapenetpart "
-            "--data.root FOLDER"
+            f"This data has no part for every point to learn from.{beside} ShapeNetPart has, and own shapes laid out "
+            "like it: --data.layout shapenetpart --data.root FOLDER, where FOLDER has synsetoffset2category.txt (lines "
+            "CATEGORY FOLDER), CATEGORY/SHAPE.txt (lines x y z part) and train_test_split/"
+            "shuffled_train_file_list.json, and the same for val and test (lists of shape_data/CATEGORY/SHAPE); an "
+            "example is in the README of mim-pointcloud."
         )
     names = source.labelled("train").classes
     lacking = [name for name in names if not parts.get(name)]
     if lacking:
         raise MimError(f"The data says of no part that it belongs to: {', '.join(lacking)}.")
     owner = {part: number for number, name in enumerate(names) for part in parts[name]}
+    if len(owner) < 2:
+        raise MimError(f"All points of the training files have the same part, {min(owner)}: there is nothing to learn.")
     return tuple(owner.get(part, -1) for part in range(max(owner) + 1))
 
 

@@ -13,6 +13,7 @@ from mim_pointcloud.layouts import LAYOUTS, find_shapes, recognise
 from mim_pointcloud.layouts_modelnet import SCAN_CLASSES
 from mim_pointcloud.layouts_shapenet import PARTS, SYNSETS
 from mim_pointcloud.prepare import Sampling, source_of
+from mim_pointcloud.segmentation import owners_of
 
 CUBE = """OFF
 8 6 0
@@ -284,6 +285,71 @@ def test_wrong_parts_and_wrong_lines_are_bad(parts_tree, tmp_path):
         with pytest.raises(BadSample, match=reason) as caught:
             clouds.read_labelled(i, 0)
         assert caught.value.path.endswith(f"{'abc'[i]}.txt")
+
+
+@pytest.fixture
+def own_parts(put, tmp_path):
+    """Boxes with the parts 0 and 2, cones with 0 and 1, as x y z part."""
+
+    def write(names=("box", "cone"), cones=(0, 1), width=4):
+        put("synsetoffset2category.txt", text="".join(f"{name} {name}\n" for name in names))
+        lists = {split: [f"{name}/{split}" for name in names] for split in ("train", "val", "test")}
+        for split, listed in lists.items():
+            text = json.dumps([f"shape_data/{name}" for name in listed])
+            put(f"train_test_split/shuffled_{split}_file_list.json", text=text)
+            for name in listed:
+                rows = part_lines(30, cones if "cone" in name else (0, 2)).splitlines()
+                lines = [" ".join(row.split()[:3] + row.split()[10 - width :]) for row in rows]
+                put(f"{name}.txt", text="x y z part\n" * (width == 4) + "\n".join(lines) + "\n")
+
+    return write
+
+
+def test_own_categories_have_the_parts_of_their_training_files(own_parts, put, tmp_path):
+    own_parts()
+    clouds = source(tmp_path)
+    assert clouds.parts == {"box": (0, 1), "cone": (2, 3)}
+    assert owners_of(clouds) == (0, 0, 1, 1)
+    assert "box 0 1 (0 2 in its files); cone 2 3 (0 1 in its files)" in clouds.contents()["parts"]
+    assert set(clouds.labelled("train").items[0]["parts"].tolist()) == {0, 1}
+    assert set(clouds.labelled("test").items[1]["parts"].tolist()) == {2, 3}
+    with pytest.raises(MimError, match="xyz only"):
+        source(tmp_path, channels=("xyz", "normals"))
+    put("box/test.txt", text="1 2 3 0\n" * 200 + "1 2 4 1\n")
+    with pytest.raises(BadSample, match=r"parts \[1\], but the training files of box have \[0, 2\]") as caught:
+        source(tmp_path).labelled("test").items[0]
+    assert caught.value.path == "box/test.txt"
+    put("box/test.txt", text="1 2 3 0.5\n1 2 4 0\n")
+    with pytest.raises(BadSample, match="whole numbers from 0"):
+        source(tmp_path).labelled("test").items[0]
+
+
+def test_own_ids_that_tell_categories_apart_are_kept(own_parts, tmp_path):
+    own_parts(cones=(7, 9), width=7)
+    clouds = source(tmp_path, channels=("xyz", "normals"))
+    assert clouds.parts == {"box": (0, 2), "cone": (7, 9)}
+    assert owners_of(clouds) == (0, -1, 0, -1, -1, -1, -1, 1, -1, 1)
+    item = clouds.labelled("test").items[1]
+    assert item["points"].shape == (16, 6)
+    assert set(item["parts"].tolist()) == {7, 9}
+
+
+def test_own_categories_do_not_mix_with_shapenetparts(own_parts, put, tmp_path):
+    own_parts(("box", "Chair"))
+    with pytest.raises(MimError, match=r"mixes categories of ShapeNetPart.*\(Chair\).*\(box\).*my-chair"):
+        source(tmp_path)
+    own_parts(("box", "cone"))
+    for name in ("box/train", "box/val", "cone/train", "cone/val"):
+        put(f"{name}.txt", text="1 2 3\n")
+    with pytest.raises(MimError, match=r"None of the 4 training shapes .* x y z part"):
+        source(tmp_path)
+
+
+def test_a_column_of_parts_elsewhere_is_told_where_it_is_read(put, tmp_path):
+    for name in ("train/box/a", "train/cone/b", "test/box/c", "test/cone/d"):
+        put(f"{name}.txt", text="x y z part\n0 0 1 0\n0 1 0 1\n1 0 0 1\n")
+    with pytest.raises(MimError, match=r"column named part.*synsetoffset2category\.txt.*x y z part.*README"):
+        owners_of(source(tmp_path))
 
 
 # ---- ModelNet --------------------------------------------------------------------------------------------------------

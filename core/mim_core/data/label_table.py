@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from mim_core.data.collections import HELD_OUT, Arrangement, split_of
+from mim_core.data.collections import HELD_OUT, Arrangement, every_fifth, split_of
 from mim_core.errors import MimError, one_line
 from mim_core.text import counted
 
@@ -30,7 +30,8 @@ class LabelTable:
 
     Attributes:
         path: The table.
-        rows: File, as the table has it -> (label, split: "train", "test", or empty).
+        rows: File, as the table has it -> (label, or empty where it says a split alone; split: "train", "test", or
+            empty).
         strange: Words of its column of splits that name none, for people.
     """
 
@@ -51,11 +52,13 @@ class LabelTable:
                 f"{self.path}: none of its {len(self.rows):,} rows names a file of {root}. It has {lost[0]!r}, and "
                 f"there is {names[0] if names else 'nothing'!r}."
             )
-        classes = class_order(label for label, _ in found.values())
+        classes = class_order(label for label, _ in found.values() if label)
+        if not classes:
+            raise MimError(f"{self.path}: none of the files of {root} that its rows name has a label.")
         if len(classes) < 2:
             raise MimError(f"{self.path}: all of its labels are {classes[0]!r}; there must be two classes at least.")
         number = {name: place for place, name in enumerate(classes)}
-        labels = tuple(number[found[i][0]] if i in found else -1 for i in range(len(names)))
+        labels = tuple(number.get(found[i][0], -1) if i in found else -1 for i in range(len(names)))
         splits = tuple(found[i][1] if i in found else "" for i in range(len(names)))
         advice = [self.strange] if self.strange else []
         if lost:
@@ -170,9 +173,10 @@ def _named(path: Path, lines: Sequence[str], head: Sequence[str], mark: str, col
         name, value = (row.get(file) or "").strip(), (row.get(label) or "").strip()
         if not name:
             raise MimError(f"{path}, row {number}: it names no file.")
-        if value:
-            _add(found, path, name, value, _split(row.get(split) or ""))
-    if not found:
+        part = _split(row.get(split) or "")
+        if value or part:
+            _add(found, path, name, value, part)
+    if not any(value for value, _ in found.values()):
         raise MimError(f"{path} has no labels: its column {label} is empty.")
     said = f"{path}: its column {split} has words that name no split: {', '.join(strange[:5])}; they are passed over."
     return LabelTable(path, found, said if strange else "")
@@ -236,9 +240,15 @@ def arranged(about: Arrangement, table: LabelTable, files: Sequence[str], root: 
     if "test" in found.splits:
         held = [i for i in every if found.splits[i] == "test"]
         pretrain = tuple(i for i in every if found.splits[i] != "test")
-        train, test = tuple(i for i in pretrain if i in labelled), tuple(held)
-        told = f"as {table.path.name} says: {len(test):,} held out, {len(pretrain):,} for training"
+        train, test = (tuple(i for i in split if i in labelled) for split in (pretrain, held))
+        bare = f", {len(held) - len(test):,} of them without a label" if len(held) > len(test) else ""
+        told = f"as {table.path.name} says: {len(held):,} held out{bare}, {len(pretrain):,} for training"
         about = replace(about, splits=told)
+        if not test:  # as where the labels of a test are kept back: others are judged in its place
+            kept, judged = every_fifth(found.labels, train)
+            train, test = tuple(kept), tuple(judged)
+            told += f", {len(test):,} of them held out from the probes alone"
+            about = replace(about, splits=told)
     elif about.test is not None:
         pretrain = about.pretrain
         train, test = (tuple(i for i in split if i in labelled) for split in (about.train, about.test))

@@ -76,6 +76,20 @@ def test_splits_of_the_table(folder, tmp_path):
     assert not held & {source.name_of(i) for i in range(len(source))}
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_rows_of_the_test_without_a_label_are_not_trained_on(folder, tmp_path, known):
+    rows = [f"all/{i}.png,{'ab'[i % 2] if i < 12 or (known and i < 16) else ''},{'test' if i >= 12 else 'train'}"
+            for i in range(20)]  # fmt: skip
+    source = images(folder, written(tmp_path / "t.csv", ["path,label,split", *rows]))
+    seen = {int(source.name_of(i).split("/")[-1][:-4]) for i in range(len(source))}
+    assert seen == set(range(12))
+    assert f"8 held out, {4 if known else 8} of them without a label" in source.contents()["splits"]
+    held = {int(name.split("/")[-1][:-4]) for name in source.labelled("test").names}
+    assert held == set(range(12, 16)) if known else held < set(range(12))
+    assert all(truth(source, "train"))
+    assert all(truth(source, "test"))
+
+
 def test_another_column(folder, tmp_path):
     rows = ["path,label,kind", *(f"all/{i}.png,same,{'ab'[i % 2]}" for i in range(20))]
     source = images(folder, written(tmp_path / "t.csv", rows), labels_column="kind")

@@ -1,4 +1,4 @@
-"""A Python that has loaded torch and timm, and forks for each command: a start takes a twentieth of the time.
+"""A Python that has loaded torch and timm, and forks for each command, which saves these imports.
 
     with LoadedPython() as python:
         done = python.run(["-m", "mim_core", "plugins"], cwd=folder, env=os.environ)

@@ -345,9 +345,9 @@ def _pretrain(program: str, plugin: str | None) -> str:
 def _finetune(program: str, plugin: str | None) -> str:
     return (
         f"usage: {program} finetune RUN|RECIPE [OPTIONS]\n\nTrains the encoder of a pre-trained run on labels, all of "
-        "its weights at one learning rate, and tests it on held-out samples. As a paper does it, with its layer-wise "
-        "decay: --recipe mae-finetune-vit-base. From published weights: finetune RECIPE --init WEIGHTS. Such recipes: "
-        "mim-core list finetunings\n\n"
+        "its weights at one learning rate, and tests it on held-out samples. As a paper does it: --recipe "
+        "RECIPE. From published weights: finetune RECIPE --init WEIGHTS. Such recipes: mim-core list "
+        "finetunings\n\n"
         f"Options depend on the run's parts: {program} finetune RUN --help\n\n"
         "The same from untrained weights: --scratch. Other data: --data.root FOLDER. Another head: --method.head mlp "
         "--method.pool max. See what would happen: --dry-run. The same command resumes a run that was stopped."

@@ -133,7 +133,8 @@ def _finished(run: Run, registry: Registry, quiet: bool, alone: bool) -> bool:
     done = loop.train(run, quiet=quiet)
     if run.world.first and done:
         if judge(run.folder, registry, quiet=quiet or not alone) and not quiet:
-            tell(f"Report: {run.folder / 'report.html'}    Next: predict {run.folder} FILES; export {run.folder}")
+            tell(f"Report: {run.folder / 'report.html'}")
+            tell(f"Next: mim-core predict {run.folder} FILES, or mim-core export {run.folder}")
     elif run.world.first:
         try_report(run.folder, registry)
     return done

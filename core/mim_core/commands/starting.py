@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from mim_core.data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from mim_core.data.normalise import usual_statistics
 from mim_core.errors import MimError, warn
 from mim_core.host.registry import Registry
 from mim_core.interop.encoders import Found, find_encoder
@@ -99,7 +99,7 @@ def _compare_statistics(run: ResolvedRun, found: Found) -> None:
     data: Any = run.parts["data"].options if "data" in run.parts else None
     if not found.statistics or not hasattr(data, "mean") or not hasattr(data, "std"):
         return
-    own = (tuple(data.mean or IMAGENET_MEAN), tuple(data.std or IMAGENET_STD))
+    own = usual_statistics(data.mean, data.std, len(found.statistics[0]))
     if [len(values) for values in own] != [len(values) for values in found.statistics]:
         return
     pairs = [pair for one, other in zip(own, found.statistics, strict=True) for pair in zip(one, other, strict=True)]

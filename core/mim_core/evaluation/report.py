@@ -149,32 +149,29 @@ def _answers(run: ResolvedRun, method: Method, source: DataSource) -> WorstAnswe
 
 def _confusion(folder: Path, method: Method) -> Matrix | None:
     """What was taken for what as the run was judged, of methods that no samples of a class are shown of."""
-    path = folder / "confusion.json"
-    if isinstance(method, Classifier) or not path.is_file():
-        return None
-    try:
-        rows = read_json(path)
-    except StateError as error:
-        warn(f"{path} is damaged and left out of the report: {error}.")
-        return None
-    cells = [list(row.values()) for row in rows] if isinstance(rows, list) else []
+    cells = [] if isinstance(method, Classifier) else [list(row.values()) for row in _rows(folder / "confusion.json")]
     counts = [row[1:] for row in cells]
     if not cells or any(len(row) != len(cells) or not all(isinstance(c, int) for c in row) for row in counts):
         return None
     return matrix_of(torch.tensor(counts), [str(row[0]) for row in cells])
 
 
-def _classes(folder: Path) -> dict[str, Any] | None:
-    """Scores of each class, as the run was judged: columns, and rows of cells; None where there are none."""
-    path = folder / "classes.json"
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """A table that was written when the run was judged; none where there is none that can be read."""
     if not path.is_file():
-        return None
+        return []
     try:
         rows = read_json(path)
     except StateError as error:
         warn(f"{path} is damaged and left out of the report: {error}.")
-        return None
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        return []
+    return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else []
+
+
+def _classes(folder: Path) -> dict[str, Any] | None:
+    """Scores of each class, as the run was judged: columns, and rows of cells; None where there are none."""
+    rows = _rows(folder / "classes.json")
+    if not rows:
         return None
     cells = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
     return {"columns": list(rows[0]), "rows": cells}

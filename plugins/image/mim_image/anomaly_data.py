@@ -109,6 +109,10 @@ class Anomalies(Images):
         assert store.classes is not None
         return Labelled(split, labels, store.classes, items, names=store.names())
 
+    def how_read(self) -> dict[str, Any]:
+        """Whole pictures, so that no defect is cut off."""
+        return {"crop": "none: whole pictures are resized to the input's size", "interpolation": "bicubic"}
+
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """As other images; where some are unlabelled with ``unlabelled``, int64: 1 for these."""
         item = super().read(index, key)

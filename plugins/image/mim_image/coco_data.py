@@ -84,6 +84,11 @@ class CocoImages(Images):
         """Id -> name of the categories, rising; empty where pictures were read as one collection."""
         return {} if self.coco is None else self.coco.instances["train"].categories
 
+    def how_read(self) -> dict[str, Any]:
+        """The whole picture, in the corner of the input."""
+        crop = "none: the whole picture, as large as fits, in the upper left corner"
+        return {"crop": crop, "interpolation": "bilinear, antialiased"}
+
     def whole(self, store: ImageStore, index: int) -> Tensor:
         """All pixels of a picture [C, H, W], of 0 to 255."""
         return torch.from_numpy(bands_of(self._load(store, index, TINY), self.channels))

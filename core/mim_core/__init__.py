@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from mim_core.data.source import PlainItems as PlainItems
     from mim_core.data.source import Sample as Sample
     from mim_core.data.strong import Strong as Strong
+    from mim_core.data.table_beside import with_table_beside as with_table_beside
+    from mim_core.data.table_splits import TableSplits as TableSplits
+    from mim_core.data.table_splits import table_splits as table_splits
     from mim_core.data.time_limits import ITEM_SECONDS as ITEM_SECONDS
     from mim_core.data.time_limits import in_time as in_time
     from mim_core.data.viewed import Viewed as Viewed
@@ -233,6 +236,8 @@ _ROOMS = {
     "data.said_once": ("SaidOnce",),
     "data.source": ("DataSource", "Labelled", "Picture", "PlainItems", "Sample"),
     "data.strong": ("Strong",),
+    "data.table_beside": ("with_table_beside",),
+    "data.table_splits": ("TableSplits", "table_splits"),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
     "data.viewed": ("Viewed", "keys_of", "unpaired"),
     "data.views": ("View", "carried"),

@@ -119,10 +119,42 @@ def test_classes_with_such_words_that_differ_in_more_are_classes():
     assert arrange(["training_shoes/1.x", "test_tubes/1.x"], ROOT).classes == ("test_tubes", "training_shoes")
 
 
+def test_folders_with_a_word_for_a_split_in_each_name_are_splits():
+    names = ("train-clean-100", "train-clean-360", "dev-clean", "test-clean", "test-other")
+    found = arrange([f"{name}/{speaker}/1.x" for name in names for speaker in CLASSES], ROOT)
+    assert (found.pretrain, found.test, found.classes) == ((0, 1, 2, 3), (6, 7, 8, 9), CLASSES)
+    found = arrange([f"{name}/1.x" for name in ("seg_train", "seg_test", "val")], ROOT)
+    assert (found.pretrain, found.test) == ((0,), (1,))
+
+
+def test_folders_that_may_be_held_out_are_told():
+    (advice,) = arrange(["train_a/1.x", "test_b/1.x", "more/1.x"], ROOT).advice
+    assert "1 file in folders that may be held out, by a word in their names (test_b/), are trained on" in advice
+    (advice,) = arrange(["test_b/1.x", "val/1.x"], ROOT).advice
+    assert "test_b/" in advice
+    assert not arrange(["test_tube/1.x", "cat/1.x"], ROOT).advice
+
+
+@pytest.mark.parametrize("lists", [("train.txt", "test.txt"), ("meta/train.json", "meta/val.json"),
+                                   ("train_test_split.txt",)])  # fmt: skip
+def test_lists_that_nobody_reads_are_told(tmp_path, lists):
+    for name in ("train.py", *lists):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (advice,) = arrange(["cat/1.x", "dog/1.x"], tmp_path).advice
+    assert f"named like splits ({', '.join(sorted(lists))})" in advice
+    assert not arrange(["train/1.x", "test/1.x"], tmp_path).advice
+
+
 def test_splits_in_the_names_of_files_are_told():
     (advice,) = arrange(["train_0.x", "train_1.x", "test_0.x"], ROOT).advice
     assert "ROOT has 1 file named like the split test (test_0.x)" in advice
     assert not arrange(["train_0.x", "training.x", "cat.x"], ROOT).advice
+
+
+def test_spaces_wide_letters_and_training_with_validation():
+    names = (" train", "TEST ", "ｔｅｓｔ", "trainval", "train_val", "Training+Validation", "trainer_val", "held out")
+    assert [split_of(name) for name in names] == ["train", "test", "test", "train", "train", "train", None, "test"]
 
 
 def test_words_in_names():

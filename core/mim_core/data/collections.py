@@ -11,11 +11,13 @@ for a split and in numbers only are splits too: ``seg_train`` beside ``seg_test`
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from mim_core.errors import MimError
 from mim_core.text import counted
@@ -60,10 +62,17 @@ _WORD = re.compile("|".join(sorted(WORDS, key=len, reverse=True)))
 _BEHIND = re.compile(r"[\s_\-]*(set|split|data|images?|imgs?|videos?|clips?|clouds?|\d+)$")
 
 
+_BOTH = re.compile(r"train(ing)?[\s_\-+&]*(and[\s_\-]*)?val(id|idation)?")
+"""Train and validation files together, as VOC has them: all for training."""
+
+
 def split_of(name: str) -> str | None:
     """The split that a folder's name says: "train", "test", "val", "unlabelled", or None."""
-    name = re.sub(r"^(held|hold)[\s_\-]out", r"\1out", name.lower())
+    name = unicodedata.normalize("NFKC", name).strip().lower()
+    name = re.sub(r"^(held|hold)[\s_\-]out", r"\1out", name)
     while name not in WORDS:
+        if _BOTH.fullmatch(name):
+            return "train"
         shorter = _BEHIND.sub("", name)
         if shorter == name:
             return None
@@ -90,14 +99,28 @@ def alike(names: Iterable[str]) -> dict[str, str]:
 
 
 def split_names(folders: Sequence[tuple[str, ...]]) -> dict[str, str]:
-    """The folders that are splits, and which: by their own names; or else the first level at which folders differ, by
-    the word in which they do."""
+    """The folders that are splits, and which: by their own names. Where none of these is for training, also those at
+    the first level at which folders differ, by the word in which they do; or by a word in each, as in train-clean-100
+    beside dev-clean and test-other."""
     names = {name for parts in folders for name in parts}
     own = {name: split for name in names if (split := split_of(name))}
-    if own or not folders:
+    if "train" in own.values() or not folders:
         return own
     level = next((i for i, level in enumerate(zip(*folders, strict=False)) if len(set(level)) > 1), None)
-    return alike(parts[level] for parts in folders) if level is not None else {}
+    if level is None:
+        return own
+    there = {parts[level] for parts in folders}
+    words = {name: split for name in there if (split := own.get(name) or split_in(name))}
+    found = alike(there) or (words if len(words) == len(there) and _akin(words) else {})
+    return {**found, **own}
+
+
+def _akin(words: Mapping[str, str]) -> bool:
+    """Whether one of the names for training shares another word with one that is held out, as train-clean-100 and
+    dev-clean do, and training_shoes and test_tubes do not."""
+    rests = {name: {*re.findall(r"[^\W\d_]+", name.lower())} - {*WORDS} for name in words}
+    train = [rests[name] for name, split in words.items() if split == "train"]
+    return any(rests[name] & rest for name, split in words.items() if split in HELD_OUT for rest in train)
 
 
 def deciding(parts: Sequence[str], named: Mapping[str, str]) -> int | None:
@@ -170,6 +193,7 @@ def arrange(files: Sequence[str], root: PurePath, noun: str = "file", splits: bo
             f"{counted(len(rest), noun)} of {root} left out: they lie in none of its splits ({files[rest[0]]})."
         )
     train = by_split["train"] or rest
+    advice += _held_words(root, folders, train, noun, named)
     pretrain = tuple(sorted((*train, *by_split["unlabelled"])))
     train = train or pretrain
     if not pretrain:
@@ -289,16 +313,68 @@ def _labels(names: Sequence[str], train: Sequence[int]) -> tuple[tuple[int, ...]
 
 
 def _like_splits(root: PurePath, files: Sequence[str], noun: str) -> tuple[str, ...]:
-    """A warning where files have splits in their names, such as train_0.png and test_0.png."""
+    """Warnings where splits are said in names of files, such as train_0.png and test_0.png, of folders in part, or of
+    lists that nobody reads, and files are trained on all the same."""
+    said = []
     words = Counter(split_in(PurePath(file).stem) for file in files)
     held = next((name for name in HELD_OUT if words[name]), None)
-    if held is None or not words["train"] or words[None] > len(files) / 10:
+    if held is not None and words["train"] and words[None] <= len(files) / 10:
+        example = next(file for file in files if split_in(PurePath(file).stem) == held)
+        said.append(
+            f"{root} has {counted(words[held], noun)} named like the split {held} ({example}), trained on like all "
+            f"others. To hold them out, move them to a folder {held}/, and the others to train/."
+        )
+    folders = {name for file in files for name in PurePath(file).parts[:-1]}
+    if {"train"} < {split for name in folders if (split := split_in(name))}:
+        said += _held_words(root, [PurePath(file).parts[:-1] for file in files], range(len(files)), noun)
+    return (*said, *unread_lists(Path(root), noun))
+
+
+def unread_lists(root: Path, noun: str = "file") -> tuple[str, ...]:
+    """A warning where lists by their names say splits, and nobody reads them."""
+    lists = _lists_of_splits(root)
+    if not lists:
         return ()
-    example = next(file for file in files if split_in(PurePath(file).stem) == held)
     return (
-        f"{root} has {counted(words[held], noun)} named like the split {held} ({example}), trained on like all others. "
-        f"To hold them out, move them to a folder {held}/, and the others to train/.",
+        f"{root} has lists that are named like splits ({', '.join(lists[:3])}). They are not read, so {noun}s for a "
+        "test are trained on. To hold them out, lay them in test/ and others in train/, or write the columns path and "
+        f"split into {root / 'labels.csv'}.",
     )
+
+
+def _held_words(
+    root: PurePath, folders: Sequence[tuple[str, ...]], items: Iterable[int], noun: str, known: Container[str] = ()
+) -> list[str]:
+    """A warning of files that are trained on though a folder's name has a word for a held-out split."""
+    named = ((i, name) for i in items for name in folders[i] if name not in known and split_in(name) in HELD_OUT)
+    found = dict(named)
+    if not found:
+        return []
+    names = ", ".join(f"{name}/" for name in sorted(set(found.values()))[:3])
+    return [
+        f"{root}: {counted(len(found), noun)} in folders that may be held out, by a word in their names ({names}), are "
+        "trained on. If they are for a test, call their folder test/."
+    ]
+
+
+_LISTS_BELOW = ("", "ImageSets", "ImageSets/Main", "lists", "splits", "split", "meta", "metadata", "annotations")
+"""Folders in which lists of splits lie."""
+
+
+def _lists_of_splits(root: Path) -> list[str]:
+    """Files below a root that by their names list splits, such as train.txt beside test.txt, or train_test_split.txt;
+    empty unless some are for training and some held out."""
+    found: dict[str, set[str]] = {}
+    for below in _LISTS_BELOW:
+        folder = root / below
+        names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+        for name in names:
+            stem, ending = os.path.splitext(name)
+            if ending.lower() in (".txt", ".csv", ".tsv", ".json", ".jsonl", ".lst"):
+                words = re.findall(r"[^\W\d_]+", stem.lower())
+                found[os.path.join(below, name)] = {WORDS[word] for word in words if word in WORDS}
+    splits = set[str]().union(*found.values())
+    return [name for name, said in found.items() if said] if {"train"} < splits & {"train", *HELD_OUT} else []
 
 
 def _folder(folders: Sequence[tuple[str, ...]], items: Sequence[int], named: Mapping[str, str]) -> str:

@@ -9,19 +9,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from mim_core.data.collections import HELD_OUT, Arrangement, every_fifth, split_of
+from mim_core.data.collections import Arrangement, every_fifth
+from mim_core.data.table_splits import SPLITS as SPLITS
+from mim_core.data.table_splits import split_said, table_splits
 from mim_core.errors import MimError, one_line
 from mim_core.text import counted
 
 PATHS = (
     *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_id", "image_path", "img"),
-    *("video", "video_id", "video_path", "clip", "folder", "shape", "model", "object", "cloud", "name", "id"),
+    *("image_name", "img_name", "img_path", "video", "video_id", "video_path", "video_name", "clip", "folder", "shape"),
+    *("model", "object", "cloud", "fname", "name", "id"),
 )
 """What the column of files may be called; the first that is there counts."""
 LABELS = ("label", "class", "class_name", "category", "category_name", "target", "labels", "y")
 """The same of the labels."""
-SPLITS = ("split", "set", "subset", "partition", "fold")
-"""The same of the split, which a table may lack."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class LabelTable:
         rows: File, as the table has it -> (label, or empty where it says a split alone; split: "train", "test", or
             empty).
         strange: Words of its column of splits that name none, for people.
+        column: The columns that say the splits, where they have none of the usual names.
     """
 
     path: Path
     rows: Mapping[str, tuple[str, str]]
     strange: str = ""
+    column: str = ""
 
     def of(self, names: Sequence[str], root: Path) -> Labelling:
         """The labels of files below a root. A row belongs to the file of its path below the root or below the table's
@@ -53,9 +56,10 @@ class LabelTable:
                 f"there is {names[0] if names else 'nothing'!r}."
             )
         classes = class_order(label for label, _ in found.values() if label)
-        if not classes:
+        whole = any(label for label, _ in self.rows.values())  # or else it says splits alone
+        if whole and not classes:
             raise MimError(f"{self.path}: none of the files of {root} that its rows name has a label.")
-        if len(classes) < 2:
+        if whole and len(classes) < 2:
             raise MimError(f"{self.path}: all of its labels are {classes[0]!r}; there must be two classes at least.")
         number = {name: place for place, name in enumerate(classes)}
         labels = tuple(number.get(found[i][0], -1) if i in found else -1 for i in range(len(names)))
@@ -64,7 +68,7 @@ class LabelTable:
         if lost:
             advice.append(f"{counted(len(lost), 'row')} of {self.path} name no file of {root} ({lost[0]}).")
         bare = [name for name, label in zip(names, labels, strict=True) if label < 0]
-        if bare:
+        if bare and whole:
             advice.append(f"{counted(len(bare), 'file')} have no label in {self.path} ({bare[0]}).")
         return Labelling(classes, labels, splits, tuple(advice))
 
@@ -121,17 +125,40 @@ class Labelling:
     advice: tuple[str, ...] = ()
 
 
-def read_label_table(path: Path, column: str = "") -> LabelTable:
+def read_label_table(path: Path, column: str = "", labels: bool = True) -> LabelTable:
     """A table of comma, semicolon or tab separated values whose first line names the columns; or a list without names,
     a path and a label in each line.
 
     Args:
         path: The file.
         column: The column of labels; empty: one of the usual names.
+        labels: Whether it must have labels; without, it may say splits alone.
 
     Raises:
         MimError: It is no such table; says what it has.
     """
+    lines = _lines(path)
+    mark = next((mark for mark in ("\t", ",", ";") if mark in lines[0]), "")
+    plain = [cell.strip().strip('"').lower() for cell in lines[0].split(mark or None)]
+    if column and column.lower() not in plain:
+        raise MimError(f"{path} has no column {column!r}; its first line is {lines[0][:100]!r}.")
+    head = [re.sub(r"[\s\-]+", "_", cell) for cell in plain]
+    named, usual = (any(cell in known for cell in head) for known in (PATHS, LABELS))
+    usual = usual or bool(column)
+    if mark and named and not usual and not labels:
+        return _named(path, lines, head, mark, None)
+    if mark and named != usual:
+        what = f"labels ({', '.join(LABELS[:3])})" if named else f"files ({', '.join(PATHS[:3])})"
+        remedy = "name it with --data.labels-column" if named else "give it one of these names"
+        raise MimError(f"{path} has no column of {what}, only {', '.join(plain)[:100]}: {remedy}.")
+    if not named or not usual:
+        return _listed(path, lines, mark)
+    label = plain.index(column.lower()) if column else head.index(next(name for name in LABELS if name in head))
+    return _named(path, lines, head, mark, label)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a table that are not empty."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -140,46 +167,48 @@ def read_label_table(path: Path, column: str = "") -> LabelTable:
         raise MimError(f"--data.labels-from {path} cannot be read: {one_line(error)}.") from error
     if "\0" in text:
         raise MimError(f"{path} cannot be read: it has NUL characters; save it as UTF-8.")
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]  # no other sign ends a line of a table
     if not lines:
         raise MimError(f"{path} is empty; it should have a column of files and one of labels.")
-    mark = next((mark for mark in ("\t", ",", ";") if mark in lines[0]), "")
-    head = [cell.strip().strip('"').lower() for cell in lines[0].split(mark or None)]
-    if column and column.lower() not in head:
-        raise MimError(f"{path} has no column {column!r}; its first line is {lines[0][:100]!r}.")
-    files, labels = (any(cell in known for cell in head) for known in (PATHS, LABELS))
-    labels = labels or bool(column)
-    if mark and files != labels:
-        what = f"labels ({', '.join(LABELS[:3])})" if files else f"files ({', '.join(PATHS[:3])})"
-        remedy = "name it with --data.labels-column" if files else "give it one of these names"
-        raise MimError(f"{path} has no column of {what}, only {', '.join(head)[:100]}: {remedy}.")
-    if not files or not labels:
-        return _listed(path, lines, mark)
-    return _named(path, lines, head, mark, column.lower())
+    return lines
 
 
-def _named(path: Path, lines: Sequence[str], head: Sequence[str], mark: str, column: str) -> LabelTable:
+def _named(path: Path, lines: Sequence[str], head: Sequence[str], mark: str, label: int | None) -> LabelTable:
     """Rows under a line that names the columns."""
     try:
-        rows = list(csv.DictReader(lines, fieldnames=head, delimiter=mark))[1:]
+        rows = list(csv.reader(lines, delimiter=mark))[1:]
     except csv.Error as error:
         raise MimError(f"{path} cannot be read: {error}.") from error
-    file = next(name for name in PATHS if name in head)
-    label = column or next(name for name in LABELS if name in head)
-    split = next((name for name in SPLITS if name in head), "")
+    file = _file_column(head, rows, label)
+    splits = table_splits(head, rows, (file,) if label is None else (file, label))
     found: dict[str, tuple[str, str]] = {}
-    strange = sorted({word for row in rows if (word := (row.get(split) or "").strip()) and split_of(word) is None})
-    for number, row in enumerate(rows, start=2):
-        name, value = (row.get(file) or "").strip(), (row.get(label) or "").strip()
+    for number, (row, split) in enumerate(zip(rows, splits.rows, strict=True), start=2):
+        name, value = _cell(row, file), "" if label is None else _cell(row, label)
         if not name:
             raise MimError(f"{path}, row {number}: it names no file.")
-        part = _split(row.get(split) or "")
-        if value or part:
-            _add(found, path, name, value, part)
-    if not any(value for value, _ in found.values()):
-        raise MimError(f"{path} has no labels: its column {label} is empty.")
-    said = f"{path}: its column {split} has words that name no split: {', '.join(strange[:5])}; they are passed over."
-    return LabelTable(path, found, said if strange else "")
+        if value or split:
+            _add(found, path, name, value, split)
+    if label is not None and not any(value for value, _ in found.values()):
+        raise MimError(f"{path} has no labels: its column {head[label]} is empty.")
+    if not found:
+        raise MimError(f"{path} says neither labels nor splits of its files.")
+    said = f"{path}: its column {splits.name} has words that name no split: {splits.strange}; they are passed over."
+    column = "" if splits.name in SPLITS else splits.name
+    return LabelTable(path, found, said if splits.strange else "", column)
+
+
+def _cell(row: Sequence[str], place: int) -> str:
+    return row[place].strip() if place < len(row) else ""
+
+
+def _file_column(head: Sequence[str], rows: Sequence[Sequence[str]], label: int | None) -> int:
+    """The column of files: of those with a usual name one whose cells all end as names of files do, or else the first.
+    Beside a name or number of a row alone, any column with such cells."""
+    usual = [head.index(name) for name in PATHS if name in head]
+    ended = re.compile(r".+\.[A-Za-z][A-Za-z0-9]{1,4}")
+    others = [i for i in range(len(head)) if i != label] if head[usual[0]] in PATHS[-2:] else []
+    sure = (i for i in (*usual, *others) if rows and all(ended.fullmatch(_cell(row, i)) for row in rows))
+    return next(sure, usual[0])
 
 
 def _listed(path: Path, lines: Sequence[str], mark: str) -> LabelTable:
@@ -196,6 +225,12 @@ def _listed(path: Path, lines: Sequence[str], mark: str) -> LabelTable:
         if not mark and cells[0].rpartition(" ")[2].isdecimal():  # PATH FRAMES LABEL
             name = cells[0].rpartition(" ")[0]
         _add(found, path, name, cells[-1], "")
+    said = {split_said(label) for label, _ in list(found.values())[1:]}  # the first may be names after all
+    if said == {"train", "test"}:
+        raise MimError(
+            f"{path}: the last cells of its lines are no labels, they name splits ({lines[0][:80]!r}). Its first line "
+            "should name the columns: path,label,split"
+        )
     return LabelTable(path, found)
 
 
@@ -235,14 +270,16 @@ def arranged(about: Arrangement, table: LabelTable, files: Sequence[str], root: 
     """
     found = table.of(files, root)
     every = range(len(files))
-    labelled = {i for i in every if found.labels[i] >= 0}
-    about = replace(about, labels=found.labels, classes=found.classes, advice=(*about.advice, *found.advice))
+    labelled = {i for i in every if found.labels[i] >= 0} if found.classes else set(every)
+    classes = found.classes or None
+    about = replace(about, labels=found.labels, classes=classes, advice=(*about.advice, *found.advice))
     if "test" in found.splits:
         held = [i for i in every if found.splits[i] == "test"]
         pretrain = tuple(i for i in every if found.splits[i] != "test")
         train, test = (tuple(i for i in split if i in labelled) for split in (pretrain, held))
         bare = f", {len(held) - len(test):,} of them without a label" if len(held) > len(test) else ""
-        told = f"as {table.path.name} says: {len(held):,} held out{bare}, {len(pretrain):,} for training"
+        by = f"{table.path.name} (column {table.column})" if table.column else table.path.name
+        told = f"as {by} says: {len(held):,} held out{bare}, {len(pretrain):,} for training"
         about = replace(about, splits=told)
         if not test:  # as where the labels of a test are kept back: others are judged in its place
             kept, judged = every_fifth(found.labels, train)
@@ -258,12 +295,6 @@ def arranged(about: Arrangement, table: LabelTable, files: Sequence[str], root: 
         split = "test" if train else "training"
         raise MimError(f"{table.path} labels no {noun} of the {split} split of {root}.")
     return replace(about, pretrain=pretrain, train=train, test=test)
-
-
-def _split(word: str) -> str:
-    """ "train" or "test" for a word such as "val"; empty for none."""
-    known = split_of(word.strip()) if word.strip() else None
-    return "" if known is None else "test" if known in HELD_OUT else "train"
 
 
 def _name(path: str) -> str:

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from mim_core.data.collections import HELD_OUT, every_fifth, split_of, splits_of
-from mim_core.data.label_table import LABELS, PATHS, SPLITS, LabelTable
+from mim_core.data.collections import HELD_OUT, every_fifth, splits_of
+from mim_core.data.label_table import LABELS, PATHS, LabelTable
 from mim_core.data.source import DataSource, Labelled
+from mim_core.data.table_splits import table_splits
 from mim_core.data.wrapped import WrappedSource
 from mim_core.errors import MimError, one_line, unknown
 from mim_core.text import counted
@@ -36,11 +37,13 @@ class ManyLabels:
         path: The table.
         classes: All labels, in the order of their columns, or sorted.
         rows: File, as the table has it -> (its labels, its split: "train", "test", or empty).
+        strange: Words of its column of splits that name none, for people.
     """
 
     path: Path
     classes: tuple[str, ...]
     rows: Mapping[str, tuple[frozenset[str], str]]
+    strange: str = ""
 
 
 def read_many_labels(path: Path, columns: Sequence[str] = (), mark: str = "") -> ManyLabels:
@@ -61,11 +64,11 @@ def read_many_labels(path: Path, columns: Sequence[str] = (), mark: str = "") ->
     file = next((small.index(name) for name in PATHS if name in small), None)
     if file is None:
         raise MimError(f"{path} has no column of files ({', '.join(PATHS[:4])} ...); its columns are {_some(head)}.")
-    split = next((small.index(name) for name in SPLITS if name in small), None)
     chosen = [_column(path, head, name) for name in columns]
+    named = next((small.index(name) for name in LABELS if name in small), None)
+    splits = table_splits(small, rows, [file, *chosen, *([] if named is None else [named])], False)
     if not chosen:
-        named = next((small.index(name) for name in LABELS if name in small), None)
-        others = [i for i in range(len(head)) if i not in (file, split)]
+        others = [i for i in range(len(head)) if i != file and i not in splits.columns]
         chosen = [i for i in others if _flags(rows, i)] if named is None else [named]
     if not chosen:
         raise MimError(
@@ -77,8 +80,8 @@ def read_many_labels(path: Path, columns: Sequence[str] = (), mark: str = "") ->
     else:
         found = _from_names(rows, chosen[0], mark)
     kept: dict[str, tuple[frozenset[str], str]] = {}
-    for number, (row, labels) in enumerate(zip(rows, found, strict=True), start=2):
-        name, said = row[file].strip(), "" if split is None else _split(row[split])
+    for number, (row, labels, said) in enumerate(zip(rows, found, splits.rows, strict=True), start=2):
+        name = row[file].strip()
         if not name:
             raise MimError(f"{path}, row {number}: it names no file.")
         before = kept.get(name, (frozenset[str](), said))
@@ -89,7 +92,8 @@ def read_many_labels(path: Path, columns: Sequence[str] = (), mark: str = "") ->
     classes = tuple(head[i] for i in chosen) if len(chosen) > 1 else tuple(sorted(every))
     if len(classes) < 2:
         raise MimError(f"{path} has {counted(len(classes), 'label')} in all; there must be two at least.")
-    return ManyLabels(path, classes, kept)
+    said = f"{path}: its column {splits.name} has words that name no split: {splits.strange}; they are passed over."
+    return ManyLabels(path, classes, kept, said if splits.strange else "")
 
 
 def _read(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -98,7 +102,7 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise MimError(f"--method.labels-from {path} cannot be read: {one_line(error)}.") from error
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     if "\0" in text or len(lines) < 2:
         raise MimError(f"{path} is no table: it should be text, with the names of the columns and a row for each file.")
     mark = next((mark for mark in ("\t", ",", ";") if mark in lines[0]), ",")
@@ -151,11 +155,6 @@ def _from_names(rows: Sequence[Sequence[str]], column: int, mark: str) -> list[f
     return [frozenset(name.strip() for name in cell if name.strip()) for cell in cells]
 
 
-def _split(word: str) -> str:
-    known = split_of(word.strip()) if word.strip() else None
-    return "" if known is None else "test" if known in HELD_OUT else "train"
-
-
 def _some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "")
 
@@ -192,7 +191,7 @@ class ManyLabelsSource(WrappedSource):
         items, root = self.source.plain(), Path(getattr(self.source.config, "root", None) or ".")
         texts = {file: " | ".join(sorted(labels)) or "none" for file, (labels, _) in table.rows.items()}
         sets = {text: table.rows[file][0] for file, text in texts.items()}
-        as_one = LabelTable(table.path, {file: (texts[file], table.rows[file][1]) for file in texts})
+        as_one = LabelTable(table.path, {file: (texts[file], table.rows[file][1]) for file in texts}, table.strange)
         found = as_one.of(items.names, root)
         self.told = [*found.advice]
         own = [sets[found.classes[label]] if label >= 0 else None for label in found.labels]

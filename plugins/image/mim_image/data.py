@@ -29,6 +29,7 @@ from mim_core import (
     read_label_table,
     unpaired,
     usual_statistics,
+    with_table_beside,
 )
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -218,12 +219,13 @@ class Images(DataSource):
         named = self.config.labels_from
         if named is not None and self.config.splits:
             return folder_splits(root, table=read_label_table(named, self.config.labels_column))
-        found, beside = folder_splits(root, self.config.splits, None, self.config.labels_column), root / "labels.csv"
-        if found.train.classes is None and found.train.shards is None and beside.is_file() and self.config.splits:
-            try:
-                return folder_splits(root, table=read_label_table(beside, self.config.labels_column))
-            except MimError as error:  # nobody has named it: it may be of something else, and labels may not be needed
-                self.no_table = f" {error}"
+        column = self.config.labels_column
+        found = folder_splits(root, self.config.splits, None, column)
+        if not self.config.splits or found.train.shards is not None:
+            return found
+        classes = found.train.classes is not None
+        found, self.no_table = with_table_beside(found, lambda table: folder_splits(root, table=table), root, column,
+                                                 classes)  # fmt: skip
         return found
 
     def __len__(self) -> int:
@@ -244,7 +246,9 @@ class Images(DataSource):
         Raises:
             MimError: Most of the files are of a kind that cannot be read.
         """
-        lines = (*self.splits.pretrain.advice, *self.splits.test.advice, *self._seen().advice(self.config.range))
+        told = (self.no_table,) if self.no_table else ()
+        stores = (*self.splits.pretrain.advice, *self.splits.test.advice)
+        lines = (*stores, *told, *self._seen().advice(self.config.range))
         return [_shown(line) for line in dict.fromkeys(lines)]
 
     def _seen(self) -> Look:
@@ -362,7 +366,7 @@ class Images(DataSource):
                 f"{self.config.root} has no classes to evaluate with: images should lie in one folder per class, at "
                 f"least two, such as "
                 f"{self.config.root}/cat/1.jpg and {self.config.root}/dog/1.jpg; or in train/CLASS and test/CLASS."
-                + (self.no_table or _tables(store.root))
+                + (f" {self.no_table}" if self.no_table else _tables(store.root))
             )
         labels = torch.tensor(store.labels, dtype=torch.int64)
         note = STRONG_PIXELS if self.bundled else store.note

@@ -90,6 +90,18 @@ def test_rows_of_the_test_without_a_label_are_not_trained_on(folder, tmp_path, k
     assert all(truth(source, "test"))
 
 
+def test_splits_alone_beside_the_images(folder):
+    written(folder / "labels.csv", ["file,phase", *(f"all/{i}.png,{'test' if i > 14 else 'train'}" for i in range(20))])
+    source = images(folder)
+    assert len(source) == 15
+    assert source.contents()["splits"] == "as labels.csv (column phase) says: 5 held out, 15 for training"
+
+
+def test_a_table_beside_the_images_that_is_passed_over_is_told(folder):
+    written(folder / "labels.csv", ["path,label", *ROWS, "all/0.png,b"])
+    assert any("labels.csv is passed over" in line for line in images(folder).advice())
+
+
 def test_another_column(folder, tmp_path):
     rows = ["path,label,kind", *(f"all/{i}.png,same,{'ab'[i % 2]}" for i in range(20))]
     source = images(folder, written(tmp_path / "t.csv", rows), labels_column="kind")

@@ -255,7 +255,7 @@ def _of_folders(
     if held and whole not in tops:
         raise MimError(f"{root} has {tops[held]}/ but no train/. {EXPECTED}")
     train = _scan(root, tops.get(whole, ""), named, wanted, suffixes, missing)
-    advice = _together(train, wanted, missing)
+    advice = (*_together(train, wanted, missing), *_in_no_split(root, tops, named))
     if not tops:
         found = _inner_splits(train)
         return replace(found, advice=(*found.advice, *advice))
@@ -325,6 +325,17 @@ def _top_splits(root: Path, named: Mapping[str, str]) -> dict[str, str]:
             )
         found[kind] = path.name
     return found
+
+
+def _in_no_split(root: Path, tops: Mapping[str, str], named: Mapping[str, str]) -> list[str]:
+    """A warning of folders with modalities of their own that are no split, and of lists of splits that are not read."""
+    others = sorted(
+        path for path in root.iterdir() if path.is_dir() and path.name not in (*tops.values(), *named.values())
+    )
+    full = [f"{path.name}/" for path in others if any((path / folder).is_dir() for folder in named.values())]
+    full = [] if root == Path(__file__).parent / "sample" else full  # its clips are another source's
+    said = [f"{root}: {', '.join(full[:5])} left out: named like no split."] if full else []
+    return said if tops else [*said, *collections.unread_lists(root, "item")]
 
 
 def _inner_splits(items: Items) -> ItemSplits:

@@ -6,10 +6,13 @@ import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mim_core import SPLITS, MimError, counted
+from mim_core import MimError, counted, table_splits
 
 LABELS = "labels.csv"
 """Labels and splits of whole items, below the root."""
+Values = list[str]
+Place = Callable[[Sequence[str], Sequence[Sequence[str]]], Values | None]
+"""From the first line and the rows of a table, in small letters, to a value of each row; None where it has none."""
 
 
 def rows_of(table: Path, column: str) -> list[tuple[str, str]]:
@@ -20,25 +23,38 @@ def rows_of(table: Path, column: str) -> list[tuple[str, str]]:
         MimError: It is no such table; says which line is wrong.
     """
 
-    def place(head: Sequence[str]) -> int | None:
-        others = [i for i, name in enumerate(head) if name != "path" and name not in SPLITS]
-        return head.index(column) if column in head else next(iter(others), None)
+    def place(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Values | None:
+        taken = [i for i, name in enumerate(head) if name in ("path", column)]
+        splits = table_splits(head, rows, taken)
+        others = (i for i in range(len(head)) if i not in (*splits.columns, *taken))
+        chosen = head.index(column) if column in head else next(others, None)
+        return None if chosen is None else [row[chosen] for row in rows]
 
     return _columns(table, column, place)
 
 
 def split_rows(table: Path) -> list[tuple[str, str]]:
-    """The columns path and split (set, subset, partition, fold) of a table; no rows where it has no such column.
+    """The column path, and the split that each row says (`mim_core.table_splits`): "train", "test", its own word where
+    that names no split, or empty; no rows where no column says splits.
 
     Raises:
         MimError: It is no such table; says which line is wrong.
     """
-    return _columns(table, "split", lambda head: next((head.index(name) for name in SPLITS if name in head), None))
+
+    def place(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Values | None:
+        taken = [i for i, name in enumerate(head) if name in ("path", "label")]
+        splits = table_splits(head, rows, taken)
+        if not splits.columns:
+            return None
+        words = [row[splits.columns[0]] for row in rows]
+        return [split or word for split, word in zip(splits.rows, words, strict=True)]
+
+    return _columns(table, "split", place)
 
 
-def _columns(table: Path, column: str, place: Callable[[Sequence[str]], int | None]) -> list[tuple[str, str]]:
+def _columns(table: Path, column: str, place: Place) -> list[tuple[str, str]]:
     wanted = f"it needs a first line 'path,{column}' and two columns"
-    found: list[tuple[str, str]] = []
+    rows = list[list[str]]()
     number = 1
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
@@ -46,21 +62,20 @@ def _columns(table: Path, column: str, place: Callable[[Sequence[str]], int | No
             head = [cell.strip().lower() for cell in next(filter(None, reader), [])]
             if "path" not in head or len(head) < 2:
                 raise MimError(f"{table} cannot be read: {wanted}, and its first line is {','.join(head)[:100]!r}.")
-            path, value = head.index("path"), place(head)
-            if value is None:
-                return []
+            path = head.index("path")
             for row in filter(None, reader):
-                if len(row) <= max(path, value):
-                    raise ValueError(f"a row has {counted(len(row), 'column')}")
+                if len(row) < len(head):
+                    raise ValueError(f"a row has {counted(len(row), 'column')}, and the first line {len(head)}")
                 if "\n" in row[path]:
                     raise ValueError("a path of several lines: a quote is left open")
-                found.append((_cell(row[path]), _cell(row[value])))
+                rows.append([_cell(cell) for cell in row])
                 number = reader.line_num
     except UnicodeDecodeError as error:
         raise MimError(f"{table} cannot be read: it is not UTF-8; save it as UTF-8.") from error
     except (ValueError, csv.Error) as error:
         raise MimError(f"{table}, after line {number:,}, cannot be read ({error}): {wanted}.") from error
-    return found
+    values = place(head, rows)
+    return [] if values is None else [(row[path], value) for row, value in zip(rows, values, strict=True)]
 
 
 def _cell(text: str) -> str:

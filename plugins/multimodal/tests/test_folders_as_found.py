@@ -375,6 +375,28 @@ def test_splits_of_a_table_hold(tmp_path):
     assert "holds out all 10 items" in refused(tmp_path)
 
 
+def test_folders_of_no_split_and_lists_that_are_not_read_are_told(tmp_path):
+    for split in ("train", "val", "more"):
+        frames(tmp_path, folder=f"{split}/{{modality}}")
+    (tmp_path / "notes").mkdir()
+    assert f"{tmp_path}: more/ left out: named like no split." in source(tmp_path).advice()
+    frames(tmp_path / "own")
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / "own" / name).touch()
+    assert any("lists that are named like splits (test.txt, train.txt)" in x for x in source(tmp_path / "own").advice())
+
+
+def test_a_column_of_splits_is_known_by_its_cells(tmp_path):
+    frames(tmp_path)
+    rows = [f"{i},{'PublicTest' if i > 7 else 'Training'},{'ab'[i % 2]}\n" for i in range(10)]
+    (tmp_path / "labels.csv").write_text("path,Usage,kind\n" + "".join(rows))
+    data = source(tmp_path)
+    assert (data.labels.classes, data.collection.test.stems) == (("a", "b"), ("8", "9"))
+    (tmp_path / "labels.csv").write_text("path,is_test\n" + "".join(f"{i},{int(i > 6)}\n" for i in range(10)))
+    data = source(tmp_path)
+    assert (data.labels.classes, data.collection.test.stems) == ((), ("7", "8", "9"))
+
+
 def test_splits_of_a_table_count_before_those_of_folders(tmp_path):
     for label in ("cat", "dog"):
         frames(tmp_path, folder=f"train/{{modality}}/{label}", stems=range(3))

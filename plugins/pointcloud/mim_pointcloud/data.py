@@ -26,6 +26,7 @@ from mim_core import (
     left_out,
     randomness,
     read_label_table,
+    with_table_beside,
 )
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -160,12 +161,15 @@ class Clouds(DataSource):
         asked = (config.root, config.layout, config.variant, config.whole)
         if config.labels_from is not None:
             return find_shapes(*asked, read_label_table(config.labels_from, config.labels_column))
-        found, beside = find_shapes(*asked), config.root / "labels.csv"
-        if found.kind == "folder" and found.train.classes is None and beside.is_file():
-            try:
-                return find_shapes(*asked, read_label_table(beside, config.labels_column))
-            except MimError as error:  # nobody has named it, and labels may not be needed
-                self.no_table = f" {error}"
+        found = find_shapes(*asked)
+        if found.kind == "folder":
+            found, self.no_table = with_table_beside(
+                found,
+                lambda table: find_shapes(*asked, table),
+                config.root,
+                config.labels_column,
+                found.train.classes is not None,
+            )
         return found
 
     def __len__(self) -> int:
@@ -263,7 +267,8 @@ class Clouds(DataSource):
             raise MimError(
                 f"{self.config.root} has no classes to evaluate with: shapes should lie in one folder per class, at "
                 f"least two, such as {self.config.root}/chair/1.obj and {self.config.root}/table/1.obj; or in "
-                f"train/CLASS and test/CLASS; or in a table, --data.labels-from.{self.no_table}"
+                f"train/CLASS and test/CLASS; or in a table, --data.labels-from."
+                + (f" {self.no_table}" if self.no_table else "")
             )
         if not store:
             raise MimError(
@@ -370,6 +375,7 @@ class Clouds(DataSource):
             beside.pop(".bin", None)
         _, data = left_out(beside)
         told = [f"{self.config.root}: {data}. Read are {' '.join(EXTENSIONS)}."] if data else []
+        told += [self.no_table] if self.no_table else []
         return [*self.collection.advice, *told, *rarely_meant(self.looks, self.count)]
 
 

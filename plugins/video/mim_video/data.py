@@ -27,6 +27,7 @@ from mim_core import (
     randomness,
     read_label_table,
     usual_statistics,
+    with_table_beside,
 )
 from PIL import Image
 from torch import Tensor
@@ -174,12 +175,15 @@ class Clips(DataSource):
         layout, split = self.config.layout, self.config.split
         if named is not None:
             return find_clips(root, layout, split, read_label_table(named, column))
-        found, beside = find_clips(root, layout, split), root / "labels.csv"
-        if found.kind == "folder" and found.train.classes is None and beside.is_file():
-            try:
-                return find_clips(root, "folder", split, read_label_table(beside, column))
-            except MimError as error:  # nobody has named it, and labels may not be needed
-                self.no_table = f" {error}"
+        found = find_clips(root, layout, split)
+        if found.kind == "folder":
+            found, self.no_table = with_table_beside(
+                found,
+                lambda table: find_clips(root, "folder", split, table),
+                root,
+                column,
+                found.train.classes is not None,
+            )
         return found
 
     def _check_rate(self) -> None:
@@ -336,7 +340,7 @@ class Clips(DataSource):
             raise MimError(
                 f"{self.config.root} has no classes to evaluate with: clips should lie in one folder per class, at "
                 f"least two, such as {self.config.root}/run/1.mp4 and {self.config.root}/jump/1.mp4; or in train/CLASS "
-                f"and test/CLASS; or in a table, --data.labels-from.{self.no_table}"
+                f"and test/CLASS; or in a table, --data.labels-from." + (f" {self.no_table}" if self.no_table else "")
             )
         if not len(store):
             raise MimError(f"{self.config.root} ({self.clips.kind}) has no {split} clips with a class. {store.note}")
@@ -407,7 +411,7 @@ class Clips(DataSource):
 
     def advice(self) -> list[str]:
         """What was left out and looks like data, and long files of which an epoch sees little."""
-        return account.advice(self)
+        return [*([self.no_table] if self.no_table else []), *account.advice(self)]
 
 
 class Views(Dataset[Any]):

@@ -171,6 +171,7 @@ if TYPE_CHECKING:
     from mim_core.parts.tokenizer import PatchTokenizer as PatchTokenizer
     from mim_core.parts.tokenizer import PlainUnits as PlainUnits
     from mim_core.parts.tokenizer import Tokenizer as Tokenizer
+    from mim_core.parts.tokenizer_features import FeatureTokenizer as FeatureTokenizer
     from mim_core.parts.tokenizer_ids import BinTokenizer as BinTokenizer
     from mim_core.parts.tokenizer_ids import IdTokenizer as IdTokenizer
     from mim_core.parts.tokenizer_ids import NamedTokenizer as NamedTokenizer
@@ -289,6 +290,7 @@ _ROOMS = {
     "parts.target_ranks": ("RankTarget",),
     "parts.teacher": ("EmaTeacher", "Lesson", "Student", "Teacher"),
     "parts.tokenizer": ("JoinedTokenizer", "PatchTokenizer", "PlainUnits", "Tokenizer"),
+    "parts.tokenizer_features": ("FeatureTokenizer",),
     "parts.tokenizer_ids": ("BinTokenizer", "IdTokenizer", "NamedTokenizer", "SequenceTokenizer"),
     "parts.upernet": ("FcnHead", "UperNet", "pixel_loss", "resized"),
     "randomness": ("bits", "make_key", "name_code", "permutation", "torch_seed", "uniform"),

@@ -37,6 +37,12 @@ def mim_register_tokenizers(register: Register) -> None:
         paper="4M, arXiv 2312.06647",
     )
     register(
+        name="features",
+        load="mim_core.interop.frozen_features:FrozenFeatures",
+        summary="Features of a run's frozen encoder, one vector a unit: what a tokenizer of features is trained on.",
+        paper="4M, arXiv 2312.06647",
+    )
+    register(
         name="bins",
         load="mim_core.parts.tokenizer_ids:BinTokenizer",
         summary="Patches named by the bins that their mean values fall into.",

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from mim_core.interop.codes import CodeTokenizer, codes_text
+from mim_core.interop.frozen import parts_text
+from mim_core.interop.frozen_features import FrozenFeatures
 from mim_core.parts.tokenizer import PatchTokenizer
 from mim_core.recipes.config import Part
 from mim_core.testing import TokenizerContract, noise, uncovered
@@ -105,6 +107,44 @@ class TestCodes(TokenizerContract):
 
     def wrong_samples(self, tokenizer):
         yield {"rgb": torch.zeros(2, 3, 16, 25)}, ["16 x 25"]
+
+
+def near_rows(tokenizer, sample):
+    """What `split` gives of one sample alone, beside its row in the batch."""
+    alone = tokenizer.split({name: value[2:3] for name, value in sample.items()}).values
+    return alone, tokenizer.split(sample).values[2:3]
+
+
+class TestFeatures(TokenizerContract):
+    part = "core:features"
+    kept = {}
+
+    def make_tokenizer(self):
+        """With weights drawn once, as those of a run are."""
+        torch.manual_seed(0)
+        text = parts_text(
+            tokenizer=Part.of("core:patch", **FRAMES), encoder=Part.of("core:vit", width=24, depth=1, heads=2)
+        )
+        tokenizer = FrozenFeatures(FrozenFeatures.Config(random=True, parts=text, modality="colour"), self.width)
+        tokenizer.looks.load_state_dict(self.kept.setdefault("state", tokenizer.looks.state_dict()))
+        return tokenizer
+
+    def test_join_undoes_split(self):
+        """The map of features comes back, not the picture: split alike, to the bit."""
+        tokenizer = self.make_tokenizer()
+        patches = tokenizer.split(self.make_sample(tokenizer, 3))
+        maps = tokenizer.join(patches.values, patches.layout)
+        assert tokenizer.gives_features
+        assert maps.shape == (3, 24, 2, 3)
+        assert torch.equal(maps.flatten(2).transpose(1, 2), patches.values)
+
+    def test_split_row_does_not_depend_on_the_batch(self):
+        """But for the order of summation."""
+        tokenizer = self.make_tokenizer()
+        torch.testing.assert_close(*near_rows(tokenizer, self.make_sample(tokenizer, 4)))
+
+    def wrong_samples(self, tokenizer):
+        yield {"colour": torch.zeros(2, 3, 16, 25)}, ["16 x 25"]
 
 
 def test_every_tokenizer_has_a_contract():

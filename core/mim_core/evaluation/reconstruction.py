@@ -26,8 +26,8 @@ from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
 @dataclass(frozen=True)
 class Rebuilt:
     """One head's pictures: the input, what was left of it, and the input with hidden units as predicted; in the
-    modality's own shape. ``hidden`` is what was hidden, bool, of units on a grid; ``unasked``, whether the head was not
-    asked of some of it, which is blank."""
+    modality's own shape, or, with ``features``, maps of features of it. ``hidden`` is what was hidden, bool, of units
+    on a grid; ``unasked``, whether the head was not asked of some of it, which is blank."""
 
     modality: str
     input: Tensor
@@ -36,6 +36,7 @@ class Rebuilt:
     needs_truth: bool
     hidden: Tensor | None = None
     unasked: bool = False
+    features: bool = False
 
 
 @torch.no_grad()
@@ -83,6 +84,7 @@ def reconstruct(
             needs_truth=head.target.needs_truth,
             hidden=None if own.layout.grid is None else _spread(tokenizer, pick, own)[::each],
             unasked=there is not None and bool(unknown.any()),
+            features=tokenizer.gives_features,
         )
     return found
 

@@ -20,8 +20,9 @@ from mim_core.errors import MimError, one_line, warn
 from mim_core.evaluation import curves
 from mim_core.evaluation.anomaly import finished
 from mim_core.evaluation.anomaly_maps import score_maps
+from mim_core.evaluation.feature_pictures import feature_pictures
 from mim_core.evaluation.mistakes import Matrix, Mistakes, matrix_of, mistakes_of
-from mim_core.evaluation.reconstruction import across, held_out_samples, names_of, reconstruct
+from mim_core.evaluation.reconstruction import Rebuilt, across, held_out_samples, names_of, reconstruct
 from mim_core.evaluation.study import Study
 from mim_core.evaluation.worst_answers import WorstAnswers, worst_answers
 from mim_core.host.registry import Registry
@@ -234,16 +235,7 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
         if rebuilt.hidden is not None and bool(rebuilt.hidden.all()):  # nothing of it is left to be shown
             del rows["masked"]
         rows |= {f"from {seen} alone": made for seen, made in crossed.get(name, {}).items()}
-        moves = source.animation(rebuilt.modality, rebuilt.input[0]) is not None
-        shown = _films(source, rebuilt.modality, rows) if moves else {}
-        draw, drawn = source.animation if moves else source.picture, False
-        for label, items in rows.items():
-            pictures = [each for item in items if (each := draw(rebuilt.modality, item))]
-            if label == "masked" and not moves and rebuilt.hidden is not None:
-                both = zip(items, rebuilt.hidden, strict=True)
-                pictures = [source.masked_picture(rebuilt.modality, item, hidden) for item, hidden in both]
-            shown[label] = [address(each) for each in pictures]
-            drawn = any(each.drawn for each in pictures)
+        shown, drawn = _drawn(source, rebuilt, rows)
         heads.append(
             {
                 "name": name,
@@ -254,11 +246,30 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
                 "films": [label for label in shown if label not in rows],
                 "drawn": drawn,
                 "names": names,
-                "page": source.page(rebuilt.modality, rows, names),
+                "page": None if rebuilt.features else source.page(rebuilt.modality, rows, names),
                 "link": f"report-{re.sub(r'[^0-9A-Za-z_.-]', '-', name)}.html",
             }
         )
     return heads
+
+
+def _drawn(source: DataSource, rebuilt: Rebuilt, rows: dict[str, Tensor]) -> tuple[dict[str, list[str]], bool]:
+    """(addresses of pictures by row, whether they are drawn large) of one head; of films some strips, and then all that
+    move."""
+    if rebuilt.features:
+        found = feature_pictures(rows, rebuilt.hidden)
+        return {label: [address(each) for each in pictures] for label, pictures in found.items()}, False
+    moves = source.animation(rebuilt.modality, rebuilt.input[0]) is not None
+    shown = _films(source, rebuilt.modality, rows) if moves else {}
+    draw, drawn = source.animation if moves else source.picture, False
+    for label, items in rows.items():
+        pictures = [each for item in items if (each := draw(rebuilt.modality, item))]
+        if label == "masked" and not moves and rebuilt.hidden is not None:
+            both = zip(items, rebuilt.hidden, strict=True)
+            pictures = [source.masked_picture(rebuilt.modality, item, hidden) for item, hidden in both]
+        shown[label] = [address(each) for each in pictures]
+        drawn = any(each.drawn for each in pictures)
+    return shown, drawn
 
 
 def _anomalies(method: Method, source: DataSource, config: EvaluateConfig, count: int) -> dict[str, Any] | None:

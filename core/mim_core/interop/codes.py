@@ -50,6 +50,7 @@ class CodeTokenizer(NamedTokenizer):
         self.quantised = quantised.requires_grad_(False).eval()
         self.layout, self.shapes = quantised.tokenizer.layout, quantised.tokenizer.shapes
         self.ids = quantised.tokenizer.ids
+        self.gives_features = quantised.tokenizer.gives_features
         self.filled = config.random or (config.run is not None and config.run.exists())
 
     def train(self: T, mode: bool = True) -> T:
@@ -71,7 +72,8 @@ class CodeTokenizer(NamedTokenizer):
 
     @torch.no_grad()
     def join(self, values: Tensor, layout: Layout) -> Tensor:
-        """What the ids stand for, in the modality's own shape; where there is none, that of the first id."""
+        """What the ids stand for, in the modality's own shape, or features of it; where there is none, that of the
+        first id."""
         return self.quantised.rebuild(values[..., 0].clamp(min=0))
 
 

@@ -51,9 +51,9 @@ class FrozenTeacher(Teacher):
     """Its weights are more than a draw, or a draw is what is wanted."""
 
     def __init__(self, config: Config, student: Student) -> None:
-        tokenizer, encoder, parts = _opened(config)
+        tokenizer, encoder, parts = opened_encoder(config)
         super().__init__(replace(config, parts=parts), Student(tokenizer, encoder))
-        self.filled = config.random or _weights_exist(config)
+        self.filled = config.random or weights_exist(config)
         self.check(student.tokenizer)
 
     def check_filled(self) -> None:
@@ -94,26 +94,27 @@ def _text_of(parts: dict[str, ResolvedPart]) -> str:
     return to_toml(ResolvedRun(own, TrainConfig(), EvaluateConfig(), ""), installed())
 
 
-def _weights_exist(config: Any) -> bool:
+def weights_exist(config: Any) -> bool:
+    """Whether the run or the file that the options name is there."""
     return any(path is not None and path.exists() for path in (config.run, config.weights))
 
 
-def _opened(config: Any) -> tuple[Tokenizer, Encoder, str]:
+def opened_encoder(config: Any, role: str = "teacher") -> tuple[Tokenizer, Encoder, str]:
     """Tokenizer, encoder, and the text of both: with the weights that the options name, or, where these are gone and
     the parts are known, as they are drawn, for a checkpoint to fill."""
     if config.run is not None and config.weights is not None:
-        raise ValueError("say --teacher.run or --teacher.weights, not both")
-    if config.parts and (not _weights_exist(config) or torch.get_default_device().type == "meta"):
+        raise ValueError(f"say --{role}.run or --{role}.weights, not both")
+    if config.parts and (not weights_exist(config) or torch.get_default_device().type == "meta"):
         parts = Parts(from_toml(config.parts, installed()).parts)
         tokenizer = parts.tokenizer()
         return tokenizer, parts.encoder(tokenizer), config.parts
     if config.run is None and config.weights is None:
-        raise ValueError("say whose encoder it is: --teacher.run FOLDER, or --teacher.weights and --teacher.format")
+        raise ValueError(f"say whose encoder it is: --{role}.run FOLDER, or --{role}.weights and --{role}.format")
     if config.run is not None:
         method: Any = load_run(config.run, installed()).method
     else:
         if not config.format:
-            raise ValueError("--teacher.weights needs --teacher.format NAME; see: mim-core list importers")
+            raise ValueError(f"--{role}.weights needs --{role}.format NAME; see: mim-core list importers")
         method = import_checkpoint(config.weights, format=config.format, **sizes_given(config.sizes))
     mine, own = getattr(method, "tokenizer", None), getattr(method, "encoder", None)
     if not isinstance(method, Method) or not isinstance(mine, Tokenizer) or not isinstance(own, Encoder):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -457,17 +459,20 @@ class MaskedAutoencoder(Method):
         return self.decoder is not None and isinstance(self.tokenizer, JoinedTokenizer)
 
     def record(self, answers: Mapping[str, Tensor], source: DataSource) -> Record:
-        """A file for each modality, as the data write it."""
+        """A file for each modality, as the data write it; of features an array of numpy."""
         files = {}
         for name, values in answers.items():
-            ending, content = source.file(self._modality(name), values)
+            part = self._asked_part(name)
+            ending, content = (
+                (".npy", _array_file(values)) if part.gives_features else source.file(next(iter(part.shapes)), values)
+            )
             files[f"-{name}{ending}"] = content
         return Record(files=files)
 
-    def _modality(self, head: str) -> str:
-        """What a head predicts, as the data call it."""
+    def _asked_part(self, head: str) -> Tokenizer:
+        """The tokenizer of what a head predicts."""
         assert isinstance(self.tokenizer, JoinedTokenizer)
-        return next(iter(self.tokenizer.part(str(self.heads[head].segment)).shapes))
+        return self.tokenizer.part(str(self.heads[head].segment))
 
     def carry(self) -> None:
         """The teacher's encoder in the place of the student's, where the recipe says so."""
@@ -503,6 +508,13 @@ class MaskedAutoencoder(Method):
         if mask.kept_ids.shape[1] == layout.count:
             raise ValueError("an encoder that drops hidden units needs visible units, as many in every row")
         return mask
+
+
+def _array_file(values: Tensor) -> bytes:
+    """A tensor as an npy file, float32."""
+    content = io.BytesIO()
+    np.save(content, values.detach().float().cpu().numpy())
+    return content.getvalue()
 
 
 def _in_order(heads: Mapping[str, Head]) -> dict[str, Head]:

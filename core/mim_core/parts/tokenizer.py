@@ -54,6 +54,8 @@ class Tokenizer(nn.Module):
         ids: Modalities that are not measured but named, int64: how many names there are (classes, words). All others
             are float32.
         names: Where each unit is one id, int64 values of the shape [1]: how many ids there are; 0 elsewhere.
+        gives_features: What `join` gives is no modality but a map of features of it, float [B, D, *grid]; data sources
+            know nothing of it, so reports draw it, and files are arrays.
     """
 
     Config: ClassVar[type[Any]]
@@ -63,6 +65,7 @@ class Tokenizer(nn.Module):
     unit_shape: tuple[int, ...]
     ids: Mapping[str, int] = {}
     names: int = 0
+    gives_features: bool = False
 
     def check_filled(self) -> None:
         """Called before the first step of a run.
@@ -250,6 +253,11 @@ class JoinedTokenizer(Tokenizer):
                     raise ValueError(
                         f"{other} takes {modality} as {times(first)} and {name} as {times(shape)}: give both one size"
                     )
+
+    def check_filled(self) -> None:
+        """That of every segment."""
+        for name in self.parts:
+            self.part(name).check_filled()
 
     def part(self, name: str) -> Tokenizer:
         """The tokenizer of one segment."""

@@ -143,6 +143,8 @@ RECIPES = {
     "vq-rgb-base": ("A tokenizer of RGB at 224 pixels: 196 ids of 16,384 codes.", FOURM),
     "vq-depth-base": ("A tokenizer of depth at 224 pixels: 196 ids of 8,192 codes.", FOURM),
     "vq-semseg-base": ("A tokenizer of class maps at 224 pixels: 196 ids of 4,096 codes.", FOURM),
+    "vq-features-tiny": ("A tokenizer of features that a run's encoder makes of RGB: 256 codes.", FOURM),
+    "vq-features-base": ("A tokenizer of features of a ViT-B/16 at 224 pixels: 196 ids of 8,192 codes.", FOURM),
     "multimae-vit-tiny": ("MultiMAE with a 128-wide encoder: the bundled game frames, minutes on a CPU.", MULTIMAE),
     "multimae-vit-base": ("MultiMAE with ViT-B/16 on RGB, depth and class maps, the paper's for ImageNet.", MULTIMAE),
     "rgb-vit-tiny": ("RGB alone, with the budget of multimae-vit-tiny: what the other modalities add to.", MULTIMAE),

@@ -1,11 +1,13 @@
 """Recipes of tokenizers whose ids 4M predicts, and their twins.
 
 Source: 4M, arXiv 2312.06647, section 2.1 and its table of modalities: ViT-B/16, 16,384 codes of RGB, 8,192 of depth,
-4,096 of class maps. Its diffusion decoder and perceptual losses are left out: the decoder is a transformer, the loss
-that of the values. Schedules and the tiny ones are this project's own.
+4,096 of class maps, 8,192 of features of CLIP's ViT-B/16 by smooth L1. Its diffusion decoder and perceptual losses are
+left out: the decoder is a transformer, the loss that of the values. Schedules and the tiny ones are this project's own.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from mim_core import EvaluateConfig, Part, RunConfig, TrainConfig, Twins
 
@@ -63,6 +65,20 @@ def _tiny(parts: dict[str, Part]) -> RunConfig:
 L2 = Part.of("core:values", normalize=False, loss="l2")
 L1 = Part.of("core:values", normalize=False, loss="l1")
 CLASS = Part.of("multimodal:class-map")
+FEATURE = Part.of("core:values", normalize=False, loss="smooth_l1")
+
+
+def _features(**options: object) -> Part:
+    """Features of RGB by an encoder that is named when the run starts."""
+    return Part.of("core:features", modality="rgb", **options)
+
+
+def _drawn() -> dict[str, dict[str, Any]]:
+    """Of the twins: an encoder as it is drawn."""
+    from mim_core import parts_text  # imports torch, which the recipes themselves do without
+
+    encoder = Part.of("core:vit", width=24, depth=1, heads=2)
+    return {"tokenizer": {"random": True, "parts": parts_text(tokenizer=_pixels("rgb", 3, 32, 8), encoder=encoder)}}
 
 
 @TWINS(PIXELS)
@@ -84,6 +100,12 @@ def vq_semseg_tiny() -> RunConfig:
     return _tiny(_vq(own, CLASS, 128, 128, 4, 4, **DATA))
 
 
+@TWINS(_drawn)
+def vq_features_tiny() -> RunConfig:
+    """Features of RGB of the bundled frames, by the encoder of a run of ours: its units, 256 codes."""
+    return _tiny(_vq(_features(), FEATURE, 256, 128, 4, 4, **DATA))
+
+
 @TWINS(PIXELS)
 def vq_rgb_base() -> RunConfig:
     """RGB at 224 pixels: 196 ids of 16,384 codes, ViT-B/16 on both sides."""
@@ -101,3 +123,10 @@ def vq_semseg_base() -> RunConfig:
     """Class maps at 224 pixels, COCO's 133 classes: 196 ids of 4,096 codes, ViT-B/16 on both sides."""
     own = Part.of("multimodal:class-map", size=(56, 56), patch=(4, 4), classes=133)
     return _large(_vq(own, CLASS, 4096, 768, 12, 12))
+
+
+@TWINS(_drawn)
+def vq_features_base() -> RunConfig:
+    """Features of RGB at 224 pixels, of a ViT-B/16 that is named when the run starts: 196 ids of 8,192 codes, as large
+    on both sides."""
+    return _large(_vq(_features(), FEATURE, 8192, 768, 12, 12))

@@ -39,6 +39,11 @@ class TestClasses(MethodContract):
     keyed = False
 
 
+class TestFeatures(MethodContract):
+    recipe = "multimodal:vq-features-tiny"
+    keyed = False
+
+
 def test_codes_are_the_running_means_by_hand():
     """Two codes, two vectors of one and one of the other: share and mean by the formula of the paper's appendix."""
     book = Codebook(2, 1, decay=0.75, revive=0.0, normalize=False).train()

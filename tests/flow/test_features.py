@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mim_core.data.labelled import LabelledSource
 from mim_core.data.source import DataSource, Labelled
 from mim_core.errors import BadSample, MimError
 from mim_core.evaluation.features import extract
@@ -112,3 +113,22 @@ def test_files_that_changed_places_are_other_data(tmp_path):
     (tmp_path / "x.tmp").rename(tmp_path / "dog/1.bmp")
     assert {os.stat(path).st_mtime for path in tmp_path.glob("*/*.bmp")} == {1e9}
     assert inventory.digest_of(source, ()) != before
+
+
+def test_labels_that_changed_are_said_when_a_run_goes_on(tmp_path, capfd):
+    images = pytest.importorskip("mim_image.data")
+    for number in range(12):
+        Image.new("L", (8, 8), 9 * number).save(tmp_path / f"{number}.png")
+
+    def source(labels):
+        (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{i}.png,{x}\n" for i, x in enumerate(labels)))
+        found = images.Images(images.Images.Config(root=tmp_path), {"image": (1, 8, 8)})
+        return LabelledSource(found)
+
+    run = tmp_path / "run"
+    run.mkdir()
+    inventory.record(run, source("ab" * 6))
+    inventory.check_items(run, {}, source("ab" * 6))
+    assert capfd.readouterr().err == ""
+    inventory.check_items(run, {}, source("abba" * 3))
+    assert "the labels are not those that the run" in capfd.readouterr().err

@@ -43,12 +43,14 @@ class Inventory:
         count: How many.
         names: Digest of their names in their order.
         items: Name -> bytes and time of its files, None where these are not known; empty beyond `MOST` items.
+        labels: Digest of the labels that are trained on; empty where there are none, or they are not known.
     """
 
     root: str
     count: int
     names: str
     items: dict[str, Facts | None]
+    labels: str = ""
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -123,7 +125,13 @@ def take(source: DataSource) -> Inventory:
         found = [[stats(path) for path in paths] for paths in _files(source, "pretrain")]
         found = found if len(found) == count else [[]] * count
         items = dict(zip(names, map(_joined, found), strict=True))
-    return Inventory(root, count, total.hexdigest(), items)
+    return Inventory(root, count, total.hexdigest(), items, _labels(source))
+
+
+def _labels(source: DataSource) -> str:
+    if not isinstance(source, LabelledSource):
+        return ""
+    return hashlib.sha256(source.split.labels.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _joined(found: list[Facts | None]) -> Facts | None:
@@ -153,7 +161,7 @@ def record(folder: Path, source: DataSource) -> None:
     found = take(source)
     try:
         with replaced(folder / NAME) as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
-            head = {"root": found.root, "items": found.count, "names": found.names}
+            head = {"root": found.root, "items": found.count, "names": found.names, "labels": found.labels}
             packed.write(json.dumps(head).encode() + b"\n")
             for name, facts in found.items.items():
                 packed.write(json.dumps([name, *(facts or (None, None))]).encode() + b"\n")
@@ -175,7 +183,7 @@ def recorded(folder: Path) -> Inventory | None:
                     raise ValueError(f"it unpacks to more than {LARGEST >> 20} MiB")
                 name, size, time = json.loads(line)
                 items[str(name)] = None if size is None else (int(size), int(time))
-        return Inventory(str(head["root"]), int(head["items"]), str(head["names"]), items)
+        return Inventory(str(head["root"]), int(head["items"]), str(head["names"]), items, str(head.get("labels", "")))
     except (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError, ArithmeticError) as error:
         warn(f"{path} is damaged, so whether the files are still the same is not known: {error}")
         return None
@@ -206,6 +214,11 @@ def check_items(folder: Path, state: dict[str, Any], source: DataSource) -> None
             "them. The run goes on over the files as they are now; to start a new one instead: another --out."
         )
         return
+    if then is not None and then.labels and then.labels != now.labels:
+        warn(
+            f"the labels are not those that the run in {folder} had so far. The run goes on with the labels as they "
+            "are now; to start a new one instead: another --out."
+        )
     changed = [] if then is None else _changed(then, now)
     if changed:
         warn(

@@ -224,11 +224,12 @@ class BoxSource(WrappedSource):
         return self.inner.splits.train.name(int(self.chosen[index]))
 
     def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
-        """The file of each picture."""
-        if split == "test":
-            return self.inner.files_of(split)
-        files = list(self.inner.files_of("train"))
-        return (files[index] for index in self.chosen.tolist())
+        """The file of each picture, and the json that says what is in it."""
+        kind, coco = "test" if split == "test" else "train", self.inner.coco
+        json = () if coco is None or self.inner.bundled else (str(coco.instances[kind].path),)
+        files = list(self.inner.files_of(kind))
+        chosen = range(len(files)) if kind == "test" else self.chosen.tolist()
+        return ((*files[index], *json) for index in chosen)
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """A training picture at a drawn scale, perhaps mirrored, with "boxes", "classes" and perhaps "masks", see

@@ -74,6 +74,8 @@ def test_layouts_with_splits(coco, tmp_path, train, held):
     assert dict(source.inner.categories) == {3: "cat", 4: "dog"}
     assert source.read(0, 5)["image"].shape == (3, 16, 16)
     assert "train 6 objects; test 4 objects" in source.contents()["objects"]
+    for split, (name, folder) in (("train", train), ("test", held)):  # boxes that change are data that change
+        assert next(source.files_of(split)) == (f"{tmp_path}/{folder}/0.png", f"{tmp_path}/{name}")
 
 
 def test_one_json_holds_a_fifth_out(coco, tmp_path):

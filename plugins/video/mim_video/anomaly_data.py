@@ -92,9 +92,14 @@ class SurveillanceClips(DataSource):
         return self.train.name(index)
 
     def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
-        """The file or folder of each clip."""
+        """The file of each clip, or the frames that it may show."""
         windows = self.test if split == "test" else self.train
-        return ((str(windows.footage[windows.place(index)[0]].path),) for index in range(len(windows)))
+        for index in range(len(windows)):
+            number, first = windows.place(index)
+            footage = windows.footage[number]
+            last = first + self.frames * self.config.stride
+            names = footage.frames[max(0, first - self.frames) : last + self.frames]
+            yield tuple(str(footage.path / name) for name in names) or (str(footage.path),)
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """A clip that begins at a drawn frame of the footage of this item, uint8 [C, T, H, W]."""

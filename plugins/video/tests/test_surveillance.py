@@ -94,6 +94,8 @@ def test_ucsd(tmp_path, kind):
     assert len(found) == 2 * 3
     assert found.name_of(0) == "Train/Train001 (0-3)"
     assert found.name_of(2) == "Train/Train001 (5-8)"  # the last begins earlier, so that it is whole
+    of_first = [f"{tmp_path}/Train/Train001/{i:03}.tif" for i in range(1, 10)]
+    assert {*of_first[:4]} <= set(next(found.files_of())) <= {*of_first}  # a frame that is replaced is another file
     item = found.labelled("test").items[1]
     assert item["video"].shape == SHAPE
     assert item["frames"].tolist() == [4, 5, 6, 7]

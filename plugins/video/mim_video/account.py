@@ -49,7 +49,7 @@ def advice(source: Clips) -> list[str]:
         said.append("no clip is a folder of frames, so --data.frame-rate does nothing: video files have their own.")
     if data := collections.left_out(found.others)[1]:
         said.append(f"{config.root}: {data}. They are left out; convert them to .mp4 to use them.")
-    said += [*_reduced(source), *_interlaced(source)]
+    said += [*_reduced(source), *_interlaced(source), *_sparse(source)]
     if share is None or share[1] <= LONG * share[0]:
         return said
     shown = f"a clip shows about {lasting(share[0])} of files of {lasting(share[1])}"
@@ -94,6 +94,28 @@ def _interlaced(source: Clips) -> list[str]:
         f"{count} of {counted(len(facts), 'file')} looked at: marked as interlaced, so what moves has combs at its "
         "edges. To be rid of them before training: ffmpeg -i IN -vf bwdif -c:v libx264 -crf 18 OUT.mp4"
     ]
+
+
+def _sparse(source: Clips) -> list[str]:
+    """Where clips go by time: files with fewer frames in it than are asked for, and files shorter than a clip."""
+    facts, fps = source.look.seen[0], source.config.fps
+    if fps is None or source.config.segments:
+        return []
+    said, seconds = [], (source.frames - 1) / fps
+    few = [found.rate for found in facts if found.rate and found.rate < 0.99 * fps]
+    if few:
+        said.append(
+            f"{len(few)} of {counted(len(facts), 'file')} looked at: {min(few):.4g} frames per second at least, and "
+            f"--data.fps {fps:g} asks for more, so clips show the same frame several times. Fewer: "
+            f"--data.fps {min(few):.4g}"
+        )
+    short = sum(found.seconds is not None and found.seconds < seconds - 1 / fps for found in facts)
+    if short:
+        said.append(
+            f"{short} of {counted(len(facts), 'file')} looked at: shorter than the {seconds:.3g} s of a clip, which "
+            "repeats their frames. To leave them out: --data.short refuse"
+        )
+    return said if source.config.short != "refuse" else said[: bool(few)]
 
 
 def _span(source: Clips) -> int:

@@ -189,6 +189,16 @@ def test_colour_read_as_grey_and_large_frames_read_small(tmp_path):
 # ---- several clips of a file -----------------------------------------------------------------------------------------
 
 
+def test_rates_and_lengths_that_repeat_frames_are_told(tmp_path):
+    film(tmp_path / "a.mp4", frames=20, rate=2)  # 10 s
+    film(tmp_path / "b.mp4", frames=10, rate=30)
+    few, short = source(tmp_path, fps=4.0).advice()
+    assert "1 of 2 files looked at: 2 frames per second at least, and --data.fps 4 asks for more" in few
+    assert "1 of 2 files looked at: shorter than the 0.75 s of a clip" in short
+    assert len(source(tmp_path, fps=4.0, short="refuse").advice()) == 1
+    assert not [line for line in source(tmp_path, fps=2.0).advice() if "frames per second" in line]
+
+
 def test_repeated_clips_of_a_long_file_start_at_different_places(tmp_path):
     film(tmp_path / "a.mp4", 300)
     clips = source(tmp_path, repeat=16)

@@ -1,6 +1,7 @@
 """The card beside every export: data, recipe, scores beside their controls, and what the run started from."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from mim_core.cli import main
@@ -49,6 +50,18 @@ def test_it_says_what_a_reader_must_know(small_classifiers, exported):
         assert words in said
     assert str(small_classifiers.parent) not in said  # names of folders are the machine's
     assert "license:" not in said.split("---")[1]
+
+
+def test_names_of_classes_are_text(small_classifiers, exported, monkeypatch, tmp_path):
+    """A card may be shown as HTML: names of a downloaded data set must not run there, or fetch pictures."""
+    bad = ("<img src=x onerror=alert(1)>", "![x](http://host/pixel)", "`<b>`")
+    contents = {"classes": ", ".join(bad)}
+    monkeypatch.setattr(model_card, "open_source", lambda *_: SimpleNamespace(contents=lambda: contents))
+    monkeypatch.setattr(model_card, "_what", lambda *_: model_card._inputs(SimpleNamespace(tokenizer=None), {}, bad))
+    said = exported(small_classifiers / "finetune", "--out", str(tmp_path / "x"))
+    prose = said.split("```")[0::2]
+    assert not [text for text in prose for part in ("<img", "![", "[x]", "`<b>`") if part in text]
+    assert model_card._around_code("see `a[0]<b>` [x]<c>") == "see `a[0]<b>` \\[x\\]&lt;c>"
 
 
 def test_without_scores_it_says_so(small_classifiers, exported, tmp_path):

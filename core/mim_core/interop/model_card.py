@@ -3,6 +3,7 @@ from and under which licence. Written beside every export."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,11 @@ def write_card(
     text = _template().render(
         library=LIBRARIES.get(kind, "transformers"),
         licence_id=_licence_id({licence for _, licence in chain if licence is not None}),
-        title=f"{run.recipe or folder.name}, {folder.name}",
+        title=_plain(f"{run.recipe or folder.name}, {folder.name}"),
         what=_what(method, kind),
         made=f"Of the run `{run.recipe}`, checkpoint `{checkpoint.name}`.\nWritten by mim-core {__version__}.",
         load=load,
-        notes=notes,
+        notes=[*map(_around_code, notes)],
         inputs=_inputs(method, known, classes),
         data=_data(run, method, state),
         training=_training(run, state),
@@ -133,7 +134,7 @@ def _inputs(method: Method, known: Mapping[str, Any], classes: tuple[str, ...]) 
         "crop_pct": "crop, share of the resized side",
     }
     found |= {texts.get(name, name.replace("_", " ")): _cell(value) for name, value in known.items()}
-    return {**found, **({"classes": ", ".join(classes)} if classes else {})}
+    return {**found, **({"classes": _plain(", ".join(classes))} if classes else {})}
 
 
 def _data(run: ResolvedRun, method: Method, state: Mapping[str, Any]) -> dict[str, str]:
@@ -142,10 +143,12 @@ def _data(run: ResolvedRun, method: Method, state: Mapping[str, Any]) -> dict[st
     if part is None:
         return {"source": "none is stated"}
     root = getattr(part.options, "root", None)
-    found = {"source": f"`{part.name}`" + ("" if root is None else f", the collection `{Path(root).name}`")}
+    name = "" if root is None else Path(root).name.replace("`", "'")
+    found = {"source": f"`{part.name}`" + (f", the collection `{name}`" if name else "")}
     found |= {"items": f"{state['items']:,}"} if "items" in state else {}
     try:
-        found |= open_source(run, method.tokenizer).contents()  # type: ignore[arg-type]
+        contents = open_source(run, method.tokenizer).contents()  # type: ignore[arg-type]
+        found |= {name: _plain(text) for name, text in contents.items()}
     except MimError:
         found["left open"] = "the data are no longer there, so no more is known"
     return found
@@ -182,7 +185,18 @@ def _origin(origin: Mapping[str, str], registry: Registry) -> tuple[str, str | N
 
 def _cell(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return Path(text).name if text.startswith("/") else text.replace("|", "\\|")[:120]
+    text = Path(text).name if text.startswith("/") else text[:120]
+    return _plain(text).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """Names of the user's as text of Markdown: no HTML, no code, and no pictures or links of theirs."""
+    return re.sub(r"[\[\]\\`]", r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def _around_code(text: str) -> str:
+    """The same of a text with code in it, which stays."""
+    return "`".join(_plain(part) if i % 2 == 0 else part for i, part in enumerate(text.split("`")))
 
 
 def _without_folders(run: ResolvedRun, toml: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from mim_core import in_time
 
-from mim_multimodal import files, maps, naming
+from mim_multimodal import files, maps, naming, normals
 from mim_multimodal.layouts import MODALITIES, Items
 
 LOOKS = 32
@@ -27,6 +27,8 @@ LONE = 0.01
 FAR = 4
 NEAR_ZERO = 0.01
 """Share of the largest depth, below which a map with a lone 0 has no other value."""
+UNEVEN = 0.2
+"""How far from 1 the mean length of normals is named."""
 FLAT = 3e-3
 """Deviation of a depth map beside which the 0.001 that standardising adds to it counts."""
 
@@ -150,7 +152,13 @@ def _some(values: Any, write: Callable[[Any], str] = str) -> str:
 def look(source: Any) -> Looked:
     """Reads some of the files for training, and says what is in them. What is wrong with one is said here too."""
     done = Looked()
-    lookers = {"rgb": _look_at_rgb, "depth": _look_at_depth, "semseg": _look_at_ids, "caption": _look_at_captions}
+    lookers = {
+        "rgb": _look_at_rgb,
+        "depth": _look_at_depth,
+        "normal": _look_at_normals,
+        "semseg": _look_at_ids,
+        "caption": _look_at_captions,
+    }
     for name in MODALITIES:
         if name in source.shapes:
             looker = _Looker(source.collection.pretrain, name)
@@ -296,6 +304,23 @@ def _flat(depth: np.ndarray) -> list[float]:
     values = np.sort(depth[~np.isnan(depth)])
     deviation = float(values[len(values) // 10 : max(1, len(values) * 9 // 10)].std())
     return [deviation] if 0 < deviation < FLAT else []
+
+
+def _look_at_normals(looker: _Looker, source: Any, advice: list[str]) -> str:
+    def read(path: Path, _: int) -> tuple[str, tuple[int, int], Any]:
+        found = normals.read_normal(path)
+        return "8 bits", found.size, normals.mean_length(found)
+
+    lengths = list(looker.read(read))
+    if not lengths:
+        return ""
+    length = float(np.mean(lengths))
+    if abs(length - 1) > UNEVEN:
+        advice.append(
+            f"the normals looked at are {length:.2f} long on average, and normals have the length 1: are these maps of "
+            "normals, -1 to 1 as 0 to 255?"
+        )
+    return f"vectors {length:.2f} long on average"
 
 
 def _look_at_ids(looker: _Looker, source: Any, advice: list[str]) -> str:

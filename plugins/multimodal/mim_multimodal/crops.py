@@ -18,8 +18,8 @@ DRAWS = 4 * TRIES + 1
 """How many draws a random crop takes: four for every try, and one for the flip."""
 
 
-PICTURES = ("rgb", "depth", "semseg")
-SHAPES = "rgb (3, H, W), depth (1, H, W), semseg (h, w) and caption (L,)"
+PICTURES = ("rgb", "depth", "normal", "semseg")
+SHAPES = "rgb (3, H, W), depth (1, H, W), normal (3, H, W), semseg (h, w) and caption (L,)"
 
 
 class Box(NamedTuple):
@@ -109,14 +109,16 @@ def largest_size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
         ValueError: A modality or a shape that this source does not give.
     """
     told = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
-    heads: dict[str, tuple[int, ...]] = {"rgb": (3,), "depth": (1,), "semseg": (), "caption": ()}
+    heads: dict[str, tuple[int, ...]] = {"rgb": (3,), "depth": (1,), "normal": (3,), "semseg": (), "caption": ()}
     for name, shape in shapes.items():
         axes = 1 if name == "caption" else 2
         if name not in heads or tuple(shape[:-axes]) != heads[name] or len(shape) != len(heads[name]) + axes:
             raise ValueError(f"aligned data gives {SHAPES}; the tokenizers want {told}")
     sizes = [(shapes[name][-2], shapes[name][-1]) for name in PICTURES if name in shapes]
     if not sizes:
-        raise ValueError(f"aligned data needs at least one of rgb, depth and semseg; the tokenizers want {told}")
+        raise ValueError(
+            f"aligned data needs at least one of rgb, depth, normal and semseg; the tokenizers want {told}"
+        )
     height, width = max(sizes)
     if any(height * w != width * h for h, w in sizes):
         raise ValueError(f"pictures that show the same part need sides of one ratio; the tokenizers want {told}")

@@ -1,4 +1,4 @@
-"""Aligned files: colour, depth, class ids and captions of the same scene, cut alike; or the bundled sample."""
+"""Aligned files: colour, depth, surface normals, class ids and captions of the same scene, cut alike; or the bundled sample."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mim_core import (
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mim_multimodal import account, captions, checks, crops, files, maps, pictures, written
+from mim_multimodal import account, captions, checks, crops, files, maps, normals, pictures, written
 from mim_multimodal.depth import standardise
 from mim_multimodal.fixed import Fixed
 from mim_multimodal.labels import Labels, find_labels
@@ -49,14 +49,15 @@ class Aligned(DataSource):
     tokenizers; all pictures of an item show the same part of it.
 
     ``ROOT/{train,test}/MODALITY/CLASS/NAME``, a file of the same name in every modality. Colour is turned upright by
-    its EXIF entry; other pictures are taken as they are. Depth: whole numbers or floats. Class ids: 1, 8 or 16 bits, or
-    the entries of a palette, 255 for none. Depth and class ids may be smaller or larger than colour by a whole factor.
+    its EXIF entry; other pictures are taken as they are. Depth: whole numbers or floats. Normals: x to the right, y, z in
+    three channels of 8 bits, -1 to 1; a flip negates x. Class ids: 1, 8 or 16 bits, or the entries of a palette, 255
+    for none. Maps may be smaller or larger than colour by a whole factor.
     Names of the classes: ``ROOT/classes.txt``. Labels of whole items: ``ROOT/labels.csv``, or CLASS; splits: its column
     split, or folders.
     Captions may be the rows of ``ROOT/captions.csv`` (path, caption) in place of files; of several for one item, one is
     drawn at each reading, and evaluation takes the first.
 
-    `read` gives rgb as uint8, depth as float32 in the file's unit with NaN where nothing was measured, class ids as
+    `read` gives rgb and normals as uint8, depth as float32 in the file's unit with NaN where nothing was measured, class ids as
     uint8; `finish` makes of them what the method sees.
     """
 
@@ -248,8 +249,8 @@ class Aligned(DataSource):
         return found
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
-        """An item's modalities under one random crop and flip: rgb uint8 [3, H, W], depth float32 [1, H, W] (NaN: not
-        measured), semseg uint8 [h, w], caption int64 [L]. Where some items lack a modality, ``MODALITY.present`` is a
+        """An item's modalities under one random crop and flip: rgb and normal uint8 [3, H, W], depth float32 [1, H, W]
+        (NaN: not measured), semseg uint8 [h, w], caption int64 [L]. Where some items lack a modality, ``MODALITY.present`` is a
         bool []; without it, values are zeros, NaN or 255."""
         return self.take(self.collection.pretrain, index, self.shapes, key)
 
@@ -323,6 +324,8 @@ class Aligned(DataSource):
                     values = maps.depth_values(path)
                     opened[name] = maps.measured(values, config.depth_bits, config.depth_invalid, config.depth_signed)
                     self._note_kind(items.file(name, index), maps.kind_of(values))
+                elif name == "normal":
+                    opened[name] = normals.read_normal(path)
                 elif name == "semseg":
                     opened[name] = maps.read_ids(
                         path, self.class_count or self.ids.get("semseg"), config.values, config.void
@@ -382,7 +385,8 @@ class Aligned(DataSource):
         return {"crop": share, "interpolation": "bicubic, antialiased"}
 
     def finish(self, sample: Sample) -> Sample:
-        """rgb with mean 0 and deviation 1 over the data; depth standardised, see `depth.standardise`; class ids int64.
+        """rgb with mean 0 and deviation 1 over the data; depth standardised, see `depth.standardise`; normals -1 to 1;
+        class ids int64.
         ``depth_raw`` stays as it is: the file's unit, NaN where nothing was measured."""
         done = dict(sample)
         if "rgb" in sample and "rgb" not in self.tokens:
@@ -390,6 +394,8 @@ class Aligned(DataSource):
         if "depth" in sample and "depth" not in self.tokens:
             depth, limit = standardise(sample["depth"]), self.config.depth_limit
             done["depth"] = depth if limit is None else depth.clamp(-limit, limit)
+        if "normal" in sample and "normal" not in self.tokens:
+            done["normal"] = normals.vectors(sample["normal"])
         if "semseg" in sample and "semseg" not in self.tokens:
             done["semseg"] = sample["semseg"].long()
         return done
@@ -468,12 +474,14 @@ class Aligned(DataSource):
         return side_by_side(done, self.class_count or self.ids.get("semseg") or maps.IGNORE)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
-        """An item as PNG: rgb; depth with near bright; class ids by a fixed palette, and so ids; the text of a
+        """An item as PNG: rgb; depth with near bright; normals as their files have them; class ids by a fixed palette, and so ids; the text of a
         caption."""
         if modality in self.tokens:
             return pictures.class_map(values % maps.IGNORE)
         if modality == "depth":
             return pictures.depth_map(values)
+        if modality == "normal":
+            return pictures.colour(normals.pixels_of(values))
         if modality == "semseg":
             return pictures.class_map(values)
         if modality == "caption":
@@ -489,6 +497,8 @@ class Aligned(DataSource):
             return ".npy", content.getvalue()
         if modality == "depth":
             return ".png", written.depth(values)
+        if modality == "normal":
+            return ".png", written.colour(normals.pixels_of(values))
         if modality == "semseg":
             return ".png", written.class_map(values.round().long())
         if modality == "caption":
@@ -548,6 +558,8 @@ def _output(name: str, opened: Any, cut: crops.Cut, shape: tuple[int, ...]) -> T
     size = (shape[-2], shape[-1])
     if name == "rgb":
         return torch.zeros(shape, dtype=torch.uint8) if opened is None else crops.smooth(opened.image, cut, size)
+    if name == "normal":
+        return torch.zeros(shape, dtype=torch.uint8) if opened is None else normals.cut_out(opened, cut, size)
     if opened is None:
         fill, kind = (np.nan, torch.float32) if name == "depth" else (maps.IGNORE, torch.uint8)
         return torch.full(shape, fill, dtype=kind)

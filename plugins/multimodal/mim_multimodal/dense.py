@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-PICTURES = ("rgb", "depth", "semseg")
+PICTURES = ("rgb", "depth", "normal", "semseg")
 """Modalities that lie on a grid; a probe may see each of them that the run has."""
 ITEMS = 1000
 """Items of each split that are used, at most, evenly spaced: dense labels are many per item."""

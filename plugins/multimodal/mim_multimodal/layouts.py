@@ -25,10 +25,11 @@ from mim_multimodal import naming
 from mim_multimodal.table_splits import splits_by_table
 from mim_multimodal.tables import LABELS, rows_of, split_rows
 
-MODALITIES = ("rgb", "depth", "semseg", "caption")
+MODALITIES = ("rgb", "depth", "normal", "semseg", "caption")
 ENDINGS: Mapping[str, tuple[str, ...]] = {
     "rgb": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     "depth": (".png", ".npy", ".tif", ".tiff"),
+    "normal": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
     "semseg": (".png",),
     "caption": (".txt",),
 }

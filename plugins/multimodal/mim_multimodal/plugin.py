@@ -133,7 +133,7 @@ RECIPES = {
         FOURM,
     ),
     "4m-vit-base": (
-        "4M-B: RGB, ids of RGB, depth and classes by trained tokenizers, captions; 128 + 128 units.",
+        "4M-B: RGB, ids of RGB, depth, normals, classes and features by trained tokenizers, captions; 128 + 128 units.",
         FOURM,
     ),
     "4m-vit-large": ("4M-L: the same with 24 + 24 blocks of 1024.", FOURM),
@@ -142,6 +142,7 @@ RECIPES = {
     "vq-semseg-tiny": ("A tokenizer of class maps: 64 ids of 128 codes; the bundled frames.", FOURM),
     "vq-rgb-base": ("A tokenizer of RGB at 224 pixels: 196 ids of 16,384 codes.", FOURM),
     "vq-depth-base": ("A tokenizer of depth at 224 pixels: 196 ids of 8,192 codes.", FOURM),
+    "vq-normal-base": ("A tokenizer of surface normals at 224 pixels: 196 ids of 8,192 codes.", FOURM),
     "vq-semseg-base": ("A tokenizer of class maps at 224 pixels: 196 ids of 4,096 codes.", FOURM),
     "vq-features-tiny": ("A tokenizer of features that a run's encoder makes of RGB: 256 codes.", FOURM),
     "vq-features-base": ("A tokenizer of features of a ViT-B/16 at 224 pixels: 196 ids of 8,192 codes.", FOURM),

@@ -18,15 +18,16 @@ BINS = 1024
 
 
 def side_by_side(sample: Mapping[str, Tensor], classes: int) -> Float[Tensor, "B D"]:
-    """What there is of rgb, depth, semseg and caption, one after the other.
+    """What there is of rgb, depth, normal, semseg and caption, one after the other.
 
     Args:
-        sample: rgb in [0, 1], depth standardised, class ids and token ids.
+        sample: rgb in [0, 1], depth standardised, normals -1 to 1, class ids and token ids.
         classes: How many there are.
     """
     each: dict[str, Callable[[Tensor], Tensor]] = {
         "rgb": _pooled,
         "depth": lambda depth: _pooled((depth / (2 * REACH) + 0.5).clamp(0, 1)),
+        "normal": lambda normal: _pooled((normal + 1) / 2),
         "semseg": lambda ids: _shares(ids, classes),
         "caption": _counts,
     }

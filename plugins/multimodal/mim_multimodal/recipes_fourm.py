@@ -83,16 +83,22 @@ def fourm_vit_tiny() -> RunConfig:
     return RunConfig(parts, train, evaluate)
 
 
+IDS = ("rgb_ids", "depth", "normal", "semseg", "features")
+"""Heads of the large recipes whose ids a tokenizer gives that was trained before."""
+
+
 def _untrained() -> dict[str, dict[str, Any]]:
-    """Tokenizers of the twins, as they are drawn."""
+    """Tokenizers of the twins, as they are drawn; the bundled frames have no normals, so colours stand for them."""
     from mim_core import codes_text  # imports torch, which the recipes themselves do without
 
     trained: dict[str, Callable[[], RunConfig]] = {
         "rgb_ids": recipes_vq.vq_rgb_tiny.twin,
         "depth": recipes_vq.vq_depth_tiny.twin,
+        "normal": recipes_vq.vq_normal_base.twin,
         "semseg": recipes_vq.vq_semseg_tiny.twin,
+        "features": recipes_vq.vq_features_tiny.twin,
     }
-    texts = {}
+    texts: dict[str, dict[str, Any]] = {"data": {"root": "sample", "folders": {"normal": "rgb"}}}
     for name, recipe in trained.items():
         parts = {role: part for role, part in recipe().parts.items() if role != "data"}
         texts[f"{name}.tokenizer"] = {"random": True, "parts": codes_text(**parts)}
@@ -100,17 +106,16 @@ def _untrained() -> dict[str, dict[str, Any]]:
 
 
 def _large(width: int, depth: int, heads: int, micro_batch: int) -> RunConfig:
-    """4M on RGB, depth and COCO's classes at 224 pixels and captions, all but the pixels as ids of tokenizers that were
-    trained before: 128 units seen, 128 asked. 500 billion of them, 10 billion to warm up; epochs are of 12 million
-    samples."""
+    """4M on RGB, depth, surface normals, COCO's classes and features of RGB at 224 pixels, and captions, all but the
+    pixels as ids of tokenizers that were trained before: 128 units seen, 128 asked; what an item lacks is masked. 500
+    billion of them, 10 billion to warm up; epochs are of 12 million samples."""
     pixels = {"size": (224, 224), "patch": (16, 16), "channels": 3, "bias": False}
-    ids = ("rgb_ids", "depth", "semseg")
     parts = {
-        "data": Part.of("multimodal:aligned"),
+        "data": Part.of("multimodal:aligned", missing="mask"),
         "rgb.tokenizer": Part.of("image:patch", modality="rgb", **pixels),
-        **{f"{name}.tokenizer": Part.of("core:codes") for name in ids},
+        **{f"{name}.tokenizer": Part.of("core:codes") for name in IDS},
         "caption.tokenizer": Part.of("core:sequence", modality="caption", length=256),
-        **{f"{name}.target": Part.of("core:ids") for name in (*ids, "caption")},
+        **{f"{name}.target": Part.of("core:ids") for name in (*IDS, "caption")},
         "masker": Part.of(
             "multimodal:budgets", seen=128, asked=128, only_seen=("rgb",), seen_alphas={"rgb": (1000.0, 0.5)}, **MIXTURE
         ),

@@ -1,8 +1,9 @@
 """Recipes of tokenizers whose ids 4M predicts, and their twins.
 
-Source: 4M, arXiv 2312.06647, section 2.1 and its table of modalities: ViT-B/16, 16,384 codes of RGB, 8,192 of depth,
-4,096 of class maps, 8,192 of features of CLIP's ViT-B/16 by smooth L1. Its diffusion decoder and perceptual losses are
-left out: the decoder is a transformer, the loss that of the values. Schedules and the tiny ones are this project's own.
+Source: 4M, arXiv 2312.06647, section 2.1 and its table of modalities: ViT-B/16, 16,384 codes of RGB, 8,192 of depth
+and of normals, 4,096 of class maps, 8,192 of features of CLIP's ViT-B/16 by smooth L1. Its diffusion decoder and
+perceptual losses are left out: the decoder is a transformer, the loss that of the values. Schedules and the tiny ones
+are this project's own.
 """
 
 from __future__ import annotations
@@ -116,6 +117,13 @@ def vq_rgb_base() -> RunConfig:
 def vq_depth_base() -> RunConfig:
     """Depth at 224 pixels: 196 ids of 8,192 codes, ViT-B/16 on both sides."""
     return _large(_vq(_pixels("depth", 1, 224, 16), L1, 8192, 768, 12, 12))
+
+
+@TWINS({**PIXELS, "data": {"root": "sample", "folders": {"normal": "rgb"}}})
+def vq_normal_base() -> RunConfig:
+    """Surface normals at 224 pixels: 196 ids of 8,192 codes, ViT-B/16 on both sides. The bundled frames have none: its
+    twin takes their colours for normals."""
+    return _large(_vq(_pixels("normal", 3, 224, 16), L2, 8192, 768, 12, 12))
 
 
 @TWINS(MAPS)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mim_core import codes_text
+from mim_core import Part, codes_text, parts_text
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.interop.weights import import_checkpoint
@@ -13,7 +13,7 @@ from mim_core.methods.build import build_method
 from mim_core.recipes.resolve import load_recipe
 from mim_core.testing import MethodContract
 from mim_core.testing.golden import read_case, try_case
-from mim_multimodal.recipes_vq import vq_depth_base, vq_rgb_base, vq_semseg_base
+from mim_multimodal.recipes_vq import vq_depth_base, vq_features_base, vq_normal_base, vq_rgb_base, vq_semseg_base
 from safetensors.torch import save_file
 
 GOLDEN = Path(__file__).resolve().parents[3].parent / "shared" / "golden" / "fourm.safetensors"
@@ -114,8 +114,16 @@ def test_the_recipe_has_the_papers_numbers(size, millions):
     """Encoder and decoder have the parameters that the paper states: SwiGLU, no biases, as deep on both sides."""
     run = load_recipe(f"multimodal:4m-vit-{size}", installed())
     ids = {}
-    for name, recipe in (("rgb_ids", vq_rgb_base), ("depth", vq_depth_base), ("semseg", vq_semseg_base)):
-        text = codes_text(**{role: part for role, part in recipe().parts.items() if role != "data"})
+    features = vq_features_base()
+    drawn = parts_text(
+        tokenizer=Part.of("image:patch", size=(224, 224), patch=(16, 16), channels=3),
+        encoder=Part.of("core:vit", width=768, depth=1, heads=12),
+    )
+    drawn = Part.of("core:features", modality="rgb", random=True, parts=drawn)
+    trained = {"rgb_ids": vq_rgb_base(), "depth": vq_depth_base(), "normal": vq_normal_base()}
+    trained |= {"semseg": vq_semseg_base(), "features": replace(features, parts={**features.parts, "tokenizer": drawn})}
+    for name, recipe in trained.items():
+        text = codes_text(**{role: part for role, part in recipe.parts.items() if role != "data"})
         part = run.parts[f"{name}.tokenizer"]
         ids[f"{name}.tokenizer"] = replace(part, options=replace(part.options, random=True, parts=text))
     masker, train = run.parts["masker"].options, run.train
@@ -133,7 +141,9 @@ def test_the_recipe_has_the_papers_numbers(size, millions):
     blocks = sum(p.numel() for part in (method.encoder, method.decoder) for p in part.blocks.parameters())
     assert round(blocks / 1e6) == millions
     names = {name: head.target.size for name, head in method.heads.items()}
-    assert names == {"rgb_ids": 16_384, "depth": 8192, "semseg": 4096, "caption": 49_408 + 129}
+    others = {"depth": 8192, "normal": 8192, "semseg": 4096, "features": 8192, "caption": 49_408 + 129}
+    assert names == {"rgb_ids": 16_384, **others}
+    assert run.parts["data"].options.missing == "mask"
     assert method.total == "mean"
     assert not any(
         "bias" in name for part in (method.encoder, method.decoder.blocks) for name, _ in part.named_parameters()

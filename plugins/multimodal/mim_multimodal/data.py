@@ -1,4 +1,4 @@
-"""Aligned files: colour, depth, surface normals, class ids and captions of the same scene, cut alike; or the bundled sample."""
+"""Aligned files: colour, depth, normals, class ids and captions of one scene, cut alike; or the bundled sample."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ class Aligned(DataSource):
     tokenizers; all pictures of an item show the same part of it.
 
     ``ROOT/{train,test}/MODALITY/CLASS/NAME``, a file of the same name in every modality. Colour is turned upright by
-    its EXIF entry; other pictures are taken as they are. Depth: whole numbers or floats. Normals: x to the right, y, z in
-    three channels of 8 bits, -1 to 1; a flip negates x. Class ids: 1, 8 or 16 bits, or the entries of a palette, 255
+    its EXIF entry; other pictures are taken as they are. Depth: whole numbers or floats. Normals: x to the right, y, z
+    in three channels of 8 bits, -1 to 1; a flip negates x. Class ids: 1, 8 or 16 bits, or the entries of a palette, 255
     for none. Maps may be smaller or larger than colour by a whole factor.
     Names of the classes: ``ROOT/classes.txt``. Labels of whole items: ``ROOT/labels.csv``, or CLASS; splits: its column
     split, or folders.
     Captions may be the rows of ``ROOT/captions.csv`` (path, caption) in place of files; of several for one item, one is
     drawn at each reading, and evaluation takes the first.
 
-    `read` gives rgb and normals as uint8, depth as float32 in the file's unit with NaN where nothing was measured, class ids as
-    uint8; `finish` makes of them what the method sees.
+    `read` gives rgb and normals as uint8, depth as float32 in the file's unit with NaN where nothing was measured,
+    class ids as uint8; `finish` makes of them what the method sees.
     """
 
     @dataclass(frozen=True)
@@ -250,8 +250,8 @@ class Aligned(DataSource):
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An item's modalities under one random crop and flip: rgb and normal uint8 [3, H, W], depth float32 [1, H, W]
-        (NaN: not measured), semseg uint8 [h, w], caption int64 [L]. Where some items lack a modality, ``MODALITY.present`` is a
-        bool []; without it, values are zeros, NaN or 255."""
+        (NaN: not measured), semseg uint8 [h, w], caption int64 [L]. Where some items lack a modality,
+        ``MODALITY.present`` is a bool []; without it, values are zeros, NaN or 255."""
         return self.take(self.collection.pretrain, index, self.shapes, key)
 
     def read_labelled(self, index: int, key: int) -> dict[str, Tensor]:
@@ -474,8 +474,8 @@ class Aligned(DataSource):
         return side_by_side(done, self.class_count or self.ids.get("semseg") or maps.IGNORE)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
-        """An item as PNG: rgb; depth with near bright; normals as their files have them; class ids by a fixed palette, and so ids; the text of a
-        caption."""
+        """An item as PNG: rgb; depth with near bright; normals as their files have them; class ids by a fixed palette,
+        and so ids; the text of a caption."""
         if modality in self.tokens:
             return pictures.class_map(values % maps.IGNORE)
         if modality == "depth":

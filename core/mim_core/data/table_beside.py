@@ -19,7 +19,7 @@ Found = TypeVar("Found")
 
 
 def with_table_beside(
-    found: Found, again: Callable[[LabelTable], Found], root: Path, column: str, classes: bool
+    found: Found, again: Callable[[LabelTable], Found], root: Path, column: str, classes: bool, shards: bool = False
 ) -> tuple[Found, str]:
     """What there is, with the labels and splits of the table beside it; and why it is passed over, empty where it is
     not.
@@ -30,6 +30,7 @@ def with_table_beside(
         root: The folder of files.
         column: The column of labels; empty: one of the usual names.
         classes: Whether folders are classes, whose labels the table then does not change.
+        shards: Whether items lie in shards, whose members say their labels.
 
     Raises:
         MimError: The table cannot be used, and it holds files out.
@@ -37,6 +38,9 @@ def with_table_beside(
     path = root / NAME
     if not path.is_file():
         return found, ""
+    if shards:
+        said = f"{path} is not read: items in shards have labels and splits of their own"
+        return found, f"{said}. To hold some out, put them into test-0.tar." if _columns(path) else ""
     if classes:
         said = f"{path} is not read, because folders are classes. To use it: --data.labels-from {path}"
         return found, said if _columns(path) else ""

@@ -221,11 +221,12 @@ class Images(DataSource):
             return folder_splits(root, table=read_label_table(named, self.config.labels_column))
         column = self.config.labels_column
         found = folder_splits(root, self.config.splits, None, column)
-        if not self.config.splits or found.train.shards is not None:
+        if not self.config.splits:
             return found
-        classes = found.train.classes is not None
-        found, self.no_table = with_table_beside(found, lambda table: folder_splits(root, table=table), root, column,
-                                                 classes)  # fmt: skip
+        classes, shards = found.train.classes is not None, found.train.shards is not None
+        found, self.no_table = with_table_beside(
+            found, lambda table: folder_splits(root, table=table), root, column, classes, shards
+        )
         return found
 
     def __len__(self) -> int:

@@ -1,5 +1,8 @@
 """Labels of images from a table: by columns of any of the usual names, from a list, with splits, and what is wrong."""
 
+import shutil
+import tarfile
+
 import pytest
 import torch
 from mim_core import MimError, read_label_table
@@ -100,6 +103,14 @@ def test_splits_alone_beside_the_images(folder):
 def test_a_table_beside_the_images_that_is_passed_over_is_told(folder):
     written(folder / "labels.csv", ["path,label", *ROWS, "all/0.png,b"])
     assert any("labels.csv is passed over" in line for line in images(folder).advice())
+
+
+def test_a_table_beside_shards_is_told(folder):
+    with tarfile.open(folder / "a.tar", "w") as shard:
+        shard.add(folder / "all", "all")
+    shutil.rmtree(folder / "all")
+    written(folder / "labels.csv", ["path,label", *ROWS])
+    assert any("labels.csv is not read" in line for line in images(folder).advice())
 
 
 def test_another_column(folder, tmp_path):

@@ -100,6 +100,15 @@ def names_in(path: Path) -> list[str] | None:
         return None
 
 
+def made_of(path: Path) -> str:
+    """A digest of the files that a shard was made of; empty where it does not say."""
+    try:
+        with safe_open(path, "pt") as file:
+            return str((file.metadata() or {}).get("made_of", ""))
+    except (OSError, SafetensorError):
+        return ""
+
+
 class TokenStore:
     """A folder of ids, read by the names of items.
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from mim_multimodal.data import Aligned
 from mim_multimodal.layouts import Items
-from mim_multimodal.token_store import MANIFEST, NONE, Crops, names_in, read_manifest, shard_path
+from mim_multimodal.token_store import MANIFEST, NONE, Crops, made_of, names_in, read_manifest, shard_path
 
 GROUP = 32
 """Crops that are named at once."""
@@ -76,7 +77,8 @@ def tokenize(program: str, plugin: str | None, arguments: list[str]) -> int:
     method, source, recipe = opened(str(options.run), str(options.data))
     fixed = source.config.evaluate_crop
     crops = Crops(options.crops, options.area, options.ratio, options.flip, fixed, source.size)
-    names = [items.identity(i) for items, i in every_item(source)]
+    every = every_item(source)
+    names = [items.identity(i) for items, i in every]
     parts = [range(first, min(first + options.shard, len(names))) for first in range(0, len(names), options.shard)]
     about = {
         "run": recipe,
@@ -94,6 +96,7 @@ def tokenize(program: str, plugin: str | None, arguments: list[str]) -> int:
         Job(str(options.run), str(options.data), crops, some, str(path))
         for some, path in zip(parts, paths, strict=True)
         if names_in(path) != [names[i] for i in some]
+        or made_of(path) not in ("", facts_of([every[i] for i in some], str(about["modality"])))
     ]
     if len(jobs) < len(parts) and not options.quiet:
         tell(f"Going on: {len(parts) - len(jobs):,} of {counted(len(parts), 'shard')} were done before.")
@@ -134,6 +137,15 @@ def every_item(source: Aligned) -> list[tuple[Items, int]]:
     return [(items, index) for items in splits for index in range(len(items))]
 
 
+def facts_of(some: Sequence[tuple[Items, int]], modality: str) -> str:
+    """A digest of the sizes and times of the files of some items."""
+    total = hashlib.sha256()
+    for items, index in some:
+        found = os.stat(items.root / items.file(modality, index)) if items.has(modality, index) else None
+        total.update(f"{(found.st_size, found.st_mtime_ns) if found else None}\n".encode())
+    return total.hexdigest()
+
+
 def write_shard(job: Job) -> dict[str, str]:
     """Names the crops of a shard's items and writes it, whole or not at all. Returns the items that cannot be read, and
     why."""
@@ -149,7 +161,8 @@ def write_shard(job: Job) -> dict[str, str]:
     whole = ids.unflatten(0, (len(some), job.crops.count)).unflatten(2, method.tokenizer.layout.grid)
     names = json.dumps([items.identity(index) for items, index in some])
     partial = Path(job.path).with_suffix(".partial")
-    partial.write_bytes(save({"ids": whole.to(torch.int32).contiguous()}, {"names": names}))
+    about = {"names": names, "made_of": facts_of(some, next(iter(method.tokenizer.shapes)))}
+    partial.write_bytes(save({"ids": whole.to(torch.int32).contiguous()}, about))
     partial.replace(job.path)
     return bad
 

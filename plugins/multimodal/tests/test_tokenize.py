@@ -86,6 +86,17 @@ def test_what_was_stopped_goes_on(run, data, ids, tmp_path, capsys):
         TokenStore(out)
     assert tokenize(run, data, out, "--crops", "3", "--shard", "5") == 0
     assert shard_path(out, 0).stat().st_mtime_ns == kept
+    moved = tmp_path / "data"
+    shutil.copytree(data, moved)  # with their times
+    shutil.copyfile(moved / "train/depth/01.png", moved / "train/depth/00.png")
+    again = tmp_path / "again"
+    shutil.copytree(out, again)
+    assert tokenize(run, moved, again, "--crops", "3", "--shard", "5") == 0
+    assert [shard_path(again, n).stat().st_mtime_ns == shard_path(out, n).stat().st_mtime_ns for n in range(3)] == [
+        False,
+        True,
+        True,
+    ], "ids of a file that was replaced are made anew"
     found, wanted = every(TokenStore(out)), every(TokenStore(ids))
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert tokenize(run, data, out, "--crops", "2", "--shard", "5") == 2

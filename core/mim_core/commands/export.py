@@ -95,7 +95,8 @@ def _of_data(run: ResolvedRun, method: Method, to: str) -> tuple[dict[str, Any],
     try:
         source = open_source(run, method.tokenizer)  # type: ignore[arg-type]
         if isinstance(method, Supervised) and not classes:
-            classes = source.labelled("train").classes
+            labels = method.training_source(source).labelled("train").classes
+            classes = tuple(name for name in labels if name)  # maps have one class without a name
     except MimError as error:
         called = "" if classes else ", nor what classes are called"
         own = ", so timm takes its own mean and deviation" if to == "timm" else ""

@@ -128,6 +128,8 @@ def _what(method: Method, kind: str) -> str:
 def _inputs(method: Method, known: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str, str]:
     shapes: Mapping[str, tuple[int, ...]] = getattr(method.tokenizer, "shapes", {})
     found = {name: f"[B, {', '.join(map(str, shape))}], normalised" for name, shape in shapes.items()}
+    told = method.told() if isinstance(method, Supervised) else {}
+    found |= {name: f"[B], whole numbers from 0 to {count - 1}: one of the classes" for name, count in told.items()}
     texts = {
         "mean": "mean of values from 0 to 1",
         "std": "deviation",

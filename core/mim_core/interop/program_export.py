@@ -2,7 +2,7 @@
 
 A program takes the modalities that the method is given, each [B, ...] in the run's own size, normalised as the run's
 data are; what that means is in the file's metadata. It gives "features" [B, D], the mean of the units, or of a run that
-was trained on labels its answers.
+was trained on labels its answers. What such a method must be told beside, it takes as whole numbers [B].
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Program(nn.Module):
         self.method, self.names = method, tuple(names)
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """The answers by name."""
+        """The answers by name; what a method only hands on of its inputs is none."""
         sample = dict(zip(self.names, inputs, strict=True))
         if isinstance(self.method, Supervised):
-            return self.method.predict(sample)
+            return {name: value for name, value in self.method.predict(sample).items() if name not in sample}
         return {"features": self.method.encode(sample).pooled}
 
 
@@ -72,9 +72,9 @@ def export_program(
     Raises:
         MimError: The method cannot be written so, a library is missing, or the file gives other answers.
     """
-    shapes = given_shapes(method, given)
     tokenizer: Any = method.eval().to("cpu").tokenizer
-    ids = tokenizer.ids
+    told_of = method.told() if isinstance(method, Supervised) else {}
+    shapes, ids = given_shapes(method, given) | dict.fromkeys(told_of, ()), {**tokenizer.ids, **told_of}
     module, example = Program(method, tuple(shapes)).eval(), random_inputs(shapes, ids, 3, 0)
     with torch.no_grad():
         names = tuple(module(*example))
@@ -153,7 +153,13 @@ def _write_onnx(
     try:
         with redirect_stdout(silent), redirect_stderr(silent), warnings.catch_warnings(action="ignore"):
             program = torch.onnx.export(
-                traced, (), input_names=list(module.names), output_names=list(names), dynamo=True, verbose=False
+                traced,
+                (),
+                input_names=list(module.names),
+                output_names=list(names),
+                dynamo=True,
+                verbose=False,
+                custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
             )
     except Exception as error:  # it raises many kinds
         raise MimError(f"ONNX cannot hold this method: {_lacking(error)}. torch's program can: --to torch") from error
@@ -165,6 +171,14 @@ def _write_onnx(
     with replaced(path) as file:
         file.write(model.SerializeToString())
     return any_batch
+
+
+def _stable_sort(values: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """torch's stable sort: ONNX's TopK of all, which has the lower place first among equals (its specification)."""
+    from onnxscript import opset18
+
+    count = opset18.Gather(opset18.Shape(values), [dim])
+    return opset18.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
 
 def _lacking(error: Exception) -> str:

@@ -140,6 +140,10 @@ class Supervised(Method):
         """The predictions of `forward`, which is given `blank` answers."""
         return dict(self(self.prepare({**self.blank(sample), **sample})).predictions)
 
+    def told(self) -> dict[str, int]:
+        """Entries int64 [B] that `predict` must be given beside the modalities -> how many values each has."""
+        return {}
+
     def blank(self, sample: Sample) -> Sample:
         """Entries that stand for answers where none are known: class 0."""
         first = next(iter(sample.values()))

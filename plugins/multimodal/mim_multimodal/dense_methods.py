@@ -31,6 +31,7 @@ from mim_core import (
     WrappedSource,
     init_transformer,
     pixel_loss,
+    share_of,
     standard_errors,
 )
 from torch import Tensor
@@ -100,7 +101,8 @@ class MapItems(Dataset[Any]):
 
 
 class MapSource(WrappedSource):
-    """Aligned data whose items have a map as their answer, at the size of the pictures.
+    """Aligned data whose items have a map as their answer, at the size of the pictures; of those for training the share
+    that ``labels`` says.
 
     Raises:
         MimError: The data have no such maps.
@@ -121,6 +123,9 @@ class MapSource(WrappedSource):
         shape = size if label == "semseg" else (1, *size)
         self.label, self.wanted = label, {**source.shapes, label: shape}
         self.train, self.test = (self._items(inner, split) for split in ("train", "test"))
+        self.every = len(self.train)
+        _, chosen = share_of(self.labelled("train"), float(getattr(inner.config, "labels", 0.0)))
+        self.train.numbers = [self.train.numbers[number] for number in chosen.tolist()]
         self.samples_per_item = 1
 
     def _items(self, source: Any, split: str) -> MapItems:
@@ -167,7 +172,8 @@ class MapSource(WrappedSource):
 
     def plan(self) -> dict[str, str]:
         """The source's, and what is learned from."""
-        told = f"{len(self.train):,} training items with a map of {self.label}"
+        of = f" of {self.every:,}" if len(self.train) < self.every else ""
+        told = f"{len(self.train):,}{of} training items with a map of {self.label}"
         void = getattr(self.source, "config", None) and self.source.config.void
         if self.label == "semseg" and void is not None:
             told += f"; {void} in them is no class, and the ids above it count one less (--data.void)"
@@ -484,6 +490,9 @@ class DepthRegressor(DenseMethod):
         """Depth that the network answers 0 for; finetune takes the mean of training maps."""
         std: float = 0.0
         """Depth that one of its units is; 0: finetune takes the deviation of training maps."""
+        whole: bool = False
+        """Whether depths are whole numbers of at most 16 bits, as millimetres often are: predict then writes PNG, else
+        .npy. finetune finds it in the training maps, with std."""
         loss: Literal["berhu", "l1", "mse"] = "berhu"
         """berhu: absolute errors, quadratic where large (MultiMAE); l1; mse."""
 
@@ -502,7 +511,8 @@ class DepthRegressor(DenseMethod):
         known = torch.cat([values[values.isfinite()] for values in maps])
         if len(known) < 2 or not float(known.std()):
             raise MimError("The training maps have no depth, or one depth alone.")
-        return replace(options, mean=float(f"{known.mean():.6g}"), std=float(f"{known.std():.6g}"))
+        whole = bool((known == known.round()).all()) and float(known.min()) >= 0 and float(known.max()) < 2**16
+        return replace(options, mean=float(f"{known.mean():.6g}"), std=float(f"{known.std():.6g}"), whole=whole)
 
     def _empty(self, rows: int, device: torch.device) -> Tensor:
         return torch.full((rows, 1, *self.size), torch.nan, device=device)
@@ -528,11 +538,13 @@ class DepthRegressor(DenseMethod):
         return {"depth": super().predict(sample)["depth"].float()}
 
     def record(self, answers: Mapping[str, Tensor], source: DataSource) -> Record:
-        """Least, mean and largest depth; and the map, standardised, as PNG of 16 bits."""
+        """Least, mean and largest depth; and the map, all in the unit of the files that were learned from: as PNG of 16
+        bits where these are whole numbers, else as .npy, float32."""
         depth = answers["depth"]
         row = {name: float(f"{value:.6g}") for name, value in zip(("min", "mean", "max"), _spread(depth), strict=True)}
-        standardised = (depth - self.config.mean) / self.config.std
-        return Record(row, {"-depth.png": written.depth(standardised)})
+        if self.config.whole:
+            return Record(row, {"-depth.png": written.whole_depth(depth)})
+        return Record(row, {"-depth.npy": written.float_depth(depth)})
 
     def right(self, batch: Sample, predictions: Mapping[str, Tensor]) -> Float[Tensor, " B"]:
         """The share of the measured pixels within a factor of 1.25."""

@@ -26,6 +26,19 @@ def depth(values: Float[Tensor, "1 H W"]) -> bytes:
     return _png(Image.fromarray(code.numpy().astype(np.uint16)))
 
 
+def whole_depth(values: Float[Tensor, "1 H W"]) -> bytes:
+    """PNG of 16 bits: depths in a unit of whole numbers, rounded, from 1 to 65,535; 0 means no measurement."""
+    code = values[0].float().cpu().round().clamp(1, 65535)
+    return _png(Image.fromarray(code.numpy().astype(np.uint16)))
+
+
+def float_depth(values: Float[Tensor, "1 H W"]) -> bytes:
+    """The array of a .npy: float32 [H, W]."""
+    content = io.BytesIO()
+    np.save(content, values[0].float().cpu().numpy())
+    return content.getvalue()
+
+
 def class_map(ids: Int[Tensor, "h w"]) -> bytes:
     """PNG of 8 bits: the ids themselves, with a palette that shows them in colours."""
     values = ids.cpu().numpy()

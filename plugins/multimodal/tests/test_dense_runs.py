@@ -1,7 +1,12 @@
 """Maps of classes and of depth, learned by the commands that people use."""
 
+import csv
+import json
+
 import numpy as np
 import pytest
+import torch
+from mim_core import load_run
 from mim_core.cli import main
 from mim_multimodal.data import SAMPLE, Aligned
 from mim_multimodal.dense_methods import MapSource
@@ -41,6 +46,49 @@ def test_depth_is_learned_in_the_units_of_the_files(pretrained, tmp_path, capsys
     scores = (tmp_path / "run/scores.json").read_text()
     assert "RMSE" in scores
     assert "unit of the files" in scores
+    assert main(["export", str(tmp_path / "run"), "--to", "torch"]) == 0
+    files = {"about.json": ""}
+    torch.export.load(tmp_path / "run/program.pt2", extra_files=files)
+    about = json.loads(files["about.json"])
+    assert len(about["mean"]) == len(about["std"]) == 3
+    assert "classes" not in about
+
+
+def frames(root, count, unit):
+    """Pictures whose depth grows with their brightness, at least 500 mm, in two splits."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for number in range(count):
+            grey = rng.integers(1, 255, (8, 8), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+            for kind in ("rgb", "depth"):
+                (root / split / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.stack([grey] * 3, 2)).save(root / split / "rgb" / f"{number}.png")
+            depth = 500 + grey.astype(np.uint16) * 10
+            if unit == "mm":
+                Image.fromarray(depth).save(root / split / "depth" / f"{number}.png")
+            else:
+                np.save(root / split / "depth" / f"{number}.npy", (depth / 1000).astype(np.float32))
+    return root
+
+
+@pytest.mark.parametrize("unit", ["mm", "m"])
+def test_maps_of_depth_are_in_the_unit_of_the_files(pretrained, tmp_path, unit):
+    """Millimetres become whole numbers of 16 bits, metres floats; and a share of the labels is a share of the maps."""
+    data = frames(tmp_path / "data", 4, unit)
+    options = ["--use", "depth.tokenizer=none", "--use", "semseg.tokenizer=none", "--method.head", "linear"]
+    options += ["--data.root", str(data), "--data.labels", "0.5"]
+    assert finetune(pretrained, "depth-regressor", tmp_path / "run", *options) == 0
+    source = load_run(tmp_path / "run").method.training_source(load_run(tmp_path / "run").source())
+    assert len(source) == 2
+    assert source.plan()["labels"].startswith("2 of 4 training items")
+    assert main(["predict", str(tmp_path / "run"), str(data / "test"), "--out", str(tmp_path / "p"), "--quiet"]) == 0
+    with open(tmp_path / "p/predictions.csv", newline="") as file:
+        row = next(csv.DictReader(file))
+    path = tmp_path / "p" / row["depth"]
+    found = np.asarray(Image.open(path)) if unit == "mm" else np.load(path)
+    assert found.dtype == (np.uint16 if unit == "mm" else np.float32)
+    assert found.mean() == pytest.approx(float(row["mean"]), abs=1 if unit == "mm" else 1e-4)
+    assert float(row["mean"]) * (1 if unit == "mm" else 1000) == pytest.approx(1780, abs=1000)
 
 
 def test_what_is_predicted_is_no_input_and_all_inputs_are_needed(pretrained, tmp_path, capsys):

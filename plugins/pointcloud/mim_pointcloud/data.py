@@ -48,7 +48,7 @@ from mim_pointcloud.part_files import part_rows
 SAMPLE = Path(__file__).parent / "sample"
 RAW_NOTE = "The raw input is 45 histogram features of a cloud, because its points have no order."
 DRAWS = "an item without augmentation"
-"""Stream of the points that evaluation takes."""
+"""Stream of the points that evaluation takes: one for all shapes, so that neither names nor the other files count."""
 
 
 class Clouds(DataSource):
@@ -288,6 +288,15 @@ class Clouds(DataSource):
         store = self.collection.pretrain
         return PlainItems(Plain(self, store), tuple(map(store.name, range(len(store)))))
 
+    def how_read(self) -> dict[str, Any]:
+        """How points are drawn and brought into the unit sphere."""
+        config = self.config
+        few = "; where there are fewer, some twice"
+        how = "at random" if config.choose == "random" else f"the farthest of {config.candidates} random ones"
+        told = {"channels": list(config.channels), "drawn": f"{self.count} points, {how}; of a mesh by area{few}"}
+        sphere = "xyz of the drawn points less their mean, then divided by the largest distance from it"
+        return {**told, "unit_sphere": sphere if config.normalise else "no: coordinates as in the files"}
+
     def raw(self, sample: Sample) -> Tensor:
         """45 histogram features by hand [B, 45], because points have no order: box, radii, distances, heights."""
         return describe(sample["points"], self.up)
@@ -380,7 +389,8 @@ class Clouds(DataSource):
 
 
 class Plain(Dataset[Any]):
-    """Clouds without augmentation; their points are drawn by the item's number, so they are always the same."""
+    """Clouds without augmentation. All are drawn with one key, so that a shape's points follow from its file alone,
+    whatever lies beside it."""
 
     def __init__(self, source: Clouds, store: ShapeStore) -> None:
         self.source, self.store = source, store
@@ -389,7 +399,7 @@ class Plain(Dataset[Any]):
         return len(self.store)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self.source.take(self.store, index, randomness.torch_seed(index, DRAWS))
+        return self.source.take(self.store, index, randomness.torch_seed(0, DRAWS))
 
 
 def _check_values(values: Tensor) -> None:

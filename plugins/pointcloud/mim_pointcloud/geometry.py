@@ -293,7 +293,7 @@ def _lowest(distances: Tensor, k: int) -> Tensor:
     """
     if k == 1:
         return distances.min(-1, keepdim=True).indices
-    if distances.dtype != torch.float32:
+    if distances.dtype != torch.float32 or _traced():  # ONNX has no views of bits
         return distances.sort(dim=-1, stable=True).indices[..., :k]
     keys = distances.view(torch.int32).long().bitwise_left_shift_(32)
     keys.bitwise_or_(torch.arange(distances.shape[-1], device=distances.device))

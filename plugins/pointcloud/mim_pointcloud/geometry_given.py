@@ -27,8 +27,8 @@ def scaled(points: Tensor) -> Tensor:
             raise ValueError(f"farthest_points takes finite coordinates; cloud {wrong[0]} has NaN or infinities")
         if not ((largest > 2.0**SCALE) | (largest < 2.0**-SCALE)).any():
             return points
-    exponent = torch.frexp(largest).exponent
-    exponent = exponent.where((exponent.abs() > SCALE) & (largest > 0), 0).to(points.dtype)
+    exponent = largest.log2().floor() + 1  # frexp's, to one; ONNX lacks frexp
+    exponent = exponent.where((exponent.abs() > SCALE) & (largest > 0), 0)
     half = (exponent / 2).floor()  # in two steps: one factor alone may be no normal number
     return points * torch.exp2(-half) * torch.exp2(half - exponent)
 

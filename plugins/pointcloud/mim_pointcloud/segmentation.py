@@ -197,6 +197,10 @@ class PartSegmenter(Supervised):
             "parts": torch.zeros(points.shape[:2], dtype=torch.int64, device=points.device),
         }
 
+    def told(self) -> dict[str, int]:
+        """The category of each shape, where there are several."""
+        return {"label": self.categories} if self.categories > 1 else {}
+
     def predict(self, sample: Sample) -> dict[str, Tensor]:
         """Probabilities "part" [B, P, parts], among the parts of the shape's category, and the "points" [B, P, 3].
 
@@ -357,7 +361,7 @@ def interpolation(
     """The nearest centres of every point, and their shares: inverse squared distances, which sum to one (PointNet++,
     arXiv 1706.02413, equation 2). At a centre itself, it alone counts."""
     squared, near = geometry.nearest(points, centres, min(count, centres.shape[1]))
-    weight = 1 / (squared + 1e-8)
+    weight = 1 / (squared * 1e8 + 1)  # of 1 / (squared + 1e-8) ONNX's optimizer takes the 1e-8 for 0
     return near, weight / weight.sum(dim=2, keepdim=True)
 
 

@@ -338,8 +338,9 @@ def test_what_is_left_out_is_said(photo, images, tmp_path):
     source = images()
     assert "2 x .heic" in source.contents()["left out"]
     assert ".csv" in source.contents()["left out"]
-    (said,) = source.advice()
+    said, table = source.advice()
     assert "3 files with endings that are not read: 2 x .heic, 1 x .npy" in said
+    assert "labels.csv is passed over" in table
     with pytest.raises(MimError, match=r"labels\.csv, line 1: it should be a path and a label"):
         source.labelled("train")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
@@ -14,8 +15,9 @@ from mim_core.interop.weights import import_checkpoint, sizes_given
 from mim_core.methods.assembly import Parts
 from mim_core.methods.method import Method
 from mim_core.parts.encoder import Encoder
+from mim_core.parts.layout import Layout, Patches
 from mim_core.parts.teacher import Student, Teacher
-from mim_core.parts.tokenizer import Tokenizer
+from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
 from mim_core.recipes.config import EvaluateConfig, Part, ResolvedPart, ResolvedRun, RunConfig, TrainConfig
 from mim_core.recipes.resolve import resolve
 from mim_core.recipes.toml import from_toml, to_toml
@@ -27,7 +29,8 @@ class FrozenTeacher(Teacher):
     arXiv 2212.04500). It is not trained, and its weights are in every checkpoint of the run, as its parts are in the
     run's recipe: the run can be judged and exported where the other one is no longer at hand.
 
-    It must split a sample into the units that the student has: the same grid on the same shapes.
+    It must split a sample into the units that the student has: the same grid on the same shapes. Named for a head of
+    several joined modalities (`rgb.teacher`), one of a single modality is given the units of the head's alone.
     """
 
     @dataclass(frozen=True)
@@ -54,7 +57,9 @@ class FrozenTeacher(Teacher):
         tokenizer, encoder, parts = opened_encoder(config)
         super().__init__(replace(config, parts=parts), Student(tokenizer, encoder))
         self.filled = config.random or weights_exist(config)
-        self.check(student.tokenizer)
+        several = isinstance(tokenizer, JoinedTokenizer) and len(tokenizer.parts) > 1
+        self.segment = "" if several else student.segment
+        self.check(student.own if self.segment else student.tokenizer)
 
     def check_filled(self) -> None:
         """Refuses to teach with weights that were only drawn, where the ones that are meant are gone."""
@@ -65,6 +70,15 @@ class FrozenTeacher(Teacher):
                 "--teacher.run FOLDER, or --teacher.weights FILE and --teacher.format NAME"
             )
 
+    def asked(self, patches: Patches) -> Patches:
+        """The units of its segment, in the form that its own tokenizer gives them."""
+        own = super().asked(patches)
+        if not self.segment or not isinstance(self.tokenizer, JoinedTokenizer):
+            return own
+        assert isinstance(own.values, Tensor)
+        (name,) = self.tokenizer.parts
+        return Patches({name: own.values}, Layout.join({name: own.layout}), own.aux)
+
     def check(self, student: Tokenizer) -> None:
         """Whether its units are the student's.
 
@@ -72,12 +86,16 @@ class FrozenTeacher(Teacher):
             ValueError: They are not.
         """
         mine = self.tokenizer
+        if self.segment and isinstance(mine, JoinedTokenizer):
+            mine = mine.part(next(iter(mine.parts)))
         if (mine.layout.count, mine.layout.grid) != (student.layout.count, student.layout.grid):
             raise ValueError(
                 f"the teacher has {mine.layout.count} units on the grid {mine.layout.grid}; the student has "
                 f"{student.layout.count} on {student.layout.grid}: give both the same size and patch"
             )
-        if mine.shapes != student.shapes or mine.unit_shape != student.unit_shape:
+        one = bool(self.segment)  # of one modality the name does not matter
+        shapes = [list(each.shapes.values()) if one else dict(each.shapes) for each in (mine, student)]
+        if shapes[0] != shapes[1] or mine.unit_shape != student.unit_shape:
             raise ValueError(
                 f"the teacher takes {dict(mine.shapes)} in units of {mine.unit_shape}, the student "
                 f"{dict(student.shapes)} in units of {student.unit_shape}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from mim_core.errors import MimError, too_much
@@ -84,10 +85,17 @@ class Parts:
             masker.count(tokenizer.layout)
         return masker
 
-    def teachers(self, tokenizer: Tokenizer, encoder: Encoder) -> dict[str, Teacher]:
-        """The teachers by scope; "" is the one without."""
-        student = self._student(tokenizer, encoder)
-        return {scope: self.make(role, student) for scope, role in self.scopes("teacher")}
+    def teachers(
+        self, tokenizer: Tokenizer, encoder: Encoder, segments: Mapping[str, str] | None = None
+    ) -> dict[str, Teacher]:
+        """The teachers by scope; "" is the one without. That of a head is told which of several modalities the head
+        asks for: the one of its name, unless ``segments`` says another."""
+        found, joined = {}, tokenizer.parts if isinstance(tokenizer, JoinedTokenizer) else ()
+        for scope, role in self.scopes("teacher"):
+            segment = (segments or {}).get(scope, scope)
+            student = self._student(tokenizer, encoder)
+            found[scope] = self.make(role, replace(student, segment=segment if segment in joined else ""))
+        return found
 
     def scorer(self, tokenizer: Tokenizer, encoder: Encoder, teachers: Mapping[str, Teacher]) -> Scorer | None:
         """The scorer, bound to the teacher that it reads; None where the run has none."""

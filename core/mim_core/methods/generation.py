@@ -85,14 +85,15 @@ def generated(method: Any, sample: Sample, how: Generation) -> dict[str, Tensor]
     tokenizer = method.tokenizer
     assert isinstance(tokenizer, JoinedTokenizer), "several modalities are joined"
     lacking = tokenizer.lacking(sample)
-    able = [name for name, head in method.heads.items() if head.segment in lacking]
+    named = {name: head for name, head in method.heads.items() if tokenizer.part(str(head.segment)).names}
+    able = [name for name, head in named.items() if head.segment in lacking]
     for name in how.wanted:
         if name not in able:
             raise unknown("modality in --predict", name, able, "Those that are given are not predicted.")
     if len(lacking) == len(tokenizer.parts) or not able:
         raise MimError(
             f"Which modalities are given? --given names some of {', '.join(tokenizer.shapes)}, and leaves out one that "
-            f"can be predicted: {', '.join(method.heads)}."
+            f"can be predicted: {', '.join(named)}."
         )
     state = _begin(tokenizer, sample, lacking)
     found = {}

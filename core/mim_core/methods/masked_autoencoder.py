@@ -137,7 +137,7 @@ class Head(nn.Module):
         if not self.target.needs_teacher or self.teacher is None:
             return None
         lesson = lessons[self.teacher]
-        return lesson if self.segment is None else lesson.segment(layout, self.segment)
+        return lesson if self.segment is None else lesson.of(layout, self.segment)
 
     def shares(self, weight: Tensor) -> Tensor:
         """Weights [R, Q] that sum to one over the batch; all zero where nothing counts. Ranks that share a batch divide
@@ -200,7 +200,7 @@ class MaskedAutoencoder(Method):
         there are several. A teacher and a scorer where they are named."""
         tokenizer = parts.tokenizer()
         encoder = parts.encoder(tokenizer)
-        teachers = parts.teachers(tokenizer, encoder)
+        teachers = parts.teachers(tokenizer, encoder, config.segments)
         scorer = parts.scorer(tokenizer, encoder, teachers)
         joint = parts.joint_decoder(tokenizer, encoder)
         heads = {
@@ -346,14 +346,16 @@ class MaskedAutoencoder(Method):
             raise ValueError(f"training needs every modality; the sample has no {', '.join(lacking)}")
         check_sizes(self.tokenizer, sample)
         patches = self.tokenizer.split(sample)
-        lessons = {name: teacher(patches, sample) for name, teacher in self._teachers() if not teacher.needs_mask}
+        early = {name: each for name, each in self._teachers() if not each.needs_mask}
+        lessons = {name: each(each.asked(patches), sample) for name, each in early.items()}
         if mask is None:
             check_key(sample, _rows(patches))
             scores = None if self.scorer is None else self.scorer(sample, patches, lessons.get("main"))
             mask = self.masker(patches.layout, Draw(sample["key"], step, progress), scores)
         mask = self._fit(mask, patches.layout, _rows(patches))
-        lessons |= {name: teacher(patches, sample, mask) for name, teacher in self._teachers() if teacher.needs_mask}
-        lessons = {name: replace(lesson, progress=progress) for name, lesson in lessons.items()}
+        lessons |= {name: each(patches, sample, mask) for name, each in self._teachers() if name not in early}
+        segments = {name: teacher.segment for name, teacher in self._teachers()}
+        lessons = {name: replace(x, progress=progress, segment=segments[name]) for name, x in lessons.items()}
         if mask.spans:
             patches = replace(patches, values=self.tokenizer.arrange(patches.values, mask))
         inputs = patches.values

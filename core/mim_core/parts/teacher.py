@@ -24,7 +24,7 @@ from mim_core.parts.encoder import Encoded, Encoder
 from mim_core.parts.layout import Layout, Patches, take, tensor_tree
 from mim_core.parts.mask import Mask
 from mim_core.parts.schedule import Progress, Schedule, Shape
-from mim_core.parts.tokenizer import Tokenizer
+from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
 from mim_core.ranks.tensors import follow
 
 T = TypeVar("T", bound="Teacher")
@@ -44,6 +44,7 @@ class Lesson:
         answers: What the teacher's copies of decoders say, by head: [S, n, size].
         folds: int64 [S, folds, n], the units that were seen together; None where all were. Others it did not see.
         ids: int64 [S, N], the name that it gives each unit, of a teacher that says ``codes``.
+        segment: Of several joined modalities the one that all of this is of; empty: of all.
         progress: When it was said: the share of the run that is done, for targets with temperatures that change.
     """
 
@@ -54,14 +55,17 @@ class Lesson:
     answers: Mapping[str, Tensor] = field(default_factory=dict)
     folds: Int[Tensor, "S F n"] | None = None
     ids: Int[Tensor, "S N"] | None = None
+    segment: str = field(default="", metadata={"static": True})
     progress: float = field(default=0.0, metadata={"static": True})
 
-    def segment(self, layout: Layout, name: str) -> Lesson:
+    def of(self, layout: Layout, name: str) -> Lesson:
         """The same of one segment of a joined layout, as a target of that segment reads it."""
+        if self.segment == name:
+            return self
         start, part = layout.span(name)
         tokens, *levels = (each[:, start : start + part.count] for each in (self.tokens, *self.levels))
         ids = None if self.ids is None else self.ids[:, start : start + part.count]
-        return replace(self, tokens=tokens, levels=tuple(levels), ids=ids)
+        return replace(self, tokens=tokens, levels=tuple(levels), ids=ids, segment=name)
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,20 @@ class Student:
         tokenizer: The student's.
         encoder: The student's.
         fresh: Draws another pair of the same options, for a teacher that starts on its own.
+        segment: Of several joined modalities the one that the teacher's head asks for; empty where it serves all.
     """
 
     tokenizer: Tokenizer
     encoder: Encoder
     fresh: Callable[[], tuple[Tokenizer, Encoder]] | None = None
+    segment: str = ""
+
+    @property
+    def own(self) -> Tokenizer:
+        """The tokenizer of that modality; the student's whole one where it serves all."""
+        if isinstance(self.tokenizer, JoinedTokenizer) and self.segment:
+            return self.tokenizer.part(self.segment)
+        return self.tokenizer
 
 
 class Teacher(nn.Module):
@@ -91,6 +104,7 @@ class Teacher(nn.Module):
         heads: Names of the heads whose decoders it has copies of; their answers are `Lesson.answers`.
         codes: How many names it gives units, in `Lesson.ids`; 0: none.
         view: "target" where it sees another view of the sample than the student, image_target.
+        segment: Of several joined modalities the one whose units alone it is given; empty: all.
     """
 
     Config: ClassVar[type[Any]]
@@ -98,6 +112,7 @@ class Teacher(nn.Module):
     heads: tuple[str, ...] = ()
     codes: int = 0
     view: str = ""
+    segment: str = ""
 
     def __init__(self, config: Any, student: Student) -> None:
         super().__init__()
@@ -108,6 +123,10 @@ class Teacher(nn.Module):
         self.codes = self.codes or self.encoder.codes
         self.requires_grad_(False)
         super().train(False)
+
+    def asked(self, patches: Patches) -> Patches:
+        """Of a batch of the student's units those that it is given."""
+        return patches.segment(self.segment) if self.segment else patches
 
     @classmethod
     def of(cls: type[T], tokenizer: Tokenizer, encoder: Encoder, **options: Any) -> T:

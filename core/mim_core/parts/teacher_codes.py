@@ -35,9 +35,10 @@ class RandomCodesTeacher(Teacher):
 
     def __init__(self, config: Config, student: Student) -> None:
         nn.Module.__init__(self)
-        shape = student.tokenizer.unit_shape
-        if not shape or student.tokenizer.ids:
+        shape = student.own.unit_shape
+        if not shape or student.own.ids:
             raise ValueError("units of one modality with measured values are named; these have none, or several")
+        self.segment = student.segment
         if config.codes < 2 or config.size < 1:
             raise ValueError(f"codes must be 2 or more and size 1 or more, got {config.codes} and {config.size}")
         self.config, self.codes, self.decoders = config, config.codes, nn.ModuleDict()

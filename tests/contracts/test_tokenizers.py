@@ -181,7 +181,7 @@ def test_another_size_is_taken_if_the_patch_divides_it():
     ("options", "text"),
     [
         ({"size": (28, 28), "patch": (16, 16)}, r"16 x 16 does not divide the input of 28 x 28; patches that do: 2, 4"),
-        ({"size": (28,), "patch": (4, 4)}, "size 28 has 1 axes and patch 4 x 4 has 2"),
+        ({"size": (28,) * 3, "patch": (4, 4)}, "size 28 x 28 x 28 has 3 axes and patch 4 x 4 has 2"),
         ({"size": (4, 4, 4, 4), "patch": (2, 2, 2, 2)}, "1 to 3 axes"),
         ({"channels": 0}, "channels must be at least 1"),
         ({"size": (8, 8), "patch": (16, 16)}, "16 x 16 does not divide"),
@@ -197,3 +197,13 @@ def test_a_missing_modality_is_named():
     tokenizer = PatchTokenizer(PatchTokenizer.Config(modality="depth", size=(8, 8), patch=(4, 4)), 8)
     with pytest.raises(KeyError, match="'depth'"):
         tokenizer.split(noise({"image": (3, 8, 8)}, 1))
+
+
+def test_one_number_is_a_square():
+    """Of two axes; of one and three it is what it says, or refused."""
+    one = PatchTokenizer.Config(size=(8,), patch=(4, 4))
+    assert one.size == (8, 8)
+    assert PatchTokenizer(one, 6).shapes == {"input": (3, 8, 8)}
+    assert PatchTokenizer.Config(size=(8,), patch=(4,)).size == (8,)
+    with pytest.raises(ValueError, match="size 8 has 1 axes and patch 2 x 4 x 4 has 3"):
+        PatchTokenizer(PatchTokenizer.Config(size=(8,), patch=(2, 4, 4)), 6)

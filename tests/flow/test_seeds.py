@@ -54,6 +54,12 @@ def test_the_table_is_the_mean_and_the_deviation_of_its_runs(both):
     assert sum(note.startswith("Fine-tuning ") for note in notes) == 1
 
 
+def test_what_wants_one_run_names_those_of_the_seeds(both, tmp_path, capsys):
+    assert main(["export", str(both / "scratch"), "--to", "torch"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds a run of each seed: seed-5, seed-6. Name one, such as" in said
+
+
 def test_runs_of_the_seeds_differ_and_share_their_start(both):
     recipes = [(both / f"finetune/seed-{seed}/recipe.toml").read_text() for seed in (5, 6)]
     different = [pair for pair in zip(*(recipe.splitlines() for recipe in recipes), strict=True) if pair[0] != pair[1]]

@@ -167,6 +167,9 @@ def test_what_a_recipe_follows_and_what_it_is_told(tmp_path, capsys):
     same = replace(run.parts["data"], options=replace(run.parts["data"].options, mean=(0.5,) * 3, std=(0.5,) * 3))
     fitted(replace(run, parts={**run.parts, "data": same}), tmp_path, installed())
     assert "To have the same" not in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "preprocessor_config.json").unlink()
+    fitted(run, tmp_path, installed())
+    assert "does not say how its inputs were normalised" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_grid_that_is_no_square():

@@ -97,7 +97,13 @@ def fitted(run: ResolvedRun, path: Path, registry: Registry) -> ResolvedRun:
 def _compare_statistics(run: ResolvedRun, found: Found) -> None:
     """Says where the weights' inputs were normalised otherwise than this run's are."""
     data: Any = run.parts["data"].options if "data" in run.parts else None
-    if not found.statistics or not hasattr(data, "mean") or not hasattr(data, "std"):
+    if not hasattr(data, "mean") or not hasattr(data, "std"):
+        return
+    if not found.statistics:
+        warn(
+            f"--init {found.path} does not say how its inputs were normalised; if not by the mean and deviation of "
+            "this run's data, state them: --data.mean ... --data.std ..."
+        )
         return
     own = usual_statistics(data.mean, data.std, len(found.statistics[0]))
     if [len(values) for values in own] != [len(values) for values in found.statistics]:

@@ -146,6 +146,10 @@ class PatchTokenizer(Tokenizer):
         bias: bool = True
         """A bias in the embedding; 4M has none."""
 
+        def __post_init__(self) -> None:
+            if len(self.size) == 1 and len(self.patch) == 2:  # one number is a square
+                object.__setattr__(self, "size", self.size * 2)
+
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         self.config = config

@@ -61,6 +61,10 @@ def load_run(folder: Path | str, registry: Registry | None = None) -> OpenedRun:
     check_name(folder)
     path = folder if os.path.lexists(folder / "state.json") else checkpoint.to_resume(folder, warn)
     if path is None:
+        within = sorted(p.parent for p in folder.glob("seed-*/recipe.toml"))
+        if within:
+            names = ", ".join(path.name for path in within)
+            raise MimError(f"{folder} holds a run of each seed: {names}. Name one, such as {within[0]}.")
         near = sorted(p.parent.name for p in folder.parent.glob("*/recipe.toml")) if folder.parent.is_dir() else []
         there = f" Runs beside it: {', '.join(near)}." if near else ""
         raise MimError(

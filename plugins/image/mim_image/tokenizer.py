@@ -18,7 +18,7 @@ class ImagePatchTokenizer(PatchTokenizer):
         modality: str = "image"
         """The sample's entry that is split."""
         size: tuple[int, ...] = (224, 224)
-        """Height and width in pixels that images are cropped to."""
+        """Height and width in pixels that images are cropped to; one number for a square."""
         patch: tuple[int, ...] = (16, 16)
         """Height and width of a patch in pixels; they must divide the size."""
         channels: int = 3

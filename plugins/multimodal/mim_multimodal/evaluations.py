@@ -89,7 +89,7 @@ def depth(study: Study) -> list[Score]:
         scores += _depth_scores(row, text, found.cpu().reshape(b.shape), b)
     study.notes.append(
         "Depth: ridge regression of every unit's features of mean 0 and deviation 1. In shares of the largest training "
-        f"depth, which is {largest:g} in the files' unit; maps of a game are not metric. Pixels without measurement do "
+        f"depth, which is {largest:g} in the files' unit. Pixels without measurement do "
         f"not count, and units that have any are left out of the fit. The row {MAJORITY!r} has, at each pixel, the "
         f"mean there. delta 1: the share of pixels within a factor of 1.25. {ERRORS}"
     )

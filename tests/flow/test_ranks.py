@@ -47,9 +47,11 @@ VARIANTS = [
     "strategy=fsdp2,compile=1,activation_checkpointing=1,ema=0.9",
 ]
 EVERY = {"distilled": VARIANTS, "hpm": VARIANTS, "maskco": VARIANTS[:3]}
-"""Some methods are trained in every way, the others in the plain ones and in all at once. A ResNet names no blocks, for
-its batch statistics would be taken twice where they are computed again."""
-PAIRS = [(m, v) for m in METHODS for v in EVERY.get(m, [*VARIANTS[:2], VARIANTS[-1]])]
+"""Some methods are trained in every way, the others under DDP and in all ways at once; those that are resumed under
+FSDP2 under it alone too. A ResNet names no blocks, for its batch statistics would be taken twice where they are
+computed again."""
+SHARDED = ("mae", "ijepa", "sdae", "cmae", "mst", "mvd", "vq")
+PAIRS = [(m, v) for m in METHODS for v in EVERY.get(m, [*VARIANTS[: 2 if m in SHARDED else 1], VARIANTS[-1]])]
 MIXED = [
     "mae,strategy=ddp,micro_batch=4,compile=1",
     "mae,strategy=fsdp2,micro_batch=4",

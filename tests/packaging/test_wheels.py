@@ -55,6 +55,12 @@ def environment(folder, wheels, only=None):
     return folder / "venv"
 
 
+@pytest.fixture(autouse=True)
+def nothing_else_is_found(monkeypatch):
+    """A checkout that PYTHONPATH names would be imported in place of the wheels."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
 @pytest.fixture(scope="module")
 def clean(wheels, tmp_path_factory):
     return environment(tmp_path_factory.mktemp("clean"), wheels.values())

@@ -161,12 +161,14 @@ def _tar_folder_splits(root: Path, found: _Found) -> Splits:
 
 
 def _kinds(store: ImageStore) -> list[str | None]:
-    """The split that the folders within a shard say of each image."""
+    """The split of each image that its folders within a shard say, or else its JSON member."""
     assert store.shards is not None
     tars = [f"{tar}/" for tar in store.shards.tars]
     places = store.shards.places[:, 0].tolist()
     names = zip(store.files, places, strict=True)
-    return collections.splits_of([tuple(name.removeprefix(tars[place]).split("/")[:-1]) for name, place in names])
+    folders = collections.splits_of([tuple(name.removeprefix(tars[place]).split("/")[:-1]) for name, place in names])
+    noted = store.shards.splits or (None,) * len(folders)
+    return [folder or split for folder, split in zip(folders, noted, strict=True)]
 
 
 def _within(store: ImageStore) -> Splits:
@@ -177,7 +179,9 @@ def _within(store: ImageStore) -> Splits:
     if held is None or not train:
         return _fifths(store)
     test = [i for i, kind in enumerate(kinds) if kind == held]
-    said = f"within the shards: {held}/ held out ({len(test):,}), all others for training ({len(train):,})"
+    noted = store.shards is not None and any(store.shards.splits)
+    where = f"as .json members say: {held}" if noted else f"within the shards: {held}/"
+    said = f"{where} held out ({len(test):,}), all others for training ({len(train):,})"
     unused = len(kinds) - len(train) - len(test)
     said += f", not used {unused:,} of another held-out folder" if unused else ""
     pretrain = replace(_subset(store, train), splits=said)
@@ -185,11 +189,13 @@ def _within(store: ImageStore) -> Splits:
 
 
 def _without_held(store: ImageStore) -> ImageStore:
-    """A store for training without the images that lie in a held-out folder within their shard."""
+    """A store for training without the images that their folder within a shard, or their JSON member, holds out."""
     held = [kind in collections.HELD_OUT for kind in _kinds(store)]
     if not any(held) or all(held):
         return store
-    lost = f"{store.root}: {counted(sum(held), 'image')} left out: in shards for training they lie in held-out folders"
+    noted = store.shards is not None and any(store.shards.splits)
+    where = "their .json members hold them out" if noted else "they lie in held-out folders"
+    lost = f"{store.root}: {counted(sum(held), 'image')} left out: in shards for training {where}"
     said = f"{lost} ({store.files[held.index(True)]})."
     return replace(_subset(store, [i for i, out in enumerate(held) if not out]), advice=(*store.advice, said))
 

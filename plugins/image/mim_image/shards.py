@@ -49,11 +49,13 @@ class Shards:
         root: What the names of the tar files are relative to.
         tars: The tar files.
         places: int64 [n, 3]: the number of an image's tar file, the byte of it where the image starts, its bytes.
+        splits: The split that the JSON member of each image says, or None; empty where none says one.
     """
 
     root: Path
     tars: tuple[str, ...]
     places: Any
+    splits: tuple[str | None, ...] = ()
 
     def open(self, index: int) -> Image.Image:
         """The image, not yet decoded. Its file is opened for it alone, so that processes share nothing."""
@@ -68,7 +70,8 @@ class Shards:
 
     def take(self, keep: Sequence[int]) -> Shards:
         """Some of the images."""
-        return Shards(self.root, self.tars, self.places[np.asarray(keep, np.int64)])
+        splits = tuple(self.splits[i] for i in keep) if self.splits else ()
+        return Shards(self.root, self.tars, self.places[np.asarray(keep, np.int64)], splits)
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,9 @@ def read_index(
             f"{', '.join(endings)}; found {there}."
         )
     labels, classes = reader.labels() if with_classes else ((), None)
-    places = np.array(reader.places, np.int64).reshape(-1, 3)
-    return Index(
-        Shards(root, tuple(tars), places), tuple(reader.names), labels, classes, reader.advice(), reader.others
-    )
+    splits = tuple(reader.splits) if any(reader.splits) else ()
+    shards = Shards(root, tuple(tars), np.array(reader.places, np.int64).reshape(-1, 3), splits)
+    return Index(shards, tuple(reader.names), labels, classes, reader.advice(), reader.others)
 
 
 @dataclass(slots=True)
@@ -141,6 +143,7 @@ class _Sample:
     size: int = 0
     label: str | None = None
     noted: str | None = None
+    split: str | None = None
 
 
 class _Reader:
@@ -153,6 +156,7 @@ class _Reader:
         self.names: list[str] = []
         self.places = array("q")
         self.texts: list[str | None] = []
+        self.splits: list[str | None] = []
         self.known: dict[str, str] = {}
         self.others: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
@@ -199,6 +203,7 @@ class _Reader:
             self.places.extend((number, sample.offset, sample.size))
             first, second = (sample.label, sample.noted) if not self.column else (sample.noted, sample.label)
             self.texts.append(first if first is not None else second)
+            self.splits.append(sample.split)
 
     def _end(self, path: Path, offset: int, tar: str) -> None:
         """Notes a shard that has no member, no mark of the end, or far more zeros behind it than tar writes."""
@@ -228,9 +233,9 @@ class _Reader:
             self._choose(sample, member, f"{tar}/{name}", ending.lower())
         elif ending.lower() == "json" and self.json.wanted and member.size <= LARGEST_JSON:
             content = file.extractfile(member)
-            text = self.json.of(b"" if content is None else content.read(), f"{tar}/{name}")
+            text, sample.split = self.json.of(b"" if content is None else content.read(), f"{tar}/{name}")
             sample.noted = None if text is None else self.known.setdefault(text, text)
-            self.others[last] += text is None
+            self.others[last] += text is None and sample.split is None
         else:
             self.others[last] += 1
 
@@ -265,6 +270,9 @@ class _Reader:
             f"{counted(n, *what.split('|'))} (the first: {self.first[what]})" for what, n in self.left_out.most_common()
         ]
         lines = [f"left out of the shards in {self.root}: {', '.join(told)}."] if told else []
+        if self.json.strange:
+            words = ", ".join(sorted(self.json.strange)[:5])
+            lines.append(f"{self.root}: .json members have words for a split that name none: {words}; passed over.")
         if self.endless:
             shards = counted(len(self.endless), "shard")
             lines.append(f"{shards} of {self.root} without a mark of the end, perhaps cut short ({self.endless[0]}).")

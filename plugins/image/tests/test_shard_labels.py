@@ -1,4 +1,4 @@
-"""Classes of shards that stand in JSON members, by a named key or one of the usual names."""
+"""Classes and splits of shards that stand in JSON members, by a named key or one of the usual names."""
 
 import io
 import json
@@ -78,3 +78,25 @@ def test_json_that_nobody_named_is_no_error(tmp_path):
         assert len(source) == len(notes)
         with pytest.raises(MimError, match=r"has no classes.*A .json was seen: name its key with --data.labels-column"):
             source.labelled("train")
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_split_in_json_holds_images_out(tmp_path, label):
+    """Also where there are no classes; words that name no split are told."""
+    notes = [
+        {"split": "Testing" if i % 5 == 0 else "train", **({"label": "ab"[i % 2]} if label else {})} for i in range(20)
+    ]
+    notes[7]["split"] = "whatever"
+    source = images(shard(tmp_path / "a.tar", notes))
+    assert [source.name_of(i) for i in range(len(source))] == [f"a.tar/{i:03}.png" for i in range(20) if i % 5]
+    assert source.contents()["splits"] == "as .json members say: test held out (4), all others for training (16)"
+    assert "words for a split that name none: whatever; passed over" in " ".join(source.advice())
+    if label:
+        assert list(source.labelled("test").names) == [f"a.tar/{i:03}.png" for i in range(0, 20, 5)]
+
+
+def test_a_held_out_image_in_a_shard_for_training_is_left_out(tmp_path):
+    shard(tmp_path / "train-0.tar", [{"split": "val" if i == 3 else "train"} for i in range(6)])
+    source = images(shard(tmp_path / "test-0.tar", [{"split": "test"}] * 4))
+    assert [source.name_of(i)[-7:] for i in range(len(source))] == [f"{i:03}.png" for i in range(6) if i != 3]
+    assert "1 image left out" in " ".join(source.advice())

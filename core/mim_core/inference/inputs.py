@@ -24,6 +24,7 @@ from mim_core.parts.tokenizer import zeros
 from mim_core.recipes.config import ResolvedPart, ResolvedRun
 
 NOT_FINITE = "it has values that are not finite"
+NOTHING_GIVEN = "it has nothing of what is given"
 
 
 STUCK_SECONDS = 30.0
@@ -206,7 +207,7 @@ def _asked(
         skipped.update({row_of[place // views]: reason for place, reason in bad})
         rows = torch.tensor([row_of[place // views] for place in sample.pop("index", torch.empty(0)).tolist()])
         ready = inputs.source.finish({name: value.to(device) for name, value in sample.items()}) if len(rows) else {}
-        ready, rows = _finite(ready, rows.long(), inputs.shapes, skipped)
+        ready, rows = _usable(ready, rows.long(), inputs.shapes, skipped)
         if not len(rows):
             continue
         with working(method):
@@ -277,15 +278,19 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
-def _finite(sample: Sample, rows: Tensor, shapes: Any, skipped: dict[int, str]) -> tuple[Sample, Tensor]:
-    """The samples of a batch whose values are finite; the others are noted."""
+def _usable(sample: Sample, rows: Tensor, shapes: Any, skipped: dict[int, str]) -> tuple[Sample, Tensor]:
+    """The samples of a batch that have something of what is given, in finite values; the others are noted."""
     fine = torch.ones(len(rows), dtype=torch.bool)
+    some = torch.zeros(len(rows), dtype=torch.bool)
     for name in shapes:
+        there = sample.get(f"{name}.present")
+        some |= torch.ones_like(some) if there is None else there.cpu()
         if name in sample and sample[name].is_floating_point():
-            there = sample.get(f"{name}.present")
             own = finite_rows(sample[name])
             fine &= (own if there is None else own | ~there).cpu()
     skipped.update(dict.fromkeys(rows[~fine].tolist(), NOT_FINITE))
+    skipped.update(dict.fromkeys(rows[~some].tolist(), NOTHING_GIVEN))
+    fine &= some
     if bool(fine.all()):
         return sample, rows
     return {name: value[fine.to(value.device)] for name, value in sample.items()}, rows[fine]

@@ -116,7 +116,7 @@ class Supervised(Method):
             raise ValueError("a method that is trained on labels hides nothing; leave the mask out")
         patches = self.tokenizer.split(sample)
         if patches.layout.valid is not None:
-            raise ValueError("training on labels needs every unit of every modality; samples lack some")
+            raise ValueError(_lacking(patches.layout))
         first = next(iter(sample.values()))
         hidden = Mask.nothing_hidden(first.shape[0], patches.layout, first.device)
         return Taught(
@@ -211,3 +211,16 @@ def entry(sample: Sample, name: str, *shape: int) -> Tensor:
     if first.is_meta:
         return torch.zeros(first.shape[0], *shape, dtype=torch.int64, device=first.device)
     raise ValueError(f"the sample has no {name!r} to learn from; it has {', '.join(sample)}")
+
+
+def _lacking(layout: Layout) -> str:
+    """That samples lack units, of which modalities, and what to do."""
+    text = "training on labels needs every unit of every modality; samples lack some"
+    assert layout.valid is not None
+    spans = {name: layout.span(name) for name, _ in layout.segments}
+    valid = torch.ones(1, layout.count, dtype=torch.bool) if layout.valid.is_meta else layout.valid
+    names = [n for n, (first, part) in spans.items() if not bool(valid[:, first : first + part.count].all())]
+    if not names:
+        return text
+    ways = " ".join(f"--use {name}.tokenizer=none" for name in names)
+    return f"{text} of {', '.join(names)}. Train without: {ways}"

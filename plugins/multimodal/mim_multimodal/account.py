@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mim_core import in_time
+from mim_core import counted, in_time
 
 from mim_multimodal import files, maps, naming, normals
 from mim_multimodal.layouts import MODALITIES, Items
@@ -98,6 +98,10 @@ def _bits(source: Any) -> str:
 def advice(source: Any) -> list[str]:
     """What is missing or left out, depth maps of several kinds in one folder, and what in the files is rarely meant."""
     lines = [f"missing files: {_missing(source)}"] if source.collection.missing else []
+    for name, count in source.without_ids.items():
+        if count:
+            told = f"{counted(count, 'item')} without ids of {name} in {source.tokens[name].folder}"
+            lines.append(f"{told}; kept, and {name} is hidden there")
     found = source.depth_kinds() if "depth" in source.shapes and not source.config.depth_bits else {}
     if len(found) > 1:
         kinds = ", ".join(f"{file} has {kind}" for kind, file in found.items())

@@ -141,9 +141,9 @@ class Aligned(DataSource):
         self.collection: ItemSplits = find_items(
             self.root, wanted, config.folders, config.missing, config.suffixes, config.splits
         )
-        for store in self.tokens.values():
-            store.check(every.identity(i) for every in self._every() for i in range(len(every)))
-        self.masked = tuple(self.collection.missing) if config.missing == "mask" else ()
+        self.without_ids = {name: self._without_ids(store) for name, store in self.tokens.items()}
+        absent = (*self.collection.missing, *(name for name, count in self.without_ids.items() if count))
+        self.masked = absent if config.missing == "mask" else ()
         self.classes = class_names(self.root)
         if self.classes and config.classes not in (None, len(self.classes)):
             raise MimError(
@@ -217,6 +217,24 @@ class Aligned(DataSource):
             return {}, ""
         return {"semseg.tokenizer": {"classes": count}}, f"{options.root} has {count} classes of maps"
 
+    def _without_ids(self, store: TokenStore) -> int:
+        """How many items have none, where they are kept nevertheless.
+
+        Raises:
+            MimError: Some have none, and what is missing is not masked; or all have none.
+        """
+        names = [every.identity(i) for every in self._every() for i in range(len(every))]
+        lost = sum(name not in store.places for name in names)
+        if self.config.missing != "mask" or lost == len(names):
+            store.check(names)
+        return lost
+
+    def _has(self, items: Items, modality: str, index: int) -> bool:
+        """Whether an item has a file of a modality, or ids of it."""
+        if modality in self.tokens:
+            return items.identity(index) in self.tokens[modality].places
+        return items.has(modality, index)
+
     def _every(self) -> tuple[Items, Items]:
         """The items of all splits."""
         return self.collection.pretrain, self.collection.test
@@ -243,7 +261,7 @@ class Aligned(DataSource):
         """Where some items lack a modality and are kept: which have which."""
         items, found = self.collection.pretrain, dict[frozenset[str], tuple[int, str]]()
         for i in range(len(items) if self.masked else 0):
-            there = frozenset(name for name in self.shapes if name in self.tokens or items.has(name, i))
+            there = frozenset(name for name in self.shapes if self._has(items, name, i))
             count, name = found.get(there, (0, items.name(i)))
             found[there] = (count + 1, name)
         return found
@@ -298,12 +316,15 @@ class Aligned(DataSource):
         cut = self._cut(frame, key) if plan is None or number is None else plan.cut(frame, name, number)
         sample: dict[str, Tensor] = {}
         for modality, shape in shapes.items():
-            if modality in self.tokens:
+            there = self._has(items, modality, index)
+            if modality not in self.tokens:
+                sample[modality] = _output(modality, opened.get(modality), cut, shape)
+            elif there:
                 sample[modality] = self.tokens[modality].ids(name, number or 0)
             else:
-                sample[modality] = _output(modality, opened.get(modality), cut, shape)
+                sample[modality] = torch.zeros(shape, dtype=torch.int64)
             if modality in self.masked:
-                sample[f"{modality}.present"] = torch.tensor(modality in opened)
+                sample[f"{modality}.present"] = torch.tensor(there)
         return sample
 
     def _open(self, items: Items, index: int, names: Sequence[str], key: int | None) -> dict[str, Any]:

@@ -348,7 +348,10 @@ def _places(tokenizer: Tokenizer) -> tuple[tuple[str, ...], list[tuple[int, int]
     parts = dict(layout.segments) if isinstance(tokenizer, JoinedTokenizer) else {next(iter(tokenizer.shapes)): layout}
     for name, part in parts.items():
         if part.grid is None or len(part.grid) != 2:
-            raise ValueError(f"an answer at every pixel needs units on a grid of two axes; those of {name} are not")
+            raise ValueError(
+                f"an answer at every pixel needs units on a grid of two axes; those of {name} are not. Train without: "
+                f"--use {name}.tokenizer=none"
+            )
     sizes = [(shape[-2], shape[-1]) for shape in tokenizer.shapes.values()]
     size = max(sizes, key=math.prod)
     grids = [(part.grid[0], part.grid[1]) for part in parts.values() if part.grid is not None]

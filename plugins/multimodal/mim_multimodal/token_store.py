@@ -149,7 +149,8 @@ class TokenStore:
         if lost:
             raise MimError(
                 f"{len(lost):,} items have no ids in {self.folder}, such as {lost[0]}: it was made of another "
-                "collection. Make ids of this one: mim-multimodal tokenize RUN DATA OUT"
+                "collection. Make ids of this one: mim-multimodal tokenize RUN DATA OUT; where these items lack the "
+                "modality, --data.missing mask keeps them and hides it"
             )
 
     def ids(self, name: str, crop: int) -> Tensor:

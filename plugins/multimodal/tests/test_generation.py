@@ -11,11 +11,13 @@ from mim_core.cli import main
 from mim_core.errors import MimError
 from mim_core.methods.generation import Generation
 from mim_core.parts.encoder import ViTEncoder
+from mim_core.runs.load import load_run
 from mim_multimodal.budgets import BudgetMasker
 
 sys.path.insert(0, str(Path(__file__).parent))
 from aligned_items import save
 
+KINDS = {"semseg": torch.int64, "caption": torch.int64}
 SAMPLE = {
     "one": torch.tensor([[[3, 1, 4], [1, 5, 9]], [[2, 6, 5], [3, 5, 8]]]),
     "words": torch.tensor([[7, 3, 2, 8, 0], [5, 6, 0, 0, 0]]),
@@ -158,3 +160,29 @@ def test_generating_is_asked_of_runs_that_can(run, tmp_path, capsys):
     assert "depth" in capsys.readouterr().err
     assert main([*command, "--steps", "0"]) == 2
     assert "steps must be at least 1" in capsys.readouterr().err
+
+
+def test_what_has_nothing_of_what_is_given_has_no_answer(run, tmp_path, capsys):
+    save(tmp_path / "new", "0", depth=None, semseg=None, split="test")
+    command = ["predict", str(run), str(tmp_path / "new"), "--out", str(tmp_path / "p"), "--quiet"]
+    assert main([*command, "--given", "depth", "--predict", "semseg", "--data.missing", "mask"]) == 2
+    assert "nothing of what is given" in capsys.readouterr().err
+
+
+def test_a_run_with_captions_is_exported(run, tmp_path):
+    assert main(["export", str(run), "--to", "torch", "--out", str(tmp_path / "program.pt2")]) == 0
+    method = load_run(run).method.eval()
+    program = torch.export.load(tmp_path / "program.pt2").module()
+    shapes = method.tokenizer.shapes
+    sample = {name: torch.zeros(1, *shape, dtype=KINDS.get(name, torch.float32)) for name, shape in shapes.items()}
+    sample["caption"][0, :2] = torch.tensor([5, 6])
+    (pooled,) = program(*sample.values()).values()
+    torch.testing.assert_close(pooled, method.encode(sample).pooled)
+
+
+def test_labels_are_not_learned_with_captions_and_the_way_out_is_said(run, tmp_path, capsys):
+    command = ["finetune", str(run), "--train.steps", "1", "--train.workers", "0", "--out", str(tmp_path / "run")]
+    assert main(command) == 2
+    assert "--use caption.tokenizer=none" in capsys.readouterr().err
+    assert main([*command, "--use", "method=multimodal:depth-regressor", "--use", "depth.tokenizer=none"]) == 2
+    assert "--use caption.tokenizer=none" in capsys.readouterr().err

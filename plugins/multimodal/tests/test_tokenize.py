@@ -150,6 +150,26 @@ def test_an_item_that_cannot_be_read_has_no_ids(run, data, tmp_path, capsys):
     assert names_in(shard_path(tmp_path / "ids", 0))[3] == "train/03"
 
 
+def test_items_without_ids_are_masked_where_what_is_missing_is(data, ids, tmp_path):
+    root, told = tmp_path / "data", {"depth": str(ids)}
+    shutil.copytree(data, root)
+    for kind in ("rgb", "semseg"):
+        shutil.copy(
+            next((root / "train" / kind).glob("03.*")), next((root / "train" / kind).glob("03.*")).with_stem("99")
+        )
+    shapes = {**SHAPES, "depth": (4, 4)}
+    with pytest.raises(MimError, match=r"--data\.missing mask keeps them"):
+        source(root, shapes, tokens=told)
+    found = source(root, shapes, tokens=told, missing="mask")
+    flags = [bool(found.read(index, 1)["depth.present"]) for index in range(len(found))]
+    assert flags.count(False) == 1
+    assert not found.read(flags.index(False), 1)["depth"].any()
+    assert {frozenset(SHAPES): 9, frozenset({"rgb", "semseg"}): 1} == {k: n for k, (n, _) in found.presence().items()}
+    assert any("1 item without ids of depth" in line for line in found.advice())
+    with pytest.raises(MimError, match="another collection"):
+        source(items(tmp_path / "other"), shapes, tokens=told, missing="mask")
+
+
 def test_4m_is_trained_on_them(data, ids, tmp_path):
     pytest.importorskip("tokenizers")
     codes = str(TokenStore(ids).codes)

@@ -50,6 +50,24 @@ def test_a_recipe_shows_the_options_that_people_use(mim, name):
     assert max(map(len, said.splitlines())) <= 100
 
 
+@pytest.mark.parametrize(
+    ("command", "takes"),
+    [
+        ("predict", "RUN INPUT"),
+        ("embed", "RUN INPUT"),
+        ("evaluate", "RUN"),
+        ("show", "RUN"),
+        ("export", "RUN"),
+    ],
+)
+def test_what_a_command_takes_is_named_and_described(mim, command, takes):
+    lines = mim(command, "--help", plugin="image").out.splitlines()
+    assert lines[0] == f"usage: mim-image {command} {takes} [OPTIONS]"
+    assert [line.split()[0] for line in lines if line[:1].isupper() and "  " in line][
+        : len(takes.split())
+    ] == takes.split()
+
+
 def test_all_options_are_a_word_away(mim):
     said = mim("pretrain", "image:mae-vit-tiny", "--help-all")
     assert said.code == 0

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 from mim_core.cli import main
+from mim_core.commands.export import _chosen
 from mim_core.errors import MimError
+from mim_core.host.loading import installed
 from mim_core.interop import program_export
+from mim_core.methods.build import build_method
+from mim_core.recipes.resolve import load_recipe
 from mim_core.runs.load import load_run
 from PIL import Image
 
@@ -163,3 +167,29 @@ def test_a_program_of_other_answers_is_not_kept(runs, tmp_path, monkeypatch):
         program_export.export_program(method, path, "torch", {})
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["program.pt2"]
+
+
+@pytest.mark.parametrize(
+    "recipe", ["video:videomae-vit-tiny", "pointcloud:point-mae-vit-tiny", "multimodal:multimae-vit-tiny"]
+)
+def test_without_a_format_it_is_the_one_that_fits(recipe):
+    method = build_method(load_recipe(recipe, installed(), twin=True))
+    to, why = _chosen("auto", method)
+    assert to == "torch"
+    assert "(--to torch), for timm holds encoders of two-dimensional patches of one picture" in why[0]
+    assert _chosen("timm", method) == ("timm", [])
+
+
+def test_without_a_format_pictures_go_to_timm(runs):
+    assert _chosen("auto", load_run(runs).method) == ("timm", [])
+
+
+def test_answers_of_a_program_are_arrays_without_further_ado(runs, tmp_path, capsys):
+    path = exported(runs, "torch", capsys, "--out", str(tmp_path / "a.pt2"))[0]
+    assert torch.export.load(path).module()(torch.zeros(2, 1, 28, 28))["features"].numpy().shape == (2, 32)
+
+
+def test_the_name_of_a_program_is_one_that_torch_reads(runs, tmp_path, capsys):
+    assert main(["export", str(runs), "--to", "torch", "--out", str(tmp_path / "a.bin")]) == 2
+    assert f"end in .pt2: --out {tmp_path / 'a.pt2'}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -4,9 +4,11 @@ import csv
 import json
 import shutil
 import statistics
+from types import SimpleNamespace
 
 import pytest
 from mim_core.cli import main
+from mim_core.commands import seeds as training
 from mim_core.runs import checkpoint
 
 SHORT = ["--train.workers", "0", "--train.batch-size", "16", "--train.warmup-epochs", "0", "--train.steps", "4"]
@@ -136,3 +138,12 @@ def test_scores_of_each_class_are_written_and_shown(both):
     page = (folder / "report.html").read_text()
     assert "Scores of each class" in page
     assert all(row["class"] in page for row in rows)
+
+
+def test_what_comes_next_is_said_in_the_name_of_the_program(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(training.loop, "train", lambda *_, **__: True)
+    monkeypatch.setattr(training, "judge", lambda *_, **__: True)
+    run = SimpleNamespace(world=SimpleNamespace(first=True), folder=tmp_path)
+    assert training._finished(run, None, quiet=False, alone=True, program="mim-pointcloud")
+    said = capsys.readouterr().out
+    assert f"Next: mim-pointcloud predict {tmp_path} FILES, or mim-pointcloud export {tmp_path}" in said

@@ -19,7 +19,7 @@ from mim_core.interop import exporters
 from mim_core.interop.model_card import write_card
 from mim_core.interop.plain import export_plain
 from mim_core.interop.program_export import export_program
-from mim_core.interop.timm import export_timm, notes_on
+from mim_core.interop.timm import encoder_of_timm, export_timm, notes_on
 from mim_core.methods.build import open_source
 from mim_core.methods.method import Method
 from mim_core.methods.supervised import Supervised
@@ -33,6 +33,9 @@ from mim_core.terminal import tell
 FILES = {"timm": "encoder-timm.safetensors", "torch": "program.pt2", "onnx": "program.onnx", "plain": "plain"}
 """What the file is called by default; a folder for transformers is called as --to is."""
 
+AUTO = "auto"
+"""The format that fits the run."""
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -40,52 +43,73 @@ class ExportOptions:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
-    to: str = "timm"
-    """timm: safetensors under timm's names. hf: a folder for transformers, of the first format that fits (mim-core list
-    exporters; each can be named, such as hf-vit). torch: a program of torch.export, which runs without mim-core.
-    plain: a folder with model.py, which needs torch alone, and its state_dict. onnx: a program for ONNX (needs onnx,
-    onnxscript, onnxruntime). The file's metadata say how inputs are made."""
+    to: str = "auto"
+    """timm: safetensors under timm's names. auto: that where timm has a model for the run, torch where it has none. hf:
+    a folder for transformers, of the first format that fits (mim-core list exporters; each can be named, such as
+    hf-vit). torch: a program of torch.export, which runs without mim-core. plain: a folder with model.py, which needs
+    torch alone, and its state_dict. onnx: a program for ONNX (needs onnx, onnxscript, onnxruntime). The file's metadata
+    say how inputs are made."""
     out: Path | None = None
-    """File to write; RUN/encoder-timm.safetensors by default, or RUN/program.pt2 or .onnx; a folder for plain and
+    """File to write, of torch's programs with the ending .pt2; RUN/encoder-timm.safetensors by default, or
+    RUN/program.pt2 or .onnx; a folder for plain and
     for transformers, RUN/plain and RUN/hf."""
     given: tuple[str, ...] = ()
     """torch and onnx: of several modalities, those that the program takes; all by default."""
 
 
 def export(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``export RUN --to timm|hf|torch|plain|onnx``."""
+    """``export RUN [--to timm|hf|torch|plain|onnx]``."""
     options, registry = parse(ExportOptions, f"{program} export", arguments), installed()
     _check_format(options.to, registry)
     opened = load_run(options.run, registry)
     run, method, source = opened
-    path = options.out or options.run / FILES.get(options.to, options.to)
+    to, why = _chosen(options.to, method)
+    path = options.out or options.run / FILES.get(to, to)
+    if to == "torch" and path.suffix != ".pt2":
+        raise MimError(
+            "\n".join(
+                [f"--out {path}: torch's programs are files that end in .pt2: --out {path.with_suffix('.pt2')}", *why]
+            )
+        )
     about = {"recipe": run.recipe, "checkpoint": source.name, "run": to_toml(run, registry)}
-    inputs, classes = _of_data(run, method, options.to)
+    inputs, classes = _of_data(run, method, to)
     notes: Sequence[str]
-    if options.to == "timm":
+    if to == "timm":
         about[ORIGINS] = json.dumps(origins.behind(source, None))
         line, notes = export_timm(method, path, about, inputs, classes), notes_on(method)
-    elif options.to == "plain":
+    elif to == "plain":
         told = {**about, **inputs, **({"classes": list(classes)} if classes else {})}
         line, notes = export_plain(method, path, told), []
-    elif options.to in FILES:
+    elif to in FILES:
         told = {**about, **inputs, **({"classes": list(classes)} if classes else {})}
-        line, notes = export_program(method, path, options.to, told, options.given)
+        line, notes = export_program(method, path, to, told, options.given)
     else:
-        exported = exporters.convert(method, options.to, registry, inputs, classes)
+        exported = exporters.convert(method, to, registry, inputs, classes)
         line, notes = exporters.write_folder(exported, path), exported.notes
     here = line.replace(repr(str(path)), repr(path.name))  # beside the card; it holds no folders of this machine
-    card = write_card(opened, path, options.to, here, notes, inputs, classes, registry)
-    tell("\n".join([str(path), line, *notes, *([f"Model card: {card}"] if card else [])]))
+    card = write_card(opened, path, to, here, notes, inputs, classes, registry)
+    tell("\n".join([str(path), line, *notes, *why, *([f"Model card: {card}"] if card else [])]))
     return 0
+
+
+def _chosen(to: str, method: Method) -> tuple[str, list[str]]:
+    """The format; of ``auto``, timm's where it has a model for the method, else torch's, and why."""
+    if to != AUTO:
+        return to, []
+    try:
+        encoder_of_timm(method)
+    except MimError as error:
+        reason = str(error).partition(" Other formats may")[0]
+        return "torch", [f"Written as torch's program (--to torch), for {reason} Others: --to plain, onnx, hf."]
+    return "timm", []
 
 
 def _check_format(name: str, registry: Registry) -> None:
     """Raises MimError for a format that nobody writes."""
     known = [entry.name for entry in registry.of_kind("exporters")]
     known += [entry.full_name for entry in registry.of_kind("exporters") if ":" in name]
-    if name not in (*FILES, exporters.ANY, *known):
-        raise unknown("format in --to", name, (*FILES, exporters.ANY, *known), registry.absent(name))
+    if name not in (AUTO, *FILES, exporters.ANY, *known):
+        raise unknown("format in --to", name, (AUTO, *FILES, exporters.ANY, *known), registry.absent(name))
 
 
 def _of_data(run: ResolvedRun, method: Method, to: str) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -91,7 +91,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
     ]
     command = origins.command_of(program, "finetune", arguments)
     take = None if options.scratch else lambda started: _take(started, method, weights)
-    return train_seeds(runs, folder, registry, Asked(options, command, str(weights), take))
+    return train_seeds(runs, folder, registry, Asked(options, program, command, str(weights), take))
 
 
 def _recipe(base: ResolvedRun, registry: Registry, recipe: str | None) -> ResolvedRun:

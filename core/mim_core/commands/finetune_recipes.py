@@ -136,7 +136,7 @@ def train_recipe(program: str, name: str, entry: Entry, rest: list[str], registr
     run = _completed(run, of_recipe, options.init)
     command = origins.command_of(program, "finetune", [name, *rest])
     take = None if options.init is None else lambda started: take_encoder_from(started, options.init, registry)
-    asked = Asked(options, command, str(options.init), take, refuses=True)
+    asked = Asked(options, program, command, str(options.init), take, refuses=True)
     return train_seeds(seeded(run, folder, options.seeds), folder, registry, asked)
 
 

@@ -26,12 +26,12 @@ ASKED = ("-h", "--help")
 ALL = "--help-all"
 OPTIONS = {
     "evaluate": ("RUN", "mim_core.commands.evaluate:EvaluateOptions"),
-    "show": ("RUN", "mim_core.commands.show:ShowOptions"),
+    "show": ("", "mim_core.commands.show:ShowOptions"),
     "embed": ("RUN", "mim_core.commands.embed:EmbedOptions"),
     "predict": ("RUN", "mim_core.commands.predict:PredictOptions"),
-    "export": ("RUN", "mim_core.commands.export:ExportOptions"),
+    "export": ("", "mim_core.commands.export:ExportOptions"),
 }
-"""Commands with options of their own: what they take, and the class of their options."""
+"""Commands with options of their own: what they take before what their options say, and the class of these."""
 OWN = ("out", "use", "init", "dry-run", "twin")
 USED = (
     "data.root",
@@ -90,11 +90,12 @@ def help_of_own(program: str, command: str, reference: str) -> str | None:
 
 
 def _of_options(usage: str, reference: str, named: str = "") -> str:
-    """A command's own options; what it takes before them is ``named`` here where the options do not say it."""
+    """A command's own options; ``named`` is what it takes before those that have a place and no name."""
     found = describe_options(reference)
     takes = [(option.metavar or option.name.upper(), option) for option in found.options or () if option.positional]
     rows = [(f"--{option.name.replace('_', '-')}", option) for option in found.options or () if not option.positional]
-    usage = " ".join([usage, *([name for name, _ in takes] or [named] * bool(named))])
+    takes = [*[(named, Option(named, "Path", None, "Folder of the run."))] * bool(named), *takes]
+    usage = " ".join([usage, *(name for name, _ in takes)])
     return f"usage: {usage} [OPTIONS]\n\n{_filled(found.doc)}\n\n{_table([*takes, *rows])}"
 
 

@@ -77,6 +77,7 @@ class Asked:
 
     Attributes:
         options: Its own, with ``dry_run``, ``plan_for`` and ``quiet``.
+        program: The program that was called, such as ``mim-core``.
         command: The command as it was given.
         weights: What the weights are from, as it is said.
         take: Copies them into a run that begins, and says what starts fresh; None where there are none.
@@ -84,6 +85,7 @@ class Asked:
     """
 
     options: Any
+    program: str
     command: str
     weights: str
     take: Callable[[Run], list[str]] | None
@@ -108,7 +110,7 @@ def train_seeds(runs: Sequence[tuple[ResolvedRun, Path]], folder: Path, registry
                 if len(runs) > 1 and world.first:
                     tell(f"The same {len(runs)} times, with the seeds {train.seed} to {runs[-1][0].train.seed}.")
                 return 0
-            if not _finished(started, registry, asked.options.quiet, alone=len(runs) == 1):
+            if not _finished(started, registry, asked.options.quiet, len(runs) == 1, asked.program):
                 return STOPPED
         if world.first and len(runs) > 1:
             judge_together(folder, [place for _, place in runs], quiet=asked.options.quiet)
@@ -127,14 +129,14 @@ def _started(run: ResolvedRun, place: Path, registry: Registry, world: World, as
     return started
 
 
-def _finished(run: Run, registry: Registry, quiet: bool, alone: bool) -> bool:
+def _finished(run: Run, registry: Registry, quiet: bool, alone: bool, program: str) -> bool:
     """Trains a run to its end and judges it; says whether it came there. Scores of a run that is not alone are shown
     later."""
     done = loop.train(run, quiet=quiet)
     if run.world.first and done:
         if judge(run.folder, registry, quiet=quiet or not alone) and not quiet:
             tell(f"Report: {run.folder / 'report.html'}")
-            tell(f"Next: mim-core predict {run.folder} FILES, or mim-core export {run.folder}")
+            tell(f"Next: {program} predict {run.folder} FILES, or {program} export {run.folder}")
     elif run.world.first:
         try_report(run.folder, registry)
     return done

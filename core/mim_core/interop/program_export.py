@@ -11,8 +11,8 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ def export_program(
     refuse_device(path)
     tried = path.with_name(f".tried-{path.name}")
     try:
-        any_batch = write(module, example, tried, told, names)
+        with _without_gradients(method):
+            any_batch = write(module, example, tried, told, names)
         again = random_inputs(shapes, ids, 2 if any_batch else 1, 1)
         with torch.no_grad():
             wanted = module(*again)
@@ -95,6 +96,19 @@ def export_program(
         tried.unlink(missing_ok=True)
     notes = [] if any_batch else ["The program takes one sample at a time: this method's steps depend on the batch."]
     return _line(kind, path, shapes), notes
+
+
+@contextmanager
+def _without_gradients(method: Method) -> Iterator[None]:
+    """Meanwhile no weight asks for a gradient, so that answers of what is written become arrays without further ado."""
+    trained = [weight for weight in method.parameters() if weight.requires_grad]
+    try:
+        for weight in trained:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
 
 
 def random_inputs(

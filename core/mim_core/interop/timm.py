@@ -113,6 +113,21 @@ def patch_encoder(method: Method) -> tuple[PatchTokenizer, Encoder]:
     return tokenizer, encoder
 
 
+def encoder_of_timm(
+    method: Method,
+) -> tuple[PatchTokenizer, Encoder, tuple[str, dict[str, Any]], dict[str, Tensor]]:
+    """Tokenizer, encoder, timm's model with its arguments, and the encoder's weights under timm's names.
+
+    Raises:
+        MimError: timm has no model for the method.
+    """
+    tokenizer, encoder = patch_encoder(method)
+    try:
+        return tokenizer, encoder, encoder.timm_model(), dict(encoder.timm_weights())
+    except NotImplementedError:
+        raise MimError(f"timm has no model for this run's encoder, a {type(encoder).__name__}.") from None
+
+
 def _with_pooled_norm(
     method: Method, whole: bool, weights: dict[str, Tensor], arguments: dict[str, Any]
 ) -> dict[str, Any]:
@@ -147,14 +162,9 @@ def export_timm(
     Raises:
         MimError: The method has no single patch tokenizer in front of an encoder that timm knows.
     """
-    tokenizer, encoder = patch_encoder(method)
+    tokenizer, encoder, (name, arguments), weights = encoder_of_timm(method)
     config = tokenizer.config
-    try:
-        name, arguments = encoder.timm_model()
-        weights = {f"patch_embed.{key}": value for key, value in tokenizer.state_dict().items()}
-        weights.update(encoder.timm_weights())
-    except NotImplementedError:
-        raise MimError(f"timm has no model for this run's encoder, a {type(encoder).__name__}.") from None
+    weights = {**{f"patch_embed.{key}": value for key, value in tokenizer.state_dict().items()}, **weights}
     patch: Any = config.patch[0] if len(set(config.patch)) == 1 else config.patch
     sizes = {"img_size": config.size, "patch_size": patch} if encoder.takes == "tokens" else {}
     arguments = {**arguments, **sizes, "in_chans": config.channels, "num_classes": 0}

@@ -193,3 +193,15 @@ def test_the_name_of_a_program_is_one_that_torch_reads(runs, tmp_path, capsys):
     assert main(["export", str(runs), "--to", "torch", "--out", str(tmp_path / "a.bin")]) == 2
     assert f"end in .pt2: --out {tmp_path / 'a.pt2'}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_program_is_no_start_of_a_training(runs, tmp_path, capsys):
+    path = tmp_path / "a.pt2"
+    path.touch()
+    for command in (["pretrain", "image:mae-vit-tiny", "--init"], ["finetune"]):
+        assert main([*command, str(path)]) == 2
+        said = capsys.readouterr().err
+        assert "is a program, which can be run and not trained from" in said
+        assert "finetune RUN, or pretrain RECIPE --init RUN" in said
+    assert main(["finetune", "mae-vit-tiny", "--init", str(path)], plugin="image") == 2
+    assert "mim-image pretrain mae-vit-tiny --init WEIGHTS" in capsys.readouterr().err

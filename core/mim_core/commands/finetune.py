@@ -67,7 +67,11 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
         return train_recipe(program, name, entry, rest, registry)
     others = [each for each in registry.of_kind("recipes", plugin) if name in (each.name, each.full_name)]
     if others and not Path(name).exists():
-        raise MimError(f"{name} is a recipe for pre-training, which learns from no labels. {hint}")
+        raise MimError(
+            f"{name} is a recipe for pre-training, which learns from no labels. To pre-train from weights, such as a "
+            f"run or its export: {program} pretrain {name} --init WEIGHTS. To train a pre-trained run on labels: "
+            f"{program} finetune RUN. {hint}"
+        )
     base, method, weights = load_run(Path(name), registry)
     if isinstance(method, Supervised):
         raise MimError(

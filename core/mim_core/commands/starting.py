@@ -18,7 +18,7 @@ from mim_core.methods.supervised import Supervised
 from mim_core.recipes.config import ResolvedRun
 from mim_core.runs import origins
 from mim_core.runs.initial_weights import take_encoder
-from mim_core.runs.load import load_run
+from mim_core.runs.load import load_run, refuse_program
 from mim_core.runs.run import Run
 
 PLAIN = "core:vit"
@@ -37,6 +37,7 @@ def is_foreign(path: Path) -> bool:
 def _check_there(path: Path) -> None:
     if not str(path).startswith("timm:") and not os.path.lexists(path):
         raise MimError(f"--init {path}: there is no such file or folder.")
+    refuse_program(path)
 
 
 def recipe_behind(path: Path, registry: Registry) -> ResolvedRun | None:

@@ -198,7 +198,7 @@ def building(role: str, part: ResolvedPart) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise MimError(f"{role} ({part.name}): {too_much(error) or f'{error}.'}") from error
+        raise MimError(f"{role} ({part.name}): {too_much(error) or f'{under_scope(str(error), role)}.'}") from error
     except MimError:
         raise
     except Exception as error:
@@ -207,6 +207,11 @@ def building(role: str, part: ResolvedPart) -> Iterator[None]:
         if not getattr(error, "__notes__", None):  # else the part that this one was building is named already
             error.add_note(f"This happened while the {_named(role, part)} was built; the fault is probably there.")
         raise
+
+
+def under_scope(text: str, role: str) -> str:
+    """What a part says of its options, with the scope of its role in front of them: ``--rgb.teacher.run``."""
+    return text.replace(f"--{role.rpartition('.')[2]}.", f"--{role}.")
 
 
 def _check_call(role: str, part: ResolvedPart, context: tuple[Any, ...]) -> None:

@@ -13,7 +13,7 @@ from mim_core.data.viewed import viewed
 from mim_core.errors import MimError, warn
 from mim_core.host.loading import installed
 from mim_core.host.registry import Registry
-from mim_core.methods.assembly import Parts, _check_call, building
+from mim_core.methods.assembly import Parts, _check_call, building, under_scope
 from mim_core.methods.method import Method
 from mim_core.parts.masker import Masker
 from mim_core.parts.target import Target
@@ -89,7 +89,13 @@ def check_teachers(method: Method) -> None:
             try:
                 module.check_filled()
             except ValueError as error:
-                raise MimError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
+                scope = name.rpartition(".")[2]
+                text = (
+                    under_scope(str(error), f"{scope}.teacher")
+                    if f"{scope}.teacher" in method.built_from
+                    else str(error)
+                )
+                raise MimError(f"{text[:1].upper()}{text[1:]}.") from error
 
 
 def settled(run: ResolvedRun, method: Method, source: DataSource) -> ResolvedRun:

@@ -261,7 +261,10 @@ class JoinedTokenizer(Tokenizer):
     def check_filled(self) -> None:
         """That of every segment."""
         for name in self.parts:
-            self.part(name).check_filled()
+            try:
+                self.part(name).check_filled()
+            except ValueError as error:
+                raise ValueError(str(error).replace("--tokenizer.", f"--{name}.tokenizer.")) from error
 
     def part(self, name: str) -> Tokenizer:
         """The tokenizer of one segment."""

@@ -40,6 +40,19 @@ class OpenedRun(NamedTuple):
         return make_source(self.recipe, self.method)
 
 
+PROGRAMS = (".pt2", ".onnx")
+"""What the names of exported programs end in."""
+
+
+def refuse_program(path: Path) -> None:
+    """Raises MimError for an exported program: it can be run, and nothing can be trained from it."""
+    if path.is_file() and path.suffix in PROGRAMS:
+        raise MimError(
+            f"{path} is a program, which can be run and not trained from. Name the run that it was exported from: "
+            "finetune RUN, or pretrain RECIPE --init RUN."
+        )
+
+
 def load_run(folder: Path | str, registry: Registry | None = None) -> OpenedRun:
     """A run's recipe, its method with the newest weights, and the checkpoint that they are from. Where the run kept an
     average of its weights (``--train.ema``), the weights are that.
@@ -52,6 +65,7 @@ def load_run(folder: Path | str, registry: Registry | None = None) -> OpenedRun:
         MimError: The folder holds no whole checkpoint, or is a file.
     """
     folder, registry = Path(folder), registry or installed()
+    refuse_program(folder)
     if folder.is_file():
         formats = ", ".join(sorted(entry.full_name for entry in registry.of_kind("importers")))
         raise MimError(

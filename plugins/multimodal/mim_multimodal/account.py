@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,8 +153,14 @@ def _some(values: Any, write: Callable[[Any], str] = str) -> str:
 # ---- looking into files ----------------------------------------------------------------------------------------------
 
 
-def look(source: Any) -> Looked:
-    """Reads some of the files for training, and says what is in them. What is wrong with one is said here too."""
+def look(source: Any, items: Items | None = None, wanted: Collection[str] | None = None) -> Looked:
+    """Reads some of the files for training, and says what is in them. What is wrong with one is said here too.
+
+    Args:
+        source: Aligned data.
+        items: Which items; all for pre-training by default.
+        wanted: Which modalities; those of the tokenizers by default.
+    """
     done = Looked()
     lookers = {
         "rgb": _look_at_rgb,
@@ -164,8 +170,8 @@ def look(source: Any) -> Looked:
         "caption": _look_at_captions,
     }
     for name in MODALITIES:
-        if name in source.shapes:
-            looker = _Looker(source.collection.pretrain, name)
+        if name in (source.shapes if wanted is None else wanted):
+            looker = _Looker(source.collection.pretrain if items is None else items, name)
             text = lookers[name](looker, source, done.advice)
             done.kinds = tuple(looker.kinds) if name == "depth" else done.kinds
             if looker.seen or looker.bad:

@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from mim_multimodal import maps, written
+from mim_multimodal import account, maps, written
 from mim_multimodal.dense_heads import (
     ConvNextHead,
     DenseHead,
@@ -127,6 +127,21 @@ class MapSource(WrappedSource):
         _, chosen = share_of(self.labelled("train"), float(getattr(inner.config, "labels", 0.0)))
         self.train.numbers = [self.train.numbers[number] for number in chosen.tolist()]
         self.samples_per_item = 1
+        self._looked: account.Looked | None = None
+
+    def looked_at_maps(self) -> account.Looked:
+        """What some of the maps that are learned from hold; they are looked at once."""
+        if self._looked is None:
+            items = self.train.items.subset(self.train.numbers)
+            self._looked = account.look(self.source, items, (self.label,))
+        return self._looked
+
+    def contents(self) -> dict[str, str]:
+        """The source's; the files hold also the maps that are learned from."""
+        rows, looked = self.source.contents(), self.looked_at_maps()
+        seen = f"{looked.items:,} of {len(self):,} looked at"
+        told = f"learned from: {self.label} {looked.texts.get(self.label, '')}, {seen}"
+        return {**rows, "files hold": "; ".join([*filter(None, [rows.get("files hold")]), told])}
 
     def _items(self, source: Any, split: str) -> MapItems:
         items = source.collection.train if split == "train" else source.collection.test
@@ -180,8 +195,9 @@ class MapSource(WrappedSource):
         return {**self.source.plan(), "labels": told}
 
     def advice(self) -> list[str]:
-        """The source's; and where an id is taken out as no class (``void``) of maps that seem to start at 0."""
-        lines: list[str] = list(self.source.advice())
+        """The source's, what in the maps is rarely meant, and where an id is taken out as no class (``void``) of maps
+        that seem to start at 0."""
+        lines: list[str] = [*self.source.advice(), *self.looked_at_maps().advice]
         config: Any = getattr(self.source, "config", None)
         count = getattr(self.source, "class_count", None)
         if self.label != "semseg" or not count or getattr(config, "void", None) is None:

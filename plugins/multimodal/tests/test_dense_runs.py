@@ -115,3 +115,13 @@ def test_a_class_that_is_taken_for_none_is_told(tmp_path):
         data = MapSource(inner, "semseg", (16, 16))
         assert any("If it is one: --data.void None" in line for line in data.advice()) == (folder == "own")
         assert "0 in them is no class" in data.plan()["labels"]
+        told = data.contents()["files hold"]
+        assert "1 of 1 looked at: rgb 8 bits, 16 x 16" in told
+        assert "learned from: semseg 8 bits, 16 x 16, ids 0, 1, 2" in told
+
+
+def test_maps_of_depth_are_described_with_the_files():
+    inner = Aligned(Aligned.Config(SAMPLE), {"rgb": (3, 16, 16)})
+    told = MapSource(inner, "depth", (16, 16)).contents()["files hold"]
+    assert "learned from: depth 8 bits, 64 x 64, 8 to 255, 32 of 960 looked at" in told
+    assert "depth" not in inner.contents()["files hold"]

@@ -32,9 +32,9 @@ def source(root, shapes=None, **options):
     return Aligned(Aligned.Config(root=root, **options), SHAPES if shapes is None else shapes)
 
 
-def refused(root, **options):
+def refused(root, shapes=None, **options):
     with pytest.raises(MimError) as error:
-        source(root, **options)
+        source(root, shapes, **options)
     return str(error.value)
 
 
@@ -312,6 +312,9 @@ def test_items_without_labels_are_for_pre_training_alone(tmp_path):
         path.unlink()
     (tmp_path / "unlabeled" / "depth").rmdir()
     assert "no folder 'depth'" in refused(tmp_path)
+    assert "Without normal: --use normal.tokenizer=none" in refused(
+        tmp_path, shapes={**SHAPES, "normal": (3, 32, 32)}, missing="mask"
+    )
     masked, skipped = (source(tmp_path, missing=missing) for missing in ("mask", "skip"))
     assert (len(masked), len(skipped)) == (10, 6)
     assert not masked.read(8, 0)["depth.present"]

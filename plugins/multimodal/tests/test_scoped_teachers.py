@@ -7,7 +7,7 @@ import torch
 from mim_core.cli import main as command
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
-from mim_core.methods.build import build_method, make_source
+from mim_core.methods.build import build_method, check_teachers, make_source
 from mim_core.recipes.config import Part, RunConfig
 from mim_core.recipes.resolve import load_recipe, resolve
 from mim_core.runs.load import load_run
@@ -79,7 +79,10 @@ def test_the_options_are_those_of_one_modality(vq, tmp_path, capsys):
     own = ["--use", "caption.tokenizer=none", "--masker.only-seen"]
     assert begun("4m-vit-tiny", tmp_path / "4m", *BEIT, "--rgb.teacher.run", str(vq), *own) == 0
     assert begun("multimae-vit-tiny", tmp_path / "x", *BEIT) == 2
-    assert "rgb.teacher (core:frozen): say whose encoder it is" in capsys.readouterr().err
+    assert "rgb.teacher (core:frozen): say whose encoder it is: --rgb.teacher.run" in capsys.readouterr().err
+    opened.method.teachers["rgb"].filled = False
+    with pytest.raises(MimError, match=r"not at hand: .*give them with --rgb\.teacher\.run .* --rgb\.teacher\.format"):
+        check_teachers(opened.method)
 
 
 def test_random_codes_name_one_modality():

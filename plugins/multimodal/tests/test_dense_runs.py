@@ -117,7 +117,7 @@ def test_a_class_that_is_taken_for_none_is_told(tmp_path):
         assert "0 in them is no class" in data.plan()["labels"]
         told = data.contents()["files hold"]
         assert "1 of 1 looked at: rgb 8 bits, 16 x 16" in told
-        assert "learned from: semseg 8 bits, 16 x 16, ids 0, 1, 2" in told
+        assert "learned from: semseg 8 bits, 16 x 16, ids 0, 1" in told
 
 
 def test_maps_of_depth_are_described_with_the_files():

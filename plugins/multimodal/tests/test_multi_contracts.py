@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from mim_core.errors import MimError
+from mim_core.evaluation.feature_pictures import feature_pictures
 from mim_core.evaluation.reconstruction import across, held_out_samples, reconstruct
 from mim_core.host.loading import installed
 from mim_core.methods.build import build_method, make_source
@@ -221,8 +222,16 @@ def test_pictures_of_every_recipe(name, tmp_path):
     assert set(found) == set(method.heads) - told
     assert any(rebuilt.unasked for rebuilt in found.values()) == ("4m" in name)
     for rebuilt in found.values():
-        for values in (rebuilt.input, rebuilt.masked, rebuilt.rebuilt):
+        rows = {"input": rebuilt.input, "masked": rebuilt.masked, "rebuilt": rebuilt.rebuilt}
+        if rebuilt.features:
+            drawn = feature_pictures(rows, rebuilt.hidden)
+            assert all(picture.content for pictures in drawn.values() for picture in pictures)
+            continue
+        for values in rows.values():
             assert source.picture(rebuilt.modality, values[0]).content
+    assert any(rebuilt.features for rebuilt in found.values()) == (
+        "vq-features" in name or name.endswith(("4m-vit-base", "4m-vit-large"))
+    )
     if "vq-" in name:
         return
     crossed = across(method, sample)

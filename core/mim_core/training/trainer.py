@@ -17,7 +17,7 @@ from mim_core.data.time_limits import Places, Watch, of_reading
 from mim_core.errors import ReadersGone, one_line
 from mim_core.methods.build import working
 from mim_core.parts.schedule import Progress
-from mim_core.ranks.tensors import batch_mean, whole
+from mim_core.ranks.tensors import batch_mean, gather, whole
 from mim_core.runs.average import WeightAverage
 from mim_core.training.cost import power
 from mim_core.training.engine import Engine
@@ -163,12 +163,12 @@ class Trainer:
         return {name: value.to(self.run.device, non_blocking=True) for name, value in batch.sample.items()}
 
     def effective_rank(self) -> float:
-        """Of the features of the last micro-batch on this rank, one row per sample and mask: exp of the entropy of the
+        """Of the features of the last micro-batch of all ranks, one row per sample and mask: exp of the entropy of the
         singular values' shares (RankMe, arXiv 2210.02885, equation 1). Near 1, all samples have one direction: a
         collapse."""
         if self.latent is None:
             return math.nan
-        rows = self.latent.float().mean(dim=1)
+        rows, _ = gather(self.latent.float().mean(dim=1))
         values = torch.linalg.svdvals(rows - rows.mean(dim=0))
         shares = values / values.sum().clamp(min=1e-12)
         return round(float((-(shares * (shares + 1e-12).log()).sum()).exp()), 3)

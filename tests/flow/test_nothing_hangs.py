@@ -251,10 +251,10 @@ def test_signals_save_and_stop(pictures, tmp_path, name):
     assert list((out / "checkpoints").glob("step-*"))
 
 
-def test_a_signal_before_the_first_step_ends_as_one_after_it(tmp_path):
+def test_a_signal_before_the_first_step_ends_as_one_after_it(pictures, tmp_path):
     code = "import mim_core.cli, os, signal, threading\n"  # a busy machine imports for seconds
     code += "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()"
-    status, output = ended(start(code, *RUN, "--data.root", tmp_path, "--out", tmp_path / "run"))
+    status, output = ended(start(code, *RUN, "--data.root", pictures, "--out", tmp_path / "run"))
     assert status == 3, output
     assert "SIGTERM" in output
 

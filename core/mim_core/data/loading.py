@@ -304,12 +304,14 @@ def end_readers(batches: Any = None) -> None:
     """Kills processes that read and waits for their end, which takes no time: those of one iterator over a `Loader`, or
     all. They hold nothing that could be lost, and one that is stopped or hangs hears nothing else."""
     workers = list(_READERS) if batches is None else getattr(batches, "_workers", ())
-    living = [worker for worker in workers if _is_ours(worker) and worker.is_alive()]
-    for worker in living:
-        worker.kill()
-    for worker in living:
-        with suppress(RuntimeError):  # the loader's own handler says of each that it is gone
-            worker.join(2)
+    for _ in range(len(workers) + 1):  # the loader's own handler may say anywhere that they are gone
+        with suppress(RuntimeError):
+            living = [worker for worker in workers if _is_ours(worker) and worker.is_alive()]
+            for worker in living:
+                worker.kill()
+            for worker in living:
+                worker.join(2)
+            return
 
 
 def readers_gone(error: BaseException) -> bool:

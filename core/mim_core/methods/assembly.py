@@ -211,7 +211,7 @@ def building(role: str, part: ResolvedPart) -> Iterator[None]:
 
 def under_scope(text: str, role: str) -> str:
     """What a part says of its options, with the scope of its role in front of them: ``--rgb.teacher.run``."""
-    return text.replace(f"--{role.rpartition('.')[2]}.", f"--{role}.")
+    return text.replace(f"--{role.rpartition('.')[2]}.", f"--{role.replace('_', '-')}.")
 
 
 def _check_call(role: str, part: ResolvedPart, context: tuple[Any, ...]) -> None:

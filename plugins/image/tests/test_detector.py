@@ -330,7 +330,7 @@ def test_answers_load_in_pycocotools_and_go_on(trained, folder, tmp_path, monkey
     ],
 )
 def test_what_a_detector_is_not(trained, tmp_path, capsys, command, said):
-    out = ["--out", str(tmp_path / "out")] if command[0] == "export" else []
+    out = ["--out", str(tmp_path / "out.pt2")] if command[0] == "export" else []
     assert main([command[0], str(trained), *command[1:], *out]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
 

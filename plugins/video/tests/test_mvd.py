@@ -75,7 +75,7 @@ def test_no_teacher_is_an_error_that_tells_the_remedy(capsys):
     assert main(["pretrain", "video:mvd-vit-tiny", "--dry-run"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "img_feat.teacher (video:frames)" in said
-    assert "--teacher.run FOLDER" in said
+    assert "--img-feat.teacher.run FOLDER" in said
 
 
 def test_a_teacher_of_other_units_is_refused(runs, capsys):

@@ -17,8 +17,8 @@ from mim_core.data.labelled import LabelledSource
 from mim_core.data.loading import KeyedDataset, Request, end_readers, loader, replacements
 from mim_core.data.source import DataSource, Labelled
 from mim_core.data.time_limits import Places, TooSlow, Watch, in_time, time_limit
-from mim_core.errors import BadSample
-from mim_core.training.signals import cleared_away
+from mim_core.errors import BadSample, MimError
+from mim_core.training.signals import before_the_first_step, cleared_away, stop_signals
 from PIL import Image
 from torch.utils.data import TensorDataset
 
@@ -257,6 +257,30 @@ def test_a_signal_before_the_first_step_ends_as_one_after_it(pictures, tmp_path)
     status, output = ended(start(code, *RUN, "--data.root", pictures, "--out", tmp_path / "run"))
     assert status == 3, output
     assert "SIGTERM" in output
+
+
+@pytest.mark.parametrize("becomes", [RuntimeError, None])
+def test_a_signal_that_a_library_hides_still_ends_as_one(becomes):
+    """What a handler raises may come anywhere: within an import that makes an error of it, or where it is ignored."""
+
+    def command():
+        with before_the_first_step("x"):
+            with contextlib.suppress(SystemExit):
+                signal.raise_signal(signal.SIGTERM)
+            raise becomes("cannot be imported") if becomes else MimError("No images")
+
+    with pytest.raises(SystemExit) as ended_by:
+        command()
+    assert ended_by.value.code == 3
+    with pytest.raises(MimError), before_the_first_step("x"):
+        raise MimError("No images")
+    with before_the_first_step("x"):
+        with contextlib.suppress(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+        with stop_signals() as stop:
+            assert stop == [signal.SIGTERM]
+    with stop_signals() as stop:
+        assert not stop
 
 
 class Slow(DataSource):

@@ -23,6 +23,10 @@ STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1",
 of the terminal."""
 
 
+_TOLD: list[int] = []
+"""Signals that came while `before_the_first_step` hears them."""
+
+
 @contextmanager
 def heard(handler: Any, signals: Sequence[int] = STOPS) -> Iterator[None]:
     """The handler hears the signals, while this lasts; those that stop a run where no others are given. What was told
@@ -43,9 +47,9 @@ def heard(handler: Any, signals: Sequence[int] = STOPS) -> Iterator[None]:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that holds the signal's number once one came. A second Ctrl-C, a second later or more, stops at once; a
-    launcher may pass the first on."""
-    stop: list[int] = []
+    """A list that holds the signal's number once one came, also one before the first step that a library hid. A second
+    Ctrl-C, a second later or more, stops at once; a launcher may pass the first on."""
+    stop: list[int] = list(_TOLD)
     came = 0.0
 
     def note(number: int, frame: object) -> None:
@@ -62,15 +66,26 @@ def stop_signals() -> Iterator[list[int]]:
 @contextmanager
 def before_the_first_step(program: str) -> Iterator[None]:
     """Before a run's steps begin, and after they end, a signal ends the process as it would end a run: with the exit
-    code of one that can go on. Nothing is lost, for all that was trained is in a checkpoint."""
+    code of one that can go on. Nothing is lost, for all that was trained is in a checkpoint. A library may turn what
+    the signal raises into an error of its own, or pass over it: an error that follows, or the first step, ends the
+    process alike."""
+    _TOLD.clear()
 
     def leave(number: int, frame: object) -> None:
         name = signal.Signals(number).name
+        _TOLD.append(number)
         sys.stderr.write(f"{program}: stopped by {name}; the same command resumes, or starts, from here.\n")
         raise SystemExit(STOPPED)
 
     with heard(leave):
-        yield
+        try:
+            yield
+        except Exception:
+            if _TOLD:
+                raise SystemExit(STOPPED) from None
+            raise
+        finally:
+            _TOLD.clear()
 
 
 @contextmanager

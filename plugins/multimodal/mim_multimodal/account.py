@@ -102,6 +102,7 @@ def advice(source: Any) -> list[str]:
         if count:
             told = f"{counted(count, 'item')} without ids of {name} in {source.tokens[name].folder}"
             lines.append(f"{told}; kept, and {name} is hidden there")
+    lines += source.copied
     found = source.depth_kinds() if "depth" in source.shapes and not source.config.depth_bits else {}
     if len(found) > 1:
         kinds = ", ".join(f"{file} has {kind}" for kind, file in found.items())

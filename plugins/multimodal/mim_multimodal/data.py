@@ -142,6 +142,7 @@ class Aligned(DataSource):
             self.root, wanted, config.folders, config.missing, config.suffixes, config.splits
         )
         self.without_ids = {name: self._without_ids(store) for name, store in self.tokens.items()}
+        self.copied = [*filter(None, (store.check_files(self.root) for store in self.tokens.values()))]
         absent = (*self.collection.missing, *(name for name, count in self.without_ids.items() if count))
         self.masked = absent if config.missing == "mask" else ()
         self.classes = class_names(self.root)

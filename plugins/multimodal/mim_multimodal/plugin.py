@@ -95,13 +95,13 @@ def mim_register_methods(register: Register) -> None:
     """Training on maps of classes and of depth."""
     register(
         name="segmenter",
-        load="mim_multimodal.dense_methods:Segmenter",
+        load="mim_multimodal.segmenter:Segmenter",
         summary="A class for every pixel: a linear, ConvNeXt, DPT or UPerNet head on all tokens.",
         paper=MULTIMAE,
     )
     register(
         name="depth-regressor",
-        load="mim_multimodal.dense_methods:DepthRegressor",
+        load="mim_multimodal.depth_regressor:DepthRegressor",
         summary="Depth at every pixel, in the file's unit: a DPT, ConvNeXt, linear or UPerNet head.",
         paper=MULTIMAE,
     )

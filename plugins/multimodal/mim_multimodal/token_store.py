@@ -1,8 +1,9 @@
 """Ids of a collection, made once by a trained tokenizer and read back as a modality (4M, arXiv 2312.06647, section
 2.1).
 
-A folder of ``shard-N.safetensors``, each with ``ids`` int32 [n, crops, *grid] and the names of its n items, and a
-``manifest.json`` that says whose ids they are. Ids of an item that could not be read are -1.
+A folder of ``shard-N.safetensors``, each with ``ids`` int32 [n, crops, *grid], the names of its n items and the files
+that they were made of, and a ``manifest.json`` that says whose ids they are. Ids of an item that could not be read are
+-1.
 
 Pictures are augmented before they are named, so the crops are drawn once too: number 0 is the fixed crop of evaluation,
 the others are random, the same for every modality. A source that reads ids shows that part of all other modalities.
@@ -11,13 +12,14 @@ the others are random, the same for every modality. A source that reads ids show
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from mim_core import BadSample, MimError, randomness
+from mim_core import BadSample, MimError, counted, randomness
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -109,6 +111,16 @@ def made_of(path: Path) -> str:
         return ""
 
 
+def files_in(path: Path) -> list[tuple[str, int, int]]:
+    """What the items of a shard were made of: each file below the data's folder, its bytes and its time in nanoseconds.
+    Empty where the shard does not say."""
+    try:
+        with safe_open(path, "pt") as file:
+            return [tuple(each) for each in json.loads((file.metadata() or {}).get("files", "[]")) if each]
+    except (OSError, SafetensorError, ValueError):
+        return []
+
+
 class TokenStore:
     """A folder of ids, read by the names of items.
 
@@ -138,6 +150,7 @@ class TokenStore:
                     "that makes it goes on where it was: mim-multimodal tokenize RUN DATA OUT"
                 )
             self.places.update({name: (number, row) for row, name in enumerate(names)})
+        self.shards = int(manifest["shards"])
 
     def check(self, names: Iterable[str]) -> None:
         """Whether all these items have ids.
@@ -152,6 +165,40 @@ class TokenStore:
                 "collection. Make ids of this one: mim-multimodal tokenize RUN DATA OUT; where these items lack the "
                 "modality, --data.missing mask keeps them and hides it"
             )
+
+    def replaced(self, root: Path) -> tuple[list[str], list[str]]:
+        """The files below a folder that are there under the names that ids were made of, and are not what they were:
+        (of another size, of the same size and another time). Files that are gone do not count: ids stand for them."""
+        sizes, times = list[str](), list[str]()
+        for number in range(self.shards):
+            for name, size, time in files_in(shard_path(self.folder, number)):
+                try:
+                    found = os.stat(root / name)
+                except OSError:
+                    continue
+                if found.st_size != size:
+                    sizes.append(name)
+                elif found.st_mtime_ns != time:
+                    times.append(name)
+        return sizes, times
+
+    def check_files(self, root: Path) -> str:
+        """Whether the files below a folder are those that ids were made of. Returns what to tell of their times.
+
+        Raises:
+            MimError: Some have another size.
+        """
+        sizes, times = self.replaced(root)
+        again = "mim-multimodal tokenize RUN DATA OUT makes the ids of such files anew"
+        since = f"than when the ids in {self.folder} were made, such as"
+        if sizes:
+            raise MimError(
+                f"Of {counted(len(sizes), 'file')} of {root}, the size is another {since} {sizes[0]}; {again}."
+            )
+        if not times:
+            return ""
+        told = f"of {counted(len(times), 'file')} of {root}, the time is another {since} {times[0]}"
+        return f"{told}. If they were copied, all is well; if they were replaced, {again}"
 
     def ids(self, name: str, crop: int) -> Tensor:
         """int64 [*grid] of an item's crop.

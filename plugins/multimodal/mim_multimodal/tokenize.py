@@ -137,12 +137,21 @@ def every_item(source: Aligned) -> list[tuple[Items, int]]:
     return [(items, index) for items in splits for index in range(len(items))]
 
 
+def files_of(some: Sequence[tuple[Items, int]], modality: str) -> list[tuple[str, int, int] | None]:
+    """The file of each item below the data's folder, its bytes and its time in nanoseconds; None where it has none."""
+    found = list[tuple[str, int, int] | None]()
+    for items, index in some:
+        name = items.file(modality, index) if items.has(modality, index) else None
+        facts = os.stat(items.root / name) if name else None
+        found.append((name, facts.st_size, facts.st_mtime_ns) if name and facts else None)
+    return found
+
+
 def facts_of(some: Sequence[tuple[Items, int]], modality: str) -> str:
     """A digest of the sizes and times of the files of some items."""
     total = hashlib.sha256()
-    for items, index in some:
-        found = os.stat(items.root / items.file(modality, index)) if items.has(modality, index) else None
-        total.update(f"{(found.st_size, found.st_mtime_ns) if found else None}\n".encode())
+    for facts in files_of(some, modality):
+        total.update(f"{facts[1:] if facts else None}\n".encode())
     return total.hexdigest()
 
 
@@ -161,7 +170,8 @@ def write_shard(job: Job) -> dict[str, str]:
     whole = ids.unflatten(0, (len(some), job.crops.count)).unflatten(2, method.tokenizer.layout.grid)
     names = json.dumps([items.identity(index) for items, index in some])
     partial = Path(job.path).with_suffix(".partial")
-    about = {"names": names, "made_of": facts_of(some, next(iter(method.tokenizer.shapes)))}
+    modality = next(iter(method.tokenizer.shapes))
+    about = {"names": names, "made_of": facts_of(some, modality), "files": json.dumps(files_of(some, modality))}
     partial.write_bytes(save({"ids": whole.to(torch.int32).contiguous()}, about))
     partial.replace(job.path)
     return bad

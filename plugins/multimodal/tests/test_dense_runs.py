@@ -9,7 +9,7 @@ import torch
 from mim_core import load_run
 from mim_core.cli import main
 from mim_multimodal.data import SAMPLE, Aligned
-from mim_multimodal.dense_methods import MapSource
+from mim_multimodal.map_sources import MapSource
 from PIL import Image
 
 SHORT = ["--quiet", "--train.workers", "0", "--train.warmup-epochs", "0", "--train.batch-size", "8"]

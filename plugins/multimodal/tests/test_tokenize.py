@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -168,6 +169,25 @@ def test_items_without_ids_are_masked_where_what_is_missing_is(data, ids, tmp_pa
     assert any("1 item without ids of depth" in line for line in found.advice())
     with pytest.raises(MimError, match="another collection"):
         source(items(tmp_path / "other"), shapes, tokens=told, missing="mask")
+
+
+def test_a_picture_that_was_replaced_since_is_noticed(data, ids, tmp_path):
+    """Another size is refused, another time is told, and files that are gone are none of its business."""
+    root, told = tmp_path / "data", {"depth_ids": str(ids)}
+    shutil.copytree(data, root)  # with their times
+    shapes = {"rgb": (3, 32, 32), "depth_ids": (4, 4)}
+    assert not source(root, shapes, tokens=told).advice()
+    depth = root / "train/depth"
+    (depth / "01.png").unlink()
+    os.utime(depth / "00.png")
+    lines = source(root, shapes, tokens=told).advice()
+    assert len(lines) == 1
+    assert "of 1 file of" in lines[0]
+    assert "such as train/depth/00.png" in lines[0]
+    assert "If they were copied, all is well" in lines[0]
+    shutil.copyfile(depth / "03.png", depth / "02.png")
+    with pytest.raises(MimError, match=r"the size is another than when .* such as train/depth/02\.png; "):
+        source(root, shapes, tokens=told)
 
 
 def test_4m_is_trained_on_them(data, ids, tmp_path):

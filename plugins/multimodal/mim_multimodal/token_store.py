@@ -192,12 +192,11 @@ class TokenStore:
         again = "mim-multimodal tokenize RUN DATA OUT makes the ids of such files anew"
         since = f"than when the ids in {self.folder} were made, such as"
         if sizes:
-            raise MimError(
-                f"Of {counted(len(sizes), 'file')} of {root}, the size is another {since} {sizes[0]}; {again}."
-            )
+            many = counted(len(sizes), "file")
+            raise MimError(f"Of {many} in {root}, the size is another {since} {sizes[0]}; {again}.")
         if not times:
             return ""
-        told = f"of {counted(len(times), 'file')} of {root}, the time is another {since} {times[0]}"
+        told = f"of {counted(len(times), 'file')} in {root}, the time is another {since} {times[0]}"
         return f"{told}. If they were copied, all is well; if they were replaced, {again}"
 
     def ids(self, name: str, crop: int) -> Tensor:

@@ -182,7 +182,7 @@ def test_a_picture_that_was_replaced_since_is_noticed(data, ids, tmp_path):
     os.utime(depth / "00.png")
     lines = source(root, shapes, tokens=told).advice()
     assert len(lines) == 1
-    assert "of 1 file of" in lines[0]
+    assert "of 1 file in" in lines[0]
     assert "such as train/depth/00.png" in lines[0]
     assert "If they were copied, all is well" in lines[0]
     shutil.copyfile(depth / "03.png", depth / "02.png")

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from mim_core.data.source import Picture as Picture
     from mim_core.data.source import PlainItems as PlainItems
     from mim_core.data.source import Sample as Sample
+    from mim_core.data.source import Shown as Shown
     from mim_core.data.strong import Strong as Strong
     from mim_core.data.table_beside import with_table_beside as with_table_beside
     from mim_core.data.table_splits import TableSplits as TableSplits
@@ -235,7 +236,7 @@ _ROOMS = {
     "data.normalise": ("IMAGENET_MEAN", "IMAGENET_STD", "Normalisation", "check_statistics", "usual_statistics"),
     "data.picture_limits": ("check_picture",),
     "data.said_once": ("SaidOnce",),
-    "data.source": ("DataSource", "Labelled", "Picture", "PlainItems", "Sample"),
+    "data.source": ("DataSource", "Labelled", "Picture", "PlainItems", "Sample", "Shown"),
     "data.strong": ("Strong",),
     "data.table_beside": ("with_table_beside",),
     "data.table_splits": ("TableSplits", "table_splits"),

@@ -107,7 +107,8 @@ def _answered(
                 if made.files and out.resolve() == options.input.resolve():
                     raise MimError(f"--out {out} is the folder that is read; name another, so that no file is lost.")
                 files = _write_files(out, homes[some.start + row], made.files)
-                rows[str(row)] = {**made.row, **files}
+                where = _shown_part(inputs, some.start + row) if files else {}
+                rows[str(row)] = {**made.row, **files, **where}
                 facts |= {} if made.facts is None else {str(row): made.facts}
         return {}, {"rows": rows, "facts": facts, "skipped": {str(row): why for row, why in found.skipped.items()}}
 
@@ -246,6 +247,14 @@ def _write_files(out: Path, home: str, files: Any) -> dict[str, str]:
             file.write(content)
         found[behind.partition(".")[0].strip("-") or "file"] = path.as_posix()
     return found
+
+
+def _shown_part(inputs: Inputs, number: int) -> dict[str, float]:
+    """Which part of a sample's picture its files are of, as columns of the table; none where that is not known."""
+    boxes = inputs.items.boxes
+    if boxes is None or inputs.items.views > 1:
+        return {}
+    return {f"crop {side}": round(float(value), 3) for side, value in boxes(inputs.kept[number])._asdict().items()}
 
 
 def _write_tables(out: Path, rows: list[dict[str, Any]], skipped: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +67,15 @@ class Labelled:
         return sample * self.views + self.views // 2
 
 
+class Shown(NamedTuple):
+    """The part of a picture that an item shows, in pixels of the whole picture, upright as its EXIF says."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
 @dataclass(frozen=True)
 class PlainItems:
     """Items that are read as they are, without augmentation and without labels, see `DataSource.plain`.
@@ -75,11 +84,13 @@ class PlainItems:
         items: Read by index.
         names: Of the samples, as `DataSource.name_of` has them.
         views: How many consecutive items are views of one sample, see `Labelled.views`.
+        boxes: Number of an item -> the part of its picture that it shows; none where items show no part of a picture.
     """
 
     items: Dataset[Any]
     names: tuple[str, ...]
     views: int = 1
+    boxes: Callable[[int], Shown] | None = None
 
 
 class DataSource:

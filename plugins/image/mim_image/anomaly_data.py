@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mim_core import DataSource, Labelled, MimError, PlainItems, counted
+from mim_core import DataSource, Labelled, MimError, PlainItems, Shown, counted
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -28,7 +28,7 @@ from mim_image.anomaly_layouts import (
 from mim_image.data import Images
 from mim_image.files import ImageStore, Splits
 from mim_image.formats import open_image
-from mim_image.pixels import bands_of
+from mim_image.pixels import bands_of, upright_size
 
 
 class Anomalies(Images):
@@ -122,7 +122,8 @@ class Anomalies(Images):
 
     def plain(self) -> PlainItems:
         """Whole pictures as evaluation reads them."""
-        return PlainItems(Whole(self, self.splits.pretrain), self.splits.pretrain.names())
+        items = Whole(self, self.splits.pretrain)
+        return PlainItems(items, self.splits.pretrain.names(), boxes=items.box)
 
     def _before_crop(self, store: ImageStore, index: int) -> Image.Image:
         """The whole picture, resized first as evaluation does."""
@@ -189,6 +190,11 @@ class Whole(Dataset[Any]):
         elif self.boxes:
             found["truth"] = self._boxes(index)
         return found
+
+    def box(self, index: int) -> Shown:
+        """The whole picture."""
+        with self.store.open(index) as image:
+            return Shown(0, 0, *upright_size(image))
 
     def _boxes(self, index: int) -> Tensor:
         """1 within a picture's boxes, int8 [H, W]; all -1 where they are not known."""

@@ -21,6 +21,7 @@ from mim_core import (
     PlainItems,
     SaidOnce,
     Sample,
+    Shown,
     Strong,
     View,
     counted,
@@ -42,7 +43,7 @@ from mim_image.files import ImageStore, Splits, folder_splits, tar_splits
 from mim_image.formats import EXTENSIONS, UnsupportedKind, refuse_large
 from mim_image.idx import idx_files, idx_splits
 from mim_image.looking import Look, look, notice, pages_of
-from mim_image.pixels import bands_of, convert_mode
+from mim_image.pixels import bands_of, convert_mode, upright_size
 from mim_image.shards import packed
 from mim_image.tokenizer import ImagePatchTokenizer
 from mim_image.views import ImageViews
@@ -375,7 +376,8 @@ class Images(DataSource):
 
     def plain(self) -> PlainItems:
         """Images as evaluation reads them: the centre of each."""
-        return PlainItems(CenterCrops(self, self.splits.pretrain), self.splits.pretrain.names())
+        items = CenterCrops(self, self.splits.pretrain)
+        return PlainItems(items, self.splits.pretrain.names(), boxes=items.box)
 
     def raw(self, sample: Sample) -> Tensor:
         """The pixels in [0, 1], not centred; of images above 32 x 32, the means of a 32 x 32 grid."""
@@ -452,8 +454,25 @@ class CenterCrops(Dataset[Any]):
         image = self.source._load(self.store, index, self.source.config.evaluate_crop**2)
         height, width = self.source.size
         if image.size != (width, height):
-            scale = max(height / image.height, width / image.width) / self.source.config.evaluate_crop
-            covered = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
+            covered = self._covered(*image.size)
             image = v2.functional.resize(image, covered, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
             image = v2.functional.center_crop(image, [height, width])
         return {"image": torch.from_numpy(bands_of(image, self.source.channels))}
+
+    def _covered(self, width: int, height: int) -> list[int]:
+        """Height and width that an image of this size is brought to before its centre is taken."""
+        size = self.source.size
+        scale = max(size[0] / height, size[1] / width) / self.source.config.evaluate_crop
+        return [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
+
+    def box(self, index: int) -> Shown:
+        """The part of an image that is shown."""
+        with self.store.open(index) as image:
+            width, height = upright_size(image)
+        size = self.source.size
+        if (height, width) == size:
+            return Shown(0, 0, width, height)
+        covered = self._covered(width, height)
+        y, x = height / covered[0], width / covered[1]
+        top, left = (round((whole - own) / 2) for whole, own in zip(covered, size, strict=True))
+        return Shown(left * x, top * y, size[1] * x, size[0] * y)

@@ -128,6 +128,12 @@ def convert_mode(image: Image.Image, channels: int, limits: Range | None = None)
     return _as_values(image) if channels == 4 else image
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image, decoded or not, once it is turned as its EXIF says."""
+    width, height = image.size
+    return (height, width) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (width, height)
+
+
 def _upright(image: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
     return upright if upright is not None else image

@@ -110,6 +110,8 @@ def test_predict_writes_score_maps(run, bottle, tmp_path):
         np.testing.assert_allclose(scores, method.score_maps(batch, 1)[0].numpy(), rtol=1e-4, atol=1e-6)
         assert float(rows[name]["highest score"]) == pytest.approx(float(scores.max()))
         assert Image.open(tmp_path / "out" / rows[name]["heat"]).size == (112, 112)
+        shown = [float(rows[name][f"crop {side}"]) for side in ("left", "top", "width", "height")]
+        assert shown == [0, 0, *Image.open(bottle / split.names[i]).size]  # all of it
 
 
 def test_a_masked_autoencoder_is_a_detector(bottle, tmp_path, capsys):

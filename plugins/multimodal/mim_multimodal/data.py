@@ -22,6 +22,7 @@ from mim_core import (
     PlainItems,
     SaidOnce,
     Sample,
+    Shown,
     one_line,
     randomness,
     unknown,
@@ -442,7 +443,16 @@ class Aligned(DataSource):
         """Items under the fixed crop of evaluation."""
         items = self.collection.pretrain
         names = tuple(map(items.name, range(len(items))))
-        return PlainItems(Fixed(self, items, range(len(items)), self.shapes), names)
+        return PlainItems(Fixed(self, items, range(len(items)), self.shapes), names, boxes=self._shown)
+
+    def _shown(self, index: int) -> Shown:
+        """What the fixed crop shows of an item's first picture: of rgb where it is given, else of a map."""
+        items = self.collection.pretrain
+        pictures = (name for name in crops.PICTURES if name in self.shapes and name not in self.tokens)
+        first = next((name for name in pictures if items.has(name, index)), None)
+        frame = self._frame(items, index, self._open(items, index, [first] if first else [], None))
+        top, left, height, width = self._cut(frame, None).box
+        return Shown(left, top, width, height)
 
     def _split(self, split: str) -> Items:
         if split not in ("train", "test"):

@@ -15,7 +15,7 @@ from mim_core.evaluation.reconstruction import across
 from mim_core.runs.load import load_run
 from mim_multimodal import written
 from mim_multimodal.data import SAMPLE, Aligned
-from PIL import Image
+from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parent))
 from aligned_items import items, save
@@ -51,6 +51,27 @@ def test_colour_alone_gives_depth_and_classes(run, tmp_path):
     np.testing.assert_allclose(depth, answers["depth"][0, 0].clamp(-7.99, 7.99), rtol=0, atol=1e-3)
     with Image.open(tmp_path / "p" / rows[0]["semseg"]) as image:
         np.testing.assert_array_equal(np.asarray(image), answers["semseg"][0])
+
+
+def test_the_table_says_which_part_of_a_turned_photo_the_maps_are_of(run, tmp_path):
+    """Cut out of the upright photo and resized by Pillow alone, it is what the run sees."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    ramp = np.linspace(0, 255, 200)[None, :, None] * np.linspace(0.3, 1, 120)[:, None, None] * np.ones(3)
+    (tmp_path / "new/rgb").mkdir(parents=True)
+    Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "new/rgb/a.png", exif=exif)
+    assert predicted(run, tmp_path / "new", tmp_path / "p", "--given", "rgb") == 0
+    with open(tmp_path / "p/predictions.csv", newline="") as file:
+        row = next(csv.DictReader(file))
+    left, top, width, height = (float(row[f"crop {side}"]) for side in ("left", "top", "width", "height"))
+    assert (left, top, width, height) == (0, 40, 120, 120)
+    shape = load_run(run).method.tokenizer.shapes["rgb"]
+    source = Aligned(Aligned.Config(root=tmp_path / "new", splits=False), {"rgb": shape})
+    with Image.open(tmp_path / "new/rgb/a.png") as image:
+        upright = ImageOps.exif_transpose(image)
+    box = (left, top, left + width, top + height)
+    again = np.asarray(upright.resize(shape[:0:-1], Image.Resampling.BICUBIC, box=box), np.int64)
+    np.testing.assert_allclose(source.plain().items[0]["rgb"].permute(1, 2, 0).long(), again, rtol=0, atol=1)
 
 
 def test_they_are_what_the_report_shows(run):

@@ -195,6 +195,24 @@ def test_the_name_of_a_program_is_one_that_torch_reads(runs, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("model.py", "model.safetensors", "about.json"), "is a plain model, which export wrote"),
+        (("config.json", "model.safetensors"), "is a folder of weights, not a run. Start a run from it"),
+    ],
+)
+def test_an_exported_folder_is_no_run(tmp_path, capsys, files, said):
+    for name in files:
+        (tmp_path / name).touch()
+    for command in ("finetune", "evaluate", "export"):
+        assert main([command, str(tmp_path)], plugin="image") == 2
+        assert said in capsys.readouterr().err
+    if "model.py" in files:
+        assert main(["pretrain", "mae-vit-tiny", "--init", str(tmp_path)], plugin="image") == 2
+        assert said in capsys.readouterr().err
+
+
 def test_a_program_is_no_start_of_a_training(runs, tmp_path, capsys):
     path = tmp_path / "a.pt2"
     path.touch()

@@ -39,7 +39,7 @@ class AskingOptions:
     input: Annotated[Path, tyro.conf.Positional]
     """A folder of files as the run's data source reads them, or one file."""
     given: tuple[str, ...] = ()
-    """Of several modalities, those that are read; all by default. predict makes the others."""
+    """Of several modalities, those that are read; all by default."""
     batch_size: int = 64
     """Items at once."""
     workers: int = 0

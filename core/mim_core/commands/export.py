@@ -51,8 +51,7 @@ class ExportOptions:
     say how inputs are made."""
     out: Path | None = None
     """File to write, of torch's programs with the ending .pt2; RUN/encoder-timm.safetensors by default, or
-    RUN/program.pt2 or .onnx; a folder for plain and
-    for transformers, RUN/plain and RUN/hf."""
+    RUN/program.pt2 or .onnx; a folder for plain and for transformers, RUN/plain and RUN/hf."""
     given: tuple[str, ...] = ()
     """torch and onnx: of several modalities, those that the program takes; all by default."""
 

@@ -43,9 +43,18 @@ class OpenedRun(NamedTuple):
 PROGRAMS = (".pt2", ".onnx")
 """What the names of exported programs end in."""
 
+PLAIN_MODEL = ("model.py", "model.safetensors", "about.json")
+"""What a folder that export wrote as a plain model holds."""
+
 
 def refuse_program(path: Path) -> None:
-    """Raises MimError for an exported program: it can be run, and nothing can be trained from it."""
+    """Raises MimError for an exported program, which can be run and nothing can be trained from it; and for a plain
+    model, from which no run starts."""
+    if path.is_dir() and all((path / name).is_file() for name in PLAIN_MODEL):
+        raise MimError(
+            f"{path} is a plain model, which export wrote for code that has torch alone; no run starts from it. Name "
+            "the run that it was exported from: finetune RUN, or pretrain RECIPE --init RUN."
+        )
     if path.is_file() and path.suffix in PROGRAMS:
         raise MimError(
             f"{path} is a program, which can be run and not trained from. Name the run that it was exported from: "
@@ -71,6 +80,11 @@ def load_run(folder: Path | str, registry: Registry | None = None) -> OpenedRun:
         raise MimError(
             f"{folder} is a weights file, not a run. To make it one: mim-core import RECIPE {folder} --format NAME; "
             f"or start one from it: pretrain RECIPE --init {folder} --init-format NAME. Formats: {formats or 'none'}."
+        )
+    if (folder / "config.json").is_file():
+        raise MimError(
+            f"{folder} is a folder of weights, not a run. Start a run from it: pretrain RECIPE --init {folder}, or "
+            f"finetune RECIPE --init {folder}."
         )
     check_name(folder)
     path = folder if os.path.lexists(folder / "state.json") else checkpoint.to_resume(folder, warn)

@@ -62,7 +62,8 @@ class CodeTokenizer(NamedTokenizer):
     def check_filled(self) -> None:
         """Refuses to name units with weights that were only drawn, where the ones that are meant are gone."""
         if not self.filled:
-            raise ValueError(f"the trained tokenizer is not at hand: {self.config.run or 'no run is named'}")
+            where = self.config.run or "no run is named"
+            raise ValueError(f"the trained tokenizer is not at hand: {where}; give it with --tokenizer.run FOLDER")
 
     @torch.no_grad()
     def split(self, sample: Sample) -> Patches:

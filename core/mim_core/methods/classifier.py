@@ -23,6 +23,7 @@ from mim_core.methods.method import Outcome, Record
 from mim_core.methods.mixing import Mix, draw_mix, mixed, mixed_labels
 from mim_core.methods.supervised import Supervised, Taught
 from mim_core.parts.encoder import Encoded, Encoder, init_transformer
+from mim_core.parts.layout import take
 from mim_core.parts.mask import Mask
 from mim_core.parts.norm import BatchNorm
 from mim_core.parts.tokenizer import Tokenizer
@@ -48,6 +49,7 @@ class Classifier(Supervised):
     """
 
     weights: Tensor | None
+    lacks_units = True
 
     @dataclass(frozen=True)
     class Config:
@@ -258,7 +260,7 @@ class Classifier(Supervised):
         """The cross-entropy, the mean over the batch, each sample with its class's weight; predictions "class" are
         logits [B, classes]."""
         encoded = self.encoded(prepared)
-        pooled = self._pooled(encoded)
+        pooled = self._pooled(encoded, prepared.mask.kept_valid)
         if self.config.head_dropout:
             pooled = F.dropout(pooled, self.config.head_dropout, self.training)
         logits = self.head(pooled)
@@ -273,13 +275,14 @@ class Classifier(Supervised):
             return each
         return each * (answers @ self.weights if answers.is_floating_point() else self.weights[answers])
 
-    def _pooled(self, encoded: Encoded) -> Float[Tensor, "B D"]:
-        """One vector per sample, twice the encoder's width for two kinds."""
+    def _pooled(self, encoded: Encoded, valid: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B D"]:
+        """One vector per sample, twice the encoder's width for two kinds, of the units that it has."""
+        tokens = encoded.tokens
         kinds = {
-            "mean": lambda: encoded.tokens.mean(dim=1),
-            "max": lambda: encoded.tokens.amax(dim=1),
+            "mean": lambda: tokens.mean(dim=1) if valid is None else tokens.sum(dim=1) / valid.sum(dim=1, keepdim=True),
+            "max": lambda: (tokens if valid is None else tokens.masked_fill(~valid[:, :, None], -math.inf)).amax(dim=1),
             "prefix": lambda: encoded.prefix[:, 0],
-            "first": lambda: encoded.tokens[:, 0],
+            "first": lambda: tokens[:, 0] if valid is None else take(tokens, valid.int().argmax(dim=1)[:, None])[:, 0],
         }
         pooled = torch.cat([kinds[kind]() for kind in self.config.pool.split("-")], dim=1)
         return pooled if self.fc_norm is None else self.fc_norm(pooled)

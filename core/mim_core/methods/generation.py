@@ -46,6 +46,8 @@ class Generation:
             raise MimError(
                 f"steps must be at least 1, and temperature 0 or more; got {self.steps} and {self.temperature}."
             )
+        if len(set(self.wanted)) < len(self.wanted):
+            raise MimError(f"--predict names a modality twice: {' '.join(self.wanted)}.")
 
     def undecided(self, step: int, count: int) -> int:
         """How many of ``count`` ids are undecided after a step, counted from 1; 0 after the last, and one fewer at
@@ -80,21 +82,22 @@ def generated(method: Any, sample: Sample, how: Generation) -> dict[str, Tensor]
         how: The options.
 
     Raises:
-        MimError: None or all modalities are given, or one is wanted that is given, or that no head asks for.
+        MimError: None or all modalities are given, or one is wanted that is given, follows from what is, or that no
+            head asks for in ids.
     """
     tokenizer = method.tokenizer
     assert isinstance(tokenizer, JoinedTokenizer), "several modalities are joined"
     lacking = tokenizer.lacking(sample)
     named = {name: head for name, head in method.heads.items() if tokenizer.part(str(head.segment)).names}
     able = [name for name, head in named.items() if head.segment in lacking]
-    for name in how.wanted:
-        if name not in able:
-            raise unknown("modality in --predict", name, able, "Those that are given are not predicted.")
     if len(lacking) == len(tokenizer.parts) or not able:
         raise MimError(
             f"Which modalities are given? --given names some of {', '.join(tokenizer.shapes)}, and leaves out one that "
             f"can be predicted: {', '.join(named)}."
         )
+    for name in how.wanted:
+        if name not in able:
+            raise _refused(name, able, method, sample)
     state = _begin(tokenizer, sample, lacking)
     found = {}
     for name in how.wanted or able:
@@ -106,6 +109,23 @@ def generated(method: Any, sample: Sample, how: Generation) -> dict[str, Tensor]
             _decide(method, state, name, how)
         found[name] = part.join(state.values[segment], dict(state.layout.segments)[segment])
     return found
+
+
+def _refused(name: str, able: list[str], method: Any, sample: Sample) -> MimError:
+    """Why a modality that is wanted is not made, and which could be."""
+    tokenizer, others = method.tokenizer, f"What can be predicted from what is given: {', '.join(able)}."
+    segment = str(method.heads[name].segment) if name in method.heads else name
+    if segment not in tokenizer.parts:
+        return unknown("modality in --predict", name, able, "Those that are given are not predicted.")
+    part = tokenizer.part(segment)
+    made = [modality for modality in part.shapes if modality in sample]
+    if made:
+        why = "it is given" if made == [name] else f"it follows from {', '.join(made)}, which is given"
+    elif name not in method.heads:
+        why = "this run has no head that answers for it"
+    else:
+        why = "its answers are values, and ids alone are generated"
+    return MimError(f"--predict {name}: {why}. {others}")
 
 
 def _begin(tokenizer: JoinedTokenizer, sample: Sample, lacking: list[str]) -> _State:
@@ -146,8 +166,9 @@ def _drawn(scores: Float[Tensor, "B Q size"], how: Generation, stream: str) -> t
     logs = scores.log_softmax(dim=-1)
     wanted = logs
     if how.temperature:
-        noise = how.noise(stream, scores.shape[1] * scores.shape[2], scores.device)
-        wanted = logs / how.temperature + noise.reshape(scores.shape[1:])
+        noise = how.noise(stream, scores.shape[1] * scores.shape[2], scores.device).reshape(scores.shape[1:])
+        hot = max(1.0, how.temperature)  # either way the same order; a tiny divisor would make all infinite
+        wanted = logs / hot + noise * (how.temperature / hot)
     ids = wanted.argmax(dim=-1)
     return ids, logs.gather(2, ids[..., None])[..., 0]
 
@@ -160,6 +181,8 @@ def _decide(method: Any, state: _State, name: str, how: Generation) -> None:
         queries = torch.zeros_like(state.known)
         queries[:, start : start + part.count] = ~state.known[:, start : start + part.count]
         open_ = int(queries[0].sum())
+        if not open_:
+            break
         decided = open_ - how.undecided(step, part.count)
         if decided < 1:
             continue

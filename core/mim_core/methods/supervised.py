@@ -7,11 +7,11 @@ them. `Classifier` puts a head on pooled tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mim_core.data.labelled import LabelledSource
@@ -68,6 +68,8 @@ class Supervised(Method):
     the options that both have, but for the root."""
     replaces: tuple[str, ...] = ()
     """Starts of the names of weights of pre-training that the method does without, because its head has its own."""
+    lacks_units: bool = False
+    """Samples may lack some of their units: `encoded` has zeros there, which the head knows or may see."""
 
     def __init__(self, tokenizer: Tokenizer, encoder: Encoder) -> None:
         super().__init__()
@@ -110,15 +112,14 @@ class Supervised(Method):
             progress: Not used.
 
         Raises:
-            ValueError: A mask is given, or the sample lacks units or answers.
+            ValueError: A mask is given, or the sample lacks answers, or units that it needs.
         """
         if mask is not None:
             raise ValueError("a method that is trained on labels hides nothing; leave the mask out")
         patches = self.tokenizer.split(sample)
-        if patches.layout.valid is not None:
-            raise ValueError(_lacking(patches.layout))
         first = next(iter(sample.values()))
         hidden = Mask.nothing_hidden(first.shape[0], patches.layout, first.device)
+        hidden = replace(hidden, kept_valid=self._valid_units(patches.layout))
         return Taught(
             patches.values,
             patches.layout,
@@ -127,10 +128,29 @@ class Supervised(Method):
             {name: entry(sample, name) for name in self.beside},
         )
 
+    def _valid_units(self, layout: Layout) -> Bool[Tensor, "B N"] | None:
+        """Which units the samples have; None where they have all.
+
+        Raises:
+            ValueError: They lack some and the method needs all, or a sample has none.
+        """
+        valid = layout.valid
+        if valid is None:
+            return None
+        if not self.lacks_units or not self.encoder.pads:
+            raise ValueError(_lacking(layout))
+        if not torch.compiler.is_compiling() and not valid.is_meta and not bool(valid.any(dim=1).all()):
+            raise ValueError("a sample has none of its units")
+        return valid
+
     def encoded(self, prepared: Taught) -> Encoded:
-        """Tokens of all units."""
+        """Tokens of all units, zeros where a sample lacks one."""
         encoded: Encoded = self.encoder(self.tokenizer.embed(prepared.inputs), prepared.layout, prepared.mask)
-        return encoded
+        valid = prepared.mask.kept_valid
+        if valid is None:
+            return encoded
+        tokens, *levels = (x.masked_fill(~valid[:, :, None], 0.0) for x in (encoded.tokens, *encoded.levels))
+        return replace(encoded, tokens=tokens, levels=tuple(levels))
 
     def encode(self, sample: Sample) -> Features:
         """Features of every unit, as training on labels has made them. Needs no labels."""

@@ -64,6 +64,7 @@ def take_weights(method: Method, other: nn.Module, path: Path) -> list[str]:
     if faults or (_segments(own) and not shared):
         raise _misfit(path, faults, own, theirs)
     method.load_state_dict({**own, **taken})
+    _filled(method, set(taken) | places.kept)
     left = [name for name in theirs if name not in taken and name not in places.passed]
     said += [f"starts fresh: {_grouped(fresh, set(own) - places.kept)}"] if fresh else []
     return said + ([f"not used: {_grouped(left, set(theirs) - places.passed)}"] if left else [])
@@ -292,10 +293,20 @@ def take_encoder(method: Supervised, other: nn.Module, path: Path) -> list[str]:
             f"The weights of {path} do not fit:\n  " + "\n  ".join(faults[:8]) + more + "\nTokenizer and encoder must "
             "be those of pre-training; their input size alone may be another."
         )
-    method.load_state_dict({name: value for name, value in theirs.items() if name in own}, strict=False)
+    taken = {name: value for name, value in theirs.items() if name in own}
+    method.load_state_dict(taken, strict=False)
+    _filled(method, {*taken, *places.kept})
     said = [f"new, and trained from its drawn values: {', '.join(added)}"] if added else []
     said += [line for line in places.notes if _is_kept(line)]
     return said + ([f"in {path} and not used: {', '.join(dropped)}"] if dropped else [])
+
+
+def _filled(method: nn.Module, names: set[str]) -> None:
+    """Parts whose weights should be those of a run that is gone have them, where all of them are among the names."""
+    for path, module in method.named_modules():
+        own = {f"{path}.{name}" for name in module.state_dict()}
+        if getattr(module, "filled", None) is False and own <= names:
+            module.filled = True
 
 
 def _is_of(name: str, segments: set[str]) -> bool:

@@ -86,6 +86,7 @@ class DenseMethod(Supervised):
     """
 
     label: ClassVar[str]
+    lacks_units = True
     config: Any
     head: DenseHead
 

@@ -3,6 +3,7 @@
 import csv
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -80,12 +81,30 @@ def test_what_is_learned_is_generated(learned, given, steps):
         assert torch.equal(values, SAMPLE[name]), name
 
 
+def test_no_temperature_is_too_low_and_no_number_of_steps_too_large(learned):
+    """The likeliest ids in the limit; all is decided after as many steps as there are ids."""
+    wanted = generate(learned, ("words",), temperature=0.0)
+    for low in (1e-45, 1e-9):
+        assert all(
+            torch.equal(value, wanted[name]) for name, value in generate(learned, ("words",), temperature=low).items()
+        )
+    with mock.patch.object(Generation, "undecided", side_effect=Generation.undecided, autospec=True) as asked:
+        many = generate(learned, ("words",), steps=10**6, temperature=0.0)
+    assert all(torch.equal(value, wanted[name]) for name, value in many.items())
+    assert asked.call_count < 20
+    assert all(len(value.unique()) > 1 for value in generate(learned, ("words",), temperature=1e38).values())
+
+
 def test_only_what_is_wanted_in_its_order(learned):
     found = generate(learned, ("one",), wanted=("words", "other"), temperature=0.0)
     assert list(found) == ["words", "other"]
     assert list(generate(learned, ("one",), wanted=("other",))) == ["other"]
-    with pytest.raises(MimError, match="one"):
+    with pytest.raises(MimError, match=r"--predict one: it is given\. What can be predicted .*: words, other\."):
         generate(learned, ("one",), wanted=("one",))
+    with pytest.raises(MimError, match="Unknown modality in --predict 'sound'"):
+        generate(learned, ("one",), wanted=("sound",))
+    with pytest.raises(MimError, match="names a modality twice: words words"):
+        generate(learned, ("one",), wanted=("words", "words"))
     with pytest.raises(MimError, match="Which modalities are given"):
         learned.predict(dict(SAMPLE))
 
@@ -156,8 +175,17 @@ def test_predict_writes_what_is_generated(run, tmp_path):
 def test_generating_is_asked_of_runs_that_can(run, tmp_path, capsys):
     save(tmp_path / "new", "0", depth=None, semseg=None, split="test")
     command = ["predict", str(run), str(tmp_path / "new"), "--out", str(tmp_path / "p"), "--quiet", "--given", "rgb"]
-    assert main([*command, "--predict", "dept"]) == 2
-    assert "depth" in capsys.readouterr().err
+    for wanted, told in (
+        ("dept", "Did you mean 'depth'?"),
+        ("rgb", "--predict rgb: it is given. What can be predicted from what is given: depth, semseg, caption."),
+        ("rgb_ids", "--predict rgb_ids: it follows from rgb, which is given."),
+    ):
+        assert main([*command, "--predict", wanted]) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+    assert main([*command, "--given", "depth", "--predict", "rgb"]) == 2
+    assert "--predict rgb: this run has no head that answers for it." in " ".join(capsys.readouterr().err.split())
+    assert main([*command[:-2], "--predict", "depth"]) == 2
+    assert "Which modalities are given?" in capsys.readouterr().err
     assert main([*command, "--steps", "0"]) == 2
     assert "steps must be at least 1" in capsys.readouterr().err
 
@@ -180,9 +208,7 @@ def test_a_run_with_captions_is_exported(run, tmp_path):
     torch.testing.assert_close(pooled, method.encode(sample).pooled)
 
 
-def test_labels_are_not_learned_with_captions_and_the_way_out_is_said(run, tmp_path, capsys):
+def test_maps_are_not_learned_with_captions_and_the_way_out_is_said(run, tmp_path, capsys):
     command = ["finetune", str(run), "--train.steps", "1", "--train.workers", "0", "--out", str(tmp_path / "run")]
-    assert main(command) == 2
-    assert "--use caption.tokenizer=none" in capsys.readouterr().err
     assert main([*command, "--use", "method=multimodal:depth-regressor", "--use", "depth.tokenizer=none"]) == 2
     assert "--use caption.tokenizer=none" in capsys.readouterr().err

@@ -17,9 +17,10 @@ from mim_core.testing.golden import as_text, try_case
 
 def main(paths: list[str]) -> int:
     """Tries every file; the worst exit code of all."""
-    if not paths:
-        sys.stderr.write(__doc__ or "")
-        return 2
+    asked = any(path in ("-h", "--help") for path in paths)
+    if asked or not paths:
+        (sys.stdout if asked else sys.stderr).write(__doc__ or "")
+        return 0 if asked else 2
     worst = 0
     for path in map(Path, paths):
         try:

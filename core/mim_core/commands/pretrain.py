@@ -57,7 +57,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
             return 0
         done = loop.train(started, quiet=options.quiet)
     if world.first and try_report(folder, registry) and done and not options.quiet:
-        tell(f"Report: {folder / 'report.html'}    Next: {program} evaluate {folder}")
+        tell(f"Report: {folder / 'report.html'}    Next: {started.method.comes_next(program, folder)}")
     return 0 if done else STOPPED
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -145,6 +146,16 @@ class Method(nn.Module):
             covers: How often everything is hidden, of methods that hide; see `EvaluateConfig.covers`.
         """
         return None
+
+    def comes_next(self, program: str, folder: Path) -> str:
+        """What to do with a finished run of it, as a command or as options of another; it is said where pre-training
+        ends.
+
+        Args:
+            program: The program that was called, such as ``mim-core``.
+            folder: Of the run.
+        """
+        return f"{program} evaluate {folder}"
 
     def record(self, answers: Mapping[str, Tensor], source: DataSource) -> Record:
         """The answers for one sample, without the batch, as a row of a table and as files."""

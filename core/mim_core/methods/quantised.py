@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -127,6 +128,13 @@ class QuantisedAutoencoder(Method):
         latent = torch.cat([encoded.prefix, encoded.tokens], dim=1)
         loss, parts = rebuilt + self.commitment * committed, {"rebuilt": rebuilt, "commitment": committed}
         return Outcome(loss, parts, {"main": prediction}, latent, self.encoder.measures())
+
+    def comes_next(self, program: str, folder: Path) -> str:
+        """It is named in a run that predicts its ids."""
+        return (
+            f"a run that predicts its ids, with --use X.tokenizer=core:codes --X.tokenizer.run {folder}, or with "
+            f"--use teacher=core:frozen --teacher.run {folder} --use target=core:ids"
+        )
 
     def encode(self, sample: Sample) -> Features:
         """The codes' vectors of every unit."""

@@ -14,6 +14,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,10 @@ ENDINGS: Mapping[str, tuple[str, ...]] = {
     "caption": (".txt",),
 }
 CAPTIONS = "captions.csv"
+SPACES = 64
+"""Most bytes of a caption's file that is looked into for words before a run."""
+BLANK = b"\xef\xbb\xbf \t\r\n\v\f"
+"""What an empty caption may hold: UTF-8's mark, and white space."""
 EXPECTED = (
     "It should hold train/MODALITY/CLASS/NAME and test/MODALITY/CLASS/NAME, or MODALITY/CLASS/NAME; modalities are "
     + ", ".join(f"{name} ({' '.join(endings)})" for name, endings in ENDINGS.items())
@@ -424,7 +429,10 @@ def _scan(
             captions = _captions(root / CAPTIONS, split, named, suffixes)
             files[name] = dict.fromkeys(captions, ".csv")
         elif folder.is_dir():
-            files[name], others[named[name]] = _walk(folder, name, suffixes.get(name, ""))
+            files[name], rest = _walk(folder, name, suffixes.get(name, ""))
+            others[named[name]] = rest
+            if name == "caption" and name in wanted and missing != "refuse":
+                _leave_empty(folder, files[name], rest)
             of_data = naming.endings_of({named[name]: others[named[name]]})[1]
             if name in wanted and not files[name] and (of_data or missing != "mask"):
                 raise naming.nothing_read(folder, name, ENDINGS[name], others[named[name]], suffixes.get(name, ""))
@@ -479,6 +487,17 @@ def _no_folder(base: Path, modality: str, folder: str, alone: bool = False) -> M
         f"{base} has no folder {folder!r} for the modality {modality}, which the tokenizers want.{guess}{without}\n"
         f"Folders there: {', '.join(there[:12]) or 'none'}. {EXPECTED}"
     )
+
+
+def _leave_empty(folder: Path, found: dict[str, str], others: Counter[str]) -> None:
+    """A caption without any word is none, as in a table: takes such files out and counts them among those that are not
+    read. What cannot be looked at stays, and is named when it is read."""
+    for stem, ending in list(found.items()):
+        path = folder / f"{stem}{ending}"
+        with suppress(OSError):
+            if path.is_file() and path.stat().st_size <= SPACES and not path.read_bytes().strip(BLANK):
+                del found[stem]
+                others[f"{ending} without words"] += 1
 
 
 def _walk(folder: Path, modality: str, suffix: str) -> tuple[dict[str, str], Counter[str]]:

@@ -72,6 +72,14 @@ def pretrained(tmp_path_factory):
     return home / "run"
 
 
+def test_what_comes_next_is_for_a_tokenizer_to_be_named(tmp_path, capsys):
+    folder, loud = tmp_path / "vq", [option for option in SHORT if option != "--quiet"]
+    assert main(["pretrain", "multimodal:vq-depth-tiny", "--twin", *loud, "--out", str(folder)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"Next: a run that predicts its ids, with --use X.tokenizer=core:codes --X.tokenizer.run {folder}" in said
+    assert "evaluate" not in said
+
+
 def test_it_is_trained_on_labels(pretrained, tmp_path, capsys):
     """Captions are padded, class maps hold ids that are no class; ids of depth come from the checkpoint."""
     assert main(["finetune", str(pretrained), *SHORT, "--out", str(tmp_path / "c")]) == 0

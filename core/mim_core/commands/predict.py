@@ -104,8 +104,8 @@ def _answered(
         for row in range(len(some)):
             if row not in found.skipped:
                 made = record({n: v[row] for n, v in found.values.items()}, inputs.source)
-                if made.files and out.resolve() == options.input.resolve():
-                    raise MimError(f"--out {out} is the folder that is read; name another, so that no file is lost.")
+                if made.files:
+                    _refuse_within(out, options.input)
                 files = _write_files(out, homes[some.start + row], made.files)
                 where = _shown_part(inputs, some.start + row) if files else {}
                 rows[str(row)] = {**made.row, **files, **where}
@@ -123,6 +123,18 @@ def _answered(
     chunks.remove()
     tell(f"{out / 'predictions.csv'}: {counted(len(rows), 'sample')}")
     told_of_skipped(skipped)
+
+
+def _refuse_within(out: Path, read: Path) -> None:
+    """Raises MimError where files would be written into what is read: some could be lost, and the others are read
+    themselves the next time."""
+    if out.resolve() == read.resolve():
+        raise MimError(f"--out {out} is the folder that is read; name another, so that no file is lost.")
+    if out.resolve().is_relative_to(read.resolve()):
+        raise MimError(
+            f"--out {out} lies in {read}, which is read: what is written there would be read the next time. Name a "
+            "folder outside it."
+        )
 
 
 def _generation(options: Any) -> Generation:

@@ -40,8 +40,8 @@ class ClassMapTokenizer(Tokenizer):
 
         modality: str = "semseg"
         """The sample's entry that is split."""
-        size: tuple[int, int] = (56, 56)
-        """Height and width of the map; MultiMAE has one id for 4 x 4 pixels."""
+        size: tuple[int, ...] = (56, 56)
+        """Height and width of the map, one number for a square; MultiMAE has one id for 4 x 4 pixels."""
         patch: tuple[int, int] = (4, 4)
         """Height and width of a patch of the map; it must divide the size."""
         classes: int = 133
@@ -51,6 +51,10 @@ class ClassMapTokenizer(Tokenizer):
         unknown: bool = True
         """A vector for ids that are no class; without it such an id in the data is an error (the official weights
         have none)."""
+
+        def __post_init__(self) -> None:
+            if len(self.size) == 1:
+                object.__setattr__(self, "size", self.size * 2)
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()

@@ -102,6 +102,9 @@ def test_every_sample_has_files_of_its_own(run, tmp_path, capsys):
         f"{name[:180]}-depth.png" for name in names
     }
     before = sorted((tmp_path / "new").rglob("*.*"))
+    assert predicted(run, tmp_path / "new", tmp_path / "new/made", "--given", "rgb") == 2
+    assert "lies in" in capsys.readouterr().err
+    assert not list((tmp_path / "new").rglob("*-depth.png"))
     assert predicted(run, tmp_path / "new", tmp_path / "new", "--given", "rgb") == 2
     assert "is the folder that is read" in " ".join(capsys.readouterr().err.split())
     assert [path for path in sorted((tmp_path / "new").rglob("*.*")) if ".parts" not in path.parts] == before

@@ -152,6 +152,7 @@ def test_what_a_sample_lacks_is_never_seen(alpha):
 
 
 def test_cross_entropy_leaves_unknown_positions_out():
+    assert ClassMapTokenizer(ClassMapTokenizer.Config(size=(8,), patch=(2, 2), classes=5), 8).layout.grid == (4, 4)
     tokenizer = ClassMapTokenizer(ClassMapTokenizer.Config(size=(8, 12), patch=(2, 3), classes=5), 8)
     target = ClassMapTarget(ClassMapTarget.Config(), tokenizer)
     sample = maps(2, unknown=True)

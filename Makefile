@@ -8,7 +8,7 @@ PLUGINS := $(patsubst %/pyproject.toml,-e %,$(wildcard plugins/*/pyproject.toml)
 
 # What `make check` runs, but for tests marked slow; docs/testing.md says how they are chosen.
 QUICK := tests/test_house_rules.py tests/surface tests/contracts tests/parity/test_bundled.py tests/parity/test_pth.py \
-    tests/plugins/test_host.py tests/plugins/test_imports.py tests/plugins/test_collections.py \
+    tests/plugins/test_host.py tests/plugins/test_what_plugins_import.py tests/plugins/test_collections.py \
     tests/flow/test_walking.py tests/cli/test_import.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadscope
 

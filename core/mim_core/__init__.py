@@ -1,7 +1,8 @@
 """mim-core: masked modeling with replaceable parts.
 
-This is the front door: all that a plugin needs is here, and plugins import from here alone. Importing this package
-imports no torch, so that plugins stay light; names are loaded on first use.
+This is the front door: all that a plugin needs is here, and plugins import from here alone; their tests import from
+`mim_core.testing` too. Importing this package imports no torch, so that plugins stay light; names are loaded on first
+use.
 """
 
 from __future__ import annotations

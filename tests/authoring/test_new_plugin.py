@@ -94,7 +94,7 @@ def test_help_and_last_line(tmp_path, capsys):
 def test_every_template_is_written_and_filled(project):
     assert {path.name for path in TEMPLATES.glob("*.tmpl")} == {f"{name}.tmpl" for name in FILES}
     paths = [path for path in project.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
-    assert len(paths) == len(FILES)
+    assert len(paths) == len(FILES) - 1, "a method is written where it is asked for"
     for path in paths:
         text = path.read_text()
         assert not re.search(r"(?<!\$)\{\{|mim-core==", text), path
@@ -115,15 +115,22 @@ def test_the_project_is_in_good_style(project):
     check_style(project)
 
 
-@pytest.mark.parametrize("only", ["masker", "tokenizer", "target", "data", "masker,target", "target, tokenizer"])
+@pytest.mark.parametrize(
+    "only", ["masker", "tokenizer", "target", "data", "method", "masker,target", "target, tokenizer", "method,data"]
+)
 def test_a_project_may_be_limited_to_some_parts(only, tmp_path):
     """It holds their files alone, in good style, and the plugin registers what is there."""
     assert main(["new-plugin", "mim-few", "--only", only, "--into", str(tmp_path)]) == 0
     project, kinds = tmp_path / "mim-few", {kind.strip() for kind in only.split(",")}
-    assert {path.stem for path in (project / "mim_few").glob("*.py")} == {"__init__", "__main__", "plugin", *kinds}
+    recipes = ["recipes"] if "method" in kinds else []
+    files = {path.stem for path in (project / "mim_few").glob("*.py")}
+    assert files == {"__init__", "__main__", "plugin", *kinds, *recipes}
     hooks = re.findall(r"def mim_register_(\w+)", (project / "mim_few/plugin.py").read_text())
-    assert hooks == [KINDS[kind][1] for kind in ("tokenizer", "masker", "target", "data") if kind in kinds]
-    assert "mae-tiny" not in (project / "README.md").read_text()
+    order = ("tokenizer", "masker", "target", "data", "method")
+    assert hooks == [*(KINDS[kind][1] for kind in order if kind in kinds), *recipes]
+    trains = "mim-few pretrain pull-tiny --twin" in (project / "README.md").read_text()
+    assert trains == bool(recipes) == ("pull-tiny" in (project / ".github/workflows/ci.yml").read_text())
+    assert not any("mae-tiny" in path.read_text() for path in project.rglob("*") if path.is_file())
     check_style(project)
 
 
@@ -134,12 +141,14 @@ def test_a_project_of_unknown_parts(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_masker_alone_passes_its_own_tests(environment, tmp_path):
-    assert main(["new-plugin", "mim-one", "--only", "masker", "--into", str(tmp_path)]) == 0
+def test_a_masker_and_a_method_pass_their_own_tests(environment, tmp_path):
+    assert main(["new-plugin", "mim-one", "--only", "masker,method", "--into", str(tmp_path)]) == 0
+    assert (tmp_path / "mim-one/mim_one/method.py").read_text().count("\n") <= 60, "a method is one short file"
     environment.install(tmp_path / "mim-one")
     done = environment.run("pytest -q -p no:cacheprovider", tmp_path / "mim-one", MIM_CORE_STRICT="1")
     assert " passed" in done.stdout
     environment.run("mim-core pretrain image:mae-vit-tiny --twin --use masker=one:spans --out run --quiet", tmp_path)
+    environment.run("mim-one pretrain pull-tiny --twin --out pull --quiet", tmp_path)
     environment.run("pip uninstall --quiet --yes mim-one", tmp_path)  # its folder goes with this test
 
 

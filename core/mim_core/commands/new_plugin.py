@@ -39,6 +39,7 @@ FILES = {
     "tokenizer.py": "{package}/tokenizer.py",
     "masker.py": "{package}/masker.py",
     "target.py": "{package}/target.py",
+    "method.py": "{package}/method.py",
     "recipes.py": "{package}/recipes.py",
     "contracts.py": "tests/test_contracts.py",
 }
@@ -48,8 +49,13 @@ KINDS = {
     "tokenizer": ("windows", "tokenizers", "TokenizerContract"),
     "target": ("centred", "targets", "TargetContract"),
     "data": ("waves", "data", "DataContract"),
+    "method": ("pull", "methods", "MethodContract"),
 }
 """What a project may be limited to -> the example's name, what its kind is called, and its contract."""
+WHOLE = ("masker", "tokenizer", "target", "data", "recipe")
+"""What a project has that is not limited: a recipe of its own parts, for a method of the core."""
+RECIPES = {"recipe": "mae-tiny", "method": "pull-tiny"}
+"""What a project has that brings a recipe -> the recipe."""
 
 
 NAME = re.compile(r"mim-[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -72,7 +78,8 @@ class NewPluginOptions:
     into: Path = Path()
     """The folder in which the project's folder is made."""
     only: str = ""
-    """Limit it to some parts: masker, tokenizer, target, data; several with commas. There is no recipe then."""
+    """Limit it to some parts: masker, tokenizer, target, data; several with commas. There is no recipe then. Or write a
+    training method of your own: method, with a recipe for mim-image's sample."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,8 @@ def new_plugin(program: str, plugin: str | None, arguments: list[str]) -> int:
         f"Wrote {folder}: {counted(len(written), 'file')}. The plugin is {names.plugin!r}, its package {names.package}."
     )
     tell("The licence is yours to choose: nothing was written in your name.")
-    run = f" && {names.distribution} pretrain mae-tiny --twin" if "recipe" in kinds else ""
+    recipe = RECIPES.get(kinds[-1])
+    run = f" && {names.distribution} pretrain {recipe} --twin" if recipe else ""
     tell(f'Next: cd {shlex.quote(str(folder))} && pip install -e ".[dev]" && mim-core plugins && pytest{run}')
     return 0
 
@@ -166,10 +174,10 @@ def kinds_of(only: str) -> tuple[str, ...]:
     for name in chosen:
         if name not in KINDS:
             raise unknown("part of a project", name, KINDS)
-    return tuple(kind for kind in KINDS if kind in chosen) if chosen else (*KINDS, "recipe")
+    return tuple(kind for kind in KINDS if kind in chosen) or WHOLE
 
 
-def write_project(folder: Path, names: Names, kinds: tuple[str, ...] = (*KINDS, "recipe")) -> list[Path]:
+def write_project(folder: Path, names: Names, kinds: tuple[str, ...] = WHOLE) -> list[Path]:
     """Writes every file of the project, or those of some parts.
 
     Raises:
@@ -180,7 +188,7 @@ def write_project(folder: Path, names: Names, kinds: tuple[str, ...] = (*KINDS, 
     values = {**vars(names), "core": _requirement(), **_about(kinds)}
     written = []
     left_out = {f"{kind}.py" for kind in KINDS if kind not in kinds}
-    left_out |= set() if "recipe" in kinds else {"recipes.py"}
+    left_out |= set() if kinds[-1] in RECIPES else {"recipes.py"}
     try:
         for template, place in FILES.items():
             if template in left_out:
@@ -199,8 +207,8 @@ def _about(kinds: tuple[str, ...]) -> dict[str, Any]:
     parts = [KINDS[kind] for kind in kinds if kind in KINDS]
     contracts = sorted([*(part[2] for part in parts), "PluginContract"])
     helpers = ["keys", "uncovered"] if "masker" in kinds else ["uncovered"]
-    registered = [f'"{part[1]}"' for part in parts]
-    return {"kinds": kinds, "example": parts[0][0], "contracts": [*contracts, *helpers], "registered": registered}
+    about = {"kinds": kinds, "example": parts[0][0], "recipe": RECIPES.get(kinds[-1], "")}
+    return {**about, "contracts": [*contracts, *helpers], "registered": [f'"{part[1]}"' for part in parts]}
 
 
 def _filled(text: str, values: Mapping[str, Any]) -> str:

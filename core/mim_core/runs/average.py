@@ -1,4 +1,4 @@
-"""Averages of weights over time: of a method, for evaluation (``--train.ema``), and of a student, for teachers."""
+"""The average of a method's weights over time, for evaluation (``--train.ema``)."""
 
 from __future__ import annotations
 

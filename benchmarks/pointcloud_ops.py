@@ -127,19 +127,19 @@ def operations(device: str, quick: bool, names: list[str]) -> dict[str, Callable
     """What is measured, by title. Inputs are made when their turn comes."""
     batches, points, count, k = ((2, 4), 128, 8, 4) if quick else ((32, 128), 1024, 64, 32)
     many, groups = (2000, 6) if quick else (100_000, 1216)
-    found: dict[str, Callable[[], dict[str, Task]]] = {}
+    makers: dict[str, Callable[[], dict[str, Task]]] = {}
     for batch, number in [*((batch, points) for batch in batches), (1, many)]:
         x, size = clouds(batch, number, device), f"{batch} x {number:,}"
-        found[f"farthest points, {size}, {count}"] = partial(farthest_tasks, x, count, names)
-        found[f"nearest, {count} of {size}, k {k}"] = partial(nearest_tasks, x, count, k, names)
-        found[f"within {RADIUS}, {count} of {size}, k {k}"] = partial(within_tasks, x, count, k, names)
+        makers[f"farthest points, {size}, {count}"] = partial(farthest_tasks, x, count, names)
+        makers[f"nearest, {count} of {size}, k {k}"] = partial(nearest_tasks, x, count, k, names)
+        makers[f"within {RADIUS}, {count} of {size}, k {k}"] = partial(within_tasks, x, count, k, names)
     every = partial(nearest_tasks, clouds(1, many, device), many, k, names)
-    found[f"nearest, all of 1 x {many:,}, k {k}"] = every
+    makers[f"nearest, all of 1 x {many:,}, k {k}"] = every
     for batch, number in ((groups, k), (1, many // 10), (1, many)):
         for backward in (False, True):
             title = f"Chamfer{' and gradient' if backward else ''}, {batch:,} x {number:,}"
-            found[title] = partial(chamfer_tasks, batch, number, device, backward, names)
-    return found
+            makers[title] = partial(chamfer_tasks, batch, number, device, backward, names)
+    return makers
 
 
 def seconds(task: Task, device: str) -> float:
@@ -185,16 +185,16 @@ def measure(
     """Seconds of each task, one number a round, until the rounds or the time are over, but two at least; of what takes
     longer than the limit, one number alone. And the megabytes of one call."""
     first = {name: costs(task, device) for name, task in tasks.items()}  # warms up what is called again
-    found = {name: [taken] for name, (taken, _) in first.items()}
+    timings = {name: [taken] for name, (taken, _) in first.items()}
     quick = [name for name, (taken, _) in first.items() if taken <= limit]
-    found |= {name: [] for name in quick}
+    timings |= {name: [] for name in quick}
     begin = time.perf_counter()
     for turn in range(1, rounds + 1):
         for name in quick:
-            found[name].append(seconds(tasks[name], device))
+            timings[name].append(seconds(tasks[name], device))
         if turn >= 2 and time.perf_counter() - begin > limit:
             break
-    return found, {name: costs(tasks[name], device)[1] if name in quick else first[name][1] for name in tasks}
+    return timings, {name: costs(tasks[name], device)[1] if name in quick else first[name][1] for name in tasks}
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -212,9 +212,9 @@ def table(device: str, options: argparse.Namespace) -> None:
     print("|---|---|---|---|---|")
     for title, make in operations(device, options.quick, names).items():
         tasks = make()
-        found, needed = measure(tasks, device, 2 if options.quick else options.rounds, options.limit)
-        for name, times in found.items():
-            base = found["torch"] if len(found["torch"]) > 1 else found["torch"] * len(times)
+        timings, needed = measure(tasks, device, 2 if options.quick else options.rounds, options.limit)
+        for name, times in timings.items():
+            base = timings["torch"] if len(timings["torch"]) > 1 else timings["torch"] * len(times)
             ratios = [mine / max(plain, 1e-9) for mine, plain in zip(times, base, strict=False)]
             memory = needed[name]
             needs = "not known" if memory is None else f"{memory:,.1f}"

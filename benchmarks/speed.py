@@ -48,17 +48,17 @@ def main() -> None:
     for recipe, batch in RECIPES.items():
         batch, first = 16 if options.twin else batch, None
         for setting, extra in SETTINGS.items():
-            found = measure(recipe, batch, extra, options)
-            if isinstance(found, str):
-                print(f"| {recipe} | {batch} | {setting} | failed: {found} | | | | | |", flush=True)
+            measured = measure(recipe, batch, extra, options)
+            if isinstance(measured, str):
+                print(f"| {recipe} | {batch} | {setting} | failed: {measured} | | | | | |", flush=True)
                 continue
-            rate, step = found["samples_per_second"], found["seconds_per_step"]
+            rate, step = measured["samples_per_second"], measured["seconds_per_step"]
             first = first or rate
-            mfu = "" if found["mfu"] is None else f"{found['mfu']:.1%}"
+            mfu = "" if measured["mfu"] is None else f"{measured['mfu']:.1%}"
             print(
                 f"| {recipe} | {batch} | {setting} | {rate:,.0f} | {rate / first:.2f} | {step['median'] * 1000:.1f} "
-                f"({step['p10'] * 1000:.1f} to {step['p90'] * 1000:.1f}) | {found['shares']['data']:.0%} | {mfu} | "
-                f"{found['memory'] / 2**30:.1f} |",
+                f"({step['p10'] * 1000:.1f} to {step['p90'] * 1000:.1f}) | {measured['shares']['data']:.0%} | {mfu} | "
+                f"{measured['memory'] / 2**30:.1f} |",
                 flush=True,
             )
 

@@ -130,7 +130,7 @@ _clock = [0.0]
 
 def measure(tasks: dict[str, Task], files: list[Path], clips: int, rounds: int) -> dict[str, list[float]]:
     """CPU seconds a clip of each task, one number a file and round; an empty list where it cannot read the files."""
-    found: dict[str, list[float]] = {name: [] for name in tasks}
+    timings: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(rounds + 1):
         for number, path in enumerate(files):
             for name, task in tasks.items():
@@ -142,8 +142,8 @@ def measure(tasks: dict[str, Task], files: list[Path], clips: int, rounds: int) 
                     print(f"<!-- {name}: {path.name}: {error} -->")
                     continue
                 if turn:  # the first round warms up
-                    found[name].append((time.process_time() - _clock[0]) / given)
-    return found
+                    timings[name].append((time.process_time() - _clock[0]) / given)
+    return timings
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -151,14 +151,14 @@ def quartiles(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4)[::-1] if len(values) > 1 else values * 3
 
 
-def table(title: str, found: dict[str, dict[str, list[float]]]) -> None:
+def table(title: str, timings: dict[str, dict[str, list[float]]]) -> None:
     """One table: a row a reader, a column a set of files."""
-    columns = list(found)
+    columns = list(timings)
     print(f"\n{title}\n\n| reader | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
-    for name in next(iter(found.values())):
+    for name in next(iter(timings.values())):
         cells = []
         for column in columns:
-            mine, base = found[column].get(name), found[column].get("pyav")
+            mine, base = timings[column].get(name), timings[column].get("pyav")
             if not mine or not base:
                 cells.append("cannot")
                 continue
@@ -216,8 +216,8 @@ def main() -> None:
             "prepared": [prepared / line["out"] for line in made],
         }
         for clips in (1, 4):
-            found = {label: measure(tasks, files, clips, options.rounds) for label, files in sets.items()}
-            table(f"Clips per CPU second, {clips} per opened file (quartiles), and times PyAV:", found)
+            timings = {label: measure(tasks, files, clips, options.rounds) for label, files in sets.items()}
+            table(f"Clips per CPU second, {clips} per opened file (quartiles), and times PyAV:", timings)
 
 
 def _installed() -> set[str]:

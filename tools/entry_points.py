@@ -20,7 +20,7 @@ def main() -> None:
         info.mkdir(exist_ok=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {about['name']}\nVersion: {about['version']}\n")
         groups = {"console_scripts": about.get("scripts", {}), **about.get("entry-points", {})}
-        lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in found.items()) for group, found in groups.items()]
+        lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in table.items()) for group, table in groups.items()]
         (info / "entry_points.txt").write_text("\n".join(lines))
         folders.append(project / "core" if project == ROOT else project)
     (target / "mim.pth").write_text("".join(f"{folder}\n" for folder in folders))

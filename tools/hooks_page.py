@@ -29,17 +29,17 @@ for, `MIM_PLUGIN_API = {PLUGIN_API}`, and is then refused by a mim-core that has
 def sections() -> list[tuple[str, list[str]]]:
     """(title, names of its hooks) in the order of the file; titles are its ``# ---- title ----`` comments."""
     source = inspect.getsource(hookspecs)
-    found: list[tuple[str, list[str]]] = []
+    groups: list[tuple[str, list[str]]] = []
     titles = {
         number: line.strip("# -") for number, line in enumerate(source.splitlines(), 1) if line.startswith("# ----")
     }
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("mim_"):
             title = next(text for number, text in sorted(titles.items(), reverse=True) if number < node.lineno)
-            if not found or found[-1][0] != title:
-                found.append((title, []))
-            found[-1][1].append(node.name)
-    return found
+            if not groups or groups[-1][0] != title:
+                groups.append((title, []))
+            groups[-1][1].append(node.name)
+    return groups
 
 
 def text_of(documented: object) -> str:
@@ -64,9 +64,9 @@ def signature(function: object, name: str) -> str:
     return f"```python\ndef {name}{text}\n```"
 
 
-def _plain(found: inspect.Signature) -> str:
+def _plain(sig: inspect.Signature) -> str:
     """A signature whose annotations have no quotation marks; defaults keep theirs."""
-    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(found))
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(sig))
 
 
 def hook(name: str) -> str:

@@ -62,15 +62,15 @@ def text_of(documented: object) -> str:
 
 def signature(function: Callable[..., Any], name: str) -> str:
     """``name(...) -> ...``, with annotations as the source has them."""
-    found = inspect.signature(function)
+    spec = inspect.signature(function)
     shown: list[str] = []
-    for each in found.parameters.values():
+    for each in spec.parameters.values():
         star = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
         if each.kind is each.KEYWORD_ONLY and not any(word.startswith("*") for word in shown):
             shown.append("*")
         word = star + each.name + ("" if each.annotation is each.empty else f": {_type(each.annotation)}")
         shown.append(word if each.default is each.empty else f"{word} = {_default(each.default)}")
-    given = "" if found.return_annotation is found.empty else f" -> {_type(found.return_annotation)}"
+    given = "" if spec.return_annotation is spec.empty else f" -> {_type(spec.return_annotation)}"
     return f"{name}({', '.join(shown)}){given}"
 
 
@@ -86,15 +86,15 @@ def _default(value: Any) -> str:
 
 def members(cls: type) -> list[tuple[str, Any]]:
     """(signature, function) of the public methods that a class defines, in their order."""
-    found = []
+    methods = []
     for name, value in vars(cls).items():
         function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
         function = function.fget if isinstance(function, property) else function
         if name.startswith("_") or not inspect.isfunction(inspect.unwrap(function)):
             continue
         kind = {staticmethod: "@staticmethod ", classmethod: "@classmethod ", property: "@property "}
-        found.append((kind.get(type(value), "") + signature(inspect.unwrap(function), name), function))
-    return found
+        methods.append((kind.get(type(value), "") + signature(inspect.unwrap(function), name), function))
+    return methods
 
 
 def section(name: str) -> str:
@@ -103,10 +103,10 @@ def section(name: str) -> str:
     if not inspect.isclass(thing):
         return f"### {name}\n\n```python\n{signature(inspect.unwrap(thing), name)}\n```\n\n{text_of(thing)}"
     head = [f"### {name}", text_of(thing)]
-    found = members(thing)
-    if found:
-        head.append("```python\n" + "\n".join(shown for shown, _ in found) + "\n```")
-        head.append("\n".join(f"- `{function.__name__}`: {_short(function)}" for _, function in found))
+    methods = members(thing)
+    if methods:
+        head.append("```python\n" + "\n".join(shown for shown, _ in methods) + "\n```")
+        head.append("\n".join(f"- `{function.__name__}`: {_short(function)}" for _, function in methods))
     return "\n\n".join(head)
 
 

@@ -47,8 +47,8 @@ def wrapped(lines: list[str]) -> list[str]:
     rest = " " * len(first)
     text = " ".join(" ".join([lines[0][len(first) :], *lines[1:]]).split())
     options = {"break_long_words": False, "break_on_hyphens": False}
-    found = textwrap.wrap(_tied(text), WIDTH, initial_indent=first, subsequent_indent=rest, **options)  # type: ignore
-    return [line.replace("\0", " ") for line in found]
+    pieces = textwrap.wrap(_tied(text), WIDTH, initial_indent=first, subsequent_indent=rest, **options)  # type: ignore
+    return [line.replace("\0", " ") for line in pieces]
 
 
 def _tied(text: str) -> str:
@@ -65,12 +65,12 @@ def page(text: str) -> str:
 
 def too_long(text: str) -> list[int]:
     """Numbers of the lines of prose that are longer than they may be and could be broken."""
-    found, number = [], 0
+    numbers, number = [], 0
     for prose, lines in blocks(text):
         if prose and wrapped(lines) != lines:
-            found += [number + i for i, line in enumerate(lines, 1) if len(line) > WIDTH]
+            numbers += [number + i for i, line in enumerate(lines, 1) if len(line) > WIDTH]
         number += len(lines)
-    return found
+    return numbers
 
 
 def main(arguments: list[str]) -> int:

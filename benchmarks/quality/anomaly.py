@@ -60,12 +60,12 @@ def frames_of(split: str) -> list[Image.Image]:
     """The middle frame of every bundled clip of a split."""
     import av
 
-    found = []
+    pictures = []
     for path in sorted((Path(mim_video.__file__).parent / "sample" / split).rglob("*.mp4")):
         with av.open(str(path)) as clip:
             frames = [frame.to_image() for frame in clip.decode(video=0)]
-        found.append(frames[len(frames) // 2].resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-    return found
+        pictures.append(frames[len(frames) // 2].resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    return pictures
 
 
 def spoiled(image: Image.Image, other: Image.Image, draw: np.random.Generator) -> tuple[Image.Image, Image.Image, str]:
@@ -243,11 +243,11 @@ def main() -> None:
             begun = time.process_time()
             config = EvaluateConfig(on=("image:anomaly",), covers=COVERS)
             scores = judged(runs["AMAE"], config, "errors")
-            found = {"scores": scores, "seconds": [0.0, time.process_time() - begun]}
+            measured = {"scores": scores, "seconds": [0.0, time.process_time() - begun]}
         else:
-            found = measure(recipe_of(detector, task, seed, given.steps, runs), runs[detector])
+            measured = measure(recipe_of(detector, task, seed, given.steps, runs), runs[detector])
         with open(path, "a") as file:
-            file.write(json.dumps({**about, **found}) + "\n")
+            file.write(json.dumps({**about, **measured}) + "\n")
     print_table([json.loads(line) for line in path.read_text().splitlines()])
 
 

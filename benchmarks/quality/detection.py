@@ -42,11 +42,11 @@ def write_scenes(root: Path) -> None:
         return
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     for split, source, count in (("train", "train", UNLABELLED), ("val", "test", HELD)):
-        images, found = scenes.compose(SAMPLE, source, count)
+        images, objects = scenes.compose(SAMPLE, source, count)
         (root / split).mkdir(exist_ok=True)
         for number, image in enumerate(images):
             Image.fromarray(image).save(root / split / f"{number:05}.png")
-        made = found.take(range(LABELLED if split == "train" else HELD)).as_coco()
+        made = objects.take(range(LABELLED if split == "train" else HELD)).as_coco()
         for number, image in enumerate(made["images"]):
             image["file_name"] = f"{number:05}.png"
         (root / f"annotations/instances_{split}.json").write_text(json.dumps(made))
@@ -54,15 +54,15 @@ def write_scenes(root: Path) -> None:
 
 def pretrain(root: Path, out: Path, seed: int, steps: int) -> None:
     """MAE on all scenes of the training folder, without labels."""
-    told = ["pretrain", "image:mae-vit-tiny", "--data.root", str(root / "train"), "--data.crop", "0.5", "1.0"]
-    told += ["--train.batch-size", "64", "--train.steps", str(steps), "--train.warmup-epochs", "1"]
-    told += ["--train.base-lr", "1e-3", "--train.lr-batch", "64", "--train.seed", str(seed), "--out", str(out)]
-    assert command([*told, *STATISTICS, *ENCODER, *QUIET]) == 0
+    args = ["pretrain", "image:mae-vit-tiny", "--data.root", str(root / "train"), "--data.crop", "0.5", "1.0"]
+    args += ["--train.batch-size", "64", "--train.steps", str(steps), "--train.warmup-epochs", "1"]
+    args += ["--train.base-lr", "1e-3", "--train.lr-batch", "64", "--train.seed", str(seed), "--out", str(out)]
+    assert command([*args, *STATISTICS, *ENCODER, *QUIET]) == 0
 
 
 def finetune(run: Path, root: Path, out: Path, steps: int, scratch: bool) -> dict[str, float]:
     """The detector on the labelled scenes; its scores."""
-    told = [
+    args = [
         "finetune",
         str(run),
         "--use",
@@ -73,9 +73,9 @@ def finetune(run: Path, root: Path, out: Path, steps: int, scratch: bool) -> dic
         "0.8",
         "1.2",
     ]
-    told += ["--train.batch-size", "8", "--train.steps", str(steps), "--train.warmup-epochs", "0.5"]
-    told += ["--train.base-lr", "2e-3", "--train.lr-batch", "8", "--train.weight-decay", "0.05", "--out", str(out)]
-    assert command([*told, *HEADS, *QUIET, *(["--scratch"] if scratch else [])]) == 0
+    args += ["--train.batch-size", "8", "--train.steps", str(steps), "--train.warmup-epochs", "0.5"]
+    args += ["--train.base-lr", "2e-3", "--train.lr-batch", "8", "--train.weight-decay", "0.05", "--out", str(out)]
+    assert command([*args, *HEADS, *QUIET, *(["--scratch"] if scratch else [])]) == 0
     scores = json.loads((out / "scores.json").read_text())["scores"]
     row = "trained from scratch" if scratch else "fine-tuned"
     others = {

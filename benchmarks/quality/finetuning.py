@@ -96,8 +96,8 @@ def cell(name: str, share: float, start: str, run: Path) -> dict[str, Any]:
         "seconds": round(time.monotonic() - before),
         "samples": int(note.split()[0].replace(",", "")),
         "test": int(note.split(", ")[1].split()[0].replace(",", "")),
-        "values": {column: [found[start, column]["value"] for found in scores] for column in columns},
-        "errors": [found[start, "accuracy"].get("error") for found in scores],
+        "values": {column: [seed_scores[start, column]["value"] for seed_scores in scores] for column in columns},
+        "errors": [seed_scores[start, "accuracy"].get("error") for seed_scores in scores],
         "majority": scores[0]["majority class", "accuracy"]["value"],
         "majority of classes": scores[0]["majority class", "mean class accuracy"]["value"],
     }

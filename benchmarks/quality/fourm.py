@@ -61,14 +61,14 @@ class Frames:
 
 def scored(classes: Tensor | None, depth: Tensor | None, aligned: Tensor | None, test: Frames) -> dict[str, float]:
     """mIoU of class maps [n, 16, 16], RMSE and delta 1 of depth [n, 64, 64] as a share of the largest."""
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     if classes is not None:
-        found["mIoU"], found["pixels"] = evaluations.mean_iou(classes, test.sample["semseg"], CLASSES)
+        scores["mIoU"], scores["pixels"] = evaluations.mean_iou(classes, test.sample["semseg"], CLASSES)
     if depth is not None:
-        found["RMSE"], found["delta 1"] = evaluations.depth_errors(depth, test.depth)
+        scores["RMSE"], scores["delta 1"] = evaluations.depth_errors(depth, test.depth)
     if aligned is not None:
-        found["RMSE, aligned"] = evaluations.depth_errors(aligned, test.depth)[0]
-    return {name: round(value, 4) for name, value in found.items()}
+        scores["RMSE, aligned"] = evaluations.depth_errors(aligned, test.depth)[0]
+    return {name: round(value, 4) for name, value in scores.items()}
 
 
 def from_standardised(values: Tensor, train: Frames, test: Frames) -> tuple[Tensor, Tensor]:
@@ -187,9 +187,9 @@ def main() -> None:
             return
         if name not in results:
             wall, processor = time.monotonic(), time.process_time()
-            found = make()
+            scores = make()
             seconds = {"seconds": round(time.monotonic() - wall), "processor": round(time.process_time() - processor)}
-            results[name] = {**found, **seconds}
+            results[name] = {**scores, **seconds}
             kept.write_text(json.dumps(results, indent=1))
         print(f"{name}: {results[name]}", flush=True)
 

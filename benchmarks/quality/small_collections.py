@@ -45,13 +45,13 @@ def features(run: Path, split: str, count: int) -> tuple[torch.Tensor, torch.Ten
     trained = load_run(run)
     method = trained.method.eval()
     opened = open_source(load_recipe("image:mae-vit-tiny", installed()), method.tokenizer)
-    labelled, found = opened.labelled(split), []
+    labelled, means = opened.labelled(split), []
     for first in range(0, count, 500):
         some = range(first, min(first + 500, count))
         batch = {"image": torch.stack([labelled.items[index]["image"] for index in some])}
         places = torch.arange(len(some))
-        found.append(method.encode(opened.finish({**batch, "index": places, "key": places})).tokens.mean(dim=1))
-    return functional.normalize(torch.cat(found), dim=1), labelled.labels[:count]
+        means.append(method.encode(opened.finish({**batch, "index": places, "key": places})).tokens.mean(dim=1))
+    return functional.normalize(torch.cat(means), dim=1), labelled.labels[:count]
 
 
 def score(run: Path) -> float:
@@ -88,8 +88,8 @@ def main() -> None:
             "tokenizer.channels": 1,
             "out": out,
         }
-        told = [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
-        assert command(["pretrain", "image:mae-vit-tiny", "--target.normalize", "--quiet", *told]) == 0
+        arguments = [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
+        assert command(["pretrain", "image:mae-vit-tiny", "--target.normalize", "--quiet", *arguments]) == 0
         print(json.dumps({"rate": float(rate), "steps": int(steps), "k-NN": round(score(out), 4)}), flush=True)
 
 

@@ -156,9 +156,9 @@ def _first_run(program: str) -> str:
 
     if program != "mim-core":
         return f"A first run: {program} recipes"
-    there = [candidate.name for candidate in discover()]
-    if EXTRAS[0] in there:
+    plugins = [candidate.name for candidate in discover()]
+    if EXTRAS[0] in plugins:
         return f"A first run: mim-{EXTRAS[0]} pretrain mae-vit-tiny"
-    if there:
+    if plugins:
         return f"What can be trained: {program} recipes"
     return f'No plugin is installed, and so no recipe. Try: pip install "mim-core[{EXTRAS[0]}]"'

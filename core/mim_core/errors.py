@@ -63,10 +63,10 @@ def nearest(asked: str, known: Iterable[str]) -> str | None:
     """The known name closest to ``asked``, whether letters are small or capital, or None when nothing is close."""
     known = sorted(known)
     small = {name.lower(): name for name in reversed(known)}
-    found = difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
-    found = found or [small[name] for name in difflib.get_close_matches(asked.lower(), small, n=1, cutoff=0.5)]
-    if found:
-        return found[0]
+    matches = difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
+    matches = matches or [small[name] for name in difflib.get_close_matches(asked.lower(), small, n=1, cutoff=0.5)]
+    if matches:
+        return matches[0]
     inside = [name for name in known if asked and (asked in name or name.split(":")[-1] in asked)]
     return inside[0] if inside else None
 

@@ -55,9 +55,9 @@ def _counts(scores: Tensor, abnormal: Tensor) -> tuple[Tensor, Tensor]:
     if scores.shape != abnormal.shape:
         raise MimError(f"{len(scores):,} scores do not fit {len(abnormal):,} answers.")
     flags = abnormal.bool()
-    found = int(flags.sum())
-    if not 0 < found < len(flags):
-        what = "all are normal" if found == 0 else "all are abnormal"
+    positives = int(flags.sum())
+    if not 0 < positives < len(flags):
+        what = "all are normal" if positives == 0 else "all are abnormal"
         raise MimError(f"AUROC and average precision need both kinds; of {len(flags):,} {what}.")
     order, last = descending(scores)
     hits = flags[order].double().cumsum(0)[last]

@@ -29,14 +29,14 @@ def tell(text: object, error: bool = False) -> None:
 @contextmanager
 def escaped_output() -> Iterator[None]:
     """What another library prints meanwhile is shown and not obeyed; its own colours stay where there is a terminal."""
-    found = {stream: io.StringIO() for stream in ("stdout", "stderr")}
-    places = {stream: getattr(sys, stream) for stream in found}
+    buffers = {stream: io.StringIO() for stream in ("stdout", "stderr")}
+    places = {stream: getattr(sys, stream) for stream in buffers}
     try:
-        heard = {stream: _Heard(places[stream], kept) for stream, kept in found.items()}
+        heard = {stream: _Heard(places[stream], kept) for stream, kept in buffers.items()}
         with redirect_stdout(heard["stdout"]), redirect_stderr(heard["stderr"]):
             yield
     finally:
-        for stream, kept in found.items():
+        for stream, kept in buffers.items():
             parts = COLOUR.split(kept.getvalue()) if places[stream].isatty() else [kept.getvalue()]
             text = "".join(part if number % 2 else shown(part) for number, part in enumerate(parts))
             if text:
@@ -89,7 +89,7 @@ def table(*columns: str) -> Any:
     """A table without lines, whose cells are folded rather than cut off."""
     from rich.table import Table
 
-    found = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    rich_table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        found.add_column(column, overflow="fold")
-    return found
+        rich_table.add_column(column, overflow="fold")
+    return rich_table

@@ -18,8 +18,8 @@ def counted(number: float, one: str, many: str = "") -> str:
         return f"1 {one}"
     if isinstance(number, float) and abs(number) < 1e15:  # four digits where they matter
         number = float(f"{number:.4g}") if abs(number) < 1000 else round(number)
-    told = "no" if number == 0 else f"{number:,}" if isinstance(number, int) else f"{number:,g}"
-    return f"{told} {many or one + 's'}"
+    figure = "no" if number == 0 else f"{number:,}" if isinstance(number, int) else f"{number:,g}"
+    return f"{figure} {many or one + 's'}"
 
 
 def speed(rate: float) -> str:
@@ -57,8 +57,8 @@ def shown(text: str) -> str:
     return STEERING.sub(_escaped, text)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
     code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code  # how Python holds a byte of such a name
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 

@@ -241,7 +241,7 @@ def test_a_command_that_trains_nothing_clears_away_before_it_ends(capfd):
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
 def test_signals_save_and_stop(pictures, tmp_path, name):
     if signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
-        pytest.skip(f"{name} is passed over here, as under nohup, and so by what is started from here")
+        pytest.skip(f"{name} is ignored here, as under nohup, and so by what is started from here")
     out = tmp_path / "run"
     run = start("", *RUN, "--data.root", pictures, "--train.workers", 2, "--out", out)
     wait_for(run, out / "metrics.jsonl", 2)

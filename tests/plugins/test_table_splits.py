@@ -111,7 +111,7 @@ def test_a_table_of_something_else_is_told(tmp_path):
     (tmp_path / "labels.csv").write_text("path,label\nno.x,a\nnone.x,b\n")
     found, why = beside(tmp_path)
     assert found is None
-    assert "is passed over" in why
+    assert "is ignored" in why
     _, why = beside(tmp_path, classes=True)
     assert "folders are classes" in why
     (tmp_path / "labels.csv").write_text("colour,sound\nred,loud\n")

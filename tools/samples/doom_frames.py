@@ -98,16 +98,16 @@ def lumps(path: Path) -> dict[str, bytes]:
     """The named pieces of a WAD file; of equal names the first."""
     data = path.read_bytes()
     count, offset = struct.unpack("<ii", data[4:12])
-    found: dict[str, bytes] = {}
+    pieces: dict[str, bytes] = {}
     for row in range(offset, offset + 16 * count, 16):
         start, size, name = struct.unpack("<ii8s", data[row : row + 16])
-        found.setdefault(name.rstrip(b"\0").decode(), data[start : start + size])
-    return found
+        pieces.setdefault(name.rstrip(b"\0").decode(), data[start : start + size])
+    return pieces
 
 
 def sky_patches(pieces: dict[str, bytes]) -> set[str]:
     """The pictures of which textures are made whose name has SKY in it."""
-    names, found = pieces["PNAMES"], set()
+    names, patches = pieces["PNAMES"], set()
     for table in (pieces[name] for name in ("TEXTURE1", "TEXTURE2") if name in pieces):
         count = struct.unpack("<i", table[:4])[0]
         for at in struct.unpack(f"<{count}i", table[4 : 4 + 4 * count]):
@@ -115,8 +115,8 @@ def sky_patches(pieces: dict[str, bytes]) -> set[str]:
                 continue
             for entry in range(struct.unpack("<h", table[at + 20 : at + 22])[0]):
                 number = struct.unpack("<h", table[at + 26 + 10 * entry : at + 28 + 10 * entry])[0]
-                found.add(names[4 + 8 * number : 12 + 8 * number].rstrip(b"\0").decode().upper())
-    return found
+                patches.add(names[4 + 8 * number : 12 + 8 * number].rstrip(b"\0").decode().upper())
+    return patches
 
 
 def flat_skies(wad: Path, target: Path) -> Path:
@@ -191,11 +191,11 @@ class Level:
 
     def targets(self) -> dict[str, list[tuple[float, float]]]:
         """Positions of objects by class, in a fixed order."""
-        found: dict[str, list[tuple[float, float]]] = {}
+        positions: dict[str, list[tuple[float, float]]] = {}
         for thing in self.engines[0].get_state().objects:
             if (group := group_of(thing.name)) is not None:
-                found.setdefault(group, []).append((thing.position_x, thing.position_y))
-        return {group: sorted(found[group]) for group in GROUPS if group in found}
+                positions.setdefault(group, []).append((thing.position_x, thing.position_y))
+        return {group: sorted(positions[group]) for group in GROUPS if group in positions}
 
     def seen_from(self, eye: Any, target: Any) -> bool:
         """Whether no blocking line lies between two points or within 24 units of the first."""
@@ -208,8 +208,8 @@ class Level:
         denominator = np.where(denominator == 0, 1e-9, denominator)
         gap = start - eye
         here = (gap[:, 0] * along[:, 1] - gap[:, 1] * along[:, 0]) / denominator
-        there = (gap[:, 0] * ray[1] - gap[:, 1] * ray[0]) / denominator
-        return not ((here > 0) & (here < 1) & (there >= 0) & (there <= 1)).any()
+        on_wall = (gap[:, 0] * ray[1] - gap[:, 1] * ray[0]) / denominator
+        return not ((here > 0) & (here < 1) & (on_wall >= 0) & (on_wall <= 1)).any()
 
     def go(self, draw: np.random.Generator, turn: int) -> bool:
         """Puts the camera somewhere; the `turn`-th group of objects is looked at. False when that failed."""
@@ -331,20 +331,20 @@ def walk(level: Level, draw: np.random.Generator) -> list[View]:
 
 def clips(name: str, counts: Counter[str]) -> list[list[View]]:
     """The clips of one map; every frame must pass as a picture, and frames two apart must differ."""
-    found: list[list[View]] = []
+    films: list[list[View]] = []
     draw = np.random.default_rng([SEED, 1, *name.encode()])
     level, turn = Level(name, None), 0
-    while len(found) < CLIPS and (turn := turn + 1) < 4000:
-        if not level.go(draw, turn - 1) or fault(level.view(), [film[0] for film in found]):
+    while len(films) < CLIPS and (turn := turn + 1) < 4000:
+        if not level.go(draw, turn - 1) or fault(level.view(), [film[0] for film in films]):
             continue
         views = walk(level, draw)
         still = any(np.abs(small(a) - small(b)).mean() < 2 for a, b in zip(views, views[2:], strict=False))
         if not views or still or any(fault(view, []) for view in views):
             counts["clips left out"] += 1
             continue
-        found.append(views)
+        films.append(views)
     level.close()
-    return found
+    return films
 
 
 def write_clip(path: Path, frames: list[Any]) -> None:

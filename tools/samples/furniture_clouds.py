@@ -148,16 +148,16 @@ def write_license(path: Path, rows: list[dict[str, str]]) -> None:
     models: dict[str, list[str]] = {}
     for row in rows:
         if row["licence"] != "CC0-1.0":
-            told = "" if row["title"] == row["called"] else f' ("{row["title"]}")'
+            note = "" if row["title"] == row["called"] else f' ("{row["title"]}")'
             address = f", {row['source']}" if row["source"] else ""
             whole = row["library"] in ("KatorLegaz", "Reallusion", "Scopia")
-            models.setdefault(row["author"], []).append("" if whole else f"  {row['called']}{told}{address}")
+            models.setdefault(row["author"], []).append("" if whole else f"  {row['called']}{note}{address}")
     authors = []
     for author, made in sorted(models.items()):
         named = sorted(set(made) - {""})
         authors += [f"{author}: {len(made)} model{'s' * (len(made) > 1)}", *named]
-    told = "\n".join(f"{count} models: {name}" for name, count in sorted(counts.items()))
-    text = LICENSE.format(package=PACKAGE, points=POINTS, counts=told, authors="\n".join(authors))
+    note = "\n".join(f"{count} models: {name}" for name, count in sorted(counts.items()))
+    text = LICENSE.format(package=PACKAGE, points=POINTS, counts=note, authors="\n".join(authors))
     path.write_text(text, encoding="utf-8")
 
 
@@ -166,22 +166,22 @@ def class_of(name: str, called: str) -> str:
     if name in OTHER:
         return OTHER[name]
     core = re.split(r" with | on | and |,| - |\d", called.lower())[0].strip()
-    found = [
+    matches = [
         (len(head), label)
         for label, heads in HEADS.items()
         for head in heads.split(", ")
         if core == head or core.endswith(" " + head)
     ]
-    return max(found)[1] if found else ""
+    return max(matches)[1] if matches else ""
 
 
 def models(library: zipfile.ZipFile) -> list[dict[str, str]]:
     """The catalogue's entries."""
     entries: dict[int, dict[str, str]] = {}
     for line in library.read("PluginFurnitureCatalog.properties").decode("latin1").splitlines():
-        found = re.match(r"(\w+)#(\d+)=(.*)", line)
-        if found:
-            entries.setdefault(int(found[2]), {})[found[1]] = found[3].strip()
+        match = re.match(r"(\w+)#(\d+)=(.*)", line)
+        if match:
+            entries.setdefault(int(match[2]), {})[match[1]] = match[3].strip()
     return [entries[number] for number in sorted(entries)]
 
 
@@ -190,27 +190,27 @@ def credit(library: zipfile.ZipFile, kind: str, entry: dict[str, str]) -> dict[s
     licence, author = LIBRARIES[kind]
     folder = entry["model"].strip("/").rsplit("/", 1)[0] + "/"
     names = [n for n in library.namelist() if n.startswith(folder) and n.lower().endswith((".txt", ".html"))]
-    found = {"title": entry["name"], "author": author or entry["creator"], "source": "", "licence": licence}
+    attribution = {"title": entry["name"], "author": author or entry["creator"], "source": "", "licence": licence}
     if author or not names:
-        return found
+        return attribution
     text = html.unescape(library.read(names[0]).decode("utf-8", "replace"))
     title = re.search(r'downloading "(.*?)" by (.*)', text) or re.search(r"<title>(.*) by (.*?) - \d+", text)
     other = re.search(r"<title>\d+ - (.*?) - Downloaded", text, re.S)
     number = re.search(r"blendswap\.com/blends/view/(\d+)", text) or re.search(r"/(\d{5}) ?-", names[0])
     if title:
-        found["title"] = title[1].strip()
-        there = title[2].strip()
-        if there.lower() not in found["author"].lower():
-            found["author"] += f" (the model's licence file: {there})"
+        attribution["title"] = title[1].strip()
+        file_author = title[2].strip()
+        if file_author.lower() not in attribution["author"].lower():
+            attribution["author"] += f" (the model's licence file: {file_author})"
     elif other:
-        found["title"] = other[1].strip()
+        attribution["title"] = other[1].strip()
     if number:
-        found["source"] = f"www.blendswap.com/blends/view/{number[1]}"
+        attribution["source"] = f"www.blendswap.com/blends/view/{number[1]}"
     by = "Creative Commons Attribution 3.0" in text
     zero = re.search(r"Creative Commons Zero|publicdomain/", text) is not None
     if by != zero:
-        found["licence"] = "CC-BY-3.0" if by else "CC0-1.0"
-    return found
+        attribution["licence"] = "CC-BY-3.0" if by else "CC0-1.0"
+    return attribution
 
 
 def stable(text: str) -> int:
@@ -235,8 +235,8 @@ def shape(library: zipfile.ZipFile, entry: dict[str, str], key: int) -> np.ndarr
 
 def distance(first: np.ndarray, second: np.ndarray) -> float:
     """Chamfer distance: the mean squared one to the nearest point of the other, both ways."""
-    there, back = cKDTree(second).query(first)[0], cKDTree(first).query(second)[0]
-    return float((there**2).mean() + (back**2).mean())
+    forward, back = cKDTree(second).query(first)[0], cKDTree(first).query(second)[0]
+    return float((forward**2).mean() + (back**2).mean())
 
 
 def groups(draws: np.ndarray) -> list[int]:

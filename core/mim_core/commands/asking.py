@@ -50,22 +50,22 @@ class AskingOptions:
     """No progress."""
 
 
-def unless_there(told: Path | None, default: str, result: str = "") -> Path:
+def unless_there(out: Path | None, default: str, result: str = "") -> Path:
     """Where to write: what the user told, or else the default.
 
     Args:
-        told: By ``--out``; what lies there is replaced.
+        out: By ``--out``; what lies there is replaced.
         default: A file, or a folder.
         result: A file of the folder that is there when a command has ended.
 
     Raises:
         MimError: Nothing was told, and an earlier command's result lies there.
     """
-    if told is not None:
-        return told
-    if (found := Path(default) / result).exists():
+    if out is not None:
+        return out
+    if (existing := Path(default) / result).exists():
         raise MimError(
-            f"{found} is of an earlier command. Name another place with --out, or the same to write over it: "
+            f"{existing} is of an earlier command. Name another place with --out, or the same to write over it: "
             f"--out {default}"
         )
     return Path(default)

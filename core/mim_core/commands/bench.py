@@ -134,7 +134,7 @@ def _rows(result: benchmark.Result) -> dict[str, str]:
     modes += ["activation checkpointing"] if s["activation_checkpointing"] else []
     each = f"; each gives {s['samples_per_item']} samples, which the speed counts" if s["samples_per_item"] > 1 else ""
     steps = counted(result.steps, "step")
-    found = {
+    rows = {
         "recipe": f"{result.recipe}, data {s['data']}",
         "device": f"{s['device_name']} ({s['device']}); threads of torch on the host: {s['threads']}",
         "batch": f"{s['batch_size']:,} samples: {ranks} of {s['micro_batch']}" + each,
@@ -147,12 +147,12 @@ def _rows(result: benchmark.Result) -> dict[str, str]:
         + ("torch held on a GPU" if s["device"].startswith("cuda") else "a process held, without those that read data"),
     }
     if result.run_seconds is not None:
-        found["whole run"] = f"about {lasting(result.run_seconds)} at this speed: {counted(result.run_steps, 'step')}"
+        rows["whole run"] = f"about {lasting(result.run_seconds)} at this speed: {counted(result.run_steps, 'step')}"
     if result.flop_per_sample is not None and result.flop_per_second is not None:
-        found["operations"] = (
+        rows["operations"] = (
             f"{amount(result.flop_per_sample, 'FLOP')} per sample (counted), {amount(result.flop_per_second, 'FLOP/s')}"
         )
     if result.mfu is not None and result.peak_flop_per_second is not None:
-        found["MFU"] = f"{result.mfu:.1%} of {amount(result.peak_flop_per_second, 'FLOP/s')} ({result.peak_source})"
-    found["versions"] = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    return found
+        rows["MFU"] = f"{result.mfu:.1%} of {amount(result.peak_flop_per_second, 'FLOP/s')} ({result.peak_source})"
+    rows["versions"] = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    return rows

@@ -65,8 +65,8 @@ def embed(program: str, plugin: str | None, arguments: list[str]) -> int:
 
 def _embedded(out: Path, options: Any, asked: Asked, method: Any, question: Any, chunks: Chunks) -> None:
     def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        found = ask(asked.inputs, method, question, some, options.batch_size, options.workers, asked.device)
-        return found.values, {"skipped": {str(row): why for row, why in found.skipped.items()}}
+        answers = ask(asked.inputs, method, question, some, options.batch_size, options.workers, asked.device)
+        return answers.values, {"skipped": {str(row): why for row, why in answers.skipped.items()}}
 
     names, values, skipped = _gathered(asked, chunks.fill(make, asked.progress(chunks.resumed)))
     if not names:
@@ -93,13 +93,13 @@ def _gathered(asked: Asked, parts: Any) -> tuple[list[str], dict[str, Tensor], d
         for name, value in tensors.items():
             if name != "none":
                 values.setdefault(name, []).append(value[good])
-    return names, {name: torch.cat(found) for name, found in values.items()}, skipped
+    return names, {name: torch.cat(chunks) for name, chunks in values.items()}, skipped
 
 
 def _write_neighbours(out: Path, options: Any, names: list[str], features: Tensor) -> None:
     near, alike = list[tuple[object, ...]](), dict[tuple[int, int], float]()
-    for row, found in embedding.neighbours(features, options.neighbours):
-        for rank, (other, similarity) in enumerate(found, 1):
+    for row, neighbours in embedding.neighbours(features, options.neighbours):
+        for rank, (other, similarity) in enumerate(neighbours, 1):
             near.append((names[row], rank, names[other], f"{similarity:.6f}"))
             if similarity >= options.alike:  # one of the two may have nearer neighbours
                 alike.setdefault((min(row, other), max(row, other)), similarity)

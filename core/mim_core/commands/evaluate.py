@@ -108,13 +108,13 @@ def _evaluate(program: str, folder: Path, rest: list[str], registry: Registry) -
 def _changes(own: Any, data: Any) -> dict[str, str]:
     """Options of the data that are not as in the run: their values as part of a file's name, such as ``views-5x3``,
     and of another root its own name."""
-    found = {}
+    changes = {}
     for name in (f.name for f in fields(own) if getattr(data, f.name) != getattr(own, f.name)):
         value = getattr(data, name)
         text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
         plain = re.sub(r"[^\w.]+", "-", text).strip("-")
-        found[name] = value.name if isinstance(value, Path) else f"{name.replace('_', '-')}-{plain}"
-    return found
+        changes[name] = value.name if isinstance(value, Path) else f"{name.replace('_', '-')}-{plain}"
+    return changes
 
 
 def _replaced(path: Path, scores: list[Score]) -> list[str]:

@@ -77,11 +77,11 @@ def export(program: str, plugin: str | None, arguments: list[str]) -> int:
         about[ORIGINS] = json.dumps(origins.behind(source, None))
         line, notes = export_timm(method, path, about, inputs, classes), notes_on(method)
     elif to == "plain":
-        told = {**about, **inputs, **({"classes": list(classes)} if classes else {})}
-        line, notes = export_plain(method, path, told), []
+        metadata = {**about, **inputs, **({"classes": list(classes)} if classes else {})}
+        line, notes = export_plain(method, path, metadata), []
     elif to in FILES:
-        told = {**about, **inputs, **({"classes": list(classes)} if classes else {})}
-        line, notes = export_program(method, path, to, told, options.given)
+        metadata = {**about, **inputs, **({"classes": list(classes)} if classes else {})}
+        line, notes = export_program(method, path, to, metadata, options.given)
     else:
         exported = exporters.convert(method, to, registry, inputs, classes)
         line, notes = exporters.write_folder(exported, path), exported.notes
@@ -128,10 +128,10 @@ def _of_data(run: ResolvedRun, method: Method, to: str) -> tuple[dict[str, Any],
             f"{error}"
         )
         return {}, classes
-    found = {name: getattr(source, name, None) for name in ("mean", "std")}
+    stats = {name: getattr(source, name, None) for name in ("mean", "std")}
     known: dict[str, Any] = {
         name: tuple(round(float(n), 6) for n in torch.as_tensor(value).flatten())
-        for name, value in found.items()
+        for name, value in stats.items()
         if value is not None
     }
     if len(known) < 2 and to == "timm":

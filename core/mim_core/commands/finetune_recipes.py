@@ -97,8 +97,8 @@ def as_pretrained(run: ResolvedRun, base: ResolvedRun, arguments: list[str]) -> 
     kept = {role: part for role, part in _kept(base, run).items() if role in run.parts}
     for role, part in kept.items():
         own = run.parts.get(role)
-        told = any(argument.partition("=")[0] == f"--{role}.size" for argument in arguments)
-        if told and own is not None and hasattr(part.options, "size"):
+        size_given = any(argument.partition("=")[0] == f"--{role}.size" for argument in arguments)
+        if size_given and own is not None and hasattr(part.options, "size"):
             kept[role] = replace(part, options=replace(part.options, size=own.options.size))
     others = {role: part for role, part in run.parts.items() if not _is_kept(role)}
     return replace(run, parts={**others, **kept})

@@ -61,8 +61,8 @@ def suited(
     parts = dict(run.parts)
     for role, options in free.items():
         parts[role] = replace(parts[role], options=replace(parts[role].options, **options))
-    told = (f"{why}: {_listed(run, free)}",) if free and latest is None else ()
-    return replace(run, parts=parts), told
+    notes = (f"{why}: {_listed(run, free)}",) if free and latest is None else ()
+    return replace(run, parts=parts), notes
 
 
 def _listed(run: ResolvedRun, changes: Mapping[str, Mapping[str, Any]]) -> str:

@@ -91,12 +91,12 @@ def help_of_own(program: str, command: str, reference: str) -> str | None:
 
 def _of_options(usage: str, reference: str, named: str = "") -> str:
     """A command's own options; ``named`` is what it takes before those that have a place and no name."""
-    found = describe_options(reference)
-    takes = [(option.metavar or option.name.upper(), option) for option in found.options or () if option.positional]
-    rows = [(f"--{option.name.replace('_', '-')}", option) for option in found.options or () if not option.positional]
+    spec = describe_options(reference)
+    takes = [(option.metavar or option.name.upper(), option) for option in spec.options or () if option.positional]
+    rows = [(f"--{option.name.replace('_', '-')}", option) for option in spec.options or () if not option.positional]
     takes = [*[(named, Option(named, "Path", None, "Folder of the run."))] * bool(named), *takes]
     usage = " ".join([usage, *(name for name, _ in takes)])
-    return f"usage: {usage} [OPTIONS]\n\n{_filled(found.doc)}\n\n{_table([*takes, *rows])}"
+    return f"usage: {usage} [OPTIONS]\n\n{_filled(spec.doc)}\n\n{_table([*takes, *rows])}"
 
 
 def _pretrain_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str:
@@ -186,11 +186,11 @@ def _predict_with(program: str, plugin: str | None, arguments: Sequence[str]) ->
 def _of_a_run(command: str, program: str, takes: str, *roles: str) -> str:
     """A command's own options, and all of these roles of the run that it takes first."""
     tables = _of_run(takes.removesuffix(" INPUT"))
-    found = describe_options(OPTIONS[command][1])
-    own = [(f"--{option.name.replace('_', '-')}", option) for option in found.options or () if option.name != "input"]
+    spec = describe_options(OPTIONS[command][1])
+    own = [(f"--{option.name.replace('_', '-')}", option) for option in spec.options or () if option.name != "input"]
     more = [f"{role}.{option.name}" for role in roles for option in _known(tables, role).values()]
     return (
-        f"usage: {program} {command} {takes} [OPTIONS]\n\n{_filled(found.doc)}\n\n"
+        f"usage: {program} {command} {takes} [OPTIONS]\n\n{_filled(spec.doc)}\n\n"
         f"{_table([*own, *_of_parts(tables, more)])}"
     )
 
@@ -224,8 +224,8 @@ def _recipe(name: str, plugin: str | None, twin: bool) -> tuple[Tables, str]:
 
 
 def _of_entry(entry: Entry, registry: Registry, twin: bool) -> Tables:
-    found: Tables = tomllib.loads(toml_of_parts(entry, registry, twin))
-    return found
+    tables: Tables = tomllib.loads(toml_of_parts(entry, registry, twin))
+    return tables
 
 
 def _of_run(name: str) -> Tables:
@@ -282,12 +282,12 @@ def _full_name(role: str, name: str) -> str:
 def _known(tables: Tables, role: str) -> Mapping[str, Option]:
     """The options of a role by name; none where the role is empty."""
     if role in SECTIONS:
-        found = describe_options(SECTIONS[role])
+        spec = describe_options(SECTIONS[role])
     elif role in tables:
-        found = describe(_reference(role, tables[role].get("use")))
+        spec = describe(_reference(role, tables[role].get("use")))
     else:
         return {}
-    return {option.name: option for option in found.options or ()}
+    return {option.name: option for option in spec.options or ()}
 
 
 def _of_parts(tables: Tables, names: Iterable[str]) -> list[tuple[str, Option]]:

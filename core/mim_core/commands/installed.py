@@ -161,15 +161,15 @@ def describe(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``mim-core describe NAME``."""
     options = parse(DescribeOptions, f"{program} describe", arguments)
     registry = installed()
-    found = [entry for entry in registry.entries if options.name in (entry.full_name, entry.name)]
-    if not found:
+    matches = [entry for entry in registry.entries if options.name in (entry.full_name, entry.name)]
+    if not matches:
         names = [entry.full_name for entry in registry.entries]
         guess = did_you_mean(options.name, [*names, *(entry.name for entry in registry.entries)])
         raise MimError(
             f"Nothing is named {options.name!r}.{guess}{registry.absent(options.name)}\nSee: {program} list KIND, with "
             f"one of {', '.join(KINDS)}."
         )
-    for entry in found:
+    for entry in matches:
         _describe_one(entry, registry)
     return 0
 

@@ -65,8 +65,8 @@ def judge(
         run = replace(run, parts={**run.parts, "data": replace(run.parts["data"], options=data)})
     row, notes = FINE_TUNED if start_of(run) else SCRATCH, list[str]()
     size = (config or run.evaluate).batch_size
-    found = method.test(make_source(run, method), ranks.choose_device(run.train.device), size, notes)
-    scores = [replace(score, row=row) if score.row == FINE_TUNED else score for score in found]
+    test_scores = method.test(make_source(run, method), ranks.choose_device(run.train.device), size, notes)
+    scores = [replace(score, row=row) if score.row == FINE_TUNED else score for score in test_scores]
     scores = sorted([*scores, *_beside(folder, run, registry, notes)], key=lambda s: (s.row == FINE_TUNED, s.row))
     lines = notes + compared(scores)
     content = {"title": f"Test of {run.parts['method'].name}", "scores": [vars(s) for s in scores], "notes": lines}
@@ -108,15 +108,15 @@ def _beside(folder: Path, run: ResolvedRun, registry: Registry, notes: list[str]
     other = _counterpart(folder)
     if other is None or not (other / "scores.json").exists():
         return []
-    there = from_toml(read_recipe(other / "recipe.toml"), registry)
-    if there.parts["data"] != run.parts["data"]:
+    other_run = from_toml(read_recipe(other / "recipe.toml"), registry)
+    if other_run.parts["data"] != run.parts["data"]:
         notes.append(f"{other} was trained on other data, or read in another way, and is left out.")
         return []
-    differ = [f"method.{n}" for n in _different(run.parts["method"].options, there.parts["method"].options, "init")]
-    differ += [f"train.{n}" for n in _different(run.train, there.train, *FREE["train"])]
+    differ = [f"method.{n}" for n in _different(run.parts["method"].options, other_run.parts["method"].options, "init")]
+    differ += [f"train.{n}" for n in _different(run.train, other_run.train, *FREE["train"])]
     if differ:
         notes.append(f"{other} was trained with other options: {', '.join(differ)}.")
-    own = SCRATCH if start_of(there) is None else FINE_TUNED
+    own = SCRATCH if start_of(other_run) is None else FINE_TUNED
     content = logs.read_scores(other / "scores.json")
     return [] if content is None else [score for score in content["scores"] if score.row == own]
 

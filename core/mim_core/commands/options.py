@@ -45,7 +45,7 @@ def take_name(arguments: list[str], what: str, hint: str) -> tuple[str, list[str
 
 def used(arguments: list[str]) -> list[tuple[str, str]]:
     """(role, name) of every ``--use ROLE=NAME``, which changes what other options there are, and so is read first."""
-    found = []
+    choices = []
     for i, argument in enumerate(arguments):
         text = argument.partition("=")[2] if argument.startswith("--use=") else None
         if argument == "--use":
@@ -55,8 +55,8 @@ def used(arguments: list[str]) -> list[tuple[str, str]]:
         role, _, name = text.partition("=")
         if not role or not name:
             raise MimError(f"--use takes ROLE=NAME, such as --use masker=block; got {text!r}.")
-        found.append((role, name))
-    return found
+        choices.append((role, name))
+    return choices
 
 
 def stated(arguments: list[str]) -> frozenset[str]:
@@ -142,14 +142,14 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 def _tree(run: ResolvedRun) -> dict[str, Any]:
     """Options by role; roles with a scope in a dict of their own."""
-    found: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for role, part in run.parts.items():
         scope, _, last = role.rpartition(".")
         if scope:
-            found.setdefault(scope, {})[last] = part.options
+            tree.setdefault(scope, {})[last] = part.options
         else:
-            found[role] = part.options
-    return {**found, "train": run.train, "evaluate": run.evaluate}
+            tree[role] = part.options
+    return {**tree, "train": run.train, "evaluate": run.evaluate}
 
 
 def apply(run: ResolvedRun, chosen: Any) -> ResolvedRun:

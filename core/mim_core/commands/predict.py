@@ -99,18 +99,18 @@ def _answered(
     homes = homes_of([inputs.name(number) for number in range(len(inputs))])
 
     def make(some: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        found = ask(inputs, method, question, some, options.batch_size, options.workers, asked.device)
+        answers = ask(inputs, method, question, some, options.batch_size, options.workers, asked.device)
         rows, facts = dict[str, Any](), dict[str, Any]()
         for row in range(len(some)):
-            if row not in found.skipped:
-                made = record({n: v[row] for n, v in found.values.items()}, inputs.source)
+            if row not in answers.skipped:
+                made = record({n: v[row] for n, v in answers.values.items()}, inputs.source)
                 if made.files:
                     _refuse_within(out, options.input)
                 files = _write_files(out, homes[some.start + row], made.files)
                 where = _shown_part(inputs, some.start + row) if files else {}
                 rows[str(row)] = {**made.row, **files, **where}
                 facts |= {} if made.facts is None else {str(row): made.facts}
-        return {}, {"rows": rows, "facts": facts, "skipped": {str(row): why for row, why in found.skipped.items()}}
+        return {}, {"rows": rows, "facts": facts, "skipped": {str(row): why for row, why in answers.skipped.items()}}
 
     parts = ((some, facts) for some, _, facts in chunks.fill(make, asked.progress(chunks.resumed)))
     rows, every, skipped = _gathered(parts, inputs)
@@ -251,14 +251,14 @@ def _gathered(
 
 def _write_files(out: Path, home: str, files: Any) -> dict[str, str]:
     """A sample's files below the folder, see `homes_of`; what follows the name -> the path there."""
-    found = {}
+    paths = {}
     for behind, content in files.items():
         path = Path(home + behind)
         (out / path.parent).mkdir(parents=True, exist_ok=True)
         with replaced(out / path) as file:
             file.write(content)
-        found[behind.partition(".")[0].strip("-") or "file"] = path.as_posix()
-    return found
+        paths[behind.partition(".")[0].strip("-") or "file"] = path.as_posix()
+    return paths
 
 
 def _shown_part(inputs: Inputs, number: int) -> dict[str, float]:

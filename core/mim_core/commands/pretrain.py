@@ -90,8 +90,8 @@ def load_named(name: str, plugin: str | None, registry: Registry, twin: bool) ->
 
 def _elsewhere(name: str, registry: Registry) -> str:
     """Where another plugin's recipe is to be had."""
-    found = [entry.full_name for entry in registry.of_kind("recipes") if entry.name == name]
-    return f"Another plugin has it: mim-core pretrain {found[0]}" if found else ""
+    matches = [entry.full_name for entry in registry.of_kind("recipes") if entry.name == name]
+    return f"Another plugin has it: mim-core pretrain {matches[0]}" if matches else ""
 
 
 def _begin(run: running.Run, options: Any, registry: Registry) -> None:
@@ -111,9 +111,9 @@ def _take_weights(run: running.Run, path: Path, form: str | None, registry: Regi
     start = path
     if form is not None:
         other = import_checkpoint(path, format=form, registry=registry)
-    elif (found := foreign(path, registry)) is not None:
-        run.origins = origins.behind(path, found.form)
-        for line in found.fill(run.method):
+    elif (weights := foreign(path, registry)) is not None:
+        run.origins = origins.behind(path, weights.form)
+        for line in weights.fill(run.method):
             warn(f"--init {path}: {line}")
         return
     else:

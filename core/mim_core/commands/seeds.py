@@ -37,8 +37,8 @@ def seed_folders(folder: Path) -> list[Path]:
     """The runs of several seeds below a folder, by seed; none where it is a run itself."""
     if not folder.is_dir() or checkpoint.newest(folder) is not None:
         return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+    folders = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(folders, key=lambda path: int(path.name.partition("-")[2]))
 
 
 def seeded(run: ResolvedRun, folder: Path, count: int) -> list[tuple[ResolvedRun, Path]]:
@@ -54,10 +54,10 @@ def seeded(run: ResolvedRun, folder: Path, count: int) -> list[tuple[ResolvedRun
     """
     if not 1 <= count <= MOST:
         raise MimError(f"--seeds must be 1 to {MOST}, got {count}.")
-    there = seed_folders(folder)
-    if count == 1 and there:
+    existing = seed_folders(folder)
+    if count == 1 and existing:
         raise MimError(
-            f"{folder} holds the runs of {len(there)} seeds. To go on with them: --seeds {len(there)}; or choose "
+            f"{folder} holds the runs of {len(existing)} seeds. To go on with them: --seeds {len(existing)}; or choose "
             "another folder with --out."
         )
     if count == 1:
@@ -123,9 +123,9 @@ def _started(run: ResolvedRun, place: Path, registry: Registry, world: World, as
     started = world.together(lambda: loop.start(run, place, registry, world, asked.refuses, asked.options.dry_run))
     started.command = asked.command
     if take is not None and world.on_first(lambda: checkpoint.newest(place) is None):
-        said = world.together(lambda: take(started))
+        notes = world.together(lambda: take(started))
         if world.first and not asked.options.quiet:
-            tell("\n".join([f"Weights of tokenizer and encoder: {asked.weights}", *said]))
+            tell("\n".join([f"Weights of tokenizer and encoder: {asked.weights}", *notes]))
     return started
 
 
@@ -164,8 +164,8 @@ def judge_together(folder: Path, runs: Sequence[Path], name: str = "scores.json"
     own = [line for table in tables for line in compared(table["scores"])]
     alike = [note for note in tables[0]["notes"] if note not in own and all(note in t["notes"] for t in tables)]
     seeds = [int(run.name.partition("-")[2]) for run in runs]
-    told = f"Mean and standard deviation (±) over {len(runs)} seeds, {', '.join(map(str, seeds))}."
-    notes = [told, *alike, *compared(scores, len(runs))]
+    summary = f"Mean and standard deviation (±) over {len(runs)} seeds, {', '.join(map(str, seeds))}."
+    notes = [summary, *alike, *compared(scores, len(runs))]
     title = f"{tables[0].get('title', '')}, {len(runs)} seeds".lstrip(", ")
     content = {"title": title, "seeds": seeds, "scores": [vars(score) for score in scores], "notes": notes}
     write_whole(folder / name, json.dumps(content, indent=1))
@@ -178,12 +178,12 @@ def over_seeds(tables: Sequence[Sequence[Score]]) -> list[Score]:
 
     Cells keep the order of the first table that has them.
     """
-    found: dict[tuple[str, str], list[Score]] = {}
+    cells: dict[tuple[str, str], list[Score]] = {}
     for table in tables:
         for score in table:
-            found.setdefault((score.row, score.column), []).append(score)
+            cells.setdefault((score.row, score.column), []).append(score)
     scores = []
-    for same in found.values():
+    for same in cells.values():
         values = [score.value for score in same]
         spread = statistics.stdev(values) if len(set(values)) > 1 else None
         errors = [score.error for score in same if score.error is not None]

@@ -46,8 +46,8 @@ def show(program: str, plugin: str | None, arguments: list[str]) -> int:
         tell(write_report(options.run, registry, options.samples))
         return 0
     recipe, _, checkpoint = load_run(options.run, registry)
-    found = look(options.run, registry, options.what, options.samples, options.projection)
+    view = look(options.run, registry, options.what, options.samples, options.projection)
     title = recipe.recipe or options.run.name
-    page, picture = write_look(found, options.out or options.run, options.what, title, checkpoint.name)
-    tell("\n".join([found.lead, str(page), str(picture)]))
+    page, picture = write_look(view, options.out or options.run, options.what, title, checkpoint.name)
+    tell("\n".join([view.lead, str(page), str(picture)]))
     return 0

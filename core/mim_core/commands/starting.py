@@ -73,48 +73,48 @@ def foreign(path: Path, registry: Registry) -> Found | None:
 def fitted(run: ResolvedRun, path: Path, registry: Registry) -> ResolvedRun:
     """The run with an encoder of the size of the weights that it starts from, where these are another code base's; what
     was changed is said."""
-    found = foreign(path, registry)
+    model = foreign(path, registry)
     part = run.parts["encoder"]
-    if found is None:
+    if model is None:
         return run
     if part.name != PLAIN or getattr(part.options, "name", None) is not None:
         raise MimError(
             f"--init {path}: weights of other code bases are read into {PLAIN}, and this recipe's encoder is "
             f"{part.options.name or part.name}. Make a run of them first: mim-core import."
         )
-    sizes = found.encoder_options()
-    if not found.tells_heads and part.options.width == found.width:
+    sizes = model.encoder_options()
+    if not model.tells_heads and part.options.width == model.width:
         sizes["heads"] = part.options.heads
     changed = {name: value for name, value in sizes.items() if getattr(part.options, name) != value}
     if changed:
         own = {name: getattr(part.options, name) for name in changed}
-        said = ", ".join(f"{name} {value} (the recipe has {own[name]})" for name, value in changed.items())
-        warn(f"--init {path}: {found.what}. The encoder follows from it: {said}.")
-    _compare_statistics(run, found)
+        summary = ", ".join(f"{name} {value} (the recipe has {own[name]})" for name, value in changed.items())
+        warn(f"--init {path}: {model.what}. The encoder follows from it: {summary}.")
+    _compare_statistics(run, model)
     options: Any = replace(part.options, **changed)
     return replace(run, parts={**run.parts, "encoder": replace(part, options=options)})
 
 
-def _compare_statistics(run: ResolvedRun, found: Found) -> None:
+def _compare_statistics(run: ResolvedRun, model: Found) -> None:
     """Says where the weights' inputs were normalised otherwise than this run's are."""
     data: Any = run.parts["data"].options if "data" in run.parts else None
     if not hasattr(data, "mean") or not hasattr(data, "std"):
         return
-    if not found.statistics:
+    if not model.statistics:
         warn(
-            f"--init {found.path} does not say how its inputs were normalised; if not by the mean and deviation of "
+            f"--init {model.path} does not say how its inputs were normalised; if not by the mean and deviation of "
             "this run's data, state them: --data.mean ... --data.std ..."
         )
         return
-    own = usual_statistics(data.mean, data.std, len(found.statistics[0]))
-    if [len(values) for values in own] != [len(values) for values in found.statistics]:
+    own = usual_statistics(data.mean, data.std, len(model.statistics[0]))
+    if [len(values) for values in own] != [len(values) for values in model.statistics]:
         return
-    pairs = [pair for one, other in zip(own, found.statistics, strict=True) for pair in zip(one, other, strict=True)]
+    pairs = [pair for one, other in zip(own, model.statistics, strict=True) for pair in zip(one, other, strict=True)]
     if any(abs(one - other) > 1e-3 for one, other in pairs):
-        here, there = ([" ".join(f"{value:g}" for value in each) for each in both] for both in (own, found.statistics))
+        here, stats = ([" ".join(f"{value:g}" for value in each) for each in both] for both in (own, model.statistics))
         warn(
-            f"--init {found.path}: its inputs were normalised by mean {there[0]} and deviation {there[1]}; here it is "
-            f"{here[0]} and {here[1]}. To have the same: --data.mean {there[0]} --data.std {there[1]}"
+            f"--init {model.path}: its inputs were normalised by mean {stats[0]} and deviation {stats[1]}; here it is "
+            f"{here[0]} and {here[1]}. To have the same: --data.mean {stats[0]} --data.std {stats[1]}"
         )
 
 
@@ -125,10 +125,10 @@ def take_encoder_from(run: Run, path: Path, registry: Registry) -> list[str]:
     Raises:
         MimError: The weights cannot be read or do not fit.
     """
-    found = foreign(path, registry)
-    if found is not None:
-        run.origins = origins.behind(path, found.form)
-        return found.fill(run.method)
+    model = foreign(path, registry)
+    if model is not None:
+        run.origins = origins.behind(path, model.form)
+        return model.fill(run.method)
     assert isinstance(run.method, Supervised)
     other: nn.Module | None = read_export(path, registry)
     start = path

@@ -55,7 +55,7 @@ class _Grid:
     def needs(self, wrap: bool) -> int:
         """The least width, with names in one piece, or in one piece for each word; scores are never broken."""
         cut = _longest_word if wrap else _width
-        widths = [max(cut(name), *map(_width, found)) for name, found in self.each()]
+        widths = [max(cut(name), *map(_width, cells)) for name, cells in self.each()]
         return max(cut(text) for text in (self.corner, *self.names)) + GAP * len(widths) + sum(widths)
 
     def blocks(self) -> Iterator[_Grid]:
@@ -79,7 +79,7 @@ class _Grid:
     def widths(self) -> list[int]:
         """The least width of each column; scores are broken only where they alone are wider than the room."""
         most = max(1, self.room - GAP - self.first())
-        return [min(most, max(_longest_word(name), *map(_width, found))) for name, found in self.each()]
+        return [min(most, max(_longest_word(name), *map(_width, cells))) for name, cells in self.each()]
 
     def each(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """The name of each column, and what stands below it."""

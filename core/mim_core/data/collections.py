@@ -89,12 +89,12 @@ def split_in(name: str) -> str | None:
 def alike(names: Iterable[str]) -> dict[str, str]:
     """Names that differ in the word for a split and in numbers only, such as seg_train and seg_test, mytrain and
     mytest, or 01_train and 02_test, and the split of each; empty unless one says train and one a held-out split."""
-    found: dict[str, dict[str, str]] = {}
+    groups: dict[str, dict[str, str]] = {}
     for name in sorted(set(names)):
         for part in _WORD.finditer(name.lower()):  # a longer word is no rest that a shorter one could have
             rest = re.sub(r"\d+", "#", f"{name[: part.start()]}*{name[part.end() :]}".lower())
-            found.setdefault(rest, {})[name] = WORDS[part[0]]
-    sure = [pairs for pairs in found.values() if "train" in pairs.values() and set(HELD_OUT) & set(pairs.values())]
+            groups.setdefault(rest, {})[name] = WORDS[part[0]]
+    sure = [pairs for pairs in groups.values() if "train" in pairs.values() and set(HELD_OUT) & set(pairs.values())]
     return {name: split for pairs in sure for name, split in pairs.items()}
 
 
@@ -109,10 +109,10 @@ def split_names(folders: Sequence[tuple[str, ...]]) -> dict[str, str]:
     level = next((i for i, level in enumerate(zip(*folders, strict=False)) if len(set(level)) > 1), None)
     if level is None:
         return own
-    there = {parts[level] for parts in folders}
-    words = {name: split for name in there if (split := own.get(name) or split_in(name))}
-    found = alike(there) or (words if len(words) == len(there) and _akin(words) else {})
-    return {**found, **own}
+    siblings = {parts[level] for parts in folders}
+    words = {name: split for name in siblings if (split := own.get(name) or split_in(name))}
+    splits = alike(siblings) or (words if len(words) == len(siblings) and _akin(words) else {})
+    return {**splits, **own}
 
 
 def _akin(words: Mapping[str, str]) -> bool:
@@ -247,7 +247,7 @@ def listed_once(
     """
     first, *others = lists
     held = {item for name in others for item, _ in lists[name]}
-    kept, said = list[list[int]](), list[str]()
+    kept, notes = list[list[int]](), list[str]()
     for name, rows in lists.items():
         seen, places = dict[Hashable, str](), list[int]()
         both, again, two = list[Hashable](), list[Hashable](), list[Hashable]()
@@ -260,13 +260,13 @@ def listed_once(
                 seen[item] = label
                 places.append(place)
         kept.append(places)
-        found = (
+        dropped = (
             (both, f"listed for training in {name} and held out by another list: never trained on"),
             (again, f"listed more than once in {name}: counted once"),
             (two, f"listed in {name} with more than one class: the first is taken"),
         )
-        said += [f"{counted(len(rest), noun)} of {root} {text} ({_item(rest[0])})." for rest, text in found if rest]
-    return tuple(kept), tuple(said)
+        notes += [f"{counted(len(rest), noun)} of {root} {text} ({_item(rest[0])})." for rest, text in dropped if rest]
+    return tuple(kept), tuple(notes)
 
 
 def _item(item: Hashable) -> str:
@@ -315,19 +315,19 @@ def _labels(names: Sequence[str], train: Sequence[int]) -> tuple[tuple[int, ...]
 def _like_splits(root: PurePath, files: Sequence[str], noun: str) -> tuple[str, ...]:
     """Warnings where splits are said in names of files, such as train_0.png and test_0.png, of folders in part, or of
     lists that nobody reads, and files are trained on all the same."""
-    said = []
+    notes = []
     words = Counter(split_in(PurePath(file).stem) for file in files)
     held = next((name for name in HELD_OUT if words[name]), None)
     if held is not None and words["train"] and words[None] <= len(files) / 10:
         example = next(file for file in files if split_in(PurePath(file).stem) == held)
-        said.append(
+        notes.append(
             f"{root} has {counted(words[held], noun)} named like the split {held} ({example}), trained on like all "
             f"others. To hold them out, move them to a folder {held}/, and the others to train/."
         )
     folders = {name for file in files for name in PurePath(file).parts[:-1]}
     if {"train"} < {split for name in folders if (split := split_in(name))}:
-        said += _held_words(root, [PurePath(file).parts[:-1] for file in files], range(len(files)), noun)
-    return (*said, *unread_lists(Path(root), noun))
+        notes += _held_words(root, [PurePath(file).parts[:-1] for file in files], range(len(files)), noun)
+    return (*notes, *unread_lists(Path(root), noun))
 
 
 def unread_lists(root: Path, noun: str = "file") -> tuple[str, ...]:
@@ -347,12 +347,12 @@ def _held_words(
 ) -> list[str]:
     """A warning of files that are trained on though a folder's name has a word for a held-out split."""
     named = ((i, name) for i in items for name in folders[i] if name not in known and split_in(name) in HELD_OUT)
-    found = dict(named)
-    if not found:
+    held = dict(named)
+    if not held:
         return []
-    names = ", ".join(f"{name}/" for name in sorted(set(found.values()))[:3])
+    names = ", ".join(f"{name}/" for name in sorted(set(held.values()))[:3])
     return [
-        f"{root}: {counted(len(found), noun)} in folders that may be held out, by a word in their names ({names}), are "
+        f"{root}: {counted(len(held), noun)} in folders that may be held out, by a word in their names ({names}), are "
         "trained on. If they are for a test, call their folder test/."
     ]
 
@@ -364,7 +364,7 @@ _LISTS_BELOW = ("", "ImageSets", "ImageSets/Main", "lists", "splits", "split", "
 def _lists_of_splits(root: Path) -> list[str]:
     """Files below a root that by their names list splits, such as train.txt beside test.txt, or train_test_split.txt;
     empty unless some are for training and some held out."""
-    found: dict[str, set[str]] = {}
+    lists: dict[str, set[str]] = {}
     for below in _LISTS_BELOW:
         folder = root / below
         names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
@@ -372,9 +372,9 @@ def _lists_of_splits(root: Path) -> list[str]:
             stem, ending = os.path.splitext(name)
             if ending.lower() in (".txt", ".csv", ".tsv", ".json", ".jsonl", ".lst"):
                 words = re.findall(r"[^\W\d_]+", stem.lower())
-                found[os.path.join(below, name)] = {WORDS[word] for word in words if word in WORDS}
-    splits = set[str]().union(*found.values())
-    return [name for name, said in found.items() if said] if {"train"} < splits & {"train", *HELD_OUT} else []
+                lists[os.path.join(below, name)] = {WORDS[word] for word in words if word in WORDS}
+    splits = set[str]().union(*lists.values())
+    return [name for name, kinds in lists.items() if kinds] if {"train"} < splits & {"train", *HELD_OUT} else []
 
 
 def _folder(folders: Sequence[tuple[str, ...]], items: Sequence[int], named: Mapping[str, str]) -> str:
@@ -418,6 +418,6 @@ def _splits_text(
     for use, items in uses.items():
         if items:
             deep = ((folders[i], deciding(folders[i], named)) for i in items)
-            found = {"all others" if place is None else f"{parts[place]}/" for parts, place in deep}
-            texts.append(f"{', '.join(sorted(found))} {use} ({len(items):,})")
+            places = {"all others" if place is None else f"{parts[place]}/" for parts, place in deep}
+            texts.append(f"{', '.join(sorted(places))} {use} ({len(items):,})")
     return "; ".join(texts)

@@ -13,7 +13,7 @@ def walk_folders(root: Path, hidden: bool = False) -> Iterator[tuple[Path, list[
     """The folders below a root, the root first, and what is in each.
 
     Real folders come before those that are reached by links, so that a link never takes a folder's files away from its
-    own place; a link to a folder that has been visited, such as one above it, is passed over. A folder that cannot be
+    own place; a link to a folder that has been visited, such as one above it, is ignored. A folder that cannot be
     listed is a warning.
 
     Args:
@@ -34,13 +34,13 @@ def walk_folders(root: Path, hidden: bool = False) -> Iterator[tuple[Path, list[
                 continue
             visited.add((facts.st_dev, facts.st_ino))
             with os.scandir(folder) as entries:
-                found = sorted((entry.name, _leads_to_folder(entry), entry.is_symlink()) for entry in entries)
+                children = sorted((entry.name, _leads_to_folder(entry), entry.is_symlink()) for entry in entries)
         except OSError as error:
             warn(f"the folder {folder} cannot be listed and is left out: {error.strerror or error}")
             continue
-        inner = [name for name, is_folder, _ in found if is_folder and (hidden or not name.startswith("."))]
-        yield folder, [name for name, is_folder, _ in found if not is_folder], inner
-        links = {name for name, _, is_link in found if is_link}
+        inner = [name for name, is_folder, _ in children if is_folder and (hidden or not name.startswith("."))]
+        yield folder, [name for name, is_folder, _ in children if not is_folder], inner
+        links = {name for name, _, is_link in children if is_link}
         ahead += [folder / name for name in reversed(inner) if name not in links]
         linked += [folder / name for name in inner if name in links]
 

@@ -49,21 +49,21 @@ class LabelTable:
         Raises:
             MimError: No row names any of the files, all have one label, or two rows say different things of a file.
         """
-        found, lost = self.places(names, root)
-        if not found:
+        matches, lost = self.places(names, root)
+        if not matches:
             raise MimError(
                 f"{self.path}: none of its {len(self.rows):,} rows names a file of {root}. It has {lost[0]!r}, and "
                 f"there is {names[0] if names else 'nothing'!r}."
             )
-        classes = class_order(label for label, _ in found.values() if label)
+        classes = class_order(label for label, _ in matches.values() if label)
         whole = any(label for label, _ in self.rows.values())  # or else it says splits alone
         if whole and not classes:
             raise MimError(f"{self.path}: none of the files of {root} that its rows name has a label.")
         if whole and len(classes) < 2:
             raise MimError(f"{self.path}: all of its labels are {classes[0]!r}; there must be two classes at least.")
         number = {name: place for place, name in enumerate(classes)}
-        labels = tuple(number.get(found[i][0], -1) if i in found else -1 for i in range(len(names)))
-        splits = tuple(found[i][1] if i in found else "" for i in range(len(names)))
+        labels = tuple(number.get(matches[i][0], -1) if i in matches else -1 for i in range(len(names)))
+        splits = tuple(matches[i][1] if i in matches else "" for i in range(len(names)))
         advice = [self.strange] if self.strange else []
         if lost:
             advice.append(f"{counted(len(lost), 'row')} of {self.path} name no file of {root} ({lost[0]}).")
@@ -80,15 +80,15 @@ class LabelTable:
         """
         wholes = {PurePosixPath(name.replace("\\", "/")).as_posix(): number for number, name in enumerate(names)}
         shorter = [_only(wholes, key) for key in (_name, _stem)]
-        found, rows, lost = dict[int, tuple[str, str]](), dict[int, str](), list[str]()
+        matches, rows, lost = dict[int, tuple[str, str]](), dict[int, str](), list[str]()
         for file, value in self.rows.items():
             number = self._number(file, root, wholes, shorter)
             if number is None:
                 lost.append(file)
-            elif found.setdefault(number, value) != value:
-                raise _two(self.path, f"{rows[number]} and {file}, which are one file,", found[number], value)
+            elif matches.setdefault(number, value) != value:
+                raise _two(self.path, f"{rows[number]} and {file}, which are one file,", matches[number], value)
             rows.setdefault(-1 if number is None else number, file)
-        return found, lost
+        return matches, lost
 
     def _number(
         self, file: str, root: Path, wholes: Mapping[str, int], shorter: Sequence[Mapping[str, int]]
@@ -181,20 +181,20 @@ def _named(path: Path, lines: Sequence[str], head: Sequence[str], mark: str, lab
         raise MimError(f"{path} cannot be read: {error}.") from error
     file = _file_column(head, rows, label)
     splits = table_splits(head, rows, (file,) if label is None else (file, label))
-    found: dict[str, tuple[str, str]] = {}
+    entries: dict[str, tuple[str, str]] = {}
     for number, (row, split) in enumerate(zip(rows, splits.rows, strict=True), start=2):
         name, value = _cell(row, file), "" if label is None else _cell(row, label)
         if not name:
             raise MimError(f"{path}, row {number}: it names no file.")
         if value or split:
-            _add(found, path, name, value, split)
-    if label is not None and not any(value for value, _ in found.values()):
+            _add(entries, path, name, value, split)
+    if label is not None and not any(value for value, _ in entries.values()):
         raise MimError(f"{path} has no labels: its column {head[label]} is empty.")
-    if not found:
+    if not entries:
         raise MimError(f"{path} says neither labels nor splits of its files.")
-    said = f"{path}: its column {splits.name} has words that name no split: {splits.strange}; they are passed over."
+    note = f"{path}: its column {splits.name} has words that name no split: {splits.strange}; they are ignored."
     column = "" if splits.name in SPLITS else splits.name
-    return LabelTable(path, found, said if splits.strange else "", column)
+    return LabelTable(path, entries, note if splits.strange else "", column)
 
 
 def _cell(row: Sequence[str], place: int) -> str:
@@ -212,8 +212,8 @@ def _file_column(head: Sequence[str], rows: Sequence[Sequence[str]], label: int 
 
 
 def _listed(path: Path, lines: Sequence[str], mark: str) -> LabelTable:
-    """A path and a label in each line; what stands between, such as a number of frames, is passed over."""
-    found: dict[str, tuple[str, str]] = {}
+    """A path and a label in each line; what stands between, such as a number of frames, is ignored."""
+    entries: dict[str, tuple[str, str]] = {}
     for number, line in enumerate(lines, start=1):
         cells = [cell.strip() for cell in (line.split(mark) if mark else line.rsplit(maxsplit=1))]
         if len(cells) < 2 or not cells[0] or not cells[-1]:
@@ -224,34 +224,34 @@ def _listed(path: Path, lines: Sequence[str], mark: str) -> LabelTable:
         name = cells[0]
         if not mark and cells[0].rpartition(" ")[2].isdecimal():  # PATH FRAMES LABEL
             name = cells[0].rpartition(" ")[0]
-        _add(found, path, name, cells[-1], "")
-    said = {split_said(label) for label, _ in list(found.values())[1:]}  # the first may be names after all
-    if said == {"train", "test"}:
+        _add(entries, path, name, cells[-1], "")
+    splits = {split_said(label) for label, _ in list(entries.values())[1:]}  # the first may be names after all
+    if splits == {"train", "test"}:
         raise MimError(
             f"{path}: the last cells of its lines are no labels, they name splits ({lines[0][:80]!r}). Its first line "
             "should name the columns: path,label,split"
         )
-    return LabelTable(path, found)
+    return LabelTable(path, entries)
 
 
-def _add(found: dict[str, tuple[str, str]], path: Path, name: str, label: str, split: str) -> None:
-    if found.setdefault(name, (label, split)) != (label, split):
-        raise _two(path, name, found[name], (label, split))
+def _add(entries: dict[str, tuple[str, str]], path: Path, name: str, label: str, split: str) -> None:
+    if entries.setdefault(name, (label, split)) != (label, split):
+        raise _two(path, name, entries[name], (label, split))
 
 
 def _two(path: Path, name: str, one: tuple[str, str], other: tuple[str, str]) -> MimError:
     """The error for two rows that say different things of a file."""
     if one[0] != other[0]:
         return MimError(f"{path} says of {name} that it is {one[0]!r} and {other[0]!r}; a file has one label here.")
-    said = [split or "no split" for split in (one[1], other[1])]
-    return MimError(f"{path} has {name} twice, in {said[0]} and in {said[1]}. Leave one row for each file.")
+    splits = [split or "no split" for split in (one[1], other[1])]
+    return MimError(f"{path} has {name} twice, in {splits[0]} and in {splits[1]}. Leave one row for each file.")
 
 
 def class_order(labels: Iterable[str]) -> tuple[str, ...]:
     """The classes that occur, by number where all are whole numbers, else by name."""
-    found = set(labels)
-    numbers = all(re.fullmatch(r"[+-]?[0-9]{1,18}", label) for label in found)
-    return tuple(sorted(found, key=int) if numbers else sorted(found))
+    classes = set(labels)
+    numbers = all(re.fullmatch(r"[+-]?[0-9]{1,18}", label) for label in classes)
+    return tuple(sorted(classes, key=int) if numbers else sorted(classes))
 
 
 def arranged(about: Arrangement, table: LabelTable, files: Sequence[str], root: Path, noun: str) -> Arrangement:
@@ -268,24 +268,24 @@ def arranged(about: Arrangement, table: LabelTable, files: Sequence[str], root: 
     Raises:
         MimError: The table does not fit the files, or labels none of a split.
     """
-    found = table.of(files, root)
+    labelling = table.of(files, root)
     every = range(len(files))
-    labelled = {i for i in every if found.labels[i] >= 0} if found.classes else set(every)
-    classes = found.classes or None
-    about = replace(about, labels=found.labels, classes=classes, advice=(*about.advice, *found.advice))
-    if "test" in found.splits:
-        held = [i for i in every if found.splits[i] == "test"]
-        pretrain = tuple(i for i in every if found.splits[i] != "test")
+    labelled = {i for i in every if labelling.labels[i] >= 0} if labelling.classes else set(every)
+    classes = labelling.classes or None
+    about = replace(about, labels=labelling.labels, classes=classes, advice=(*about.advice, *labelling.advice))
+    if "test" in labelling.splits:
+        held = [i for i in every if labelling.splits[i] == "test"]
+        pretrain = tuple(i for i in every if labelling.splits[i] != "test")
         train, test = (tuple(i for i in split if i in labelled) for split in (pretrain, held))
         bare = f", {len(held) - len(test):,} of them without a label" if len(held) > len(test) else ""
         by = f"{table.path.name} (column {table.column})" if table.column else table.path.name
-        told = f"as {by} says: {len(held):,} held out{bare}, {len(pretrain):,} for training"
-        about = replace(about, splits=told)
+        summary = f"as {by} says: {len(held):,} held out{bare}, {len(pretrain):,} for training"
+        about = replace(about, splits=summary)
         if not test:  # as where the labels of a test are kept back: others are judged in its place
-            kept, judged = every_fifth(found.labels, train)
+            kept, judged = every_fifth(labelling.labels, train)
             train, test = tuple(kept), tuple(judged)
-            told += f", {len(test):,} of them held out from the probes alone"
-            about = replace(about, splits=told)
+            summary += f", {len(test):,} of them held out from the probes alone"
+            about = replace(about, splits=summary)
     elif about.test is not None:
         pretrain = about.pretrain
         train, test = (tuple(i for i in split if i in labelled) for split in (about.train, about.test))

@@ -66,7 +66,7 @@ def share_of(split: Labelled, amount: float) -> tuple[Labelled, Int[Tensor, " k"
     if amount >= 1 and wanted < len(present):
         raise MimError(f"--data.labels {amount:g} is less than one for each of the {len(present)} classes.")
     places = {label: (shuffled == label).nonzero()[:, 0] for label in present}
-    each = _apportioned({label: len(found) for label, found in places.items()}, wanted / count, amount >= 1)
+    each = _apportioned({label: len(members) for label, members in places.items()}, wanted / count, amount >= 1)
     kept = torch.cat([places[label][: each[label]] for label in present])
     chosen = torch.tensor(order)[kept].sort().values
     names = tuple(split.names[index] for index in chosen.tolist()) if split.names else ()
@@ -80,14 +80,14 @@ def _apportioned(counts: Mapping[int, int], share: float, exact: bool) -> dict[i
     if not exact:
         return {label: max(1, round(share * count)) for label, count in counts.items()}
     total = round(share * sum(counts.values()))
-    found = {label: max(1, int(share * count)) for label, count in counts.items()}
-    by_rest = sorted(counts, key=lambda label: (found[label] - share * counts[label], label))
-    while (missing := total - sum(found.values())) != 0:
+    quotas = {label: max(1, int(share * count)) for label, count in counts.items()}
+    by_rest = sorted(counts, key=lambda label: (quotas[label] - share * counts[label], label))
+    while (missing := total - sum(quotas.values())) != 0:
         step = 1 if missing > 0 else -1
-        free = [label for label in by_rest[::step] if 1 <= found[label] + step <= counts[label]]
+        free = [label for label in by_rest[::step] if 1 <= quotas[label] + step <= counts[label]]
         for label in free[: abs(missing)]:
-            found[label] += step
-    return found
+            quotas[label] += step
+    return quotas
 
 
 class LabelledSource(WrappedSource):
@@ -130,12 +130,12 @@ class LabelledSource(WrappedSource):
         """The source's, of all samples of each item."""
         if REPEATS in sample:  # not in what a test reads
             count, about = self.samples_per_item, ("index", "key", REPEATS)
-            found = {name: value.flatten(0, 1) for name, value in sample.items() if name not in about}
+            entries = {name: value.flatten(0, 1) for name, value in sample.items() if name not in about}
             if "index" in sample:
-                found["index"] = sample["index"].repeat_interleave(count)
+                entries["index"] = sample["index"].repeat_interleave(count)
             if "key" in sample:
-                found["key"] = bits(sample["key"], REPEATS, count).flatten()
-            sample = found
+                entries["key"] = bits(sample["key"], REPEATS, count).flatten()
+            sample = entries
         return self.source.finish(sample)
 
     def name_of(self, index: int) -> str:
@@ -149,8 +149,8 @@ class LabelledSource(WrappedSource):
         """Of labelled items; where a bad file has another name than its item, as the source has them."""
         own = {self.name_of(index): index for index in range(len(self))}
         others = {name for name in names if name not in own}
-        found = {name: self.source.name_of(i) for name, i in self.source.items_named(others).items()} if others else {}
-        known = {**{name: name for name in names if name in own}, **found}
+        items = {name: self.source.name_of(i) for name, i in self.source.items_named(others).items()} if others else {}
+        known = {**{name: name for name in names if name in own}, **items}
         return {name: own[item] for name, item in known.items() if item in own}
 
     def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:

@@ -135,7 +135,7 @@ class Batch:
 
 def collate(items: Sequence[tuple[dict[str, Tensor] | None, list[tuple[str, str]]]]) -> Batch:
     """Stacks the entries of the samples."""
-    skipped = tuple(entry for _, found in items for entry in found)
+    skipped = tuple(entry for _, entries in items for entry in entries)
     samples = [sample for sample, _ in items if sample is not None]
     if len(samples) < len(items):
         return Batch(None, skipped)
@@ -163,8 +163,8 @@ class Readable(Dataset[Any]):
     @staticmethod
     def collate(items: Sequence[dict[str, Tensor] | None]) -> Sample:
         """Stacks those that could be read; empty when none could."""
-        found = [item for item in items if item is not None]
-        return {name: torch.stack([item[name] for item in found]) for name in found[0]} if found else {}
+        samples = [item for item in items if item is not None]
+        return {name: torch.stack([item[name] for item in samples]) for name in samples[0]} if samples else {}
 
 
 class Reported(Dataset[Any]):
@@ -253,7 +253,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
 
 def _apart(worker: int) -> None:
     """Signals are for the main process, which needs its workers for the last steps. Ctrl-C and launchers signal whole
-    process groups, and schedulers every process: the first SIGTERM is passed over, and a second ends the worker."""
+    process groups, and schedulers every process: the first SIGTERM is ignored, and a second ends the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *told: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     for name in ("SIGUSR1", "SIGHUP"):

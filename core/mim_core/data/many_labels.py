@@ -76,24 +76,24 @@ def read_many_labels(path: Path, columns: Sequence[str] = (), mark: str = "") ->
             f"are {_some(head)}. Name those of labels: --method.columns NAME NAME ..."
         )
     if len(chosen) > 1 or _flags(rows, chosen[0]):
-        found = _from_columns(path, head, rows, chosen)
+        label_sets = _from_columns(path, head, rows, chosen)
     else:
-        found = _from_names(rows, chosen[0], mark)
+        label_sets = _from_names(rows, chosen[0], mark)
     kept: dict[str, tuple[frozenset[str], str]] = {}
-    for number, (row, labels, said) in enumerate(zip(rows, found, splits.rows, strict=True), start=2):
+    for number, (row, labels, text) in enumerate(zip(rows, label_sets, splits.rows, strict=True), start=2):
         name = row[file].strip()
         if not name:
             raise MimError(f"{path}, row {number}: it names no file.")
-        before = kept.get(name, (frozenset[str](), said))
-        if before[1] != said:
+        before = kept.get(name, (frozenset[str](), text))
+        if before[1] != text:
             raise MimError(f"{path} puts {name} into two splits.")
-        kept[name] = (before[0] | labels, said)
+        kept[name] = (before[0] | labels, text)
     every = frozenset[str]().union(*(labels for labels, _ in kept.values()))
     classes = tuple(head[i] for i in chosen) if len(chosen) > 1 else tuple(sorted(every))
     if len(classes) < 2:
         raise MimError(f"{path} has {counted(len(classes), 'label')} in all; there must be two at least.")
-    said = f"{path}: its column {splits.name} has words that name no split: {splits.strange}; they are passed over."
-    return ManyLabels(path, classes, kept, said if splits.strange else "")
+    text = f"{path}: its column {splits.name} has words that name no split: {splits.strange}; they are ignored."
+    return ManyLabels(path, classes, kept, text if splits.strange else "")
 
 
 def _read(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -134,7 +134,7 @@ def _from_columns(
     """The labels of each row, where each has a column of its own. -1 is no where nothing else says no."""
     cells = {row[column].strip().lower() for row in rows for column in columns}
     doubtful = bool(cells & {"-1", "-1.0"}) and bool(cells & set(NO[:2]))
-    found = []
+    label_sets = []
     for number, row in enumerate(rows, start=2):
         for column in columns:
             cell = row[column].strip().lower()
@@ -144,8 +144,8 @@ def _from_columns(
                     f"{path}, row {number}: {head[column]} is {row[column]!r}{beside}. A label's column holds 1 or 0; "
                     "write one of them, or leave the row out."
                 )
-        found.append(frozenset(head[column] for column in columns if row[column].strip().lower() in YES))
-    return found
+        label_sets.append(frozenset(head[column] for column in columns if row[column].strip().lower() in YES))
+    return label_sets
 
 
 def _from_names(rows: Sequence[Sequence[str]], column: int, mark: str) -> list[frozenset[str]]:
@@ -192,11 +192,11 @@ class ManyLabelsSource(WrappedSource):
         texts = {file: " | ".join(sorted(labels)) or "none" for file, (labels, _) in table.rows.items()}
         sets = {text: table.rows[file][0] for file, text in texts.items()}
         as_one = LabelTable(table.path, {file: (texts[file], table.rows[file][1]) for file in texts}, table.strange)
-        found = as_one.of(items.names, root)
-        self.told = [*found.advice]
-        own = [sets[found.classes[label]] if label >= 0 else None for label in found.labels]
+        labelled = as_one.of(items.names, root)
+        self.told = [*labelled.advice]
+        own = [sets[labelled.classes[label]] if label >= 0 else None for label in labelled.labels]
         values = torch.tensor([[int(name in (labels or ())) for name in table.classes] for labels in own])
-        numbers = _splits(items.names, found.splits, rarest(values).tolist(), [labels is not None for labels in own])
+        numbers = _splits(items.names, labelled.splits, rarest(values).tolist(), [labels is not None for labels in own])
         parts = {}
         for split, chosen in numbers.items():
             if not chosen:
@@ -246,11 +246,11 @@ class ManyLabelsSource(WrappedSource):
         train, test = self.parts["train"], self.parts["test"]
         named = ", ".join(train.classes[:5]) + (", ..." if len(train.classes) > 5 else "")
         each = float(train.labels.sum(dim=1).float().mean())
-        told = {
+        rows = {
             "splits": f"{len(train.labels):,} for training, {len(test.labels):,} held out",
             "labels": f"{len(train.classes)} from {self.table.path}, {each:.2g} for each sample: {named}",
         }
-        return {**{k: v for k, v in self.source.contents().items() if k not in ("splits", "classes")}, **told}
+        return {**{k: v for k, v in self.source.contents().items() if k not in ("splits", "classes")}, **rows}
 
 
 class _Picked(Dataset[Any]):
@@ -277,12 +277,12 @@ def _one_of_many(split: Labelled) -> Labelled:
 
 
 def _splits(
-    names: Sequence[str], told: Sequence[str], strata: Sequence[int], listed: Sequence[bool]
+    names: Sequence[str], given_splits: Sequence[str], strata: Sequence[int], listed: Sequence[bool]
 ) -> dict[str, list[int]]:
     """Numbers of the samples for training and for the test."""
-    rows = [number for number, there in enumerate(listed) if there]
-    if any(told[number] for number in rows):
-        kinds = {number: told[number] or "train" for number in rows}
+    rows = [number for number, is_listed in enumerate(listed) if is_listed]
+    if any(given_splits[number] for number in rows):
+        kinds = {number: given_splits[number] or "train" for number in rows}
     else:
         folders = splits_of([PurePath(names[number]).parts[:-1] for number in rows])
         kinds = {n: "test" if kind in HELD_OUT else "train" for n, kind in zip(rows, folders, strict=True)}

@@ -242,8 +242,8 @@ class DataSource:
     def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
         """One item of a modality, as `finish` left it or as a method predicts it, as a file: its ending and its
         content. As it stands here, its `picture`."""
-        found = self.picture(modality, values)
-        return "." + found.media_type.rpartition("/")[2], found.content
+        picture = self.picture(modality, values)
+        return "." + picture.media_type.rpartition("/")[2], picture.content
 
     def held_out(self) -> Dataset[Any] | None:
         """Items that training never sees, by number and without augmentation, for pictures of data without labels."""

@@ -70,11 +70,11 @@ class Strong:
         """RGB pictures of PIL, all changed alike: frames of one clip, or one picture."""
         if self.transform is None:
             return list(pictures)
-        found = []
+        changed = []
         for picture in pictures:
             with drawn(key, "rand augment"):
-                found.append(self.transform(picture))
-        return found
+                changed.append(self.transform(picture))
+        return changed
 
     def erased(self, values: Tensor, key: int) -> Tensor:
         """Values [C, ..., H, W] from 0 to 255 with a box of noise, in all frames alike, as often as ``erase`` says."""
@@ -94,6 +94,6 @@ class Strong:
                 return values
             top, left = random.randint(0, height - high), random.randint(0, width - wide)
             noise = torch.randn(values.shape[0], *values.shape[1:-2], high, wide) * 64 + 128
-        found = values.clone()
-        found[..., top : top + high, left : left + wide] = noise.clamp(0, 255).to(values.dtype)
-        return found
+        noisy = values.clone()
+        noisy[..., top : top + high, left : left + wide] = noise.clamp(0, 255).to(values.dtype)
+        return noisy

@@ -19,13 +19,13 @@ Found = TypeVar("Found")
 
 
 def with_table_beside(
-    found: Found, again: Callable[[LabelTable], Found], root: Path, column: str, classes: bool, shards: bool = False
+    splits: Found, again: Callable[[LabelTable], Found], root: Path, column: str, classes: bool, shards: bool = False
 ) -> tuple[Found, str]:
-    """What there is, with the labels and splits of the table beside it; and why it is passed over, empty where it is
+    """What there is, with the labels and splits of the table beside it; and why it is ignored, empty where it is
     not.
 
     Args:
-        found: What folders say.
+        splits: What folders say.
         again: The same with a table.
         root: The folder of files.
         column: The column of labels; empty: one of the usual names.
@@ -37,22 +37,22 @@ def with_table_beside(
     """
     path = root / NAME
     if not path.is_file():
-        return found, ""
+        return splits, ""
     if shards:
-        said = f"{path} is not read: items in shards have labels and splits of their own"
-        return found, f"{said}. To hold some out, put them into test-0.tar." if _columns(path) else ""
+        note = f"{path} is not read: items in shards have labels and splits of their own"
+        return splits, f"{note}. To hold some out, put them into test-0.tar." if _columns(path) else ""
     if classes:
-        said = f"{path} is not read, because folders are classes. To use it: --data.labels-from {path}"
-        return found, said if _columns(path) else ""
+        note = f"{path} is not read, because folders are classes. To use it: --data.labels-from {path}"
+        return splits, note if _columns(path) else ""
     try:
         return again(read_label_table(path, column, labels=False)), ""
     except MimError as error:  # it may be of something else, and labels may not be needed
         if holds_out(path):
             raise MimError(
-                f"{error} The table says which files are held out, so it is not passed over: mend it, or give it "
+                f"{error} The table says which files are held out, so it is not ignored: mend it, or give it "
                 "another name to train on all of them."
             ) from error
-        return found, f"{path} is passed over. {error}"
+        return splits, f"{path} is ignored. {error}"
 
 
 def holds_out(path: Path) -> bool:

@@ -46,11 +46,11 @@ def table_splits(
     """
     free = [i for i in range(len(head)) if i not in taken]
     words = {i: [row[i].strip() if i < len(row) else "" for row in rows] for i in free}
-    said = {i: [split_said(word) for word in words[i]] for i in free}
+    splits = {i: [split_said(word) for word in words[i]] for i in free}
     usual = [i for name in SPLITS for i in free if head[i] == name]
-    best = next((i for i in usual if any(said[i])), None)
+    best = next((i for i in usual if any(splits[i])), None)
     if best is None:
-        sure = (i for i in free if {"train", "test"} <= set(said[i]) and _all_said(words[i], said[i]))
+        sure = (i for i in free if {"train", "test"} <= set(splits[i]) and _all_said(words[i], splits[i]))
         best = next(sure, None)
     if best is None:
         flags = {i: split for i in free if (split := _flag_of(head[i], bare)) and _flags(words[i])}
@@ -60,8 +60,8 @@ def table_splits(
         best = next(iter(usual), None)
     if best is None:
         return TableSplits((), "", ("",) * len(rows))
-    strange = sorted({word for word, split in zip(words[best], said[best], strict=True) if word and not split})
-    return TableSplits((best,), head[best], tuple(said[best]), ", ".join(strange[:5]))
+    strange = sorted({word for word, split in zip(words[best], splits[best], strict=True) if word and not split})
+    return TableSplits((best,), head[best], tuple(splits[best]), ", ".join(strange[:5]))
 
 
 def split_said(word: str) -> str:
@@ -71,8 +71,8 @@ def split_said(word: str) -> str:
     return "" if known is None else "test" if known in HELD_OUT else "train"
 
 
-def _all_said(words: Sequence[str], said: Sequence[str]) -> bool:
-    return all(split or not word for word, split in zip(words, said, strict=True))
+def _all_said(words: Sequence[str], splits: Sequence[str]) -> bool:
+    return all(split or not word for word, split in zip(words, splits, strict=True))
 
 
 def _flag_of(name: str, bare: bool) -> str:

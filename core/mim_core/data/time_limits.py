@@ -120,12 +120,12 @@ class Places:
 
     def longest(self) -> tuple[int, str, float] | None:
         """(number, item, seconds) of the process that has been at an item for the longest; None where none is."""
-        now, found = time.monotonic(), None
+        now, slowest = time.monotonic(), None
         for worker, since in enumerate(self.since.tolist()):
-            if since and (found is None or now - since > found[2]):
+            if since and (slowest is None or now - since > slowest[2]):
                 text = bytes(self.names[worker].tolist()).rstrip(b"\0").decode("utf-8", "surrogateescape")
-                found = (worker, text, now - since)
-        return found
+                slowest = (worker, text, now - since)
+        return slowest
 
 
 @contextmanager
@@ -190,14 +190,14 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Looks twice a second."""
-        told: float | None = None
+        stop_time: float | None = None
         while not self.ended.wait(0.5):
             waiting, now = self.waiting, time.monotonic()
-            told = (told or now) if self.stopped() else None
+            stop_time = (stop_time or now) if self.stopped() else None
             if waiting is None:
                 continue
             over_time = self._took(now - waiting) > self.seconds
-            over_stop = told is not None and now - max(told, waiting) > self.AFTER_STOP
+            over_stop = stop_time is not None and now - max(stop_time, waiting) > self.AFTER_STOP
             if over_time or over_stop:
                 self.stuck, self.tripped = self.places.longest(), True
                 self.end()
@@ -207,14 +207,14 @@ class Watch(threading.Thread):
         """Seconds that are held against the limit."""
         if not self.of_item:
             return waited
-        found = self.places.longest()
-        return 0.0 if found is None else found[2]
+        slowest = self.places.longest()
+        return 0.0 if slowest is None else slowest[2]
 
     def stop(self) -> None:
         """Ends the thread."""
         self.ended.set()
 
 
-def of_reading(found: tuple[int, str, float] | None) -> str:
+def of_reading(slowest: tuple[int, str, float] | None) -> str:
     """What a process that reads was at, as a sentence; empty where none was at anything."""
-    return "" if found is None else f" Process {found[0]} was reading {found[1]} for {found[2]:.0f} s."
+    return "" if slowest is None else f" Process {slowest[0]} was reading {slowest[1]} for {slowest[2]:.0f} s."

@@ -51,14 +51,14 @@ class Viewed(WrappedSource):
         return {name: torch.stack([first[name], second[name]]) for name in first} | {PAIRED: torch.tensor(True)}
 
     def _one(self, index: int, key: int) -> dict[str, Tensor]:
-        found = dict(self.source.read(index, key))
+        sample = dict(self.source.read(index, key))
         if self.target:
             (other,) = keys_of(key, "second view", 1)
-            found |= {f"{name}_target": value for name, value in self.source.read(index, other).items()}
+            sample |= {f"{name}_target": value for name, value in self.source.read(index, other).items()}
         if self.local is not None and self.smaller is not None:
             small = [self.smaller.read(index, each) for each in keys_of(key, "local views", self.local.count)]
-            found |= {f"{name}_local": torch.stack([each[name] for each in small]) for name in small[0]}
-        return found
+            sample |= {f"{name}_local": torch.stack([each[name] for each in small]) for name in small[0]}
+        return sample
 
     def finish(self, sample: Sample) -> Sample:
         """Each view as the source finishes it; the two samples of an item one after the other. Held-out samples are no
@@ -93,18 +93,18 @@ def viewed(source: DataSource, views: tuple[View, ...]) -> DataSource:
 
 def keys_of(key: int, what: str, count: int) -> list[int]:
     """Keys of the views of a sample, which follow from its own."""
-    found: list[int] = randomness.bits(torch.tensor([key]), what, count)[0].tolist()
-    return found
+    keys: list[int] = randomness.bits(torch.tensor([key]), what, count)[0].tolist()
+    return keys
 
 
 def unpaired(sample: Sample) -> Sample:
     """Items [B, 2, ...] as samples [2 B, ...], each with a key of its own."""
-    found = {name: value.flatten(0, 1) for name, value in sample.items() if name not in ("index", "key")}
+    samples = {name: value.flatten(0, 1) for name, value in sample.items() if name not in ("index", "key")}
     if "index" in sample:
-        found["index"] = sample["index"].repeat_interleave(2)
+        samples["index"] = sample["index"].repeat_interleave(2)
     if "key" in sample:
-        found["key"] = randomness.bits(sample["key"], "pair", 2).flatten()
-    return found
+        samples["key"] = randomness.bits(sample["key"], "pair", 2).flatten()
+    return samples
 
 
 def _finished(source: DataSource, view: Sample, about: Sample, ending: str) -> Sample:

@@ -55,16 +55,16 @@ def kinds(views: tuple[View, ...]) -> set[str]:
 
 def entries(shapes: Shapes, views: tuple[View, ...]) -> dict[str, tuple[int, ...]]:
     """The shapes of a sample's entries, with those of its views; of a pair, each sample has them."""
-    found = dict(shapes)
+    sizes = dict(shapes)
     for view in views:
         if view.kind == "target":
-            found |= {f"{name}_target": shape for name, shape in shapes.items()}
+            sizes |= {f"{name}_target": shape for name, shape in shapes.items()}
         elif view.kind == "local":
-            found |= {f"{name}_local": (view.count, *shape) for name, shape in view.small(shapes).items()}
+            sizes |= {f"{name}_local": (view.count, *shape) for name, shape in view.small(shapes).items()}
         elif view.kind == "place":
-            there = [each for each in ("", "_target") if not each or "target" in kinds(views)]
-            found |= {f"{name}{each}.place": (2, len(shape) - 1) for name, shape in shapes.items() for each in there}
-    return found
+            ends = [each for each in ("", "_target") if not each or "target" in kinds(views)]
+            sizes |= {f"{name}{each}.place": (2, len(shape) - 1) for name, shape in shapes.items() for each in ends}
+    return sizes
 
 
 def carried(
@@ -82,6 +82,6 @@ def carried(
         The boxes as shares of the other view, the lower corner first; what lies outside [0, 1] is not in it.
     """
     start, end = place[:, None, :1], place[:, None, 1:]
-    there = start + boxes * (end - start)
+    item_boxes = start + boxes * (end - start)
     start, end = other[:, None, :1], other[:, None, 1:]
-    return ((there - start) / (end - start)).sort(dim=2).values
+    return ((item_boxes - start) / (end - start)).sort(dim=2).values

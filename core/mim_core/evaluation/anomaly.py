@@ -139,10 +139,10 @@ def collect(
             truths.append(signs(ready["truth"]).cpu())
     if not maps:
         raise MimError(f"None of the {len(wanted):,} test samples can be read.")
-    kept, found = torch.cat(items), torch.cat(maps)
-    truth = torch.cat(truths) if truths and found.ndim > 1 else None  # some methods score whole samples alone
+    kept, scores = torch.cat(items), torch.cat(maps)
+    truth = torch.cat(truths) if truths and scores.ndim > 1 else None  # some methods score whole samples alone
     return Judged(
-        found.reshape(len(kept), -1) if found.ndim == 1 else found,
+        scores.reshape(len(kept), -1) if scores.ndim == 1 else scores,
         split.labels[kept] != 0,
         truth,
         len(wanted) - len(kept),
@@ -188,34 +188,34 @@ def nearest_normal(study: Study, source: DataSource, test: Labelled) -> Callable
 def _scores(row: str, judged: Judged, whole: str, place: str) -> list[Score]:
     """Each with its standard error, by the jackknife over samples."""
     flat, abnormal = judged.maps.flatten(1), judged.abnormal
-    found = []
+    entries = []
     for how, score in (("highest", flat.amax(dim=1)), ("mean", flat.mean(dim=1))):  # alike where there is one score
         for kind, measure in (("AUROC", auroc), ("AP", average_precision)):
             error = jackknife_error(lambda kept: measure(score[kept], abnormal[kept]), len(abnormal))  # noqa: B023
-            found.append(Score(row, f"{whole} {kind}, {how}", measure(score, abnormal), error=error))
+            entries.append(Score(row, f"{whole} {kind}, {how}", measure(score, abnormal), error=error))
     if (placed := judged.placed()) is not None:
         scores, truth = placed[0].flatten(), placed[1].flatten()
         values = auroc(scores, truth), average_precision(scores, truth), aupro(*placed, LIMIT)
         names = f"{place} AUROC", f"{place} AP", f"PRO, {LIMIT:.0%}"
         errors = place_errors(*placed, LIMIT, GROUPS)
         each = zip(names, values, errors, strict=True)
-        found += [Score(row, name, value, error=error) for name, value, error in each]
-    return found
+        entries += [Score(row, name, value, error=error) for name, value, error in each]
+    return entries
 
 
 def _chance(judged: Judged, whole: str, place: str) -> list[Score]:
     """What scores without any sense have, in the same columns."""
     share = float(judged.abnormal.float().mean())
-    found = [
+    entries = [
         Score(CHANCE, f"{whole} {kind}, {how}", value)
         for how in ("highest", "mean")
         for kind, value in (("AUROC", 0.5), ("AP", share))
     ]
     if (placed := judged.placed()) is not None:
-        found.append(Score(CHANCE, f"{place} AUROC", 0.5))
-        found.append(Score(CHANCE, f"{place} AP", float(placed[1].float().mean())))
-        found.append(Score(CHANCE, f"PRO, {LIMIT:.0%}", LIMIT / 2))
-    return found
+        entries.append(Score(CHANCE, f"{place} AUROC", 0.5))
+        entries.append(Score(CHANCE, f"{place} AP", float(placed[1].float().mean())))
+        entries.append(Score(CHANCE, f"PRO, {LIMIT:.0%}", LIMIT / 2))
+    return entries
 
 
 def _notes(judged: Judged, study: Study, whole: str) -> list[str]:

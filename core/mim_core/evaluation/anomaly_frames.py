@@ -49,10 +49,10 @@ def judge_frames(study: Study) -> list[Score]:
     }
     scores: list[Score] = []
     for row, make_score in makers.items():
-        found, flags, places = _frames(source, split, make_score(), study)
+        frame_scores, flags, places = _frames(source, split, make_score(), study)
         columns: dict[str, tuple[float, float | None]] = {}
         for number, how in enumerate(("highest", "mean")):
-            both = _both([each[:, number] for each in found], flags)
+            both = _both([each[:, number] for each in frame_scores], flags)
             columns |= {f"{name}, {how}": value for name, value in both.items()}
         if places.both:
             columns |= {AREA: (places.auroc(), None), PRECISION: (places.average_precision(), None)}
@@ -81,12 +81,12 @@ def _both(scores: list[Tensor], flags: list[Tensor]) -> dict[str, tuple[float, f
         every = torch.cat([flags[number] for number in kept]).bool() if kept else torch.zeros(0, dtype=torch.bool)
         usable = bool(every.any()) and not bool(every.all())
         parts.append(frame_auroc([scores[n] for n in kept], [flags[n] for n in kept]) if usable else (None, None))
-    found = {}
+    metrics = {}
     for place, (name, value) in enumerate(zip(names, frame_auroc(scores, flags), strict=True)):
         if value is not None:
             without = [math.nan if each[place] is None else float(each[place] or 0.0) for each in parts]
-            found[name] = (value, grouped_error(without))
-    return found
+            metrics[name] = (value, grouped_error(without))
+    return metrics
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def _frames(
     """Of each sequence the highest and the mean score of its frames, [t, 2], and which are abnormal, bool [t]; and the
     scores of all places that are known. Frames that could not be read are left out."""
     places = ScoreCounts()
-    found: dict[int, dict[int, list[Tensor]]] = {}
+    by_video: dict[int, dict[int, list[Tensor]]] = {}
     flags: dict[tuple[int, int], bool] = {}
     for ready, _ in finished(source, split.items, list(range(len(split.labels))), study):
         if not {"footage", "frames", "abnormal"} <= ready.keys():
@@ -110,10 +110,10 @@ def _frames(
                 first = (number, frame) not in flags
                 if first and truth is not None and bool((truth[row, place] >= 0).all()):
                     places.add(whole[row, place], truth[row, place])
-                found.setdefault(number, {}).setdefault(frame, []).append(both[row, place])
+                by_video.setdefault(number, {}).setdefault(frame, []).append(both[row, place])
                 flags[number, frame] = bool(ready["abnormal"][row, place])
-    if not found:
+    if not by_video:
         raise MimError("None of the test clips can be read.")
-    scores = [torch.stack([torch.stack(each).mean(dim=0) for each in frames.values()]) for frames in found.values()]
-    kinds = [torch.tensor([flags[number, frame] for frame in frames]) for number, frames in found.items()]
+    scores = [torch.stack([torch.stack(each).mean(dim=0) for each in frames.values()]) for frames in by_video.values()]
+    kinds = [torch.tensor([flags[number, frame] for frame in frames]) for number, frames in by_video.items()]
     return scores, kinds, places

@@ -62,8 +62,8 @@ def score_maps(method: Any, sample: Sample, covers: int) -> Tensor:
     error: Tensor | None = None
     times: Tensor | None = None
     for mask in covering_masks(layout.count, method.masker.count(layout), covers):
-        found = reconstruct(method, sample, mask.to(device).expand(rows, -1))
-        rebuilt = next((each for each in found.values() if each.hidden is not None), None)
+        outputs = reconstruct(method, sample, mask.to(device).expand(rows, -1))
+        rebuilt = next((each for each in outputs.values() if each.hidden is not None), None)
         if rebuilt is None or rebuilt.hidden is None:
             raise MimError(
                 "This run predicts no values of hidden units on a grid, so there is no error of reconstruction; a run "

@@ -134,12 +134,12 @@ def place_errors(maps: Tensor, masks: Tensor, limit: float, groups: int) -> tupl
     for one in range(groups):
         kept = part != one
         hits, misses = ((kept & wanted).double().cumsum(0)[last] for wanted in (flags, ~flags))
-        found = (overlap * kept).cumsum(0)[last]
+        covered = (overlap * kept).cumsum(0)[last]
         true, false = hits / hits[-1], misses / misses[-1]
         below = float(torch.trapezoid(from_zero(true), from_zero(false)))
         exact = (hits / (hits + misses)).nan_to_num(nan=0.0)
         steps = true.diff(prepend=true.new_zeros(1))
-        curve = area_up_to(from_zero(false), from_zero(found / found[-1]), limit)
+        curve = area_up_to(from_zero(false), from_zero(covered / covered[-1]), limit)
         without.append((below, float((steps * exact).sum()), curve))
     return tuple(grouped_error(list(values)) for values in zip(*without, strict=True))
 

@@ -35,15 +35,15 @@ def facts(metrics: Lines) -> dict[str, str]:
             spent[phase] += stretch * line[f"time/{phase}"]
     shares = ", ".join(f"{phase.replace('_', ' ')} {value / seconds:.0%}" for phase, value in spent.items())
     steps = counted(last["step"], "step")
-    found = {
+    rows = {
         "trained": f"{steps}, {counted(last['epoch'], 'epoch')}, {duration(seconds)} in the loop",
         "speed": f"{speed(samples / seconds)} samples/s",
         "time": f"{shares} (data: waiting for it)",
     }
     if "mfu" in last:
-        found["device"] = f"{last['mfu']:.1%} of its peak FLOP/s at the end"
-    found["loss"] = f"{last['loss']:.4f} at the end"
-    return found
+        rows["device"] = f"{last['mfu']:.1%} of its peak FLOP/s at the end"
+    rows["loss"] = f"{last['loss']:.4f} at the end"
+    return rows
 
 
 def draw(metrics: Lines, probes: Lines) -> str:

@@ -71,9 +71,9 @@ class Store:
         """
         options = code_of(self.options)
         path = self.folder / f"{row}-{options}-{code_of(made_of)}.safetensors"
-        found = _read(path, rows)
-        if found is not None:
-            return found
+        cached = _read(path, rows)
+        if cached is not None:
+            return cached
         made = make()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_tensors(path, {name: value.contiguous() for name, value in vars(made).items()})
@@ -92,8 +92,8 @@ def _read(path: Path, rows: tuple[int, int]) -> SplitFeatures | None:
     try:
         if not path.is_file():
             return None
-        found = SplitFeatures(**load_file(path))
+        features = SplitFeatures(**load_file(path))
     except (OSError, SafetensorError, TypeError):
         return None
-    whole = (len(found.train), len(found.test)) == rows and found.train.ndim == found.test.ndim == 2
-    return found if whole else None
+    whole = (len(features.train), len(features.test)) == rows and features.train.ndim == features.test.ndim == 2
+    return features if whole else None

@@ -31,12 +31,12 @@ def feature_pictures(
     places = principal(torch.cat([units.flatten(0, 1) for units in flat.values()]), 3)[0]
     low, high = (places.quantile(at, dim=0) for at in (0.02, 0.98))
     colours = ((places - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-    found, start = {}, 0
+    pictures, start = {}, 0
     for name, units in flat.items():
         count = units.shape[0] * units.shape[1]
         own = colours[start : start + count].reshape(*units.shape[:2], 3)
         if name == "masked" and hidden is not None:
             gone = hidden.flatten(2).any(dim=1).cpu()
             own = own.masked_fill(gone[:, :, None], HIDDEN)
-        found[name], start = [grid_picture(each, grid) for each in own], start + count
-    return found
+        pictures[name], start = [grid_picture(each, grid) for each in own], start + count
+    return pictures

@@ -88,11 +88,11 @@ def chosen_inputs(
     if not wanted:
         return kept, item[:0]
     every = torch.ones(len(item), dtype=torch.bool, device=kept[wanted[0]].device)
-    there = {name: kept.get(f"{name}.present", every) for name in wanted}
-    some = torch.stack(list(there.values())).any(dim=0)
+    present = {name: kept.get(f"{name}.present", every) for name in wanted}
+    some = torch.stack(list(present.values())).any(dim=0)
     for name in wanted:
         if kept[name].is_floating_point():
-            some &= finite_rows(kept[name]) | ~there[name]
+            some &= finite_rows(kept[name]) | ~present[name]
     if bool(some.all()):
         return kept, item
     return {name: value[some] for name, value in kept.items()}, item[some.cpu()]

@@ -45,16 +45,16 @@ def size_of(run: ResolvedRun, asked: tuple[int, ...]) -> tuple[int, ...]:
     Raises:
         MimError: A tokenizer has none, or they have different numbers of axes.
     """
-    found = {role: part for role, part in run.parts.items() if role.rpartition(".")[2] == "tokenizer"}
-    sizes = {role: getattr(part.options, "size", None) for role, part in found.items()}
+    tokenizers = {role: part for role, part in run.parts.items() if role.rpartition(".")[2] == "tokenizer"}
+    sizes = {role: getattr(part.options, "size", None) for role, part in tokenizers.items()}
     for role, size in sizes.items():
         if not isinstance(size, tuple):
             raise MimError(
                 f"--size {times(asked)} replaces the tokenizer's input size, but this run has the {role} "
-                f"{found[role].name}, which has no input size."
+                f"{tokenizers[role].name}, which has no input size."
             )
     known = [size for size in sizes.values() if isinstance(size, tuple)]
     if len({len(size) for size in known}) > 1:
-        told = ", ".join(f"{role} {times(size)}" for role, size in zip(sizes, known, strict=True))
-        raise MimError(f"--size {times(asked)} is of one number of axes, and the tokenizers are not: {told}.")
+        text = ", ".join(f"{role} {times(size)}" for role, size in zip(sizes, known, strict=True))
+        raise MimError(f"--size {times(asked)} is of one number of axes, and the tokenizers are not: {text}.")
     return max(known)

@@ -260,7 +260,7 @@ def components(run: ResolvedRun, method: Method, count: int) -> Look:
             strips += [
                 Strip(
                     f"{row + 1} {name}".strip(),
-                    [Cell(plain[row]), *([Cell(found)] if (found := drawn[row]) else [])],
+                    [Cell(plain[row]), *([Cell(picture)] if (picture := drawn[row]) else [])],
                     True,
                 )
                 for row in rows
@@ -268,14 +268,14 @@ def components(run: ResolvedRun, method: Method, count: int) -> Look:
             continue
         strips.append(Strip(f"{name} input".strip(), [Cell(each) for each in plain]))
         strips.append(Strip("units", [Cell(each) for each in drawn if each]))
-    told = ", ".join(f"{share:.0%}" for share in shares.tolist())
+    text = ", ".join(f"{share:.0%}" for share in shares.tolist())
     return Look(
         "Units as colours",
         f"The first three principal components of the units' features, over all that is shown; {shown.where}.",
         strips,
         notes=[
             "Units of alike features have alike colours; the colours themselves mean nothing.",
-            f"Shares of the variance: {told}. Components of an untrained encoder have colours too.",
+            f"Shares of the variance: {text}. Components of an untrained encoder have colours too.",
         ],
     )
 
@@ -288,11 +288,11 @@ def principal(values: Float[Tensor, "n D"], count: int) -> tuple[Float[Tensor, "
     axes = axes.flip(1)[:, :count]
     largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
     axes = axes * largest.sign().where(largest != 0, 1.0)
-    found = centred @ axes
-    if found.shape[1] < count:
-        found = F.pad(found, (0, count - found.shape[1]))
+    places = centred @ axes
+    if places.shape[1] < count:
+        places = F.pad(places, (0, count - places.shape[1]))
     shares = spread.flip(0)[:count] / spread.sum().clamp(min=1e-300)
-    return found.float(), shares
+    return places.float(), shares
 
 
 # ---- neighbours ------------------------------------------------------------------------------------------------------
@@ -323,10 +323,10 @@ def neighbours(folder: Path, registry: Registry, count: int) -> Look:
             right = bool(train[other] == test[sample])
             cells.append(Cell(pictures[1][int(trained[other])], f"{study.classes[train[other]]}, {value:.2f}", right))
         strips.append(Strip(pictures[0].name(int(held[sample])), cells, pictures[0].film))
-    told = "; ".join(f"{row} {share:.3f}" for row, share in same.items())
+    text = "; ".join(f"{row} {share:.3f}" for row, share in same.items())
     return Look(
         "Nearest neighbours",
-        f"Of the {NEAREST} nearest training samples, this share has the held-out sample's class: {told}; any training "
+        f"Of the {NEAREST} nearest training samples, this share has the held-out sample's class: {text}; any training "
         f"sample {chance:.3f}.",
         strips,
         notes=[f"First the sample, then its neighbours by the {own}, with cosine similarity.", *study.notes],
@@ -336,9 +336,9 @@ def neighbours(folder: Path, registry: Registry, count: int) -> Look:
 def _nearest(asked: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Numbers and cosine similarities of the nearest, int64 and float32 [n, k]."""
     among = F.normalize(among.float(), dim=1)
-    found = [(F.normalize(some.float(), dim=1) @ among.T).topk(min(count, len(among)), dim=1)
+    matches = [(F.normalize(some.float(), dim=1) @ among.T).topk(min(count, len(among)), dim=1)
              for some in asked.split(1024)]  # fmt: skip
-    return torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])
+    return torch.cat([each.indices for each in matches]), torch.cat([each.values for each in matches])
 
 
 class Pictures:
@@ -351,10 +351,10 @@ class Pictures:
 
     def __getitem__(self, sample: int) -> Picture:
         items = Readable(self.split.items, self.source.item_seconds)
-        found = Readable.collate([items[self.split.middle(sample)]])
-        if not found:
+        batch = Readable.collate([items[self.split.middle(sample)]])
+        if not batch:
             raise MimError(f"Sample {self.name(sample)} can no longer be read.")
-        return self.source.picture(self.modality, self.source.finish(found)[self.modality][0])
+        return self.source.picture(self.modality, self.source.finish(batch)[self.modality][0])
 
     def name(self, sample: int) -> str:
         """The sample's name, or its number."""
@@ -416,11 +416,11 @@ def project(values: Float[Tensor, "n D"], projection: Projection) -> Float[Tenso
             raise MimError(f"t-SNE needs at least 4 samples; there are {len(values)}. Try --projection pca")
         near = min(30.0, (len(values) - 1) / 3)
         flat = TSNE(perplexity=near, init="pca", random_state=0).fit_transform(values.double().numpy())
-        found = torch.from_numpy(np.asarray(flat)).float()
+        places = torch.from_numpy(np.asarray(flat)).float()
     else:
-        found = principal(values.float(), 2)[0]
-    found = found - (found.amax(dim=0) + found.amin(dim=0)) / 2
-    return found / found.abs().max().clamp(min=1e-12)
+        places = principal(values.float(), 2)[0]
+    places = places - (places.amax(dim=0) + places.amin(dim=0)) / 2
+    return places / places.abs().max().clamp(min=1e-12)
 
 
 LOOKS = ("attention", "pca", "neighbours", "map")

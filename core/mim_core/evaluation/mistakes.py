@@ -103,8 +103,8 @@ def mistakes_of(method: Classifier, source: DataSource, device: torch.device, ba
     counts = torch.zeros(method.classes, method.classes, dtype=torch.int64)
     if truth.ndim == 1:  # of several labels, none is taken for another
         counts.index_put_((truth, shares.argmax(dim=1)), torch.ones_like(truth), accumulate=True)
-    found = matrix_of(counts, method.label_names()) if truth.ndim == 1 else Matrix((), [], [])
-    return Mistakes(**vars(found), asked=len(chosen), split=len(split.labels), wrong=len(wrong), worst=shown,
+    matrix = matrix_of(counts, method.label_names()) if truth.ndim == 1 else Matrix((), [], [])
+    return Mistakes(**vars(matrix), asked=len(chosen), split=len(split.labels), wrong=len(wrong), worst=shown,
                     film=pictures.film)  # fmt: skip
 
 

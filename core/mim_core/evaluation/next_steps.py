@@ -38,40 +38,40 @@ def next_steps(
     pairs = [(cells.get((PRETRAINED, s.column)), s) for s in scores if s.row == UNTRAINED]
     if all(own is not None and beats(own, other) for own, other in pairs):
         return []
-    found = _from_metrics(logs.read(folder / logs.METRICS), run)
+    hints = _from_metrics(logs.read(folder / logs.METRICS), run)
     layout = getattr(getattr(method, "tokenizer", None), "layout", None)
     if layout is not None and layout.count < FEW_UNITS:
-        found.append(
+        hints.append(
             f"the input has {counted(layout.count, 'unit')}: smaller ones show more of it (the tokenizer's patch or "
             "groups)"
         )
     if labelled and run.evaluate.pool == "mean":
-        found.append("other features of the same encoder: --evaluate.pool mean-max, --evaluate.standardize")
+        hints.append("other features of the same encoder: --evaluate.pool mean-max, --evaluate.standardize")
     if labelled:
-        found.append("finetune, which trains the whole encoder on the labels, beside finetune --scratch")
-    return [f"Try: {'; '.join(found)}."] if found else []
+        hints.append("finetune, which trains the whole encoder on the labels, beside finetune --scratch")
+    return [f"Try: {'; '.join(hints)}."] if hints else []
 
 
 def _from_metrics(lines: Sequence[Mapping[str, Any]], run: ResolvedRun) -> list[str]:
     """What the metrics of a run say: too few steps, a loss that was still falling, features that collapsed."""
-    found: list[str] = []
+    hints: list[str] = []
     if not lines:
-        return found
+        return hints
     steps, epochs = int(lines[-1]["step"]), run.train.epochs
     losses, quarter = [float(line["loss"]) for line in lines], len(lines) // 4
     if quarter:
         late, before = (sum(part) / quarter for part in (losses[-quarter:], losses[-2 * quarter : -quarter]))
         if late < before - FALLING * abs(before):
-            found.append(
+            hints.append(
                 f"train longer, for the loss was still falling in the last quarter ({before:.4g} to {late:.4g}): "
                 f"--train.epochs {option(2 * epochs)}"
             )
-    if not found and steps < FEW_STEPS:
-        found.append(f"train longer than {counted(steps, 'step')}: --train.epochs {option(epochs * FEW_STEPS / steps)}")
+    if not hints and steps < FEW_STEPS:
+        hints.append(f"train longer than {counted(steps, 'step')}: --train.epochs {option(epochs * FEW_STEPS / steps)}")
     ranks = [float(line["effective_rank"]) for line in lines if "effective_rank" in line]
     if len(ranks) > 1 and ranks[-1] < COLLAPSED * ranks[0]:
-        found.append(
+        hints.append(
             f"a lower learning rate, for the features collapsed (effective rank {ranks[0]:.3g} to {ranks[-1]:.3g}): "
             f"--train.base-lr {option(run.train.base_lr / 4, 2)}"
         )
-    return found
+    return hints

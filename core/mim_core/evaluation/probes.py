@@ -27,8 +27,8 @@ def knn(study: Study) -> list[Score]:
     (train, test), config = study.labels, study.config
     answers = {MAJORITY: _most(train, test)[None]}
     for row, features in study.rows.items():
-        found = vote(features.train, train, features.test, len(study.classes), config.k, config.temperature)
-        answers[row] = found[None]
+        predictions = vote(features.train, train, features.test, len(study.classes), config.k, config.temperature)
+        answers[row] = predictions[None]
     return _tabled(study, "k-NN", answers)
 
 
@@ -42,15 +42,15 @@ def vote(
 ) -> Int[Tensor, " m"]:
     """The class that each test sample's neighbours vote for."""
     train, k = F.normalize(train, dim=1), min(k, len(train))
-    found = []
+    predictions = []
     for chunk in F.normalize(test, dim=1).split(2048):
         similarity, neighbour = (chunk @ train.T).topk(k, dim=1)
         votes = torch.zeros(len(chunk), classes, device=chunk.device)
         votes.scatter_add_(
             1, labels[neighbour], ((similarity - 1) / temperature).exp()
         )  # -1 keeps the exponent small; no effect on ranks
-        found.append(votes.argmax(dim=1))
-    return torch.cat(found)
+        predictions.append(votes.argmax(dim=1))
+    return torch.cat(predictions)
 
 
 def linear(study: Study) -> list[Score]:
@@ -81,11 +81,11 @@ def _tabled(study: Study, column: str, answers: dict[str, Int[Tensor, "draws m"]
     scores, even = list[Score](), list[Score]()
     if standard_errors.HOW not in study.notes:
         study.notes.append(standard_errors.HOW)
-    for row, found in answers.items():
-        right = (found == test).float()
+    for row, predictions in answers.items():
+        right = (predictions == test).float()
         each, share = right.mean(dim=1), right.mean(dim=0)  # of every draw; of every sample, how often it is right
-        alike = torch.tensor([_class_accuracy(one, test) for one in found])
-        error = standard_errors.share_error(float(each.mean()), len(test)) if len(found) == 1 else None
+        alike = torch.tensor([_class_accuracy(one, test) for one in predictions])
+        error = standard_errors.share_error(float(each.mean()), len(test)) if len(predictions) == 1 else None
         error = standard_errors.mean_error(share) if error is None else error
         scores.append(Score(row, column, float(each.mean()), _deviation(each), error=error))
         error = standard_errors.class_mean_error(share, test)
@@ -169,9 +169,9 @@ def _most(train: Tensor, test: Tensor) -> Tensor:
     return train.bincount().argmax().expand_as(test)
 
 
-def _class_accuracy(found: Tensor, labels: Tensor) -> float:
+def _class_accuracy(predictions: Tensor, labels: Tensor) -> float:
     """The share of right answers per class that the test split has, averaged over these classes."""
-    right = (found == labels).double()
+    right = (predictions == labels).double()
     return float(torch.stack([right[labels == one].mean() for one in labels.unique()]).mean())
 
 

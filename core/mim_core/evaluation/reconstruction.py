@@ -54,7 +54,7 @@ def reconstruct(
         prepared = method.prepare(sample, mask)
         outcome = method(prepared)
     patches = method.tokenizer.split(sample)
-    found = {}
+    reconstructions = {}
     for name, head in method.heads.items():
         assert isinstance(head, Head)
         if head.view or head.decoder.asks != "units":
@@ -69,31 +69,31 @@ def reconstruct(
         step = asked.per_sample
         hidden = asked.hidden[::step]
         shape = (*hidden.shape, *([1] * (own.values.ndim - 2)))
-        there = None if asked.query_valid is None else asked.query_valid[::step]
-        filled = placed(own.values, asked.query_ids[::step], answers[::step], there)
+        valid = None if asked.query_valid is None else asked.query_valid[::step]
+        filled = placed(own.values, asked.query_ids[::step], answers[::step], valid)
         pick = hidden.reshape(shape)
         rebuilt = torch.where(pick, filled, own.values)
         unknown = hidden & ~asked_units(asked, step)
-        if there is not None:  # what is hidden and was not asked is not known
+        if valid is not None:  # what is hidden and was not asked is not known
             rebuilt = tokenizer.blank(rebuilt, unknown)
-        found[name] = Rebuilt(
+        reconstructions[name] = Rebuilt(
             modality=_modality(tokenizer),
             input=tokenizer.join(own.values, own.layout)[::each],
             masked=tokenizer.join(tokenizer.blank(own.values, hidden), own.layout)[::each],
             rebuilt=tokenizer.join(rebuilt, own.layout)[::each],
             needs_truth=head.target.needs_truth,
             hidden=None if own.layout.grid is None else _spread(tokenizer, pick, own)[::each],
-            unasked=there is not None and bool(unknown.any()),
+            unasked=valid is not None and bool(unknown.any()),
             features=tokenizer.gives_features,
         )
-    return found
+    return reconstructions
 
 
 def asked_units(asked: Mask, step: int) -> Tensor:
     """Which units of the first mask of each sample are asked, bool [B, N]."""
     hidden, ids = asked.hidden[::step], asked.query_ids[::step]
-    there = torch.ones_like(ids, dtype=torch.bool) if asked.query_valid is None else asked.query_valid[::step]
-    counts = torch.zeros_like(hidden, dtype=torch.int64).scatter_add(1, ids, there.to(torch.int64))
+    valid = torch.ones_like(ids, dtype=torch.bool) if asked.query_valid is None else asked.query_valid[::step]
+    counts = torch.zeros_like(hidden, dtype=torch.int64).scatter_add(1, ids, valid.to(torch.int64))
     return counts > 0
 
 
@@ -126,7 +126,7 @@ def across(method: Any, sample: dict[str, Tensor]) -> dict[str, dict[str, Tensor
     layout = prepared.layout.rows(torch.arange(0, len(mask.hidden) // mask.per_sample, each))
     if len(layout.segments) < 2:
         return {}
-    found: dict[str, dict[str, Tensor]] = {}
+    reconstructions: dict[str, dict[str, Tensor]] = {}
     inputs = dict(method.masker.inputs_of(layout))
     for seen, _ in layout.segments:
         if seen not in inputs:  # never an input of this run
@@ -134,8 +134,8 @@ def across(method: Any, sample: dict[str, Tensor]) -> dict[str, dict[str, Tensor
         for name, rebuilt in _from_one(method, sample, layout, seen).items():
             head = method.heads[name]
             if isinstance(head, Head) and head.segment != seen and not rebuilt[0].needs_truth:
-                found.setdefault(name, {})[seen] = torch.cat([each.rebuilt for each in rebuilt])
-    return found
+                reconstructions.setdefault(name, {})[seen] = torch.cat([each.rebuilt for each in rebuilt])
+    return reconstructions
 
 
 def _from_one(method: Any, sample: dict[str, Tensor], layout: Layout, seen: str) -> dict[str, list[Rebuilt]]:
@@ -143,22 +143,22 @@ def _from_one(method: Any, sample: dict[str, Tensor], layout: Layout, seen: str)
     different numbers of its units; nothing where one has none."""
     start, count = layout.span(seen)[0], dict(layout.segments)[seen].count
     rows = 1 if layout.valid is None else len(layout.valid)
-    there = torch.ones(rows, count, dtype=torch.bool)
+    present = torch.ones(rows, count, dtype=torch.bool)
     if layout.valid is not None:
-        there = layout.valid[:, start : start + count].cpu()
-    if not bool(there.any(dim=1).all()):
+        present = layout.valid[:, start : start + count].cpu()
+    if not bool(present.any(dim=1).all()):
         return {}
     size = len(next(iter(sample.values())))
-    alike = bool((there == there[:1]).all())
-    found: dict[str, list[Rebuilt]] = {}
+    alike = bool((present == present[:1]).all())
+    reconstructions: dict[str, list[Rebuilt]] = {}
     for some in [slice(0, size)] if alike else [slice(i, i + 1) for i in range(size)]:
         part = {name: value[some] for name, value in sample.items()}
-        hidden = ~there[:1] if alike else ~there[some]
+        hidden = ~present[:1] if alike else ~present[some]
         mask = {name: torch.ones(1, other.count, dtype=torch.bool) for name, other in layout.segments}
         mask = {name: value.repeat(some.stop - some.start, 1) for name, value in {**mask, seen: hidden}.items()}
         for name, rebuilt in reconstruct(method, part, mask).items():
-            found.setdefault(name, []).append(rebuilt)
-    return found
+            reconstructions.setdefault(name, []).append(rebuilt)
+    return reconstructions
 
 
 def _modality(tokenizer: Tokenizer) -> str:
@@ -173,21 +173,21 @@ def _samples_of_item(method: Method) -> int:
 def _with_views(method: Method, sample: Sample) -> Sample:
     """The sample with itself, or a part of it, as every other view that the method trains on: held-out samples have
     none, and no picture shows them."""
-    found = {name: value.repeat_interleave(_samples_of_item(method), dim=0) for name, value in sample.items()}
-    shapes = {name: tuple(found[name].shape[1:]) for name in method.tokenizer.shapes if name in found}  # type: ignore[union-attr]
+    tensors = {name: value.repeat_interleave(_samples_of_item(method), dim=0) for name, value in sample.items()}
+    shapes = {name: tuple(tensors[name].shape[1:]) for name in method.tokenizer.shapes if name in tensors}  # type: ignore[union-attr]
     for name, shape in entries(shapes, method.views()).items():
-        if name in found:
+        if name in tensors:
             continue
-        value = found[name.rpartition("." if name.endswith(".place") else "_")[0].removesuffix("_target")]
+        value = tensors[name.rpartition("." if name.endswith(".place") else "_")[0].removesuffix("_target")]
         if name.endswith(".place"):
             whole = torch.stack([value.new_zeros(shape[1]), value.new_ones(shape[1])])
-            found[name] = whole.expand(len(value), -1, -1)
+            tensors[name] = whole.expand(len(value), -1, -1)
         elif name.endswith("_local"):
             part = value[tuple(slice(n) for n in (len(value), *shape[1:]))]
-            found[name] = part[:, None].expand(-1, shape[0], *part.shape[1:])
+            tensors[name] = part[:, None].expand(-1, shape[0], *part.shape[1:])
         else:
-            found[name] = value
-    return found
+            tensors[name] = value
+    return tensors
 
 
 def held_out_samples(source: DataSource, count: int) -> tuple[dict[str, Tensor], str]:

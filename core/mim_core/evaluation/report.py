@@ -130,10 +130,10 @@ def _made(method: Method, state: Mapping[str, Any]) -> dict[str, str]:
     """Size of the method, and when, where and by which command the last checkpoint was made."""
     shapes: Mapping[str, tuple[int, ...]] = getattr(getattr(method, "tokenizer", None), "shapes", {})
     inputs = ", ".join(f"{name} {times(shape)}" for name, shape in shapes.items())
-    found = {"size": f"{sum(p.numel() for p in method.parameters()):,} parameters; inputs {inputs}"}
+    entries = {"size": f"{sum(p.numel() for p in method.parameters()):,} parameters; inputs {inputs}"}
     made = state.get(MADE, {})
-    found |= {"made on": f"{made['date'][:16].replace('T', ' ')} UTC, {made['device']}"} if made.get("date") else {}
-    return found | ({"command": made["command"]} if made.get("command") else {})
+    entries |= {"made on": f"{made['date'][:16].replace('T', ' ')} UTC, {made['device']}"} if made.get("date") else {}
+    return entries | ({"command": made["command"]} if made.get("command") else {})
 
 
 def _mistakes(run: ResolvedRun, method: Method, source: DataSource) -> Mistakes | None:
@@ -188,9 +188,9 @@ def _option(value: Any) -> str:
 
 def _imported(state: Mapping[str, Any]) -> dict[str, str]:
     """Where the weights are from that a run is, or that it started from."""
-    found = state.get("imported")
-    if found is not None:
-        return {"weights": " ".join([f"imported, {found['format']}: {found['file']}", *found["sizes"]])}
+    imported = state.get("imported")
+    if imported is not None:
+        return {"weights": " ".join([f"imported, {imported['format']}: {imported['file']}", *imported["sizes"]])}
     chain = [f"{each['file']} ({each['format']})" for each in origins.kept_in(state)]
     return {"started from": ", then ".join(chain)} if chain else {}
 
@@ -257,8 +257,8 @@ def _drawn(source: DataSource, rebuilt: Rebuilt, rows: dict[str, Tensor]) -> tup
     """(addresses of pictures by row, whether they are drawn large) of one head; of films some strips, and then all that
     move."""
     if rebuilt.features:
-        found = feature_pictures(rows, rebuilt.hidden)
-        return {label: [address(each) for each in pictures] for label, pictures in found.items()}, False
+        images = feature_pictures(rows, rebuilt.hidden)
+        return {label: [address(each) for each in pictures] for label, pictures in images.items()}, False
     moves = source.animation(rebuilt.modality, rebuilt.input[0]) is not None
     shown = _films(source, rebuilt.modality, rows) if moves else {}
     draw, drawn = source.animation if moves else source.picture, False
@@ -281,15 +281,15 @@ def _anomalies(method: Method, source: DataSource, config: EvaluateConfig, count
     try:
         split = source.labelled("test")
         chosen = [i for wanted in (False, True) for i in _evenly((split.labels != 0) == wanted, count // 2)]
-        found = [*finished(source, split.items, chosen, study)]
-        maps = [score_maps(method.eval(), known_entries(ready, source.shapes), config.covers) for ready, _ in found]
+        batches = [*finished(source, split.items, chosen, study)]
+        maps = [score_maps(method.eval(), known_entries(ready, source.shapes), config.covers) for ready, _ in batches]
     except MimError:
         return None
     if not maps or maps[0].ndim == 1:  # of methods that score whole samples alone
         return None
     modality = next(iter(source.shapes))
-    ready = {name: torch.cat([each[name] for each, _ in found]) for name in found[0][0]}
-    scores, labels = torch.cat(maps), split.labels[torch.cat([index for _, index in found])]
+    ready = {name: torch.cat([each[name] for each, _ in batches]) for name in batches[0][0]}
+    scores, labels = torch.cat(maps), split.labels[torch.cat([index for _, index in batches])]
     highest = float(scores.flatten(1).amax(dim=1).median())
     rows = {"input": [source.picture(modality, values) for values in ready[modality]]}
     pairs = list(zip(ready[modality], scores, strict=True))
@@ -355,8 +355,8 @@ def scores_of(folder: Path) -> dict[str, Any] | None:
 def in_rows(toml: str) -> str:
     """Lists of plain numbers in rows instead of a line for each; still TOML."""
 
-    def row(found: re.Match[str]) -> str:
-        values = " ".join(found[1].split()).removesuffix(",")
+    def row(match: re.Match[str]) -> str:
+        values = " ".join(match[1].split()).removesuffix(",")
         wrapped = textwrap.indent(textwrap.fill(values, 90), "    ")
         return f"[{values}]" if len(values) < 90 else f"[\n{wrapped},\n]"
 

@@ -115,10 +115,10 @@ def _find(module: _Module, name: str) -> tuple[_Module, ast.ClassDef | ast.Funct
     if node is None:
         raise NotPlain(f"{module.name} has no {outer}")
     for part in inner.split(".") if inner else ():
-        found = [child for child in node.body if isinstance(child, ast.ClassDef) and child.name == part]
-        if not found:
+        matches = [child for child in node.body if isinstance(child, ast.ClassDef) and child.name == part]
+        if not matches:
             raise NotPlain(f"{node.name} has no {part}")
-        node = found[0]
+        node = matches[0]
     return module, node
 
 
@@ -132,17 +132,17 @@ def _module(name: str) -> _Module:
         tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     except (ImportError, OSError, SyntaxError, UnicodeDecodeError, ValueError) as error:
         raise NotPlain(f"{name}: {error}") from error
-    found = _Module(name)
+    module = _Module(name)
     for node in _statements(tree):
         if isinstance(node, ast.ClassDef):
-            found.classes[node.name] = node
+            module.classes[node.name] = node
         elif isinstance(node, ast.FunctionDef):
-            found.functions[node.name] = node
+            module.functions[node.name] = node
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.imports.update({alias.asname or alias.name: (node.module, alias.name) for alias in node.names})
+            module.imports.update({alias.asname or alias.name: (node.module, alias.name) for alias in node.names})
         elif isinstance(node, ast.Assign):
-            found.values.update(_assigned(node))
-    return found
+            module.values.update(_assigned(node))
+    return module
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
@@ -164,14 +164,14 @@ def _assigned(node: ast.Assign) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _bases(module: _Module, node: ast.ClassDef) -> Iterator[tuple[_Module, ast.ClassDef]]:
-    """The base classes whose source can be read; torch's and the like are passed over."""
+    """The base classes whose source can be read; torch's and the like are ignored."""
     for base in node.bases:
         try:
-            where, found = _find(module, ast.unparse(base))
+            where, definition = _find(module, ast.unparse(base))
         except NotPlain:
             continue
-        if isinstance(found, ast.ClassDef):
-            yield where, found
+        if isinstance(definition, ast.ClassDef):
+            yield where, definition
 
 
 def _inherited_doc(module: _Module, node: ast.ClassDef) -> str:
@@ -188,10 +188,10 @@ def _config(module: _Module, node: ast.ClassDef) -> tuple[_Module, ast.ClassDef]
         if isinstance(child, ast.ClassDef) and child.name == "Config":
             return module, child
         if isinstance(child, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "Config" for t in child.targets):
-            where, found = _find(module, ast.unparse(child.value))
-            if not isinstance(found, ast.ClassDef):
+            where, definition = _find(module, ast.unparse(child.value))
+            if not isinstance(definition, ast.ClassDef):
                 raise NotPlain(f"Config of {node.name} is no class")
-            return where, found
+            return where, definition
     for where, base in _bases(module, node):
         config = _config(where, base)
         if config is not None:
@@ -202,12 +202,12 @@ def _config(module: _Module, node: ast.ClassDef) -> tuple[_Module, ast.ClassDef]
 def _options(module: _Module, config: ast.ClassDef, needed: bool = False) -> dict[str, Option]:
     """The options of a dataclass, those of its base classes first. With ``needed`` some may have no default, and those
     that are dataclasses are left out."""
-    found: dict[str, Option] = {}
+    options: dict[str, Option] = {}
     for base in config.bases:  # all of them: one that cannot be read would hide its options
         where, node = _find(module, ast.unparse(base))
         if not isinstance(node, ast.ClassDef):
             raise NotPlain(f"a base of {config.name} is no class")
-        found.update(_options(where, node, needed))
+        options.update(_options(where, node, needed))
     body = config.body
     for number, child in enumerate(body):
         if not isinstance(child, ast.AnnAssign) or not isinstance(child.target, ast.Name):
@@ -223,9 +223,9 @@ def _options(module: _Module, config: ast.ClassDef, needed: bool = False) -> dic
             continue
         value = None if child.value is None else _value(module, child.value, kind)
         place = "Positional" in ast.unparse(child.annotation)
-        name, told = child.target.id, inspect.cleandoc(str(text))
-        found[name] = Option(name, kind, value, told, place, _metavar(child.annotation))
-    return found
+        name, doc = child.target.id, inspect.cleandoc(str(text))
+        options[name] = Option(name, kind, value, doc, place, _metavar(child.annotation))
+    return options
 
 
 def _metavar(annotation: ast.expr) -> str:

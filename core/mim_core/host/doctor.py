@@ -44,34 +44,34 @@ def diagnose(registry: Registry, device: str = "auto") -> list[Finding]:
         registry: What is installed.
         device: What ``--train.device`` would be.
     """
-    found = [*tried("Python", _python), *tried("torch", _torch)]
-    if not any(finding.stops for finding in found):
-        found += tried("GPU", _gpus)
-        found += tried("computing", lambda: _computing(device))
-        found += tried("ranks", _ranks)
-        found += tried("launcher", _launcher)
-        found += tried("cores", _cores)
-        found += tried("torch.compile", lambda: _compiler(device))
+    findings = [*tried("Python", _python), *tried("torch", _torch)]
+    if not any(finding.stops for finding in findings):
+        findings += tried("GPU", _gpus)
+        findings += tried("computing", lambda: _computing(device))
+        findings += tried("ranks", _ranks)
+        findings += tried("launcher", _launcher)
+        findings += tried("cores", _cores)
+        findings += tried("torch.compile", lambda: _compiler(device))
     probes: dict[str, Probe] = {"memory": _memory, "shared memory": _shared_memory, "disk": _disk}
     for topic, probe in probes.items():
-        found += tried(topic, probe)
-    found += [_plugin(record) for record in registry.plugins]
+        findings += tried(topic, probe)
+    findings += [_plugin(record) for record in registry.plugins]
     for name, distributions in TRACKERS.items():
-        found += tried(name, lambda n=name, d=distributions: [library(n, d, f"--train.track {n}", n)])  # type: ignore[misc]
-    return found + _of_plugins(registry)
+        findings += tried(name, lambda n=name, d=distributions: [library(n, d, f"--train.track {n}", n)])  # type: ignore[misc]
+    return findings + _of_plugins(registry)
 
 
 def tried(topic: str, probe: Probe) -> list[Finding]:
     """What a probe finds; one that raises is itself a finding."""
     try:
-        found = list(probe())
-        wrong = [finding for finding in found if not isinstance(finding, Finding)]
+        findings = list(probe())
+        wrong = [finding for finding in findings if not isinstance(finding, Finding)]
         if wrong:
             raise TypeError(f"{wrong[0]!r} is not a Finding")
     except (Exception, SystemExit) as error:
         why = f"the check itself failed: {type(error).__name__}: {first_line(error)}"
         return [Finding(topic, "warning", why, "Nothing is known of this.")]
-    return found
+    return findings
 
 
 # ---- torch and what it computes on -----------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def _ranks() -> Iterator[Finding]:
         yield Finding("ranks", "missing", "torch is built without torch.distributed", "Runs use one device.")
         return
     has = {"NCCL": distributed.is_nccl_available(), "gloo": distributed.is_gloo_available()}
-    text = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in has.items())
+    text = ", ".join(f"{name} {'yes' if available else 'no'}" for name, available in has.items())
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not has["gloo"] or (gpus and not has["NCCL"]):
         yield Finding("ranks", "missing", text, "Runs use one device: ranks need gloo, and on GPUs NCCL too.")
@@ -257,7 +257,7 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
 
 def core_limit(root: Path = Path("/")) -> float | None:
     """Cores that the control groups allow; None: no limit, or not Linux."""
-    found = []
+    limits = []
     if not (root / "proc/self/cgroup").exists():
         return None
     for folder in dict.fromkeys(_groups("cpu", root)):
@@ -269,8 +269,8 @@ def core_limit(root: Path = Path("/")) -> float | None:
         else:
             continue
         if numbers[0] not in ("max", "-1"):
-            found.append(int(numbers[0]) / int(numbers[1]))
-    return min(found, default=None)
+            limits.append(int(numbers[0]) / int(numbers[1]))
+    return min(limits, default=None)
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
@@ -337,7 +337,7 @@ def _plugin(record: PluginRecord) -> Finding:
 
 def _of_plugins(registry: Registry) -> list[Finding]:
     """Each plugin's own findings, so that one that raises costs no other its turn."""
-    found = []
+    findings = []
     for hook in registry.hooks.mim_diagnose.get_hookimpls():
-        found += tried(f"plugin {hook.plugin_name}", hook.function)
-    return found
+        findings += tried(f"plugin {hook.plugin_name}", hook.function)
+    return findings

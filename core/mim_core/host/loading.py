@@ -68,7 +68,7 @@ class Candidate:
 
 def discover() -> list[Candidate]:
     """All announced plugins, sorted by distribution and name: the same order in every process."""
-    found: dict[tuple[str, str], Candidate] = {}
+    candidates: dict[tuple[str, str], Candidate] = {}
     for distribution in metadata.distributions():
         for point in distribution.entry_points:
             if point.group != GROUP:
@@ -76,8 +76,8 @@ def discover() -> list[Candidate]:
             name = distribution.metadata["Name"] or "a distribution without a name"
             version = distribution.version or "without a version"
             candidate = Candidate(point.name, name, version, point.value, tuple(distribution.requires or ()))
-            found.setdefault((name, point.name), candidate)  # the first on sys.path is the one that imports find
-    return sorted(found.values(), key=lambda c: (c.distribution.lower(), c.name))
+            candidates.setdefault((name, point.name), candidate)  # the first on sys.path is the one that imports find
+    return sorted(candidates.values(), key=lambda c: (c.distribution.lower(), c.name))
 
 
 def load(candidates: Iterable[Candidate], environ: Mapping[str, str] = os.environ, slow: float = SLOW) -> Registry:
@@ -119,8 +119,8 @@ def load(candidates: Iterable[Candidate], environ: Mapping[str, str] = os.enviro
         faults = _faults(before, seconds, slow if candidate is not own else float("inf"))
         record = replace(record, counts={k: n for k, n in counts.items() if n}, seconds=seconds, faults=faults)
         if strict(environ) and (record.failure or record.faults):
-            said = f"failed to load: {record.failure}" if record.failure else " ".join(record.faults)
-            raise MimError(f"{candidate.distribution} {candidate.version} {said}") from cause
+            message = f"failed to load: {record.failure}" if record.failure else " ".join(record.faults)
+            raise MimError(f"{candidate.distribution} {candidate.version} {message}") from cause
         entries += brought
         records.append(record)
     return Registry(tuple(entries), tuple(records), manager.hook)

@@ -91,9 +91,9 @@ def _same_filters(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
 
 def _entries(before: list[str], after: list[str]) -> str:
     new, lost = [p for p in after if p not in before], [p for p in before if p not in after]
-    said = [f"added {', '.join(map(repr, new))}"] if new else []
-    said += [f"took away {', '.join(map(repr, lost))}"] if lost else []
-    return "; ".join(said) or "another order"
+    changes = [f"added {', '.join(map(repr, new))}"] if new else []
+    changes += [f"took away {', '.join(map(repr, lost))}"] if lost else []
+    return "; ".join(changes) or "another order"
 
 
 def _restore_environ(module: Any, before: Mapping[str, str]) -> None:
@@ -179,7 +179,7 @@ def read() -> dict[str, Any]:
 def settle(before: Mapping[str, Any]) -> list[str]:
     """What is no longer as `read` found it, such as "torch's default dtype (torch.float32 became torch.float64; put
     back)"; and puts back what can be."""
-    found = []
+    changes = []
     for facet in FACETS:
         module = sys.modules.get(facet.module)
         if module is None or (facet.name not in before and facet.fresh is None):
@@ -191,6 +191,6 @@ def settle(before: Mapping[str, Any]) -> list[str]:
         if facet.write is not None:
             facet.write(module, then)
         left = facet.write is None or not facet.same(then, facet.read(module))
-        said = "; ".join(text for text in (facet.change(then, now), "left" if left else "put back") if text)
-        found.append(f"{facet.name} ({said})")
-    return found
+        note = "; ".join(text for text in (facet.change(then, now), "left" if left else "put back") if text)
+        changes.append(f"{facet.name} ({note})")
+    return changes

@@ -98,10 +98,10 @@ class Entry:
         finally:
             changed = process_state.settle(before)
         if changed:
-            said = f"The {self.title} changes global state when it is imported: {', '.join(changed)}."
+            message = f"The {self.title} changes global state when it is imported: {', '.join(changed)}."
             if strict():
-                raise MimError(said)
-            warn(said)
+                raise MimError(message)
+            warn(message)
         return value
 
 
@@ -225,8 +225,8 @@ class Registry:
 
     def of_kind(self, kind: str, plugin: str | None = None) -> list[Entry]:
         """All parts of a kind, sorted by full name; of one plugin, if named."""
-        found = [e for e in self.entries if e.kind == kind and plugin in (None, e.plugin)]
-        return sorted(found, key=lambda entry: entry.full_name)
+        matches = [e for e in self.entries if e.kind == kind and plugin in (None, e.plugin)]
+        return sorted(matches, key=lambda entry: entry.full_name)
 
     def plugin(self, name: str) -> PluginRecord | None:
         """The plugin that is used under that name; one that failed or is switched off is not."""
@@ -253,13 +253,13 @@ class Registry:
         if not known:
             absent = self.absent(name)
             raise MimError(f"Unknown {KINDS[kind]} {name!r}. {absent.lstrip() or self.none_of(kind)}")
-        found = [entry for entry in known if name in (entry.full_name, entry.name)]
-        exact = [entry for entry in found if entry.full_name == name]
-        if len(exact or found) == 1:
-            return (exact or found)[0]
-        if found:
+        matches = [entry for entry in known if name in (entry.full_name, entry.name)]
+        exact = [entry for entry in matches if entry.full_name == name]
+        if len(exact or matches) == 1:
+            return (exact or matches)[0]
+        if matches:
             raise MimError(
-                f"{KINDS[kind].capitalize()} {name!r} is ambiguous: {', '.join(e.full_name for e in found)}. Use a "
+                f"{KINDS[kind].capitalize()} {name!r} is ambiguous: {', '.join(e.full_name for e in matches)}. Use a "
                 f"full name."
             )
         bare = [entry.name for entry in known]

@@ -94,26 +94,26 @@ class Chunks:
     def fill(
         self,
         make: Callable[[range], tuple[Mapping[str, Tensor], Mapping[str, Any]]],
-        told: Callable[[int], None] = lambda done: None,
+        report: Callable[[int], None] = lambda done: None,
     ) -> Iterator[tuple[range, dict[str, Tensor], dict[str, Any]]]:
-        """All parts in their order, made where they are not there; ``told`` hears how many samples are done.
+        """All parts in their order, made where they are not there; ``report`` hears how many samples are done.
 
         Args:
             make: Some samples -> tensors, and facts that JSON has.
-            told: Called after each part.
+            report: Called after each part.
         """
         for some in self._parts():
-            found = self._read(some)
-            if found is None:
+            chunk = self._read(some)
+            if chunk is None:
                 tensors, facts = make(some)
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if not (self.folder / ABOUT).exists():
                     write_whole(self.folder / ABOUT, self.about)
                 kept = {name: value.contiguous() for name, value in tensors.items()} or {"none": torch.empty(0)}
                 write_tensors(self._path(some), kept, {"facts": json.dumps(facts), "about": self._code()})
-                found = kept, json.loads(json.dumps(facts))
-            told(some.stop)
-            yield some, *found
+                chunk = kept, json.loads(json.dumps(facts))
+            report(some.stop)
+            yield some, *chunk
 
     def remove(self) -> None:
         """Called when the results are where they belong."""

@@ -26,8 +26,8 @@ def question(method: Method, pool: str, units: bool) -> Callable[[Sample], dict[
     [B, N, D]."""
 
     def ask(sample: Sample) -> dict[str, Tensor]:
-        found = method.encode(sample)
-        return {"features": pooled(found, pool), **({"units": found.tokens} if units else {})}
+        encoded = method.encode(sample)
+        return {"features": pooled(encoded, pool), **({"units": encoded.tokens} if units else {})}
 
     return ask
 
@@ -78,8 +78,8 @@ def _parquet(file: Any, names: Sequence[str], arrays: dict[str, Any], skipped: d
         flat = pa.array(np.ascontiguousarray(array).reshape(-1), pa.float32())
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(array.shape[1:])))
         shapes[f"{name}.shape"] = " ".join(map(str, array.shape[1:]))
-    told = {**shapes, "skipped": "\n".join(f"{shown(name)}\t{shown(why)}" for name, why in skipped.items())}
-    parquet.write_table(pa.table(columns).replace_schema_metadata(told), file)
+    metadata = {**shapes, "skipped": "\n".join(f"{shown(name)}\t{shown(why)}" for name, why in skipped.items())}
+    parquet.write_table(pa.table(columns).replace_schema_metadata(metadata), file)
 
 
 def neighbours(features: Tensor, count: int, rows: int = 1024) -> Iterator[tuple[int, list[tuple[int, float]]]]:

@@ -211,8 +211,8 @@ def _asked(
         if not len(rows):
             continue
         with working(method):
-            found = _in_company(question, _given(ready, inputs, method.tokenizer.shapes))  # type: ignore[union-attr]
-        for name, value in found.items():
+            answers = _in_company(question, _given(ready, inputs, method.tokenizer.shapes))  # type: ignore[union-attr]
+        for name, value in answers.items():
             _check_answer(name, value, views)
             if name not in values:
                 values[name] = torch.zeros(len(some), *value.shape[1:])
@@ -228,8 +228,8 @@ def _in_company(question: Callable[[Sample], dict[str, Tensor]], sample: Sample)
     another order, so that the last digits would depend on how many files there are."""
     if len(next(iter(sample.values()))) > 1:
         return question(sample)
-    found = question({name: torch.cat([value, value]) for name, value in sample.items()})
-    return {name: value[:1] for name, value in found.items()}
+    answers = question({name: torch.cat([value, value]) for name, value in sample.items()})
+    return {name: value[:1] for name, value in answers.items()}
 
 
 def _batches(
@@ -283,11 +283,11 @@ def _usable(sample: Sample, rows: Tensor, shapes: Any, skipped: dict[int, str]) 
     fine = torch.ones(len(rows), dtype=torch.bool)
     some = torch.zeros(len(rows), dtype=torch.bool)
     for name in shapes:
-        there = sample.get(f"{name}.present")
-        some |= torch.ones_like(some) if there is None else there.cpu()
+        present = sample.get(f"{name}.present")
+        some |= torch.ones_like(some) if present is None else present.cpu()
         if name in sample and sample[name].is_floating_point():
             own = finite_rows(sample[name])
-            fine &= (own if there is None else own | ~there).cpu()
+            fine &= (own if present is None else own | ~present).cpu()
     skipped.update(dict.fromkeys(rows[~fine].tolist(), NOT_FINITE))
     skipped.update(dict.fromkeys(rows[~some].tolist(), NOTHING_GIVEN))
     fine &= some

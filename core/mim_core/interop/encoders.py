@@ -101,7 +101,7 @@ class Found:
         """Options of `mim_core.parts.encoder.ViTEncoder` that fit the weights."""
         first = self.weights["blocks.0.mlp.fc1.weight"]
         table = self.weights.get("pos_embed")
-        found: dict[str, Any] = {
+        options: dict[str, Any] = {
             "width": self.width,
             "depth": self._depth(),
             "heads": self.heads,
@@ -112,12 +112,12 @@ class Found:
             "final_norm": "norm.weight" in self.weights,
         }
         if "blocks.0.ls1.gamma" in self.weights:
-            found["layer_scale"] = 1.0
+            options["layer_scale"] = 1.0
         if "layer_norm_eps" in self.sizes:
-            found["norm_eps"] = float(self.sizes["layer_norm_eps"])
+            options["norm_eps"] = float(self.sizes["layer_norm_eps"])
         if table is not None and not self._is_computed():
-            found["position"] = "learned"
-        return found
+            options["position"] = "learned"
+        return options
 
     def _is_computed(self) -> bool:
         """Whether the positions are MAE's fixed sine-cosine table."""
@@ -141,11 +141,11 @@ class Found:
         Raises:
             MimError: They do not fit; names the weights.
         """
-        own, said = method.state_dict(), [f"read as {self.what}"]
+        own, notes = method.state_dict(), [f"read as {self.what}"]
         heads = getattr(getattr(getattr(method, "encoder", None), "config", None), "heads", None)
         if not self.tells_heads and heads:
-            said.append(f"heads: {heads}, of {self.width // heads} channels each; nothing beside the weights tells")
-        moved = self._moved(method, said)
+            notes.append(f"heads: {heads}, of {self.width // heads} channels each; nothing beside the weights tells")
+        moved = self._moved(method, notes)
         needed = [name for name in own if name.startswith(("tokenizer.", "encoder."))]
         faults = [
             f"{name} is {tuple(moved[name].shape)} there and {tuple(own[name].shape)} here"
@@ -165,10 +165,10 @@ class Found:
         odd = [name for name in unused if not name.startswith(replaced)] if replaced else unused
         if odd:
             raise MimError(f"--init {self.path}: this recipe's encoder has no place for: {', '.join(odd[:8])}.")
-        said += [f"starts fresh: {_named(fresh)}"] if fresh else []
-        return said + ([f"left out: {_named([*self.left, *unused])}"] if self.left or unused else [])
+        notes += [f"starts fresh: {_named(fresh)}"] if fresh else []
+        return notes + ([f"left out: {_named([*self.left, *unused])}"] if self.left or unused else [])
 
-    def _moved(self, method: Method, said: list[str]) -> dict[str, Tensor]:
+    def _moved(self, method: Method, notes: list[str]) -> dict[str, Tensor]:
         """The weights under our names."""
         tokenizer = getattr(method, "tokenizer", None)
         if not isinstance(tokenizer, PatchTokenizer):
@@ -176,35 +176,35 @@ class Found:
                 f"--init {self.path}: a plain ViT's weights are for patches of one input, and this recipe has a "
                 f"{type(tokenizer).__name__}."
             )
-        found: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
         for name, value in self.weights.items():
             if name.startswith("patch_embed."):
                 ours = name.replace("patch_embed.", "tokenizer.")
-                found[ours] = self._kernel(value, tokenizer, said) if name.endswith("weight") else value
+                weights[ours] = self._kernel(value, tokenizer, notes) if name.endswith("weight") else value
             elif name != "pos_embed":
-                found[f"encoder.{name}"] = value
+                weights[f"encoder.{name}"] = value
         table = self.weights.get("pos_embed")
         if table is not None:
-            self._place(table, method, found, said)
-        return found
+            self._place(table, method, weights, notes)
+        return weights
 
-    def _kernel(self, kernel: Tensor, tokenizer: PatchTokenizer, said: list[str]) -> Tensor:
+    def _kernel(self, kernel: Tensor, tokenizer: PatchTokenizer, notes: list[str]) -> Tensor:
         """The patch embedding's weight at this recipe's patch and channels."""
         config = tokenizer.config
         own, channels = kernel.shape[1], config.channels
         if len(config.patch) == 3 and kernel.ndim == 4:  # an image encoder on clips: the mean over the frames of a tube
             kernel = kernel[:, :, None].expand(-1, -1, config.patch[0], -1, -1) / config.patch[0]
-            said.append(f"patches: the kernel of one picture, shared by {config.patch[0]} frames")
+            notes.append(f"patches: the kernel of one picture, shared by {config.patch[0]} frames")
         if kernel.ndim != 2 + len(config.patch):
             raise MimError(
                 f"--init {self.path}: its patches have {kernel.ndim - 2} axes, and this recipe's {len(config.patch)}."
             )
         if own != channels:
             kernel = kernel.mean(dim=1, keepdim=True).expand(-1, channels, *kernel.shape[2:]) * (own / channels)
-            said.append(f"channels: {own} there, {channels} here; each has the mean of its kernels")
+            notes.append(f"channels: {own} there, {channels} here; each has the mean of its kernels")
         size = tuple(config.patch)
         if tuple(kernel.shape[2:]) != size:
-            said.append(f"patches: {tuple(kernel.shape[2:])} there, {size} here; the kernel is resized")
+            notes.append(f"patches: {tuple(kernel.shape[2:])} there, {size} here; the kernel is resized")
             if kernel.ndim == 4:
                 return resample_patch_embed(kernel.contiguous(), list(size))
             if kernel.shape[2] != size[0]:
@@ -216,39 +216,39 @@ class Found:
             return torch.stack(frames, dim=2)
         return kernel.contiguous()
 
-    def _place(self, table: Tensor, method: Method, found: dict[str, Tensor], said: list[str]) -> None:
+    def _place(self, table: Tensor, method: Method, weights: dict[str, Tensor], notes: list[str]) -> None:
         """The table of positions: the units' on this recipe's grid, and the class token's."""
         position = getattr(getattr(method, "encoder", None), "position", None)
         tokenizer: Any = method.tokenizer
         grid: tuple[int, ...] | None = tokenizer.layout.grid
         if not isinstance(position, TablePosition) or grid is None:
             raise MimError(f"--init {self.path}: it has a table of positions; to take it: --encoder.position learned.")
-        slots, there = self._grid(table.shape[1], grid)
-        assert there is not None  # a grid was given
+        slots, old_grid = self._grid(table.shape[1], grid)
+        assert old_grid is not None  # a grid was given
         units = table[:, slots:]
-        if there != grid:
-            if len(there) != len(grid):
-                units = _over_time(units, there, grid)
-                said.append(f"positions: those of one picture of {there}, for every frame of {grid}")
+        if old_grid != grid:
+            if len(old_grid) != len(grid):
+                units = _over_time(units, old_grid, grid)
+                notes.append(f"positions: those of one picture of {old_grid}, for every frame of {grid}")
             else:
-                units = resampled(units, there, grid)
-                said.append(f"positions: interpolated from a grid of {there} to {grid}")
+                units = resampled(units, old_grid, grid)
+                notes.append(f"positions: interpolated from a grid of {old_grid} to {grid}")
         if position.computed and not self._is_computed():
             raise MimError(
                 f"--init {self.path}: its positions are trained, and this recipe computes its own "
                 f"({position.kind}). To take them: --encoder.position learned."
             )
         if "table" in position.state_dict():
-            found["encoder.position.table"] = units
-        if slots and "encoder.cls_token" in found:
+            weights["encoder.position.table"] = units
+        if slots and "encoder.cls_token" in weights:
             slot = table[:, :1]
             own = method.state_dict().get("encoder.prefix_position")
             if own is not None:  # registers that have none in the table have none here
-                found["encoder.prefix_position"] = F.pad(table[:, :slots], (0, 0, 0, own.shape[1] - slots))
+                weights["encoder.prefix_position"] = F.pad(table[:, :slots], (0, 0, 0, own.shape[1] - slots))
                 return
-            found["encoder.cls_token"] = found["encoder.cls_token"] + slot
+            weights["encoder.cls_token"] = weights["encoder.cls_token"] + slot
             if slots > 1:
-                found["encoder.reg_token"] = found["encoder.reg_token"] + table[:, 1:slots]
+                weights["encoder.reg_token"] = weights["encoder.reg_token"] + table[:, 1:slots]
 
     def _grid(self, count: int, own: tuple[int, ...] | None = None) -> tuple[int, tuple[int, ...] | None]:
         """(tokens in front, the grid of the others): a square, or else the run's own where it has as many units; None
@@ -274,11 +274,11 @@ class Found:
         )
 
 
-def _over_time(units: Tensor, there: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
+def _over_time(units: Tensor, old_grid: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
     """Positions of one picture for every step of a clip."""
-    if len(there) != 2 or len(grid) != 3:
-        raise MimError(f"Positions on a grid of {there} have no place on one of {grid}.")
-    frame = resampled(units, there, grid[1:])
+    if len(old_grid) != 2 or len(grid) != 3:
+        raise MimError(f"Positions on a grid of {old_grid} have no place on one of {grid}.")
+    frame = resampled(units, old_grid, grid[1:])
     return frame.repeat(1, grid[0], 1)
 
 
@@ -311,19 +311,19 @@ def find_encoder(path: Path) -> Found:
     """
     if str(path).startswith("timm:"):
         name = str(path).partition(":")[2]
-        found = encoder_in(clean(read_state(timm_file(name))[0]), path, _timm_sizes(name))
-        return replace(found, statistics=_timm_statistics(name))
+        encoder = encoder_in(clean(read_state(timm_file(name))[0]), path, _timm_sizes(name))
+        return replace(encoder, statistics=_timm_statistics(name))
     content, sizes = read_state(path)
     group = next((name for name in GROUPS if isinstance(content.get(name), Mapping)), None)
-    found = encoder_in(clean(content[group] if group else content), path, sizes)
-    return replace(found, statistics=_statistics_in(path)) if path.is_dir() else _with_config_beside(found)
+    encoder = encoder_in(clean(content[group] if group else content), path, sizes)
+    return replace(encoder, statistics=_statistics_in(path)) if path.is_dir() else _with_config_beside(encoder)
 
 
 def _statistics_in(folder: Path) -> tuple[tuple[float, ...], ...]:
     """What the ``preprocessor_config.json`` of a folder says of mean and deviation, if it does."""
     try:
-        said = read_json(folder / "preprocessor_config.json")
-        return tuple(tuple(map(float, said[name])) for name in ("image_mean", "image_std"))
+        config = read_json(folder / "preprocessor_config.json")
+        return tuple(tuple(map(float, config[name])) for name in ("image_mean", "image_std"))
     except (StateError, OSError, LookupError, TypeError, ValueError):
         return ()
 
@@ -335,14 +335,14 @@ def _timm_statistics(name: str) -> tuple[tuple[float, ...], ...]:
     return tuple(config.mean), tuple(config.std)
 
 
-def _with_config_beside(found: Found) -> Found:
+def _with_config_beside(encoder: Found) -> Found:
     """With the ``config.json`` that lies beside a file, where it is of a model as wide."""
-    folder = found.path.parent
+    folder = encoder.path.parent
     sizes = read_sizes(folder) if (folder / "config.json").is_file() else {}
-    if sizes.get("hidden_size") != found.width:
-        return found
-    _check_activation(sizes, found.path)
-    return replace(found, sizes=sizes)
+    if sizes.get("hidden_size") != encoder.width:
+        return encoder
+    _check_activation(sizes, encoder.path)
+    return replace(encoder, sizes=sizes)
 
 
 def _timm_sizes(name: str) -> dict[str, Any]:
@@ -396,22 +396,22 @@ def _check_activation(sizes: Mapping[str, Any], path: Path) -> None:
 
 def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without what stands in front of the encoder's names, if anything does; other weights keep theirs."""
-    found = dict(state)
+    weights = dict(state)
     for _ in range(3):
         key = next(
-            (k for k in found if k.endswith(("patch_embed.proj.weight", "patch_embeddings.projection.weight"))), ""
+            (k for k in weights if k.endswith(("patch_embed.proj.weight", "patch_embeddings.projection.weight"))), ""
         )
         prefix = next((p for p in PREFIXES if key.startswith(p)), None)
         if prefix is None:
-            return found
-        own = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+            return weights
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         rest = {
             name if name.startswith(ASIDE) else f"{ASIDE}{name}": value
-            for name, value in found.items()
+            for name, value in weights.items()
             if not name.startswith(prefix)
         }
-        found = {**rest, **own}
-    return found
+        weights = {**rest, **own}
+    return weights
 
 
 def _timm_name(name: str) -> str:
@@ -429,22 +429,22 @@ def _timm_name(name: str) -> str:
 
 def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """With queries, keys and values in one layer, and one bias for them; that of keys is zero where there is none."""
-    found = dict(state)
+    weights = dict(state)
     for name in [name for name in state if name.endswith(".attn.query.weight")]:
         start = name.removesuffix("query.weight")
-        found[f"{start}qkv.weight"] = torch.cat(
-            [found.pop(f"{start}{part}.weight") for part in ("query", "key", "value")]
+        weights[f"{start}qkv.weight"] = torch.cat(
+            [weights.pop(f"{start}{part}.weight") for part in ("query", "key", "value")]
         )
-        biases = {part: found.pop(f"{start}{part}.bias", None) for part in ("query", "key", "value")}
+        biases = {part: weights.pop(f"{start}{part}.bias", None) for part in ("query", "key", "value")}
         first = next((bias for bias in biases.values() if bias is not None), None)
         if first is not None:
             parts = [torch.zeros_like(first) if bias is None else bias for bias in biases.values()]
-            found[f"{start}qkv.bias"] = torch.cat(parts)
-    for name in [name for name in found if name.endswith(".attn.q_bias")]:
+            weights[f"{start}qkv.bias"] = torch.cat(parts)
+    for name in [name for name in weights if name.endswith(".attn.q_bias")]:
         start = name.removesuffix("q_bias")
-        query, value = found.pop(name), found.pop(f"{start}v_bias")
-        found[f"{start}qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
-    return found
+        query, value = weights.pop(name), weights.pop(f"{start}v_bias")
+        weights[f"{start}qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    return weights
 
 
 def timm_file(name: str) -> Path:
@@ -471,14 +471,14 @@ def timm_file(name: str) -> Path:
         looked.append(Path(torch.hub.get_dir()) / "checkpoints" / config.url.rpartition("/")[2])
     files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
     looked += [path for file in files for path in sorted(_hub_cache(config.hf_hub_id or "").glob(f"*/{file}"))]
-    found = next((path for path in looked if path.is_file()), None)
-    if found is None:
+    weights_file = next((path for path in looked if path.is_file()), None)
+    if weights_file is None:
         places = ", ".join(map(str, looked)) or "Hugging Face's cache"
         raise MimError(
             f"timm's weights of {name} are not on this disk, and nothing is downloaded here. Looked at: {places}; and "
             f"Hugging Face's cache for {config.hf_hub_id or 'no name'}. Copy the file and name it: --init FILE."
         )
-    return found
+    return weights_file
 
 
 def _hub_cache(name: str) -> Path:

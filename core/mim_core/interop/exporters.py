@@ -67,22 +67,22 @@ def transformers_blocks(state: Mapping[str, Tensor], start: str, to: str, key_bi
         key_bias: Whether it has biases of keys. Where it has none (VideoMAE), queries' and values' are ``q_bias`` and
             ``v_bias``. A bias of the keys adds the same number to all scores of a query, which softmax cancels.
     """
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name, value in state.items():
         block = re.fullmatch(rf"{re.escape(start)}(\d+)\.(.+)\.(weight|bias)", name)
         if block is None:
             continue
         number, inner, kind = block.groups()
         if inner != "attn.qkv":
-            found[f"{to}{number}.{_BLOCK[inner]}.{kind}"] = value
+            weights[f"{to}{number}.{_BLOCK[inner]}.{kind}"] = value
             continue
         own = dict(zip(("query", "key", "value"), value.chunk(3), strict=True))
         for part in own:
             if kind == "weight" or key_bias:
-                found[f"{to}{number}.attention.attention.{part}.{kind}"] = own[part]
+                weights[f"{to}{number}.attention.attention.{part}.{kind}"] = own[part]
             elif part != "key":
-                found[f"{to}{number}.attention.attention.{part[0]}_bias"] = own[part]
-    return found
+                weights[f"{to}{number}.attention.attention.{part[0]}_bias"] = own[part]
+    return weights
 
 
 def refuse(what: str, faults: Mapping[str, bool]) -> None:
@@ -92,10 +92,10 @@ def refuse(what: str, faults: Mapping[str, bool]) -> None:
         what: Its model, such as "transformers' ViTMAE".
         faults: What it lacks, in words -> whether the method has it.
     """
-    found = [name for name, wrong in faults.items() if wrong]
-    if found:
+    unsupported = [name for name, wrong in faults.items() if wrong]
+    if unsupported:
         raise MimError(
-            f"{what} does not have this run's {', '.join(found)}. Other formats may: --to torch, plain, onnx."
+            f"{what} does not have this run's {', '.join(unsupported)}. Other formats may: --to torch, plain, onnx."
         )
 
 

@@ -84,8 +84,8 @@ def check_vit(what: str, encoder: Any) -> None:
 def encoder_weights(tokenizer: Any, encoder: Any) -> dict[str, Tensor]:
     """Tokenizer and encoder under transformers' names, without what stands in front of them."""
     weights = {f"patch_embed.{key}": value for key, value in tokenizer.state_dict().items()} | encoder.timm_weights()
-    found = {_OUTER[name]: value for name, value in weights.items() if name in _OUTER}
-    return found | transformers_blocks(weights, "blocks.", "encoder.layer.")
+    renamed = {_OUTER[name]: value for name, value in weights.items() if name in _OUTER}
+    return renamed | transformers_blocks(weights, "blocks.", "encoder.layer.")
 
 
 def encoder_config(patches: Any, encoder: Any) -> dict[str, Any]:

@@ -55,27 +55,27 @@ def pair(size: Any) -> tuple[int, int]:
     parts = size.lower().split("x") if isinstance(size, str) else size
     numbers = list(parts) if isinstance(parts, (list, tuple)) else [parts]
     try:
-        found = [int(number) for number in numbers]
+        sides = [int(number) for number in numbers]
     except (TypeError, ValueError):
-        found = []
-    if len(found) not in (1, 2) or min(found) < 1:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
         raise MimError(f"A size is one number, or height and width such as (96, 160) or 96x160; got {size!r}.")
-    return found[0], found[-1]
+    return sides[0], sides[-1]
 
 
 def agree(given: Any, read: Mapping[str, Any]) -> None:
     """Sizes that were given must be what the weights have."""
     for name, value in read.items():
-        said = getattr(given, name)
-        said = pair(said) if name == "patch_size" and said is not None else said
-        if said is not None and said != value:
-            raise MimError(f"{name} is given as {said}, and the weights have {value}.")
+        given_size = getattr(given, name)
+        given_size = pair(given_size) if name == "patch_size" and given_size is not None else given_size
+        if given_size is not None and given_size != value:
+            raise MimError(f"{name} is given as {given_size}, and the weights have {value}.")
 
 
 def heads_of(name: str, given: Any, width: int, released: Mapping[str, Mapping[int, int]]) -> int:
     """Attention heads: as given, or of the released model of that width."""
-    said: int | None = getattr(given, name)
-    heads = released[name].get(width) if said is None else said
+    given_heads: int | None = getattr(given, name)
+    heads = released[name].get(width) if given_heads is None else given_heads
     if heads is None:
         raise MimError(
             f"The number of heads cannot be inferred (width {width}); give {name}=..., or mim-core import "

@@ -97,8 +97,8 @@ def _may_write(target: Path) -> bool:
 
 
 def _template() -> Template:
-    found = Environment(loader=PackageLoader("mim_core", "templates"), trim_blocks=True, lstrip_blocks=True)
-    return found.get_template("model-card.md.jinja")
+    environment = Environment(loader=PackageLoader("mim_core", "templates"), trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("model-card.md.jinja")
 
 
 def _licence_id(licences: set[str]) -> str:
@@ -127,16 +127,16 @@ def _what(method: Method, kind: str) -> str:
 
 def _inputs(method: Method, known: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str, str]:
     shapes: Mapping[str, tuple[int, ...]] = getattr(method.tokenizer, "shapes", {})
-    found = {name: f"[B, {', '.join(map(str, shape))}], normalised" for name, shape in shapes.items()}
-    told = method.told() if isinstance(method, Supervised) else {}
-    found |= {name: f"[B], whole numbers from 0 to {count - 1}: one of the classes" for name, count in told.items()}
+    entries = {name: f"[B, {', '.join(map(str, shape))}], normalised" for name, shape in shapes.items()}
+    counts = method.told() if isinstance(method, Supervised) else {}
+    entries |= {name: f"[B], whole numbers from 0 to {count - 1}: one of the classes" for name, count in counts.items()}
     texts = {
         "mean": "mean of values from 0 to 1",
         "std": "deviation",
         "crop_pct": "crop, share of the resized side",
     }
-    found |= {texts.get(name, name.replace("_", " ")): _cell(value) for name, value in known.items()}
-    return {**found, **({"classes": _plain(", ".join(classes))} if classes else {})}
+    entries |= {texts.get(name, name.replace("_", " ")): _cell(value) for name, value in known.items()}
+    return {**entries, **({"classes": _plain(", ".join(classes))} if classes else {})}
 
 
 def _data(run: ResolvedRun, method: Method, state: Mapping[str, Any]) -> dict[str, str]:
@@ -146,28 +146,28 @@ def _data(run: ResolvedRun, method: Method, state: Mapping[str, Any]) -> dict[st
         return {"source": "none is stated"}
     root = getattr(part.options, "root", None)
     name = "" if root is None else Path(root).name.replace("`", "'")
-    found = {"source": f"`{part.name}`" + (f", the collection `{name}`" if name else "")}
-    found |= {"items": f"{state['items']:,}"} if "items" in state else {}
+    entries = {"source": f"`{part.name}`" + (f", the collection `{name}`" if name else "")}
+    entries |= {"items": f"{state['items']:,}"} if "items" in state else {}
     try:
         contents = open_source(run, method.tokenizer).contents()  # type: ignore[arg-type]
-        found |= {name: _plain(text) for name, text in contents.items()}
+        entries |= {name: _plain(text) for name, text in contents.items()}
     except MimError:
-        found["left open"] = "the data are no longer there, so no more is known"
-    return found
+        entries["left open"] = "the data are no longer there, so no more is known"
+    return entries
 
 
 def _training(run: ResolvedRun, state: Mapping[str, Any]) -> dict[str, str]:
     """How long, on what, and when."""
     made, train = state.get(MADE, {}), run.train
     steps = counted(state["step"], "step")
-    found = {
+    entries = {
         "trained": f"{steps} of {train.batch_size} samples" if state["step"] else "not at all: imported weights",
         "learning rate": f"{train.base_lr:g} for a batch of {train.lr_batch}, weight decay {train.weight_decay:g}",
         "device": made.get("device", ""),
         "day": made.get("date", "")[:10],
         "torch": str(state.get("torch", "")),
     }
-    return {name: text for name, text in found.items() if text}
+    return {name: text for name, text in entries.items() if text}
 
 
 def _origin(origin: Mapping[str, str], registry: Registry) -> tuple[str, str | None]:
@@ -181,8 +181,8 @@ def _origin(origin: Mapping[str, str], registry: Registry) -> tuple[str, str | N
     except MimError:
         importer = None
     licence = getattr(importer, "licence", "")
-    told = f"such weights are published under {licence}" if licence else "their licence is not known here"
-    return f"`{name}`, weights of the format `{origin['format']}`: {told}", licence
+    note = f"such weights are published under {licence}" if licence else "their licence is not known here"
+    return f"`{name}`, weights of the format `{origin['format']}`: {note}", licence
 
 
 def _cell(value: Any) -> str:

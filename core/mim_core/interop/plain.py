@@ -49,11 +49,11 @@ def export_plain(method: Method, folder: Path, about: Mapping[str, Any]) -> str:
         raise MimError(f"No plain model of this run: {error}; {OTHERS}.") from error
     shapes = dict(tokenizer.shapes)
     _check(text, weights, method, shapes, tokenizer.ids)
-    told = {**about, "inputs": {name: list(shape) for name, shape in shapes.items()}}
+    metadata = {**about, "inputs": {name: list(shape) for name, shape in shapes.items()}}
     with filled(folder) as part:
         write_tensors(part / "model.safetensors", weights)
         write_whole(part / "model.py", text)
-        write_whole(part / "about.json", json.dumps(told, indent=2) + "\n")
+        write_whole(part / "about.json", json.dumps(metadata, indent=2) + "\n")
     return "\n".join(
         (
             "from model import Model  # within the folder",
@@ -79,9 +79,9 @@ def _check(text: str, weights: Mapping[str, Tensor], method: Method, shapes: Any
     inputs = random_inputs(shapes, ids, 2, 1)
     with torch.no_grad():
         wanted = next(iter(Program(method, tuple(shapes))(*inputs).values()))
-        found = model(**dict(zip(shapes, inputs, strict=True)))
-    if not torch.allclose(found, wanted, rtol=NEAR, atol=NEAR):
-        apart = float((found - wanted).abs().max())
+        output = model(**dict(zip(shapes, inputs, strict=True)))
+    if not torch.allclose(output, wanted, rtol=NEAR, atol=NEAR):
+        apart = float((output - wanted).abs().max())
         raise MimError(
             f"The plain model gives other answers than the run, {apart:.2g} apart, and was not written. Please report "
             f"it; {OTHERS}."
@@ -114,7 +114,7 @@ def plain_model(method: Method) -> tuple[str, dict[str, Tensor]]:
         room = "embed" if one else f"embed.{name}"
         weights |= {f"{room}.{key}": value for key, value in plain.weights.items()}
     tables, networks = _positions(tokenizer, encoder, units, weights)
-    told = {
+    context = {
         **_trunk(encoder, weights),
         **_head(method, weights),
         "one": one,
@@ -129,7 +129,7 @@ def plain_model(method: Method) -> tuple[str, dict[str, Tensor]]:
         "what": f"The {'classifier' if isinstance(method, Classifier) else 'encoder'} of a run, with every unit seen",
     }
     rooms = Environment(loader=PackageLoader("mim_core", "templates"), trim_blocks=True, lstrip_blocks=True)
-    text = rooms.get_template("plain-model.py.jinja").render(told)
+    text = rooms.get_template("plain-model.py.jinja").render(context)
     return text.rstrip() + "\n", {name: value.detach().contiguous().clone() for name, value in weights.items()}
 
 
@@ -142,12 +142,12 @@ def _parts(tokenizer: Any) -> dict[str, Tokenizer]:
 
 def _units(tokenizer: Any) -> dict[str, PlainUnits]:
     """By modality."""
-    found = {}
+    units = {}
     for part in _parts(tokenizer).values():
         if len(part.shapes) != 1:
             raise ValueError(f"a {type(part).__name__} takes several modalities")
-        found[next(iter(part.shapes))] = part.plain()
-    return found
+        units[next(iter(part.shapes))] = part.plain()
+    return units
 
 
 def _codes(units: Mapping[str, PlainUnits]) -> list[str]:
@@ -193,8 +193,8 @@ def _table(encoder: ViTEncoder, tokenizer: Any, start: int, part: Tokenizer) -> 
         return torch.zeros(1, part.layout.count, encoder.width)
     if isinstance(position, SegmentPositions):
         names = [name for name, other in _parts(tokenizer).items() if other is part]
-        found: Tensor = position.parts[names[0]](part.layout)
-        return found
+        positions: Tensor = position.parts[names[0]](part.layout)
+        return positions
     whole: Tensor = position(tokenizer.layout)
     return whole[:, start : start + part.layout.count]
 
@@ -246,14 +246,14 @@ def _block(block: Any) -> dict[str, Tensor]:
     layers = {"norm1": block.norm1, "norm2": block.norm2, "self_attn.in_proj_": block.attn.qkv,
               "self_attn.out_proj": block.attn.proj, "linear1": block.mlp.fc1, "linear2": block.mlp.fc2}  # fmt: skip
     scales = {"self_attn.out_proj": block.ls1, "linear2": block.ls2}
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name, layer in layers.items():
         weight, bias, scale = layer.weight, _bias(layer), scales.get(name)
         if isinstance(scale, LayerScale):
             weight, bias = weight * scale.gamma[:, None], bias * scale.gamma
         dot = "" if name.endswith("_") else "."
-        found |= {f"{name}{dot}weight": weight, f"{name}{dot}bias": bias}
-    return found
+        weights |= {f"{name}{dot}weight": weight, f"{name}{dot}bias": bias}
+    return weights
 
 
 def _head(method: Method, weights: dict[str, Tensor]) -> dict[str, Any]:

@@ -78,19 +78,19 @@ def export_program(
     module, example = Program(method, tuple(shapes)).eval(), random_inputs(shapes, ids, 3, 0)
     with torch.no_grad():
         names = tuple(module(*example))
-    told = {**about, "inputs": {name: list(shape) for name, shape in shapes.items()}, "outputs": list(names)}
+    metadata = {**about, "inputs": {name: list(shape) for name, shape in shapes.items()}, "outputs": list(names)}
     write: Callable[..., bool] = {"torch": _write_torch, "onnx": _write_onnx}[kind]
     path.parent.mkdir(parents=True, exist_ok=True)
     refuse_device(path)
     tried = path.with_name(f".tried-{path.name}")
     try:
         with _without_gradients(method):
-            any_batch = write(module, example, tried, told, names)
+            any_batch = write(module, example, tried, metadata, names)
         again = random_inputs(shapes, ids, 2 if any_batch else 1, 1)
         with torch.no_grad():
             wanted = module(*again)
-        found = {"torch": _run_torch, "onnx": _run_onnx}[kind](tried, tuple(shapes), again)
-        _compare(dict(zip(names, found, strict=True)), wanted)
+        outputs = {"torch": _run_torch, "onnx": _run_onnx}[kind](tried, tuple(shapes), again)
+        _compare(dict(zip(names, outputs, strict=True)), wanted)
         tried.replace(path)
     finally:
         tried.unlink(missing_ok=True)
@@ -197,17 +197,17 @@ def _stable_sort(values: Any, *, stable: bool = True, dim: int = -1, descending:
 
 def _lacking(error: Exception) -> str:
     """What ONNX lacks, where the library says it; else what it says."""
-    said = one_line(error.__cause__ or error)
-    found = re.search(r"target=torch\.ops\.([\w.]+)", said)
-    return f"it has no operator for torch's {found[1]}" if found else said[:200]
+    message = one_line(error.__cause__ or error)
+    match = re.search(r"target=torch\.ops\.([\w.]+)", message)
+    return f"it has no operator for torch's {match[1]}" if match else message[:200]
 
 
 def _run_onnx(path: Path, names: Sequence[str], inputs: tuple[Tensor, ...]) -> list[Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
-    return [torch.from_numpy(value) for value in found]
+    outputs = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+    return [torch.from_numpy(value) for value in outputs]
 
 
 def _check_onnx() -> None:
@@ -220,11 +220,11 @@ def _check_onnx() -> None:
         raise MimError('ONNX needs onnx, onnxscript and onnxruntime: pip install "mim-core[onnx]"') from error
 
 
-def _compare(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def _compare(outputs: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Raises MimError where the file gives other answers than the method."""
     for name, value in wanted.items():
-        if not torch.allclose(found[name], value, rtol=NEAR, atol=NEAR):
-            worst = float((found[name] - value).abs().max())
+        if not torch.allclose(outputs[name], value, rtol=NEAR, atol=NEAR):
+            worst = float((outputs[name] - value).abs().max())
             raise MimError(
                 f"The program gives other {name} than the run, {worst:.2g} apart, and was not kept. Please report it."
             )

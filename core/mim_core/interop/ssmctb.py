@@ -47,12 +47,12 @@ def official_names(block: SSMCTB) -> dict[str, str]:
     if axes not in CORNERS:
         raise MimError(f"The published SSMCTB has 2 or 3 axes, not {axes}.")
     number = {side: i for i, side in enumerate(block.convolution.sides)}
-    found = {
+    names = {
         f"convolution.corners.{number[side]}.{kind}": f"{theirs}.{kind}"
         for theirs, side in CORNERS[axes].items()
         for kind in ("weight", "bias")
     }
-    return found | {f"gate.{ours}": f"{GATE[axes]}.{theirs}" for theirs, ours in PARTS.items()}
+    return names | {f"gate.{ours}": f"{GATE[axes]}.{theirs}" for theirs, ours in PARTS.items()}
 
 
 def ssmctb_from(state: Mapping[str, Tensor], **options: Any) -> SSMCTB:
@@ -80,8 +80,8 @@ def ssmctb_from(state: Mapping[str, Tensor], **options: Any) -> SSMCTB:
     names = official_names(block)
     missing, strange = set(names.values()) - set(state), set(state) - set(names.values())
     if missing or strange:
-        what = [f"{', '.join(sorted(found))} {verb}" for found, verb in ((missing, "missing"), (strange, "left over"))
-                if found]  # fmt: skip
+        what = [f"{', '.join(sorted(keys))} {verb}" for keys, verb in ((missing, "missing"), (strange, "left over"))
+                if keys]  # fmt: skip
         raise MimError(f"These weights do not fill an SSMCTB: {'; '.join(what)}.")
     try:
         block.load_state_dict({ours: state[theirs] for ours, theirs in names.items()})

@@ -42,8 +42,8 @@ def import_checkpoint(
     importer: Callable[..., Method] = (registry or installed()).get("importers", format.replace("_", "-")).resolve()
     state = path_or_state
     if isinstance(state, (str, Path)):
-        state, found = read_state(Path(state))
-        sizes = {**found, **sizes}
+        state, own_sizes = read_state(Path(state))
+        sizes = {**own_sizes, **sizes}
     weights = clean(state, getattr(importer, "groups", {}))
     try:
         return importer(weights, **sizes)
@@ -58,16 +58,16 @@ def import_checkpoint(
 
 def sizes_given(given: tuple[str, ...]) -> dict[str, Any]:
     """``num_heads=3`` as a name and a value: a number, a tuple, true or false; anything else is text."""
-    found: dict[str, Any] = {}
+    sizes: dict[str, Any] = {}
     for text in given:
         name, sign, value = text.partition("=")
         if not sign or not name:
             raise MimError(f"--sizes takes NAME=VALUE, such as num_heads=12; got {text!r}.")
         try:
-            found[name] = ast.literal_eval(value.capitalize() if value in ("true", "false", "none") else value)
+            sizes[name] = ast.literal_eval(value.capitalize() if value in ("true", "false", "none") else value)
         except (ValueError, SyntaxError):
-            found[name] = value
-    return found
+            sizes[name] = value
+    return sizes
 
 
 def read_state(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -115,18 +115,18 @@ def clean(state: Mapping[str, Any], groups: Mapping[str, str] = MappingProxyType
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
             beside |= _beside(content, groups)
-    found = Weights(_bare(content) | beside)
-    if not found:
+    weights = Weights(_bare(content) | beside)
+    if not weights:
         raise MimError(
             f"There are no weights in it; its entries are: {', '.join(map(str, list(content)[:8])) or 'none'}."
         )
-    return found
+    return weights
 
 
 def _beside(content: Mapping[str, Any], groups: Mapping[str, str]) -> dict[str, Tensor]:
     """The weights of the groups that are there, with the group in front of their names."""
-    there = {start: content[name] for name, start in groups.items() if isinstance(content.get(name), Mapping)}
-    return {f"{start}{key}": value for start, group in there.items() for key, value in _bare(group).items()}
+    present = {start: content[name] for name, start in groups.items() if isinstance(content.get(name), Mapping)}
+    return {f"{start}{key}": value for start, group in present.items() for key, value in _bare(group).items()}
 
 
 def _bare(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -206,21 +206,21 @@ def read_export(path: Path, registry: Registry) -> nn.Module | None:
     if recipe is None:
         return None
     method = build_method(recipe, registry)
-    found = nn.Module()
-    found.tokenizer, found.encoder = method.tokenizer, method.encoder
+    module = nn.Module()
+    module.tokenizer, module.encoder = method.tokenizer, method.encoder
     state = load_file(path)
-    names = {name: _exported_name(name) for name in found.state_dict() if name != "encoder.mask_token"}
+    names = {name: _exported_name(name) for name in module.state_dict() if name != "encoder.mask_token"}
     if "pos_embed" in state:
-        whole, units = state["pos_embed"], found.encoder.position.table.shape[1]  # type: ignore
+        whole, units = state["pos_embed"], module.encoder.position.table.shape[1]  # type: ignore
         state["pos_embed"], state["prefix_position"] = whole[:, -units:], whole[:, :-units]
-    own = found.state_dict()
+    own = module.state_dict()
     faults = [theirs for ours, theirs in names.items() if theirs not in state or state[theirs].shape != own[ours].shape]
     if faults:
         raise MimError(f"{path} lacks weights of its run's encoder: {', '.join(faults[:8])}. Use the run: --init RUN")
-    found.load_state_dict({ours: state[theirs] for ours, theirs in names.items()}, strict=False)
+    module.load_state_dict({ours: state[theirs] for ours, theirs in names.items()}, strict=False)
     if getattr(method.encoder, "mask_token", None) is not None:
         warn(f"{path}: exports hold no mask token of the encoder; it starts from its drawn value.")
-    return found
+    return module
 
 
 def _exported_name(ours: str) -> str:

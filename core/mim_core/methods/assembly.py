@@ -64,10 +64,10 @@ class Parts:
         encoder = self.get("encoder")
         with building("encoder", encoder):
             width = encoder.cls.width_for(encoder.options)
-        found = {scope: self.make(role, width) for scope, role in self.scopes("tokenizer")}
-        if not found:
+        tokenizers = {scope: self.make(role, width) for scope, role in self.scopes("tokenizer")}
+        if not tokenizers:
             self.get("tokenizer")
-        tokenizer = found[""] if set(found) == {""} else JoinedTokenizer(found)
+        tokenizer = tokenizers[""] if set(tokenizers) == {""} else JoinedTokenizer(tokenizers)
         if encoder.cls.takes == "values":
             with building("encoder", encoder):
                 tokenizer.leave_values()
@@ -90,12 +90,12 @@ class Parts:
     ) -> dict[str, Teacher]:
         """The teachers by scope; "" is the one without. That of a head is told which of several modalities the head
         asks for: the one of its name, unless ``segments`` says another."""
-        found, joined = {}, tokenizer.parts if isinstance(tokenizer, JoinedTokenizer) else ()
+        built, joined = {}, tokenizer.parts if isinstance(tokenizer, JoinedTokenizer) else ()
         for scope, role in self.scopes("teacher"):
             segment = (segments or {}).get(scope, scope)
             student = self._student(tokenizer, encoder)
-            found[scope] = self.make(role, replace(student, segment=segment if segment in joined else ""))
-        return found
+            built[scope] = self.make(role, replace(student, segment=segment if segment in joined else ""))
+        return built
 
     def scorer(self, tokenizer: Tokenizer, encoder: Encoder, teachers: Mapping[str, Teacher]) -> Scorer | None:
         """The scorer, bound to the teacher that it reads; None where the run has none."""
@@ -123,13 +123,13 @@ class Parts:
         Raises:
             MimError: There is none.
         """
-        found = teachers.get(scope, teachers.get(""))
-        if found is None:
+        teacher = teachers.get(scope, teachers.get(""))
+        if teacher is None:
             raise MimError(
                 f"{role} ({self.get(role).name}): it reads what a teacher says, and this run has none. Name one: "
                 "--use teacher=core:ema. See: mim-core list teachers"
             )
-        return found
+        return teacher
 
     def joint_decoder(self, tokenizer: Tokenizer, encoder: Encoder) -> JointDecoder | None:
         """The decoder that answers for all heads; None where each has its own."""
@@ -178,11 +178,11 @@ class Parts:
 
     def _check_of_head(self, role: str, name: str, other: str) -> None:
         """Refuses a target of another head's losses where that head is missing."""
-        there = [scope or "main" for scope, _ in self.scopes("target") if (scope or "main") != name]
-        if other and other not in there:
+        heads = [scope or "main" for scope, _ in self.scopes("target") if (scope or "main") != name]
+        if other and other not in heads:
             raise MimError(
                 f"{role} ({self.get(role).name}): it is held against what the head {other!r} loses, and the other "
-                f"heads of this run are: {', '.join(there) or 'none'}. Make it a head of its own (--use "
+                f"heads of this run are: {', '.join(heads) or 'none'}. Make it a head of its own (--use "
                 f"losses.target={self.get(role).name}), or name another (--{role}.head)."
             )
 

@@ -41,16 +41,16 @@ def working(method: Method) -> Iterator[None]:
 
 def _role_of(error: ValueError, method: Method) -> str | None:
     """The role of the part that raised an error: the innermost that was at work."""
-    found, trace = None, error.__traceback__
+    innermost, trace = None, error.__traceback__
     names = {id(module): name.split(".") for name, module in method.named_modules()}
     while trace is not None:
         at_work = trace.tb_frame.f_locals.get("self")
         alike = [role for role, part in method.built_from.items() if type(at_work) is part.cls]
         own = names.get(id(at_work), [])
         scoped = [role for role in alike if role.rpartition(".")[0] in own]
-        found = next(iter(scoped or alike), found)
+        innermost = next(iter(scoped or alike), innermost)
         trace = trace.tb_next
-    return found
+    return innermost
 
 
 def build_method(run: ResolvedRun | str, registry: Registry | None = None, seed: int | None = None) -> Method:
@@ -158,9 +158,9 @@ def check_data(
     lines = list(source.advice())
     masker, tokenizer = getattr(method, "masker", None), getattr(method, "tokenizer", None)
     if isinstance(masker, Masker) and isinstance(tokenizer, Tokenizer):
-        there = source.presence()
+        presence = source.presence()
         for modality in source.shapes:
-            if there and not any(modality in names for names in there):
+            if presence and not any(modality in names for names in presence):
                 lines += [f"no item of the data has {modality}: it is never seen, and its predictions learn nothing."]
         try:
             masker.check(source, tokenizer)

@@ -12,20 +12,20 @@ from mim_core.scores import Table
 from mim_core.standard_errors import share_error
 
 
-def confusion(found: Int[Tensor, " n"], labels: Int[Tensor, " n"], names: Sequence[str]) -> Table:
+def confusion(predictions: Int[Tensor, " n"], labels: Int[Tensor, " n"], names: Sequence[str]) -> Table:
     """How many samples of each class (rows) got which (columns)."""
-    counts = _counts(found, labels, len(names))
+    counts = _counts(predictions, labels, len(names))
     rows = tuple((name, *row) for name, row in zip(names, counts.tolist(), strict=True))
     return Table(("true class", *names), rows)
 
 
-def class_scores(found: Int[Tensor, " n"], labels: Int[Tensor, " n"], names: Sequence[str]) -> Table:
+def class_scores(predictions: Int[Tensor, " n"], labels: Int[Tensor, " n"], names: Sequence[str]) -> Table:
     """Of each class: its samples, the share of them that is right (recall) with its binomial standard error, the share
     of what got the class that is of it (precision), and F1. A score that divides by 0 is an empty cell."""
-    counts = _counts(found, labels, len(names)).double()
-    right, there, given = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    counts = _counts(predictions, labels, len(names)).double()
+    right, support, given = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
     rows = []
-    for name, hits, own, got in zip(names, right.tolist(), there.tolist(), given.tolist(), strict=True):
+    for name, hits, own, got in zip(names, right.tolist(), support.tolist(), given.tolist(), strict=True):
         recall = hits / own if own else None
         error = None if recall is None else share_error(recall, int(own))
         precision = hits / got if got else None
@@ -39,6 +39,6 @@ def as_cell(value: float | None) -> float | str:
     return "" if value is None or value != value else round(float(value), 6)
 
 
-def _counts(found: Int[Tensor, " n"], labels: Int[Tensor, " n"], classes: int) -> Int[Tensor, "K K"]:
+def _counts(predictions: Int[Tensor, " n"], labels: Int[Tensor, " n"], classes: int) -> Int[Tensor, "K K"]:
     counts = torch.zeros(classes, classes, dtype=torch.int64)
-    return counts.index_put_((labels, found), torch.ones_like(labels), accumulate=True)
+    return counts.index_put_((labels, predictions), torch.ones_like(labels), accumulate=True)

@@ -219,18 +219,18 @@ class Classifier(Supervised):
             options = replace(options, names=tuple(map(shown, train.classes)))
         if not options.balance or options.class_weights or options.classes != len(train.classes):
             return options
-        found = class_weights(train.labels, options.classes).tolist()
-        return replace(options, class_weights=tuple(round(weight, 6) for weight in found))
+        weights = class_weights(train.labels, options.classes).tolist()
+        return replace(options, class_weights=tuple(round(weight, 6) for weight in weights))
 
     def check(self, source: DataSource) -> None:
         """Refuses data with another number of classes."""
-        found = source.labelled("train").classes
-        if len(found) != self.classes:
+        classes = source.labelled("train").classes
+        if len(classes) != self.classes:
             raise MimError(
-                f"The method is for {self.classes} classes (--method.classes); the data has {len(found)}: "
-                f"{', '.join(found[:8])}{', ...' if len(found) > 8 else ''}."
+                f"The method is for {self.classes} classes (--method.classes); the data has {len(classes)}: "
+                f"{', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}."
             )
-        other = [name for name in map(shown, found) if self.config.names and name not in self.config.names]
+        other = [name for name in map(shown, classes) if self.config.names and name not in self.config.names]
         if other:
             raise MimError(
                 f"The method's classes are {', '.join(self.config.names[:8])}; the data has {', '.join(other[:8])}. "
@@ -294,9 +294,9 @@ class Classifier(Supervised):
         sample's answer is the class of the largest mean probability over its views."""
         train, test = source.labelled("train"), source.labelled("test")
         shares, read = self.test_shares(source, test, device, batch_size)
-        found, labels, names = shares.argmax(dim=1), test.labels[read], self.label_names()
-        each = class_scores(found, labels, names)
-        self.tables = {"classes": each, "confusion": confusion(found, labels, names)}
+        predictions, labels, names = shares.argmax(dim=1), test.labels[read], self.label_names()
+        each = class_scores(predictions, labels, names)
+        self.tables = {"classes": each, "confusion": confusion(predictions, labels, names)}
         five = top_share(shares, labels, 5)
         top = [Score(FINE_TUNED, "top-5 accuracy", five, error=share_error(five, len(labels)))]
         top = top if self.classes > 10 else []
@@ -310,7 +310,7 @@ class Classifier(Supervised):
             notes += [f"{lost:,} test files cannot be used and are left out."] if lost else []
             notes += [note for note in {train.note, test.note} if note]
             notes.append(HOW)
-        return [*accuracies(MAJORITY, majority, labels), *accuracies(FINE_TUNED, found, labels), *top]
+        return [*accuracies(MAJORITY, majority, labels), *accuracies(FINE_TUNED, predictions, labels), *top]
 
     def test_shares(
         self, source: DataSource, split: Labelled, device: torch.device, batch_size: int
@@ -338,12 +338,12 @@ class Classifier(Supervised):
             shares: Probabilities of samples.
             labels: Of the same samples.
         """
-        found, names = shares.argmax(dim=1), self.label_names()
-        off = (found != labels).nonzero()[:, 0]
-        sure = shares[off, found[off]]
+        predictions, names = shares.argmax(dim=1), self.label_names()
+        off = (predictions != labels).nonzero()[:, 0]
+        sure = shares[off, predictions[off]]
         order = sure.argsort(descending=True, stable=True).tolist()
         rows = [(int(off[i]), float(sure[i])) for i in order]
-        return [(row, names[int(labels[row])], names[int(found[row])], share) for row, share in rows]
+        return [(row, names[int(labels[row])], names[int(predictions[row])], share) for row, share in rows]
 
 
 def shares_of(logits: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
@@ -358,9 +358,9 @@ def top_share(scores: Float[Tensor, "n K"], labels: Int[Tensor, " n"], count: in
     return float((best == labels[:, None]).any(dim=1).double().mean())
 
 
-def accuracies(row: str, found: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> list[Score]:
+def accuracies(row: str, predictions: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> list[Score]:
     """Accuracy, and the mean of the accuracies of the classes that occur among the labels."""
-    right = (found == labels).float()
+    right = (predictions == labels).float()
     whole = float(right.mean())
     each = torch.stack([right[labels == label].mean() for label in labels.unique()])
     within = class_mean_error(right, labels)

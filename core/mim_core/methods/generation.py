@@ -99,7 +99,7 @@ def generated(method: Any, sample: Sample, how: Generation) -> dict[str, Tensor]
         if name not in able:
             raise _refused(name, able, method, sample)
     state = _begin(tokenizer, sample, lacking)
-    found = {}
+    outputs = {}
     for name in how.wanted or able:
         segment = str(method.heads[name].segment)
         part = tokenizer.part(segment)
@@ -107,8 +107,8 @@ def generated(method: Any, sample: Sample, how: Generation) -> dict[str, Tensor]
             _tell(method, state, name, part, how)
         else:
             _decide(method, state, name, how)
-        found[name] = part.join(state.values[segment], dict(state.layout.segments)[segment])
-    return found
+        outputs[name] = part.join(state.values[segment], dict(state.layout.segments)[segment])
+    return outputs
 
 
 def _refused(name: str, able: list[str], method: Any, sample: Sample) -> MimError:
@@ -155,9 +155,9 @@ def _scores(method: Any, state: _State, name: str, queries: Bool[Tensor, "B N"])
     segment = method.heads[name].segment
     start, part = state.layout.span(segment)
     own = state.values[segment][..., 0]
-    told = own.gather(1, (query_ids - start).clamp(0, part.count - 1))
+    inputs = own.gather(1, (query_ids - start).clamp(0, part.count - 1))
     answer = method.heads[name].decoder
-    scores: Tensor = answer.pred(method.decoder.decode(encoded, state.layout, mask, told, {name: answer}))
+    scores: Tensor = answer.pred(method.decoder.decode(encoded, state.layout, mask, inputs, {name: answer}))
     return scores.float()
 
 

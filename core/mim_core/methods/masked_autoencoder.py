@@ -377,11 +377,11 @@ class MaskedAutoencoder(Method):
         for name, head in self._heads():
             lesson = head.lesson(lessons, views[""][0].layout)
             units, seen = views[head.view]
-            weight, told = head.weight_of(units.layout, seen), None
+            weight, known = head.weight_of(units.layout, seen), None
             if not head.target.of_head:
                 targets[name] = head.target.make(sample, *head.local(units, seen), lesson)
-                told = head.target.told(targets[name])
-            counts[name] = weight if told is None else weight * told
+                known = head.target.told(targets[name])
+            counts[name] = weight if known is None else weight * known
         return targets, counts
 
     def _factors(self, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -409,15 +409,15 @@ class MaskedAutoencoder(Method):
     def forward(self, prepared: Prepared) -> Outcome:
         """Embeds the kept units, encodes, and asks every head."""
         seen = {"": Seen(prepared.inputs, prepared.layout, prepared.mask), **prepared.views}
-        found = {name: self._encoded(view.inputs, view.layout, view.mask) for name, view in seen.items()}
-        encoded = found[""]
+        encodings = {name: self._encoded(view.inputs, view.layout, view.mask) for name, view in seen.items()}
+        encoded = encodings[""]
         parts, predictions = {}, self._together(encoded, prepared)
         each: dict[str, Tensor] = {}
         loss = encoded.tokens.new_zeros((), dtype=torch.float32)
         for name, head in self._heads():
             layout, mask = seen[head.view].layout, seen[head.view].mask
             if name not in predictions:
-                predictions[name] = head.decoder(found[head.view], layout, head.asked(layout, mask))
+                predictions[name] = head.decoder(encodings[head.view], layout, head.asked(layout, mask))
             other = head.target.of_head
             values = Losses(each[other].detach(), prepared.weights[other]) if other else prepared.targets[name]
             each[name] = head.target.loss(predictions[name], values)
@@ -432,8 +432,8 @@ class MaskedAutoencoder(Method):
         if self.decoder is None or prepared.told is None:
             return {}
         joint = {name: head.decoder for name, head in self._heads() if isinstance(head.decoder, JointAnswer)}
-        found: dict[str, Tensor] = self.decoder(encoded, prepared.layout, prepared.mask, prepared.told, joint)
-        return found
+        predictions: dict[str, Tensor] = self.decoder(encoded, prepared.layout, prepared.mask, prepared.told, joint)
+        return predictions
 
     def _encoded(self, inputs: Any, layout: Layout, mask: Mask) -> Encoded:
         """The kept units through tokenizer and encoder; an encoder that takes values embeds them itself."""
@@ -521,11 +521,11 @@ def _array_file(values: Tensor) -> bytes:
 
 def _in_order(heads: Mapping[str, Head]) -> dict[str, Head]:
     """The heads, those that are held against another's losses after it; otherwise as they were."""
-    found: dict[str, Head] = {}
-    while len(found) < len(heads):
-        ready = [n for n, head in heads.items() if n not in found and head.target.of_head in ("", *found)]
-        found |= {name: heads[name] for name in ready or (n for n in heads if n not in found)}
-    return found
+    ordered: dict[str, Head] = {}
+    while len(ordered) < len(heads):
+        ready = [n for n, head in heads.items() if n not in ordered and head.target.of_head in ("", *ordered)]
+        ordered |= {name: heads[name] for name in ready or (n for n in heads if n not in ordered)}
+    return ordered
 
 
 def _rows(patches: Patches) -> int:

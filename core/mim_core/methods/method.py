@@ -213,7 +213,7 @@ class Method(nn.Module):
         """The repeated blocks, which are sharded, recomputed and, when sharded, compiled one by one: by default the
         children of every list named ``blocks``, of teachers too."""
         lists = (module for name, module in self.named_modules() if name.rpartition(".")[2] == "blocks")
-        return [block for found in lists if isinstance(found, nn.Sequential | nn.ModuleList) for block in found]
+        return [block for stack in lists if isinstance(stack, nn.Sequential | nn.ModuleList) for block in stack]
 
     def depth(self) -> int:
         """Blocks of the encoder, which layer-wise rates and freezing go by; 0 where it has no list of them."""
@@ -263,8 +263,8 @@ def _encode_valid(encoder: Encoder, tokens: Tensor, layout: Layout, mask: Mask, 
         raise ValueError("a sample has none of its units")
     if encoder.pads:
         encoded = encoder(tokens, layout, replace(mask, kept_valid=valid))
-        there = encoded.tokens.masked_fill(~valid[:, :, None], 0.0)
-        return Features(there, there.sum(dim=1) / valid.sum(dim=1, keepdim=True), encoded.prefix)
+        zeroed = encoded.tokens.masked_fill(~valid[:, :, None], 0.0)
+        return Features(zeroed, zeroed.sum(dim=1) / valid.sum(dim=1, keepdim=True), encoded.prefix)
     out, prefix = torch.zeros_like(tokens), None
     patterns, which = valid.unique(dim=0, return_inverse=True)
     for number, pattern in enumerate(patterns):

@@ -40,9 +40,9 @@ def mixed(values: Float[Tensor, "B C *size"], mix: Mix) -> Tensor:
     if mix.box is None:
         return values * mix.share + other * (1.0 - mix.share)
     top, bottom, left, right = mix.box
-    found = values.clone()
-    found[..., top:bottom, left:right] = other[..., top:bottom, left:right]
-    return found
+    pasted = values.clone()
+    pasted[..., top:bottom, left:right] = other[..., top:bottom, left:right]
+    return pasted
 
 
 def mixed_labels(labels: Int[Tensor, " B"], classes: int, left: float) -> Float[Tensor, "B classes"]:

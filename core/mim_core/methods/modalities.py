@@ -44,14 +44,14 @@ def from_given(method: Any, sample: Sample) -> dict[str, Tensor]:
     patches = tokenizer.split(whole)
     mask = {n: torch.full((rows, part.count), n in lacking, device=device) for n, part in patches.layout.segments}
     prepared = method.prepare(whole, mask)
-    outcome, found = method(prepared), {}
+    outcome, outputs = method(prepared), {}
     for name, head in wanted.items():
         own, asked = head.local(patches, prepared.mask)
         answers = head.target.to_input_space(outcome.predictions[name], own, asked)
         if answers is not None and isinstance(own.values, Tensor):
             filled = placed(own.values, asked.query_ids, answers, asked.query_valid)
-            found[name] = tokenizer.part(str(head.segment)).join(filled, own.layout)
-    return found
+            outputs[name] = tokenizer.part(str(head.segment)).join(filled, own.layout)
+    return outputs
 
 
 def placed(values: Tensor, ids: Tensor, answers: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -73,8 +73,8 @@ class MultiLabelClassifier(Classifier):
             options = replace(options, names=tuple(map(shown, split.classes)))
         if not options.balance or options.class_weights or options.classes != len(split.classes):
             return options
-        there = split.labels.sum(dim=0)
-        weights = ((len(split.labels) - there) / there.clamp(min=1)).tolist()
+        positives = split.labels.sum(dim=0)
+        weights = ((len(split.labels) - positives) / positives.clamp(min=1)).tolist()
         return replace(options, class_weights=tuple(round(weight, 6) for weight in weights))
 
     def check(self, source: DataSource) -> None:
@@ -123,18 +123,18 @@ class MultiLabelClassifier(Classifier):
 
     def wrong(self, shares: Float[Tensor, "n K"], labels: Int[Tensor, "n K"]) -> list[tuple[int, str, str, float]]:
         """The samples with a wrong label, the surest first: (number, its labels, the wrong one, how sure)."""
-        names, found = self.label_names(), shares >= self.config.threshold
-        off = found != labels.bool()
-        sure = torch.where(found, shares, 1 - shares).masked_fill(~off, -1.0)
+        names, predicted = self.label_names(), shares >= self.config.threshold
+        off = predicted != labels.bool()
+        sure = torch.where(predicted, shares, 1 - shares).masked_fill(~off, -1.0)
         best, which = sure.max(dim=1)
         rows = []
         for number in best.argsort(descending=True, stable=True).tolist():
             if best[number] < 0:
                 break
             label = int(which[number])
-            truth = ", ".join(n for n, there in zip(names, labels[number].tolist(), strict=True) if there) or "none"
-            said = names[label] if bool(found[number, label]) else f"not {names[label]}"
-            rows.append((number, truth, said, float(best[number])))
+            truth = ", ".join(n for n, flag in zip(names, labels[number].tolist(), strict=True) if flag) or "none"
+            mistake = names[label] if bool(predicted[number, label]) else f"not {names[label]}"
+            rows.append((number, truth, mistake, float(best[number])))
         return rows
 
     # ---- the test ----------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def label_shares(labels: Int[Tensor, "n K"]) -> Float[Tensor, " K"]:
 def label_scores(row: str, shares: Float[Tensor, "n K"], labels: Int[Tensor, "n K"], threshold: float) -> list[Score]:
     """mAP, micro F1 and macro F1 with their standard errors; mAP and macro F1 are over the labels that some samples
     have and others have not."""
-    right, found, usable = labels.bool(), shares >= threshold, _both_kinds(labels)
+    right, predicted, usable = labels.bool(), shares >= threshold, _both_kinds(labels)
 
     def mean_precision(kept: Bool[Tensor, " n"]) -> float:
         each = [average_precision(shares[kept, k], right[kept, k]) for k in usable.nonzero()[:, 0].tolist()]
@@ -193,36 +193,36 @@ def label_scores(row: str, shares: Float[Tensor, "n K"], labels: Int[Tensor, "n 
 
     measures = {
         "mAP": mean_precision,
-        "micro F1": lambda kept: float(f1(found[kept].flatten(), right[kept].flatten())),
-        "macro F1": lambda kept: float(f1(found[kept][:, usable].T, right[kept][:, usable].T).mean()),
+        "micro F1": lambda kept: float(f1(predicted[kept].flatten(), right[kept].flatten())),
+        "macro F1": lambda kept: float(f1(predicted[kept][:, usable].T, right[kept][:, usable].T).mean()),
     }
     count = len(labels)
     every = torch.ones(count, dtype=torch.bool)
     return [Score(row, name, one(every), error=jackknife_error(one, count)) for name, one in measures.items()]
 
 
-def f1(found: Bool[Tensor, "... n"], right: Bool[Tensor, "... n"]) -> Float[Tensor, ...]:
+def f1(predicted: Bool[Tensor, "... n"], right: Bool[Tensor, "... n"]) -> Float[Tensor, ...]:
     """2 hits / (given + there); 0 where neither is any."""
-    both = (found.sum(dim=-1) + right.sum(dim=-1)).double()
-    return 2 * (found & right).sum(dim=-1).double() / both.clamp(min=1)
+    both = (predicted.sum(dim=-1) + right.sum(dim=-1)).double()
+    return 2 * (predicted & right).sum(dim=-1).double() / both.clamp(min=1)
 
 
 def label_table(
     shares: Float[Tensor, "n K"], labels: Int[Tensor, "n K"], names: tuple[str, ...], threshold: float
 ) -> Table:
     """Of each label: the test samples that have it, average precision, precision, recall and F1."""
-    right, found, rows = labels.bool(), shares >= threshold, []
+    right, predicted, rows = labels.bool(), shares >= threshold, []
     usable = _both_kinds(labels)
     for number, name in enumerate(names):
-        there, given = int(right[:, number].sum()), int(found[:, number].sum())
-        hits = int((right[:, number] & found[:, number]).sum())
+        support, given = int(right[:, number].sum()), int(predicted[:, number].sum())
+        hits = int((right[:, number] & predicted[:, number]).sum())
         value = average_precision(shares[:, number], right[:, number]) if usable[number] else None
-        cells = (value, hits / given if given else None, hits / there if there else None)
-        rows.append((name, there, *map(as_cell, cells), as_cell(float(f1(found[:, number], right[:, number])))))
+        cells = (value, hits / given if given else None, hits / support if support else None)
+        rows.append((name, support, *map(as_cell, cells), as_cell(float(f1(predicted[:, number], right[:, number])))))
     return Table(("label", "samples", "average precision", "precision", "recall", "F1"), tuple(rows))
 
 
 def _both_kinds(labels: Int[Tensor, "n K"]) -> Bool[Tensor, " K"]:
     """Labels that some samples have and others have not."""
-    there = labels.bool().sum(dim=0)
-    return (there > 0) & (there < len(labels))
+    positives = labels.bool().sum(dim=0)
+    return (positives > 0) & (positives < len(labels))

@@ -107,8 +107,8 @@ class QuantisedAutoencoder(Method):
         assert isinstance(patches.values, Tensor)
         every = self._every(patches)
         target = self.head.target.make(sample, patches, every)
-        told = self.head.target.told(target)
-        weight = self.head.shares(every.weight if told is None else every.weight * told)
+        known = self.head.target.told(target)
+        weight = self.head.shares(every.weight if known is None else every.weight * known)
         return Prepared(patches.values, patches.layout, every, {"main": target}, {"main": weight})
 
     def _every(self, patches: Patches) -> Mask:

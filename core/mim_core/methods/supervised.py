@@ -188,8 +188,8 @@ class Supervised(Method):
             batch["label"] = split.labels[batch["sample"]]
             ready = source.finish({name: value.to(device) for name, value in batch.items()})
             with working(self):
-                found = self(self.prepare(ready)).predictions
-            yield batch, {name: value.float().cpu() for name, value in found.items()}
+                predictions = self(self.prepare(ready)).predictions
+            yield batch, {name: value.float().cpu() for name, value in predictions.items()}
 
     def right(self, batch: Sample, predictions: Mapping[str, Tensor]) -> Float[Tensor, " B"] | None:
         """The share of each sample's answer that is right, of a batch of `predicted`; NaN where nothing can be wrong.

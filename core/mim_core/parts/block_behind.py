@@ -54,8 +54,8 @@ class _Behind(nn.Module):
 
     def hook(self, module: nn.Module, given: Any, output: Any) -> Tensor:
         """What torch calls after the module."""
-        found: Tensor = self(output)
-        return found
+        features: Tensor = self(output)
+        return features
 
 
 def with_block(
@@ -140,9 +140,9 @@ def _module(model: nn.Module, name: str) -> nn.Module:
 def _channels(target: nn.Module, name: str) -> int:
     """Channels of the last convolution or norm within a module."""
     for part in reversed(list(target.modules())):
-        found = getattr(part, "out_channels", getattr(part, "num_features", getattr(part, "num_channels", None)))
-        if isinstance(found, int) and found > 0:
-            return found
+        channels = getattr(part, "out_channels", getattr(part, "num_features", getattr(part, "num_channels", None)))
+        if isinstance(channels, int) and channels > 0:
+            return channels
     raise MimError(
         f"with_block: how many channels the module {name!r} gives cannot be read off its layers; say so: "
         f"with_block(model, {name!r}, channels=...)."

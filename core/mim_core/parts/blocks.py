@@ -67,8 +67,8 @@ class CrossAttention(nn.Module):
         """[R, Q, W]."""
         q = self.q(queries).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        out: Tensor = self.proj(found.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        out: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return out
 
 

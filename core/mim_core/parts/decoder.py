@@ -161,8 +161,8 @@ class TransformerDecoder(Decoder):
         x = torch.cat([front, seen, asked], dim=1)
         places = None
         if self.position is not None:
-            found = take(self.position(layout), torch.cat([kept_ids, query_ids], dim=1))
-            places = nn.functional.pad(found, (0, 0, front.shape[1], 0))  # what stands in front has no place
+            positions = take(self.position(layout), torch.cat([kept_ids, query_ids], dim=1))
+            places = nn.functional.pad(positions, (0, 0, front.shape[1], 0))  # what stands in front has no place
         if places is not None and self.config.position_at == "input":
             x, places = x + places, None
         return through(self.blocks, x, places, self._keys(mask, front.shape[1]))

@@ -34,10 +34,10 @@ class JointAnswer(Decoder):
         self.kind = token(1, width) if kind is None else kind
         self.token_embed = nn.Parameter(self.pred.weight.detach().clone()) if own else None
 
-    def embed(self, told: Int[Tensor, "R Q"]) -> Float[Tensor, "R Q W"]:
+    def embed(self, inputs: Int[Tensor, "R Q"]) -> Float[Tensor, "R Q W"]:
         """Vectors of the ids that it is told."""
         vectors = self.pred.weight if self.token_embed is None else self.token_embed
-        return F.embedding(told.clamp(0, len(vectors) - 1), vectors)
+        return F.embedding(inputs.clamp(0, len(vectors) - 1), vectors)
 
     def forward(self, encoded: Encoded, layout: Layout, mask: Mask) -> Float[Tensor, "R Q size"]:
         """Refused: the decoder of all heads is asked, not one of its heads."""
@@ -46,8 +46,8 @@ class JointAnswer(Decoder):
     def answer(self, decoded: Float[Tensor, "R Q W"], layout: Layout, mask: Mask) -> Float[Tensor, "R q size"]:
         """Scores at this head's own queries, see `Mask.own_queries`."""
         at, _ = mask.own_queries(layout, self.segment)
-        found: Tensor = self.pred(take(decoded, at))
-        return found
+        scores: Tensor = self.pred(take(decoded, at))
+        return scores
 
 
 class JointDecoder(Decoder):
@@ -118,7 +118,7 @@ class JointDecoder(Decoder):
         return JointAnswer(self.config.width, size, name, own, kind)
 
     def forward(  # type: ignore[override]
-        self, encoded: Encoded, layout: Layout, mask: Mask, told: Int[Tensor, "R Q"], heads: Mapping[str, JointAnswer]
+        self, encoded: Encoded, layout: Layout, mask: Mask, inputs: Int[Tensor, "R Q"], heads: Mapping[str, JointAnswer]
     ) -> dict[str, Float[Tensor, "R q size"]]:
         """The answers of every head at its own queries.
 
@@ -126,18 +126,18 @@ class JointDecoder(Decoder):
             encoded: What was seen.
             layout: Where the units lie.
             mask: What is asked, of all segments.
-            told: The id at each query of a sequence, see `told`; of others it does not count.
+            inputs: The id at each query of a sequence, see `told`; of others it does not count.
             heads: What it has for each head, by name.
         """
-        decoded = self.decode(encoded, layout, mask, told, heads)
+        decoded = self.decode(encoded, layout, mask, inputs, heads)
         return {name: head.answer(decoded, layout, mask) for name, head in heads.items()}
 
     def decode(
-        self, encoded: Encoded, layout: Layout, mask: Mask, told: Int[Tensor, "R Q"], heads: Mapping[str, JointAnswer]
+        self, encoded: Encoded, layout: Layout, mask: Mask, inputs: Int[Tensor, "R Q"], heads: Mapping[str, JointAnswer]
     ) -> Float[Tensor, "R Q W"]:
         """The queries after all blocks and the last norm."""
         among = self.among(layout, mask)
-        x = self._queries(layout, mask, told, heads, among)
+        x = self._queries(layout, mask, inputs, heads, among)
         context = self.embed(encoded.tokens)
         if encoded.places is not None:
             context = context + encoded.places
@@ -152,16 +152,16 @@ class JointDecoder(Decoder):
     @staticmethod
     def told(patches: Patches, mask: Mask) -> Int[Tensor, "R Q"]:
         """The id at each query of a sequence, 0 elsewhere: what it is told, not what it is asked."""
-        found, start = torch.zeros_like(mask.query_ids), 0
+        inputs, start = torch.zeros_like(mask.query_ids), 0
         for name, part in patches.layout.parts():
             values = patches.values[name] if isinstance(patches.values, dict) else patches.values
             if part.sequence:
                 ids = mask.query_ids - start
                 mine = (ids >= 0) & (ids < part.count)
                 own = mask.take(values, ids.clamp(0, part.count - 1))[..., 0]
-                found = own.where(mine, found)
+                inputs = own.where(mine, inputs)
             start += part.count
-        return found
+        return inputs
 
     @staticmethod
     def among(layout: Layout, mask: Mask) -> Bool[Tensor, "R Q Q"]:
@@ -179,7 +179,7 @@ class JointDecoder(Decoder):
         self,
         layout: Layout,
         mask: Mask,
-        told: Int[Tensor, "R Q"],
+        inputs: Int[Tensor, "R Q"],
         heads: Mapping[str, JointAnswer],
         among: Bool[Tensor, "R Q Q"],
     ) -> Float[Tensor, "R Q W"]:
@@ -192,7 +192,7 @@ class JointDecoder(Decoder):
             mine = ((ids >= start) & (ids < start + part.count))[:, :, None]
             places = torch.where(mine, head.kind, places)
             if part.sequence:
-                x = torch.where(mine, head.embed(told), x)
+                x = torch.where(mine, head.embed(inputs), x)
                 ids = torch.where(mine[:, :, 0], start + counted.clamp(min=0), ids)
         if self.position is not None:
             places = places + take(self.position(layout), ids)

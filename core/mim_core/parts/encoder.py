@@ -397,9 +397,9 @@ class ViTEncoder(Encoder):
         """Positions of the kept units, where there are any, and the vectors of their segments."""
         vectors: Any = self.segment
         each = [vectors[name].expand(1, part.count, -1) for name, part in layout.segments]
-        found = take(torch.cat(each, dim=1), mask.kept_ids)
-        found = found if places is None else found + places
-        return found if mask.kept_valid is None else found.masked_fill(~mask.kept_valid[:, :, None], 0.0)
+        positions = take(torch.cat(each, dim=1), mask.kept_ids)
+        positions = positions if places is None else positions + places
+        return positions if mask.kept_valid is None else positions.masked_fill(~mask.kept_valid[:, :, None], 0.0)
 
     def give_levels(self, blocks: tuple[int, ...], normed: bool = True) -> None:
         """Asks for the outputs of these blocks, numbered from 1 and rising, each through the final norm unless told

@@ -38,8 +38,8 @@ class RelativePositionBias(beit.RelativePositionBias, TablePosition):
         """The bias between all tokens, the class token first: [heads, 1 + N, 1 + N]."""
         units = Units.of(layout)
         if units == self.units:
-            found: Tensor = self()
-            return found
+            bias: Tensor = self()
+            return bias
         table, grid = self.tables_at(units)["relative_position_bias_table"], units.grids[0]
         index = beit.gen_relative_position_index(grid, device=table.device)
         return table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1).contiguous()
@@ -170,14 +170,14 @@ class BeitEncoder(Encoder):
 
     def timm_weights(self) -> dict[str, Tensor]:
         """All but the mask token. Most names are timm's already; each block's own bias stands within its attention."""
-        found = {name: value for name, value in self.state_dict().items() if name != "mask_token"}
-        for name in [name for name in found if self.config.bias == "own" and name.startswith("rel_pos_bias.")]:
+        weights = {name: value for name, value in self.state_dict().items() if name != "mask_token"}
+        for name in [name for name in weights if self.config.bias == "own" and name.startswith("rel_pos_bias.")]:
             number, _, last = name.removeprefix("rel_pos_bias.").partition(".")
-            found[f"blocks.{number}.attn.{last}"] = found.pop(name)
+            weights[f"blocks.{number}.attn.{last}"] = weights.pop(name)
         if self.position is not None:
-            slot, table = found.pop("prefix_position"), found.pop("position.table")
-            found["pos_embed"] = torch.cat([slot, table], dim=1)
-        return found
+            slot, table = weights.pop("prefix_position"), weights.pop("position.table")
+            weights["pos_embed"] = torch.cat([slot, table], dim=1)
+        return weights
 
     def timm_model(self) -> tuple[str, dict[str, Any]]:
         """timm's BEiT with these positions."""

@@ -69,8 +69,8 @@ class Codebook(nn.Module):
         """The id of each vector's nearest code."""
         book = self.placed(self.book.detach()) if self.trained else self.book
         far = book.square().sum(dim=1) - 2 * vectors @ book.T  # without the vector's own length
-        found: Tensor = far.argmin(dim=-1)
-        return found
+        ids: Tensor = far.argmin(dim=-1)
+        return ids
 
     def forward(
         self, vectors: Float[Tensor, "R N size"]
@@ -172,9 +172,9 @@ class CodebookEncoder(ViTEncoder):
 
     def forward(self, tokens: Float[Tensor, "R K D"], layout: Layout, mask: Mask) -> Encoded:
         """The vectors of the codes that name the tokens, with their ids and how far the tokens were from them."""
-        found = super().forward(tokens, layout, mask)
-        codes, ids, apart = self.codebook(self.to_code(found.tokens))
-        return replace(found, tokens=self.from_code(codes), ids=ids, apart=apart)
+        encoded = super().forward(tokens, layout, mask)
+        codes, ids, apart = self.codebook(self.to_code(encoded.tokens))
+        return replace(encoded, tokens=self.from_code(codes), ids=ids, apart=apart)
 
     def of_ids(self, ids: Int[Tensor, "R N"]) -> Float[Tensor, "R N D"]:
         """The tokens that these ids give."""

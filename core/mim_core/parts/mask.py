@@ -171,13 +171,13 @@ class Mask:
         """The same mask with the queries of one segment alone, see `own_queries`; with ``local`` units are counted from
         its start."""
         start, part = layout.span(segment)
-        at, there = self.own_queries(layout, segment)
+        at, valid = self.own_queries(layout, segment)
         ids = (self.query_ids.gather(1, at) - start).clamp(0, part.count - 1)
-        weight = self.weight.gather(1, at) * there
+        weight = self.weight.gather(1, at) * valid
         if not local:
-            return replace(self, query_ids=ids + start, weight=weight, groups=1, query_valid=there)
+            return replace(self, query_ids=ids + start, weight=weight, groups=1, query_valid=valid)
         hidden = self.hidden[:, start : start + part.count]
-        return Mask(hidden, _all_ids(hidden), ids, weight, self.per_sample, query_valid=there)
+        return Mask(hidden, _all_ids(hidden), ids, weight, self.per_sample, query_valid=valid)
 
     def take(self, values: Tensor, ids: Int[Tensor, "R K"]) -> Tensor:
         """Values [B, N, ...] of the samples at ids [R, K] of the masks: [R, K, ...]."""

@@ -54,14 +54,14 @@ class MaskedConvolution(nn.Module):
     def forward(self, x: Float[Tensor, "B C *size"]) -> Float[Tensor, "B C *size"]:
         """The sum over the corners; zeros beyond the edges."""
         padded = F.pad(x, (self.pad, self.pad) * self.axes)
-        found = torch.zeros_like(x)
+        total = torch.zeros_like(x)
         for side, corner in zip(self.sides, self.corners, strict=True):
             part = padded
             for axis, place in enumerate(side, start=2):
                 start = 0 if place < 0 else self.border
                 part = part.narrow(axis, start, padded.shape[axis] - self.border)
-            found = found + corner(part)
-        return found
+            total = total + corner(part)
+        return total
 
 
 class SqueezeExcitation(nn.Module):
@@ -185,8 +185,8 @@ class MaskedBlock(nn.Module):
 
     def take_loss(self) -> Tensor | None:
         """The sum of the losses since it was last called; None where there are none."""
-        found, self.losses = self.losses, []
-        return torch.stack(found).sum() if found else None
+        losses, self.losses = self.losses, []
+        return torch.stack(losses).sum() if losses else None
 
     def __getstate__(self) -> dict[str, object]:
         """Losses that wait are of no use to a copy."""

@@ -90,8 +90,8 @@ class Masker(nn.Module):
         layout = tokenizer.layout
         visible = layout.count - self.count(layout)
         parts = getattr(tokenizer, "parts", {})
-        for there, (items, example) in source.presence().items() if parts else ():
-            seen = [(name, part.count) for name, part in self.inputs_of(layout) if set(parts[name].shapes) <= there]
+        for present, (items, example) in source.presence().items() if parts else ():
+            seen = [(name, part.count) for name, part in self.inputs_of(layout) if set(parts[name].shapes) <= present]
             if sum(count for _, count in seen) < visible:
                 units = ", ".join(f"{name} {count}" for name, count in seen) or "none"
                 raise ValueError(
@@ -144,15 +144,15 @@ class Masker(nn.Module):
             or (away and self._counted_away)
         ):
             return
-        found = hidden.sum(dim=1)
-        if not bool((found == count).all()):
+        counts = hidden.sum(dim=1)
+        if not bool((counts == count).all()):
             raise MimError(
-                f"{who}: rows hide {sorted(set(found.tolist()))} of {layout.count} units; count says {count} (True = "
+                f"{who}: rows hide {sorted(set(counts.tolist()))} of {layout.count} units; count says {count} (True = "
                 "hidden). Its count and hide must agree in every row, at every step."
             )
         if layout.valid is not None:
-            there = layout.valid.repeat_interleave(self.per_sample, dim=0)
-            seen, spared = (~hidden & ~there).any(dim=1), (hidden & there).any(dim=1)
+            valid = layout.valid.repeat_interleave(self.per_sample, dim=0)
+            seen, spared = (~hidden & ~valid).any(dim=1), (hidden & valid).any(dim=1)
             if bool((seen & spared).any()):
                 raise MimError(
                     f"{who}: shows units that are none (padding, a modality that a sample lacks) and hides others. "
@@ -277,7 +277,7 @@ class BlockMasker(Masker):
     """Hides random rectangles until a fixed count is reached (BEiT, arXiv 2106.08254, algorithm 1), on a grid of any
     number of axes.
 
-    Differs from the paper: all rows hide exactly the same count. A rectangle that would exceed it is passed over, and
+    Differs from the paper: all rows hide exactly the same count. A rectangle that would exceed it is ignored, and
     what is missing after ``proposals`` rectangles is filled with units next to hidden ones, so shapes stay static.
     Log-uniform aspects come from a table of 4,096 steps and areas are whole units, so that every device draws the same
     rectangles.

@@ -121,15 +121,15 @@ class MultiBlockMasker(Masker):
         """The context block without the targets: the first place at which enough is left."""
         number = self.config.targets
         draws = randomness.uniform(key, "mask.context", 2 * TRIES * (number + 1)).unflatten(1, (-1, 2))
-        found = _blocks(draws, size, grid)  # [B, tries, N]
+        candidates = _blocks(draws, size, grid)  # [B, tries, N]
         for cut in range(number + 1):  # targets that are left uncut
             taken = blocks[:, : number - cut].any(dim=1, keepdim=True)
             some = slice(cut * TRIES, (cut + 1) * TRIES)
-            found[:, some] &= ~taken
-        enough = found.sum(dim=2) > self.config.smallest
+            candidates[:, some] &= ~taken
+        enough = candidates.sum(dim=2) > self.config.smallest
         enough[:, -1] |= ~enough.any(dim=1)  # a grid too small for the rule takes what there is
         chosen = enough.to(torch.uint8).argmax(dim=1)
-        context: Tensor = found[torch.arange(len(key), device=key.device), chosen]
+        context: Tensor = candidates[torch.arange(len(key), device=key.device), chosen]
         return context
 
 

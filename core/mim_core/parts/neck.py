@@ -63,8 +63,8 @@ class SimplePyramid(nn.Module):
 
     def forward(self, x: Float[Tensor, "B D h w"]) -> dict[str, Tensor]:
         """Levels "p2" to "p6", the finest first."""
-        found = {f"p{number}": getattr(self, f"simfp_{number}")(x) for number in range(self.finest, 6)}
-        return {**found, "p6": F.max_pool2d(found["p5"], kernel_size=1, stride=2)}
+        levels = {f"p{number}": getattr(self, f"simfp_{number}")(x) for number in range(self.finest, 6)}
+        return {**levels, "p6": F.max_pool2d(levels["p5"], kernel_size=1, stride=2)}
 
 
 class FourLevels(nn.Module):

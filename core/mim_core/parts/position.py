@@ -125,13 +125,13 @@ class SinCosPosition(TablePosition):
             return {"table": self.table}
         shares = dict(zip(self.units.names, self.table.split(self.units.counts(), dim=1), strict=True))
         own = dict(zip(self.units.names, _on_grids(self.units), strict=True))
-        found = []
+        tables = []
         for name, grid in zip(units.names, _on_grids(units), strict=True):
             if name in own and len(own[name]) == len(grid):
-                found.append(resampled(shares[name], own[name], grid))
+                tables.append(resampled(shares[name], own[name], grid))
             else:
-                found.append(self._computed(grid)[None].to(self.table))
-        return {"table": torch.cat(found, dim=1)}
+                tables.append(self._computed(grid)[None].to(self.table))
+        return {"table": torch.cat(tables, dim=1)}
 
     def _computed(self, grid: tuple[int, ...]) -> Tensor:
         if self.kind == "sincos-quarter":
@@ -147,8 +147,8 @@ def resampled(
     if own == new or len(own) != 2:
         return _resized(table, own, new)
     spread = table.float().transpose(1, 2).unflatten(2, own)
-    found = F.interpolate(spread, size=new, mode="bicubic", antialias=antialias)
-    return found.flatten(2).transpose(1, 2).to(table.dtype)
+    resized = F.interpolate(spread, size=new, mode="bicubic", antialias=antialias)
+    return resized.flatten(2).transpose(1, 2).to(table.dtype)
 
 
 def flat_table(count: int, width: int) -> Float[Tensor, "count width"]:
@@ -206,8 +206,8 @@ class FlatPosition(TablePosition):
             return "are counted anew"
         if len(own) == 2 or not self.is_counted():
             return super().moved(units)
-        there = "are counted on along the first axis"
-        return there if own[1:] == new[1:] else f"{there} and interpolated over the others"
+        text = "are counted on along the first axis"
+        return text if own[1:] == new[1:] else f"{text} and interpolated over the others"
 
     def is_counted(self) -> bool:
         """Whether the table is still the formula's, and was not interpolated to this grid when the run began."""
@@ -313,9 +313,9 @@ class SegmentPositions(nn.Module):
 
     def forward(self, layout: Layout) -> Float[Tensor, "B N width"]:
         """The positions of every unit of the segments that are there, per sample where one's are."""
-        found = [self.parts[name](part) for name, part in layout.segments]
-        rows = max(part.shape[0] for part in found)
-        return torch.cat([part.expand(rows, -1, -1) for part in found], dim=1)
+        positions = [self.parts[name](part) for name, part in layout.segments]
+        rows = max(part.shape[0] for part in positions)
+        return torch.cat([part.expand(rows, -1, -1) for part in positions], dim=1)
 
 
 POSITIONS: dict[str, Callable[[Layout, int], nn.Module]] = {
@@ -350,12 +350,12 @@ def moved_positions(module: nn.Module, layout: Layout) -> str:
     """What becomes of the positions in a module (an encoder) for another layout than it was built for, in words, such
     as "its positions are interpolated to that grid"; empty where it has none, or they do not say."""
     segments = dict(layout.segments)
-    told: dict[str, None] = {}
+    phrases: dict[str, None] = {}
     for name, part in module.named_modules():
         if isinstance(part, TablePosition):
             own = segments.get(name.rpartition(".")[2], layout)
             if Units.of(own) != part.units:
-                told[part.moved(Units.of(own))] = None
+                phrases[part.moved(Units.of(own))] = None
         elif isinstance(part, CoordinatePosition):
-            told["follow from the units' coordinates"] = None
-    return f"its positions {' or '.join(told)}" if told else ""
+            phrases["follow from the units' coordinates"] = None
+    return f"its positions {' or '.join(phrases)}" if phrases else ""

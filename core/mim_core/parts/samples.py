@@ -41,8 +41,8 @@ def check_sample(tokenizer: Tokenizer, sample: Sample) -> None:
         if values is None or not values.is_floating_point() or values.is_meta or torch.compiler.is_compiling():
             continue
         fine = finite_rows(values)
-        there = sample.get(f"{name}.present")
-        fine = fine if there is None else fine | ~there
+        present = sample.get(f"{name}.present")
+        fine = fine if present is None else fine | ~present
         if not bool(fine.all()):
             raise ValueError(
                 f"{name} of sample {int((~fine).nonzero()[0])} has values that are not finite (NaN or infinite); fill "
@@ -71,8 +71,8 @@ def check_sizes(tokenizer: Tokenizer, sample: Sample) -> None:
         if name in sample
     }
     if any(size != next(iter(sizes.values())) for size in sizes.values()):
-        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise ValueError(f"the modalities of a batch have different numbers of samples: {told}")
+        listing = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"the modalities of a batch have different numbers of samples: {listing}")
 
 
 def check_key(sample: Sample, rows: int) -> None:

@@ -123,5 +123,5 @@ class OverlapScorer(Scorer):
             raise ValueError(f"units of a view need a grid of as many axes as its place; this grid is {grid}")
         first = patches.layout.coordinates(place.device)
         boxes = torch.stack([first, first + 1], dim=1) / torch.tensor(grid, device=place.device)
-        there = carried(boxes.expand(len(place), -1, -1, -1), place, other)
-        return ((there > -1e-4) & (there < 1 + 1e-4)).flatten(2).all(dim=2).float()
+        corners = carried(boxes.expand(len(place), -1, -1, -1), place, other)
+        return ((corners > -1e-4) & (corners < 1 + 1e-4)).flatten(2).all(dim=2).float()

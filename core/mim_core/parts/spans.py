@@ -90,6 +90,6 @@ class Spans:
         out = out.scatter(1, entries.where(starts, end), numbers)
         behind = first + self.hidden.cumsum(-1) - 1 + starts.cumsum(-1)
         out = out.scatter(1, behind.where(self.hidden, end), ids)
-        told = self.told[:, None]
-        last = (first + told - 1).where(told > 0, end)
+        counts = self.told[:, None]
+        last = (first + counts - 1).where(counts > 0, end)
         return out.scatter(1, last, sentinel + starts.sum(-1, keepdim=True))[:, :end]

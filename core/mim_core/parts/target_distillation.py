@@ -79,12 +79,12 @@ class SelfDistillationTarget(Target):
         scores = lesson.answers[self.config.head][:, 0].float()
         if self.training:
             self._batch = batch_mean(scores.mean(dim=0))
-        told = ((scores - self.center) / self.sharpness.at(lesson.progress)).softmax(dim=-1)
-        if len(told) % 2:
-            raise ValueError(f"{len(told)} samples are no pairs: an item must give two samples, one after the other")
-        pairs = told.unflatten(0, (-1, 2))
+        probs = ((scores - self.center) / self.sharpness.at(lesson.progress)).softmax(dim=-1)
+        if len(probs) % 2:
+            raise ValueError(f"{len(probs)} samples are no pairs: an item must give two samples, one after the other")
+        pairs = probs.unflatten(0, (-1, 2))
         pairs = pairs.flip(1) if self.config.against == "other" else pairs.mean(dim=1, keepdim=True).expand(-1, 2, -1)
-        return pairs.flatten(0, 1).repeat_interleave(len(mask.hidden) // len(told), dim=0)
+        return pairs.flatten(0, 1).repeat_interleave(len(mask.hidden) // len(probs), dim=0)
 
     def loss(self, prediction: Float[Tensor, "R 1 size"], values: Float[Tensor, "R size"]) -> Float[Tensor, "R 1"]:
         """One for each row."""

@@ -88,9 +88,9 @@ class FeatureTarget(Target):
         """The teacher's features at the queries, float32."""
         assert lesson is not None, "a feature target needs a teacher"
         levels = lesson.levels[len(lesson.levels) - self.config.layers :]
-        found = lesson.tokens if self.config.final_norm else sum(level.float() for level in levels) / len(levels)
-        assert isinstance(found, Tensor)
-        features = self._normed(mask.take(found, mask.query_ids).float())
+        tokens = lesson.tokens if self.config.final_norm else sum(level.float() for level in levels) / len(levels)
+        assert isinstance(tokens, Tensor)
+        features = self._normed(mask.take(tokens, mask.query_ids).float())
         if lesson.folds is None:
             return Answers(features)
         return Answers(features, *_places(lesson.folds, mask))
@@ -143,5 +143,5 @@ def _places(folds: Int[Tensor, "R F n"], mask: Mask) -> tuple[Tensor, Tensor]:
     asked = torch.arange(mask.query_ids.shape[1], device=folds.device).expand(rows, -1)
     place = torch.zeros(rows, units, dtype=torch.int64, device=folds.device).scatter(1, mask.query_ids, asked)
     order = place.gather(1, folds.reshape(rows, -1))
-    told = torch.zeros_like(mask.query_ids, dtype=torch.bool).scatter(1, order, True)
-    return order.reshape(folds.shape), told
+    in_folds = torch.zeros_like(mask.query_ids, dtype=torch.bool).scatter(1, order, True)
+    return order.reshape(folds.shape), in_folds

@@ -55,8 +55,8 @@ class IdTarget(Target):
             return own
         assert lesson is not None, "an id target needs a teacher"
         assert lesson.ids is not None, "the teacher gives ids"
-        found: Tensor = mask.take(lesson.ids[:, :, None], mask.query_ids)[:, :, 0]
-        return found
+        target_ids: Tensor = mask.take(lesson.ids[:, :, None], mask.query_ids)[:, :, 0]
+        return target_ids
 
     def to_input_space(self, prediction: Float[Tensor, "R Q size"], patches: Patches, mask: Mask) -> Tensor | None:
         """The likeliest ids, int64 [R, Q, 1], where units are ids; None of a sequence, which is told one by one."""

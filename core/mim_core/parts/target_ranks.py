@@ -60,11 +60,11 @@ class RankTarget(Target):
         scores, counts = prediction.float().mean(dim=-1), values.weight > 0
         if self.config.loss == "absolute":
             return (scores - _standardised(values.each, counts)).square()
-        found, pairs = _of_pairs(scores, values.each, counts)
+        losses, pairs = _of_pairs(scores, values.each, counts)
         number, units = pairs.sum().float(), counts.sum().float()
         if self.training:  # ranks share the batch
             number, units = batch_mean(number), batch_mean(units)
-        return found.sum(dim=2) * (units / number.clamp(min=1e-12))
+        return losses.sum(dim=2) * (units / number.clamp(min=1e-12))
 
 
 def _of_pairs(

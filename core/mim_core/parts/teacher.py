@@ -331,10 +331,10 @@ class EmaTeacher(Teacher):
         none = ids[:, :0]
         encoded: Encoded = self.encoder(tokens, patches.layout, Mask(hidden, ids, none, none.float(), number * masks))
 
-        def back(found: Tensor) -> Tensor:
-            places = folds.reshape(rows, number * each)[:, :, None].expand(-1, -1, found.shape[-1])
-            whole = found.new_zeros(rows, patches.layout.count, found.shape[-1])
-            return whole.scatter(1, places, found.reshape(rows, number * each, -1))
+        def back(values: Tensor) -> Tensor:
+            places = folds.reshape(rows, number * each)[:, :, None].expand(-1, -1, values.shape[-1])
+            whole = values.new_zeros(rows, patches.layout.count, values.shape[-1])
+            return whole.scatter(1, places, values.reshape(rows, number * each, -1))
 
         prefix = encoded.prefix.reshape(rows, -1, encoded.prefix.shape[-1])
         return Lesson(back(encoded.tokens), prefix, tuple(map(back, encoded.levels)), folds=folds)

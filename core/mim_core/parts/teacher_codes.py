@@ -67,6 +67,6 @@ class RandomCodesTeacher(Teacher):
         values = patches.values.flatten(2).float()
         if self.config.normalize:
             values = F.layer_norm(values, values.shape[-1:])
-        found = values @ self.projection
-        ids = (F.normalize(found, dim=-1) @ self.book.T).argmax(dim=-1)
-        return Lesson(found, found.new_zeros(len(found), 0, self.config.size), ids=ids)
+        projected = values @ self.projection
+        ids = (F.normalize(projected, dim=-1) @ self.book.T).argmax(dim=-1)
+        return Lesson(projected, projected.new_zeros(len(projected), 0, self.config.size), ids=ids)

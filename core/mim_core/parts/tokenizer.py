@@ -284,8 +284,8 @@ class JoinedTokenizer(Tokenizer):
         """
         lacking = self.lacking(sample)
         if len(lacking) == len(self.parts):
-            there = ", ".join(sample) or "nothing"
-            raise KeyError(f"the sample has none of {', '.join(self.shapes)}; it has {there}")
+            available = ", ".join(sample) or "nothing"
+            raise KeyError(f"the sample has none of {', '.join(self.shapes)}; it has {available}")
         patches = {name: self._split(name, sample) for name in self.parts if name not in lacking}
         aux = {f"{name}.{key}": value for name, part in patches.items() for key, value in part.aux.items()}
         values: dict[str, Any] = {name: part.values for name, part in patches.items()}
@@ -295,23 +295,23 @@ class JoinedTokenizer(Tokenizer):
         part = self.part(name)
         patches = part.split(sample)
         for modality in part.shapes:
-            there = sample.get(f"{modality}.present")
-            if there is not None:
+            present = sample.get(f"{modality}.present")
+            if present is not None:
                 layout = patches.layout
-                valid = there[:, None].expand(-1, layout.count)
+                valid = present[:, None].expand(-1, layout.count)
                 valid = valid if layout.valid is None else valid & layout.valid
                 patches = replace(patches, layout=replace(layout, valid=valid))
         return patches
 
     def arrange(self, values: dict[str, Tensor], mask: Mask) -> dict[str, Tensor]:
         """Each segment's, by its own tokenizer."""
-        found, start = {}, 0
+        arranged, start = {}, 0
         for name, value in values.items():
             count = value.shape[1]
             hidden = mask.hidden[:, start : start + count]
-            found[name] = self.part(name).arrange(value, replace(mask, hidden=hidden))
+            arranged[name] = self.part(name).arrange(value, replace(mask, hidden=hidden))
             start += count
-        return found
+        return arranged
 
     def embed(self, values: dict[str, Tensor]) -> Tensor:
         """All units of all segments, [B, N, D]."""

@@ -51,11 +51,11 @@ class FeatureTokenizer(Tokenizer):
     @torch.no_grad()
     def split(self, sample: Sample) -> Patches:
         """The features of every unit, of the sample's type."""
-        found, layout = self.features(sample)
+        features, layout = self.features(sample)
         if self.norm == "layer":
-            found = F.layer_norm(found.float(), found.shape[-1:])
+            features = F.layer_norm(features.float(), features.shape[-1:])
         kinds = [sample[name].dtype for name in self.shapes if name in sample]
-        return Patches(found.to(kinds[0]) if kinds[0].is_floating_point else found.float(), layout)
+        return Patches(features.to(kinds[0]) if kinds[0].is_floating_point else features.float(), layout)
 
     def embed(self, values: Float[Tensor, "B K D"]) -> Tensor:
         """Features [B, K, D] to tokens [B, K, width]."""

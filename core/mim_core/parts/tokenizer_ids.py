@@ -166,9 +166,9 @@ class BinTokenizer(NamedTokenizer):
             bins.append(left % config.levels)
             left = left.div(config.levels, rounding_mode="floor")
         middle = (torch.stack(bins[::-1], dim=-1).float() + 0.5) / config.levels
-        found = (config.low + middle * (config.high - config.low)).masked_fill(values < 0, 0.0)
-        wide = found[:, :, None].expand(-1, -1, math.prod(config.patch), -1)
-        return self.patches.join(wide.reshape(*found.shape[:2], *self.patches.unit_shape), layout)
+        centres = (config.low + middle * (config.high - config.low)).masked_fill(values < 0, 0.0)
+        wide = centres[:, :, None].expand(-1, -1, math.prod(config.patch), -1)
+        return self.patches.join(wide.reshape(*centres.shape[:2], *self.patches.unit_shape), layout)
 
 
 class SequenceTokenizer(NamedTokenizer):
@@ -225,9 +225,9 @@ class SequenceTokenizer(NamedTokenizer):
             raise ValueError(f"a sequence is written for one mask of each sample, not for {mask.per_sample}")
         length = sequence_length(self.layout)
         ids = values[:, :length, 0]
-        there = (ids != 0).flip(1).to(torch.int64).cumsum(1).flip(1) > 0
+        present = (ids != 0).flip(1).to(torch.int64).cumsum(1).flip(1) > 0
         hidden = mask.hidden[:, :length]
-        return Spans(there & ~hidden, there & hidden).write(ids, self.config.vocabulary)[:, :, None]
+        return Spans(present & ~hidden, present & hidden).write(ids, self.config.vocabulary)[:, :, None]
 
     def join(self, values: Tensor, layout: Layout) -> Tensor:
         """Places [B, 2 (length + 1), 1] back to [B, length]."""

@@ -72,11 +72,11 @@ class UperNet(nn.Module):
         """Logits at the resolution of the finest level."""
         last = levels[-1]
         pooled = [resized(pool(last), last.shape[2:]) for pool in self.psp_modules]
-        found = [lateral(level) for lateral, level in zip(self.lateral_convs, levels, strict=False)]
-        found.append(self.bottleneck(torch.cat([last, *pooled], dim=1)))
-        for number in range(len(found) - 1, 0, -1):
-            found[number - 1] = found[number - 1] + resized(found[number], found[number - 1].shape[2:])
-        outs = [conv(level) for conv, level in zip(self.fpn_convs, found, strict=False)] + [found[-1]]
+        laterals = [lateral(level) for lateral, level in zip(self.lateral_convs, levels, strict=False)]
+        laterals.append(self.bottleneck(torch.cat([last, *pooled], dim=1)))
+        for number in range(len(laterals) - 1, 0, -1):
+            laterals[number - 1] = laterals[number - 1] + resized(laterals[number], laterals[number - 1].shape[2:])
+        outs = [conv(level) for conv, level in zip(self.fpn_convs, laterals, strict=False)] + [laterals[-1]]
         size = outs[0].shape[2:]
         whole = torch.cat([outs[0], *(resized(out, size) for out in outs[1:])], dim=1)
         logits: Tensor = self.classifier(self.dropout(self.fpn_bottleneck(whole)))

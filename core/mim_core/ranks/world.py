@@ -107,21 +107,21 @@ class World:
         """Does something on rank 0 alone, and gives all ranks its result, or its `MimError`."""
         if self.control is None:
             return work()
-        found: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]
         fault: Exception | None = None
         if self.first:
             try:
-                found[0] = work()
+                outcome[0] = work()
             except Exception as error:
                 fault = error
-                found[1] = error if isinstance(error, MimError) else MimError(f"rank 0 failed: {error!r}")
-                found[1].everywhere = True
-        dist.broadcast_object_list(found, src=0, group=self.control)
+                outcome[1] = error if isinstance(error, MimError) else MimError(f"rank 0 failed: {error!r}")
+                outcome[1].everywhere = True
+        dist.broadcast_object_list(outcome, src=0, group=self.control)
         if fault is not None:
             raise fault
-        if found[1] is not None:
-            raise found[1]
-        result: T = found[0]
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
         return result
 
     def together(self, work: Callable[[], T]) -> T:
@@ -136,10 +136,10 @@ class World:
             result = work()
         except MimError as met:
             fault = met
-        said = self.gather(None if fault is None else str(fault))
-        if any(said):
-            same = len(set(said)) == 1
-            lines = [f"rank {rank}: {text}" for rank, text in enumerate(said) if text]
+        messages = self.gather(None if fault is None else str(fault))
+        if any(messages):
+            same = len(set(messages)) == 1
+            lines = [f"rank {rank}: {text}" for rank, text in enumerate(messages) if text]
             error = fault if same and fault is not None else MimError("\n".join(lines))
             error.everywhere = True
             raise error
@@ -151,9 +151,9 @@ class World:
         Raises:
             MimError: Of all ranks; names the fact, and what each rank has.
         """
-        found = self.gather(facts)
+        rank_facts = self.gather(facts)
         for name in facts:
-            each = [other[name] for other in found]
+            each = [other[name] for other in rank_facts]
             if len(set(each)) > 1:
                 listed = ", ".join(f"rank {rank}: {value}" for rank, value in enumerate(each))
                 error = MimError(f"Ranks disagree on {name}: {listed}.")
@@ -164,9 +164,9 @@ class World:
         """Every rank's value, in the order of the ranks."""
         if self.control is None:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self.control)
-        return found
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
 
     def sum(self, *values: Tensor) -> None:
         """Adds host tensors up over the ranks, in place."""
@@ -188,8 +188,8 @@ def device_name(device: torch.device) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(found, platform.processor() or platform.machine())
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def choose_device(name: str, launch: Launch | None = None) -> torch.device:

@@ -38,18 +38,18 @@ def changes_of(run: ResolvedRun, registry: Registry) -> dict[str, tuple[Any, Any
         base = load_recipe(run.recipe, registry)
     except MimError:
         return {}
-    found: dict[str, tuple[Any, Any]] = {}
+    changes: dict[str, tuple[Any, Any]] = {}
     for role, part in run.parts.items():
         theirs = base.parts.get(role)
         if theirs is not None and theirs.name == part.name:
-            found |= _different(role, theirs.options, part.options)
+            changes |= _different(role, theirs.options, part.options)
         else:
-            found[role] = (theirs.name if theirs else "none", part.name)
-            found |= _different(role, type(part.options)(), part.options)
+            changes[role] = (theirs.name if theirs else "none", part.name)
+            changes |= _different(role, type(part.options)(), part.options)
     method = run.parts.get("method")
     tuned = method is not None and base.parts["method"].name != method.name
-    found |= _different("train", TrainConfig(**TRAINING) if tuned else base.train, run.train, MACHINE)
-    return found | {name: (name_of, "none") for name, name_of in _gone(run, base).items()}
+    changes |= _different("train", TrainConfig(**TRAINING) if tuned else base.train, run.train, MACHINE)
+    return changes | {name: (name_of, "none") for name, name_of in _gone(run, base).items()}
 
 
 def _different(role: str, one: Any, other: Any, free: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:

@@ -30,7 +30,7 @@ def fill(cls: type, values: Mapping[str, Any], where: str, base: Any = None) -> 
     """
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
-    found = {}
+    options = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in names:
@@ -38,10 +38,10 @@ def fill(cls: type, values: Mapping[str, Any], where: str, base: Any = None) -> 
             known = ", ".join(names) if names else "none"
             raise MimError(f"{where} has no option {key!r}.{guess}\nOptions: {known}.")
         try:
-            found[name] = convert(hints[name], value)
+            options[name] = convert(hints[name], value)
         except (TypeError, ValueError) as error:
             raise MimError(f"{where}: option {name!r}: {error}") from None
-    return cls(**found) if base is None else dataclasses.replace(base, **found)
+    return cls(**options) if base is None else dataclasses.replace(base, **options)
 
 
 def convert(kind: Any, value: Any) -> Any:

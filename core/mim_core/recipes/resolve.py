@@ -35,11 +35,11 @@ def resolve_part(role: str, part: Part, registry: Registry) -> ResolvedPart:
 def resolve(config: RunConfig, registry: Registry) -> ResolvedRun:
     """Finds every part of a run. Parts not named take core's: the method is a masked autoencoder."""
     parts = {**DEFAULTS, **config.parts}
-    found = {role: resolve_part(role, part, registry) for role, part in parts.items()}
+    resolved = {role: resolve_part(role, part, registry) for role, part in parts.items()}
     where = config.recipe or "run"  # filling makes whole numbers floats where floats are wanted, as TOML will have it
     train = fill(TrainConfig, vars(config.train), f"{where}: train")
     evaluate = fill(EvaluateConfig, vars(config.evaluate), f"{where}: evaluate")
-    return ResolvedRun(found, train, evaluate, config.recipe)
+    return ResolvedRun(resolved, train, evaluate, config.recipe)
 
 
 def load_recipe(name: str, registry: Registry, twin: bool = False, kind: str = "recipes") -> ResolvedRun:
@@ -162,10 +162,10 @@ def _without(options: Any, heads: set[str]) -> Any:
     """The method's options without what they say of these heads."""
     if not is_dataclass(options):
         return options
-    said = {name: getattr(options, name, None) for name in ("segments", "weights")}
+    settings = {name: getattr(options, name, None) for name in ("segments", "weights")}
     kept = {
         name: {head: value for head, value in values.items() if head not in heads}
-        for name, values in said.items()
+        for name, values in settings.items()
         if isinstance(values, Mapping)
     }
     return replace(options, **kept)  # type: ignore[type-var]

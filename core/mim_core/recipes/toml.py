@@ -65,11 +65,11 @@ def read_file(path: Path, registry: Registry) -> ResolvedRun:
 
 def _stated(values: Mapping[str, Any], scope: str = "") -> frozenset[str]:
     """The options that tables have, such as train.batch_size and rgb.tokenizer.size."""
-    found = set[str]()
+    options = set[str]()
     for name, value in values.items():
         known = f"{scope}{name.replace('-', '_')}"
-        found |= _stated(value, f"{known}.") if isinstance(value, Mapping) else {known}
-    return frozenset(found)
+        options |= _stated(value, f"{known}.") if isinstance(value, Mapping) else {known}
+    return frozenset(options)
 
 
 @contextmanager
@@ -80,8 +80,8 @@ def _origins(plugins: Any, registry: Registry) -> Iterator[None]:
     try:
         yield
     except MimError as error:
-        there = {record.distribution for record in registry.plugins}
-        lost = {name: version for name, version in plugins.items() if name not in there}
+        present = {record.distribution for record in registry.plugins}
+        lost = {name: version for name, version in plugins.items() if name not in present}
         if not lost:
             raise
         named = ", ".join(f"{name} {version}" for name, version in lost.items())
@@ -107,13 +107,13 @@ def toml_of_parts(entry: Entry, registry: Registry, twin: bool = False) -> str:
     config = made(entry, twin)
     parts = {}
     for role, part in {**DEFAULTS, **config.parts}.items():
-        found = registry.get(role_kind(role), part.name)
-        known = {option.name: option for option in describe(found.load).options or ()}
+        part_entry = registry.get(role_kind(role), part.name)
+        known = {option.name: option for option in describe(part_entry.load).options or ()}
         given = {name.replace("-", "_"): value for name, value in part.options.items()}
         if not set(given) <= set(known):
-            raise NotPlain(f"{found.full_name} has options that its source does not show")
+            raise NotPlain(f"{part_entry.full_name} has options that its source does not show")
         options = {name: as_float(given.get(name, option.default), option.type) for name, option in known.items()}
-        parts[role] = (found.full_name, plain(options))
+        parts[role] = (part_entry.full_name, plain(options))
     train = fill(TrainConfig, vars(config.train), "train")
     evaluate = fill(EvaluateConfig, vars(config.evaluate), "evaluate")
     return _toml(config.recipe, (), parts, (train, evaluate), registry)

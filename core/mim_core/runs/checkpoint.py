@@ -83,7 +83,7 @@ def gather(method: Method, optimizer: torch.optim.Optimizer, average: WeightAver
     files = {WEIGHTS: method.state_dict(), MOMENTS: _moments(method, optimizer)}
     if average is not None:
         files[AVERAGE] = dict(average.tensors)
-    found: dict[str, dict[str, Tensor]] = {name: {} for name in files}
+    saved: dict[str, dict[str, Tensor]] = {name: {} for name in files}
     for file, tensors in files.items():
         memory: set[int] = set()
         for name, tensor in tensors.items():
@@ -91,9 +91,9 @@ def gather(method: Method, optimizer: torch.optim.Optimizer, average: WeightAver
             if first:
                 kept = full.cpu().contiguous()
                 place = kept.untyped_storage().data_ptr()
-                found[file][name] = kept.clone() if place in memory else kept  # a file holds no tensor twice
+                saved[file][name] = kept.clone() if place in memory else kept  # a file holds no tensor twice
                 memory.add(place)
-    return Contents(found, tuple(name for name, p in _trained(method, optimizer).items() if not optimizer.state.get(p)))
+    return Contents(saved, tuple(name for name, p in _trained(method, optimizer).items() if not optimizer.state.get(p)))
 
 
 def save(run: Path, contents: Contents, step: int, recipe: str, extra: dict[str, Any], keep: int) -> Path:
@@ -167,10 +167,10 @@ def folder_of(run: Path) -> Path:
 def steps_of(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, whole or not, by step. Other names are the user's."""
     try:
-        found = [
+        entries = [
             (number, path.name, path) for path in folder_of(run).iterdir() if (number := number_of(path)) is not None
         ]
-        return [path for _, _, path in sorted(found) if path.is_dir()]
+        return [path for _, _, path in sorted(entries) if path.is_dir()]
     except OSError:  # there is none, or it cannot be listed
         return []
 
@@ -206,10 +206,10 @@ def to_resume(run: Path, tell: Callable[[str], None] = lambda text: None) -> Pat
         MimError: There are checkpoints and none is whole, so that the run would start again from 0.
     """
     passed: list[str] = []
-    path, there = newest(run, passed.append), steps_of(run)
-    if path is None and there:
+    path, folders = newest(run, passed.append), steps_of(run)
+    if path is None and folders:
         raise MimError(
-            f"{run} holds no complete checkpoint to resume from: {there[-1]} is damaged: {fault_of(there[-1])}. "
+            f"{run} holds no complete checkpoint to resume from: {folders[-1]} is damaged: {fault_of(folders[-1])}. "
             f"Restore it; or, to start again from step 0, remove {folder_of(run)}, or choose another folder with --out."
         )
     for text in passed:
@@ -276,9 +276,9 @@ def check(
     if average is not None:
         faults += average_faults(loaded.path, loaded.state, method)
     if faults:
-        told = "; ".join(faults[:6]) + (f" and {len(faults) - 6} more" if len(faults) > 6 else "")
+        summary = "; ".join(faults[:6]) + (f" and {len(faults) - 6} more" if len(faults) > 6 else "")
         raise MimError(
-            f"{loaded.path} cannot be resumed from: {told}. Restore it, or remove it to start "
+            f"{loaded.path} cannot be resumed from: {summary}. Restore it, or remove it to start "
             f"from an earlier one; to start anew from its weights: --init {loaded.path} and another --out."
         )
 
@@ -331,9 +331,9 @@ def _tell_all(names: list[str]) -> set[str]:
     """The first rank's names, on all ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return set(names)
-    told: list[Any] = [names]
-    dist.broadcast_object_list(told, src=0)
-    return set(told[0])
+    payload: list[Any] = [names]
+    dist.broadcast_object_list(payload, src=0)
+    return set(payload[0])
 
 
 def check_weights(method: Method, loaded: Loaded) -> None:

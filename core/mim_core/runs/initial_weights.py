@@ -44,7 +44,7 @@ def take_weights(method: Method, other: nn.Module, path: Path) -> list[str]:
         raise MimError(f"--init {path}: " + " ".join(places.refused))
     shared = _segments(own) & _segments(theirs)
     taken: dict[str, Tensor] = {}
-    said: list[str] = [*places.notes]
+    notes: list[str] = [*places.notes]
     fresh: list[str] = []
     faults: list[str] = []
     for name, value in own.items():
@@ -58,7 +58,7 @@ def take_weights(method: Method, other: nn.Module, path: Path) -> list[str]:
         elif given is not None and _has_more_rows(method, name, given):
             taken[name] = value.clone()
             taken[name][: len(given)] = given.to(value)
-            said.append(f"{name}: {len(given):,} of {len(value):,} vectors are from there, the others are fresh")
+            notes.append(f"{name}: {len(given):,} of {len(value):,} vectors are from there, the others are fresh")
         else:
             (faults if _is_needed(name, shared) else fresh).append(name)
     if faults or (_segments(own) and not shared):
@@ -66,8 +66,8 @@ def take_weights(method: Method, other: nn.Module, path: Path) -> list[str]:
     method.load_state_dict({**own, **taken})
     _filled(method, set(taken) | places.kept)
     left = [name for name in theirs if name not in taken and name not in places.passed]
-    said += [f"starts fresh: {_grouped(fresh, set(own) - places.kept)}"] if fresh else []
-    return said + ([f"not used: {_grouped(left, set(theirs) - places.passed)}"] if left else [])
+    notes += [f"starts fresh: {_grouped(fresh, set(own) - places.kept)}"] if fresh else []
+    return notes + ([f"not used: {_grouped(left, set(theirs) - places.passed)}"] if left else [])
 
 
 @dataclass
@@ -94,47 +94,47 @@ class Places:
 def match_positions(method: nn.Module, other: nn.Module) -> Places:
     """Puts the other method's positions beside those of this one. Tables of one kind are taken, and moved to this one's
     grid by their rule; trained tables start from computed ones too."""
-    found = Places()
-    here, there = _positions(method), _positions(other)
+    places = Places()
+    here, other_tables = _positions(method), _positions(other)
     for path, own in here.items():
         if own.computed:
-            found.kept |= {f"{path}.{name}" for name in own.state_dict()}
-    for path, theirs in there.items():
+            places.kept |= {f"{path}.{name}" for name in own.state_dict()}
+    for path, theirs in other_tables.items():
         if theirs.computed:
-            found.passed |= {f"{path}.{name}" for name in theirs.state_dict()}
-    for path in dict.fromkeys((*here, *there)):
-        if path in here and path in there:
-            _match(path, here[path], there[path], found)
+            places.passed |= {f"{path}.{name}" for name in theirs.state_dict()}
+    for path in dict.fromkeys((*here, *other_tables)):
+        if path in here and path in other_tables:
+            _match(path, here[path], other_tables[path], places)
         else:
-            _match_one(path, here.get(path), there.get(path), (method, other), found)
-    return found
+            _match_one(path, here.get(path), other_tables.get(path), (method, other), places)
+    return places
 
 
 def _positions(method: nn.Module) -> dict[str, TablePosition]:
     return {name: module for name, module in method.named_modules() if isinstance(module, TablePosition)}
 
 
-def _match(path: str, own: TablePosition, theirs: TablePosition, found: Places) -> None:
+def _match(path: str, own: TablePosition, theirs: TablePosition, places: Places) -> None:
     """One path that both have."""
     a, b = own.state_dict(), theirs.state_dict()
     if any(name in b and value.shape[-1] != b[name].shape[-1] for name, value in a.items()):
         return  # another width: they belong to parts that are not taken
     if own.computed and not theirs.computed:
-        found.refused.append(
+        places.refused.append(
             f"{path} is trained there ({theirs.kind}), and this recipe computes its own ({own.kind}). "
             f"To take them: {_option(path)} {theirs.kind}."
         )
     elif own.computed and own.kind != theirs.kind:
-        found.unlike[path] = (own.kind, theirs.kind)
-        found.notes.append(
+        places.unlike[path] = (own.kind, theirs.kind)
+        places.notes.append(
             f"{path}: this recipe's positions are {own.kind}; the {theirs.kind} ones there are not used. To take them: "
             f"{_option(path)} {theirs.kind}"
         )
     elif own.kind == theirs.kind or (theirs.computed and set(a) == set(b)):
-        _move(path, own, theirs, found)
+        _move(path, own, theirs, places)
 
 
-def _move(path: str, own: TablePosition, theirs: TablePosition, found: Places) -> None:
+def _move(path: str, own: TablePosition, theirs: TablePosition, places: Places) -> None:
     """Tables that fit: as they are, or moved to this method's units. Those that have no way there are left, and are
     found missing."""
     try:
@@ -144,17 +144,17 @@ def _move(path: str, own: TablePosition, theirs: TablePosition, found: Places) -
     state = own.state_dict()
     if any(state[name].shape != value.shape for name, value in moved.items()):
         return
-    found.tables |= {f"{path}.{name}": value for name, value in moved.items()}
-    found.kept -= {f"{path}.{name}" for name in moved}
-    grids = {name: (there, here) for name, there, here in _other_grids(theirs, own)}
-    for name, (there, here) in grids.items():
+    places.tables |= {f"{path}.{name}": value for name, value in moved.items()}
+    places.kept -= {f"{path}.{name}" for name in moved}
+    grids = {name: (old, here) for name, old, here in _other_grids(theirs, own)}
+    for name, (old, here) in grids.items():
         where = f"{path} of {name}" if name else path
-        found.notes.append(f"{where}: trained at a grid of {there}, here {here}; they {theirs.moved(own.units)}")
+        places.notes.append(f"{where}: trained at a grid of {old}, here {here}; they {theirs.moved(own.units)}")
     alike = all(torch.allclose(state[name].float(), value.float(), atol=1e-4) for name, value in moved.items())
     if own.computed and not grids and theirs.units.names == own.units.names and not alike:
-        found.notes.append(f"{path}: taken as they are there, interpolated from another grid")
+        places.notes.append(f"{path}: taken as they are there, interpolated from another grid")
     if own.kind != theirs.kind:
-        found.notes.append(f"{path}: {own.kind} here, and start from the {theirs.kind} ones there")
+        places.notes.append(f"{path}: {own.kind} here, and start from the {theirs.kind} ones there")
 
 
 def _other_grids(theirs: TablePosition, own: TablePosition) -> Iterator[tuple[str, str, str]]:
@@ -170,7 +170,7 @@ def _match_one(
     own: TablePosition | None,
     theirs: TablePosition | None,
     methods: tuple[nn.Module, nn.Module],
-    found: Places,
+    places: Places,
 ) -> None:
     """One path at which only this method, or only the other, has a table."""
     parent, _, _ = path.rpartition(".")
@@ -181,14 +181,14 @@ def _match_one(
         kinds = {part.kind for part in module.modules() if isinstance(part, TablePosition)} if module else set()
         kinds |= {"coordinates"} if isinstance(module, CoordinatePosition) else set()
         if module is not None and kinds - {"sincos", "sincos-first", "flat"}:
-            found.refused.append(
+            places.refused.append(
                 f"{path} is trained there ({', '.join(sorted(kinds))}), and this recipe computes its own ({own.kind}). "
                 f"To take them: {_option(path)} {sorted(kinds)[0]}."
             )
         elif module is None:
-            found.notes.append(f"{path}: {own.kind} here; there were none")
+            places.notes.append(f"{path}: {own.kind} here; there were none")
     if theirs is not None and theirs.computed and module is None:
-        found.notes.append(f"{path}: {theirs.kind} there; none here")
+        places.notes.append(f"{path}: {theirs.kind} there; none here")
 
 
 def _at(method: nn.Module, path: str) -> nn.Module | None:
@@ -226,8 +226,8 @@ def _has_more_rows(method: nn.Module, name: str, given: Tensor) -> bool:
 
 def _misfit(path: Path, faults: list[str], own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> MimError:
     if not faults:
-        there, here = (", ".join(sorted(_segments(names))) for names in (theirs, own))
-        return MimError(f"--init {path}: it has no tokenizer of this recipe's. It has {there or 'one'}; here: {here}.")
+        others, here = (", ".join(sorted(_segments(names))) for names in (theirs, own))
+        return MimError(f"--init {path}: it has no tokenizer of this recipe's. It has {others or 'one'}; here: {here}.")
     shown = [
         f"{name} is {tuple(theirs[name].shape)} there and {tuple(own[name].shape)} here" if name in theirs else name
         for name in faults[:5]
@@ -244,14 +244,14 @@ def _misfit(path: Path, faults: list[str], own: Mapping[str, Tensor], theirs: Ma
 def _grouped(names: Iterable[str], every: Iterable[str]) -> str:
     """Names of weights; one name for all of a tokenizer, a head, or another part, where all of it is named."""
     named, every = dict.fromkeys(names), list(every)
-    found: dict[str, None] = {}
+    grouped: dict[str, None] = {}
     for name in named:
         parts = name.split(".")
         groups = [".".join(parts[:depth]) for depth in range(1, len(parts))]
         whole = (group for group in groups if all(n in named for n in every if n.startswith(f"{group}.")))
-        found[next(whole, name)] = None
-    more = f" and {len(found) - 12} more" if len(found) > 12 else ""
-    return ", ".join(list(found)[:12]) + more
+        grouped[next(whole, name)] = None
+    more = f" and {len(grouped) - 12} more" if len(grouped) > 12 else ""
+    return ", ".join(list(grouped)[:12]) + more
 
 
 # ---- weights and data ------------------------------------------------------------------------------------------------
@@ -296,9 +296,9 @@ def take_encoder(method: Supervised, other: nn.Module, path: Path) -> list[str]:
     taken = {name: value for name, value in theirs.items() if name in own}
     method.load_state_dict(taken, strict=False)
     _filled(method, {*taken, *places.kept})
-    said = [f"new, and trained from its drawn values: {', '.join(added)}"] if added else []
-    said += [line for line in places.notes if _is_kept(line)]
-    return said + ([f"in {path} and not used: {', '.join(dropped)}"] if dropped else [])
+    notes = [f"new, and trained from its drawn values: {', '.join(added)}"] if added else []
+    notes += [line for line in places.notes if _is_kept(line)]
+    return notes + ([f"in {path} and not used: {', '.join(dropped)}"] if dropped else [])
 
 
 def _filled(method: nn.Module, names: set[str]) -> None:

@@ -66,9 +66,9 @@ class _Stats:
     def __call__(self, path: str) -> Facts | None:
         if path not in self.known:
             try:
-                found = os.stat(path)
-                self.known[path] = (found.st_size, found.st_mtime_ns)
-                self.places[path] = (found.st_ctime_ns, found.st_ino)
+                stat = os.stat(path)
+                self.known[path] = (stat.st_size, stat.st_mtime_ns)
+                self.places[path] = (stat.st_ctime_ns, stat.st_ino)
             except (OSError, ValueError):
                 self.known[path] = None
         return self.known[path]
@@ -93,8 +93,8 @@ def digest_of(source: DataSource, splits: Iterable[Labelled]) -> str:
             f"{os.path.relpath(path, root or None)}\0{stats.of_content(path)}\n".encode(errors="surrogateescape")
         )
     for split in splits:
-        told = [split.name, list(split.classes), list(split.names), split.views]
-        total.update(json.dumps(told).encode())
+        description = [split.name, list(split.classes), list(split.names), split.views]
+        total.update(json.dumps(description).encode())
         total.update(split.labels.contiguous().numpy().tobytes())
     return total.hexdigest()
 
@@ -122,9 +122,9 @@ def take(source: DataSource) -> Inventory:
         total.update(name.encode(errors="surrogateescape") + b"\n")
     items: dict[str, Facts | None] = {}
     if count <= MOST:
-        found = [[stats(path) for path in paths] for paths in _files(source, "pretrain")]
-        found = found if len(found) == count else [[]] * count
-        items = dict(zip(names, map(_joined, found), strict=True))
+        file_facts = [[stats(path) for path in paths] for paths in _files(source, "pretrain")]
+        file_facts = file_facts if len(file_facts) == count else [[]] * count
+        items = dict(zip(names, map(_joined, file_facts), strict=True))
     return Inventory(root, count, total.hexdigest(), items, _labels(source))
 
 
@@ -134,9 +134,9 @@ def _labels(source: DataSource) -> str:
     return hashlib.sha256(source.split.labels.contiguous().numpy().tobytes()).hexdigest()
 
 
-def _joined(found: list[Facts | None]) -> Facts | None:
+def _joined(file_facts: list[Facts | None]) -> Facts | None:
     """The facts of an item's files together."""
-    known = [facts for facts in found if facts is not None]
+    known = [facts for facts in file_facts if facts is not None]
     return (sum(size for size, _ in known), max(time for _, time in known)) if known else None
 
 
@@ -158,12 +158,12 @@ def record(folder: Path, source: DataSource) -> None:
     Raises:
         MimError: It cannot be written.
     """
-    found = take(source)
+    listing = take(source)
     try:
         with replaced(folder / NAME) as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
-            head = {"root": found.root, "items": found.count, "names": found.names, "labels": found.labels}
+            head = {"root": listing.root, "items": listing.count, "names": listing.names, "labels": listing.labels}
             packed.write(json.dumps(head).encode() + b"\n")
-            for name, facts in found.items.items():
+            for name, facts in listing.items.items():
                 packed.write(json.dumps([name, *(facts or (None, None))]).encode() + b"\n")
     except OSError as error:
         raise MimError(f"The output folder {folder} cannot be written: {error}. Choose another with --out.") from error
@@ -200,16 +200,16 @@ def check_items(folder: Path, state: dict[str, Any], source: DataSource) -> None
     """
     count, then, now = len(source), recorded(folder), take(source)
     before = state.get("items", count)
-    said = "" if then is None or then.count != before else _differences(then, now)
+    diff = "" if then is None or then.count != before else _differences(then, now)
     if before != count:
-        which = f" ({said})" if said else ""
+        which = f" ({diff})" if diff else ""
         raise MimError(
             f"The data has {count} items, and had {before} when the run in {folder} began{which}; the order of samples "
             "would not go on. Use the same data, or start a new run from these weights: --init and another --out."
         )
-    if said:
+    if diff:
         warn(
-            f"the files are not those that the run in {folder} had so far: {said}. Items are numbered in the order of "
+            f"the files are not those that the run in {folder} had so far: {diff}. Items are numbered in the order of "
             "their names, so those behind a change stand for other files, and order, crops and masks do not go on for "
             "them. The run goes on over the files as they are now; to start a new one instead: another --out."
         )
@@ -241,13 +241,13 @@ def _differences(then: Inventory, now: Inventory) -> str:
 
 def _changed(then: Inventory, now: Inventory) -> list[str]:
     """Items of the same name whose files have another size; in the same folder, or another time."""
-    found = []
+    names = []
     for name, facts in now.items.items():
         before = then.items.get(name)
         if facts is not None and before is not None:
             same = facts == before if then.root == now.root else facts[0] == before[0]
-            found += [] if same else [name]
-    return found
+            names += [] if same else [name]
+    return names
 
 
 def _some(names: list[str]) -> str:

@@ -94,9 +94,9 @@ def load_run(folder: Path | str, registry: Registry | None = None) -> OpenedRun:
             names = ", ".join(path.name for path in within)
             raise MimError(f"{folder} holds a run of each seed: {names}. Name one, such as {within[0]}.")
         near = sorted(p.parent.name for p in folder.parent.glob("*/recipe.toml")) if folder.parent.is_dir() else []
-        there = f" Runs beside it: {', '.join(near)}." if near else ""
+        hint = f" Runs beside it: {', '.join(near)}." if near else ""
         raise MimError(
-            f"{folder} holds no complete checkpoint.{there} Train first: mim-core pretrain RECIPE --out {folder}"
+            f"{folder} holds no complete checkpoint.{hint} Train first: mim-core pretrain RECIPE --out {folder}"
         )
     loaded = checkpoint.load(path)
     config = from_toml(read_recipe(path / "recipe.toml"), registry)

@@ -38,11 +38,11 @@ def read(path: Path) -> list[Line]:
     Raises:
         MimError: It is no regular file, or cannot be read.
     """
-    found, lost = _parted(path)
+    lines, lost = _parted(path)
     if lost:
-        total = len(found) + lost
+        total = len(lines) + lost
         warn(f"{path}: {lost:,} of {total:,} lines are damaged and left out; the others are used.")
-    return found
+    return lines
 
 
 def mend(path: Path, keep: Callable[[Line], bool] = lambda line: True) -> list[Line]:
@@ -68,18 +68,18 @@ def _parted(path: Path) -> tuple[list[Line], int]:
             if path.exists():
                 raise MimError(f"{path} is no regular file. Move it away, then rerun the command.")
             return [], 0
-        fits, found, lost = _FITS.get(path.name, _is_table), list[Line](), 0
+        fits, lines, lost = _FITS.get(path.name, _is_table), list[Line](), 0
         for text in _lines(path):
             if text is not None and not text.strip():
                 continue
             line = None if text is None else _parsed(text)
             if line is not None and fits(line):
-                found.append(line)
+                lines.append(line)
             else:
                 lost += 1
     except OSError as error:
         raise MimError(f"{path} cannot be read: {error.strerror or error}. Mend that, or move it away.") from error
-    return found, lost
+    return lines, lost
 
 
 def _lines(path: Path) -> Iterator[bytes | None]:

@@ -43,17 +43,17 @@ def tell(registry: Registry, hook: str, failures: dict[tuple[str, str], tuple[in
         try:
             call(**facts)
         except Exception as error:
-            count, said = failures.get((name, hook), (0, ""))[0] + 1, one_line(error)
-            failures[name, hook] = count, said
+            count, message = failures.get((name, hook), (0, ""))[0] + 1, one_line(error)
+            failures[name, hook] = count, message
             if count == 1:
-                warn(f"{_observer_name(registry, name)} failed in {hook}: {said}{_without(name)}")
+                warn(f"{_observer_name(registry, name)} failed in {hook}: {message}{_without(name)}")
 
 
 def summarize(registry: Registry, failures: dict[tuple[str, str], tuple[int, str]]) -> None:
     """At a run's end, says how often each observer failed that failed more than once; and forgets it."""
-    for (name, hook), (count, said) in failures.items():
+    for (name, hook), (count, message) in failures.items():
         if count > 1:
-            warn(f"{_observer_name(registry, name)} failed {count} times in {hook}, the last time with: {said}")
+            warn(f"{_observer_name(registry, name)} failed {count} times in {hook}, the last time with: {message}")
     failures.clear()
 
 
@@ -63,12 +63,12 @@ def _observers(registry: Registry, hook: str) -> Iterator[tuple[str, Callable[..
     if not hasattr(caller, "get_hookimpls"):  # a stand-in for all of them
         yield "", caller
         return
-    for found in reversed(caller.get_hookimpls()):
+    for hookimpl in reversed(caller.get_hookimpls()):
 
-        def call(found: Any = found, **facts: Any) -> None:
-            found.function(*(facts[name] for name in found.argnames))
+        def call(hookimpl: Any = hookimpl, **facts: Any) -> None:
+            hookimpl.function(*(facts[name] for name in hookimpl.argnames))
 
-        yield found.plugin_name, call
+        yield hookimpl.plugin_name, call
 
 
 def _observer_name(registry: Registry, name: str) -> str:

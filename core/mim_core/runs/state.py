@@ -47,8 +47,8 @@ class TornError(StateError):
 
 def number_of(path: Path) -> int | None:
     """The step in a checkpoint folder's name; None where the name is another."""
-    found = NAME.fullmatch(path.name)
-    return None if found is None else int(found[1][-30:])
+    match = NAME.fullmatch(path.name)
+    return None if match is None else int(match[1][-30:])
 
 
 def regular(folder: Path, name: str) -> Path:
@@ -99,8 +99,8 @@ def read_json(path: Path) -> Any:
     except StateError:
         raise
     except (ValueError, RecursionError) as error:
-        said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise StateError(f"{path.name} is no whole JSON: {said}") from error
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise StateError(f"{path.name} is no whole JSON: {reason}") from error
 
 
 def digest_of(state: Mapping[str, Any]) -> str:

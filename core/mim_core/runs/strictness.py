@@ -39,29 +39,29 @@ def moment_faults(
 ) -> list[str]:
     """What is wrong with the moments. A parameter that no step has touched has none, where the state says so; older
     states do not say, and there all of a parameter's may be missing."""
-    there, faults = _shapes(path / MOMENTS), list[str]()
-    said, older = set(state.get("untouched", ())), "untouched" not in state
+    shapes, faults = _shapes(path / MOMENTS), list[str]()
+    untouched, older = set(state.get("untouched", ())), "untouched" not in state
     for name, parameter in parameters.items():
         keys = {key: f"{name}/{key}" for key in kept}
-        found = [key for key, full in keys.items() if full in there]
-        if not found and (older or name in said):
+        present = [key for key, full in keys.items() if full in shapes]
+        if not present and (older or name in untouched):
             continue
-        faults += [f"{MOMENTS} lacks {full}" for key, full in keys.items() if key not in found]
-        for key in found:
+        faults += [f"{MOMENTS} lacks {full}" for key, full in keys.items() if key not in present]
+        for key in present:
             shape = () if key == "step" else tuple(parameter.shape)
-            if there[keys[key]] != shape:
-                faults.append(f"{keys[key]} is {there[keys[key]]} in {MOMENTS} and should be {shape}")
+            if shapes[keys[key]] != shape:
+                faults.append(f"{keys[key]} is {shapes[keys[key]]} in {MOMENTS} and should be {shape}")
     known = {f"{name}/{key}" for name in parameters for key in kept}
-    return faults + [f"{MOMENTS} holds {name}, which is unknown here" for name in there if name not in known]
+    return faults + [f"{MOMENTS} holds {name}, which is unknown here" for name in shapes if name not in known]
 
 
 def average_faults(path: Path, state: Mapping[str, Any], method: nn.Module) -> list[str]:
     """What is wrong with the average of the weights."""
     if AVERAGE not in state["sizes"]:
         return [f"it has no {AVERAGE}, which --train.ema needs"]
-    there = _shapes(path / AVERAGE)
+    shapes = _shapes(path / AVERAGE)
     own = {name: tuple(p.shape) for name, p in method.named_parameters() if p.requires_grad}
-    faults = [f"{AVERAGE} lacks {name}" for name in own if name not in there]
-    faults += [f"{AVERAGE} holds {name}, which is unknown here" for name in there if name not in own]
-    both = [name for name in own if name in there and there[name] != own[name]]
-    return faults + [f"{name} is {there[name]} in {AVERAGE} and should be {own[name]}" for name in both]
+    faults = [f"{AVERAGE} lacks {name}" for name in own if name not in shapes]
+    faults += [f"{AVERAGE} holds {name}, which is unknown here" for name in shapes if name not in own]
+    both = [name for name in own if name in shapes and shapes[name] != own[name]]
+    return faults + [f"{name} is {shapes[name]} in {AVERAGE} and should be {own[name]}" for name in both]

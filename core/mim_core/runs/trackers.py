@@ -148,8 +148,8 @@ class _MLflow:
 
     def _create(self, name: str) -> str:
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        found = self.client.get_experiment_by_name(title)
-        number = found.experiment_id if found else self.client.create_experiment(title)
+        experiment = self.client.get_experiment_by_name(title)
+        number = experiment.experiment_id if experiment else self.client.create_experiment(title)
         return self.client.create_run(number, run_name=name).info.run_id
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

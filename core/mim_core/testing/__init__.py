@@ -15,7 +15,7 @@ from a plugin's registration alone can be had without a file:
     MIM_PLUGIN=mine pytest --pyargs mim_core.testing.suite
 
 Every check says in words what is broken, so nothing here needs pytest, nor its rewriting of asserts. Checks that need a
-GPU are passed over without one.
+GPU are ignored without one.
 """
 
 from mim_core.testing.checks import keys, noise, on_gpu, refusal, seeded, tensors, unchecked, uncovered

@@ -46,21 +46,21 @@ def shapes(tree: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
     return [(tuple(leaf.shape), leaf.dtype) for leaf in tensors(tree)]
 
 
-def near(found: Tensor, wanted: Tensor, what: str, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+def near(actual: Tensor, wanted: Tensor, what: str, rtol: float = 1e-4, atol: float = 1e-5) -> None:
     """The same up to rounding: |found - wanted| <= atol + rtol |wanted| everywhere.
 
     Args:
-        found: What the part gives.
+        actual: What the part gives.
         wanted: What it should give.
         what: What is broken where they differ, in words.
         rtol: Share of the value that it may be off.
         atol: What it may be off by besides.
     """
-    assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}, not {tuple(wanted.shape)}"
-    assert found.dtype == wanted.dtype, f"{what}: {found.dtype}, not {wanted.dtype}"
-    found, wanted = found.detach(), wanted.detach()
-    apart = (found.double() - wanted.double()).abs()
-    far = ~(apart <= atol + rtol * wanted.double().abs()) & (found != wanted)  # a NaN is far from everything
+    assert actual.shape == wanted.shape, f"{what}: shape {tuple(actual.shape)}, not {tuple(wanted.shape)}"
+    assert actual.dtype == wanted.dtype, f"{what}: {actual.dtype}, not {wanted.dtype}"
+    actual, wanted = actual.detach(), wanted.detach()
+    apart = (actual.double() - wanted.double()).abs()
+    far = ~(apart <= atol + rtol * wanted.double().abs()) & (actual != wanted)  # a NaN is far from everything
     assert not bool(far.any()), (
         f"{what}: {int(far.sum())} of {far.numel()} values are off, by up to {float(apart[far].max()):.3g} where "
         f"{rtol:g} of the value and {atol:g} are allowed"
@@ -79,7 +79,7 @@ def saying(what: str) -> Iterator[None]:
 
 
 def on_gpu(check: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A check that is passed over, and said to be, where there is no GPU. Its ``needs_gpu`` is for a ``conftest.py``
+    """A check that is ignored, and said to be, where there is no GPU. Its ``needs_gpu`` is for a ``conftest.py``
     that marks such checks."""
 
     @functools.wraps(check)
@@ -93,7 +93,7 @@ def on_gpu(check: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def takes_seconds(check: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A check that is passed over, and said to be, where the environment says ``MIM_QUICK``: it compiles, trains or
+    """A check that is ignored, and said to be, where the environment says ``MIM_QUICK``: it compiles, trains or
     starts processes."""
 
     @functools.wraps(check)
@@ -135,11 +135,11 @@ def uncovered(kind: str, classes: Iterable[Any], plugin: str | None = None) -> l
     if plugin is not None and registry.plugin(plugin) is None:
         used = [record.name for record in registry.plugins if registry.plugin(record.name) is record]
         raise unknown("plugin", plugin, used, registry.absent(f"{plugin}:"))
-    found: set[str] = set()
+    covered: set[str] = set()
     for cls in classes:
         if isinstance(cls, type) and getattr(cls, "kind", "") in ("", kind, "methods"):
-            found |= _covered(kind, cls, registry)
-    return [entry.full_name for entry in registry.of_kind(kind, plugin) if entry.full_name not in found]
+            covered |= _covered(kind, cls, registry)
+    return [entry.full_name for entry in registry.of_kind(kind, plugin) if entry.full_name not in covered]
 
 
 def _covered(kind: str, cls: Any, registry: Registry) -> set[str]:
@@ -248,5 +248,5 @@ class Contract:
 
     def _make(self, role: str, *context: Any) -> Any:
         assert self.part, f"say which part: part = 'plugin:name', or override make_{role}"
-        found = resolve_part(role, Part(self.part, self.options), installed())
-        return found.cls(found.options, *context)
+        resolved = resolve_part(role, Part(self.part, self.options), installed())
+        return resolved.cls(resolved.options, *context)

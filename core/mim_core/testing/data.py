@@ -51,8 +51,8 @@ class DataContract(Contract):
 
     def make_source(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> DataSource:
         """The source under test."""
-        found = resolve_part("data", Part(self.part, self.options), installed())
-        source: DataSource = found.cls(found.options, dict(self.shapes if shapes is None else shapes))
+        part = resolve_part("data", Part(self.part, self.options), installed())
+        source: DataSource = part.cls(part.options, dict(self.shapes if shapes is None else shapes))
         source.take_ids(dict(self.ids))
         return source
 
@@ -71,9 +71,9 @@ class DataContract(Contract):
 
     def batch(self, source: DataSource) -> Sample:
         """These items as the loader stacks them, with ``key`` and ``index``."""
-        found = self.read(source)
-        stacked = {name: torch.stack([item[name] for item in found]) for name in found[0]}
-        return {**stacked, "key": keys(len(found)), "index": torch.arange(len(found))}
+        items = self.read(source)
+        stacked = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+        return {**stacked, "key": keys(len(items)), "index": torch.arange(len(items))}
 
     def check_finished(self, source: DataSource, sample: Sample, rows: int) -> None:
         """A finished batch holds what the shapes say."""
@@ -133,12 +133,12 @@ class DataContract(Contract):
     @takes_seconds
     def test_workers_do_not_matter(self) -> None:
         """None and two reading processes give the same batches in the same order."""
-        found = []
+        batches = []
         for workers in (0, 2):
             source = self.make_source()
             sampler = KeyedBatches(len(source), 2, 0, 0, 8)
-            found.append([b.sample for b in loader(KeyedDataset(source), sampler, workers, collate, wait=120)])
-        assert equal(*found), "batches depend on the number of workers"
+            batches.append([b.sample for b in loader(KeyedDataset(source), sampler, workers, collate, wait=120)])
+        assert equal(*batches), "batches depend on the number of workers"
 
     @takes_seconds
     def test_pickles_into_workers(self) -> None:
@@ -157,9 +157,9 @@ class DataContract(Contract):
         if broken is None:
             return
         source, index, name = broken
-        said = self.bad_sample(source, index, name)
-        assert name in said.path, f"the error names {said.path!r}, not {name!r}"
-        assert said.reason.strip(), "the error gives no reason"
+        error = self.bad_sample(source, index, name)
+        assert name in error.path, f"the error names {error.path!r}, not {name!r}"
+        assert error.reason.strip(), "the error gives no reason"
 
     def bad_sample(self, source: DataSource, index: int, name: str) -> BadSample:
         """What reading a bad file raises."""
@@ -230,10 +230,10 @@ class DataContract(Contract):
         source = self.make_source()
         sample = self.batch(source)
         here = source.finish(dict(sample))
-        there = source.finish({name: value.cuda() for name, value in sample.items()})
+        gpu_batch = source.finish({name: value.cuda() for name, value in sample.items()})
         for name, value in here.items():
-            assert there[name].is_cuda, f"{name} left the GPU"
-            near(there[name].cpu(), value, f"finish gives another {name} on a GPU")
+            assert gpu_batch[name].is_cuda, f"{name} left the GPU"
+            near(gpu_batch[name].cpu(), value, f"finish gives another {name} on a GPU")
 
     # ---- labels ------------------------------------------------------------------------------------------------------
 

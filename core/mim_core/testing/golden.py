@@ -70,9 +70,9 @@ def read_case(path: Path) -> GoldenCase:
         method = config.pop("method").replace("_", "-")
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise MimError(f"{path} is no golden case: {type(error).__name__}: {error}") from error
-    found = [Entries(groups.pop(name, {}), f"{name}/") for name in ("in", "out", "grad")]
+    entries = [Entries(groups.pop(name, {}), f"{name}/") for name in ("in", "out", "grad")]
     weights = {group: Entries(those, f"{group}/") for group, those in groups.items()}
-    return GoldenCase(path, FORMATS.get(method, method), Entries(config, "config: "), weights, *found)
+    return GoldenCase(path, FORMATS.get(method, method), Entries(config, "config: "), weights, *entries)
 
 
 def adapter_of(form: str) -> GoldenAdapter:
@@ -83,10 +83,10 @@ def adapter_of(form: str) -> GoldenAdapter:
     """
     entry = installed().get("importers", form)
     module = importlib.import_module(str(entry.load).partition(":")[0])
-    found = getattr(module, "GOLDEN", {}).get(entry.name)
-    if not isinstance(found, GoldenAdapter):
+    adapter = getattr(module, "GOLDEN", {}).get(entry.name)
+    if not isinstance(adapter, GoldenAdapter):
         raise MimError(f"The import format {form!r} has no golden adapter: {module.__name__} has no GOLDEN[{form!r}].")
-    return found
+    return adapter
 
 
 def try_case(path: Path) -> list[Comparison]:
@@ -111,15 +111,15 @@ def _tried(case: GoldenCase, adapter: GoldenAdapter) -> list[Comparison]:
     prepared = method.prepare(adapter.sample(case), mask=adapter.mask(case))
     with seeded():
         outcome: Outcome = method(prepared)
-    found = {"loss": outcome.loss, **adapter.outputs(case, method, prepared, outcome)}
-    found = {name: value.detach().clone() for name, value in found.items()}
+    actual = {"loss": outcome.loss, **adapter.outputs(case, method, prepared, outcome)}
+    actual = {name: value.detach().clone() for name, value in actual.items()}
     outcome.loss.backward()
     if adapter.after is not None:
-        found |= adapter.after(case, method)
-    lines = [compare(name, wanted, found.get(name), adapter.left_out) for name, wanted in case.outputs.items()]
+        actual |= adapter.after(case, method)
+    lines = [compare(name, wanted, actual.get(name), adapter.left_out) for name, wanted in case.outputs.items()]
     ours = {theirs: name for name, theirs in adapter.names(method).items()}
     for theirs, wanted in case.gradients.items():
-        gradient = found.get(f"grad/{theirs}")
+        gradient = actual.get(f"grad/{theirs}")
         if gradient is None and theirs in ours:
             gradient = method.get_parameter(ours[theirs]).grad
         lines.append(compare(f"grad/{theirs}", wanted, gradient, adapter.left_out))
@@ -149,7 +149,7 @@ def whole_answers(head: Any, encoded: Any, sample: Any, patches: Any, mask: Any)
 def answers_everywhere(head: Any, encoded: Any, patches: Any, mask: Any) -> Tensor:
     """The first of these alone."""
     decoder = head.decoder
-    found: Tensor = decoder.decode(encoded, patches.layout, mask)[:, encoded.prefix.shape[1] :]
-    found = decoder.pred(decoder.norm(found))
+    predictions: Tensor = decoder.decode(encoded, patches.layout, mask)[:, encoded.prefix.shape[1] :]
+    predictions = decoder.pred(decoder.norm(predictions))
     places = torch.cat([mask.kept_ids, mask.query_ids], dim=1)
-    return torch.zeros_like(found).scatter(1, places[:, :, None].expand_as(found), found)
+    return torch.zeros_like(predictions).scatter(1, places[:, :, None].expand_as(predictions), predictions)

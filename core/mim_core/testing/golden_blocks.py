@@ -34,7 +34,7 @@ def try_ssmctb(case: GoldenCase) -> list[Comparison]:
     assert loss is not None
     loss.backward()
     seen = block.convolution(x).relu()
-    found = {
+    tensors = {
         "loss": loss,
         "output": output,
         "masked": seen,
@@ -44,7 +44,7 @@ def try_ssmctb(case: GoldenCase) -> list[Comparison]:
     }
     parameters = dict(block.named_parameters())
     gradients = {f"grad/{theirs}": parameters[ours].grad for ours, theirs in official_names(block).items()}
-    values = {name: value.detach() for name, value in (found | gradients).items() if value is not None}
+    values = {name: value.detach() for name, value in (tensors | gradients).items() if value is not None}
     return _strictly(compare_all(case, values, {}))
 
 
@@ -58,7 +58,7 @@ def try_anomaly_metrics(case: GoldenCase) -> list[Comparison]:
     score, mask, label = (case.inputs[name] for name in ("score", "mask", "label"))
     highest = score.flatten(1).amax(dim=1)
     false, overlap = pro_curve(score, mask)
-    found = {
+    metrics = {
         "image_auroc": auroc(highest, label),
         "image_ap": average_precision(highest, label),
         "pixel_auroc": auroc(score.flatten(), mask.flatten()),
@@ -68,9 +68,9 @@ def try_anomaly_metrics(case: GoldenCase) -> list[Comparison]:
     for name in case.outputs:
         kind, _, limit = name.removeprefix("alt_").removesuffix("_4connected").partition("_")
         if kind == "aupro" and name.startswith("alt_"):
-            found[name] = aupro(score, mask, float(limit), connectivity=4)
+            metrics[name] = aupro(score, mask, float(limit), connectivity=4)
         elif kind == "aupro":
-            found[name] = area_up_to(false, overlap, float(limit))
-    values = {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+            metrics[name] = area_up_to(false, overlap, float(limit))
+    values = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
     curve = {"image_score": highest, "pro_fpr": false, "pro_overlap": overlap}
     return _strictly(compare_all(case, {**values, **curve}, OTHERS_OWN))

@@ -50,7 +50,7 @@ def try_neck(case: GoldenCase) -> list[Comparison]:
     names = _beit_names(module, state)
     fresh = {name: value for name, value in module.state_dict().items() if name not in names}
     module.load_state_dict({**fresh, **{ours: state[theirs] for ours, theirs in names.items()}})
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     for ending in ("_eval", ""):
         module.train(not ending)
         patches = tokenizer.split({"image": case.inputs["image"]})
@@ -58,18 +58,18 @@ def try_neck(case: GoldenCase) -> list[Comparison]:
         assert isinstance(patches.values, Tensor)
         maps = encoder(tokenizer.embed(patches.values), patches.layout, mask).levels
         maps = [each.transpose(1, 2).unflatten(2, tokenizer.layout.grid) for each in maps]
-        found |= {f"level_{i}{ending}": level for i, level in enumerate(neck(maps))}
-    found |= {f"tapped_{number}": each for number, each in enumerate(maps)}
-    loss = sum(((found[f"level_{i}"] * case.inputs[f"weight_{i}"]).sum() for i in range(len(maps))), torch.zeros(()))
+        outputs |= {f"level_{i}{ending}": level for i, level in enumerate(neck(maps))}
+    outputs |= {f"tapped_{number}": each for number, each in enumerate(maps)}
+    loss = sum(((outputs[f"level_{i}"] * case.inputs[f"weight_{i}"]).sum() for i in range(len(maps))), torch.zeros(()))
     loss.backward()
-    found |= {f"after/{name}": value for name, value in neck.state_dict().items()}
+    outputs |= {f"after/{name}": value for name, value in neck.state_dict().items()}
     grads = {names[name]: p.grad for name, p in module.named_parameters() if name in names and p.grad is not None}
     if "pos_embed" in grads:
         slot = encoder.prefix_position
         assert slot is not None
         assert slot.grad is not None
         grads["pos_embed"] = torch.cat([slot.grad, grads["pos_embed"]], dim=1)
-    return compare_all(case, {**found, "loss": loss, **{f"grad/{n}": g for n, g in grads.items()}}, {})
+    return compare_all(case, {**outputs, "loss": loss, **{f"grad/{n}": g for n, g in grads.items()}}, {})
 
 
 def _beit_options(config: Mapping[str, Any]) -> BeitEncoder.Config:
@@ -90,15 +90,15 @@ def _beit_names(module: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
     token."""
     if "pos_embed" in state:
         state["class_position"], state["pos_embed"] = state["pos_embed"][:, :1], state["pos_embed"][:, 1:]
-    found = {}
+    names = {}
     for ours in module.state_dict():
         theirs = ours.removeprefix("neck.").removeprefix("encoder.").replace("tokenizer.", "patch_embed.")
         number, _, last = theirs.removeprefix("rel_pos_bias.").partition(".")
         if theirs.startswith("rel_pos_bias.") and number.isdecimal():
             theirs = f"blocks.{number}.attn.{last}"
         renamed = {"position.table": "pos_embed", "prefix_position": "class_position"}
-        found[ours] = renamed.get(theirs, theirs)
-    return {ours: theirs for ours, theirs in found.items() if theirs in state}
+        names[ours] = renamed.get(theirs, theirs)
+    return {ours: theirs for ours, theirs in names.items() if theirs in state}
 
 
 def try_upernet(case: GoldenCase) -> list[Comparison]:
@@ -116,20 +116,20 @@ def try_upernet(case: GoldenCase) -> list[Comparison]:
     for module, prefix in ((head, "decode_head."), (beside, "auxiliary_head.")):
         module.load_state_dict({n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)})
     levels = [case.inputs[f"level_{i}"].clone().requires_grad_() for i in range(len(widths))]
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     with torch.no_grad():
-        found["logits_eval"] = head.eval()(levels)
-        found["logits_auxiliary_eval"] = beside.eval()(levels[index])
+        outputs["logits_eval"] = head.eval()(levels)
+        outputs["logits_auxiliary_eval"] = beside.eval()(levels[index])
     logits, other = head.train()(levels), beside.train()(levels[index])
     label = case.inputs["label"]
     decode, auxiliary = pixel_loss(logits, label), pixel_loss(other, label)
     loss = decode + 0.4 * auxiliary
     loss.backward()
-    found |= {"logits": logits, "logits_auxiliary": other, "loss_decode": decode, "loss_auxiliary": auxiliary}
-    found |= {f"grad_level_{number}": level.grad for number, level in enumerate(levels)}
+    outputs |= {"logits": logits, "logits_auxiliary": other, "loss_decode": decode, "loss_auxiliary": auxiliary}
+    outputs |= {f"grad_level_{number}": level.grad for number, level in enumerate(levels)}
     return compare_all(
         case,
-        {**found, "loss": loss, **gradients(head, "decode_head."), **gradients(beside, "auxiliary_head.")},
+        {**outputs, "loss": loss, **gradients(head, "decode_head."), **gradients(beside, "auxiliary_head.")},
         {},
     )
 
@@ -143,21 +143,21 @@ def try_positions(case: GoldenCase) -> list[Comparison]:
         return torch.cat([given[:, :prefix], resampled(given[:, prefix:], own, to, antialias=smooth)], dim=1)
 
     computed = torch.cat([table.new_zeros(1, prefix, table.shape[2]), sincos_table(old, table.shape[2])[None]], dim=1)
-    found = {"timm_no_antialias": moved(table, old, new, False), "sincos": computed}
+    outputs = {"timm_no_antialias": moved(table, old, new, False), "sincos": computed}
     for name, smooth in (("mae", False), ("timm", True)):
-        there = moved(table, old, new, smooth)
-        found |= {name: there, f"{name}_back": moved(there, new, old, smooth)}
-        found[f"{name}_sincos"] = moved(computed, old, new, smooth)
-        found |= {f"{name}_square_{side}": moved(table, old, (side, side), smooth) for side in config["square"]}
-    found["kernel"] = resample_patch_embed(case.inputs["kernel"], list(config["kernel_new"]))
-    return compare_all(case, found, {})
+        resized = moved(table, old, new, smooth)
+        outputs |= {name: resized, f"{name}_back": moved(resized, new, old, smooth)}
+        outputs[f"{name}_sincos"] = moved(computed, old, new, smooth)
+        outputs |= {f"{name}_square_{side}": moved(table, old, (side, side), smooth) for side in config["square"]}
+    outputs["kernel"] = resample_patch_embed(case.inputs["kernel"], list(config["kernel_new"]))
+    return compare_all(case, outputs, {})
 
 
 def try_representation(case: GoldenCase) -> list[Comparison]:
     """Rank, likeness, alignment, uniformity and the reach of attention."""
     given, config = case.inputs, case.config
     features, other = given["features"], given["other"]
-    found = {
+    outputs = {
         "rankme": looks.rank_me(features),
         "rankme_other": looks.rank_me(other),
         "cka": looks.cka(features, other),
@@ -168,4 +168,4 @@ def try_representation(case: GoldenCase) -> list[Comparison]:
         "uniformity_t3": looks.uniformity(given["anchor"], t=3.0),
         "attention_distance": looks.attention_distance(given["attention"], tuple(config["grid"]), config["patch_size"]),
     }
-    return compare_all(case, found, {})
+    return compare_all(case, outputs, {})

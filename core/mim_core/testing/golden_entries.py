@@ -19,12 +19,12 @@ class Entries(dict[str, Any]):
     """What a file holds of one kind; one that it lacks is the file's mistake.
 
     Args:
-        found: By name.
+        entries: By name.
         where: What they are called in the file.
     """
 
-    def __init__(self, found: Mapping[str, Any], where: str) -> None:
-        super().__init__(found)
+    def __init__(self, entries: Mapping[str, Any], where: str) -> None:
+        super().__init__(entries)
         self.where = where
 
     def __missing__(self, name: str) -> Any:
@@ -55,11 +55,11 @@ class GoldenCase:
 
     def state(self) -> dict[str, Tensor]:
         """All weights as the importer takes them: those of other groups with the group's name in front."""
-        found: dict[str, Tensor] = dict(self.weights.get("state", {}))
+        tensors: dict[str, Tensor] = dict(self.weights.get("state", {}))
         for group, weights in self.weights.items():
             if group != "state":
-                found |= {f"{group}.{name}": value for name, value in weights.items()}
-        return found
+                tensors |= {f"{group}.{name}": value for name, value in weights.items()}
+        return tensors
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,20 @@ class Comparison:
         return self.apart is None or self.apart <= self.allowed
 
 
-def compare(name: str, wanted: Tensor, found: Tensor | None, left_out: Mapping[str, str]) -> Comparison:
+def compare(name: str, wanted: Tensor, actual: Tensor | None, left_out: Mapping[str, str]) -> Comparison:
     """One entry: apart as a share of its largest value; or why it is not compared."""
     allowed = LOSSES if name.rpartition("/")[2].startswith("loss") and wanted.ndim == 0 else OTHERS
-    if found is None:
+    if actual is None:
         known = next((why for start, why in left_out.items() if name.startswith(start)), "")
         alternative = "another option of the official code" if name.startswith("alt_") else ""
         why = known or alternative or "the adapter does not know it"
         return Comparison(name, None, allowed, why)
-    if found.numel() != wanted.numel():
-        return Comparison(name, float("inf"), allowed, f"shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
+    if actual.numel() != wanted.numel():
+        return Comparison(name, float("inf"), allowed, f"shape {tuple(actual.shape)}, not {tuple(wanted.shape)}")
     if not wanted.numel():  # nothing of both
         return Comparison(name, 0.0, allowed)
-    wanted, found = wanted.double(), found.detach().double().reshape(wanted.shape)
-    both = wanted.isnan() & found.isnan()  # where there is nothing to score
-    wanted, found = wanted.masked_fill(both, 0.0), found.masked_fill(both, 0.0)
-    apart = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+    wanted, actual = wanted.double(), actual.detach().double().reshape(wanted.shape)
+    both = wanted.isnan() & actual.isnan()  # where there is nothing to score
+    wanted, actual = wanted.masked_fill(both, 0.0), actual.masked_fill(both, 0.0)
+    apart = float((actual - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
     return Comparison(name, apart if apart == apart else float("inf"), allowed)

@@ -34,13 +34,13 @@ def try_schedule(case: GoldenCase) -> list[Comparison]:
     """Layer ids, scales, weight decays and rates of MAE's or VideoMAE's fine-tuning."""
     lines: list[Comparison] = []
     for title, groups in case.config["groups"].items():
-        said = dict(part.split("=") for part in title.split())
-        depth, decay = int(said["depth"]), float(said["layer_decay"])
-        lines.append(_layers(title, groups, depth, decay, float(said["weight_decay"])))
+        settings = dict(part.split("=") for part in title.split())
+        depth, decay = int(settings["depth"]), float(settings["layer_decay"])
+        lines.append(_layers(title, groups, depth, decay, float(settings["weight_decay"])))
     rates = _mae_rates if case.form.startswith("mae") else _videomae_rates
     for number, run in enumerate(case.config["lr"]):
-        found = rates(run)
-        lines += [compare_numbers(f"lr {number} {name}", run[name], found[name]) for name in found]
+        schedule = rates(run)
+        lines += [compare_numbers(f"lr {number} {name}", run[name], schedule[name]) for name in schedule]
     return lines
 
 
@@ -48,15 +48,15 @@ def _layers(
     title: str, groups: Mapping[str, Sequence[float]], depth: int, decay: float, weight_decay: float
 ) -> Comparison:
     """All parameters of a model: three numbers each."""
-    found = []
+    rows = []
     for name, (_, _, wanted) in groups.items():
         exempt = name in UNITLESS or name.endswith(("bias", "gamma_1", "gamma_2")) or ".norm" in f".{name}"
         decays = 0.0 if exempt or "_norm" in name else weight_decay
-        found.append([layer_of(name, depth), layer_scale(name, depth, decay), decays])
+        rows.append([layer_of(name, depth), layer_scale(name, depth, decay), decays])
         assert isinstance(wanted, (int, float))
     if decay == 1:  # the official code then makes no layers
-        return compare_numbers(title, [row[2] for row in groups.values()], [row[2] for row in found])
-    return compare_numbers(title, list(groups.values()), found)
+        return compare_numbers(title, [row[2] for row in groups.values()], [row[2] for row in rows])
+    return compare_numbers(title, list(groups.values()), rows)
 
 
 def _mae_rates(run: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -103,8 +103,8 @@ def _videomae_rates(run: Mapping[str, Any]) -> dict[str, list[float]]:
 def try_vitdet_rates(case: GoldenCase) -> list[Comparison]:
     """ViTDet's scales, which only names that start with ``backbone`` have."""
     depth, decay, wanted = case.config["num_layers"], case.config["lr_decay_rate"], case.config["scale"]
-    found = [layer_scale(name, depth, decay) if name.startswith("backbone") else 1.0 for name in wanted]
-    return [compare_numbers("scale", list(wanted.values()), found)]
+    scales = [layer_scale(name, depth, decay) if name.startswith("backbone") else 1.0 for name in wanted]
+    return [compare_numbers("scale", list(wanted.values()), scales)]
 
 
 # ---- MAE -------------------------------------------------------------------------------------------------------------
@@ -115,26 +115,26 @@ def _sizes(case: GoldenCase) -> dict[str, Any]:
 
 
 def _classifier(case: GoldenCase, form: str, state: Mapping[str, Tensor]) -> Classifier:
-    found = import_checkpoint(state, format=form, **_sizes(case)).train()
-    if not isinstance(found, Classifier):
-        raise MimError(f"The import format {form!r} gave a {type(found).__name__}.")
-    return found
+    classifier = import_checkpoint(state, format=form, **_sizes(case)).train()
+    if not isinstance(classifier, Classifier):
+        raise MimError(f"The import format {form!r} gave a {type(classifier).__name__}.")
+    return classifier
 
 
 def official(method: Classifier, weights: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """Weights or gradients of a ViT classifier of ours under MAE's names; those that are None are left out."""
-    there = {name: value for name, value in weights.items() if value is not None}
-    found: dict[str, Tensor] = {}
-    for name, value in there.items():
-        if name == "encoder.position.table" and "encoder.prefix_position" in there:
-            found["pos_embed"] = torch.cat([there["encoder.prefix_position"], value], dim=1)
+    present = {name: value for name, value in weights.items() if value is not None}
+    renamed: dict[str, Tensor] = {}
+    for name, value in present.items():
+        if name == "encoder.position.table" and "encoder.prefix_position" in present:
+            renamed["pos_embed"] = torch.cat([present["encoder.prefix_position"], value], dim=1)
         elif name.startswith("tokenizer."):
-            found[name.replace("tokenizer.", "patch_embed.")] = value
+            renamed[name.replace("tokenizer.", "patch_embed.")] = value
         elif name.startswith("head.") and method.config.head == "linear":
-            found[name.replace("head.0.", "head.")] = value
+            renamed[name.replace("head.0.", "head.")] = value
         elif name != "encoder.prefix_position":
-            found[name.removeprefix("encoder.")] = value
-    return found
+            renamed[name.removeprefix("encoder.")] = value
+    return renamed
 
 
 def _outcome(method: Classifier, values: Tensor, label: Tensor, target: Tensor | None = None) -> tuple[Any, Tensor]:
@@ -152,22 +152,22 @@ def try_mae(case: GoldenCase) -> list[Comparison]:
     given, state = case.inputs, case.weights["state"]
     mean = _classifier(case, "mae-finetune", {name: v for name, v in state.items() if not name.startswith("norm.")})
     token = _classifier(case, "mae-finetune", {name: v for name, v in state.items() if not name.startswith("fc_norm.")})
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     soft, label = given["target_0"], given["label_0"]
     for ending, method in (("_cls", token), ("", mean)):
         outcome, features = _outcome(method, given["image_0"], label, soft)
-        found |= {f"logits{ending}": outcome.prediction, f"features{ending}": features, f"loss{ending}": outcome.loss}
+        values |= {f"logits{ending}": outcome.prediction, f"features{ending}": features, f"loss{ending}": outcome.loss}
     raw = _outcome(mean, given["raw_0"], label)[0].prediction
-    found["logits_raw"] = raw
-    found["loss_hard"] = F.cross_entropy(raw, label)
-    found["loss_smooth"] = F.cross_entropy(raw, label, label_smoothing=case.config["smoothing"])
-    found["loss"].backward()
+    values["logits_raw"] = raw
+    values["loss_hard"] = F.cross_entropy(raw, label)
+    values["loss_smooth"] = F.cross_entropy(raw, label, label_smoothing=case.config["smoothing"])
+    values["loss"].backward()
     gradients = official(mean, {name: p.grad for name, p in mean.named_parameters()})
-    found |= {f"grad/{name}": value for name, value in gradients.items()}
+    values |= {f"grad/{name}": value for name, value in gradients.items()}
     lines = _mixing(case)
     mean.zero_grad()
     after, steps = _trained(case, mean)
-    lines += compare_all(case, {**found, **steps}, {})
+    lines += compare_all(case, {**values, **steps}, {})
     for name, wanted in case.weights["after"].items():
         theirs, before = after[name].detach(), state[name]
         if name.endswith("qkv.bias"):  # of keys: gradients that are 0 but for rounding
@@ -233,9 +233,9 @@ def _training(config: Mapping[str, Any], batch: int) -> TrainConfig:
 
 def try_linprobe(case: GoldenCase) -> list[Comparison]:
     """Features of a frozen encoder, and the head after each step of LARS, with and without weight decay."""
-    found, features = _probed(case, 0.0)
-    found["features"] = features
-    lines = compare_all(case, found, {})
+    values, features = _probed(case, 0.0)
+    values["features"] = features
+    lines = compare_all(case, values, {})
     if "alt_weight_decay" in case.weights:
         other, _ = _probed(case, case.config["alt_weight_decay"])
         wanted = replace(case, outputs=dict(case.weights["alt_weight_decay"]), gradients={})
@@ -252,7 +252,7 @@ def _probed(case: GoldenCase, decay: float) -> tuple[dict[str, Tensor], Tensor]:
         betas=(config["momentum"], 0.0),
     )
     optimizer = make_optimizer(method, train, torch.device("cpu"))
-    found, losses, features = dict[str, Tensor](), [], []
+    values, losses, features = dict[str, Tensor](), [], []
     for number in range(config["steps"]):
         set_rate(optimizer, learning_rate(config["start_epoch"] * config["steps"] + number, config["steps"], train))
         outcome, seen = _outcome(method, given[f"image_{number}"], given[f"label_{number}"])
@@ -261,8 +261,8 @@ def _probed(case: GoldenCase, decay: float) -> tuple[dict[str, Tensor], Tensor]:
         optimizer.step()
         losses.append(outcome.loss.detach())
         features.append(seen)
-        found |= {f"step_{number + 1}.{n}": v.clone() for n, v in method.state_dict().items() if n.startswith("head.")}
+        values |= {f"step_{number + 1}.{n}": v.clone() for n, v in method.state_dict().items() if n.startswith("head.")}
     method.eval()
-    found["losses"] = torch.stack(losses)
-    found["logits_eval"] = _outcome(method, given["image_0"], given["label_0"])[0].prediction
-    return found, torch.stack(features)
+    values["losses"] = torch.stack(losses)
+    values["logits_eval"] = _outcome(method, given["image_0"], given["label_0"])[0].prediction
+    return values, torch.stack(features)

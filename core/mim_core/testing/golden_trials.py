@@ -51,8 +51,8 @@ def trial_of(form: str) -> Trial | None:
     """The trial of a method; None where there is none."""
     if form in TRIALS:
         module, _, name = TRIALS[form].partition(":")
-        found: Trial = getattr(importlib.import_module(f"mim_core.testing.{module}"), name)
-        return found
+        trial: Trial = getattr(importlib.import_module(f"mim_core.testing.{module}"), name)
+        return trial
     packages = {str(entry.load).partition(".")[0] for entry in installed().of_kind("importers")}
     for package in sorted(packages - {"mim_core"}):
         if importlib.util.find_spec(f"{package}.golden") is not None:
@@ -82,24 +82,24 @@ def read_numbers(path: Path) -> GoldenCase:
     return GoldenCase(path, kind.replace("_", "-"), Entries(content, "config: "), {}, *empty)
 
 
-def compare_all(case: GoldenCase, found: Mapping[str, Any], left_out: Mapping[str, str]) -> list[Comparison]:
+def compare_all(case: GoldenCase, actual: Mapping[str, Any], left_out: Mapping[str, str]) -> list[Comparison]:
     """Every output and gradient of a case against what was found under its name, and those of gradients under
     "grad/"."""
-    values = {name: torch.as_tensor(value) for name, value in found.items()}
+    values = {name: torch.as_tensor(value) for name, value in actual.items()}
     lines = [compare(name, wanted, values.get(name), left_out) for name, wanted in case.outputs.items()]
     return lines + [
         compare(f"grad/{name}", wanted, values.get(f"grad/{name}"), left_out) for name, wanted in case.gradients.items()
     ]
 
 
-def compare_numbers(name: str, wanted: Any, found: Any) -> Comparison:
+def compare_numbers(name: str, wanted: Any, actual: Any) -> Comparison:
     """Two lists of numbers."""
-    return compare(name, torch.tensor(wanted, dtype=torch.float64), torch.tensor(found, dtype=torch.float64), {})
+    return compare(name, torch.tensor(wanted, dtype=torch.float64), torch.tensor(actual, dtype=torch.float64), {})
 
 
-def compare_update(name: str, before: Tensor, wanted: Tensor, found: Tensor, allowed: float = 5e-3) -> Comparison:
+def compare_update(name: str, before: Tensor, wanted: Tensor, actual: Tensor, allowed: float = 5e-3) -> Comparison:
     """Two updates of one weight, as a share of the larger: an update of Adam's divides by small gradients, so that
     float32 and float64 differ by about 1e-3."""
     change = (wanted.double() - before.double()).abs().max().clamp(min=1e-12)
-    apart = float((found.detach().double().reshape(wanted.shape) - wanted.double()).abs().max() / change)
+    apart = float((actual.detach().double().reshape(wanted.shape) - wanted.double()).abs().max() / change)
     return Comparison(name, apart if apart == apart else float("inf"), allowed)

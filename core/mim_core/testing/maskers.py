@@ -111,9 +111,9 @@ class MaskerContract(Contract):
                 assert mask.hidden.shape == (rows, layout.count), (
                     f"{when}: hidden is {tuple(mask.hidden.shape)}, not {(rows, layout.count)}"
                 )
-                found = sorted(set(mask.hidden.sum(dim=1).tolist()))
-                fits = found == [count] if masker.exact else count <= found[0] <= found[-1] < layout.count
-                assert fits, f"{when}: rows hide {found}; count says {count} (True = hidden)"
+                counts = sorted(set(mask.hidden.sum(dim=1).tolist()))
+                fits = counts == [count] if masker.exact else count <= counts[0] <= counts[-1] < layout.count
+                assert fits, f"{when}: rows hide {counts}; count says {count} (True = hidden)"
                 assert masker.count(layout) == count, f"{when}: count says {masker.count(layout)}, at first {count}"
 
     def test_inputs_are_left_alone(self) -> None:
@@ -158,9 +158,9 @@ class MaskerContract(Contract):
             fixed = torch.zeros(layout.count, dtype=torch.bool)
             fixed[list(self.fixed_units(layout))] = True
             for what, units in (("never", ~hidden.any(dim=0)), ("always", hidden.all(dim=0))):
-                found = (units & ~fixed).nonzero().flatten().tolist()
-                assert not found, (
-                    f"{what} hidden on {layout.grid or layout.count} by {self.tries} keys: units {found}; if that is "
+                stuck = (units & ~fixed).nonzero().flatten().tolist()
+                assert not stuck, (
+                    f"{what} hidden on {layout.grid or layout.count} by {self.tries} keys: units {stuck}; if that is "
                     "meant, name them in fixed_units; if it is chance, raise tries"
                 )
             changing = (fixed & hidden.any(dim=0) & ~hidden.all(dim=0)).nonzero().flatten().tolist()
@@ -223,8 +223,8 @@ class MaskerContract(Contract):
         masker = self._made()
         for layout in self.all_layouts():
             mask = self.draw(masker, layout, keys(64))
-            there = torch.ones_like(mask.kept_ids) if mask.kept_valid is None else mask.kept_valid.to(torch.int64)
-            seen = torch.zeros_like(mask.hidden, dtype=torch.int64).scatter_add(1, mask.kept_ids, there)
+            valid = torch.ones_like(mask.kept_ids) if mask.kept_valid is None else mask.kept_valid.to(torch.int64)
+            seen = torch.zeros_like(mask.hidden, dtype=torch.int64).scatter_add(1, mask.kept_ids, valid)
             both = (take(seen, mask.query_ids) > 0) & (mask.weight > 0)
             assert not bool(both.any()), f"units of {layout.grid or layout.count} are seen and asked"
 
@@ -233,9 +233,9 @@ class MaskerContract(Contract):
         masker = self._made()
         for layout in self.all_layouts():
             wanted, scores = shapes(self.draw(masker, layout, keys(4))), self.make_scores(layout, 4)
-            there, scores = pytree.tree_map_only(Tensor, lambda value: value.to("meta"), (layout, scores))
+            meta_layout, scores = pytree.tree_map_only(Tensor, lambda value: value.to("meta"), (layout, scores))
             with saying("the masker reads a value or makes tensors elsewhere than the keys, so a GPU would wait"):
-                mask = self.draw(copy.deepcopy(masker).to("meta"), there, keys(4).to("meta"), scores=scores)
+                mask = self.draw(copy.deepcopy(masker).to("meta"), meta_layout, keys(4).to("meta"), scores=scores)
             assert shapes(mask) == wanted, "shapes on the meta device differ"
             assert all(value.is_meta for value in tensors(mask)), "the mask left the device of the keys"
 
@@ -273,9 +273,9 @@ class MaskerContract(Contract):
             with seeded():
                 scores = self.make_scores(layout, 8)
             here = self.draw(self._made(), layout, keys(8), scores=scores)
-            there = self._made().cuda()(to_gpu(layout), Draw(keys(8).cuda()), to_gpu(scores))
-            assert all(value.is_cuda for value in tensors(there)), "the mask left the GPU"
-            copied = pytree.tree_map_only(Tensor, lambda value: value.cpu(), there)
+            gpu_masks = self._made().cuda()(to_gpu(layout), Draw(keys(8).cuda()), to_gpu(scores))
+            assert all(value.is_cuda for value in tensors(gpu_masks)), "the mask left the GPU"
+            copied = pytree.tree_map_only(Tensor, lambda value: value.cpu(), gpu_masks)
             assert equal(here, copied), f"masks on a GPU differ on {layout.grid or layout.count}"
 
     def test_unsuitable_layouts_are_refused(self) -> None:

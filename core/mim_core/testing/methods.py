@@ -160,12 +160,12 @@ class MethodContract(Contract):
         try:
             with unchecked(), seeded(), saying("forward does not compile as one graph"):
                 compiled: Any = torch.compile(method, fullgraph=True, backend="eager")
-                found = compiled(prepared).loss
-            near(found, wanted, "forward, compiled, gives another loss", 1e-5, 1e-6)
+                loss = compiled(prepared).loss
+            near(loss, wanted, "forward, compiled, gives another loss", 1e-5, 1e-6)
             again = saying("forward compiles anew for a second batch of the same size")
             with unchecked(), seeded(), torch.compiler.set_stance("fail_on_recompile"), again:
-                found = compiled(other).loss
-            near(found, second, "forward, compiled, gives another loss for a second batch", 1e-5, 1e-6)
+                loss = compiled(other).loss
+            near(loss, second, "forward, compiled, gives another loss for a second batch", 1e-5, 1e-6)
         finally:
             torch._dynamo.reset()
 
@@ -301,8 +301,8 @@ class MethodContract(Contract):
         rest.load_state_dict({name: value.clone() for name, value in half.state_dict().items()}, strict=True)
         optimizers[2].load_state_dict(optimizers[1].state_dict())
         self.train_steps(rest, optimizers[2], range(2, 4))
-        found = rest.state_dict()
-        differ = [name for name, value in whole.state_dict().items() if not torch.equal(value, found[name])]
+        weights = rest.state_dict()
+        differ = [name for name, value in whole.state_dict().items() if not torch.equal(value, weights[name])]
         assert not differ, f"a run that was resumed ends with other {', '.join(differ[:3])}: state outside state_dict?"
 
     def test_row_does_not_depend_on_the_batch(self) -> None:
@@ -364,8 +364,8 @@ class MethodContract(Contract):
         method, sample, prepared = self.case()
         method.eval()
         here = self.run(method, prepared).loss
-        there = method.cuda().prepare(to_gpu(sample))
-        assert all(value.is_cuda for value in tensors(there)), "what is prepared left the GPU"
-        for one, other in zip(self.masks_in(prepared), self.masks_in(there), strict=True):
+        gpu_batch = method.cuda().prepare(to_gpu(sample))
+        assert all(value.is_cuda for value in tensors(gpu_batch)), "what is prepared left the GPU"
+        for one, other in zip(self.masks_in(prepared), self.masks_in(gpu_batch), strict=True):
             assert torch.equal(one.hidden, other.hidden.cpu()), "masks on a GPU differ"
-        near(self.run(method, there).loss.cpu(), here, "the loss is another on a GPU", 1e-3, 1e-4)
+        near(self.run(method, gpu_batch).loss.cpu(), here, "the loss is another on a GPU", 1e-3, 1e-4)

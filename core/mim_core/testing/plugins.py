@@ -72,10 +72,10 @@ class PluginContract:
 
     def record(self) -> PluginRecord:
         """The plugin as it was found."""
-        found = [record for record in self.registry().plugins if record.name == self.plugin]
+        records = [record for record in self.registry().plugins if record.name == self.plugin]
         known = ", ".join(sorted(record.name for record in self.registry().plugins))
-        assert found, f"no plugin {self.plugin!r} is installed; there are: {known}"
-        return found[0]
+        assert records, f"no plugin {self.plugin!r} is installed; there are: {known}"
+        return records[0]
 
     def entries(self, kind: str | None = None) -> list[Entry]:
         """What it brings."""

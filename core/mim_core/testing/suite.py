@@ -27,13 +27,13 @@ def suite(registry: Registry, plugin: str | None = None) -> dict[str, type]:
     known = [record.name for record in registry.plugins if not record.disabled and record.name != "core"]
     if plugin is not None and plugin not in known:
         raise unknown("plugin", plugin, known)
-    found: dict[str, type] = {}
+    classes: dict[str, type] = {}
     for name in known if plugin is None else [plugin]:
-        found[_title(name, "Plugin")] = type(_title(name, "Plugin"), (PluginContract,), {"plugin": name})
+        classes[_title(name, "Plugin")] = type(_title(name, "Plugin"), (PluginContract,), {"plugin": name})
         for entry in registry.of_kind("recipes", name):
             title = _title(entry.full_name, "Recipe")
-            found[title] = type(title, (MethodContract,), {"recipe": entry.full_name})
-    return found
+            classes[title] = type(title, (MethodContract,), {"recipe": entry.full_name})
+    return classes
 
 
 def _title(name: str, kind: str) -> str:

@@ -103,13 +103,13 @@ class TargetContract(WithStudent):
         patches = tokenizer.split(sample)
         mask = self._mask(patches, keys(4), masks)
         values = self.make_values(target, sample, patches, mask)
-        wanted, found = (*self._asked(mask), target.size), tuple(self.truth(values).shape)
+        wanted, shape = (*self._asked(mask), target.size), tuple(self.truth(values).shape)
         each = f"{wanted[:2]} are asked: one for each mask, mask.per_sample of a sample side by side"
         if self.asks == "units":
             each = f"{wanted[:2]} are hidden and {tuple(mask.kept_ids.shape)} visible: those at query_ids are asked "
             each += '(True = hidden), or of a sample head one for each mask: then set asks = "sample"'
-        assert found[:2] == wanted[:2], f"make gives values of {found[:2]} where {each}"
-        assert found == wanted, f"size {target.size} does not fit the values: they are {found}, by size {wanted}"
+        assert shape[:2] == wanted[:2], f"make gives values of {shape[:2]} where {each}"
+        assert shape == wanted, f"size {target.size} does not fit the values: they are {shape}, by size {wanted}"
         return target, patches, mask, values
 
     def _asked(self, mask: Mask) -> tuple[int, int]:
@@ -154,9 +154,9 @@ class TargetContract(WithStudent):
         )[: 1 if self.couples_queries else 2]:
             other = replace(mask, query_ids=mask.query_ids[:, ids], weight=mask.weight[:, ids])
             made = self.make_values(target, sample, patches, other)
-            found = tuple(self.truth(made).shape[:2])
-            assert found == tuple(other.query_ids.shape), (
-                f"with {what} queries make gives values of {found} units for {tuple(other.query_ids.shape)}: it must "
+            shape = tuple(self.truth(made).shape[:2])
+            assert shape == tuple(other.query_ids.shape), (
+                f"with {what} queries make gives values of {shape} units for {tuple(other.query_ids.shape)}: it must "
                 "give those at mask.query_ids"
             )
             near(
@@ -215,8 +215,8 @@ class TargetContract(WithStudent):
         truth = self.truth(values)
         pictures = target.to_input_space(truth, patches, mask)
         if pictures is not None:
-            found = tuple(pictures.shape[:2])
-            assert found == self._asked(mask), f"pictures are of {found} units; one per query is asked"
+            shape = tuple(pictures.shape[:2])
+            assert shape == self._asked(mask), f"pictures are of {shape} units; one per query is asked"
             other = target.to_input_space(self.guess(target, mask), patches, mask)
             assert other is not None, "to_input_space gives None for some predictions only"
             same = other.shape == pictures.shape and torch.equal(other, pictures)
@@ -276,8 +276,8 @@ class TargetContract(WithStudent):
         sample = self.make_sample(self.make_tokenizer(), 4)
         lesson = to_gpu(self._lesson(sample, patches, mask))
         target = target.cuda()
-        there = to_gpu(values)
+        gpu_values = to_gpu(values)
         if not target.of_head:
-            there = target.make(to_gpu(sample), to_gpu(patches), to_gpu(mask), lesson)
-        assert all(value.is_cuda for value in tensors(there)), "values left the GPU"
-        near(target.loss(guess.cuda(), there).cpu(), here, "the loss is another on a GPU", 1e-3, 1e-4)
+            gpu_values = target.make(to_gpu(sample), to_gpu(patches), to_gpu(mask), lesson)
+        assert all(value.is_cuda for value in tensors(gpu_values)), "values left the GPU"
+        near(target.loss(guess.cuda(), gpu_values).cpu(), here, "the loss is another on a GPU", 1e-3, 1e-4)

@@ -69,8 +69,9 @@ class TokenizerContract(Contract):
         tokenizer = self.make_tokenizer()
         patches: Any = tokenizer.split(self.make_sample(tokenizer, 3))
         assert isinstance(patches, Patches), f"split gives a {type(patches).__name__}, no mim_core.Patches"
-        found, declared = patches.layout, tokenizer.layout
-        assert (found.count, found.grid) == (declared.count, declared.grid), "split gives another layout than declared"
+        layout, declared = patches.layout, tokenizer.layout
+        same = (layout.count, layout.grid) == (declared.count, declared.grid)
+        assert same, "split gives another layout than declared"
         if isinstance(patches.values, Tensor):
             wanted = (3, declared.count, *tokenizer.unit_shape)
             assert patches.values.shape == wanted, f"values are {tuple(patches.values.shape)}, declared {wanted}"
@@ -179,18 +180,18 @@ class TokenizerContract(Contract):
         ids = patches.values[:, :length, 0]
         chance = randomness.uniform(keys(4), "hidden", tokenizer.layout.count)
         valid = patches.layout.valid
-        there = torch.ones_like(chance, dtype=torch.bool) if valid is None else valid
-        hidden = (chance < torch.tensor([0.0, 0.3, 0.6, 1.1])[:, None]) & there
+        present = torch.ones_like(chance, dtype=torch.bool) if valid is None else valid
+        hidden = (chance < torch.tensor([0.0, 0.3, 0.6, 1.1])[:, None]) & present
         nothing = Mask.nothing_hidden(4, patches.layout, ids.device)
         written = tokenizer.arrange(patches.values, replace(nothing, hidden=hidden))
         assert isinstance(written, Tensor), "arrange gives no tensor"
         for row in range(4):
-            units = int(there[row].sum())
+            units = int(present[row].sum())
             own, gone = ids[row, :units].tolist(), hidden[row, :units].tolist()
             seen, asked = word_by_word(own, gone, count)
             wanted = [*seen, *asked, *[0] * (tokenizer.layout.count - len(seen) - len(asked))]
-            found = written[row].flatten().tolist()
-            assert found == wanted, f"of {own}, where {gone} are hidden, {found} is written; it should be {wanted}"
+            actual = written[row].flatten().tolist()
+            assert actual == wanted, f"of {own}, where {gone} are hidden, {actual} is written; it should be {wanted}"
 
     def test_embed_row_does_not_depend_on_the_batch(self) -> None:
         """In evaluation a sample alone has the tokens that it has in a batch."""
@@ -209,10 +210,10 @@ class TokenizerContract(Contract):
         kinds = {value.dtype for value in tensors(tokenizer.split(half).values) if value.is_floating_point()}
         assert not measured or kinds == {torch.bfloat16}, f"split makes {kinds} of bfloat16"
         with saying("split reads a value or makes tensors elsewhere than the sample, so a GPU would wait"):
-            there = tokenizer.to("meta").split({name: value.to("meta") for name, value in sample.items()})
+            patches = tokenizer.to("meta").split({name: value.to("meta") for name, value in sample.items()})
         wanted = self.make_tokenizer().split(sample)
-        assert shapes(there.values) == shapes(wanted.values), "shapes on the meta device differ"
-        assert all(value.is_meta for value in tensors(there.values)), "values left the device of the sample"
+        assert shapes(patches.values) == shapes(wanted.values), "shapes on the meta device differ"
+        assert all(value.is_meta for value in tensors(patches.values)), "values left the device of the sample"
 
     def test_state_dict_round_trip(self) -> None:
         """Another with the same weights gives the same tokens."""
@@ -232,11 +233,11 @@ class TokenizerContract(Contract):
         sample = self.make_sample(tokenizer, 3)
         here = tokenizer.split(sample).values
         tokens = tokenizer.embed(here)
-        there = tokenizer.cuda().split(to_gpu(sample)).values
-        assert all(value.is_cuda for value in tensors(there)), "values left the GPU"
-        for one, other in zip(tensors(here), tensors(there), strict=True):
+        gpu_values = tokenizer.cuda().split(to_gpu(sample)).values
+        assert all(value.is_cuda for value in tensors(gpu_values)), "values left the GPU"
+        for one, other in zip(tensors(here), tensors(gpu_values), strict=True):
             near(other.cpu(), one, "split gives other values on a GPU")
-        near(tokenizer.embed(there).cpu(), tokens, "embed gives other tokens on a GPU", 1e-3, 1e-4)
+        near(tokenizer.embed(gpu_values).cpu(), tokens, "embed gives other tokens on a GPU", 1e-3, 1e-4)
 
 
 def word_by_word(ids: list[int], hidden: list[bool], sentinel: int) -> tuple[list[int], list[int]]:

@@ -54,11 +54,11 @@ def smaller(train: TrainConfig, items: int) -> str:
     warm-up of a twentieth where the recipe's is longer than a fifth."""
     batch = fitting_batch(items, train.batch_size)
     epochs = max(train.epochs, FEW * batch / items)
-    told = f"--train.batch-size {batch}"
+    options = f"--train.batch-size {batch}"
     if epochs > train.epochs:
-        told += f" --train.epochs {option(epochs)}"
+        options += f" --train.epochs {option(epochs)}"
     if train.warmup_epochs > epochs / 5:
-        told += f" --train.warmup-epochs {option(epochs / 20)}"
+        options += f" --train.warmup-epochs {option(epochs / 20)}"
     if train.micro_batch is not None and train.micro_batch > batch:
-        told += f" --train.micro-batch {batch}"
-    return f"{told}. That makes {counted(round(epochs * items / batch), 'step')}."
+        options += f" --train.micro-batch {batch}"
+    return f"{options}. That makes {counted(round(epochs * items / batch), 'step')}."

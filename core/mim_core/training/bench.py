@@ -151,21 +151,21 @@ def _fitting(
     endless = replace(run, steps=FOREVER)
     if run.device.type == "cuda" or run.train.compile:
         return endless, []
-    found = pace(run, engine, optimizer, seconds / 4)
-    step, limit = found.seconds * run.samples_per_step, max(SHORT, seconds / 4)
+    timing = pace(run, engine, optimizer, seconds / 4)
+    step, limit = timing.seconds * run.samples_per_step, max(SHORT, seconds / 4)
     if step <= limit:
         return endless, []
     each = run.source.samples_per_item * run.world.size
-    fits = int(limit / 2 / found.seconds / each)
-    items = max(found.items, 2 ** max(0, fits.bit_length() - 1) * run.world.size)
+    fits = int(limit / 2 / timing.seconds / each)
+    items = max(timing.items, 2 ** max(0, fits.bit_length() - 1) * run.world.size)
     if items >= run.micro * run.world.size:
         items = run.micro * run.world.size
-    told = (
+    note = (
         f"A step of {counted(run.samples_per_step, 'sample')} takes about {lasting(step)}: measured on batches of "
         f"{items:,} instead."
     )
-    say(told)
-    return with_batch(run, items, run.folder), [told]
+    say(note)
+    return with_batch(run, items, run.folder), [note]
 
 
 def _time(trainer: Trainer, until: float, every: int, say: Callable[[str], None]) -> Timing:
@@ -323,10 +323,10 @@ def _peak(run: running.Run, precision: torch.dtype) -> tuple[float | None, str]:
         mine = measured_flops(run.device, precision)
     except RuntimeError:  # no memory left for the matrices
         mine = 0.0
-    found = run.world.gather(mine)
-    if not all(found):
+    flops = run.world.gather(mine)
+    if not all(flops):
         return None, "not known"
-    return sum(found), f"large matrix products in {'bf16' if precision == torch.bfloat16 else 'fp32'}, measured here"
+    return sum(flops), f"large matrix products in {'bf16' if precision == torch.bfloat16 else 'fp32'}, measured here"
 
 
 def _memory(device: torch.device) -> int:

@@ -99,12 +99,12 @@ def step_cost(run: Run, samples: int = 2) -> tuple[int, int, Any]:
 def power(run: Run, samples_per_second: float) -> dict[str, float]:
     """Floating-point operations per second over all devices, their share of the devices' peak (MFU), and the most
     memory that this rank's GPU held, for the metrics; what is not known is left out."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     if run.cost is not None:
-        found["flops_per_second"] = run.cost * samples_per_second
+        metrics["flops_per_second"] = run.cost * samples_per_second
         peak = peak_flops(run.device)
         if peak is not None:
-            found["mfu"] = found["flops_per_second"] / (peak * run.world.size)
+            metrics["mfu"] = metrics["flops_per_second"] / (peak * run.world.size)
     if run.device.type == "cuda":
-        found["memory"] = torch.cuda.max_memory_allocated(run.device)
-    return found
+        metrics["memory"] = torch.cuda.max_memory_allocated(run.device)
+    return metrics

@@ -118,25 +118,25 @@ class BadFiles:
             MimError: More than ``--data.max-bad`` of the files are bad.
         """
         run = self.run
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         for fresh in run.world.gather(self.fresh):
-            found.update({path: reason for path, reason in fresh.items() if path not in run.skipped})
+            reasons.update({path: reason for path, reason in fresh.items() if path not in run.skipped})
         self.fresh = {}
-        if not found:
+        if not reasons:
             return
         log = run.folder / "skipped.jsonl"
         if run.world.first:
-            self._write(found)
+            self._write(reasons)
             if not run.skipped:
-                path, reason = next(iter(found.items()))
+                path, reason = next(iter(reasons.items()))
                 warn(f"{path} cannot be used ({reason}) and is replaced; all such files are listed in {log}")
-        run.skipped.update(found)
+        run.skipped.update(reasons)
         if len(run.skipped) > self._most():
             raise self._error(self._too_many(), alone=False)
 
-    def _write(self, found: dict[str, str]) -> None:
+    def _write(self, reasons: dict[str, str]) -> None:
         with open(self.run.folder / "skipped.jsonl", "a") as log:
-            log.writelines(json.dumps({"file": path, "reason": reason}) + "\n" for path, reason in found.items())
+            log.writelines(json.dumps({"file": path, "reason": reason}) + "\n" for path, reason in reasons.items())
 
     def _error(self, why: str, alone: bool = True) -> MimError:
         run = self.run

@@ -58,10 +58,10 @@ def fitted(run: Run) -> tuple[TrainConfig, str]:
     calm = replace(trial, config=replace(run.config, train=replace(train, compile=False)))
     with torch.random.fork_rng(devices=[]):
         engine = Engine(calm.method, calm.train, run.world)
-        found = pace(calm, engine, make_optimizer(calm.method, calm.train, run.device), PLANNING)
-    steps = int(SPARE * train.hours * 3600 / (found.seconds * run.samples_per_step))
+        timing = pace(calm, engine, make_optimizer(calm.method, calm.train, run.device), PLANNING)
+    steps = int(SPARE * train.hours * 3600 / (timing.seconds * run.samples_per_step))
     if steps < 1:
-        least = found.seconds * run.samples_per_step / 3600 / SPARE
+        least = timing.seconds * run.samples_per_step / 3600 / SPARE
         raise MimError(
             f"--train.hours {train.hours:g} is less than one step takes here; --train.hours {option(least, 2)} has "
             "one. Smaller steps: --train.batch-size."
@@ -69,11 +69,11 @@ def fitted(run: Run) -> tuple[TrainConfig, str]:
     epochs = steps * train.batch_size / len(run.source)
     warm = train.warmup_epochs * min(1.0, epochs / train.epochs)
     chosen = replace(train, epochs=epochs, steps=steps, warmup_epochs=float(f"{warm:.4g}"))
-    told = (
+    summary = (
         f"--train.hours {train.hours:g}: {steps:,} steps, {option(epochs)} epochs with {option(warm)} of warm-up, at "
-        f"{speed(1 / found.seconds)} samples/s, measured on a step of {found.samples}"
+        f"{speed(1 / timing.seconds)} samples/s, measured on a step of {timing.samples}"
     )
-    return chosen, told
+    return chosen, summary
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Elsewhere:
         each = -(-samples // self.count)
         needed = activations / 2 * each  # bf16 halves most of what is kept
         most = 2 ** int(max(1.0, room / max(1.0, activations / 2))).bit_length() // 2
-        told = f"{amount(weights + needed, 'B')} for {each:,} samples on each"
+        summary = f"{amount(weights + needed, 'B')} for {each:,} samples on each"
         if room <= activations / 2:
-            return f"{told}; not even one sample fits into {self.name}: --train.strategy fsdp2, or a smaller model"
-        return told if needed <= room else f"{told}, which is too much: --train.micro-batch {most:,} fits"
+            return f"{summary}; not even one sample fits into {self.name}: --train.strategy fsdp2, or a smaller model"
+        return summary if needed <= room else f"{summary}, which is too much: --train.micro-batch {most:,} fits"

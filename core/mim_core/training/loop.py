@@ -116,17 +116,17 @@ def _fitted(
 ) -> tuple[TrainConfig, tuple[str, ...]]:
     """The training options with sizes that fit the data, where options may follow from these, and what was changed; of
     a run that goes on, those that it began with."""
-    told = config.told
-    if told is None:
+    given = config.told
+    if given is None:
         return config.train, ()
     latest = world.on_first(lambda: checkpoint.to_resume(folder))
     if latest is None:
-        return collection_size.fitted(config.train, items, told, world.size, config.least)
+        return collection_size.fitted(config.train, items, given, world.size, config.least)
     before = from_toml(world.on_first(lambda: run_folder.read_recipe(latest / "recipe.toml")), registry).train
-    names = [name for name in collection_size.OPEN if f"train.{name}" not in told]
+    names = [name for name in collection_size.OPEN if f"train.{name}" not in given]
     if config.train.steps is not None or config.train.hours is not None:
         names.remove("epochs")
-    names += ["micro_batch"] if "train.micro_batch" not in told else []
+    names += ["micro_batch"] if "train.micro_batch" not in given else []
     return replace(config.train, **{name: getattr(before, name) for name in names}), ()
 
 
@@ -152,9 +152,9 @@ def _in_hours(
             names = ("epochs", "steps", "warmup_epochs")
             return replace(config.train, **{name: getattr(before, name) for name in names})
     micro, accumulation = share(config.train, world.size)
-    train, told = hours.fitted(Run(config, folder, method, source, registry, world, micro, accumulation, steps=1))
+    train, message = hours.fitted(Run(config, folder, method, source, registry, world, micro, accumulation, steps=1))
     if world.first:
-        tell(told)
+        tell(message)
     return train
 
 

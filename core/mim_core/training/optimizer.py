@@ -22,7 +22,7 @@ def make_optimizer(method: Method, train: TrainConfig, device: torch.device) -> 
     Raises:
         MimError: Rates are to decay by layer, and the encoder has no list of blocks.
     """
-    decayed, plain = ({id(parameter) for parameter in found} for found in method.parameter_groups(train.decay_tokens))
+    decayed, plain = ({id(parameter) for parameter in params} for params in method.parameter_groups(train.decay_tokens))
     scales = _scales(method, train.layer_decay)
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in method.named_parameters():

@@ -67,7 +67,7 @@ class PassedOver(BadFiles):
             self.run.skipped.update(fresh)
         self.fresh = {}
 
-    def _write(self, found: dict[str, str]) -> None:
+    def _write(self, reasons: dict[str, str]) -> None:
         """Nothing."""
 
     def _error(self, why: str, alone: bool = True) -> MimError:
@@ -147,15 +147,15 @@ def time_of(run: Run, operations: int, bytes_needed: float) -> str:
     try:
         with torch.random.fork_rng(devices=[]):
             calm = replace(run, config=replace(run.config, train=replace(run.train, compile=False)))
-            found = pace(calm, Engine(run.method, calm.train, run.world), _optimizer(run), PLANNING)
+            timing = pace(calm, Engine(run.method, calm.train, run.world), _optimizer(run), PLANNING)
     except Exception as error:  # the data's or a part's: a plan is told all the same
         return f"cannot be measured: {error if isinstance(error, MimError) else one_line(error)}"
-    total = found.seconds * samples
-    told = f"about {lasting(total)} on this machine, measured on a step of {counted(found.samples, 'sample')} "
-    told += f"({speed(1 / found.seconds)} samples/s)"
+    total = timing.seconds * samples
+    text = f"about {lasting(total)} on this machine, measured on a step of {counted(timing.samples, 'sample')} "
+    text += f"({speed(1 / timing.seconds)} samples/s)"
     if total > DAY:
-        told += f"; --train.epochs {option(run.train.epochs * DAY / total, 2)} takes about a day"
-    return told
+        text += f"; --train.epochs {option(run.train.epochs * DAY / total, 2)} takes about a day"
+    return text
 
 
 def _optimizer(run: Run) -> torch.optim.Optimizer:

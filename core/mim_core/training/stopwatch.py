@@ -66,7 +66,7 @@ class Stopwatch:
         seconds = now - self._began
         if self.device.type == "cuda":  # the host waits while the device computes; only what is left is waiting
             self._seconds["data"] = idle(self._seconds, seconds)
-        found = (seconds, self._seconds)
+        reading = (seconds, self._seconds)
         self._seconds, self._began = dict.fromkeys(PHASES, 0.0), now
         self._events = self._events[-1:]
-        return found
+        return reading

@@ -155,9 +155,9 @@ class Trainer:
         except (OSError, EOFError, RuntimeError) as error:  # the watch ended it, or it died while it handed one over
             if isinstance(error, RuntimeError) and not readers_gone(error):
                 raise
-            found = self.watch.stuck or self.watch.places.longest()
+            reading = self.watch.stuck or self.watch.places.longest()
             why = "no batch came, so it was ended" if self.watch.tripped else one_line(error)
-            raise ReadersGone(f"{why}.{of_reading(found)}") from error
+            raise ReadersGone(f"{why}.{of_reading(reading)}") from error
         self.bad.note(batch)
         assert batch.sample is not None
         return {name: value.to(self.run.device, non_blocking=True) for name, value in batch.sample.items()}

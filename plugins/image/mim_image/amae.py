@@ -59,7 +59,7 @@ def spoil(image: Tensor, key: Tensor, change: float = 0.5) -> tuple[Tensor, Tens
         The spoiled pictures, and where they are spoiled, bool [B, H, W].
     """
     height, width = image.shape[-2:]
-    found, truth = image.clone(), torch.zeros(len(image), height, width, dtype=torch.bool, device=image.device)
+    spoiled, truth = image.clone(), torch.zeros(len(image), height, width, dtype=torch.bool, device=image.device)
     draws = [] if image.is_meta else uniform(key, "amae.spoil", 8).tolist()  # a plan asks for shapes alone
     for row, u in enumerate(draws):
         kind = KINDS[int(u[0] * len(KINDS))]
@@ -76,9 +76,9 @@ def spoil(image: Tensor, key: Tensor, change: float = 0.5) -> tuple[Tensor, Tens
         piece = image[row, :, y : y + h, x : x + w] + brighter
         place = (slice(to_y, to_y + h), slice(to_x, to_x + w))
         share = _fading(h, w, image.device) if kind == "soft" else torch.ones(h, w, device=image.device)
-        found[row][(slice(None), *place)] = torch.lerp(found[row][(slice(None), *place)], piece, share)
+        spoiled[row][(slice(None), *place)] = torch.lerp(spoiled[row][(slice(None), *place)], piece, share)
         truth[row][place] = share > 0.1
-    return found, truth
+    return spoiled, truth
 
 
 def _fading(height: int, width: int, device: torch.device) -> Tensor:
@@ -219,11 +219,11 @@ class AmaeClassifier(_Adapted):
     @torch.no_grad()
     def features(self, sample: Sample) -> Tensor:
         """What is classified, [B, D]."""
-        found = self.encode(sample)
+        encoded = self.encode(sample)
         if self.pool == "mean":
-            return found.pooled
-        prefix = found.prefix[:, 0]
-        return prefix if self.pool == "prefix" else torch.cat([prefix, found.pooled], dim=1)
+            return encoded.pooled
+        prefix = encoded.prefix[:, 0]
+        return prefix if self.pool == "prefix" else torch.cat([prefix, encoded.pooled], dim=1)
 
     @torch.no_grad()
     def prepare(
@@ -388,9 +388,9 @@ class Amae(_Adapted):
             where = both[0].hidden.float()
             normal, abnormal, seen = both[0].rebuilt, both[1].rebuilt, both[0].input
             if self.score == "difference":
-                found = (normal - abnormal).square()
+                scores = (normal - abnormal).square()
             else:
-                found = (normal - seen).square() - (abnormal - seen).square()
-            total += (found * where).mean(dim=1)
+                scores = (normal - seen).square() - (abnormal - seen).square()
+            total += (scores * where).mean(dim=1)
             times += where.mean(dim=1)
         return total / times.clamp(min=1e-12)

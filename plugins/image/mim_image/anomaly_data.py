@@ -86,10 +86,10 @@ class Anomalies(Images):
         table = table_of(root, config.table)
         if table is not None:
             return of_table(root, table, config.object)
-        found = of_defects(root)
-        if found is None:
+        splits = of_defects(root)
+        if splits is None:
             raise refuse(root)
-        return found
+        return splits
 
     def labelled(self, split: str) -> Labelled:
         """Pictures with 0 for normal and 1 for abnormal; those of the test split with ``truth``, where the
@@ -159,8 +159,8 @@ def refuse_unlabelled(source: DataSource) -> None:
     Raises:
         MimError: Some of the data's are unlabelled.
     """
-    found = getattr(source, "found", None)
-    if isinstance(found, AnomalySplits) and found.unlabelled is not None:
+    splits = getattr(source, "found", None)
+    if isinstance(splits, AnomalySplits) and splits.unlabelled is not None:
         raise MimError(
             "This method takes every training picture for normal, and some of these are unlabelled: leave --data.mix "
             "and --data.unlabelled out. AMAE's second step (amae-2) learns from unlabelled ones."
@@ -184,12 +184,12 @@ class Whole(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Mapping[str, Tensor]:
         image = self.source.whole(self.store, index)
-        found = {"image": torch.from_numpy(bands_of(image, self.source.channels))}
+        sample = {"image": torch.from_numpy(bands_of(image, self.source.channels))}
         if self.masks:
-            found["truth"] = self._truth(index)
+            sample["truth"] = self._truth(index)
         elif self.boxes:
-            found["truth"] = self._boxes(index)
-        return found
+            sample["truth"] = self._boxes(index)
+        return sample
 
     def box(self, index: int) -> Shown:
         """The whole picture."""

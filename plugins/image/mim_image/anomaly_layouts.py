@@ -89,8 +89,8 @@ def _folders(root: Path) -> list[Path]:
 
 def _good(folder: Path) -> Path | None:
     """The folder of normal pictures within one."""
-    found = [path for path in _folders(folder) if path.name.lower() in GOOD] if folder.is_dir() else []
-    return found[0] if found else None
+    folders = [path for path in _folders(folder) if path.name.lower() in GOOD] if folder.is_dir() else []
+    return folders[0] if folders else None
 
 
 # ---- folders of defects ----------------------------------------------------------------------------------------------
@@ -123,12 +123,12 @@ def of_defects(root: Path) -> AnomalySplits | None:
         raise MimError(f"No pictures in {good if not train else root / 'test'}: {', '.join(EXTENSIONS)} are read.")
     masks, lacking = _masks(root, test, labels, defects)
     names = list(dict.fromkeys(name for name, label in zip(defects, labels, strict=True) if label))
-    said = (
+    summary = (
         f"train/{good.name} for training ({len(train):,}), test judged ({counted(labels.count(0), 'normal picture')}, "
         f"{labels.count(1):,} abnormal: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
     )
     return AnomalySplits(
-        _store(root, train, [0] * len(train), said), _store(root, test, labels, said), masks, lacking=lacking
+        _store(root, train, [0] * len(train), summary), _store(root, test, labels, summary), masks, lacking=lacking
     )
 
 
@@ -142,19 +142,19 @@ def _masks(
     for path in _pictures(root / TRUTH, root):
         parts = Path(path).parts
         known[parts[1] if len(parts) > 2 else "", Path(path).stem.removesuffix("_mask")] = path
-    found, missing = list[str](), dict[str, list[str]]()
+    masks, missing = list[str](), dict[str, list[str]]()
     for file, label, defect in zip(test, labels, defects, strict=True):
         mask = known.get((defect, Path(file).stem), "") if label else ""
-        found.append(mask)
+        masks.append(mask)
         if label and not mask:
             missing.setdefault(defect, []).append(file)
-    if not any(found):
+    if not any(masks):
         return (), ""
-    told = [
+    notes = [
         f"{root / TRUTH / name} has no mask for {counted(len(files), 'picture')} of test/{name}, such as {files[0]}"
         for name, files in missing.items()
     ]
-    return tuple(found), f"{'; '.join(told)}. Add the masks; or take {TRUTH} away" if told else ""
+    return tuple(masks), f"{'; '.join(notes)}. Add the masks; or take {TRUTH} away" if notes else ""
 
 
 # ---- folders of classes ----------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def of_classes(both: Splits, normal: str, root: Path | str) -> AnomalySplits:
             f"{root} has no class {normal!r}.{did_you_mean(normal, classes)} There are: {', '.join(classes[:20])}."
         )
     number = classes.index(normal)
-    said = f"{normal} is normal, {counted(len(classes) - 1, 'other class', 'other classes')} abnormal"
+    summary = f"{normal} is normal, {counted(len(classes) - 1, 'other class', 'other classes')} abnormal"
 
     def some(store: ImageStore, wanted: bool | None) -> ImageStore:
         keep = [i for i, label in enumerate(store.labels) if wanted is None or (label == number) == wanted]
@@ -189,7 +189,7 @@ def of_classes(both: Splits, normal: str, root: Path | str) -> AnomalySplits:
         files, array = tuple(store.files[i] for i in keep) if store.files else (), store.array
         return replace(
             store, files=files, array=None if array is None else array[keep], labels=labels, classes=CLASSES,
-            shards=None if store.shards is None else store.shards.take(keep), splits=said, note="",
+            shards=None if store.shards is None else store.shards.take(keep), splits=summary, note="",
         )  # fmt: skip
 
     train = some(both.train, True)
@@ -283,16 +283,16 @@ def _visa(root: Path, path: Path, rows: Sequence[Mapping[str, str]], chosen: str
         raise MimError(f"{path}: {what}; paths in the table count from --data.root.")
     masks = tuple(row["mask"].strip() for row in tested)
     lacking = [row["image"] for row in tested if row["label"] != "normal" and not row["mask"].strip()]
-    told = ""
+    note = ""
     if lacking:
-        told = f"{path} names no mask for {counted(len(lacking), 'picture')}, such as {lacking[0]}. Name them; or none"
-    said = f"as {path.name} says: {len(train):,} for training, {len(test):,} judged, {sum(labels):,} abnormal"
+        note = f"{path} names no mask for {counted(len(lacking), 'picture')}, such as {lacking[0]}. Name them; or none"
+    summary = f"as {path.name} says: {len(train):,} for training, {len(test):,} judged, {sum(labels):,} abnormal"
     return AnomalySplits(
-        _store(root, train, [0] * len(train), said),
-        _store(root, test, labels, said),
+        _store(root, train, [0] * len(train), summary),
+        _store(root, test, labels, summary),
         masks if any(masks) else (),
-        _store(root, pool, [1] * len(pool), said) if pool else None,
-        told if any(masks) else "",
+        _store(root, pool, [1] * len(pool), summary) if pool else None,
+        note if any(masks) else "",
     )
 
 
@@ -321,23 +321,23 @@ def _x_rays(root: Path, path: Path, normal: Mapping[str, bool], patients: Mappin
     if not train or not test:
         raise MimError(f"{path}: {how}, {len(train):,} normal pictures are for training and {len(test):,} judged.")
     gone = len(normal) - len(known)
-    said = f"{how}: {len(train):,} normal for training, {len(test):,} judged, {len(pool):,} abnormal in neither"
+    summary = f"{how}: {len(train):,} normal for training, {len(test):,} judged, {len(pool):,} abnormal in neither"
     advice = (f"{counted(gone, 'picture')} of {path} not found below {root}.",) if gone else ()
     return AnomalySplits(
-        _store(root, _in(files, train), [0] * len(train), said, advice=advice),
-        _store(root, _in(files, test), [int(not normal[name]) for name in test], said),
-        pool=_store(root, _in(files, pool), [1] * len(pool), said) if pool else None,
+        _store(root, _in(files, train), [0] * len(train), summary, advice=advice),
+        _store(root, _in(files, test), [int(not normal[name]) for name in test], summary),
+        pool=_store(root, _in(files, pool), [1] * len(pool), summary) if pool else None,
     )
 
 
-def _boxed(found: AnomalySplits, path: Path) -> AnomalySplits:
+def _boxed(splits: AnomalySplits, path: Path) -> AnomalySplits:
     """With the boxes of a table, where it is there and draws any for the test pictures: RSNA's, or NIH's.
 
     Raises:
         MimError: A box does not lie in a picture of 1,024 x 1,024.
     """
     if not path.is_file():
-        return found
+        return splits
     drawn: dict[str, list[Box]] = {}
     for row in _rows(path):
         values = [row.get(name, "").strip() for name in ("x", "y", "width", "height")]
@@ -347,10 +347,10 @@ def _boxed(found: AnomalySplits, path: Path) -> AnomalySplits:
             name = row.get("patientId") or row.get("Image Index") or ""
             drawn.setdefault(name, []).append(_box(values, path, name))
     boxes = list[tuple[Box, ...] | None]()
-    for file, label in zip(found.test.files, found.test.labels, strict=True):
+    for file, label in zip(splits.test.files, splits.test.labels, strict=True):
         mine = drawn.get(Path(file).name) or drawn.get(Path(file).stem)
         boxes.append(tuple(mine) if mine and label else None if label else ())
-    return replace(found, boxes=tuple(boxes)) if any(boxes) else found
+    return replace(splits, boxes=tuple(boxes)) if any(boxes) else splits
 
 
 def _box(values: Sequence[str], path: Path, name: str) -> Box:
@@ -373,12 +373,12 @@ def _in(files: Mapping[str, str], names: Iterable[str]) -> list[str]:
 # ---- unlabelled pictures ---------------------------------------------------------------------------------------------
 
 
-def mixed(found: AnomalySplits, share: float, root: Path | str) -> AnomalySplits:
+def mixed(splits: AnomalySplits, share: float, root: Path | str) -> AnomalySplits:
     """Every second normal training picture becomes unlabelled, with so many abnormal ones, which are in no test, that
     these are a share of the unlabelled.
 
     Args:
-        found: The collection.
+        splits: The collection.
         share: From 0 up to 1, without it.
         root: Of the collection, for messages.
 
@@ -387,34 +387,34 @@ def mixed(found: AnomalySplits, share: float, root: Path | str) -> AnomalySplits
     """
     if not 0 <= share < 1:
         raise MimError(f"--data.mix must lie in [0, 1), got {share}.")
-    count = len(found.train)
+    count = len(splits.train)
     if count < 2:
         raise MimError(f"{root}: one normal picture cannot be known and unlabelled too; --data.mix needs two.")
     odd = list(range(1, count, 2))
-    wanted, there = round(len(odd) * share / (1 - share)), len(found.pool or ())
-    if wanted > there:
+    wanted, available = round(len(odd) * share / (1 - share)), len(splits.pool or ())
+    if wanted > available:
         raise MimError(
             f"{root}: --data.mix {share:g} wants {wanted:,} abnormal pictures outside the test split, and there are "
-            f"{there:,}. Name a smaller share, or a folder of unlabelled pictures: --data.unlabelled FOLDER"
+            f"{available:,}. Name a smaller share, or a folder of unlabelled pictures: --data.unlabelled FOLDER"
         )
-    unlabelled = _subset(found.train, odd)
-    if wanted and found.pool is not None:
-        unlabelled = joined(unlabelled, _subset(found.pool, [i * there // wanted for i in range(wanted)]))
-    return replace(found, train=_subset(found.train, list(range(0, count, 2))), unlabelled=unlabelled)
+    unlabelled = _subset(splits.train, odd)
+    if wanted and splits.pool is not None:
+        unlabelled = joined(unlabelled, _subset(splits.pool, [i * available // wanted for i in range(wanted)]))
+    return replace(splits, train=_subset(splits.train, list(range(0, count, 2))), unlabelled=unlabelled)
 
 
-def with_folder(found: AnomalySplits, folder: Path) -> AnomalySplits:
+def with_folder(splits: AnomalySplits, folder: Path) -> AnomalySplits:
     """All pictures below a folder become the unlabelled ones.
 
     Raises:
         MimError: It holds none, or is not there.
     """
-    files = _pictures(folder, found.train.root) if folder.is_dir() else []
+    files = _pictures(folder, splits.train.root) if folder.is_dir() else []
     if not files:
         raise MimError(f"--data.unlabelled {folder} holds no pictures ({', '.join(EXTENSIONS)}).")
-    if found.train.array is not None or found.train.shards is not None:
-        raise MimError(f"--data.unlabelled goes with loose files, and {found.train.root} has none.")
-    return replace(found, unlabelled=_store(found.train.root, files, [-1] * len(files), ""))
+    if splits.train.array is not None or splits.train.shards is not None:
+        raise MimError(f"--data.unlabelled goes with loose files, and {splits.train.root} has none.")
+    return replace(splits, unlabelled=_store(splits.train.root, files, [-1] * len(files), ""))
 
 
 def _subset(store: ImageStore, keep: Sequence[int]) -> ImageStore:

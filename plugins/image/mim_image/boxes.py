@@ -40,14 +40,14 @@ class Objects:
         """Entries of a sample, which all have so many rows: "boxes" [rows, 4], "classes" [rows], `NOTHING` where there
         is none, and "masks", uint8 [rows, H, W / 8], eight pixels a byte."""
         lacking = rows - len(self.boxes)
-        found = {
+        entries = {
             "boxes": torch.cat([self.boxes, torch.zeros(lacking, 4)]),
             "classes": torch.cat([self.classes, torch.full((lacking,), NOTHING)]),
         }
         if self.masks is not None:
             packed = torch.from_numpy(np.packbits(self.masks.numpy(), axis=-1))
-            found["masks"] = torch.cat([packed, packed.new_zeros(lacking, *packed.shape[1:])])
-        return found
+            entries["masks"] = torch.cat([packed, packed.new_zeros(lacking, *packed.shape[1:])])
+        return entries
 
 
 def unpacked(masks: UInt8[Tensor, "n H P"], width: int) -> UInt8[Tensor, "n H W"]:
@@ -57,16 +57,16 @@ def unpacked(masks: UInt8[Tensor, "n H P"], width: int) -> UInt8[Tensor, "n H W"
     return bits.flatten(-2)[..., :width]
 
 
-def objects_of(found: Sequence[Object], classes: Sequence[int], size: tuple[int, int], masks: bool) -> Objects:
+def objects_of(objects: Sequence[Object], classes: Sequence[int], size: tuple[int, int], masks: bool) -> Objects:
     """Those that are learned from: all but crowds.
 
     Args:
-        found: The objects of a picture.
+        objects: The objects of a picture.
         classes: Ids of the categories, in the order of the classes.
         size: (width, height) of the picture.
         masks: Whether their masks are wanted too.
     """
-    own = [each for each in found if not each.crowd]
+    own = [each for each in objects if not each.crowd]
     number = {id_: place for place, id_ in enumerate(classes)}
     boxes = torch.tensor([each.box for each in own], dtype=torch.float32).reshape(-1, 4)
     boxes = boxes.minimum(torch.tensor([*size, *size], dtype=torch.float32))  # the json may not have said the size
@@ -91,8 +91,8 @@ def mask_of(segmentation: Any, size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
     codes = coco_masks()
     width, height = size
     if isinstance(segmentation, dict) and list(segmentation["size"]) != [height, width]:
-        there = segmentation["size"]
-        raise ValueError(f"a segmentation is of {there[1]} x {there[0]} pixels, the picture of {width} x {height}")
+        shape = segmentation["size"]
+        raise ValueError(f"a segmentation is of {shape[1]} x {shape[0]} pixels, the picture of {width} x {height}")
     if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
         return torch.from_numpy(codes.decode(segmentation))
     code = codes.frPyObjects(segmentation, height, width)
@@ -149,8 +149,8 @@ def back(boxes: Float[Tensor, "n 4"], picture: Float[Tensor, " 4"]) -> Float[Ten
 
 def _classes(sample: dict[str, Any]) -> Tensor:
     """What goes with a box that is left out; a function with a name can be sent to a process that reads."""
-    found: Tensor = sample["classes"]
-    return found
+    classes: Tensor = sample["classes"]
+    return classes
 
 
 class Jitter:

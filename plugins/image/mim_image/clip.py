@@ -110,9 +110,9 @@ class ClipTarget(Target):
                 )
             if isinstance(theirs, Tensor) and not torch.equal(theirs.flatten().to(own), own):
                 asked = " ".join(f"{value:.6g}" for value in theirs.flatten().tolist())
-                said = " ".join(f"{value:.6g}" for value in own.tolist())
+                own_values = " ".join(f"{value:.6g}" for value in own.tolist())
                 raise ValueError(
-                    f"the {name} of the target is {said}, that of the data {asked}; they must be the same: "
+                    f"the {name} of the target is {own_values}, that of the data {asked}; they must be the same: "
                     f"--{self.role}.{name} {asked}"
                 )
 
@@ -132,11 +132,11 @@ class ClipTarget(Target):
         grid = patches.layout.grid
         assert grid is not None
         with torch.no_grad():
-            found = self.clip(sample[self.modality].float() * self.std + self.mean)
-            if found.shape[2:] != grid:
-                found = F.interpolate(found, size=grid, mode="bilinear", align_corners=False)
-            found = mask.take(found.flatten(2).transpose(1, 2), mask.query_ids)
-            return F.normalize(found.float(), dim=-1)
+            features = self.clip(sample[self.modality].float() * self.std + self.mean)
+            if features.shape[2:] != grid:
+                features = F.interpolate(features, size=grid, mode="bilinear", align_corners=False)
+            features = mask.take(features.flatten(2).transpose(1, 2), mask.query_ids)
+            return F.normalize(features.float(), dim=-1)
 
     def loss(self, prediction: Float[Tensor, "R Q size"], values: Float[Tensor, "R Q size"]) -> Float[Tensor, "R Q"]:
         """One minus the cosine, from 0 to 2; EVA's is from -1 to 1."""

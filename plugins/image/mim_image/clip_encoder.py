@@ -84,10 +84,10 @@ class ImageEncoder(nn.Module):
             return f"CLIP's weights: {weights} does not exist."
         except Exception as error:  # readers of files that are something else raise many kinds
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            said = " ".join(lines[:3])[:400]
+            reason = " ".join(lines[:3])[:400]
             if isinstance(error, LookupError | TypeError | AttributeError):  # whose texts say nothing by themselves
-                said = f"it is no file of weights ({type(error).__name__}: {said})"
-            return f"CLIP's weights: {weights} cannot be used for {self.model}: {said}"
+                reason = f"it is no file of weights ({type(error).__name__}: {reason})"
+            return f"CLIP's weights: {weights} cannot be used for {self.model}: {reason}"
         return None
 
     def finish(self) -> None:
@@ -113,7 +113,7 @@ class ImageEncoder(nn.Module):
             x = F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0, 1)
         x = (x.expand(-1, 3, -1, -1) - self.mean) / self.std
         norm = _is_timm(visual) or (not _is_resnet(visual) and _norm_fits(visual))
-        found: Tensor = visual.forward_intermediates(
+        features: Tensor = visual.forward_intermediates(
             x,
             indices=[self.layer],
             stop_early=True,
@@ -121,7 +121,7 @@ class ImageEncoder(nn.Module):
             intermediates_only=True,
             output_fmt="NCHW",
         )["image_intermediates"][0]
-        return torch.einsum("bchw,cd->bdhw", found, visual.proj) if self.projected else found
+        return torch.einsum("bchw,cd->bdhw", features, visual.proj) if self.projected else features
 
 
 # ---- kinds of image encoders -----------------------------------------------------------------------------------------

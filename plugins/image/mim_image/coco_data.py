@@ -107,12 +107,12 @@ class CocoImages(Images):
 
     def contents(self) -> dict[str, str]:
         """The source's, with the categories and how many objects there are."""
-        told = super().contents()
+        rows = super().contents()
         if self.coco is not None:
             names = list(self.categories.values())
-            told["classes"] = f"{len(names):,}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-            told["objects"] = "; ".join(f"{split} {_objects_in(found)}" for split, found in self.coco.instances.items())
-        return told
+            rows["classes"] = f"{len(names):,}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+            rows["objects"] = "; ".join(f"{split} {_objects_in(truth)}" for split, truth in self.coco.instances.items())
+        return rows
 
     def plan(self) -> dict[str, str]:
         """The source's, with what is in the pictures."""
@@ -243,8 +243,8 @@ class BoxSource(WrappedSource):
             objects = objects_of(picture.objects, tuple(inner.categories), size, self.masks)
         except ValueError as error:
             raise BadSample(picture.file, str(error)) from error
-        image, found = inner.jitter(image, objects, key)
-        return {"image": image, **found.padded(self.rows)}
+        image, jittered = inner.jitter(image, objects, key)
+        return {"image": image, **jittered.padded(self.rows)}
 
     def plan(self) -> dict[str, str]:
         """The source's, and how many pictures are learned from."""

@@ -113,7 +113,7 @@ def read_instances(path: Path) -> Instances:
     content = _content(path)
     categories = _categories(path, content["categories"])
     pictures = _pictures(path, content["images"])
-    left, found = _Left(), defaultdict[int, list[Object]](list)
+    left, objects = _Left(), defaultdict[int, list[Object]](list)
     for number, row in enumerate(content["annotations"]):
         where = f"{path}: annotation {row.get('id', f'number {number}') if isinstance(row, dict) else number}"
         if not isinstance(row, dict) or row.get("image_id") not in pictures:
@@ -127,8 +127,8 @@ def read_instances(path: Path) -> Instances:
         picture = pictures[row["image_id"]]
         made = _object(where, row, number, picture, left)
         if made is not None:
-            found[picture.id].append(made)
-    each = tuple(replace(picture, objects=tuple(found[picture.id])) for picture in pictures.values())
+            objects[picture.id].append(made)
+    each = tuple(replace(picture, objects=tuple(objects[picture.id])) for picture in pictures.values())
     return Instances(path, each, categories, left.advice(path))
 
 
@@ -163,38 +163,38 @@ def _content(path: Path) -> dict[str, Any]:
     for key in ("images", "categories"):
         if not content[key]:
             raise MimError(f"{path}: its list of {key} is empty.")
-    found: dict[str, Any] = content
-    return found
+    sections: dict[str, Any] = content
+    return sections
 
 
 def _categories(path: Path, rows: list[Any]) -> dict[int, str]:
-    found: dict[int, str] = {}
+    classes: dict[int, str] = {}
     for row in rows:
         if not isinstance(row, dict) or not _whole(row.get("id")) or not isinstance(row.get("name"), str):
             raise MimError(f"{path}: each of categories has an id, a whole number, and a name; not {row!r}.")
-        if row["id"] in found:
-            raise MimError(f"{path}: two categories have the id {row['id']}: {found[row['id']]} and {row['name']}.")
-        found[row["id"]] = row["name"]
-    names = list(found.values())
-    return {id_: name if names.count(name) == 1 else f"{name} (id {id_})" for id_, name in sorted(found.items())}
+        if row["id"] in classes:
+            raise MimError(f"{path}: two categories have the id {row['id']}: {classes[row['id']]} and {row['name']}.")
+        classes[row["id"]] = row["name"]
+    names = list(classes.values())
+    return {id_: name if names.count(name) == 1 else f"{name} (id {id_})" for id_, name in sorted(classes.items())}
 
 
 def _pictures(path: Path, rows: list[Any]) -> dict[int, Pictured]:
-    found: dict[int, Pictured] = {}
+    pictures: dict[int, Pictured] = {}
     for row in rows:
         if not isinstance(row, dict) or not _whole(row.get("id")) or not isinstance(row.get("file_name"), str):
             raise MimError(f"{path}: each of images has an id, a whole number, and a file_name; not {str(row)[:200]}.")
         id_, size = row["id"], None
-        if id_ in found:
-            raise MimError(f"{path}: two images have the id {id_}: {found[id_].file} and {row['file_name']}.")
+        if id_ in pictures:
+            raise MimError(f"{path}: two images have the id {id_}: {pictures[id_].file} and {row['file_name']}.")
         if row.get("width") is not None or row.get("height") is not None:
             size = (row.get("width"), row.get("height"))
             if not all(isinstance(side, int) and side > 0 for side in size):
                 raise MimError(
                     f"{path}: width and height of image {id_} ({row['file_name']}) are {size[0]}, {size[1]}."
                 )
-        found[id_] = Pictured(id_, row["file_name"], size)  # type: ignore[arg-type]
-    return found
+        pictures[id_] = Pictured(id_, row["file_name"], size)  # type: ignore[arg-type]
+    return pictures
 
 
 def _whole(value: Any) -> bool:

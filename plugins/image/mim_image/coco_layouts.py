@@ -88,8 +88,8 @@ def _json_files(root: Path) -> dict[str, Path | None]:
     by_split: dict[str, list[Path]] = {}
     for path in alike:
         folders = reversed(path.relative_to(root).parts[:-1])
-        said = collections.split_in(path.stem) or next(filter(None, map(collections.split_of, folders)), None)
-        by_split.setdefault(said or "train", []).append(path)
+        split_name = collections.split_in(path.stem) or next(filter(None, map(collections.split_of, folders)), None)
+        by_split.setdefault(split_name or "train", []).append(path)
     held = next((split for split in HELD_OUT if split in by_split), None)
     if "train" not in by_split and held is not None:
         by_split, held = {"train": by_split[held]}, None
@@ -146,14 +146,14 @@ def _store(root: Path, instances: Instances, split: str) -> ImageStore:
     names = [picture.file for picture in instances.pictures]
     some = names[:LOOKED_AT]
     places = _places(root, instances.path)
-    there = [sum((place / name).is_file() for name in some) for place in places]
-    if not max(there):
+    counts = [sum((place / name).is_file() for name in some) for place in places]
+    if not max(counts):
         looked = ", ".join(map(str, places))
         raise MimError(
             f"None of the first {len(some)} pictures that {instances.path} names, such as {names[0]}, is there. "
             f"Looked in: {looked}."
         )
-    base = places[there.index(max(there))]
+    base = places[counts.index(max(counts))]
     files = tuple(os.path.relpath(base / name, root) for name in names)
     gone = [name for name, file in zip(names, files, strict=True) if not (root / file).is_file()]
     lost = (
@@ -174,8 +174,8 @@ def _places(root: Path, path: Path) -> Sequence[Path]:
     stem = path.stem.removeprefix("instances").strip("_-.")
     split = collections.split_in(path.stem) or ""
     words = [word for word in dict.fromkeys((stem, split)) if word]
-    found = [path.parent, path.parent / "images", root, root / "images"]
+    folders = [path.parent, path.parent / "images", root, root / "images"]
     for base in (root, root / "images", path.parent, path.parent.parent):
         for word in words:
-            found += [base / word, base / word / "images"]
-    return list(dict.fromkeys(place for place in found if place.is_dir()))
+            folders += [base / word, base / word / "images"]
+    return list(dict.fromkeys(place for place in folders if place.is_dir()))

@@ -160,8 +160,8 @@ class Images(DataSource):
         self.no_table = ""
         self.splits = self._open()
         for store in (self.splits.pretrain, self.splits.train, self.splits.test):
-            if (found := next((name for name in store.files if name.lower().endswith(ENDINGS)), None)) is not None:
-                require(found)  # here, so that it is told before a run begins
+            if (file := next((name for name in store.files if name.lower().endswith(ENDINGS)), None)) is not None:
+                require(file)  # here, so that it is told before a run begins
         self._look: Look | None = None
         self._warnings: SaidOnce | None = None
         shape = self.size[1] / self.size[0]  # a crop is about as wide as the input is, so that nothing is stretched
@@ -188,12 +188,12 @@ class Images(DataSource):
             return {}, ""
         try:
             source = cls(replace(options, mean=None, std=None), {"image": (1, *tokenizer.size)})
-            found = look(source.splits.pretrain, 1, options.range)
+            seen = look(source.splits.pretrain, 1, options.range)
         except (MimError, ValueError):  # told when the run is built
             return {}, ""
-        kinds = ", ".join(f"{number} of {kind}" for kind, number in found.kinds.most_common(3))
+        kinds = ", ".join(f"{number} of {kind}" for kind, number in seen.kinds.most_common(3))
         why = f"the recipe was made for other pictures ({options.root}: {kinds})"
-        return suiting.changes(found, parts), why
+        return suiting.changes(seen, parts), why
 
     def _normalisation(self) -> Normalisation:
         mean, std = usual_statistics(self.config.mean, self.config.std, self.channels)
@@ -221,14 +221,14 @@ class Images(DataSource):
         if named is not None and self.config.splits:
             return folder_splits(root, table=read_label_table(named, self.config.labels_column))
         column = self.config.labels_column
-        found = folder_splits(root, self.config.splits, None, column)
+        splits = folder_splits(root, self.config.splits, None, column)
         if not self.config.splits:
-            return found
-        classes, shards = found.train.classes is not None, found.train.shards is not None
-        found, self.no_table = with_table_beside(
-            found, lambda table: folder_splits(root, table=table), root, column, classes, shards
+            return splits
+        classes, shards = splits.train.classes is not None, splits.train.shards is not None
+        splits, self.no_table = with_table_beside(
+            splits, lambda table: folder_splits(root, table=table), root, column, classes, shards
         )
-        return found
+        return splits
 
     def __len__(self) -> int:
         return len(self.splits.pretrain)
@@ -248,9 +248,9 @@ class Images(DataSource):
         Raises:
             MimError: Most of the files are of a kind that cannot be read.
         """
-        told = (self.no_table,) if self.no_table else ()
+        notes = (self.no_table,) if self.no_table else ()
         stores = (*self.splits.pretrain.advice, *self.splits.test.advice)
-        lines = (*stores, *told, *self._seen().advice(self.config.range))
+        lines = (*stores, *notes, *self._seen().advice(self.config.range))
         return [_shown(line) for line in dict.fromkeys(lines)]
 
     def _seen(self) -> Look:
@@ -265,13 +265,13 @@ class Images(DataSource):
         """Splits, classes, what was left out, and what some of the files hold."""
         store, classes = self.splits.pretrain, self.splits.train.classes or ()
         named = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-        told = {
+        texts = {
             "splits": store.splits or self._without_splits(),
             "classes": f"{len(classes):,}: {named}" if classes else "",
             "left out": store.left_out,
             "files hold": self._seen().holds(),
         }
-        return {label: _shown(text) for label, text in told.items() if text}
+        return {label: _shown(text) for label, text in texts.items() if text}
 
     def _without_splits(self) -> str:
         """What stands for splits where no folder is one."""
@@ -434,10 +434,10 @@ def _shown(text: str) -> str:
 
 def _tables(root: Path) -> str:
     """Says that a table was seen, which may hold the classes."""
-    found = sorted(path.name for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl"))
-    if not found:
+    tables = sorted(path.name for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl"))
+    if not tables:
         return ""
-    seen = f"{', '.join(found[:3])} {'was' if len(found) == 1 else 'were'} seen"
+    seen = f"{', '.join(tables[:3])} {'was' if len(tables) == 1 else 'were'} seen"
     return f" {seen}; a table of files and classes is named with --data.labels-from."
 
 

@@ -51,19 +51,19 @@ class BoxScores:
 
     def stats(self) -> dict[str, float]:
         """COCO's twelve numbers by name: AP, AP50, AP75, AP of small, medium and large objects, and AR."""
-        found = {
+        scores = {
             "AP": self._mean(self.precision[:, :, :, 0, 2]),
             "AP50": self._mean(self.precision[0, :, :, 0, 2]),
             "AP75": self._mean(self.precision[5, :, :, 0, 2]),
         }
         for number, name in enumerate(AREAS):
             if name != "all":
-                found[f"AP_{name}"] = self._mean(self.precision[:, :, :, number, 2])
-        found |= {f"AR_{most}": self._mean(self.recall[:, :, 0, number]) for number, most in enumerate(MOST)}
+                scores[f"AP_{name}"] = self._mean(self.precision[:, :, :, number, 2])
+        scores |= {f"AR_{most}": self._mean(self.recall[:, :, 0, number]) for number, most in enumerate(MOST)}
         for number, name in enumerate(AREAS):
             if name != "all":
-                found[f"AR_{name}"] = self._mean(self.recall[:, :, number, 2])
-        return found
+                scores[f"AR_{name}"] = self._mean(self.recall[:, :, number, 2])
+        return scores
 
     def by_category(self) -> dict[int, float]:
         """AP of each category; -1 where it has no objects."""
@@ -75,13 +75,13 @@ class BoxScores:
         return float(known.mean()) if known.size else -1.0
 
 
-def box_scores(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> BoxScores:
+def box_scores(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> BoxScores:
     """Average precision and recall of boxes.
 
     Args:
         truth: COCO's format: ``images``, ``annotations`` (``bbox`` [x, y, width, height], ``area``, ``iscrowd``) and
             ``categories``.
-        found: Results format: ``image_id``, ``category_id``, ``bbox`` and ``score``.
+        detections: Results format: ``image_id``, ``category_id``, ``bbox`` and ``score``.
     """
     images = sorted({image["id"] for image in truth["images"]})
     categories = tuple(sorted({category["id"] for category in truth["categories"]}))
@@ -89,7 +89,7 @@ def box_scores(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> 
     answers: dict[tuple[int, int], list[Any]] = defaultdict(list)
     for row in truth["annotations"]:
         objects[row["image_id"], row["category_id"]].append(row)
-    for row in found:
+    for row in detections:
         answers[row["image_id"], row["category_id"]].append(row)
     shape = (len(OVERLAPS), len(categories), len(AREAS), len(MOST))
     recall = -np.ones(shape)
@@ -163,13 +163,13 @@ class _Image:
 
 
 def _overlaps(
-    found: Float64[np.ndarray, "D 4"], objects: Float64[np.ndarray, "G 4"], crowd: np.ndarray
+    detections: Float64[np.ndarray, "D 4"], objects: Float64[np.ndarray, "G 4"], crowd: np.ndarray
 ) -> Float64[np.ndarray, "D G"]:
     """Intersection over union; of crowds, over the detection's area."""
-    start = np.maximum(found[:, None, :2], objects[None, :, :2])
-    end = np.minimum(found[:, None, :2] + found[:, None, 2:], objects[None, :, :2] + objects[None, :, 2:])
+    start = np.maximum(detections[:, None, :2], objects[None, :, :2])
+    end = np.minimum(detections[:, None, :2] + detections[:, None, 2:], objects[None, :, :2] + objects[None, :, 2:])
     shared = (end - start).clip(min=0).prod(axis=2)
-    own, other = found[:, 2:].prod(axis=1)[:, None], objects[:, 2:].prod(axis=1)[None]
+    own, other = detections[:, 2:].prod(axis=1)[:, None], objects[:, 2:].prod(axis=1)[None]
     whole = np.where(crowd[None], own, own + other - shared)
     return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
 
@@ -190,8 +190,8 @@ def _curves(matched: Sequence[_Matched], most: int) -> tuple[np.ndarray, np.ndar
         exact = right[t] / (right[t] + wrong[t] + np.spacing(1))
         falling = np.maximum.accumulate(exact[::-1])[::-1]
         places = np.searchsorted(share, RECALLS, side="left")
-        there = places < len(falling)
-        precision[t, there] = falling[places[there]]
+        reached = places < len(falling)
+        precision[t, reached] = falling[places[reached]]
         recall[t] = share[-1] if len(share) else 0.0
     return precision, recall
 
@@ -216,13 +216,13 @@ class CocoScores:
 
 
 def coco_scores(
-    truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], kind: Literal["bbox", "segm"] = "bbox"
+    truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], kind: Literal["bbox", "segm"] = "bbox"
 ) -> CocoScores:
     """Average precision by pycocotools.
 
     Args:
         truth: COCO's format.
-        found: Results format; of masks with ``segmentation``.
+        detections: Results format; of masks with ``segmentation``.
         kind: Boxes or masks.
 
     Raises:
@@ -236,11 +236,11 @@ def coco_scores(
     with redirect_stdout(io.StringIO()):  # it prints tables
         whole.dataset = copy.deepcopy(dict(truth))  # it changes rows in place
         whole.createIndex()
-        if not found:  # which loadRes does not take
+        if not detections:  # which loadRes does not take
             return CocoScores(
                 dict.fromkeys(STATS, 0.0), dict.fromkeys(STATS[:3]), dict.fromkeys(whole.getCatIds(), 0.0)
             )
-        judge = COCOeval(whole, whole.loadRes(copy.deepcopy(list(found))), kind)
+        judge = COCOeval(whole, whole.loadRes(copy.deepcopy(list(detections))), kind)
         judge.evaluate()
         judge.accumulate()
         judge.summarize()

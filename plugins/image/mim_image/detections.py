@@ -39,13 +39,13 @@ class Detection:
     found: list[dict[str, Any]]
 
 
-def in_picture(found: Mapping[str, Tensor], shown_as: Float[Tensor, "B 4"]) -> dict[str, Tensor]:
+def in_picture(detections: Mapping[str, Tensor], shown_as: Float[Tensor, "B 4"]) -> dict[str, Tensor]:
     """Detections on pictures that were `mim_image.boxes.fitted`, with boxes in pixels of the whole ones, and "size"
     [B, 2], their height and width."""
     boxes = torch.stack(
-        [back(own, sides) for own, sides in zip(found["boxes"], shown_as.to(found["boxes"]), strict=True)]
+        [back(own, sides) for own, sides in zip(detections["boxes"], shown_as.to(detections["boxes"]), strict=True)]
     )
-    return {**found, "boxes": boxes, "size": shown_as[:, :2]}
+    return {**detections, "boxes": boxes, "size": shown_as[:, :2]}
 
 
 def results(answers: Mapping[str, Tensor], ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -56,7 +56,7 @@ def results(answers: Mapping[str, Tensor], ids: Sequence[int]) -> list[dict[str,
         ids: Of the categories.
     """
     height, width = (int(side) for side in answers["size"])
-    found: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
     for number in range(int((answers["classes"] != NOTHING).sum())):
         left, top, right, bottom = (round(value, 2) for value in answers["boxes"][number].tolist())
         if right <= left or bottom <= top:  # it lies beside the whole picture
@@ -68,8 +68,8 @@ def results(answers: Mapping[str, Tensor], ids: Sequence[int]) -> list[dict[str,
         }
         if "masks" in answers:
             row["segmentation"] = _code(answers["masks"][number], answers["boxes"][number], (height, width))
-        found.append(row)
-    return found
+        detections.append(row)
+    return detections
 
 
 def _code(mask: Float[Tensor, "m m"], box: Float[Tensor, " 4"], size: tuple[int, int]) -> dict[str, Any]:
@@ -91,34 +91,34 @@ def commonest_box(source: BoxSource, judged: Instances) -> list[dict[str, Any]]:
     shares = torch.tensor([[*box] for _, box, _ in rows]) / torch.tensor([[*size, *size] for _, _, size in rows])
     left, top, right, bottom = shares.mean(dim=0).tolist()
     common = int(torch.tensor([category for category, _, _ in rows]).mode().values)
-    found = []
+    detections = []
     for picture in judged.pictures:
         if picture.size is not None:
             width, height = picture.size
             box = [left * width, top * height, (right - left) * width, (bottom - top) * height]
-            found.append({"image_id": picture.id, "category_id": common, "bbox": box, "score": 1.0})
-    return found
+            detections.append({"image_id": picture.id, "category_id": common, "bbox": box, "score": 1.0})
+    return detections
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def as_json(found: Sequence[Detection], names: Mapping[int, str], source: DataSource) -> dict[str, bytes]:
+def as_json(detections: Sequence[Detection], names: Mapping[int, str], source: DataSource) -> dict[str, bytes]:
     """Two files: ``detections.json`` in the format of data sets, which `pycocotools.coco.COCO` opens, and
     ``results.json`` in that of results, which its ``loadRes`` opens beside a file of the same ids.
 
     Ids of pictures are those of the json that the data option annotations names, where that lists every picture, and
     else count from 1 in the order of the names; ``info`` says which.
     """
-    ids, said = _ids([each.name for each in found], getattr(source.config, "annotations", None))
+    ids, note = _ids([each.name for each in detections], getattr(source.config, "annotations", None))
     images = [
         {"id": id_, "file_name": shown(each.name), "width": each.width, "height": each.height}
-        for id_, each in zip(ids, found, strict=True)
+        for id_, each in zip(ids, detections, strict=True)
     ]
-    rows = [{"image_id": id_, **row} for id_, each in zip(ids, found, strict=True) for row in each.found]
+    rows = [{"image_id": id_, **row} for id_, each in zip(ids, detections, strict=True) for row in each.found]
     annotations = [{"id": number, "area": _area(row), "iscrowd": 0, **row} for number, row in enumerate(rows, start=1)]
     categories = [{"id": id_, "name": name} for id_, name in names.items()]
-    whole = {"info": {"description": said}, "images": images, "annotations": annotations, "categories": categories}
+    whole = {"info": {"description": note}, "images": images, "annotations": annotations, "categories": categories}
     return {"detections.json": json.dumps(whole).encode(), "results.json": json.dumps(rows).encode()}
 
 

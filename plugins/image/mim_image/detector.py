@@ -150,19 +150,19 @@ class Detector(Supervised):
     def completed(cls, options: Any, source: DataSource) -> Any:
         """With the data's categories."""
         coco_masks()
-        found = BoxSource(source, options.head == "mask-rcnn").inner.categories
-        options = replace(options, classes=options.classes or len(found))
-        if options.classes != len(found):
+        categories = BoxSource(source, options.head == "mask-rcnn").inner.categories
+        options = replace(options, classes=options.classes or len(categories))
+        if options.classes != len(categories):
             return options  # `check` refuses it
-        return replace(options, names=options.names or tuple(found.values()), ids=options.ids or tuple(found))
+        return replace(options, names=options.names or tuple(categories.values()), ids=options.ids or tuple(categories))
 
     def check(self, source: DataSource) -> None:
         """Refuses data with other categories."""
         if not isinstance(source, CocoImages) or source.coco is None:
             return
-        found = source.categories
-        if tuple(found) != self.ids or (self.config.names and tuple(found.values()) != self.names):
-            own, theirs = (", ".join(list(names)[:8]) for names in (self.names, found.values()))
+        categories = source.categories
+        if tuple(categories) != self.ids or (self.config.names and tuple(categories.values()) != self.names):
+            own, theirs = (", ".join(list(names)[:8]) for names in (self.names, categories.values()))
             raise MimError(f"The method's categories are {own}; the data's are {theirs}, or have other ids.")
 
     def training_source(self, source: DataSource) -> DataSource:
@@ -247,21 +247,21 @@ class Detector(Supervised):
 
     def _targets(self, prepared: Taught) -> Found:
         """The objects of each picture, without rows that hold none."""
-        found: Found = []
+        targets: Found = []
         for row, boxes in enumerate(prepared.answers):
             classes = prepared.beside["classes"][row]
-            there = classes != NOTHING
-            found.append({"boxes": boxes[there], "labels": classes[there] + self.head.first})
+            valid = classes != NOTHING
+            targets.append({"boxes": boxes[valid], "labels": classes[valid] + self.head.first})
             if self.masks:
                 packed = prepared.beside["masks"][row] if "masks" in prepared.beside else None
-                found[-1]["masks"] = (
+                targets[-1]["masks"] = (
                     boxes.new_zeros(0, *self.size, dtype=torch.uint8)
                     if packed is None
-                    else unpacked(packed[there], self.size[1])
+                    else unpacked(packed[valid], self.size[1])
                 )
-        return found
+        return targets
 
-    def _padded(self, found: Found) -> dict[str, Tensor]:
+    def _padded(self, detections: Found) -> dict[str, Tensor]:
         """Detections with as many rows in every picture."""
         shapes: dict[str, tuple[int, ...]] = {"boxes": (4,), "scores": (), "classes": ()}
         if self.masks:
@@ -272,7 +272,7 @@ class Detector(Supervised):
                 "classes": one["labels"] - self.head.first,
                 **({"masks": one["masks"][:, 0]} if self.masks else {}),
             }
-            for one in found
+            for one in detections
         ]
         most, made = self.config.detections, dict[str, Tensor]()
         for name, shape in shapes.items():
@@ -301,20 +301,20 @@ class Detector(Supervised):
                 "A detector is no program: how many objects there are follows from the picture. Its encoder can be "
                 "exported: --to timm."
             )
-        found = dict(self(self.prepare(sample)).predictions)
+        detections = dict(self(self.prepare(sample)).predictions)
         shown = sample.get("picture")
         if shown is None:  # pictures that are not from a file
-            shown = found["boxes"].new_tensor([*self.size, *self.size]).expand(len(found["boxes"]), -1)
-        return in_picture(found, shown)
+            shown = detections["boxes"].new_tensor([*self.size, *self.size]).expand(len(detections["boxes"]), -1)
+        return in_picture(detections, shown)
 
     def record(self, answers: Mapping[str, Tensor], source: DataSource) -> Record:
         """How many objects there are of which a score is at least 0.5, the surest one, and all as COCO has them."""
-        found = results(answers, self.ids)
+        detections = results(answers, self.ids)
         names = dict(self._categories())
-        sure = [each for each in found if each["score"] >= SURE]
+        sure = [each for each in detections if each["score"] >= SURE]
         row: dict[str, str | int | float] = {"objects": len(sure), "found": _listed(sure, names)}
         height, width = (int(side) for side in answers["size"])
-        return Record(row, facts={"height": height, "width": width, "found": found})
+        return Record(row, facts={"height": height, "width": width, "found": detections})
 
     def together(self, samples: Sequence[tuple[str, Any]], source: DataSource) -> Mapping[str, bytes]:
         """``detections.json``, in COCO's format of data sets, and ``results.json``, in that of results."""
@@ -349,11 +349,11 @@ class Detector(Supervised):
     def _scores(self, rows: Mapping[str, list[dict[str, Any]]], judged: Instances) -> list[Score]:
         """Of each row of the table, for boxes and masks; and AP of each class beside them."""
         scores, each = list[Score](), dict[str, Mapping[int, float]]()
-        for row, found in rows.items():
+        for row, detections in rows.items():
             for kind, start in COLUMNS.items():
                 if kind == "segm" and not (self.masks and row != MEAN_BOX):
                     continue
-                made = coco_scores(judged.as_coco(), found, kind)
+                made = coco_scores(judged.as_coco(), detections, kind)
                 scores += [Score(row, start + n, made.stats[n], error=made.errors[n]) for n in ("AP", "AP50", "AP75")]
                 each |= {f"{start}AP": made.by_category} if row == FINE_TUNED else {}
         counts = Counter(one.category for one in judged.objects() if not one.crowd)
@@ -379,7 +379,7 @@ class Detector(Supervised):
     ) -> tuple[list[dict[str, Any]], dict[int, tuple[int, int]]]:
         """(what is found in the test pictures, in COCO's format of results; number -> width and height of those that
         can be read)."""
-        pictures, found, seen = source.known["test"], list[dict[str, Any]](), dict[int, tuple[int, int]]()
+        pictures, detections, seen = source.known["test"], list[dict[str, Any]](), dict[int, tuple[int, int]]()
         split = source.pictures("test")
         for batch, predictions in self.predicted(source, split, device, min(batch_size, STEPS_OF_TEST)):
             answers = in_picture(predictions, batch["picture"])
@@ -387,18 +387,18 @@ class Detector(Supervised):
                 height, width = (int(side) for side in batch["picture"][row, :2])
                 seen[number] = (width, height)
                 own = results({name: value[row] for name, value in answers.items()}, self.ids)
-                found += [{"image_id": pictures[number].id, **each} for each in own]
-        return found, seen
+                detections += [{"image_id": pictures[number].id, **each} for each in own]
+        return detections, seen
 
     def _notes(self, source: BoxSource, seen: int, lost: int) -> list[str]:
-        told = [
+        notes = [
             f"{len(source):,} training pictures, {seen:,} test pictures, {counted(self.classes, 'class', 'classes')}. "
             "AP: average precision, the mean over classes and overlaps of 0.5 to 0.95, by pycocotools. In brackets: "
             "standard errors over the test pictures, by a jackknife in 20 groups."
         ]
         note = source.split.note
         return (
-            told
+            notes
             + ([f"{lost:,} test pictures cannot be used and are left out."] if lost else [])
             + ([note] if note else [])
         )
@@ -422,9 +422,9 @@ def _places(tokenizer: Tokenizer) -> tuple[tuple[int, int], tuple[int, int], int
     return size, (grid[0], grid[1]), patch
 
 
-def _listed(found: list[dict[str, Any]], names: Mapping[int, str]) -> str:
+def _listed(detections: list[dict[str, Any]], names: Mapping[int, str]) -> str:
     """Names and scores of the surest, such as "bag 0.98, coat 0.71"."""
-    return ", ".join(f"{names[each['category_id']]} {each['score']:.2f}" for each in found[:10])
+    return ", ".join(f"{names[each['category_id']]} {each['score']:.2f}" for each in detections[:10])
 
 
 def _ap(value: float) -> float | str:

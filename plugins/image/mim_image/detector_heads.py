@@ -87,8 +87,8 @@ class PyramidAnchors(AnchorGenerator):
         self.set_cell_anchors(torch.float32, device)
         grids = [list(level.shape[-2:]) for level in feature_maps]
         steps = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
-        found = self.grid_anchors(grids, steps)
-        anchors = torch.cat([each + stride / 2 for each, stride in zip(found, self.strides, strict=True)])
+        by_level = self.grid_anchors(grids, steps)
+        anchors = torch.cat([each + stride / 2 for each, stride in zip(by_level, self.strides, strict=True)])
         return [anchors] * len(image_list.image_sizes)
 
 
@@ -185,8 +185,8 @@ class RegionHeads(nn.Module):
         pictures, used = self._pictures(levels), {name: levels[name] for name in PROPOSING}
         with _as(False, self.rpn, self.roi_heads):
             proposals, _ = self.rpn(pictures, used)
-            found: Found = self.roi_heads(used, proposals, pictures.image_sizes)[0]
-        return found
+            boxes: Found = self.roi_heads(used, proposals, pictures.image_sizes)[0]
+        return boxes
 
     def largest_work(self, levels: Levels) -> Tensor:
         """A sum over all layers with as many regions as a step has at most, where operations are counted: the real
@@ -242,16 +242,16 @@ class DenseHeads(nn.Module):
     def losses(self, levels: Levels, targets: Found) -> dict[str, Tensor]:
         """The losses by name: focal loss and L1, of each picture over its objects."""
         answers, anchors, _ = self._answers(levels)
-        found = self.model.compute_loss(targets, answers, anchors)
-        return {"classes": found["classification"], "boxes": found["bbox_regression"]}
+        parts = self.model.compute_loss(targets, answers, anchors)
+        return {"classes": parts["classification"], "boxes": parts["bbox_regression"]}
 
     def detections(self, levels: Levels) -> Found:
         """What is found."""
         answers, anchors, counts = self._answers(levels)
         by_level = {name: list(value.split(counts, dim=1)) for name, value in answers.items()}
         sizes = [self.size] * len(anchors)
-        found: Found = self.model.postprocess_detections(by_level, [list(a.split(counts)) for a in anchors], sizes)
-        return found
+        boxes: Found = self.model.postprocess_detections(by_level, [list(a.split(counts)) for a in anchors], sizes)
+        return boxes
 
     def largest_work(self, levels: Levels) -> Tensor:
         """A sum over all answers, where operations are counted."""

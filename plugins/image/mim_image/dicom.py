@@ -17,9 +17,9 @@ def is_dicom(file: Any) -> bool:
     """Whether a file begins as DICOM does. The place in it is kept."""
     place = file.tell()
     file.seek(128)
-    found = file.read(4) == b"DICM"
+    has_magic = file.read(4) == b"DICM"
     file.seek(place)
-    return bool(found)
+    return bool(has_magic)
 
 
 def require(name: str) -> None:

@@ -90,22 +90,22 @@ def folder_splits(root: Path, splits: bool = True, table: LabelTable | None = No
     Raises:
         MimError: No images; says what was looked for and what is there.
     """
-    found = replace(_walk(root), column=column)
-    if table is not None and not found.images:
+    tree = replace(_walk(root), column=column)
+    if table is not None and not tree.images:
         raise MimError(f"{table.path} labels loose images, and {root} holds none.")
-    if not found.images:
-        return _tar_folder_splits(root, found) if splits else _fifths(_tar_store(root, found, False))
-    advice, (other, data) = list[str](), collections.left_out(found.others)
-    if found.tars or found.packed:
-        tars = counted(len(found.tars) + len(found.packed), "tar file")
-        first = (*found.tars, *found.packed)[0]
+    if not tree.images:
+        return _tar_folder_splits(root, tree) if splits else _fifths(_tar_store(root, tree, False))
+    advice, (other, data) = list[str](), collections.left_out(tree.others)
+    if tree.tars or tree.packed:
+        tars = counted(len(tree.tars) + len(tree.packed), "tar file")
+        first = (*tree.tars, *tree.packed)[0]
         advice.append(f"{root} holds loose images, which are used, and {tars} left out ({first}).")
     if data:
         advice.append(f"{root}: left out are {data}.")
-    about = collections.arrange(found.images, root, "image", splits)
+    about = collections.arrange(tree.images, root, "image", splits)
     if table is not None:
-        about = arranged(about, table, found.images, root, "image")
-    store = ImageStore(root, tuple(found.images), None, about.labels, about.classes, left_out=other)
+        about = arranged(about, table, tree.images, root, "image")
+    store = ImageStore(root, tuple(tree.images), None, about.labels, about.classes, left_out=other)
     store = replace(store, advice=(*about.advice, *advice), splits=about.splits)
     if about.test is None:
         return _fifths(_subset(store, about.pretrain), about.train)
@@ -120,43 +120,43 @@ def tar_splits(path: Path, column: str = "") -> Splits:
     return _within(_tar_store(path.parent, _Found(tars=[path.name], column=column)))
 
 
-def _tar_folder_splits(root: Path, found: _Found) -> Splits:
+def _tar_folder_splits(root: Path, tree: _Found) -> Splits:
     """Splits of tar files, by their folders or else by words in their names."""
-    if not found.tars:
-        _tar_store(root, found)  # raises
-    folders = [Path(tar).parts[:-1] for tar in found.tars]
+    if not tree.tars:
+        _tar_store(root, tree)  # raises
+    folders = [Path(tar).parts[:-1] for tar in tree.tars]
     named = collections.split_names(folders)
     parts = [[name for name in each if name in named] for each in folders]
     if any(parts):
-        said = [str(Path(*each, Path(tar).name)) for each, tar in zip(parts, found.tars, strict=True)]
+        paths = [str(Path(*each, Path(tar).name)) for each, tar in zip(parts, tree.tars, strict=True)]
     else:
-        alike = collections.alike(Path(tar).stem for tar in found.tars)
-        words = [alike.get(Path(tar).stem) or collections.split_in(Path(tar).name) for tar in found.tars]
+        alike = collections.alike(Path(tar).stem for tar in tree.tars)
+        words = [alike.get(Path(tar).stem) or collections.split_in(Path(tar).name) for tar in tree.tars]
         held = next((word for word in collections.HELD_OUT if word in words), None)
         if held is None or all(word in collections.HELD_OUT for word in words):
             words = [None] * len(words)
         elif "train" in words:  # what says nothing is for training too
             words = [word or "train" for word in words]
-        said = [
-            f"{word}/{Path(tar).name}" if word else Path(tar).name for word, tar in zip(words, found.tars, strict=True)
+        paths = [
+            f"{word}/{Path(tar).name}" if word else Path(tar).name for word, tar in zip(words, tree.tars, strict=True)
         ]
-    about = collections.arrange(said, root, "shard")
+    about = collections.arrange(paths, root, "shard")
     stores: dict[tuple[int, ...], ImageStore] = {}
     for keep in (about.train, about.test, about.pretrain):
         if keep is not None and keep not in stores:
-            some = replace(found, tars=[found.tars[i] for i in keep])
+            some = replace(tree, tars=[tree.tars[i] for i in keep])
             stores[keep] = replace(
                 _tar_store(root, some, keep == about.train or keep == about.test), splits=about.splits
             )
     pretrain, train = stores[about.pretrain], stores[about.train]
-    pretrain = replace(pretrain, advice=(*pretrain.advice, *about.advice, *_unused(root, found.tars, about)))
+    pretrain = replace(pretrain, advice=(*pretrain.advice, *about.advice, *_unused(root, tree.tars, about)))
     train = pretrain if about.train == about.pretrain else train
     if about.test is None:
         return _within(train) if train is pretrain else replace(_within(train), pretrain=_without_held(pretrain))
     same, train, pretrain = train is pretrain, _without_held(train), _without_held(pretrain)
     train = pretrain if same else train
     test = stores[about.test]
-    _same_classes(root, train, _split_of_tar(found.tars[about.test[0]]), test)
+    _same_classes(root, train, _split_of_tar(tree.tars[about.test[0]]), test)
     return Splits(pretrain, train, test)
 
 
@@ -181,10 +181,10 @@ def _within(store: ImageStore) -> Splits:
     test = [i for i, kind in enumerate(kinds) if kind == held]
     noted = store.shards is not None and any(store.shards.splits)
     where = f"as .json members say: {held}" if noted else f"within the shards: {held}/"
-    said = f"{where} held out ({len(test):,}), all others for training ({len(train):,})"
+    summary = f"{where} held out ({len(test):,}), all others for training ({len(train):,})"
     unused = len(kinds) - len(train) - len(test)
-    said += f", not used {unused:,} of another held-out folder" if unused else ""
-    pretrain = replace(_subset(store, train), splits=said)
+    summary += f", not used {unused:,} of another held-out folder" if unused else ""
+    pretrain = replace(_subset(store, train), splits=summary)
     return Splits(pretrain, pretrain, _subset(store, test))
 
 
@@ -196,8 +196,8 @@ def _without_held(store: ImageStore) -> ImageStore:
     noted = store.shards is not None and any(store.shards.splits)
     where = "their .json members hold them out" if noted else "they lie in held-out folders"
     lost = f"{store.root}: {counted(sum(held), 'image')} left out: in shards for training {where}"
-    said = f"{lost} ({store.files[held.index(True)]})."
-    return replace(_subset(store, [i for i, out in enumerate(held) if not out]), advice=(*store.advice, said))
+    note = f"{lost} ({store.files[held.index(True)]})."
+    return replace(_subset(store, [i for i, out in enumerate(held) if not out]), advice=(*store.advice, note))
 
 
 def _unused(root: Path, tars: Sequence[str], about: collections.Arrangement) -> tuple[str, ...]:
@@ -260,7 +260,7 @@ class _Found:
 
 
 def _walk(root: Path) -> _Found:
-    found = _Found()
+    tree = _Found()
     for folder, names, _ in walk_folders(root):
         for name in names:
             ending = os.path.splitext(name)[1].lower()
@@ -268,33 +268,33 @@ def _walk(root: Path) -> _Found:
                 continue
             path = os.path.relpath(os.path.join(folder, name), root)
             if ending in EXTENSIONS:
-                found.images.append(path)
+                tree.images.append(path)
             elif ending == ".tar":
-                found.tars.append(path)
+                tree.tars.append(path)
             elif packed(name):
-                found.packed.append(path)
+                tree.packed.append(path)
             else:
-                found.others[ending or "no ending"] += 1
-    for kind in (found.images, found.tars, found.packed):
+                tree.others[ending or "no ending"] += 1
+    for kind in (tree.images, tree.tars, tree.packed):
         kind.sort()
-    return found
+    return tree
 
 
-def _tar_store(root: Path, found: _Found, with_classes: bool = True) -> ImageStore:
-    if not found.tars and found.packed:
-        raise refuse_packed(root, found.packed)
-    if not found.tars:
-        there = ", ".join(f"{n} x {ending}" for ending, n in found.others.most_common(5)) or "nothing"
+def _tar_store(root: Path, tree: _Found, with_classes: bool = True) -> ImageStore:
+    if not tree.tars and tree.packed:
+        raise refuse_packed(root, tree.packed)
+    if not tree.tars:
+        present = ", ".join(f"{n} x {ending}" for ending, n in tree.others.most_common(5)) or "nothing"
         raise MimError(
             f"No images in {root}. Looked for {', '.join(EXTENSIONS)}, and for .tar files of them, in it and below; "
-            f"found {there}."
+            f"found {present}."
         )
-    index = read_index(root, found.tars, EXTENSIONS, with_classes, found.column)
-    advice, (other, data) = index.advice, collections.left_out(found.others + index.others)
+    index = read_index(root, tree.tars, EXTENSIONS, with_classes, tree.column)
+    advice, (other, data) = index.advice, collections.left_out(tree.others + index.others)
     if data:
         advice = (*advice, f"{root}: left out are {data}.")
-    if found.packed:
-        files = counted(len(found.packed), "compressed shard")
-        advice = (*advice, f"{files} of {root} left out ({found.packed[0]}): only .tar files can be read.")
+    if tree.packed:
+        files = counted(len(tree.packed), "compressed shard")
+        advice = (*advice, f"{files} of {root} left out ({tree.packed[0]}): only .tar files can be read.")
     store = ImageStore(root, index.names, None, index.labels, index.classes, shards=index.shards, left_out=other)
     return replace(store, advice=advice)

@@ -65,12 +65,12 @@ def open_image(file: Any) -> Image.Image:
     except UnidentifiedImageError:
         if isinstance(file, (str, Path)):
             with open(file, "rb") as stream:
-                found = _otherwise(stream)
+                image = _otherwise(stream)
         else:
-            found = _otherwise(file)
-        if found is None:
+            image = _otherwise(file)
+        if image is None:
             raise
-        return found
+        return image
 
 
 def _otherwise(file: Any) -> Image.Image | None:

@@ -11,8 +11,8 @@ from mim_image.detection_scores import box_scores
 def try_coco(case: GoldenCase) -> list[Comparison]:
     """COCO's twelve numbers, AP of each category, and two curves."""
     config = case.config
-    found = box_scores(config["gt"], config["dt"])
-    stats, own = found.stats(), found.by_category()
+    scores = box_scores(config["gt"], config["dt"])
+    stats, own = scores.stats(), scores.by_category()
     lines = [compare_numbers(f"stats/{name}", wanted, stats[name]) for name, wanted in config["stats"].items()]
     lines += [
         compare_numbers(f"ap_by_category/{id_}", wanted, own[int(id_)])
@@ -22,10 +22,10 @@ def try_coco(case: GoldenCase) -> list[Comparison]:
         compare_numbers(
             "precision_iou50_first_category",
             config["precision_iou50_first_category"],
-            found.precision[0, :, 0, 0, 2].tolist(),
+            scores.precision[0, :, 0, 0, 2].tolist(),
         )
     )
-    return [*lines, compare_numbers("recall", config["recall"], found.recall[:, :, 0, 2].T.tolist())]
+    return [*lines, compare_numbers("recall", config["recall"], scores.recall[:, :, 0, 2].T.tolist())]
 
 
 TRIALS = {"coco-ap": try_coco}

@@ -29,13 +29,13 @@ def idx_files(root: Path) -> dict[str, Path]:
         "test": "t10k-images-idx3-ubyte",
         "test labels": "t10k-labels-idx1-ubyte",
     }
-    found = {}
+    paths = {}
     for what, name in names.items():
         for path in (root / f"{name}.gz", root / name):
             if path.is_file():
-                found[what] = path
+                paths[what] = path
                 break
-    return found if len(found) == len(names) else {}
+    return paths if len(paths) == len(names) else {}
 
 
 def read_idx(path: Path, axes: tuple[int, ...]) -> Any:

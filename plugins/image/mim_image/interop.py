@@ -128,12 +128,12 @@ RELEASED_HEADS = {"num_heads": {768: 12, 1024: 16, 1280: 16}, "decoder_num_heads
 
 def _decoder_size(state: State, given: MaeSizes) -> tuple[int, int]:
     """Width and depth of the decoder: of the weights, or for a fresh one as given or as in the paper, 512 x 8."""
-    there = "decoder_embed.weight" in state
+    has_decoder = "decoder_embed.weight" in state
     if given.fresh_decoder:
-        if there:
+        if has_decoder:
             raise MimError("These weights have a decoder; leave fresh_decoder out.")
         return given.decoder_embed_dim or 512, given.decoder_depth or 8
-    if not there and "cls_token" in state and "blocks.0.attn.qkv.weight" in state:
+    if not has_decoder and "cls_token" in state and "blocks.0.attn.qkv.weight" in state:
         raise MimError(
             "These weights are an encoder alone: there is no 'decoder_embed.weight'. Features need no more: give "
             "fresh_decoder=True, or mim-core import --sizes fresh_decoder=true, which makes a run that --init takes; "

@@ -142,19 +142,19 @@ def _outputs(case: GoldenCase, method: Any, prepared: Any, outcome: Any) -> dict
         encoded, sample = method._encoded(prepared.inputs, layout, mask), _sample(case)
         patches = method.tokenizer.split(sample)
         answers, target = whole_answers(method.heads["rc"], encoded, sample, patches, mask)
-        found = twin.features(encoded, layout, mask)
-        places = torch.cat([mask.kept_ids, mask.query_ids], dim=1)[:, :, None].expand_as(found)
+        features = twin.features(encoded, layout, mask)
+        places = torch.cat([mask.kept_ids, mask.query_ids], dim=1)[:, :, None].expand_as(features)
         teacher = copy.deepcopy(method.teachers["main"])
         teacher.encoder.norm = nn.Identity()
         lesson = teacher(patches, sample)
-        projection = copy.deepcopy(head.projector).train()(found)
+        projection = copy.deepcopy(head.projector).train()(features)
     return {
         "latent": outcome.latent,
         "loss_rc": outcome.parts["rc"],
         "loss_ct": outcome.parts["ct"],
         "prediction": outcome.predictions["ct"][:, 0],
         "projection": projection,
-        "pred_feature": torch.zeros_like(found).scatter(1, places, found),
+        "pred_feature": torch.zeros_like(features).scatter(1, places, features),
         "teacher_features": torch.cat([lesson.prefix, lesson.tokens], dim=1),
         "teacher_projection": lesson.answers["ct"][:, 0],
         "pred": answers,

@@ -67,7 +67,7 @@ def _imported(state: State, sizes: dict[str, Any], form: str, classes: int, meth
     if table.shape[-1] != width:
         raise MimError(f"These weights do not fit each other: pos_embed is {tuple(table.shape)}, the width {width}.")
     size = _image_size(given.img_size, (patch[0], patch[1]), table.shape[1] - 1)
-    found = importers.build(
+    model = importers.build(
         tokenizer=Part.of("image:patch", size=size, patch=tuple(patch), channels=channels),
         encoder=Part.of(
             "core:vit",
@@ -83,8 +83,8 @@ def _imported(state: State, sizes: dict[str, Any], form: str, classes: int, meth
         method=Part.of("core:classifier", classes=classes, **method),
     )
     moved = {**state, "prefix_position": table[:, :1], "pos_embed": table[:, 1:]}
-    fill_weights(found, moved, {name: _theirs(name, form) for name in found.state_dict()})
-    return found
+    fill_weights(model, moved, {name: _theirs(name, form) for name in model.state_dict()})
+    return model
 
 
 def _theirs(ours: str, form: str) -> str:

@@ -189,12 +189,12 @@ def _after(case: GoldenCase, method: Any) -> dict[str, Tensor]:
     slot = case.weights["teacher"]["pos_embed"][:, :1]
     method.teachers["main"].follow(method, Progress(0.0))
     state = {_hpm_name(name): value for name, value in method.state_dict().items() if name.startswith(TEACHER)}
-    found = {f"teacher_after/{name.removeprefix('teacher.')}": value for name, value in state.items()}
+    entries = {f"teacher_after/{name.removeprefix('teacher.')}": value for name, value in state.items()}
     for name in ("pos_embed", "decoder_pos_embed"):
-        found[f"teacher_after/{name}"] = importers.with_slot(
-            slot.new_zeros(1, 1, found[f"teacher_after/{name}"].shape[-1]), found[f"teacher_after/{name}"]
+        entries[f"teacher_after/{name}"] = importers.with_slot(
+            slot.new_zeros(1, 1, entries[f"teacher_after/{name}"].shape[-1]), entries[f"teacher_after/{name}"]
         )
-    return found
+    return entries
 
 
 def _sample(case: GoldenCase) -> dict[str, Tensor]:

@@ -45,9 +45,9 @@ def import_convmae(state: State, **sizes: Any) -> Method:
     ratios = tuple(state[f"blocks{i}.0.mlp.fc1.weight"].shape[0] / width for i, width in enumerate(widths, start=1))
     read = {"embed_dim": widths, "depth": depths, "patch_size": patches, "mlp_ratio": ratios}
     for name, value in read.items():
-        said = getattr(given, name)
-        if said is not None and tuple(said) != value:
-            raise MimError(f"{name} is given as {said}, and the weights have {value}.")
+        option = getattr(given, name)
+        if option is not None and tuple(option) != value:
+            raise MimError(f"{name} is given as {option}, and the weights have {value}.")
     deep = importers.depth_of(state, "decoder_blocks.")
     importers.agree(given, {"decoder_embed_dim": inner, "decoder_depth": deep})
     unit = patches[0] * patches[1] * patches[2]

@@ -120,9 +120,9 @@ def _after(case: GoldenCase, method: Any) -> dict[str, Tensor]:
     slot = case.config["momentum_teacher"] * case.weights["teacher"]["pos_embed"][:, :1]  # the student's slot is zero
     method.teachers["main"].follow(method, Progress(0.0, new_epoch=True))
     state = {_sdae_name(name): value for name, value in method.state_dict().items()}
-    found = {f"teacher_after/{name.removeprefix('teacher.')}": value for name, value in state.items()}
-    found["teacher_after/pos_embed"] = importers.with_slot(slot, found["teacher_after/pos_embed"])
-    return found
+    weights = {f"teacher_after/{name.removeprefix('teacher.')}": value for name, value in state.items()}
+    weights["teacher_after/pos_embed"] = importers.with_slot(slot, weights["teacher_after/pos_embed"])
+    return weights
 
 
 def _sample(case: GoldenCase) -> dict[str, Tensor]:

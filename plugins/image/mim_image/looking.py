@@ -217,22 +217,22 @@ def _is_animated(image: Image.Image) -> bool:
 def _passed_over(image: Image.Image, pages: list[Page], channels: int, whole: bool = True) -> list[str]:
     """What of an image is not read. ``whole``: the image is only looked at; Pillow reads on in a GIF to see whether it
     is animated, and cannot go back where it is damaged."""
-    found = []
+    notes = []
     if len(pages) > 1:
         alike = all((page.width, page.height, page.samples) == (image.width, image.height, 1) for page in pages)
         shape = f" (an array [{len(pages)}, {image.height}, {image.width}] of bands or slices?)" if alike else ""
-        found.append(f"{len(pages)} pages{shape}, of which only the first is used")
+        notes.append(f"{len(pages)} pages{shape}, of which only the first is used")
     elif image.format not in ("TIFF", "MPO") and (whole or image.format != "GIF") and _is_animated(image):
-        found.append("an animation, of which only the first picture is used")
+        notes.append("an animation, of which only the first picture is used")
     used = 4 if channels == 4 and raw_mode(image) == "RGBX" else len(image.getbands())
     used = 1 if raw_mode(image).startswith("LX") else used
     if pages and pages[0].samples > used:
         how = ": --tokenizer.channels 4 reads it" if raw_mode(image) == "RGBX" else ""
         left = "the last is" if pages[0].samples == used + 1 else f"the last {pages[0].samples - used} are"
-        found.append(f"{pages[0].samples} bands, of which {left} left out{how}")
+        notes.append(f"{pages[0].samples} bands, of which {left} left out{how}")
     if is_deep_colour(image):
-        found.append("colour of 16 bits, of which the upper 8 are used")
-    return found
+        notes.append("colour of 16 bits, of which the upper 8 are used")
+    return notes
 
 
 def pages_of(image: Image.Image, channels: int) -> list[Page]:
@@ -248,10 +248,10 @@ def pages_of(image: Image.Image, channels: int) -> list[Page]:
     return pages
 
 
-def notice(said: SaidOnce, image: Image.Image, name: str, pages: list[Page], channels: int, looked: int) -> None:
+def notice(notices: SaidOnce, image: Image.Image, name: str, pages: list[Page], channels: int, looked: int) -> None:
     """Says of an image that is read, and not yet decoded, what none of those looked at before the run was."""
     for what in (describe(image, channels), *_passed_over(image, pages, channels, whole=False)):
-        said.say(what, f"{name} holds {what}; none of the {counted(looked, 'image')} looked at before the run does.")
+        notices.say(what, f"{name} holds {what}; none of the {counted(looked, 'image')} looked at before the run does.")
 
 
 def _refuse_bands(pages: list[Page], channels: int) -> None:

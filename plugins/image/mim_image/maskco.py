@@ -58,15 +58,15 @@ class Regions:
     def of(sample: Sample, mask: Mask, layout: Layout, grid: int) -> Regions:
         """Those of a batch of images with their places, and of its masks; ``grid`` other regions along each axis."""
         hidden = box_of(mask, layout)
-        found = carried(hidden, sample["image.place"], sample["image_target.place"])
-        inside = ((found > -1e-4) & (found < 1 + 1e-4)).flatten(1).all(dim=1)
+        corners = carried(hidden, sample["image.place"], sample["image_target.place"])
+        inside = ((corners > -1e-4) & (corners < 1 + 1e-4)).flatten(1).all(dim=1)
         steps = torch.linspace(0, 1, grid, device=hidden.device) if grid > 1 else hidden.new_full((1,), 0.5)
         starts = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).reshape(1, -1, 2)
         size = hidden[:, :, 1] - hidden[:, :, 0]
         first = starts * (1 - size)
         others = torch.stack([first, first + size], dim=2)
-        meets = (others[:, :, 0] < found[:, :, 1] - 1e-6) & (found[:, :, 0] < others[:, :, 1] - 1e-6)
-        return Regions(hidden, found, inside, others, ~meets.all(dim=2))
+        meets = (others[:, :, 0] < corners[:, :, 1] - 1e-6) & (corners[:, :, 0] < others[:, :, 1] - 1e-6)
+        return Regions(hidden, corners, inside, others, ~meets.all(dim=2))
 
 
 def box_of(mask: Mask, layout: Layout) -> Float[Tensor, "B 1 2 2"]:
@@ -87,8 +87,8 @@ def cut(tokens: Float[Tensor, "B N D"], layout: Layout, boxes: Tensor, side: int
     corners = boxes.flip(-1).flatten(2) * scale  # (left, top, right, bottom), in units
     rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(boxes.shape[1])
     rois = torch.cat([rows[:, None].to(corners), corners.flatten(0, 1)], dim=1)
-    found: Tensor = roi_align(maps, rois, side, sampling_ratio=2, aligned=True)
-    return found
+    features: Tensor = roi_align(maps, rois, side, sampling_ratio=2, aligned=True)
+    return features
 
 
 class RegionProjector(nn.Module):

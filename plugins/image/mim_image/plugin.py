@@ -328,23 +328,23 @@ def mim_diagnose() -> list[Finding]:
 
 def _torchvision() -> Finding:
     """Imported, because one that is built for another torch is installed and does not import."""
-    found = library("torchvision", means="reading images")
-    if found.state == "missing":
+    finding = library("torchvision", means="reading images")
+    if finding.state == "missing":
         return Finding(
-            found.topic, "missing", found.text, "No image run can start: pip install torchvision", stops=True
+            finding.topic, "missing", finding.text, "No image run can start: pip install torchvision", stops=True
         )
     torch = metadata.version("torch")
     needs = [Requirement(text) for text in metadata.requires("torchvision") or ()]
     wanted = next((n for n in needs if n.name == "torch" and (n.marker is None or n.marker.evaluate())), None)
     fits = wanted is None or wanted.specifier.contains(torch, prereleases=True)
-    pair = f"{found.text}, made for torch{wanted.specifier if wanted else ''}; torch is {torch}"
+    pair = f"{finding.text}, made for torch{wanted.specifier if wanted else ''}; torch is {torch}"
     mend = "Install both anew, of one release: pip install -U torch torchvision"
     try:
         from torchvision.transforms import v2  # noqa: F401
     except Exception as error:  # ImportError, OSError, or RuntimeError: operator torchvision::nms does not exist
         why = f"{pair}; it does not import: {type(error).__name__}: {first_line(error)}"
-        return Finding(found.topic, "missing", why, f"No image run can start. {mend}", stops=True)
-    return Finding(found.topic, "ok", pair) if fits else Finding(found.topic, "warning", pair, mend)
+        return Finding(finding.topic, "missing", why, f"No image run can start. {mend}", stops=True)
+    return Finding(finding.topic, "ok", pair) if fits else Finding(finding.topic, "warning", pair, mend)
 
 
 def main() -> int:

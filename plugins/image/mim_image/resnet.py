@@ -62,9 +62,9 @@ class ResNetEncoder(Encoder):
         image = values.unflatten(1, (height, width)).permute(0, 5, 1, 3, 2, 4)
         x = self.net.forward_features(image.reshape(*image.shape[:2], height * image.shape[3], -1))
         if x.shape[2:] != (height, width):
-            found = tuple(x.shape[2:])
+            map_size = tuple(x.shape[2:])
             raise ValueError(
-                f"the last map is {found}, and the units lie on {(height, width)}: choose --tokenizer.patch so that "
+                f"the last map is {map_size}, and the units lie on {(height, width)}: choose --tokenizer.patch so that "
                 "they agree"
             )
         return Encoded(x.flatten(2).transpose(1, 2), x.new_zeros(len(x), 0, x.shape[1]))

@@ -57,8 +57,8 @@ class JsonLabels:
         if key not in values:
             if not self.column:
                 return None
-            there = ", ".join(map(str, list(values)[:8])) or "nothing"
-            raise MimError(f"{self.root}: {name} has no {key!r} (--data.labels-column); it has {there}.")
+            available = ", ".join(map(str, list(values)[:8])) or "nothing"
+            raise MimError(f"{self.root}: {name} has no {key!r} (--data.labels-column); it has {available}.")
         text = _text(values[key])
         if text is None:
             if not self.column:

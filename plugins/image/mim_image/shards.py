@@ -96,9 +96,9 @@ def refuse_packed(root: Path, names: Sequence[str]) -> MimError:
     """The error for shards that are all compressed: why they cannot be read, and the commands that unpack them."""
     endings = Counter(ending for name in names if (ending := packed(name)))
     commands = [f"  find {shlex.quote(str(root))} -iname '*{e}' -exec {UNPACK[e]} {{}} +" for e in sorted(endings)]
-    found = ", ".join(f"{n} x {ending}" for ending, n in endings.most_common())
+    summary = ", ".join(f"{n} x {ending}" for ending, n in endings.most_common())
     return MimError(
-        f"The shards in {root} are compressed ({found}), so an image within one cannot be read alone. Unpack them to "
+        f"The shards in {root} are compressed ({summary}), so an image within one cannot be read alone. Unpack them to "
         ".tar files; the images in them are compressed already:\n" + "\n".join(commands)
     )
 
@@ -122,10 +122,10 @@ def read_index(
     for number, tar in enumerate(tars):
         reader.read(number, tar)
     if not reader.names:
-        there = ", ".join(f"{n} x {ending}" for ending, n in reader.others.most_common(5)) or "nothing"
+        summary = ", ".join(f"{n} x {ending}" for ending, n in reader.others.most_common(5)) or "nothing"
         raise MimError(
             f"No images in the {counted(len(tars), 'shard')} of {root}. Looked for members that end with "
-            f"{', '.join(endings)}; found {there}."
+            f"{', '.join(endings)}; found {summary}."
         )
     labels, classes = reader.labels() if with_classes else ((), None)
     splits = tuple(reader.splits) if any(reader.splits) else ()
@@ -266,22 +266,22 @@ class _Reader:
 
     def advice(self) -> tuple[str, ...]:
         """What is in the shards and not used, and which may have been cut between two members."""
-        told = [
+        unused = [
             f"{counted(n, *what.split('|'))} (the first: {self.first[what]})" for what, n in self.left_out.most_common()
         ]
-        lines = [f"left out of the shards in {self.root}: {', '.join(told)}."] if told else []
+        lines = [f"left out of the shards in {self.root}: {', '.join(unused)}."] if unused else []
         if self.json.strange:
             words = ", ".join(sorted(self.json.strange)[:5])
-            lines.append(f"{self.root}: .json members have words for a split that name none: {words}; passed over.")
+            lines.append(f"{self.root}: .json members have words for a split that name none: {words}; ignored.")
         if self.endless:
             shards = counted(len(self.endless), "shard")
             lines.append(f"{shards} of {self.root} without a mark of the end, perhaps cut short ({self.endless[0]}).")
-        for found, what in (
+        for tars, what in (
             (self.empty, "without any file in it, though perhaps of the right size"),
             (self.zeros, f"with more than {LONGEST_MARK >> 20} MiB of zeros behind the last file"),
         ):
-            if found:
-                shards, names = counted(len(found), "shard"), ", ".join(found[:3]) + (", ..." if found[3:] else "")
+            if tars:
+                shards, names = counted(len(tars), "shard"), ", ".join(tars[:3]) + (", ..." if tars[3:] else "")
                 lines.append(f"{shards} of {self.root} {what} ({names}): perhaps not downloaded whole.")
         return tuple(lines)
 
@@ -299,9 +299,9 @@ class _Reader:
                 f"without a class; the first is {name}, which has no .cls, and no .json with one, beside it (links are "
                 "not followed). Give every image one, or none."
             )
-        found = set(texts)
-        numbers = all(re.fullmatch(r"[+-]?[0-9]+", text) for text in found)
-        meant: dict[str, Any] = {text: int(text) if numbers else text for text in found}
+        distinct = set(texts)
+        numbers = all(re.fullmatch(r"[+-]?[0-9]+", text) for text in distinct)
+        meant: dict[str, Any] = {text: int(text) if numbers else text for text in distinct}
         order = sorted(set(meant.values()))
         if len(order) < 2:
             return (), None
@@ -334,7 +334,7 @@ def _members(file: tarfile.TarFile, size: int) -> Iterator[tuple[tarfile.TarInfo
 
 def _ended(path: Path, offset: int) -> bool:
     """Whether a mark of the end follows the last member, as nearly all have it. Nothing but zeros may follow: tarfile
-    takes a damaged header for the end. Holes of a sparse file are zeros, and passed over."""
+    takes a damaged header for the end. Holes of a sparse file are zeros, and ignored."""
     with open(path, "rb") as file:
         file.seek(offset)
         block = mark = file.read(tarfile.BLOCKSIZE)

@@ -41,19 +41,19 @@ def changes(look: Look, parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         look: What the pictures hold.
         parts: Role -> every part of the run.
     """
-    tokenizer, found = parts["tokenizer"].options, dict[str, dict[str, Any]]()
+    tokenizer, updates = parts["tokenizer"].options, dict[str, dict[str, Any]]()
     if in_colour(look) and tokenizer.channels == 1:
         takers = [role for role, part in parts.items() if getattr(part.options, "channels", None) == 1]
-        found = {role: {"channels": 3} for role in takers}
+        updates = {role: {"channels": 3} for role in takers}
     side = fitting_side(look) if "encoder" in parts and parts["encoder"].name == PLAIN else None
     if side is not None and max(tokenizer.size) < side:
         patch = side // UNITS
-        found.setdefault("tokenizer", {}).update(size=(side, side), patch=(patch, patch))
+        updates.setdefault("tokenizer", {}).update(size=(side, side), patch=(patch, patch))
         method = parts["method"].options
         if "local" in getattr(method, "views", {}).values():  # these views show as large a share as before
             sizes = zip(method.local_size, tokenizer.size, strict=True)
             units = [max(1, round(UNITS * new / old)) for new, old in sizes]
-            found["method"] = {"local_size": tuple(patch * number for number in units)}
-    if found:  # those of the recipe's own pictures
-        found["data"] = {"mean": None, "std": None}
-    return found
+            updates["method"] = {"local_size": tuple(patch * number for number in units)}
+    if updates:  # those of the recipe's own pictures
+        updates["data"] = {"mean": None, "std": None}
+    return updates

@@ -72,7 +72,7 @@ def _page(file: Any, order: str, big: bool, offset: int) -> tuple[Page, int]:
         raise ValueError("no directory has so many entries")
     entries = file.read(count * entry_size)
     (following,) = struct.unpack(order + link, file.read(struct.calcsize(link)))
-    found: dict[str, int] = {}
+    fields: dict[str, int] = {}
     for i in range(count):
         entry = entries[i * entry_size : (i + 1) * entry_size]
         tag, kind = struct.unpack(order + "HH", entry[:4])
@@ -84,5 +84,5 @@ def _page(file: Any, order: str, big: bool, offset: int) -> tuple[Page, int]:
         if number * size > inline:  # many values: the first tells
             file.seek(struct.unpack(order + ("Q" if big else "I"), values)[0])
             values = file.read(size)
-        found[_TAGS[tag]] = struct.unpack(order + code, values[:size])[0]
-    return Page(**found), following
+        fields[_TAGS[tag]] = struct.unpack(order + code, values[:size])[0]
+    return Page(**fields), following

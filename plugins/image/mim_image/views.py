@@ -59,7 +59,7 @@ class ImageViews:
         return {name: torch.stack([first[name], second[name]]) for name in first}
 
     def _one(self, image: Image.Image, key: int) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        views: dict[str, Tensor] = {}
         second: tuple[Image.Image, Box] | None
         if self.target and self.config.view_place == "shift":
             first, second = self._near(image, key)
@@ -69,22 +69,22 @@ class ImageViews:
         if self.config.view_changes == "all":
             with _drawn(key, "first view"):
                 first = (self._changed(first[0]), first[1])
-        self._add(found, "image", *first)
+        self._add(views, "image", *first)
         if second is not None:
             with _drawn(key, "second colours"):
                 # a shifted view is changed already, by the draws of its place
                 changed = second[0] if self.config.view_place == "shift" else self._changed(second[0])
-            self._add(found, "image_target", changed, second[1])
+            self._add(views, "image_target", changed, second[1])
         if self.local is not None:
-            found["image_local"] = torch.stack(
+            views["image_local"] = torch.stack(
                 [self._small(image, key, f"local view {n}") for n in range(self.local.count)]
             )
-        return found
+        return views
 
-    def _add(self, found: dict[str, Tensor], name: str, view: Image.Image, box: Box) -> None:
-        found[name] = torch.from_numpy(bands_of(view, self.channels))
+    def _add(self, views: dict[str, Tensor], name: str, view: Image.Image, box: Box) -> None:
+        views[name] = torch.from_numpy(bands_of(view, self.channels))
         if self.place:
-            found[f"{name}.place"] = torch.tensor(box).reshape(2, 2)
+            views[f"{name}.place"] = torch.tensor(box).reshape(2, 2)
 
     def _near(self, image: Image.Image, key: int) -> tuple[tuple[Image.Image, Box], tuple[Image.Image, Box]]:
         """The two views of one larger crop, the second changed."""

@@ -340,7 +340,7 @@ def test_what_is_left_out_is_said(photo, images, tmp_path):
     assert ".csv" in source.contents()["left out"]
     said, table = source.advice()
     assert "3 files with endings that are not read: 2 x .heic, 1 x .npy" in said
-    assert "labels.csv is passed over" in table
+    assert "labels.csv is ignored" in table
     with pytest.raises(MimError, match=r"labels\.csv, line 1: it should be a path and a label"):
         source.labelled("train")
 

@@ -102,7 +102,7 @@ def test_splits_alone_beside_the_images(folder):
 
 def test_a_table_beside_the_images_that_is_passed_over_is_told(folder):
     written(folder / "labels.csv", ["path,label", *ROWS, "all/0.png,b"])
-    assert any("labels.csv is passed over" in line for line in images(folder).advice())
+    assert any("labels.csv is ignored" in line for line in images(folder).advice())
 
 
 def test_a_table_beside_shards_is_told(folder):

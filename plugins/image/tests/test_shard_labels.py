@@ -90,7 +90,7 @@ def test_a_split_in_json_holds_images_out(tmp_path, label):
     source = images(shard(tmp_path / "a.tar", notes))
     assert [source.name_of(i) for i in range(len(source))] == [f"a.tar/{i:03}.png" for i in range(20) if i % 5]
     assert source.contents()["splits"] == "as .json members say: test held out (4), all others for training (16)"
-    assert "words for a split that name none: whatever; passed over" in " ".join(source.advice())
+    assert "words for a split that name none: whatever; ignored" in " ".join(source.advice())
     if label:
         assert list(source.labelled("test").names) == [f"a.tar/{i:03}.png" for i in range(0, 20, 5)]
 

@@ -52,17 +52,17 @@ class Looked:
 
 def plan(source: Any) -> dict[str, str]:
     """Where items come from, how many, which modalities, what is missing, classes and bit depth."""
-    found = source.collection
+    collection = source.collection
     root = "the bundled sample (Freedoom, BSD licence)" if source.bundled else str(source.config.root)
     sizes = (f"{name} {' x '.join(map(str, shape))}" for name, shape in source.shapes.items())
     labels = f"{len(source.labels.classes)} classes of items" if source.labels.classes else "no classes of items"
     rows = {
-        "data": f"{root}: {len(source):,} items for training, {len(found.test):,} held out, {labels}",
+        "data": f"{root}: {len(source):,} items for training, {len(collection.test):,} held out, {labels}",
         "modalities": ", ".join(sizes),
     }
-    if found.note:
-        rows["split"] = found.note
-    if found.missing:
+    if collection.note:
+        rows["split"] = collection.note
+    if collection.missing:
         rows["missing files"] = _missing(source)
     if "semseg" in source.shapes:
         rows["classes"] = _classes_of_maps(source)
@@ -100,12 +100,12 @@ def advice(source: Any) -> list[str]:
     lines = [f"missing files: {_missing(source)}"] if source.collection.missing else []
     for name, count in source.without_ids.items():
         if count:
-            told = f"{counted(count, 'item')} without ids of {name} in {source.tokens[name].folder}"
-            lines.append(f"{told}; kept, and {name} is hidden there")
+            note = f"{counted(count, 'item')} without ids of {name} in {source.tokens[name].folder}"
+            lines.append(f"{note}; kept, and {name} is hidden there")
     lines += source.copied
-    found = source.depth_kinds() if "depth" in source.shapes and not source.config.depth_bits else {}
-    if len(found) > 1:
-        kinds = ", ".join(f"{file} has {kind}" for kind, file in found.items())
+    depth_files = source.depth_kinds() if "depth" in source.shapes and not source.config.depth_bits else {}
+    if len(depth_files) > 1:
+        kinds = ", ".join(f"{file} has {kind}" for kind, file in depth_files.items())
         lines.append(f"depth maps are of different kinds: {kinds}. To refuse all but one: --data.depth-bits 8 (or 16).")
     lines += source.collection.advice
     return [*lines, *_left_out(source)[1], *source.looked().advice]
@@ -192,10 +192,10 @@ class _Looker:
 
     def read(self, read: Callable[[Path, int], tuple[str, tuple[int, int], Any]]) -> Iterator[Any]:
         """What ``read`` makes of each file, which also tells its kind, height and width."""
-        there = [i for i in range(len(self.items)) if self.items.has(self.modality, i)]
-        places = np.linspace(0, len(there) - 1, min(LOOKS, len(there))).round().astype(int)
+        present = [i for i in range(len(self.items)) if self.items.has(self.modality, i)]
+        places = np.linspace(0, len(present) - 1, min(LOOKS, len(present))).round().astype(int)
         pixels = 0
-        for i in (there[place] for place in places):
+        for i in (present[place] for place in places):
             if pixels >= BUDGET:
                 return
             file = self.items.file(self.modality, i)
@@ -258,37 +258,37 @@ def _look_at_depth(looker: _Looker, source: Any, advice: list[str]) -> str:
         stands.update(dict.fromkeys(maps.unmeasured(values, config.depth_invalid, config.depth_signed)))
         return maps.kind_of(values), depth.shape, (np.nanmin(depth), np.nanmax(depth), np.isnan(depth).mean())
 
-    found = list(looker.read(read))
-    if not found:
+    stats = list(looker.read(read))
+    if not stats:
         return ""
-    low, high = min(low for low, _, _ in found), max(high for _, high, _ in found)
-    lacking = sum(share for _, _, share in found) / len(found)
+    low, high = min(low for low, _, _ in stats), max(high for _, high, _ in stats)
+    lacking = sum(share for _, _, share in stats) / len(stats)
     if max(negative) > 0 and not config.depth_signed:
         advice.append(
             f"depth is negative in {np.mean(negative):.1%} of the pixels looked at, which means not measured; if these "
             "are measured: --data.depth-signed"
         )
-    if lone and len(lone) >= len(found) / 10:
+    if lone and len(lone) >= len(stats) / 10:
         value = f"{max(lone):.9g}"
         advice.append(
-            f"the largest depth is {value} in {len(lone)} of {len(found)} files looked at, far beyond all others: "
+            f"the largest depth is {value} in {len(lone)} of {len(stats)} files looked at, far beyond all others: "
             f"if it means no measurement: --data.depth-invalid {value}"
         )
-    if config.depth_invalid is None and sum(zeros) >= max(1, len(found) / 10):
+    if config.depth_invalid is None and sum(zeros) >= max(1, len(stats) / 10):
         advice.append(
-            f"depth is 0 in {sum(zeros)} of {len(found)} files looked at, and nothing else is near it: if it means no "
+            f"depth is 0 in {sum(zeros)} of {len(stats)} files looked at, and nothing else is near it: if it means no "
             "measurement: --data.depth-invalid 0"
         )
     if flat and low != high:
         advice.append(
-            f"depth varies by {min(flat):.2g} in {len(flat)} of {len(found)} files looked at, beside which the 0.001 "
+            f"depth varies by {min(flat):.2g} in {len(flat)} of {len(stats)} files looked at, beside which the 0.001 "
             "that standardising adds counts, so the network sees them nearly flat: write depth in a smaller unit."
         )
     if lacking > 0.5:
         advice.append(f"of the depth maps looked at, {lacking:.0%} of the pixels are not measured.")
     if low == high:
         advice.append(
-            f"the {len(found)} depth maps looked at have the single value {low:.6g}: there is nothing to learn in them."
+            f"the {len(stats)} depth maps looked at have the single value {low:.6g}: there is nothing to learn in them."
         )
     why = f" ({', '.join(stands)})" if stands else ""
     share = f", {lacking:.1%} not measured{why}" if lacking >= 5e-4 else ", a few pixels not measured" + why
@@ -319,8 +319,8 @@ def _flat(depth: np.ndarray) -> list[float]:
 
 def _look_at_normals(looker: _Looker, source: Any, advice: list[str]) -> str:
     def read(path: Path, _: int) -> tuple[str, tuple[int, int], Any]:
-        found = normals.read_normal(path)
-        return "8 bits", found.size, normals.mean_length(found)
+        picture = normals.read_normal(path)
+        return "8 bits", picture.size, normals.mean_length(picture)
 
     lengths = list(looker.read(read))
     if not lengths:

@@ -123,8 +123,8 @@ class BudgetMasker(Masker):
     def check(self, source: DataSource, tokenizer: Tokenizer) -> None:
         """Refuses data with items of which nothing may be seen, or nothing asked."""
         parts = getattr(tokenizer, "parts", {})
-        for there, (items, example) in source.presence().items() if parts else ():
-            names = [name for name, part in parts.items() if set(part.shapes) <= there]
+        for present, (items, example) in source.presence().items() if parts else ():
+            names = [name for name, part in parts.items() if set(part.shapes) <= present]
             for what, none in (("seen", self.config.only_asked), ("asked", self.config.only_seen)):
                 if set(names) <= set(none):
                     raise ValueError(f"of {items} items, such as {example}, no modality may be {what}")
@@ -133,25 +133,25 @@ class BudgetMasker(Masker):
         """The masks of a batch."""
         self._check(layout)
         config, parts = self.config, _parts(layout, draw.key)
-        there = torch.stack([part.there.sum(dim=1) for part in parts], dim=1)
+        counts = torch.stack([part.there.sum(dim=1) for part in parts], dim=1)
         component = self._component(draw.key)
-        seen = self._shares("seen", draw, component, parts, there, config.seen)
+        seen = self._shares("seen", draw, component, parts, counts, config.seen)
         spans = [self._spans(part, quota, draw) for part, quota in zip(parts, seen.unbind(1), strict=True)]
         used = [
             quota if span is None else span.seen * (quota > 0)
             for span, quota in zip(spans, seen.unbind(1), strict=True)
         ]
-        seen = self._refilled("seen", draw, component, parts, there, torch.stack(used, dim=1), spans)
+        seen = self._refilled("seen", draw, component, parts, counts, torch.stack(used, dim=1), spans)
         left = [
             n - own if span is None else (span.told - 1).clamp(min=0)
-            for n, own, span in zip(there.unbind(1), seen.unbind(1), spans, strict=True)
+            for n, own, span in zip(counts.unbind(1), seen.unbind(1), spans, strict=True)
         ]
         asked = self._shares("asked", draw, component, parts, torch.stack(left, dim=1), config.asked)
-        found = [
+        masks = [
             _on_grid(part, own, wanted, draw) if span is None else _in_sequence(part, span, own, wanted, draw)
             for part, span, own, wanted in zip(parts, spans, seen.unbind(1), asked.unbind(1), strict=True)
         ]
-        hidden, kept, queries = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
+        hidden, kept, queries = (torch.cat(each, dim=1) for each in zip(*masks, strict=True))
         kept_ids, kept_valid = _ids(kept, min(config.seen, layout.count))
         query_ids, query_valid = _ids(queries, min(config.asked, layout.count))
         spanned = any(span is not None for span in spans)
@@ -199,12 +199,12 @@ class BudgetMasker(Masker):
         draw: Draw,
         component: Int[Tensor, " B"],
         parts: list[_Part],
-        there: Int[Tensor, "B S"],
+        counts: Int[Tensor, "B S"],
         used: Int[Tensor, "B S"],
         spans: list[Spans | None],
     ) -> Int[Tensor, "B S"]:
         """What sequences left over, given to the others."""
-        _, high = self._bounds(what, parts, there)
+        _, high = self._bounds(what, parts, counts)
         grids = torch.tensor([span is None for span in spans], device=used.device)
         alphas = self._alphas(what, component, parts)
         logs = log_gamma_draws(draw.key, alphas, f"mask.{what}")
@@ -230,14 +230,14 @@ class BudgetMasker(Masker):
 
 def _parts(layout: Layout, key: Int[Tensor, " B"]) -> list[_Part]:
     """The modalities of a batch."""
-    found, parts = [], layout.parts()
+    modalities, parts = [], layout.parts()
     whole = torch.ones(len(key), layout.count, dtype=torch.bool, device=key.device)
     whole = whole if layout.valid is None else whole & layout.valid
-    for (name, part), there in zip(parts, whole.split([part.count for _, part in parts], dim=1), strict=True):
+    for (name, part), present in zip(parts, whole.split([part.count for _, part in parts], dim=1), strict=True):
         if part.sequence:  # the places behind its units hold none of them
-            there = there & (torch.arange(part.count, device=key.device) < sequence_length(part))
-        found.append(_Part(name, replace(part, valid=None), there))
-    return found
+            present = present & (torch.arange(part.count, device=key.device) < sequence_length(part))
+        modalities.append(_Part(name, replace(part, valid=None), present))
+    return modalities
 
 
 def _ties(key: Int[Tensor, " B"], alphas: Float[Tensor, "B S"], stream: str) -> Float[Tensor, "B S S"]:

@@ -56,8 +56,8 @@ def encode_caption(text: str, length: int, own: OwnVocabulary | None = None) -> 
     if own is None:
         ids: Tensor = load_tokenizer()([text], context_length=length)[0]
         return ids.to(torch.int64)
-    found = [START, *own.encode(text)[: length - 2], END]
-    return torch.tensor([*found, *[0] * (length - len(found))], dtype=torch.int64)
+    tokens = [START, *own.encode(text)[: length - 2], END]
+    return torch.tensor([*tokens, *[0] * (length - len(tokens))], dtype=torch.int64)
 
 
 def decode_caption(ids: Iterable[int], gap: str = "_", own: OwnVocabulary | None = None) -> str:

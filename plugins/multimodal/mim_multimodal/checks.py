@@ -14,15 +14,15 @@ LOOKS = 200
 def depth_kinds(items: Items) -> dict[str, str]:
     """Kinds of depth maps among some of the items -> the first file of each. What is wrong with a file is said when it
     is read."""
-    there = [i for i in range(len(items)) if items.has("depth", i)]
-    found: dict[str, str] = {}
-    for i in there[:: max(1, len(there) // LOOKS)]:
+    indices = [i for i in range(len(items)) if items.has("depth", i)]
+    kinds: dict[str, str] = {}
+    for i in indices[:: max(1, len(indices) // LOOKS)]:
         file = items.file("depth", i)
         try:
-            found.setdefault(maps.depth_kind(items.root / file), file)
+            kinds.setdefault(maps.depth_kind(items.root / file), file)
         except Exception:
             continue
-    return found
+    return kinds
 
 
 def check_options(config: Any) -> None:

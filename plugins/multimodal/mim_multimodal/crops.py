@@ -108,18 +108,18 @@ def largest_size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     Raises:
         ValueError: A modality or a shape that this source does not give.
     """
-    told = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+    wanted = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
     heads: dict[str, tuple[int, ...]] = {"rgb": (3,), "depth": (1,), "normal": (3,), "semseg": (), "caption": ()}
     for name, shape in shapes.items():
         axes = 1 if name == "caption" else 2
         if name not in heads or tuple(shape[:-axes]) != heads[name] or len(shape) != len(heads[name]) + axes:
-            raise ValueError(f"aligned data gives {SHAPES}; the tokenizers want {told}")
+            raise ValueError(f"aligned data gives {SHAPES}; the tokenizers want {wanted}")
     sizes = [(shapes[name][-2], shapes[name][-1]) for name in PICTURES if name in shapes]
     if not sizes:
         raise ValueError(
-            f"aligned data needs at least one of rgb, depth, normal and semseg; the tokenizers want {told}"
+            f"aligned data needs at least one of rgb, depth, normal and semseg; the tokenizers want {wanted}"
         )
     height, width = max(sizes)
     if any(height * w != width * h for h, w in sizes):
-        raise ValueError(f"pictures that show the same part need sides of one ratio; the tokenizers want {told}")
+        raise ValueError(f"pictures that show the same part need sides of one ratio; the tokenizers want {wanted}")
     return height, width

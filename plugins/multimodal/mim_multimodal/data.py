@@ -261,12 +261,12 @@ class Aligned(DataSource):
 
     def presence(self) -> Mapping[frozenset[str], tuple[int, str]]:
         """Where some items lack a modality and are kept: which have which."""
-        items, found = self.collection.pretrain, dict[frozenset[str], tuple[int, str]]()
+        items, counts = self.collection.pretrain, dict[frozenset[str], tuple[int, str]]()
         for i in range(len(items) if self.masked else 0):
-            there = frozenset(name for name in self.shapes if self._has(items, name, i))
-            count, name = found.get(there, (0, items.name(i)))
-            found[there] = (count + 1, name)
-        return found
+            present = frozenset(name for name in self.shapes if self._has(items, name, i))
+            count, name = counts.get(present, (0, items.name(i)))
+            counts[present] = (count + 1, name)
+        return counts
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """An item's modalities under one random crop and flip: rgb and normal uint8 [3, H, W], depth float32 [1, H, W]
@@ -318,15 +318,15 @@ class Aligned(DataSource):
         cut = self._cut(frame, key) if plan is None or number is None else plan.cut(frame, name, number)
         sample: dict[str, Tensor] = {}
         for modality, shape in shapes.items():
-            there = self._has(items, modality, index)
+            exists = self._has(items, modality, index)
             if modality not in self.tokens:
                 sample[modality] = _output(modality, opened.get(modality), cut, shape)
-            elif there:
+            elif exists:
                 sample[modality] = self.tokens[modality].ids(name, number or 0)
             else:
                 sample[modality] = torch.zeros(shape, dtype=torch.int64)
             if modality in self.masked:
-                sample[f"{modality}.present"] = torch.tensor(there)
+                sample[f"{modality}.present"] = torch.tensor(exists)
         return sample
 
     def _open(self, items: Items, index: int, names: Sequence[str], key: int | None) -> dict[str, Any]:
@@ -481,11 +481,11 @@ class Aligned(DataSource):
         whole = height % STRIDE == 0 and width % STRIDE == 0
         coarse = (height // STRIDE, width // STRIDE) if whole else self.size
         more = {"depth": (1, height, width), "semseg": coarse}
-        there = {name: shape for name, shape in more.items() if name in items.endings}
-        if not there:
+        available = {name: shape for name, shape in more.items() if name in items.endings}
+        if not available:
             known = ", ".join(items.endings)
             raise MimError(f"{self.root / items.split} has no depth and no semseg to evaluate with, only: {known}.")
-        wanted = {**there, **self.shapes}
+        wanted = {**available, **self.shapes}
         shapes = {n: shape for n, shape in wanted.items() if n in self.tokens or any(items.endings.get(n, ()))}
         files_of = [name for name in shapes if name not in self.tokens]
         kept = [i for i in range(len(items)) if all(items.has(name, i) for name in files_of)]

@@ -109,7 +109,7 @@ class CrossAttentionDecoder(Decoder):
         places = torch.cat(named, dim=1) if named else self.mask_token.new_zeros(1, layout.count, self.config.width)
         if self.position is None:
             return places
-        found = self.position(layout)
-        if found.shape[0] not in (1, len(mask.hidden)):
-            found = found.repeat_interleave(mask.per_sample, dim=0)
-        return places + found
+        positions = self.position(layout)
+        if positions.shape[0] not in (1, len(mask.hidden)):
+            positions = positions.repeat_interleave(mask.per_sample, dim=0)
+        return places + positions

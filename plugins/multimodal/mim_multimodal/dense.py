@@ -85,26 +85,26 @@ class Dense:
         self.source: DataSource = source
         self.method = study.methods[PRETRAINED]()
         self.tokenizer: Tokenizer = self.method.tokenizer  # type: ignore[assignment]
-        there = [name for name in PICTURES if name in self.tokenizer.shapes and name != hidden]
-        if not there:
+        names = [name for name in PICTURES if name in self.tokenizer.shapes and name != hidden]
+        if not names:
             known = ", ".join(self.tokenizer.shapes)
             raise MimError(
                 f"evaluation {evaluation} needs an encoder of pictures other than {hidden}; it has: {known}."
             )
         splits = {split: source.dense(split) for split in ("train", "test")}
-        self.inputs = self._inputs(there, splits.values(), hidden)
+        self.inputs = self._inputs(names, splits.values(), hidden)
         self.train, self.test = (self._split(items, split, label) for split, items in splits.items())
 
-    def _inputs(self, there: list[str], splits: Iterable[Any], hidden: str) -> list[tuple[str, ...]]:
+    def _inputs(self, names: list[str], splits: Iterable[Any], hidden: str) -> list[tuple[str, ...]]:
         """Every modality that both splits have alone, and all together; or those that ``--evaluate.inputs`` names."""
-        there = [name for name in there if all(name in getattr(items, "shapes", there) for items in splits)]
+        names = [name for name in names if all(name in getattr(items, "shapes", names) for items in splits)]
         asked = self.study.config.inputs
         if asked:
-            there = [name for name in there if name in asked]
-        if not there:
+            names = [name for name in names if name in asked]
+        if not names:
             more = f" of --evaluate.inputs {' '.join(asked)}" if asked else ""
             raise MimError(f"evaluation {self.name}: no modality but {hidden} is in both splits{more}.")
-        return [tuple(there)] if asked else [(name,) for name in there] + ([tuple(there)] if len(there) > 1 else [])
+        return [tuple(names)] if asked else [(name,) for name in names] + ([tuple(names)] if len(names) > 1 else [])
 
     def _split(self, items: Any, split: str, label: str) -> Split:
         count = min(len(items), ITEMS)
@@ -155,12 +155,12 @@ class Dense:
         """
         if method is not None:
             method.eval().to(self.study.device)
-        found = []
+        chunks = []
         for batch in self._batches(split.items, split.numbers):
             wanted = [*inputs, *(f"{name}.present" for name in inputs)]
             sample = {name: batch[name] for name in wanted if name in batch}
-            found.append((self._raw(sample) if method is None else _tokens(method, sample)).float().cpu())
-        features = torch.cat(found)
+            chunks.append((self._raw(sample) if method is None else _tokens(method, sample)).float().cpu())
+        features = torch.cat(chunks)
         if not features.isfinite().all():
             raise MimError(f"evaluation {self.name}: features are not finite; the weights may have diverged.")
         return features
@@ -169,11 +169,11 @@ class Dense:
         """Values of all inputs at each place, [B, N, D]; class ids as a one for each class and for none."""
         values = self.tokenizer.split(sample).values
         count = getattr(self.source, "class_count", None) or 255
-        found = []
+        parts = []
         for part in values.values() if isinstance(values, dict) else [values]:
             ids = not part.is_floating_point()
-            found.append((F.one_hot(part.clamp(0, count), count + 1).float() if ids else part).flatten(2))
-        return torch.cat(found, dim=2)
+            parts.append((F.one_hot(part.clamp(0, count), count + 1).float() if ids else part).flatten(2))
+        return torch.cat(parts, dim=2)
 
     def grid(self, inputs: tuple[str, ...]) -> tuple[int, ...]:
         """The grid of the places, which all inputs share.

@@ -171,15 +171,15 @@ class DptHead(DenseHead):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """The answer at every pixel."""
-        found: Tensor | None = None
+        fused: Tensor | None = None
         for number in (4, 3, 2, 1):
             level = getattr(self, f"act_{number}_postprocess")(maps[number - 1])
             level = self.scratch[f"layer{number}_rn"](level)
-            if found is not None and found.shape[2:] != level.shape[2:]:  # an odd grid was halved
-                found = resized(found, level.shape[2:])
+            if fused is not None and fused.shape[2:] != level.shape[2:]:  # an odd grid was halved
+                fused = resized(fused, level.shape[2:])
             fuse = self.scratch[f"refinenet{number}"]
-            found = fuse(level) if found is None else fuse(found, level)
-        answer: Tensor = self.head(found)
+            fused = fuse(level) if fused is None else fuse(fused, level)
+        answer: Tensor = self.head(fused)
         return answer if answer.shape[2:] == self.size else resized(answer, self.size)
 
 

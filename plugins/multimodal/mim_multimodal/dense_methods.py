@@ -150,9 +150,9 @@ class DenseMethod(Supervised):
     def compared(self, sample: Sample, predictions: Mapping[str, Tensor], source: DataSource) -> dict[str, Picture]:
         """The inputs, the right map, the answer, and of the answer what is wrong, the rest grey."""
         inputs = {name: source.picture(name, sample[name]) for name in self.names if name in sample}
-        right, found, well = self._maps(sample, predictions)
-        rows = {"truth": source.picture(self.label, right), "answer": source.picture(self.label, found)}
-        return {**inputs, **rows, "wrong": source.masked_picture(self.label, found, well)}
+        right, answer, well = self._maps(sample, predictions)
+        rows = {"truth": source.picture(self.label, right), "answer": source.picture(self.label, answer)}
+        return {**inputs, **rows, "wrong": source.masked_picture(self.label, answer, well)}
 
     def _maps(self, sample: Sample, predictions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The right map and the answer, as the data source draws them, and where the answer is right or nothing is
@@ -168,8 +168,8 @@ class DenseMethod(Supervised):
                 f"fewer: finetune with --use {self.names[-1]}.tokenizer=none"
             )
         levels = encoded.levels if self.head.levels > 1 else (encoded.tokens,)
-        found = self.head([as_maps(level, self.grids, self.used) for level in levels])
-        return found, torch.cat([encoded.prefix, encoded.tokens], dim=1)
+        answers = self.head([as_maps(level, self.grids, self.used) for level in levels])
+        return answers, torch.cat([encoded.prefix, encoded.tokens], dim=1)
 
 
 def _places(tokenizer: Tokenizer) -> tuple[tuple[str, ...], list[tuple[int, int]], tuple[int, int], int]:

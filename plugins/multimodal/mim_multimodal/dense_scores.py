@@ -34,9 +34,9 @@ class ClassCounts:
     def add(self, predicted: Int[Tensor, "*n"], labels: Int[Tensor, "*n"]) -> None:
         """Counts more pixels."""
         counts = (labels >= 0) & (labels < self.classes) & (labels != self.ignored)
-        label, found = labels[counts].long(), predicted[counts].long()
-        found = torch.where((found >= 0) & (found < self.classes), found, self.classes)
-        pairs = label * (self.classes + 1) + found
+        label, answer = labels[counts].long(), predicted[counts].long()
+        answer = torch.where((answer >= 0) & (answer < self.classes), answer, self.classes)
+        pairs = label * (self.classes + 1) + answer
         self.table += pairs.bincount(minlength=self.table.numel()).reshape(self.table.shape).cpu()
 
     def scores(self) -> dict[str, Tensor]:
@@ -44,11 +44,11 @@ class ClassCounts:
         "mean_iou" and "mean_dice", in float64. A class that is in neither map is nan and left out of the means; one
         that is predicted only has 0."""
         table = self.table.double()
-        right, labelled, found = table.diagonal(), table.sum(dim=1), table[:, :-1].sum(dim=0)
+        right, labelled, predicted = table.diagonal(), table.sum(dim=1), table[:, :-1].sum(dim=0)
         each = {
             "class_accuracy": right / labelled,
-            "iou": right / (labelled + found - right),
-            "dice": 2 * right / (labelled + found),
+            "iou": right / (labelled + predicted - right),
+            "dice": 2 * right / (labelled + predicted),
         }
         means = {"mean_accuracy": "class_accuracy", "mean_iou": "iou", "mean_dice": "dice"}
         return {
@@ -58,7 +58,7 @@ class ClassCounts:
         }
 
 
-def depth_scores(found: Float[Tensor, "*n"], depth: Float[Tensor, "*n"], valid: Bool[Tensor, "*n"]) -> dict[str, float]:
+def depth_scores(preds: Float[Tensor, "*n"], depth: Float[Tensor, "*n"], valid: Bool[Tensor, "*n"]) -> dict[str, float]:
     """Errors of depth over all valid pixels together, in the unit of the depths (Eigen et al., arXiv 1406.2283, section
     4.3): "rmse", "abs_rel", "sq_rel", "delta_1" to "delta_3" (the share whose ratio is below 1.25 to its power),
     "rmse_log" (natural logarithm) and "log10".
@@ -68,14 +68,14 @@ def depth_scores(found: Float[Tensor, "*n"], depth: Float[Tensor, "*n"], valid: 
     """
     if not bool(valid.any()):
         raise ValueError("no pixel has a depth to compare with")
-    found, depth = found[valid].double(), depth[valid].double()
-    safe, real = found.clamp(min=SMALLEST), depth.clamp(min=SMALLEST)
+    preds, depth = preds[valid].double(), depth[valid].double()
+    safe, real = preds.clamp(min=SMALLEST), depth.clamp(min=SMALLEST)
     ratio = torch.maximum(safe / real, real / safe)
     logarithm = safe.log() - real.log()
     values = {
-        "rmse": (found - depth).square().mean().sqrt(),
-        "abs_rel": ((found - depth).abs() / real).mean(),
-        "sq_rel": ((found - depth).square() / real).mean(),
+        "rmse": (preds - depth).square().mean().sqrt(),
+        "abs_rel": ((preds - depth).abs() / real).mean(),
+        "sq_rel": ((preds - depth).square() / real).mean(),
         **{f"delta_{power}": (ratio < 1.25**power).double().mean() for power in (1, 2, 3)},
         "rmse_log": logarithm.square().mean().sqrt(),
         "log10": (safe.log10() - real.log10()).abs().mean(),
@@ -84,14 +84,14 @@ def depth_scores(found: Float[Tensor, "*n"], depth: Float[Tensor, "*n"], valid: 
 
 
 def depth_errors(
-    found: Float[Tensor, "n ..."], depth: Float[Tensor, "n ..."], valid: Bool[Tensor, "n ..."]
+    preds: Float[Tensor, "n ..."], depth: Float[Tensor, "n ..."], valid: Bool[Tensor, "n ..."]
 ) -> dict[str, float | None]:
     """Standard errors of `depth_scores` over the n samples, by the jackknife with groups, see
     `mim_core.standard_errors.jackknife_error`: each score is a mean over pixels, or its root, so that the groups' own
     scores tell what is left without one."""
-    part = torch.arange(len(found)) % standard_errors.GROUPS
+    part = torch.arange(len(preds)) % standard_errors.GROUPS
     kept = [part == one for one in part.unique() if bool(valid[part == one].any())]
-    groups = [depth_scores(found[own], depth[own], valid[own]) for own in kept]
+    groups = [depth_scores(preds[own], depth[own], valid[own]) for own in kept]
     weight = torch.tensor([int(valid[own].sum()) for own in kept], dtype=torch.float64)
     errors: dict[str, float | None] = {}
     for name in groups[0] if groups else ():
@@ -126,11 +126,11 @@ class GroupedCounts:
 
     def whole(self, left_out: int | None = None) -> ClassCounts:
         """All pixels, or those without a group's."""
-        found = ClassCounts(self.classes, self.ignored)
-        found.table = sum(
-            (each.table for number, each in enumerate(self.groups) if number != left_out), torch.zeros_like(found.table)
+        total = ClassCounts(self.classes, self.ignored)
+        total.table = sum(
+            (each.table for number, each in enumerate(self.groups) if number != left_out), torch.zeros_like(total.table)
         )
-        return found
+        return total
 
     def errors(self) -> dict[str, float | None]:
         """Standard errors of the scores that are one number, by name."""
@@ -140,10 +140,10 @@ class GroupedCounts:
         return {name: standard_errors.grouped_error([float(part[name]) for part in parts]) for name in names}
 
 
-def berhu(found: Float[Tensor, "*n"], wanted: Float[Tensor, "*n"], valid: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
+def berhu(preds: Float[Tensor, "*n"], wanted: Float[Tensor, "*n"], valid: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
     """The reverse Huber loss (arXiv 1606.00373, equation 1): absolute errors, and quadratic beyond a fifth of the
     largest one in the batch; the mean over valid pixels."""
-    error = (found - wanted).abs().masked_fill(~valid, 0.0)
+    error = (preds - wanted).abs().masked_fill(~valid, 0.0)
     limit = (0.2 * error.detach().max()).clamp(min=1e-5)
     large = (error.square() + limit.square()) / (2 * limit)
     loss = torch.where(error <= limit, error, large).masked_fill(~valid, 0.0)

@@ -77,17 +77,17 @@ class DepthRegressor(DenseMethod):
     def forward(self, prepared: Taught) -> Outcome:
         """The loss over measured pixels, of depths brought to mean 0 and deviation 1; predictions "depth" [B, 1, H, W]
         are in the file's unit."""
-        found, latent = self.answered(prepared)
+        depth, latent = self.answered(prepared)
         valid = prepared.answers.isfinite()
         wanted = ((prepared.answers - self.config.mean) / self.config.std).masked_fill(~valid, 0.0)
-        loss = self._loss(found.float(), wanted, valid)
-        return Outcome(loss, {"depth": loss}, {"depth": found.float() * self.config.std + self.config.mean}, latent)
+        loss = self._loss(depth.float(), wanted, valid)
+        return Outcome(loss, {"depth": loss}, {"depth": depth.float() * self.config.std + self.config.mean}, latent)
 
-    def _loss(self, found: Float[Tensor, "B 1 H W"], wanted: Tensor, valid: Tensor) -> Tensor:
+    def _loss(self, depth: Float[Tensor, "B 1 H W"], wanted: Tensor, valid: Tensor) -> Tensor:
         if self.config.loss == "berhu":
-            return berhu(found, wanted, valid)
+            return berhu(depth, wanted, valid)
         kind = F.l1_loss if self.config.loss == "l1" else F.mse_loss
-        each = kind(found, wanted, reduction="none").masked_fill(~valid, 0.0)
+        each = kind(depth, wanted, reduction="none").masked_fill(~valid, 0.0)
         return each.sum() / valid.sum().clamp(min=1)
 
     def predict(self, sample: Sample) -> dict[str, Tensor]:
@@ -105,14 +105,14 @@ class DepthRegressor(DenseMethod):
 
     def right(self, batch: Sample, predictions: Mapping[str, Tensor]) -> Float[Tensor, " B"]:
         """The share of the measured pixels within a factor of 1.25."""
-        answer, found = batch[ANSWER].float(), predictions["depth"]
+        answer, depth = batch[ANSWER].float(), predictions["depth"]
         known = answer.isfinite()
-        return (_within(found, answer) & known).flatten(1).sum(dim=1) / known.flatten(1).sum(dim=1)
+        return (_within(depth, answer) & known).flatten(1).sum(dim=1) / known.flatten(1).sum(dim=1)
 
     def _maps(self, sample: Sample, predictions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        right, found = sample[ANSWER].float(), predictions["depth"]
-        scaled = ((each - self.config.mean) / self.config.std for each in (right, found))
-        return *scaled, _within(found, right) | ~right.isfinite()
+        right, depth = sample[ANSWER].float(), predictions["depth"]
+        scaled = ((each - self.config.mean) / self.config.std for each in (right, depth))
+        return *scaled, _within(depth, right) | ~right.isfinite()
 
     def test(
         self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None
@@ -141,14 +141,14 @@ class DepthRegressor(DenseMethod):
         scores = []
         for row, answer in rows.items():
             values, errors = depth_scores(answer, depth, valid), depth_errors(answer, depth, valid)
-            found = {column: (values[name], errors.get(name), lower) for column, (name, lower) in columns.items()}
-            scores += [Score(row, c, v, lower_is_better=lower, error=error) for c, (v, error, lower) in found.items()]
+            cells = {column: (values[name], errors.get(name), lower) for column, (name, lower) in columns.items()}
+            scores += [Score(row, c, v, lower_is_better=lower, error=error) for c, (v, error, lower) in cells.items()]
         return scores
 
 
-def _within(found: Tensor, right: Tensor) -> Tensor:
+def _within(depth: Tensor, right: Tensor) -> Tensor:
     """Where two depths are within a factor of 1.25, as delta 1 counts them."""
-    safe, real = found.clamp(min=SMALLEST), right.clamp(min=SMALLEST)
+    safe, real = depth.clamp(min=SMALLEST), right.clamp(min=SMALLEST)
     return torch.maximum(safe / real, real / safe) < 1.25
 
 

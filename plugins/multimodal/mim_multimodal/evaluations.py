@@ -50,8 +50,8 @@ def segmentation(study: Study) -> list[Score]:
             scores += _segmentation_scores(MAJORITY, text, common, test, classes)
         a, b = cut(train, grid), cut(test, grid)
         device = study.device
-        found = classify(_rows(x, device), _rows(a, device), _rows(t, device), classes, study.config.l2)
-        scores += _segmentation_scores(row, text, found.cpu().reshape(b.shape), b, classes)
+        predictions = classify(_rows(x, device), _rows(a, device), _rows(t, device), classes, study.config.l2)
+        scores += _segmentation_scores(row, text, predictions.cpu().reshape(b.shape), b, classes)
     study.notes.append(
         "Segmentation: logistic regression of every unit's features of mean 0 and deviation 1 (L-BFGS, at most "
         f"{STEPS} steps). mIoU is over the {len(test[test != IGNORE].unique())} classes that the test maps show; "
@@ -85,8 +85,8 @@ def depth(study: Study) -> list[Score]:
             scores += _depth_scores(MAJORITY, text, mean.expand_as(test), test)
         a, b = cut(train, grid), cut(test, grid)
         device = study.device
-        found = regress(_rows(x, device), _rows(a, device), _rows(t, device), study.config.l2)
-        scores += _depth_scores(row, text, found.cpu().reshape(b.shape), b)
+        predictions = regress(_rows(x, device), _rows(a, device), _rows(t, device), study.config.l2)
+        scores += _depth_scores(row, text, predictions.cpu().reshape(b.shape), b)
     study.notes.append(
         "Depth: ridge regression of every unit's features of mean 0 and deviation 1. In shares of the largest training "
         f"depth, which is {largest:g} in the files' unit. Pixels without measurement do "
@@ -153,8 +153,8 @@ def classify(
 
     with torch.no_grad():
         optimizer.step(closure)
-        found = [(part @ weight + bias).reshape(len(part), -1, classes).argmax(dim=2) for part in t.split(CHUNK)]
-    return torch.cat(found)
+        predictions = [(part @ weight + bias).reshape(len(part), -1, classes).argmax(dim=2) for part in t.split(CHUNK)]
+    return torch.cat(predictions)
 
 
 def regress(
@@ -192,48 +192,48 @@ def commonest(maps: Int[Tensor, "n h w"], classes: int) -> Int[Tensor, "h w"]:
     return counts.argmax(dim=0).where(counts.sum(dim=0) > 0, counts.sum(dim=(1, 2)).argmax())
 
 
-def mean_iou(found: Int[Tensor, ...], right: Int[Tensor, ...], classes: int) -> tuple[float, float]:
+def mean_iou(preds: Int[Tensor, ...], right: Int[Tensor, ...], classes: int) -> tuple[float, float]:
     """Mean of intersection over union of the classes that ``right`` shows, and the share of pixels that are right; 255
     does not count."""
     seen = right != IGNORE
-    pairs = right[seen].long() * classes + found[seen].long()
+    pairs = right[seen].long() * classes + preds[seen].long()
     table = pairs.bincount(minlength=classes * classes).reshape(classes, classes).double()
-    hits, there, said = table.diagonal(), table.sum(dim=1), table.sum(dim=0)
-    present = there > 0
+    hits, actual, guessed = table.diagonal(), table.sum(dim=1), table.sum(dim=0)
+    present = actual > 0
     if not present.any():
         raise MimError("evaluation segmentation: no pixel of the test split has a class.")
-    return float((hits / (there + said - hits))[present].mean()), float(hits.sum() / table.sum())
+    return float((hits / (actual + guessed - hits))[present].mean()), float(hits.sum() / table.sum())
 
 
-def depth_errors(found: Float[Tensor, ...], right: Float[Tensor, ...]) -> tuple[float, float]:
+def depth_errors(preds: Float[Tensor, ...], right: Float[Tensor, ...]) -> tuple[float, float]:
     """Root mean square error, and delta 1, over pixels that are no NaN in ``right``."""
     seen = ~right.isnan()
     if not seen.any():
         raise MimError("evaluation depth: no pixel of the test split was measured.")
-    p, t = found[seen].double().clamp(min=STEP), right[seen].double()
+    p, t = preds[seen].double().clamp(min=STEP), right[seen].double()
     return float((p - t).square().mean().sqrt()), float((torch.maximum(p / t, t / p) < 1.25).double().mean())
 
 
-def _segmentation_scores(row: str, inputs: str, found: Tensor, right: Tensor, classes: int) -> list[Score]:
-    values, names = mean_iou(found, right, classes), (f"mIoU, {inputs}", f"pixels, {inputs}")
+def _segmentation_scores(row: str, inputs: str, preds: Tensor, right: Tensor, classes: int) -> list[Score]:
+    values, names = mean_iou(preds, right, classes), (f"mIoU, {inputs}", f"pixels, {inputs}")
     return [
-        Score(row, name, values[n], error=_error(lambda kept: mean_iou(found[kept], right[kept], classes)[n], found))  # noqa: B023
+        Score(row, name, values[n], error=_error(lambda kept: mean_iou(preds[kept], right[kept], classes)[n], preds))  # noqa: B023
         for n, name in enumerate(names)
     ]
 
 
-def _depth_scores(row: str, inputs: str, found: Tensor, right: Tensor) -> list[Score]:
-    error, near = depth_errors(found, right)
-    noise = [_error(lambda kept: depth_errors(found[kept], right[kept])[n], found) for n in range(2)]  # noqa: B023
+def _depth_scores(row: str, inputs: str, preds: Tensor, right: Tensor) -> list[Score]:
+    error, near = depth_errors(preds, right)
+    noise = [_error(lambda kept: depth_errors(preds[kept], right[kept])[n], preds) for n in range(2)]  # noqa: B023
     return [
         Score(row, f"RMSE, {inputs}", error, lower_is_better=True, error=noise[0]),
         Score(row, f"delta 1, {inputs}", near, error=noise[1]),
     ]
 
 
-def _error(score: Callable[[Tensor], float], found: Tensor) -> float | None:
+def _error(score: Callable[[Tensor], float], preds: Tensor) -> float | None:
     """The standard error of a score of all items [n, ...]."""
-    return standard_errors.jackknife_error(score, len(found))
+    return standard_errors.jackknife_error(score, len(preds))
 
 
 def _rows(values: Tensor, device: torch.device) -> Tensor:

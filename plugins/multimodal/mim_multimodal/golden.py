@@ -25,7 +25,7 @@ def try_dense_metrics(case: GoldenCase) -> list[Comparison]:
     zero = counted(torch.where((label == 0) | (label >= config["void"]), ignored, label - 1))  # not the predictions
     depth = depth_scores(given["depth_prediction"], given["depth"], given["valid"])
     error = (given["depth_prediction_normalised"] - given["depth_normalised"])[given["valid"]].float()
-    found = {
+    entries = {
         **counted(given["label"]),
         "reduce_zero_label_iou": zero["iou"],
         "reduce_zero_label_mean_iou": zero["mean_iou"],
@@ -36,7 +36,7 @@ def try_dense_metrics(case: GoldenCase) -> list[Comparison]:
         "loss_l1": error.abs().mean(),
         "loss_mse": error.square().mean(),
     }
-    return compare_all(case, found, {})
+    return compare_all(case, entries, {})
 
 
 TRIALS = {"dense-metrics": try_dense_metrics}

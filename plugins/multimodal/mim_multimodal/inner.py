@@ -61,7 +61,7 @@ def options_of(names: Mapping[str, str], options: Mapping[str, Option]) -> dict[
     Raises:
         MimError: An option that no source has, or of a modality that there is not.
     """
-    found: dict[str, dict[str, Option]] = {modality: {} for modality in names}
+    given: dict[str, dict[str, Option]] = {modality: {} for modality in names}
     known = {m: [f.name for f in dataclasses.fields(_class(name).Config)] for m, name in names.items()}
     for scoped in (False, True):
         for key, value in options.items():
@@ -77,8 +77,8 @@ def options_of(names: Mapping[str, str], options: Mapping[str, Option]) -> dict[
                 guess = did_you_mean(name, every)
                 raise MimError(f"data.options: no source has the option {key!r}.{guess}\nOptions: {', '.join(every)}.")
             for taker in takers:
-                found[taker][name] = value
-    return found
+                given[taker][name] = value
+    return given
 
 
 def _class(name: str) -> Any:

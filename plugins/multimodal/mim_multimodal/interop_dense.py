@@ -106,8 +106,8 @@ def _imported(
         position="learned" if learned else "sincos-first",
     )
     chosen = {"head": head, "inputs": tuple(given.decoder_main_tasks), **options}
-    found = importers.build(**parts, method=Part.of(f"multimodal:{method}", **chosen))
-    own = found.state_dict()
+    model = importers.build(**parts, method=Part.of(f"multimodal:{method}", **chosen))
+    own = model.state_dict()
     tables = {name: own[name] for name in own if name.endswith("position.table")}
     unused = [] if learned else [name for name in state if name.endswith("pos_emb")]
     if learned:
@@ -115,8 +115,8 @@ def _imported(
     aliases = [name for name in state if ".scratch.layer_rn." in name or ".act_postprocess." in name]
     spare = [name for name in state if ".refinenet4.resConfUnit1." in name]  # in the files, and never used
     names = {name: _theirs(name, prefix) for name in own}
-    fill_weights(found, {**state, **tables}, names, [*unused, *aliases, *spare])
-    return found
+    fill_weights(model, {**state, **tables}, names, [*unused, *aliases, *spare])
+    return model
 
 
 def _is_computed(table: Tensor) -> bool:
@@ -159,13 +159,13 @@ def _segmented(case: GoldenCase, method: Any, prepared: Any, outcome: Any) -> di
 
 
 def _regressed(case: GoldenCase, method: Any, prepared: Any, outcome: Any) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {"pred": outcome.prediction, "tokens": _tokens(method, prepared)}
+    entries: dict[str, Tensor] = {"pred": outcome.prediction, "tokens": _tokens(method, prepared)}
     for loss in ("l1", "mse"):
         other = replace(method.config, loss=loss)
         method.config, own = other, method.config
-        found[f"alt_loss_{loss}"] = method(prepared).loss
+        entries[f"alt_loss_{loss}"] = method(prepared).loss
         method.config = own
-    return found
+    return entries
 
 
 def _sample(case: GoldenCase, answer: Tensor) -> dict[str, Tensor]:

@@ -136,11 +136,11 @@ def _moved(state: State, given: FourmSizes, own: Mapping[str, Tensor]) -> tuple[
             moved[f"tokenizer.parts.{name}.proj.weight"] = weight.permute(0, 3, 1, 2)
             unused.append(proj)
         _check_same(state, *(f"{side}_embeddings.{name}.mod_emb" for side in ("encoder", "decoder")))
-        told, scores = (f"decoder_embeddings.{name}.{last}.weight" for last in ("token_emb", "to_logits"))
-        if told in state and scores in state and f"heads.{name}.decoder.token_embed" not in own:
-            if given.share_embedding and not torch.equal(state[told], state[scores]):
-                raise MimError(f"{told} is not {scores}: give share_embedding=False.")
-            unused.append(told)
+        tokens, scores = (f"decoder_embeddings.{name}.{last}.weight" for last in ("token_emb", "to_logits"))
+        if tokens in state and scores in state and f"heads.{name}.decoder.token_embed" not in own:
+            if given.share_embedding and not torch.equal(state[tokens], state[scores]):
+                raise MimError(f"{tokens} is not {scores}: give share_embedding=False.")
+            unused.append(tokens)
     unused += [name for name in state if name.endswith("bias") and _is_norm(name) and not bool(state[name].any())]
     return moved, [name for name in unused if name not in {_theirs(ours) for ours in own}]
 
@@ -159,16 +159,16 @@ def _tables(state: State, given: FourmSizes, side: str, own: Tensor) -> Tensor:
     """Positions of all modalities side by side, [1, N, width]: as they are read, which off the square are in another
     order than ours; what 4M has none of stays as it is."""
     grid = [n // p for n, p in zip(importers.pair(given.image_size), importers.pair(given.patch_size), strict=True)]
-    found, start = own.clone(), 0
+    tables, start = own.clone(), 0
     for name, about in given.modalities.items():
         count = 2 * (about["max_length"] + 1) if about["kind"] == "seq" else grid[0] * grid[1]
         table = state.get(f"{side}.{name}.pos_emb")
         if table is not None:
             if table.shape[1] < count or table.shape[2] != own.shape[2]:
                 raise MimError(f"{side}.{name}.pos_emb is {tuple(table.shape)}, and {count} places are needed.")
-            found[:, start : start + count] = table[:, :count]
+            tables[:, start : start + count] = table[:, :count]
         start += count
-    return found
+    return tables
 
 
 def _theirs(ours: str) -> str:
@@ -229,7 +229,7 @@ def _outputs(case: GoldenCase, method: Any, prepared: Any, outcome: Any) -> dict
     fills, blocked = ~mask.query_valid, ~method.decoder.among(layout, mask)
     modality, start, target = torch.full_like(mask.query_ids, -1), 0, torch.zeros_like(mask.query_ids)
     seen = torch.full_like(mask.kept_ids, -1)
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     for name, part in layout.segments:
         number = case.config["modalities"][name]["id"]
         ids = mask.query_ids
@@ -238,16 +238,16 @@ def _outputs(case: GoldenCase, method: Any, prepared: Any, outcome: Any) -> dict
         seen = seen.masked_fill((ids >= start) & (ids < start + part.count) & mask.kept_valid, number)
         start += part.count
         if name in method.heads:
-            at, there = mask.own_queries(layout, name)
-            target = target.scatter_add(1, at, prepared.targets[name] * there)
-            found |= {f"loss_{name}": outcome.parts[name], f"logits_{name}": outcome.predictions[name][there],
-                      f"targets_{name}": prepared.targets[name][there]}  # fmt: skip
+            at, valid = mask.own_queries(layout, name)
+            target = target.scatter_add(1, at, prepared.targets[name] * valid)
+            outputs |= {f"loss_{name}": outcome.parts[name], f"logits_{name}": outcome.predictions[name][valid],
+                      f"targets_{name}": prepared.targets[name][valid]}  # fmt: skip
     wanted = case.outputs
-    found["decoded"] = torch.where(fills[..., None], wanted["decoded"], decoded)  # what fills a row up says nothing
-    found["decoder_attention"] = torch.where(fills[..., None], wanted["decoder_attention"].bool(), blocked)
-    found |= {"latent": outcome.latent, "target_ids": target, "decoder_pad": fills, "encoder_pad": ~mask.kept_valid,
+    outputs["decoded"] = torch.where(fills[..., None], wanted["decoded"], decoded)  # what fills a row up says nothing
+    outputs["decoder_attention"] = torch.where(fills[..., None], wanted["decoder_attention"].bool(), blocked)
+    outputs |= {"latent": outcome.latent, "target_ids": target, "decoder_pad": fills, "encoder_pad": ~mask.kept_valid,
               "decoder_modality": modality, "encoder_modality": seen}  # fmt: skip
-    return found | {"alt_loss_token": _by_token(case, method)}
+    return outputs | {"alt_loss_token": _by_token(case, method)}
 
 
 def _by_token(case: GoldenCase, method: Any) -> Tensor:
@@ -263,13 +263,13 @@ def _by_token(case: GoldenCase, method: Any) -> Tensor:
 
 def _after(case: GoldenCase, method: Any) -> dict[str, Tensor]:
     """Gradients of pixel embeddings in 4M's order of values."""
-    found = {}
+    gradients = {}
     for name in case.gradients:
         modality = name.removeprefix("encoder_embeddings.").removesuffix(".proj.weight")
         if name == f"encoder_embeddings.{modality}.proj.weight":
             gradient = method.get_parameter(f"tokenizer.parts.{modality}.proj.weight").grad
-            found[f"grad/{name}"] = gradient.permute(0, 2, 3, 1).flatten(1)
-    return found
+            gradients[f"grad/{name}"] = gradient.permute(0, 2, 3, 1).flatten(1)
+    return gradients
 
 
 GOLDEN = {

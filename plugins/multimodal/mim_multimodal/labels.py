@@ -30,15 +30,15 @@ class Labels:
     note: str = ""
 
 
-def find_labels(found: ItemSplits) -> Labels:
+def find_labels(items: ItemSplits) -> Labels:
     """Labels by ``ROOT/labels.csv`` (columns path and label; an empty label is none), or else by CLASS folders,
     also where the table has splits alone.
 
     Raises:
         MimError: labels.csv cannot be read, names none of the items, or gives one item two labels.
     """
-    table = found.train.root / LABELS
-    both = (found.train, found.test)
+    table = items.train.root / LABELS
+    both = (items.train, items.test)
     rows = rows_of(table, "label") if table.is_file() else []
     listed = table.is_file() and (rows or not split_rows(table))
     texts = _listed(table, rows, both) if listed else [[_folder_of(stem) for stem in i.stems] for i in both]
@@ -60,20 +60,20 @@ def _folder_of(stem: str) -> str:
 def _listed(table: Path, rows: Sequence[tuple[str, str]], both: Iterable[Items]) -> list[list[str]]:
     """The label of every item, empty where the table has none."""
     rows = [(path, label) for path, label in rows if label]
-    found, two = [], list[str]()
+    labels, two = [], list[str]()
     for items in both:
-        found.append(list[str]())
+        labels.append(list[str]())
         for numbers in rows_by_item([path for path, _ in rows], items):
             own: dict[str, str] = {}
             for path, label in (rows[number] for number in numbers):
                 own.setdefault(label, path)
             two += [", ".join(f"{path} is {label}" for label, path in own.items())] if len(own) > 1 else []
-            found[-1].append(next(iter(own), ""))
+            labels[-1].append(next(iter(own), ""))
     if two:
         raise MimError(
             f"{table} gives {counted(len(two), 'item')} more than one label: {'; '.join(two[:3])}"
             f"{'; ...' if two[3:] else ''}. Leave one row for each."
         )
-    if not any(map(any, found)):
+    if not any(map(any, labels)):
         raise MimError(f"{table} labels none of the items. Its paths should be such as {next(iter(both)).name(0)}.")
-    return found
+    return labels

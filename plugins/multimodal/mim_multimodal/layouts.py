@@ -97,14 +97,14 @@ class Items:
 
     def paths(self, index: int) -> tuple[str, ...]:
         """The files of an item in all modalities, and the table where its caption is a row of one."""
-        there = [modality for modality in self.folders if self.has(modality, index)]
+        modalities = [modality for modality in self.folders if self.has(modality, index)]
         table = {"caption": CAPTIONS} if self.captions else {}
-        return tuple(os.path.join(self.root, table.get(name) or self.file(name, index)) for name in there)
+        return tuple(os.path.join(self.root, table.get(name) or self.file(name, index)) for name in modalities)
 
     def name(self, index: int) -> str:
         """The item as the user knows it: its first file."""
-        there = [modality for modality in self.folders if self.has(modality, index)]
-        return self.file(there[0], index) if there else self.stems[index]
+        modalities = [modality for modality in self.folders if self.has(modality, index)]
+        return self.file(modalities[0], index) if modalities else self.stems[index]
 
     def identity(self, index: int) -> str:
         """The item whatever its modalities: its split and its path there, without the ending."""
@@ -234,21 +234,21 @@ def _splits(
         return _of_folders(root, named, wanted, missing, suffixes)
     both = _one(root, named, wanted, missing, suffixes)
     whole = both.train
-    said, advice = splits_by_table(table, rows, whole)
-    if "test" not in said:
-        found = _of_folders(root, named, wanted, missing, suffixes)
-        return replace(found, advice=(*found.advice, *advice))
-    test = [i for i, split in enumerate(said) if split == "test"]
-    bare = [i for i, split in enumerate(said) if not split and split_of(whole.home(i)) == "unlabelled"]
-    train = sorted(set(range(len(said))) - {*test, *bare})
+    given_splits, advice = splits_by_table(table, rows, whole)
+    if "test" not in given_splits:
+        item_splits = _of_folders(root, named, wanted, missing, suffixes)
+        return replace(item_splits, advice=(*item_splits.advice, *advice))
+    test = [i for i, split in enumerate(given_splits) if split == "test"]
+    bare = [i for i, split in enumerate(given_splits) if not split and split_of(whole.home(i)) == "unlabelled"]
+    train = sorted(set(range(len(given_splits))) - {*test, *bare})
     train, bare = (train, bare) if train else (bare, train)
     if not train:
         raise MimError(f"{table} holds out all {len(test):,} items of {root}; some must be for training.")
-    told = f"as {table.name} says: {len(test):,} held out, {len(train):,} for training"
-    told += f"; without labels {len(bare):,}" if bare else ""
+    note = f"as {table.name} says: {len(test):,} held out, {len(train):,} for training"
+    note += f"; without labels {len(bare):,}" if bare else ""
     more = whole.subset(bare) if bare else None
-    found = ItemSplits(whole.subset(train), whole.subset(test), splits=told, more=more)
-    return replace(found, advice=(*both.advice, *advice))
+    item_splits = ItemSplits(whole.subset(train), whole.subset(test), splits=note, more=more)
+    return replace(item_splits, advice=(*both.advice, *advice))
 
 
 def _of_folders(
@@ -263,8 +263,8 @@ def _of_folders(
     train = _scan(root, tops.get(whole, ""), named, wanted, suffixes, missing)
     advice = (*_together(train, wanted, missing), *_in_no_split(root, tops, named))
     if not tops:
-        found = _inner_splits(train)
-        return replace(found, advice=(*found.advice, *advice))
+        item_splits = _inner_splits(train)
+        return replace(item_splits, advice=(*item_splits.advice, *advice))
     lenient = missing == "mask"
     train, inner, lost = _without_held(train)
     test = _scan(root, tops[held], named, wanted, suffixes, missing, lenient) if held else inner
@@ -279,14 +279,14 @@ def _of_folders(
         tops = {**tops, held: os.path.dirname(inner.name(0))}
     uses = {whole: f"for training ({len(train):,})", held: f"held out ({len(test or ()):,})"}
     uses |= {"unlabelled": f"without labels ({len(more):,})"} if more is not None else {}
-    said = [f"{tops[kind]}/ {use}" for kind, use in uses.items() if kind is not None]
+    notes = [f"{tops[kind]}/ {use}" for kind, use in uses.items() if kind is not None]
     unused = [f"{folder}/" for kind, folder in tops.items() if kind not in uses]
-    said += [f"{', '.join(unused)} not used"] if unused else []
+    notes += [f"{', '.join(unused)} not used"] if unused else []
     for items in (test, more) if missing == "refuse" else ():
         if items is not None:
             _together(items, wanted, missing)
-    found = _drawn(train) if test is None else ItemSplits(train, test)
-    return replace(found, splits="; ".join(said), advice=advice, more=more)
+    item_splits = _drawn(train) if test is None else ItemSplits(train, test)
+    return replace(item_splits, splits="; ".join(notes), advice=advice, more=more)
 
 
 def _one(
@@ -311,26 +311,26 @@ def _without_held(items: Items) -> tuple[Items, Items | None, tuple[str, ...]]:
         return items, None, ()
     others = sorted(set(range(len(items))) - set(held))
     lost = f"{counted(len(held), 'item')} of {items.root / items.split} left out"
-    said = f"{lost}: they lie in held-out folders inside it ({items.name(held[0])})."
-    return items.subset(others), items.subset(held), (said,)
+    note = f"{lost}: they lie in held-out folders inside it ({items.name(held[0])})."
+    return items.subset(others), items.subset(held), (note,)
 
 
 def _top_splits(root: Path, named: Mapping[str, str]) -> dict[str, str]:
     """Split -> the folder of the root that is named like it."""
-    found: dict[str, str] = {}
+    tops: dict[str, str] = {}
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name not in named.values()]
     kinds = collections.split_names([(path.name,) for path in folders])
     for path in folders:
         kind = kinds.get(path.name)
         if kind is None:
             continue
-        if kind in found:
+        if kind in tops:
             raise MimError(
-                f"{root} has two folders that are named like one split, {found[kind]}/ and {path.name}/. Put their "
+                f"{root} has two folders that are named like one split, {tops[kind]}/ and {path.name}/. Put their "
                 "files into one of them, or move one away."
             )
-        found[kind] = path.name
-    return found
+        tops[kind] = path.name
+    return tops
 
 
 def _in_no_split(root: Path, tops: Mapping[str, str], named: Mapping[str, str]) -> list[str]:
@@ -340,8 +340,8 @@ def _in_no_split(root: Path, tops: Mapping[str, str], named: Mapping[str, str]) 
     )
     full = [f"{path.name}/" for path in others if any((path / folder).is_dir() for folder in named.values())]
     full = [] if root == Path(__file__).parent / "sample" else full  # its clips are another source's
-    said = [f"{root}: {', '.join(full[:5])} left out: named like no split."] if full else []
-    return said if tops else [*said, *collections.unread_lists(root, "item")]
+    notes = [f"{root}: {', '.join(full[:5])} left out: named like no split."] if full else []
+    return notes if tops else [*notes, *collections.unread_lists(root, "item")]
 
 
 def _inner_splits(items: Items) -> ItemSplits:
@@ -367,7 +367,7 @@ def _inner_splits(items: Items) -> ItemSplits:
         )
     uses = {"for training": train, "held out": test}
     unused = sorted(set(range(len(kinds))) - {*train, *test, *rest})
-    said = [
+    notes = [
         f"{', '.join(sorted({f'{names[i]}/' if names[i] else 'all others' for i in some}))} {use} ({len(some):,})"
         for use, some in {**uses, "not used": unused}.items()
         if some
@@ -375,8 +375,8 @@ def _inner_splits(items: Items) -> ItemSplits:
     left_out = f"{counted(len(rest), 'item')} of {items.root} left out: in no split" if rest else ""
     advice = (f"{left_out} ({items.name(rest[0])}).",) if rest else ()
     whole = items.subset(train)
-    found = ItemSplits(whole, items.subset(test)) if held else _drawn(whole)
-    return replace(found, splits="; ".join(said), advice=advice)
+    item_splits = ItemSplits(whole, items.subset(test)) if held else _drawn(whole)
+    return replace(item_splits, splits="; ".join(notes), advice=advice)
 
 
 def _incomplete(root: Path, absent: Mapping[str, Sequence[str]], items: Items) -> MimError:
@@ -443,22 +443,22 @@ def _scan(
         looked = "; ".join(f"{named[name]}: {' '.join(ENDINGS[name])}" for name in wanted)
         raise MimError(f"No items in {base}. Looked for {looked}.")
     endings = {name: tuple(files.get(name, {}).get(stem, "") for stem in stems) for name in {*files, *wanted}}
-    there = {n: f for n, f in named.items() if n in endings}
+    folders = {n: f for n, f in named.items() if n in endings}
     beside = tuple(name for name in _folders(base) if name not in named.values())
     listed = tuple(tuple(captions.get(stem, ())) for stem in stems) if captions else ()
-    return Items(root, split, there, tuple(stems), endings, listed, suffixes, others, beside)
+    return Items(root, split, folders, tuple(stems), endings, listed, suffixes, others, beside)
 
 
 def _folders(base: Path) -> list[str]:
-    there = base.iterdir() if base.is_dir() else ()
-    return sorted(path.name for path in there if path.is_dir() and not path.name.startswith("."))
+    paths = base.iterdir() if base.is_dir() else ()
+    return sorted(path.name for path in paths if path.is_dir() and not path.name.startswith("."))
 
 
 def _captions(table: Path, split: str, named: Mapping[str, str], suffixes: Mapping[str, str]) -> dict[str, list[str]]:
     """Stem -> captions of a split, each once, from a table (columns path and caption; an empty caption is none). Its
     paths may name the split, the modality and the ending, or leave them out; without a split they hold for every
     one."""
-    found: dict[str, list[str]] = {}
+    captions: dict[str, list[str]] = {}
     folders = set(named.values())
     for path, text in rows_of(table, "caption"):
         parts = path.split("/")
@@ -471,38 +471,38 @@ def _captions(table: Path, split: str, named: Mapping[str, str], suffixes: Mappi
         stem = stem if any(ending.lower() in endings for endings in ENDINGS.values()) else stem + ending
         stem = stem.removesuffix(next((end for end in suffixes.values() if end and stem.endswith(end)), ""))
         text = " ".join(text.split())
-        if text and text not in found.get(stem, ()):
-            found.setdefault(stem, []).append(text)
-    return found
+        if text and text not in captions.get(stem, ()):
+            captions.setdefault(stem, []).append(text)
+    return captions
 
 
 def _no_folder(base: Path, modality: str, folder: str, alone: bool = False) -> MimError:
-    there = _folders(base)
-    near = nearest(folder, there)
+    folders = _folders(base)
+    near = nearest(folder, folders)
     guess = f" Is it {near!r}? Say so: --data.folders {modality} {near}." if near else ""
     if alone and not near:
         guess = f" If its files lie there themselves: --data.folders {modality} ."
     without = "" if alone else f" Without {modality}: --use {modality}.tokenizer=none."
     return MimError(
         f"{base} has no folder {folder!r} for the modality {modality}, which the tokenizers want.{guess}{without}\n"
-        f"Folders there: {', '.join(there[:12]) or 'none'}. {EXPECTED}"
+        f"Folders there: {', '.join(folders[:12]) or 'none'}. {EXPECTED}"
     )
 
 
-def _leave_empty(folder: Path, found: dict[str, str], others: Counter[str]) -> None:
+def _leave_empty(folder: Path, files: dict[str, str], others: Counter[str]) -> None:
     """A caption without any word is none, as in a table: takes such files out and counts them among those that are not
     read. What cannot be looked at stays, and is named when it is read."""
-    for stem, ending in list(found.items()):
+    for stem, ending in list(files.items()):
         path = folder / f"{stem}{ending}"
         with suppress(OSError):
             if path.is_file() and path.stat().st_size <= SPACES and not path.read_bytes().strip(BLANK):
-                del found[stem]
+                del files[stem]
                 others[f"{ending} without words"] += 1
 
 
 def _walk(folder: Path, modality: str, suffix: str) -> tuple[dict[str, str], Counter[str]]:
     """Stem -> what its file's name ends in, of a modality's files; and the endings of other files."""
-    found: dict[str, str] = {}
+    by_stem: dict[str, str] = {}
     others: Counter[str] = Counter()
     for parent, names, _ in walk_folders(folder):
         inside = parent.relative_to(folder).as_posix()
@@ -518,10 +518,10 @@ def _walk(folder: Path, modality: str, suffix: str) -> tuple[dict[str, str], Cou
                 continue
             stem = stem.removesuffix(suffix)
             stem = stem if inside == "." else f"{inside}/{stem}"
-            if stem in found:
+            if stem in by_stem:
                 raise MimError(
-                    f"{folder} has two files for the item {stem!r}, {stem}{found[stem]} and {stem}{suffix}{ending}; "
+                    f"{folder} has two files for the item {stem!r}, {stem}{by_stem[stem]} and {stem}{suffix}{ending}; "
                     "remove one of them."
                 )
-            found[stem] = sys.intern(suffix + ending)
-    return found, others
+            by_stem[stem] = sys.intern(suffix + ending)
+    return by_stem, others

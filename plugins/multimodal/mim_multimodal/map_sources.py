@@ -94,8 +94,8 @@ class MapSource(WrappedSource):
         """The source's; the files hold also the maps that are learned from."""
         rows, looked = self.source.contents(), self.looked_at_maps()
         seen = f"{looked.items:,} of {len(self):,} looked at"
-        told = f"learned from: {self.label} {looked.texts.get(self.label, '')}, {seen}"
-        return {**rows, "files hold": "; ".join([*filter(None, [rows.get("files hold")]), told])}
+        note = f"learned from: {self.label} {looked.texts.get(self.label, '')}, {seen}"
+        return {**rows, "files hold": "; ".join([*filter(None, [rows.get("files hold")]), note])}
 
     def _items(self, source: Any, split: str) -> MapItems:
         items = source.collection.train if split == "train" else source.collection.test
@@ -142,11 +142,11 @@ class MapSource(WrappedSource):
     def plan(self) -> dict[str, str]:
         """The source's, and what is learned from."""
         of = f" of {self.every:,}" if len(self.train) < self.every else ""
-        told = f"{len(self.train):,}{of} training items with a map of {self.label}"
+        note = f"{len(self.train):,}{of} training items with a map of {self.label}"
         void = getattr(self.source, "config", None) and self.source.config.void
         if self.label == "semseg" and void is not None:
-            told += f"; {void} in them is no class, and the ids above it count one less (--data.void)"
-        return {**self.source.plan(), "labels": told}
+            note += f"; {void} in them is no class, and the ids above it count one less (--data.void)"
+        return {**self.source.plan(), "labels": note}
 
     def advice(self) -> list[str]:
         """The source's, what in the maps is rarely meant, and where an id is taken out as no class (``void``) of maps

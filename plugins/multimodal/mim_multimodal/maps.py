@@ -60,9 +60,9 @@ def measured(
     values: np.ndarray, bits: int | None = None, invalid: float | None = None, signed: bool = False
 ) -> Float32[np.ndarray, "H W"]:
     """The values of a depth map as floats, NaN where nothing was measured; as `read_depth` has it."""
-    found = None if values.dtype.kind == "f" else 8 * values.dtype.itemsize
-    if bits is not None and found != bits:
-        raise ValueError(f"it has {f'{found} bits' if found else 'floats'}, and depth_bits wants {bits} bits")
+    own_bits = None if values.dtype.kind == "f" else 8 * values.dtype.itemsize
+    if bits is not None and own_bits != bits:
+        raise ValueError(f"it has {f'{own_bits} bits' if own_bits else 'floats'}, and depth_bits wants {bits} bits")
     with np.errstate(over="ignore"):  # a float of 64 bits that is none of 32
         depth = values.astype(np.float32)
     lacking = ~(depth < FARTHEST)
@@ -87,22 +87,22 @@ def _sentinels(values: np.ndarray) -> tuple[int, ...]:
 
 def unmeasured(values: np.ndarray, invalid: float | None = None, signed: bool = False) -> list[str]:
     """What stands for no measurement in a map, for people; as `read_depth` has it."""
-    found = []
+    kinds = []
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        found.append("NaN or infinite")
+        kinds.append("NaN or infinite")
     if (np.isfinite(values) & ((values >= FARTHEST) | (values <= -FARTHEST))).any():
-        found.append("1e10 and beyond")
+        kinds.append("1e10 and beyond")
     if not signed and ((values < 0) & (values > -FARTHEST)).any():
-        found.append("negative")
+        kinds.append("negative")
     stated = _sentinels(values) if invalid is None else (invalid,)
-    return found + [f"{none:,.9g}" for none in stated if none >= 0 and (values == none).any()]
+    return kinds + [f"{none:,.9g}" for none in stated if none >= 0 and (values == none).any()]
 
 
 def _extent(values: np.ndarray) -> str:
-    there = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    if not there.size:
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if not finite.size:
         return "NaN or infinite"
-    low, high = there.min(), there.max()
+    low, high = finite.min(), finite.max()
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
@@ -134,24 +134,24 @@ def ids_of(
     """The values of a map as class ids; as `read_ids` has it."""
     if values:
         return _of_values(ids, values)
-    none, found = ids == IGNORE, ids
+    none, class_ids = ids == IGNORE, ids
     if void is not None:
-        none, found = none | (ids == void), ids.astype(np.int32) - (ids > void)
-    wrong = (found >= (IGNORE if classes is None else classes)) & ~none
+        none, class_ids = none | (ids == void), ids.astype(np.int32) - (ids > void)
+    wrong = (class_ids >= (IGNORE if classes is None else classes)) & ~none
     if wrong.any():
         count = f"there are {classes} classes, ids 0 to {classes - 1}" if classes else "ids are 0 to 254"
         more = "" if void is None else f", once {void} is taken out (--data.void)"
         raise ValueError(f"it has the id {int(ids[wrong].max())}, but {count}{more}, and {IGNORE} for none")
-    return np.where(none, IGNORE, found).astype(np.uint8)
+    return np.where(none, IGNORE, class_ids).astype(np.uint8)
 
 
-def _of_values(found: np.ndarray, values: Sequence[int]) -> UInt8[np.ndarray, "H W"]:
+def _of_values(pixels: np.ndarray, values: Sequence[int]) -> UInt8[np.ndarray, "H W"]:
     """The number in the list of every value; 255 where it is 255 and not listed."""
     table = np.full(1 << 16, -1, np.int16)
     table[IGNORE] = IGNORE
     table[list(values)] = np.arange(len(values))
-    ids = np.empty(found.shape, np.uint8)
-    for row, line in enumerate(found):  # an index takes eight bytes a pixel
+    ids = np.empty(pixels.shape, np.uint8)
+    for row, line in enumerate(pixels):  # an index takes eight bytes a pixel
         classes = table[line]
         if (classes < 0).any():
             strange = int(line[classes < 0][0])
@@ -199,12 +199,12 @@ def _head(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     if dtype.kind not in "uif" or min(shape, default=0) < 0:
         kind = "Python objects, which would have to be run" if dtype.hasobject else str(dtype.name)
         raise ValueError(f"a depth map has whole numbers or floats, and this has {kind}")
-    count, there = int(np.prod([*map(int, shape)], dtype=object)), os.fstat(file.fileno()).st_size - file.tell()
+    count, rest = int(np.prod([*map(int, shape)], dtype=object)), os.fstat(file.fileno()).st_size - file.tell()
     if count > PIXELS:
         raise ValueError(f"it has {count:,} values, and at most {PIXELS // 10**6} million are read; make it smaller")
-    if count * dtype.itemsize != there:
+    if count * dtype.itemsize != rest:
         raise ValueError(
-            f"its head says {list(shape)} of {dtype.name}, {count * dtype.itemsize:,} bytes, and {there:,} follow: it "
+            f"its head says {list(shape)} of {dtype.name}, {count * dtype.itemsize:,} bytes, and {rest:,} follow: it "
             "is damaged or cut short"
         )
     return shape, dtype

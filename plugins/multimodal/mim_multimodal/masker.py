@@ -90,19 +90,19 @@ class DirichletMasker(Masker):
         usable = torch.cat(allowed, dim=1)
         return usable if layout.valid is None else usable & layout.valid
 
-    def _refuse(self, there: Int[Tensor, "B S"], names: list[str]) -> None:
+    def _refuse(self, available: Int[Tensor, "B S"], names: list[str]) -> None:
         """Raises MimError where a sample has too few units that may be seen; on a GPU the device does, because to look
         would be to wait."""
-        enough = there.sum(dim=1) >= self.config.visible
-        if there.is_meta:
+        enough = available.sum(dim=1) >= self.config.visible
+        if available.is_meta:
             return
-        if there.is_cuda:
+        if available.is_cuda:
             torch._assert_async(enough.all(), "a sample has fewer units that may be seen than masker.visible")
             return
         if not bool(enough.all()):
             row = int((~enough).nonzero()[0])
             units = ", ".join(
-                f"{name or 'units'} {count}" for name, count in zip(names, there[row].tolist(), strict=True)
+                f"{name or 'units'} {count}" for name, count in zip(names, available[row].tolist(), strict=True)
             )
             raise MimError(
                 f"Sample {row} of the batch has fewer units that may be seen ({units}) than --masker.visible "
@@ -121,10 +121,10 @@ class DirichletMasker(Masker):
         segments = self._segments(layout)
         counts = [count for _, count in segments]
         usable = self._usable(layout, draw.key.device).expand(len(draw.key), -1)
-        there = torch.stack([part.sum(dim=1) for part in usable.split(counts, dim=1)], dim=1)
+        available = torch.stack([part.sum(dim=1) for part in usable.split(counts, dim=1)], dim=1)
         if layout.valid is not None:
-            self._refuse(there, [name for name, _ in segments])
-        wanted = self._budget(there, draw, [name for name, _ in segments])
+            self._refuse(available, [name for name, _ in segments])
+        wanted = self._budget(available, draw, [name for name, _ in segments])
         bits = (randomness.bits(draw.key, "mask", layout.count) >> 2) & ((1 << 61) - 1)
         bits = bits + (~usable).to(torch.int64) * (1 << 61)
         tiers = []
@@ -136,24 +136,24 @@ class DirichletMasker(Masker):
         kept = rank.argsort(dim=1, stable=True)[:, : self.config.visible]
         return torch.ones_like(usable).scatter_(1, kept, False)
 
-    def _budget(self, there: Int[Tensor, "B S"], draw: Draw, names: list[str]) -> Int[Tensor, "B S"]:
+    def _budget(self, available: Int[Tensor, "B S"], draw: Draw, names: list[str]) -> Int[Tensor, "B S"]:
         """Units that each modality should keep, before the whole is made exact."""
         alpha = torch.tensor([self.config.alpha * self.config.weights.get(name, 1.0) for name in names])
         logs = log_gamma_draws(draw.key, alpha.to(torch.float64))
-        logs = logs.masked_fill(~self._chosen(there, draw), -torch.inf)
+        logs = logs.masked_fill(~self._chosen(available, draw), -torch.inf)
         shares = logs.softmax(dim=1)
-        return torch.minimum((shares * self.config.visible).round().to(torch.int64), there)
+        return torch.minimum((shares * self.config.visible).round().to(torch.int64), available)
 
-    def _chosen(self, there: Int[Tensor, "B S"], draw: Draw) -> Bool[Tensor, "B S"]:
+    def _chosen(self, available: Int[Tensor, "B S"], draw: Draw) -> Bool[Tensor, "B S"]:
         """Modalities that share the budget: those that are there, or, with ``subsets``, a non-empty set of them."""
-        usable = there > 0
+        usable = available > 0
         if not self.config.subsets:
             return usable
-        each = randomness.bits(draw.key, "mask.subset", there.shape[1] * TRIES).reshape(len(there), TRIES, -1)
+        each = randomness.bits(draw.key, "mask.subset", available.shape[1] * TRIES).reshape(len(available), TRIES, -1)
         tries = ((each >> 40) & 1).to(torch.bool) & usable[:, None]
         first = tries.any(dim=2).to(torch.uint8).argmax(dim=1)
-        found = tries[torch.arange(len(tries), device=tries.device), first]
-        return torch.where(found.any(dim=1, keepdim=True), found, usable)
+        subset = tries[torch.arange(len(tries), device=tries.device), first]
+        return torch.where(subset.any(dim=1, keepdim=True), subset, usable)
 
 
 def log_gamma_draws(

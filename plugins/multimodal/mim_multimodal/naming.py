@@ -22,12 +22,12 @@ together."""
 def apart(items: Items, wanted: Sequence[str]) -> dict[str, int]:
     """Modalities whose files hardly ever have the same name as one of another -> how many have."""
     stems = {name: {stem for stem, end in zip(items.stems, items.endings[name], strict=True) if end} for name in wanted}
-    found = {}
+    counts = {}
     for name, own in stems.items():
         others = set().union(*(each for other, each in stems.items() if other != name))
         if own and others and len(own & others) <= FEW * min(len(own), len(others)):
-            found[name] = len(own & others)
-    return found
+            counts[name] = len(own & others)
+    return counts
 
 
 def do_not_match(items: Items, wanted: Sequence[str], few: Mapping[str, int]) -> str:
@@ -36,18 +36,18 @@ def do_not_match(items: Items, wanted: Sequence[str], few: Mapping[str, int]) ->
         f"{together:,} of {counted(sum(map(bool, items.endings[name])), f'{name} file')}"
         for name, together in few.items()
     )
-    there = [items.file(name, i) for name in wanted if (i := _first(items, name)) is not None]
+    examples = [items.file(name, i) for name in wanted if (i := _first(items, name)) is not None]
     suffixes = _suffixes(items, wanted)
-    told = " ".join(f"{name} {suffix}" for name, suffix in suffixes.items())
+    arguments = " ".join(f"{name} {suffix}" for name, suffix in suffixes.items())
     way = (
-        f"Their names end in a word of their own, so say it: --data.suffixes {told}"
+        f"Their names end in a word of their own, so say it: --data.suffixes {arguments}"
         if suffixes
         else "Rename them; or, where the names of a folder end in a word of their own, say it: --data.suffixes rgb "
         "_rgb depth _depth"
     )
     return (
         f"The files of {items.root} do not come together: {counts} have the same name as a file of another modality. "
-        f"Names must be equal in every folder but for the ending; here they are such as {', '.join(there)}.\n{way}"
+        f"Names must be equal in every folder but for the ending; here they are such as {', '.join(examples)}.\n{way}"
     )
 
 
@@ -59,15 +59,15 @@ def _suffixes(items: Items, wanted: Sequence[str]) -> dict[str, str]:
     """What the names of each modality all end in, where most items come together without it."""
     if any(items.suffixes.get(name) for name in wanted):
         return {}
-    found, bare = {}, Counter[str]()
+    suffixes, bare = {}, Counter[str]()
     for name in wanted:
         stems = [stem for stem, ending in zip(items.stems, items.endings[name], strict=True) if ending]
         suffix = _common_end(stems)
         bare.update(stem.removesuffix(suffix) for stem in stems)
         if suffix:
-            found[name] = suffix
+            suffixes[name] = suffix
     together = sum(count > 1 for count in bare.values())
-    return found if 2 * together >= len(bare) else {}
+    return suffixes if 2 * together >= len(bare) else {}
 
 
 def _common_end(stems: Sequence[str]) -> str:
@@ -86,10 +86,10 @@ def nothing_read(
     folder: Path, modality: str, endings: Sequence[str], others: Mapping[str, int], suffix: str = ""
 ) -> MimError:
     """The error for a folder of a modality without any file that is read there."""
-    there = ", ".join(f"{count:,} x {ending}" for ending, count in Counter(others).most_common(5)) or "no file"
+    listing = ", ".join(f"{count:,} x {ending}" for ending, count in Counter(others).most_common(5)) or "no file"
     names = f" whose names end in {suffix!r} (--data.suffixes)" if suffix else ""
     return MimError(
-        f"No {modality} in {folder}: it has {there}. Read there are {' '.join(endings)}{names}. Convert the files, "
+        f"No {modality} in {folder}: it has {listing}. Read there are {' '.join(endings)}{names}. Convert the files, "
         f"name another folder with --data.folders {modality} FOLDER, or train without: --use {modality}.tokenizer=none"
     )
 

@@ -106,18 +106,18 @@ def _built(text: str) -> Any:
     library = importlib.import_module("tokenizers")
     alphabet = sorted(library.pre_tokenizers.ByteLevel.alphabet())
     names = dict.fromkeys([*SPECIAL, *alphabet, *("".join(pair) for pair in pairs)])
-    found = _empty(library)
-    found.model = library.models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=pairs)
-    found.add_special_tokens(list(SPECIAL))
-    return found
+    tokenizer = _empty(library)
+    tokenizer.model = library.models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=pairs)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
 
 
 def _empty(library: Any) -> Any:
     """A tokenizer of bytes, without any piece."""
-    found = library.Tokenizer(library.models.BPE())
-    found.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
-    found.decoder = library.decoders.ByteLevel()
-    return found
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    return tokenizer
 
 
 @contextmanager

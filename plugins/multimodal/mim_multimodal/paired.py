@@ -119,10 +119,10 @@ class Paired(DataSource):
         other = FOLDERS.get(modality, modality)
         named = self.config.folders.get(modality) or (modality if (root / modality).is_dir() else other)
         if not (root / named).is_dir():
-            there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+            folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
             raise MimError(
                 f"{root} has no folder {named!r} for the modality {modality}. Folders there: "
-                f"{', '.join(there[:12]) or 'none'}. Name it: --data.folders {modality} FOLDER"
+                f"{', '.join(folders[:12]) or 'none'}. Name it: --data.folders {modality} FOLDER"
             )
         return root / named / SAMPLE_SPLIT if self.bundled else root / named
 
@@ -152,13 +152,13 @@ class Paired(DataSource):
 
     def items_named(self, names: Collection[str]) -> dict[str, int]:
         """The items that have these files, of whatever source; they are named with its folder."""
-        found: dict[str, int] = {}
+        indices: dict[str, int] = {}
         for m, source in self.inner.items():
             start = f"{self.folders[m].name}/"
             inside = source.items_named({name[len(start) :] for name in names if name.startswith(start)})
             places = {number: index for index, number in enumerate(self.items[m])}
-            found.update({start + name: places[number] for name, number in inside.items() if number in places})
-        return found
+            indices.update({start + name: places[number] for name, number in inside.items() if number in places})
+        return indices
 
     def files_of(self, split: str = "pretrain") -> Iterator[tuple[str, ...]]:
         """The files of each item in all sources."""
@@ -185,12 +185,12 @@ class Paired(DataSource):
         sample: dict[str, Tensor] = {}
         for m, read in readers.items():
             try:
-                found = read()
+                values = read()
             except BadSample as error:
                 raise BadSample(f"{self.folders[m].name}/{error.path}", error.reason) from error
-            sample[m] = found[self.entries[m]]
-            if "label" in found:
-                sample.setdefault("label", found["label"])
+            sample[m] = values[self.entries[m]]
+            if "label" in values:
+                sample.setdefault("label", values["label"])
         return sample
 
     def _part(self, modality: str, sample: Sample) -> Sample:
@@ -204,11 +204,11 @@ class Paired(DataSource):
         done = dict(sample)
         for m, source in self.inner.items():
             if m in sample:
-                found = source.finish(self._part(m, sample))
-                done[m] = found[self.entries[m]]
+                values = source.finish(self._part(m, sample))
+                done[m] = values[self.entries[m]]
                 for name in ("index", "key"):
-                    if name in found:
-                        done[name] = found[name]
+                    if name in values:
+                        done[name] = values[name]
         return done
 
     def labelled(self, split: str) -> Labelled:
@@ -235,12 +235,12 @@ class Paired(DataSource):
         if split in self._known:
             return self._known[split]
         splits = {m: source.labelled(split) for m, source in self.inner.items()}
-        if len({found.views for found in splits.values()}) > 1:
+        if len({labelled.views for labelled in splits.values()}) > 1:
             raise MimError("All paired sources must show equally many views: give them the same data.options views.")
-        for m, found in splits.items():
-            if len(found.names) != len(found.labels):
+        for m, labelled in splits.items():
+            if len(labelled.names) != len(labelled.labels):
                 raise MimError(f"The source of {m} does not name its labelled items, so they cannot be paired.")
-        items, lacking = match({m: found.names for m, found in splits.items()}, self.config.suffixes)
+        items, lacking = match({m: labelled.names for m, labelled in splits.items()}, self.config.suffixes)
         self._complain(items, lacking, f"the labelled {split} split")
         self._known[split] = splits, items
         return splits, items
@@ -256,12 +256,12 @@ class Paired(DataSource):
         Raises:
             MimError: The sources show different numbers of views.
         """
-        found = {m: source.plain() for m, source in self.inner.items()}
-        views = {each.views for each in found.values()}
+        parts = {m: source.plain() for m, source in self.inner.items()}
+        views = {each.views for each in parts.values()}
         if len(views) > 1:
             raise MimError("All paired sources must show equally many views: give them the same data.options views.")
         names = tuple(map(self.name_of, range(len(self))))
-        return PlainItems(Pairs(self, found, self.items), names, views.pop())
+        return PlainItems(Pairs(self, parts, self.items), names, views.pop())
 
     def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
         """As the modality's source writes it."""
@@ -325,7 +325,7 @@ class Paired(DataSource):
     def contents(self) -> dict[str, str]:
         """Each source's, with its modality; where items of the sources are left out, of all their files."""
         rows = {m: source.contents() for m, source in self.inner.items()}
-        return {f"{m}: {label}": text for m, found in rows.items() for label, text in found.items()}
+        return {f"{m}: {label}": text for m, texts in rows.items() for label, text in texts.items()}
 
 
 class Pairs(Dataset[Any]):
@@ -369,13 +369,13 @@ def match(
         MimError: Two files of one modality have the same name but for the ending.
     """
     where: dict[str, dict[str, int]] = {}
-    for m, found in names.items():
+    for m, files in names.items():
         where[m] = {}
-        for number, name in enumerate(found):
+        for number, name in enumerate(files):
             other = where[m].setdefault(_without(stem_of(name), (suffixes or {}).get(m, "")), number)
             if other != number:
-                raise MimError(f"Two files of {m} are for one item: {found[other]} and {name}; remove one of them.")
-    every = dict.fromkeys(stem for found in where.values() for stem in found)
-    whole = [stem for stem in every if all(stem in found for found in where.values())]
-    lacking = {m: [stem for stem in every if stem not in found] for m, found in where.items()}
-    return {m: [found[stem] for stem in whole] for m, found in where.items()}, lacking
+                raise MimError(f"Two files of {m} are for one item: {files[other]} and {name}; remove one of them.")
+    every = dict.fromkeys(stem for files in where.values() for stem in files)
+    whole = [stem for stem in every if all(stem in files for files in where.values())]
+    lacking = {m: [stem for stem in every if stem not in files] for m, files in where.items()}
+    return {m: [files[stem] for stem in whole] for m, files in where.items()}, lacking

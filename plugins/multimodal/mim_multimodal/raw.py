@@ -47,5 +47,5 @@ def _shares(ids: Int[Tensor, "B h w"], classes: int) -> Float[Tensor, "B classes
 
 def _counts(ids: Int[Tensor, "B L"]) -> Float[Tensor, "B bins"]:
     """How often each token occurs; 0 is padding."""
-    there = (ids != 0).float()
-    return torch.zeros(len(ids), BINS, device=ids.device).scatter_add(1, ids.remainder(BINS), there)
+    present = (ids != 0).float()
+    return torch.zeros(len(ids), BINS, device=ids.device).scatter_add(1, ids.remainder(BINS), present)

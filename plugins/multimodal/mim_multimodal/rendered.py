@@ -95,13 +95,13 @@ class Rendered(WrappedSource):
 
     def labelled(self, split: str) -> Labelled:
         """The source's; the view is rendered in `finish`."""
-        found = self.source.labelled(split)
-        return replace(found, note=f"{found.note} {RAW_NOTE}".strip())
+        inner = self.source.labelled(split)
+        return replace(inner, note=f"{inner.note} {RAW_NOTE}".strip())
 
     def raw(self, sample: Sample) -> Tensor:
         """The source's description of the points, and the pixels of the view."""
-        found = [self.source.raw(sample)] if ENTRY in sample else []
-        return torch.cat([*found, *([sample["depth"].flatten(1)] if "depth" in sample else [])], dim=1)
+        parts = [self.source.raw(sample)] if ENTRY in sample else []
+        return torch.cat([*parts, *([sample["depth"].flatten(1)] if "depth" in sample else [])], dim=1)
 
     def picture(self, modality: str, values: Tensor) -> Picture:
         """Depth in grey, near is bright; points as the source draws them."""

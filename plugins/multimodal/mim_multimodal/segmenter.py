@@ -100,8 +100,8 @@ class Segmenter(DenseMethod):
         return hits.flatten(1).sum(dim=1) / known.flatten(1).sum(dim=1)
 
     def _maps(self, sample: Sample, predictions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        right, found = sample[ANSWER], predictions["semseg"].argmax(dim=0)
-        return right, found, (found == right) | (right == IGNORE)
+        right, classes = sample[ANSWER], predictions["semseg"].argmax(dim=0)
+        return right, classes, (classes == right) | (right == IGNORE)
 
     def test(
         self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None
@@ -124,17 +124,17 @@ class Segmenter(DenseMethod):
             notes += [*self._notes(len(train.labels), len(test.labels), own), ERRORS]
         columns = {"mIoU": "mean_iou", "mean class accuracy": "mean_accuracy", "pixels": "pixel_accuracy"}
         return [
-            Score(row, column, float(found.whole().scores()[name]), error=found.errors()[name])
-            for row, found in counts.items()
+            Score(row, column, float(grouped.whole().scores()[name]), error=grouped.errors()[name])
+            for row, grouped in counts.items()
             for column, name in columns.items()
         ]
 
     def _tables(self, counts: ClassCounts) -> dict[str, Table]:
         """Scores of each class, and the pixels of each class by the class that they got."""
         names = self.config.names or tuple(f"class {number}" for number in range(self.classes))
-        found = counts.scores()
+        scores = counts.scores()
         kinds = ("iou", "class_accuracy", "dice")
-        each = zip(names, counts.table.sum(dim=1).tolist(), *(found[kind].tolist() for kind in kinds), strict=True)
+        each = zip(names, counts.table.sum(dim=1).tolist(), *(scores[kind].tolist() for kind in kinds), strict=True)
         rows = tuple((name, n, *(round(v, 6) if v == v else "" for v in values)) for name, n, *values in each)
         pairs = tuple((name, *row) for name, row in zip(names, counts.table[:, :-1].tolist(), strict=True))
         return {
@@ -145,10 +145,10 @@ class Segmenter(DenseMethod):
     def _notes(self, train: int, test: int, counts: ClassCounts) -> list[str]:
         names = self.config.names or tuple(f"class {number}" for number in range(self.classes))
         each = counts.scores()["iou"]
-        told = ", ".join(
+        listing = ", ".join(
             f"{name} {float(value):.3f}" for name, value in zip(names, each, strict=True) if value == value
         )
-        return [f"{train:,} training items, {test:,} test items, {self.classes} classes. IoU of each: {told}."]
+        return [f"{train:,} training items, {test:,} test items, {self.classes} classes. IoU of each: {listing}."]
 
 
 def _map_of(split: Labelled, index: int) -> Tensor:

@@ -22,13 +22,13 @@ def rows_by_item(paths: Sequence[str], items: Items) -> list[list[int]]:
             numbers.setdefault(name, []).append(number)
     folders = ["", *(f"{folder}/" for folder in items.folders.values())]
     tails = ("", *items.suffixes.values())
-    found = []
+    matches = []
     for i, stem in enumerate(items.stems):
         home = items.home(i)
         heads = [split + folder for split in (["", f"{home}/"] if home else [""]) for folder in folders]
         rows = [row for head in heads for tail in tails for row in numbers.get(head + stem + tail, ())]
-        found.append(list(dict.fromkeys(rows)))
-    return found
+        matches.append(list(dict.fromkeys(rows)))
+    return matches
 
 
 def splits_by_table(table: Path, rows: Sequence[tuple[str, str]], items: Items) -> tuple[list[str], tuple[str, ...]]:
@@ -45,17 +45,17 @@ def splits_by_table(table: Path, rows: Sequence[tuple[str, str]], items: Items) 
     advice = []
     if strange:
         words = ", ".join(strange[:5])
-        advice.append(f"{table}: its column of splits has words that name no split: {words}; they are passed over.")
+        advice.append(f"{table}: its column of splits has words that name no split: {words}; they are ignored.")
     if lost:
         advice.append(f"{counted(len(lost), 'row')} of {table} name no item of {items.root} ({rows[lost[0]][0]}).")
-    found = []
+    splits = []
     for i, each in enumerate(named):
-        said = dict.fromkeys(_split(rows[row][1]) for row in each)
-        if len(said) > 1:
-            both = " and ".join(f"in {split or 'no split'}" for split in said)
+        item_splits = dict.fromkeys(_split(rows[row][1]) for row in each)
+        if len(item_splits) > 1:
+            both = " and ".join(f"in {split or 'no split'}" for split in item_splits)
             raise MimError(f"{table} has {items.name(i)} in several rows, {both}. Leave one row for each item.")
-        found.append(next(iter(said), ""))
-    return found, tuple(advice)
+        splits.append(next(iter(item_splits), ""))
+    return splits, tuple(advice)
 
 
 def _split(word: str) -> str:

@@ -117,5 +117,5 @@ class TextTarget(Target):
         """The likeliest id of every token, int64 [R, Q, 1]; padding stays what it is."""
         assert isinstance(patches.values, Tensor)
         ids = prediction[..., PADDING + 1 :].argmax(dim=2) + PADDING + 1
-        there = mask.take(patches.values, mask.query_ids)[..., 0] != PADDING
-        return ids.where(there, PADDING)[..., None]
+        is_token = mask.take(patches.values, mask.query_ids)[..., 0] != PADDING
+        return ids.where(is_token, PADDING)[..., None]

@@ -83,8 +83,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def crops_of(manifest: Mapping[str, Any]) -> Crops:
     """The crops that a manifest tells."""
-    told: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in manifest["crops"].items()}
-    return Crops(**told)
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in manifest["crops"].items()}
+    return Crops(**fields)
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -173,12 +173,12 @@ class TokenStore:
         for number in range(self.shards):
             for name, size, time in files_in(shard_path(self.folder, number)):
                 try:
-                    found = os.stat(root / name)
+                    stats = os.stat(root / name)
                 except OSError:
                     continue
-                if found.st_size != size:
+                if stats.st_size != size:
                     sizes.append(name)
-                elif found.st_mtime_ns != time:
+                elif stats.st_mtime_ns != time:
                     times.append(name)
         return sizes, times
 
@@ -196,8 +196,8 @@ class TokenStore:
             raise MimError(f"Of {many} in {root}, the size is another {since} {sizes[0]}; {again}.")
         if not times:
             return ""
-        told = f"of {counted(len(times), 'file')} in {root}, the time is another {since} {times[0]}"
-        return f"{told}. If they were copied, all is well; if they were replaced, {again}"
+        note = f"of {counted(len(times), 'file')} in {root}, the time is another {since} {times[0]}"
+        return f"{note}. If they were copied, all is well; if they were replaced, {again}"
 
     def ids(self, name: str, crop: int) -> Tensor:
         """int64 [*grid] of an item's crop.
@@ -207,10 +207,10 @@ class TokenStore:
         """
         shard, row = self.places[name]
         with safe_open(shard_path(self.folder, shard), "pt") as file:
-            found: Tensor = file.get_slice("ids")[row : row + 1][0, crop].to(torch.int64)
-        if bool((found == NONE).any()):
+            row_ids: Tensor = file.get_slice("ids")[row : row + 1][0, crop].to(torch.int64)
+        if bool((row_ids == NONE).any()):
             raise BadSample(name, f"it has no ids in {self.folder}: it could not be read when they were made")
-        return found
+        return row_ids
 
 
 def one_kind_of_crops(
@@ -226,18 +226,18 @@ def one_kind_of_crops(
     Raises:
         MimError: They are of other crops, or of another grid than a tokenizer wants.
     """
-    found: Crops | None = None
+    crops: Crops | None = None
     for name, store in stores.items():
         if tuple(shapes[name]) != store.grid:
-            wanted, there = (" ".join(map(str, each)) for each in (shapes[name], store.grid))
+            wanted, grid = (" ".join(map(str, each)) for each in (shapes[name], store.grid))
             raise MimError(
-                f"{store.folder} has ids of {there}, and the tokenizer of {name} wants {wanted}: "
-                f"--{name}.tokenizer.size {there}"
+                f"{store.folder} has ids of {grid}, and the tokenizer of {name} wants {wanted}: "
+                f"--{name}.tokenizer.size {grid}"
             )
-        if not store.crops.same_parts(replace(found or store.crops, size=size)):
+        if not store.crops.same_parts(replace(crops or store.crops, size=size)):
             raise MimError(
                 f"{store.folder} has ids of other crops than the other modalities show. Make all with the same options "
                 "of mim-multimodal tokenize, from pictures of one ratio."
             )
-        found = store.crops
-    return found
+        crops = store.crops
+    return crops

@@ -102,8 +102,8 @@ def tokenize(program: str, plugin: str | None, arguments: list[str]) -> int:
         tell(f"Going on: {len(parts) - len(jobs):,} of {counted(len(parts), 'shard')} were done before.")
     bad = dict[str, str]()
     with _one_thread():
-        for done, found in enumerate(in_processes(write_shard, jobs, options.workers), 1):
-            bad |= found
+        for done, failures in enumerate(in_processes(write_shard, jobs, options.workers), 1):
+            bad |= failures
             if not options.quiet:
                 tell(f"{done + len(parts) - len(jobs):,} of {counted(len(parts), 'shard')}")
     _tell_bad(bad)
@@ -118,16 +118,16 @@ def opened(run: str, data: str) -> tuple[Any, Aligned, str]:
     Raises:
         MimError: The run gives no ids, or its data are no aligned files.
     """
-    found = load_run(run)
-    method: Any = found.method.eval()
+    loaded = load_run(run)
+    method: Any = loaded.method.eval()
     if not hasattr(method, "name"):
         raise MimError(f"{run} gives no ids: it is a {type(method).__name__}; train a vq recipe.")
-    options = found.recipe.parts["data"].options
+    options = loaded.recipe.parts["data"].options
     if not isinstance(options, Aligned.Config):
-        raise MimError(f"{run} does not read aligned files, but {found.recipe.parts['data'].name}.")
+        raise MimError(f"{run} does not read aligned files, but {loaded.recipe.parts['data'].name}.")
     source = Aligned(replace(options, root=Path(data)), method.tokenizer.shapes)
     source.take_ids(method.tokenizer.ids)
-    state = (found.checkpoint / "state.json").read_bytes()
+    state = (loaded.checkpoint / "state.json").read_bytes()
     return method, source, hashlib.sha256(state).hexdigest()
 
 
@@ -139,12 +139,12 @@ def every_item(source: Aligned) -> list[tuple[Items, int]]:
 
 def files_of(some: Sequence[tuple[Items, int]], modality: str) -> list[tuple[str, int, int] | None]:
     """The file of each item below the data's folder, its bytes and its time in nanoseconds; None where it has none."""
-    found = list[tuple[str, int, int] | None]()
+    files = list[tuple[str, int, int] | None]()
     for items, index in some:
         name = items.file(modality, index) if items.has(modality, index) else None
         facts = os.stat(items.root / name) if name else None
-        found.append((name, facts.st_size, facts.st_mtime_ns) if name and facts else None)
-    return found
+        files.append((name, facts.st_size, facts.st_mtime_ns) if name and facts else None)
+    return files
 
 
 def facts_of(some: Sequence[tuple[Items, int]], modality: str) -> str:
@@ -162,11 +162,11 @@ def write_shard(job: Job) -> dict[str, str]:
     every, bad = every_item(source), dict[str, str]()
     some = [every[number] for number in job.items]
     rows = [(items, index, crop) for items, index in some for crop in range(job.crops.count)]
-    found = []
+    batches = []
     for first in range(0, len(rows), GROUP):
         group = rows[first : first + GROUP]
-        found.append(_named(method, source, job.crops, group, bad))
-    ids = torch.cat(found)
+        batches.append(_named(method, source, job.crops, group, bad))
+    ids = torch.cat(batches)
     whole = ids.unflatten(0, (len(some), job.crops.count)).unflatten(2, method.tokenizer.layout.grid)
     names = json.dumps([items.identity(index) for items, index in some])
     partial = Path(job.path).with_suffix(".partial")
@@ -182,22 +182,22 @@ def _named(
     method: Any, source: Aligned, crops: Crops, rows: list[tuple[Items, int, int]], bad: dict[str, str]
 ) -> Tensor:
     """Ids [n, N] of a group of crops, filled up to its size; those that cannot be read are noted, and have none."""
-    samples, there = list[dict[str, Tensor]](), torch.zeros(len(rows), dtype=torch.bool)
+    samples, readable = list[dict[str, Tensor]](), torch.zeros(len(rows), dtype=torch.bool)
     shapes = source.shapes
     for number, (items, index, crop) in enumerate(rows):
         try:
             samples.append(source.take_crop(items, index, shapes, crops, crop))
-            there[number] = True
+            readable[number] = True
         except BadSample as error:
             bad[items.name(index)] = error.reason
             samples.append({})
-    if not bool(there.any()):
+    if not bool(readable.any()):
         return torch.full((len(rows), method.tokenizer.layout.count), NONE)
     some = next(sample for sample in samples if sample)
     filled = [sample or some for sample in samples] + [some] * (GROUP - len(rows))
     batch = source.finish({name: torch.stack([sample[name] for sample in filled]) for name in shapes})
     ids: Tensor = method.name(batch)[: len(rows)]
-    return ids.where(there[:, None], NONE)
+    return ids.where(readable[:, None], NONE)
 
 
 def _begin(out: Path, about: dict[str, Any]) -> None:

@@ -31,22 +31,22 @@ def same(name: str) -> str:
 def from_fields(fields: Mapping[str, NDArray[Any]]) -> Shape:
     """A cloud of named columns: x y z, nx ny nz (or normal_x ...), red green blue (or r g b, diffuse_red ...)."""
     named = {same(name): values for name, values in fields.items()}
-    found: dict[str, Floats | None] = {}
+    channels: dict[str, Floats | None] = {}
     for channel, columns in NAMES.items():
-        there = all(column in named for column in columns)
-        kinds = {named[column].dtype.kind for column in columns} if there else set()
+        complete = all(column in named for column in columns)
+        kinds = {named[column].dtype.kind for column in columns} if complete else set()
         if not kinds <= set("fiub"):
             raise ValueError(f"its {', '.join(columns)} are no real numbers")
-        values = np.stack([named[column].astype(np.float64).reshape(-1) for column in columns], 1) if there else None
+        values = np.stack([named[column].astype(np.float64).reshape(-1) for column in columns], 1) if complete else None
         if channel == "rgb" and values is not None:
             values = shades(values, whole=kinds <= {"u", "i"})
-        found[channel] = values
-    vertices = found["xyz"]
+        channels[channel] = values
+    vertices = channels["xyz"]
     if vertices is None:
         raise ValueError(f"it has no x, y and z; it has {', '.join(map(str, fields)) or 'nothing'}")
     known = {column for columns in NAMES.values() for column in columns}
     unread = tuple(str(name) for name in fields if same(name) not in known)
-    return cloud(vertices, found["normals"], found["rgb"])._replace(unread=unread)
+    return cloud(vertices, channels["normals"], channels["rgb"])._replace(unread=unread)
 
 
 def shades(values: Floats, whole: bool = False) -> Floats:
@@ -89,16 +89,16 @@ def from_table(table: NDArray[Any], columns: Sequence[str] = ()) -> Shape:
     normals = [start for start in starts if _are_normals(table[:, start : start + 3])]
     free = [start for start in starts if not normals or abs(start - normals[0]) >= 3]
     colours = [start for start in free if _are_colours(table[:, start : start + 3])]
-    found, unclear = dict[str, Floats](), dict[str, str]()
+    channels, unclear = dict[str, Floats](), dict[str, str]()
     for channel, places in (("normals", normals), ("rgb", colours)):
         if len(places) == 1:
-            found[channel] = table[:, places[0] : places[0] + 3]
+            channels[channel] = table[:, places[0] : places[0] + 3]
         elif places:
             unclear[channel] = _two_readings(channel, places, table.shape[1])
-    rgb = shades(found["rgb"]) if "rgb" in found else None
-    left = table.shape[1] - 3 - 3 * len(found)
+    rgb = shades(channels["rgb"]) if "rgb" in channels else None
+    left = table.shape[1] - 3 - 3 * len(channels)
     unread = (counted(left, "column without a name", "columns without names"),) if left else ()
-    return cloud(table[:, :3], found.get("normals"), rgb)._replace(unclear=unclear, unread=unread)
+    return cloud(table[:, :3], channels.get("normals"), rgb)._replace(unclear=unclear, unread=unread)
 
 
 def _are_normals(triple: Floats) -> bool:
@@ -117,8 +117,8 @@ def _two_readings(channel: str, places: Sequence[int], width: int) -> str:
     letters = LETTERS[channel]
     ends = " or ".join(f"{place + 1} to {place + 3}" for place in places[:3])
     others = ["other"] * (width - 6)
-    said = ["x", "y", "z", *others[: places[-1] - 3], *letters, *others[places[-1] - 3 :]]
-    return f"{' '.join(letters)} may be columns {ends} of {width}; say which, such as --data.columns {' '.join(said)}"
+    names = ["x", "y", "z", *others[: places[-1] - 3], *letters, *others[places[-1] - 3 :]]
+    return f"{' '.join(letters)} may be columns {ends} of {width}; say which, such as --data.columns {' '.join(names)}"
 
 
 def check_table(table: NDArray[Any]) -> None:

@@ -62,8 +62,8 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
             raise MimError(f"--{name} is {getattr(options, name)}; the least is {least}.")
     channels = options.channels
     if not channels or channels[0] != "xyz" or len(set(channels)) < len(channels):
-        told = " ".join(channels) or "empty"
-        raise MimError(f"--channels is {told}; xyz comes first, then normals and rgb, each once at most.")
+        text = " ".join(channels) or "empty"
+        raise MimError(f"--channels is {text}; xyz comes first, then normals and rgb, each once at most.")
     wrong = check_names(options.columns) if options.columns else ""
     if wrong:
         raise MimError(f"--columns is {' '.join(options.columns)}: {wrong}.")
@@ -73,12 +73,12 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
     for line in prepare_collection(options.root, options.out, sampling, workers):
         counts[line["status"]] += 1
         counts["known"] += "known" in line
-        said = _file_note(line, counts["done"])
-        if said:
-            tell(shown(said))
-    told = ", ".join(f"{counts[status]} {word}" for status, word in STATUSES.items())
-    told += f", {counts['removed']} removed" if counts["removed"] else ""
-    tell(f"{told}; see {options.out / MANIFEST}")
+        note = _file_note(line, counts["done"])
+        if note:
+            tell(shown(note))
+    text = ", ".join(f"{counts[status]} {word}" for status, word in STATUSES.items())
+    text += f", {counts['removed']} removed" if counts["removed"] else ""
+    tell(f"{text}; see {options.out / MANIFEST}")
     if counts["failed"] and counts["failed"] == counts["known"]:
         tell(f"What failed ({counts['failed']}) failed in the same way before: exit code 0.")
     return 1 if counts["failed"] > counts["known"] else 0

@@ -161,16 +161,16 @@ class Clouds(DataSource):
         asked = (config.root, config.layout, config.variant, config.whole)
         if config.labels_from is not None:
             return find_shapes(*asked, read_label_table(config.labels_from, config.labels_column))
-        found = find_shapes(*asked)
-        if found.kind == "folder":
-            found, self.no_table = with_table_beside(
-                found,
+        shapes = find_shapes(*asked)
+        if shapes.kind == "folder":
+            shapes, self.no_table = with_table_beside(
+                shapes,
                 lambda table: find_shapes(*asked, table),
                 config.root,
                 config.labels_column,
-                found.train.classes is not None,
+                shapes.train.classes is not None,
             )
-        return found
+        return shapes
 
     def __len__(self) -> int:
         return len(self.collection.pretrain)
@@ -293,9 +293,9 @@ class Clouds(DataSource):
         config = self.config
         few = "; where there are fewer, some twice"
         how = "at random" if config.choose == "random" else f"the farthest of {config.candidates} random ones"
-        told = {"channels": list(config.channels), "drawn": f"{self.count} points, {how}; of a mesh by area{few}"}
+        facts = {"channels": list(config.channels), "drawn": f"{self.count} points, {how}; of a mesh by area{few}"}
         sphere = "xyz of the drawn points less their mean, then divided by the largest distance from it"
-        return {**told, "unit_sphere": sphere if config.normalise else "no: coordinates as in the files"}
+        return {**facts, "unit_sphere": sphere if config.normalise else "no: coordinates as in the files"}
 
     def raw(self, sample: Sample) -> Tensor:
         """45 histogram features by hand [B, 45], because points have no order: box, radii, distances, heights."""
@@ -329,10 +329,10 @@ class Clouds(DataSource):
 
     def plan(self) -> dict[str, str]:
         """Where shapes come from, how many, their classes, how points are drawn, and what is missing."""
-        config, found = self.config, self.collection
-        root = "the bundled sample (furniture, CC0 and CC-BY)" if self.bundled else f"{config.root} ({found.kind})"
-        classes = counted(len(found.train.classes or ()), "class", "classes")
-        probes = f", {len(found.train):,} + {len(found.test):,} labelled" if found.train.classes else ""
+        config, shapes = self.config, self.collection
+        root = "the bundled sample (furniture, CC0 and CC-BY)" if self.bundled else f"{config.root} ({shapes.kind})"
+        classes = counted(len(shapes.train.classes or ()), "class", "classes")
+        probes = f", {len(shapes.train):,} + {len(shapes.test):,} labelled" if shapes.train.classes else ""
         how = "at random" if config.choose == "random" else f"the farthest of {config.candidates:,}"
         scale = f"scaled by {config.scale[0]:.3g} to {config.scale[1]:.3g} per axis, shifted by up to {config.shift:g}"
         changed = scale + (f", turned about {self.up}" if config.rotate else "") if config.augment else "none"
@@ -341,27 +341,27 @@ class Clouds(DataSource):
             "points": f"{self.count:,} per cloud, {how}; {' '.join(config.channels)}; {self.up} is up",
             "augmentation": changed,
         }
-        if found.missing:
-            listed = ", ".join(found.missing[:5]) + (", ..." if len(found.missing) > 5 else "")
-            rows["missing shapes"] = f"{len(found.missing):,} that the lists name: {listed}"
+        if shapes.missing:
+            listed = ", ".join(shapes.missing[:5]) + (", ..." if len(shapes.missing) > 5 else "")
+            rows["missing shapes"] = f"{len(shapes.missing):,} that the lists name: {listed}"
         return rows
 
     def contents(self) -> dict[str, str]:
         """Splits, classes and parts that were found, files that were left out, and what some of the others hold."""
-        found = self.collection
-        rows = {"splits": found.splits or self._splits()}
-        classes = found.train.classes or ()
+        shapes = self.collection
+        rows = {"splits": shapes.splits or self._splits()}
+        classes = shapes.train.classes or ()
         if classes:
             shown_classes = ", ".join(map(shown, classes[:8])) + (", ..." if len(classes) > 8 else "")
             rows["classes"] = f"{len(classes)}: {shown_classes}"
         if self.parts:
-            rows["parts"] = shown(found.table.told())
-        left, _ = left_out(found.others)
+            rows["parts"] = shown(shapes.table.told())
+        left, _ = left_out(shapes.others)
         if left:
             rows["left out"] = left
         return {
             **rows,
-            "files hold": files_hold(found.pretrain, self.looks, self.config.channels, bool(self.parts)),
+            "files hold": files_hold(shapes.pretrain, self.looks, self.config.channels, bool(self.parts)),
         }
 
     @cached_property
@@ -370,12 +370,12 @@ class Clouds(DataSource):
         return looks_at(self.collection.pretrain, self.config.columns)
 
     def _splits(self) -> str:
-        found = self.collection
-        if not found.test:
+        shapes = self.collection
+        if not shapes.test:
             return "none: all shapes are for pre-training"
-        if found.test.note.startswith(DRAWN):
-            return f"none; of each class a fifth is held out, drawn by a hash of the name ({len(found.test):,})"
-        return f"as {found.kind} has them: {len(found.train):,} for training, {len(found.test):,} held out"
+        if shapes.test.note.startswith(DRAWN):
+            return f"none; of each class a fifth is held out, drawn by a hash of the name ({len(shapes.test):,})"
+        return f"as {shapes.kind} has them: {len(shapes.train):,} for training, {len(shapes.test):,} held out"
 
     def advice(self) -> list[str]:
         """Files that look like data and are not read, what the splits left out, and what in clouds is rarely meant."""
@@ -383,9 +383,9 @@ class Clouds(DataSource):
         if any(file.lower().endswith(".gltf") for file in self.collection.pretrain.files):
             beside.pop(".bin", None)
         _, data = left_out(beside)
-        told = [f"{self.config.root}: {data}. Read are {' '.join(EXTENSIONS)}."] if data else []
-        told += [self.no_table] if self.no_table else []
-        return [*self.collection.advice, *told, *rarely_meant(self.looks, self.count)]
+        notes = [f"{self.config.root}: {data}. Read are {' '.join(EXTENSIONS)}."] if data else []
+        notes += [self.no_table] if self.no_table else []
+        return [*self.collection.advice, *notes, *rarely_meant(self.looks, self.count)]
 
 
 class Plain(Dataset[Any]):

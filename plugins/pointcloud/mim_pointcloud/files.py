@@ -98,14 +98,14 @@ def read_centred(
         unclear = shape.unclear
         shape = shape._replace(vertices=shape.vertices - centre) if centre.any() else shape
         taken = _take(shape, points, (key + 2**63) % 2**64 - 2**63)
-    found = {"xyz": taken.vertices, "normals": taken.normals, "rgb": taken.rgb}
-    missing = [channel for channel in channels if found[channel] is None]
+    arrays = {"xyz": taken.vertices, "normals": taken.normals, "rgb": taken.rgb}
+    missing = [channel for channel in channels if arrays[channel] is None]
     if missing:
-        has = ", ".join(name for name, values in found.items() if values is not None)
+        has = ", ".join(name for name, values in arrays.items() if values is not None)
         none = f"it has no {' and no '.join(missing)}; it has {has}"
         raise BadSample(str(path), next((unclear[channel] for channel in missing if channel in unclear), none))
     with np.errstate(all="ignore"):
-        values = np.concatenate([found[channel] for channel in channels], axis=1).astype(np.float32)
+        values = np.concatenate([arrays[channel] for channel in channels], axis=1).astype(np.float32)
     if not np.isfinite(values).all():
         raise BadSample(str(path), "its numbers are too large for float32")
     return torch.from_numpy(values), (float(centre[0]), float(centre[1]), float(centre[2]))

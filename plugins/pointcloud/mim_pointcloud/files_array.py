@@ -90,12 +90,12 @@ def mapped(path: Path) -> NDArray[Any]:
         ValueError: The file is shorter or longer, or no .npy.
     """
     with path.open("rb") as raw:
-        found = header_of(raw)
-    check_end(path.stat().st_size, found.size + found.needs)
-    order = "F" if found.fortran else "C"
-    if not found.needs:
-        return np.zeros(found.shape, found.dtype)
-    return np.memmap(path, found.dtype, "r", found.size, found.shape, order)  # type: ignore[call-overload]
+        header = header_of(raw)
+    check_end(path.stat().st_size, header.size + header.needs)
+    order = "F" if header.fortran else "C"
+    if not header.needs:
+        return np.zeros(header.shape, header.dtype)
+    return np.memmap(path, header.dtype, "r", header.size, header.shape, order)  # type: ignore[call-overload]
 
 
 def read_npy(path: Path, columns: Sequence[str] = ()) -> Shape:
@@ -141,9 +141,9 @@ def _packed(packed: zipfile.ZipFile, columns: Sequence[str]) -> Shape:
         return _unpacked(packed, entries[name], name)
 
     def beside(name: str) -> Floats:
-        found = array(name)
-        _check_real(found)
-        return found[:, :3].astype(np.float64)
+        column = array(name)
+        _check_real(column)
+        return column[:, :3].astype(np.float64)
 
     shape = _shape(array(named[0] if named else next(iter(entries))), columns)
     normals = beside("normals") if "normals" in entries else shape.normals
@@ -152,8 +152,8 @@ def _packed(packed: zipfile.ZipFile, columns: Sequence[str]) -> Shape:
     for values in (normals, rgb):
         if values is not None and values.shape != shape.vertices.shape:
             raise ValueError(f"normals or colours {list(values.shape)} for points {list(shape.vertices.shape)}")
-    said = {"normals": "normals" in entries, "rgb": colours is not None}
-    unclear = {channel: why for channel, why in shape.unclear.items() if not said[channel]}
+    stated = {"normals": "normals" in entries, "rgb": colours is not None}
+    unclear = {channel: why for channel, why in shape.unclear.items() if not stated[channel]}
     used = {named[0] if named else next(iter(entries)), *BESIDE}
     unread = (*shape.unread, *(name for name in entries if name not in used))
     return cloud(shape.vertices, normals, rgb)._replace(unclear=unclear, unread=unread)
@@ -162,11 +162,11 @@ def _packed(packed: zipfile.ZipFile, columns: Sequence[str]) -> Shape:
 def _unpacked(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> NDArray[Any]:
     """One array; no more is unpacked than its header says, and that is within the limits."""
     with packed.open(entry) as raw:
-        found = header_of(raw)
-        check_numbers(found.needs // max(1, found.dtype.itemsize), max(1, len(found.dtype.names or ())), name)
-        if found.needs > UNPACKED:
-            raise ValueError(f"its array {name[:40]} unpacks to {found.needs / 2**30:.1f} GiB")
-        data = raw.read(found.needs)
-        check_end(len(data) + len(raw.read(1)), found.needs, f"bytes in {name[:40]}")
-    array = np.frombuffer(data, found.dtype)
-    return array.reshape(found.shape, order="F" if found.fortran else "C")
+        header = header_of(raw)
+        check_numbers(header.needs // max(1, header.dtype.itemsize), max(1, len(header.dtype.names or ())), name)
+        if header.needs > UNPACKED:
+            raise ValueError(f"its array {name[:40]} unpacks to {header.needs / 2**30:.1f} GiB")
+        data = raw.read(header.needs)
+        check_end(len(data) + len(raw.read(1)), header.needs, f"bytes in {name[:40]}")
+    array = np.frombuffer(data, header.dtype)
+    return array.reshape(header.shape, order="F" if header.fortran else "C")

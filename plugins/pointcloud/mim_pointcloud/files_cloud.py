@@ -26,7 +26,7 @@ def read_text(path: Path, columns: Sequence[str] = ()) -> Shape:
         raise ValueError("it is no text")
     check_lines(path)
     lines = _lines(head)
-    skip, named, said = _header(lines)
+    skip, named, point_count = _header(lines)
     delimiter = next((mark for mark in ",;" if skip < len(lines) and mark in lines[skip]), None)
     if delimiter == "," and re.search(r"\d,\d+\s+-?\d+,\d", lines[skip]):
         raise ValueError("numbers have decimal commas; write them with points")
@@ -40,8 +40,8 @@ def read_text(path: Path, columns: Sequence[str] = ()) -> Shape:
             table = np.loadtxt(text, dtype=np.float64, delimiter=delimiter, ndmin=2, max_rows=most)
         except ValueError as error:
             raise ValueError(_first_wrong(path, skip, delimiter) or str(error)) from error
-    if said is not None and len(table) != said:
-        raise ValueError(f"its first line says {said} points, {len(table)} follow")
+    if point_count is not None and len(table) != point_count:
+        raise ValueError(f"its first line says {point_count} points, {len(table)} follow")
     if not table.size:
         raise ValueError("it has no points and no faces")
     check_numbers(*table.shape)
@@ -94,19 +94,19 @@ def _lines(head: bytes) -> list[str]:
 
 def _header(lines: list[str]) -> tuple[int, list[str], int | None]:
     """Lines to leave out, the columns' names, and the number of points."""
-    skip, named, said = 0, list[str](), None
+    skip, named, point_count = 0, list[str](), None
     for line in lines:
         words = _split(line.strip().lstrip("/#").strip().lower())
         if words == [""] or line.lstrip().startswith("#"):
             pass
         elif {"x", "y", "z"} <= set(words) and not named:
             named = words
-        elif len(words) == 1 and _is_count(words[0]) and said is None and not line.startswith("//"):
-            said = int(words[0])
+        elif len(words) == 1 and _is_count(words[0]) and point_count is None and not line.startswith("//"):
+            point_count = int(words[0])
         elif not line.startswith("//"):
             break
         skip += 1
-    return skip, named, said
+    return skip, named, point_count
 
 
 def _is_count(word: str) -> bool:

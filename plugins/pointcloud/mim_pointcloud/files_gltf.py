@@ -32,8 +32,8 @@ DEEPEST = 256
 def buffers_beside(path: Path) -> tuple[str, ...]:
     """Buffers that lie beside a .gltf: that of its own name, or the only one of its folder. The file is not opened."""
     own = path.with_suffix(".bin")
-    found = [own] if own.is_file() else list(islice(path.parent.glob("*.bin"), 2))
-    return tuple(map(str, found)) if len(found) == 1 else ()
+    buffers = [own] if own.is_file() else list(islice(path.parent.glob("*.bin"), 2))
+    return tuple(map(str, buffers)) if len(buffers) == 1 else ()
 
 
 def read_gltf(path: Path) -> Shape:
@@ -91,11 +91,11 @@ def _tree(data: bytes, binary: bool) -> tuple[dict[str, Any], int | None]:
     if binary:
         if data[:4] != b"glTF":
             raise ValueError("it is no GLB: it does not begin with glTF")
-        said, length = int.from_bytes(data[8:12], "little"), int.from_bytes(data[12:16], "little")
-        if said > len(data):
-            raise ValueError(f"it is cut off: it says {said} bytes, it has {len(data)}")
-        check_end(len(data), said)
-        chunk = max(0, said - 28 - length) if said >= 28 + length else None
+        total, length = int.from_bytes(data[8:12], "little"), int.from_bytes(data[12:16], "little")
+        if total > len(data):
+            raise ValueError(f"it is cut off: it says {total} bytes, it has {len(data)}")
+        check_end(len(data), total)
+        chunk = max(0, total - 28 - length) if total >= 28 + length else None
         data = data[20 : 20 + length]
     if sum(data.count(mark) for mark in b",{[") > MOST_VALUES:
         raise ValueError(f"its JSON has over {MOST_VALUES:,} values: it is damaged, or no glTF")
@@ -106,18 +106,18 @@ def _tree(data: bytes, binary: bool) -> tuple[dict[str, Any], int | None]:
 
 
 def _list(tree: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    found = tree.get(name, [])
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+    entries = tree.get(name, [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"its {name} are damaged")
-    return found
+    return entries
 
 
 def _whole(entry: dict[str, Any], name: str, default: int | None = None, below: int = 2**63) -> int:
     """A number of an entry, from 0 and below a limit."""
-    found = entry.get(name, default)
-    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < below:
-        raise ValueError(f"its {name} is {str(found)[:40]}: damaged, or out of range")
-    return found
+    number = entry.get(name, default)
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < below:
+        raise ValueError(f"its {name} is {str(number)[:40]}: damaged, or out of range")
+    return number
 
 
 def _check(tree: dict[str, Any], folder: Path, chunk: int | None) -> dict[str, bytes]:
@@ -127,8 +127,8 @@ def _check(tree: dict[str, Any], folder: Path, chunk: int | None) -> dict[str, b
         raise ValueError(f"it is packed by {packed[0]}, which is not read; export it without")
     buffers, files = [], dict[str, bytes]()
     for entry in _list(tree, "buffers"):
-        said, uri = _whole(entry, "byteLength"), entry.get("uri")
-        buffers.append(said)
+        length, uri = _whole(entry, "byteLength"), entry.get("uri")
+        buffers.append(length)
         if sum(buffers) > WHOLE_LIMIT:
             raise ValueError(f"its buffers hold over {WHOLE_LIMIT >> 20} MiB; thin it out, or cut it up")
         if uri is None and chunk is not None:
@@ -138,9 +138,9 @@ def _check(tree: dict[str, Any], folder: Path, chunk: int | None) -> dict[str, b
             if not str(uri).startswith("data:"):
                 files[str(uri)] = got
             has = len(got)
-            check_end(has, said, f"bytes in {str(uri)[:60]}")
-        if has < said:
-            raise ValueError(f"it is cut off: its buffer says {said} bytes and has {has}")
+            check_end(has, length, f"bytes in {str(uri)[:60]}")
+        if has < length:
+            raise ValueError(f"it is cut off: its buffer says {length} bytes and has {has}")
     views = _list(tree, "bufferViews")
     for view in views:
         end = _whole(view, "byteOffset", 0) + _whole(view, "byteLength")
@@ -164,8 +164,8 @@ def _buffer(uri: Any, folder: Path) -> bytes:
     try:
         check_file(path, WHOLE_LIMIT)
     except BadSample as error:
-        said = "not found" if error.reason == "no such file" else error.reason
-        raise ValueError(f"it needs {uri[:100]}, {said}") from error
+        reason = "not found" if error.reason == "no such file" else error.reason
+        raise ValueError(f"it needs {uri[:100]}, {reason}") from error
     return path.read_bytes()
 
 

@@ -137,9 +137,9 @@ def read_off(path: Path) -> Shape:
     points, polygons = int(first[0]), int(first[1])
     values, rgb = _vertices(islice(rows, points), 6 if keyword and keyword[2] else 3)
     corners, counts = _polygons(islice(rows, polygons))
-    said, follow = f"it says {points} vertices and {polygons} faces", len(values) + len(counts)
+    claim, follow = f"it says {points} vertices and {polygons} faces", len(values) + len(counts)
     if follow < points + polygons:
-        raise ValueError(f"it is cut off: {said}, {follow} lines follow")
+        raise ValueError(f"it is cut off: {claim}, {follow} lines follow")
     check_end(follow + sum(1 for _ in rows), follow, "lines")
     return mesh(values, corners, counts, rgb)
 

@@ -25,25 +25,25 @@ def read_pcd(path: Path) -> Shape:
     start = re.search(rb"^DATA[ \t]+(\w+)[ \t]*\r?\n", data, re.MULTILINE)
     if start is None:
         raise ValueError("it has no PCD header that ends in DATA")
-    said: dict[str, list[str]] = {}
+    header: dict[str, list[str]] = {}
     for line in data[: start.start()].decode("latin-1").splitlines():
         words = line.split()
         if words and not words[0].startswith("#"):
-            said[words[0].upper()] = words[1:]
-    missing = [name for name in ("FIELDS", "TYPE", "SIZE") if name not in said]
-    if missing or not ({"POINTS"} <= set(said) or {"WIDTH", "HEIGHT"} <= set(said)):
+            header[words[0].upper()] = words[1:]
+    missing = [name for name in ("FIELDS", "TYPE", "SIZE") if name not in header]
+    if missing or not ({"POINTS"} <= set(header) or {"WIDTH", "HEIGHT"} <= set(header)):
         raise ValueError(f"its header has no {missing[0] if missing else 'POINTS'}")
-    names, kinds = said["FIELDS"], [kind.lower() for kind in said["TYPE"]]
-    counts = [int(count) for count in said.get("COUNT", ["1"] * len(names))]
+    names, kinds = header["FIELDS"], [kind.lower() for kind in header["TYPE"]]
+    counts = [int(count) for count in header.get("COUNT", ["1"] * len(names))]
     if any(not 0 < count < LARGEST_POINT for count in counts) or sum(counts) > LARGEST_POINT:
         raise ValueError(f"its header is damaged: COUNT {' '.join(map(str, counts))[:60]}")
     columns = [(f"{name} {at}", f"<{kind}{size}", (count,)) for at, (name, kind, size, count)
-               in enumerate(zip(names, kinds, said["SIZE"], counts, strict=True))]  # fmt: skip
-    if {"POINTS", "WIDTH", "HEIGHT"} <= set(said):
-        points, width, height = (int(said[name][0]) for name in ("POINTS", "WIDTH", "HEIGHT"))
+               in enumerate(zip(names, kinds, header["SIZE"], counts, strict=True))]  # fmt: skip
+    if {"POINTS", "WIDTH", "HEIGHT"} <= set(header):
+        points, width, height = (int(header[name][0]) for name in ("POINTS", "WIDTH", "HEIGHT"))
         if points != width * height:
             raise ValueError(f"its header says {width} x {height} points, and then {points}")
-    points = int(said["POINTS"][0]) if "POINTS" in said else int(said["WIDTH"][0]) * int(said["HEIGHT"][0])
+    points = int(header["POINTS"][0]) if "POINTS" in header else int(header["WIDTH"][0]) * int(header["HEIGHT"][0])
     if points < 0:
         raise ValueError(f"its header says {points} points")
     table = _pcd_rows(data[start.end() :], start.group(1).decode().lower(), np.dtype(columns), points)

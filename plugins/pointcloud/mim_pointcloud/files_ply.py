@@ -59,8 +59,8 @@ class Element:
 
     def corners(self) -> int | None:
         """Which property lists the corners."""
-        found = (at for at, (name, _, length) in enumerate(self.properties) if length and name in CORNERS)
-        return next(found, None)
+        places = (at for at, (name, _, length) in enumerate(self.properties) if length and name in CORNERS)
+        return next(places, None)
 
 
 Rows = dict[str, NDArray[Any]]
@@ -128,7 +128,7 @@ def _header(text: str) -> tuple[str, list[Element]]:
 
 
 def _binary(data: bytes, at: int, order: str, elements: list[Element]) -> dict[str, Rows]:
-    found: dict[str, Rows] = {}
+    tables: dict[str, Rows] = {}
     for element in elements:
         if element.is_plain():
             kind = np.dtype([(name, order + kind) for name, kind, _ in element.properties])
@@ -138,15 +138,15 @@ def _binary(data: bytes, at: int, order: str, elements: list[Element]) -> dict[s
             if element.name == "vertex":
                 check_numbers(element.count, len(element.properties))
                 table = np.frombuffer(data, kind, element.count, at)
-                found[element.name] = {name: table[name] for name, _, _ in element.properties}
+                tables[element.name] = {name: table[name] for name, _, _ in element.properties}
             at += needs
         else:
             equal = _equal_lists(data, at, order, element)
             corners, at = equal if equal is not None else _lists(data, at, order, element)
-            found[element.name] = corners
-        found.setdefault(element.name, {})
+            tables[element.name] = corners
+        tables.setdefault(element.name, {})
     check_end(len(data), at)
-    return found
+    return tables
 
 
 NO_CORNERS = "a face has no corners: values are missing, or there are more than its header says"
@@ -232,19 +232,19 @@ def _ints(numbers: array[int]) -> Ints:
 
 def _ascii(data: bytes, at: int, elements: list[Element]) -> dict[str, Rows]:
     lines = (line for line in _split(data, at) if line.strip())
-    found: dict[str, Rows] = {}
+    tables: dict[str, Rows] = {}
     for element in elements:
         rows = islice(lines, element.count)
         if element.name == "vertex" and element.is_plain():
-            found[element.name] = _ascii_plain(rows, element)
+            tables[element.name] = _ascii_plain(rows, element)
         elif element.corners() is not None:
-            found[element.name] = _ascii_faces(rows, element)
+            tables[element.name] = _ascii_faces(rows, element)
         else:
-            found[element.name] = {}
+            tables[element.name] = {}
             _count(sum(1 for _ in rows), element)
     left = sum(1 for _ in lines)
     check_end(left, 0, "lines")
-    return found
+    return tables
 
 
 def _split(data: bytes, at: int) -> Iterator[bytes]:

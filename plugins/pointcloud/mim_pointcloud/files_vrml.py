@@ -64,10 +64,10 @@ def read_wrl(path: Path) -> Shape:
     return joined(scene.meshes or scene.points)
 
 
-def _plain(found: re.Match[str]) -> str:
-    if found[0][0] == "#":
+def _plain(match: re.Match[str]) -> str:
+    if match[0][0] == "#":
         return " "
-    if not found[1]:
+    if not match[1]:
         raise ValueError("it is cut off, or damaged: a string is not closed")
     return ' "" '
 
@@ -90,14 +90,14 @@ class _Parser:
         return self.words[self.at - 1]
 
     def statements(self) -> list[Node]:
-        found = []
+        nodes = []
         while self.at < len(self.words):
             word = self._next()
             if word == "ROUTE":  # ROUTE a.b TO c.d: nothing moves here
                 self.at += 3
             else:
-                found.append(self._node(word))
-        return found
+                nodes.append(self._node(word))
+        return nodes
 
     def _node(self, word: str) -> Node:
         if word == "USE":
@@ -145,10 +145,10 @@ class _Parser:
             values: list[Any] = self.words[self.at : end]
             self.at = end + 1
             return values
-        found = []
+        nodes = []
         while (word := self._next()) != "]":
-            found.append(self._node(word))
-        return found
+            nodes.append(self._node(word))
+        return nodes
 
 
 @dataclass(eq=False)
@@ -194,9 +194,9 @@ class _Scene:
             return
         if id(node) not in self.known:
             self.known[id(node)] = self._geometry(node)
-        found = self.known[id(node)]
-        if found is not None and len(found[0].vertices):
-            shape, corners = found
+        geometry = self.known[id(node)]
+        if geometry is not None and len(geometry[0].vertices):
+            shape, corners = geometry
             self._count(0, corners)
             (self.meshes if len(shape.faces) else self.points).append(moved(shape, matrix))
 
@@ -237,9 +237,9 @@ def _shift(by: list[float]) -> Floats:
     return matrix
 
 
-def _rotation(said: list[float]) -> Floats:
+def _rotation(axis_angle: list[float]) -> Floats:
     """About an axis (x, y, z) by an angle in radians: Rodrigues' formula, [4, 4]."""
-    x, y, z, angle = said
+    x, y, z, angle = axis_angle
     length = math.hypot(x, y, z)
     matrix = np.eye(4)
     if length == 0:

@@ -232,11 +232,11 @@ def chamfer(
     return combined(squared(a, b, to_b), squared(b, a, to_a), norm)
 
 
-def combined(there: Float[Tensor, "B n 1"], back: Float[Tensor, "B m 1"], norm: str) -> Float[Tensor, " B"]:
+def combined(forward: Float[Tensor, "B n 1"], back: Float[Tensor, "B m 1"], norm: str) -> Float[Tensor, " B"]:
     """The Chamfer distance from the squared distances of both directions."""
     if norm == "l2":
-        return there.mean((1, 2)) + back.mean((1, 2))
-    return (_root(there).mean((1, 2)) + _root(back).mean((1, 2))) / 2
+        return forward.mean((1, 2)) + back.mean((1, 2))
+    return (_root(forward).mean((1, 2)) + _root(back).mean((1, 2))) / 2
 
 
 def squared(
@@ -304,10 +304,10 @@ def _first_inside(distances: Tensor, radius: float, k: int) -> Tensor:
     """The first ``k`` places of each row of squared distances below the radius, filled up as `within` says."""
     number = distances.shape[-1]
     places = torch.arange(number, dtype=torch.int32, device=distances.device)
-    found = torch.where(distances < radius * radius, places, number).topk(min(k, number), largest=False).values.long()
-    found = torch.nn.functional.pad(found, (0, k - found.shape[-1]), value=number)
-    first = torch.where(found[..., :1] < number, found[..., :1], distances.min(-1, keepdim=True).indices)
-    return torch.where(found < number, found, first)
+    inside = torch.where(distances < radius * radius, places, number).topk(min(k, number), largest=False).values.long()
+    inside = torch.nn.functional.pad(inside, (0, k - inside.shape[-1]), value=number)
+    first = torch.where(inside[..., :1] < number, inside[..., :1], distances.min(-1, keepdim=True).indices)
+    return torch.where(inside < number, inside, first)
 
 
 @torch.no_grad()

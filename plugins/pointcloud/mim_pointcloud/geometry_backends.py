@@ -35,8 +35,8 @@ class Pytorch3d:
         queries: Float[Tensor, "B Q d"], points: Float[Tensor, "B P d"], k: int
     ) -> tuple[Float[Tensor, "B Q k"], Int64[Tensor, "B Q k"]]:
         """See :func:`mim_pointcloud.geometry.nearest`."""
-        found = _module("pytorch3d.ops").knn_points(queries.float(), points.float(), K=k, return_sorted=True)
-        return found.dists.to(points.dtype), found.idx
+        neighbours = _module("pytorch3d.ops").knn_points(queries.float(), points.float(), K=k, return_sorted=True)
+        return neighbours.dists.to(points.dtype), neighbours.idx
 
     @staticmethod
     def within(

@@ -43,23 +43,23 @@ def _ids(queries: Tensor, points: Tensor, k: int) -> Tensor:
     queries, points = queries.detach(), points.detach()
     ids = torch.empty((*queries.shape[:2], k), dtype=torch.int64)
     for row, wanted, cloud in zip(ids, queries, points, strict=True):
-        found = torch.zeros(len(wanted), dtype=torch.bool)
+        done = torch.zeros(len(wanted), dtype=torch.bool)
         if wanted.isfinite().all() and cloud.isfinite().all():  # a tree takes no others
-            _search(row, found, wanted, cloud)
-        left = ~found
+            _search(row, done, wanted, cloud)
+        left = ~done
         if left.any():
             row[left] = geometry.nearest(wanted[left][None], cloud[None], k, ops="torch")[1][0]
     return ids
 
 
-def _search(row: Tensor, found: Tensor, queries: Tensor, cloud: Tensor) -> None:
-    """Fill in the ``row`` [Q, k] where the tree gives all that could be among the nearest, and mark those ``found``."""
+def _search(row: Tensor, done: Tensor, queries: Tensor, cloud: Tensor) -> None:
+    """Fill in the ``row`` [Q, k] where the tree gives all that could be among the nearest, and mark those `done`."""
     k = row.shape[1]
     # medians, which balance a tree, take long to find where many points coincide
     tree = cKDTree(cloud.double().numpy(), balanced_tree=False, compact_nodes=False)
     wide = k + 1 + k // 4
     for _ in range(ROUNDS):
-        left = (~found).nonzero().flatten()
+        left = (~done).nonzero().flatten()
         if not len(left) or wide > len(cloud):
             return
         if len(_seen(tree, queries, left[:: len(left) // PROBES + 1], k, wide)[0]):
@@ -67,7 +67,7 @@ def _search(row: Tensor, found: Tensor, queries: Tensor, cloud: Tensor) -> None:
             squares = geometry.squared(queries[None, near], cloud[None], candidates[None])[0]
             order = squares.sort(dim=1, stable=True).indices[:, :k]  # candidates ascend: the lowest index wins a tie
             row[near] = candidates.gather(1, order)
-            found[near] = True
+            done[near] = True
         wide *= 4
 
 

@@ -114,9 +114,9 @@ def import_classifier(state: State, **sizes: Any) -> Method:
         hidden=hidden,
         dropout=given.dropout,
     )
-    found = importers.build(**_body(state, given, read, token=True), method=method)
-    fill_weights(found, state, {name: _theirs(name, CLASSIFIER) for name in found.state_dict()})
-    return found
+    model = importers.build(**_body(state, given, read, token=True), method=method)
+    fill_weights(model, state, {name: _theirs(name, CLASSIFIER) for name in model.state_dict()})
+    return model
 
 
 def import_part_segmenter(state: State, **sizes: Any) -> Method:
@@ -146,9 +146,9 @@ def import_part_segmenter(state: State, **sizes: Any) -> Method:
         categories=categories,
         dropout=given.dropout,
     )
-    found = importers.build(**_body(state, given, read, token=False), method=method)
-    fill_weights(found, state, {name: _theirs(name, SEGMENTER) for name in found.state_dict()})
-    return found
+    model = importers.build(**_body(state, given, read, token=False), method=method)
+    fill_weights(model, state, {name: _theirs(name, SEGMENTER) for name in model.state_dict()})
+    return model
 
 
 def _spread(parts: int, categories: int) -> tuple[int, ...]:

@@ -55,13 +55,13 @@ def find_shapes(
     if table is not None and layout != "folder":
         raise MimError(f"--data.labels-from goes with --data.layout folder; the layout {layout} has labels of its own.")
     if layout == "folder":
-        found = folder(root, table)
+        shapes = folder(root, table)
     else:
-        found = VARIED[layout](root, variant) if layout in VARIED else LAYOUTS[layout](root)
+        shapes = VARIED[layout](root, variant) if layout in VARIED else LAYOUTS[layout](root)
     prepared = _prepared(root)
-    if prepared is not None and prepared.layout == found.kind:
-        found = replace(found, up=prepared.up, channels=prepared.channels or found.channels)
-    return _with_test(found) if whole else found
+    if prepared is not None and prepared.layout == shapes.kind:
+        shapes = replace(shapes, up=prepared.up, channels=prepared.channels or shapes.channels)
+    return _with_test(shapes) if whole else shapes
 
 
 def every_shape(root: Path, layout: str = "auto", variant: str | None = None) -> Shapes:
@@ -83,14 +83,14 @@ def every_shape(root: Path, layout: str = "auto", variant: str | None = None) ->
 def _prepared(root: Path) -> Prepared | None:
     """How a folder was prepared, or one above it, of which it is a part."""
     places = [root, *root.absolute().parents[:3]]
-    return next((found for place in places if (found := read_prepared(place)) is not None), None)
+    return next((prepared for place in places if (prepared := read_prepared(place)) is not None), None)
 
 
-def _with_test(found: Shapes) -> Shapes:
+def _with_test(shapes: Shapes) -> Shapes:
     """Pre-training on the test split too, which its note then says."""
-    note = f"{found.test.note} Pre-training has seen these shapes, without labels.".strip()
-    together = found.pretrain.joined(found.test)
-    return replace(found, pretrain=together, test=replace(found.test, note=note))
+    note = f"{shapes.test.note} Pre-training has seen these shapes, without labels.".strip()
+    together = shapes.pretrain.joined(shapes.test)
+    return replace(shapes, pretrain=together, test=replace(shapes.test, note=note))
 
 
 def recognise(root: Path) -> str:
@@ -115,7 +115,7 @@ def recognise(root: Path) -> str:
 
 def walk(root: Path) -> tuple[list[str], Counter[str]]:
     """Shapes below the root, sorted, and the endings of other files."""
-    found: list[str] = []
+    files: list[str] = []
     others: Counter[str] = Counter()
     for folder, names, _ in walk_folders(root):
         for name in names:
@@ -127,8 +127,8 @@ def walk(root: Path) -> tuple[list[str], Counter[str]]:
             elif is_list(Path(folder, name)):
                 others[f"{ending} of no points"] += 1
             else:
-                found.append(os.path.relpath(os.path.join(folder, name), root))
-    return sorted(found), others
+                files.append(os.path.relpath(os.path.join(folder, name), root))
+    return sorted(files), others
 
 
 # ---- a folder of meshes or clouds ------------------------------------------------------------------------------------
@@ -146,25 +146,25 @@ def folder(root: Path, table: LabelTable | None = None) -> Shapes:
     if not files:
         raise _no_shapes(root, others)
     names = [PurePath(file).as_posix() for file in files]
-    found = arrange(names, root, "shape")
+    arrangement = arrange(names, root, "shape")
     if table is not None:
-        found = arranged(found, table, names, root, "shape")
-    labels = found.labels if found.classes else ()
-    everything = ShapeStore(root, tuple(files), labels, found.classes)
-    said = {"splits": found.splits, "others": others, "advice": found.advice}
-    if found.test is not None:
-        pretrain, train = everything.subset(found.pretrain), everything.subset(found.train)
-        return Shapes("folder", pretrain, train, everything.subset(found.test), **said)  # type: ignore[arg-type]
-    if found.classes is None:
-        pretrain = everything.subset(found.pretrain)
-        return Shapes("folder", pretrain, pretrain, everything.subset([]), **said)  # type: ignore[arg-type]
-    shapes = drawn("folder", everything.subset(found.train), **said)
-    unlabelled = everything.subset(sorted(set(found.pretrain) - set(found.train)))
+        arrangement = arranged(arrangement, table, names, root, "shape")
+    labels = arrangement.labels if arrangement.classes else ()
+    everything = ShapeStore(root, tuple(files), labels, arrangement.classes)
+    rest = {"splits": arrangement.splits, "others": others, "advice": arrangement.advice}
+    if arrangement.test is not None:
+        pretrain, train = everything.subset(arrangement.pretrain), everything.subset(arrangement.train)
+        return Shapes("folder", pretrain, train, everything.subset(arrangement.test), **rest)  # type: ignore[arg-type]
+    if arrangement.classes is None:
+        pretrain = everything.subset(arrangement.pretrain)
+        return Shapes("folder", pretrain, pretrain, everything.subset([]), **rest)  # type: ignore[arg-type]
+    shapes = drawn("folder", everything.subset(arrangement.train), **rest)
+    unlabelled = everything.subset(sorted(set(arrangement.pretrain) - set(arrangement.train)))
     return replace(shapes, pretrain=shapes.pretrain.joined(unlabelled)) if unlabelled else shapes
 
 
 def _no_shapes(root: Path, others: Counter[str]) -> MimError:
-    there = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(5)) or "nothing"
+    listing = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(5)) or "nothing"
     more = ""
     if any(ending in others for ending in (".h5", ".hdf5")):
         more = (
@@ -173,7 +173,7 @@ def _no_shapes(root: Path, others: Counter[str]) -> MimError:
         )
     if any(ending in others for ending in SCANS):
         more += " Laser scans are not read: write them as .ply, .pcd or text, such as with CloudCompare or PDAL."
-    return MimError(f"No shapes in {root}. Looked for {', '.join(EXTENSIONS)} in it and below; found {there}.{more}")
+    return MimError(f"No shapes in {root}. Looked for {', '.join(EXTENSIONS)} in it and below; found {listing}.{more}")
 
 
 # ---- the bundled sample ----------------------------------------------------------------------------------------------

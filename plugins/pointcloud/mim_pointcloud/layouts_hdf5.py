@@ -42,9 +42,9 @@ def modelnet_hdf5(place: Path) -> Shapes:
         for name in (PurePosixPath(line).name for line in lines(listed)):  # they have the folders of their makers
             if not (place / name).is_file():
                 raise MimError(f"{listed} names {name}, which is not in {place}. Copy it there, or take its line out.")
-            found = labels_of(place / name, "ModelNet40", len(classes))
+            ids = labels_of(place / name, "ModelNet40", len(classes))
             normals = normals and has_normals(place / name)
-            files, labels, rows = [*files, *[name] * len(found)], [*labels, *found], [*rows, *range(len(found))]
+            files, labels, rows = [*files, *[name] * len(ids)], [*labels, *ids], [*rows, *range(len(ids))]
         stores.append(ShapeStore(place, tuple(files), labels, classes, rows))
     channels = ("xyz", "normals") if normals else ("xyz",)
     return Shapes("modelnet40", stores[0], stores[0], stores[1], channels=channels)
@@ -53,8 +53,8 @@ def modelnet_hdf5(place: Path) -> Shapes:
 def has_normals(path: Path) -> bool:
     """Whether each point of a file that was looked at has a normal beside it."""
     with h5py.File(path, "r") as file:
-        found = file.get(NORMALS)
-        return isinstance(found, h5py.Dataset) and found.shape == file["data"].shape and found.dtype.kind == "f"
+        normals = file.get(NORMALS)
+        return isinstance(normals, h5py.Dataset) and normals.shape == file["data"].shape and normals.dtype.kind == "f"
 
 
 def row_of(path: Path, row: int, normals: bool) -> NDArray[Any]:
@@ -79,16 +79,16 @@ def labels_of(path: Path, kind: str, classes: int) -> list[int]:
     try:
         check_h5(path)
         with h5py.File(path, "r") as file:
-            data, found = file["data"], file["label"]
+            data, stored = file["data"], file["label"]
             shape = data.shape
-            if len(shape) != 3 or shape[2] != 3 or found.size != shape[0] or found.dtype.kind not in "iuf":
-                told = f"'data' should be [n, points, 3] with n labels; it is {shape} with {found.size}"
-                raise MimError(f"{path}: {told} of {found.dtype}.")
+            if len(shape) != 3 or shape[2] != 3 or stored.size != shape[0] or stored.dtype.kind not in "iuf":
+                reason = f"'data' should be [n, points, 3] with n labels; it is {shape} with {stored.size}"
+                raise MimError(f"{path}: {reason} of {stored.dtype}.")
             check_numbers(shape[1], 3)
             chunk = math.prod(data.chunks or (1,)) * data.dtype.itemsize
             if data.dtype.kind not in "fiu" or chunk > LIMIT // 2 or shape[0] > LARGEST_H5:
                 raise MimError(f"{path}: 'data' of {data.dtype} in pieces of {chunk:,} bytes is not read.")
-            labels = [int(value) for value in found[:].reshape(-1)]
+            labels = [int(value) for value in stored[:].reshape(-1)]
     except MimError:
         raise
     except BadSample as error:

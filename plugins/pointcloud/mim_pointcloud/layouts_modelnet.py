@@ -64,8 +64,8 @@ def modelnet(root: Path, variant: str | None = None) -> Shapes:
     folders = [name for name in sorted(os.listdir(place)) if (place / name / "train").is_dir()]
     stores = []
     for split in ("train", "test"):
-        found = [(f"{name}/{split}/{file}", i) for i, name in enumerate(folders) for file in _offs(place, name, split)]
-        files, labels = tuple(file for file, _ in found), [label for _, label in found]
+        pairs = [(f"{name}/{split}/{file}", i) for i, name in enumerate(folders) for file in _offs(place, name, split)]
+        files, labels = tuple(file for file, _ in pairs), [label for _, label in pairs]
         stores.append(ShapeStore(place, files, labels, tuple(folders)))
     return Shapes("modelnet40", stores[0], stores[0], stores[1], up="z")
 
@@ -87,8 +87,8 @@ def _listed_clouds(place: Path, variant: str | None) -> Shapes:
         names = lines(place / f"{size}_{split}.txt")
         splits[split] = [Listed(f"{_class_of(name)}/{name}.txt", _class_of(name), name) for name in names]
     folders = [name for name in classes if (place / name).is_dir()]
-    there = {f"{name}/{file}" for name in folders for file in os.listdir(place / name)}
-    train, test, missing, advice = from_lists(size, place, splits, there, classes, CLOUDS)
+    present = {f"{name}/{file}" for name in folders for file in os.listdir(place / name)}
+    train, test, missing, advice = from_lists(size, place, splits, present, classes, CLOUDS)
     return Shapes("modelnet40", train, train, test, missing, channels=("xyz", "normals"), advice=advice)
 
 
@@ -151,22 +151,22 @@ def scanobjectnn(root: Path, variant: str | None = None) -> Shapes:
     place = scan_root(root)
     if place is None:
         raise absent("ScanObjectNN", root, SCAN)
-    there = [
+    names = [
         name
         for name, (folder, ending) in SCAN_VARIANTS.items()
         if all((place / folder / f"{split}_{ending}").is_file() for split in ("training", "test"))
     ]
-    if not there:
+    if not names:
         raise absent("complete split of ScanObjectNN", place, SCAN)
-    chosen = variant or there[-1]
+    chosen = variant or names[-1]
     if chosen not in SCAN_VARIANTS:
         raise unknown("variant of ScanObjectNN", chosen, SCAN_VARIANTS)
     folder, ending = SCAN_VARIANTS[chosen]
     stores = []
     for split in ("training", "test"):
         file = f"{folder}/{split}_{ending}"
-        if chosen not in there:
-            raise MimError(f"{place / file} or its partner is missing. There are: {', '.join(there)} (--data.variant).")
+        if chosen not in names:
+            raise MimError(f"{place / file} or its partner is missing. There are: {', '.join(names)} (--data.variant).")
         labels = labels_of(place / file, "ScanObjectNN", len(SCAN_CLASSES))
         note = f"ScanObjectNN {chosen}."
         stores.append(ShapeStore(place, (file,) * len(labels), labels, SCAN_CLASSES, range(len(labels)), note=note))

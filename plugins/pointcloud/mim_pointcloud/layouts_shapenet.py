@@ -146,8 +146,8 @@ def shapenet55(root: Path) -> Shapes:
         ]
     names = _synset_names({entry.label for entries in splits.values() for entry in entries})
     named = {split: [Listed(e.file, names[e.label], e.name) for e in entries] for split, entries in splits.items()}
-    there = set(os.listdir(clouds))
-    train, test, missing, advice = from_lists("ShapeNet55", clouds, named, there, tuple(names.values()), SHAPENET55)
+    files = set(os.listdir(clouds))
+    train, test, missing, advice = from_lists("ShapeNet55", clouds, named, files, tuple(names.values()), SHAPENET55)
     return Shapes("shapenet55", train, train, test, missing, channels=("xyz",), advice=advice)
 
 
@@ -185,25 +185,25 @@ def shapenetcore(root: Path) -> Shapes:
     place = shapenetcore_root(root)
     if place is None:
         raise absent("ShapeNetCore", root, SHAPENETCORE)
-    found: dict[tuple[str, str], str] = {}
+    paths: dict[tuple[str, str], str] = {}
     for synset in sorted(name for name in os.listdir(place) if is_synset(name)):
         for model in sorted(os.listdir(place / synset)):
             mesh = next((m for m in MESHES if (place / synset / model / m).is_file()), None)
             if mesh is not None:
-                found[synset, model] = f"{synset}/{model}/{mesh}"
-    names = _synset_names({synset for synset, _ in found})
+                paths[synset, model] = f"{synset}/{model}/{mesh}"
+    names = _synset_names({synset for synset, _ in paths})
     classes = tuple(names.values())
     table = place / "all.csv"
     if not table.is_file():
-        labels = [list(names).index(synset) for synset, _ in found]
-        return drawn("shapenetcore", ShapeStore(place, tuple(found.values()), labels, classes))
+        labels = [list(names).index(synset) for synset, _ in paths]
+        return drawn("shapenetcore", ShapeStore(place, tuple(paths.values()), labels, classes))
     splits: dict[str, list[Listed]] = {"train": [], "test": []}
     for row in _rows_of(table):
         synset, model = row["synsetId"].zfill(8), row["modelId"]
         if synset in names:
-            entry = Listed(found.get((synset, model), ""), names[synset], f"{synset}/{model}")
+            entry = Listed(paths.get((synset, model), ""), names[synset], f"{synset}/{model}")
             splits["test" if row["split"] == "test" else "train"].append(entry)
-    train, test, missing, advice = from_lists("ShapeNetCore", place, splits, set(found.values()), classes, SHAPENETCORE)
+    train, test, missing, advice = from_lists("ShapeNetCore", place, splits, set(paths.values()), classes, SHAPENETCORE)
     return Shapes("shapenetcore", train, train, test, missing, advice=advice)
 
 
@@ -248,8 +248,8 @@ def shapenetpart(root: Path) -> Shapes:
             synset, model = entry.split("/")[-2:]
             splits[split].append(Listed(f"{synset}/{model}.txt", names.get(synset, synset), f"{synset}/{model}"))
     folders = [synset for synset in names if (place / synset).is_dir()]
-    there = {f"{synset}/{name}" for synset in folders for name in os.listdir(place / synset)}
-    train, test, missing, advice = from_lists("ShapeNetPart", place, splits, there, tuple(names.values()), SHAPENETPART)
+    files = {f"{synset}/{name}" for synset in folders for name in os.listdir(place / synset)}
+    train, test, missing, advice = from_lists("ShapeNetPart", place, splits, files, tuple(names.values()), SHAPENETPART)
     given = {name: PARTS[name] for name in names.values() if name in theirs}
     table = official(given, train) if given else from_training_files(train)
     channels = ("xyz", "normals") if table.width == 7 else ("xyz",)
@@ -272,9 +272,9 @@ def _check_categories(place: Path, names: list[str], theirs: set[str]) -> None:
 
 def _json_list(path: Path) -> list[str]:
     try:
-        found = json.loads("\n".join(lines(path)))
+        entries = json.loads("\n".join(lines(path)))
     except ValueError as error:
         raise MimError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, list) or not all(isinstance(e, str) and e.count("/") >= 1 for e in found):
+    if not isinstance(entries, list) or not all(isinstance(e, str) and e.count("/") >= 1 for e in entries):
         raise MimError(f"{path} should be a list of shape_data/SYNSET/MODEL.")
-    return found
+    return entries

@@ -113,9 +113,9 @@ class Shapes:
 
 def absent(kind: str, root: Path, looked_for: str) -> MimError:
     """The error for a folder that lacks a layout's files: what was looked for, and what is there."""
-    there = sorted(os.listdir(root)) if root.is_dir() else []
-    near = nearest(looked_for.split()[0].split("/")[0], there)
-    some = ", ".join(map(shown, there[:8])) + (", ..." if len(there) > 8 else "") if there else "nothing"
+    existing = sorted(os.listdir(root)) if root.is_dir() else []
+    near = nearest(looked_for.split()[0].split("/")[0], existing)
+    some = ", ".join(map(shown, existing[:8])) + (", ..." if len(existing) > 8 else "") if existing else "nothing"
     guess = f" The nearest name is {near!r}." if near else ""
     return MimError(f"No {kind} in {root}. Looked for {looked_for}; found {some}.{guess}")
 
@@ -124,9 +124,9 @@ def place_of(root: Path, names: Sequence[str]) -> Path | None:
     """The folder that holds a file or folder of one of these names: the root, or one up to two levels below it."""
     for name in names:
         for pattern in (name, f"*/{name}", f"*/*/{name}"):
-            found = sorted(root.glob(pattern))
-            if found:
-                return root.joinpath(*found[0].relative_to(root).parts[: pattern.count("*")])
+            matches = sorted(root.glob(pattern))
+            if matches:
+                return root.joinpath(*matches[0].relative_to(root).parts[: pattern.count("*")])
     return None
 
 
@@ -162,10 +162,10 @@ def stem_of(name: str) -> str:
     return name
 
 
-def as_stored(file: str, there: Container[str]) -> str:
+def as_stored(file: str, existing: Container[str]) -> str:
     """A file as it lies on disk: itself, or what ``prepare`` makes of it where that alone is there."""
     made = os.path.splitext(file)[0] + ".npy"
-    return made if file not in there and made in there else file
+    return made if file not in existing and made in existing else file
 
 
 def held_out(names: Sequence[str], labels: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -174,9 +174,9 @@ def held_out(names: Sequence[str], labels: Sequence[int]) -> tuple[list[int], li
     members: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         members.setdefault(label, []).append(index)
-    for found in members.values():
-        found.sort(key=lambda i: (stable_order(names[i]), names[i]))
-        test.update(found[: max(len(found) // 5, min(1, len(found) - 1))])
+    for indices in members.values():
+        indices.sort(key=lambda i: (stable_order(names[i]), names[i]))
+        test.update(indices[: max(len(indices) // 5, min(1, len(indices) - 1))])
     return [i for i in range(len(names)) if i not in test], sorted(test)
 
 
@@ -206,11 +206,11 @@ def from_lists(
     kind: str,
     root: Path,
     splits: Mapping[str, Sequence[Listed]],
-    there: set[str],
+    existing: set[str],
     classes: Sequence[str],
     looked_for: str,
 ) -> tuple[ShapeStore, ShapeStore, tuple[str, ...], tuple[str, ...]]:
-    """(train, test, missing, advice) of lists; ``there`` are the files that exist.
+    """(train, test, missing, advice) of lists; ``existing`` are the files that exist.
 
     Raises:
         MimError: None of the training files is there, or a list has a class of its own.
@@ -218,24 +218,24 @@ def from_lists(
     stores, missing, notes, rows = [], [], list[str](), dict[str, list[Listed]]()
     number = {name: i for i, name in enumerate(classes)}
     for split in ("train", "test"):
-        entries: Sequence[Listed] = [replace(entry, file=as_stored(entry.file, there)) for entry in splits[split]]
+        entries: Sequence[Listed] = [replace(entry, file=as_stored(entry.file, existing)) for entry in splits[split]]
         strange = sorted({entry.label for entry in entries} - set(number))
         if strange:
             raise MimError(f"{root}: the {split} list has classes that are not known: {', '.join(strange[:5])}.")
-        rows[split] = [entry for entry in entries if entry.file in there]
-        gone = [entry.name for entry in entries if entry.file not in there]
+        rows[split] = [entry for entry in entries if entry.file in existing]
+        gone = [entry.name for entry in entries if entry.file not in existing]
         missing += gone
         notes.append(f"{len(gone):,} of {len(entries):,} listed {split} shapes are missing." if gone else "")
     kept, advice = listed_once(
-        {f"the {split} list": [(e.file, e.label) for e in found] for split, found in rows.items()}, root, "shape"
+        {f"the {split} list": [(e.file, e.label) for e in listing] for split, listing in rows.items()}, root, "shape"
     )
-    for found, keep, note in zip(rows.values(), kept, notes, strict=True):
-        labels = [number[found[row].label] for row in keep]
-        stores.append(ShapeStore(root, tuple(found[row].file for row in keep), labels, tuple(classes), note=note))
+    for listing, keep, note in zip(rows.values(), kept, notes, strict=True):
+        labels = [number[listing[row].label] for row in keep]
+        stores.append(ShapeStore(root, tuple(listing[row].file for row in keep), labels, tuple(classes), note=note))
     if not stores[0]:
         entries = splits["train"]
         wanted = ", ".join(entry.file for entry in entries[:3])
-        near = nearest(entries[0].file, sorted(there)[:5000]) if entries else None
+        near = nearest(entries[0].file, sorted(existing)[:5000]) if entries else None
         guess = f" The nearest that exists is {near}." if near else ""
         raise MimError(
             f"None of the {len(entries):,} listed training shapes of {kind} is in {root}: {wanted}, ... Looked for "

@@ -153,12 +153,12 @@ def looks_at(store: ShapeStore, columns: Sequence[str] = ()) -> Looks:
         endings[path.suffix.lower()] += 1
         try:
             whole = 0 if path.suffix.lower() == ".npy" else path.stat().st_size
-            found = look(path, columns) if whole <= left else None
+            seen = look(path, columns) if whole <= left else None
         except (BadSample, OSError) as error:
             wrong.append(f"{store.name(number)}: {error.reason if isinstance(error, BadSample) else error.strerror}")
             continue
-        left -= whole if found else 0
-        looks, large = [*looks, *([found] if found else [])], large + (found is None)
+        left -= whole if seen else 0
+        looks, large = [*looks, *([seen] if seen else [])], large + (seen is None)
     return Looks(len(store), len(numbers), endings, tuple(looks), tuple(wrong), large)
 
 
@@ -174,10 +174,10 @@ def files_hold(store: ShapeStore, looks: Looks, asked: Sequence[str] = ("xyz",),
     if store.rows:
         return _rows(store, asked)
     listed = ", ".join(f"{count} x {ending}" for ending, count in looks.endings.most_common())
-    told = [f"{looks.numbers:,} of {looks.files:,} looked at: {listed}", *_kinds_text(looks.found, asked, parts)]
-    told += [f"{looks.large} too large for a look"] if looks.large else []
-    told += [f"{counted(len(looks.wrong), 'file')} cannot be read ({looks.wrong[0]})"] if looks.wrong else []
-    return "; ".join(told)
+    notes = [f"{looks.numbers:,} of {looks.files:,} looked at: {listed}", *_kinds_text(looks.found, asked, parts)]
+    notes += [f"{looks.large} too large for a look"] if looks.large else []
+    notes += [f"{counted(len(looks.wrong), 'file')} cannot be read ({looks.wrong[0]})"] if looks.wrong else []
+    return "; ".join(notes)
 
 
 def rarely_meant(looks: Looks, count: int) -> list[str]:
@@ -188,46 +188,46 @@ def rarely_meant(looks: Looks, count: int) -> list[str]:
         count: Points of a cloud that are asked for.
     """
     clouds = [one for one in looks.found if not one.faces]
-    of, told = f"of {counted(len(clouds), 'cloud')} looked at", list[str]()
+    of, notes = f"of {counted(len(clouds), 'cloud')} looked at", list[str]()
     if far := [one.name for one in clouds if one.far]:
-        told.append(
+        notes.append(
             f"{len(far)} {of} have points more than {FAR} times as far out as most (such as {far[0]}). Clouds are "
             "scaled by their farthest point, so all others shrink to a spot. If these mean no measurement, such as "
             "-9999, take them out"
         )
     if doubled := [one for one in clouds if one.doubled > DOUBLED]:
         most = max(doubled, key=lambda one: one.doubled)
-        told.append(
+        notes.append(
             f"{len(doubled)} {of} have many points that lie where others do ({most.name}: {most.doubled:.0%}). If "
             "these fill up what was not measured, take them out"
         )
     if few := [one.points for one in clouds if one.points < count]:
-        told.append(
+        notes.append(
             f"{len(few)} {of} have fewer than the {count:,} points that are asked for, {min(few):,} at least; theirs "
             "are repeated. Fewer: --tokenizer.points N"
         )
-    return told
+    return notes
 
 
 def _kinds_text(looks: Sequence[Look], asked: Sequence[str], parts: bool) -> list[str]:
     if not looks:
         return []
-    told = []
+    notes = []
     meshes, clouds = [one for one in looks if one.faces], [one for one in looks if not one.faces]
     if meshes:
-        told.append(f"{counted(len(meshes), 'mesh', 'meshes')} of {_range(one.faces for one in meshes)} triangles")
+        notes.append(f"{counted(len(meshes), 'mesh', 'meshes')} of {_range(one.faces for one in meshes)} triangles")
     if clouds:
-        told.append(f"{counted(len(clouds), 'cloud')} of {_range(one.points for one in clouds)} points")
+        notes.append(f"{counted(len(clouds), 'cloud')} of {_range(one.points for one in clouds)} points")
     has = Counter(channel for one in looks for channel in one.channels)
-    told.append(_counted(has, len(looks)))
+    notes.append(_counted(has, len(looks)))
     unread = Counter(name[:40] for one in looks for name in (() if parts else one.unread))
-    there = Counter(name for one in clouds for name in one.channels if name not in asked)
-    told += [f"not read: {_counted(unread, len(looks))}"] if unread else []
-    told += [f"not asked for: {_counted(there, len(looks))} (--data.channels)"] if there else []
+    extras = Counter(name for one in clouds for name in one.channels if name not in asked)
+    notes += [f"not read: {_counted(unread, len(looks))}"] if unread else []
+    notes += [f"not asked for: {_counted(extras, len(looks))} (--data.channels)"] if extras else []
     unclear = {why for one in looks for why in one.unclear.values()} if not parts else set()
-    told += [f"unclear: {why}" for why in sorted(unclear)[:2]]
+    notes += [f"unclear: {why}" for why in sorted(unclear)[:2]]
     ends = f"{min(one.low for one in looks):.4g} to {max(one.high for one in looks):.4g}"
-    return [*told, f"coordinates from {ends}", f"longest sides {_range(one.extent for one in looks)}"]
+    return [*notes, f"coordinates from {ends}", f"longest sides {_range(one.extent for one in looks)}"]
 
 
 def _counted(names: Counter[str], most: int) -> str:
@@ -237,14 +237,14 @@ def _counted(names: Counter[str], most: int) -> str:
 
 
 def _range(values: Iterable[float]) -> str:
-    found = list(values)
-    low, high = (f"{end:,}" if isinstance(end, int) else f"{end:.4g}" for end in (min(found), max(found)))
+    numbers = list(values)
+    low, high = (f"{end:,}" if isinstance(end, int) else f"{end:.4g}" for end in (min(numbers), max(numbers)))
     return low if low == high else f"{low} to {high}"
 
 
 def _rows(store: ShapeStore, channels: Sequence[str]) -> str:
     """Of files with many shapes, their header."""
-    told = []
+    notes = []
     for file in dict.fromkeys(store.files):
         path, others = store.root / file, list[str]()
         try:
@@ -256,11 +256,11 @@ def _rows(store: ShapeStore, channels: Sequence[str]) -> str:
                 array = mapped(path)
                 shape, kind = array.shape, array.dtype
         except Exception as error:  # what is wrong with it is said where it is read
-            told.append(f"{file}: {reason_of(error)}")
+            notes.append(f"{file}: {reason_of(error)}")
             continue
         unread = f"; not read: {', '.join(others[:NAMED])}" if others else ""
-        told.append(f"{file}: {shape[0]:,} clouds of {shape[1]:,} points, {kind}{unread}")
-    return "; ".join(told[:3])
+        notes.append(f"{file}: {shape[0]:,} clouds of {shape[1]:,} points, {kind}{unread}")
+    return "; ".join(notes[:3])
 
 
 def check_columns(store: ShapeStore, channels: Sequence[str], columns: Sequence[str]) -> None:
@@ -273,9 +273,9 @@ def check_columns(store: ShapeStore, channels: Sequence[str], columns: Sequence[
     for at in evenly(len(unnamed), 8) if unnamed and not store.rows else ():
         path = store.root / store.files[unnamed[at]]
         try:
-            found = look(path, columns)
+            seen = look(path, columns)
         except BadSample:
             continue
-        why = next((found.unclear[channel] for channel in channels if channel in found.unclear), "") if found else ""
+        why = next((seen.unclear[channel] for channel in channels if channel in seen.unclear), "") if seen else ""
         if why:
             raise MimError(f"--data.channels {' '.join(channels)}: in {path}, {why}.")

@@ -69,7 +69,7 @@ def shape_iou(
         strange = truth[chosen][~true.any(dim=2)].unique().tolist()
         if strange:
             raise ValueError(f"shapes of category {category} have parts {strange}; parts_of says {list(parts)}")
-        found = predicted[chosen, :, None] == names
-        shared, either = (both.sum(dim=1).double() for both in (true & found, true | found))
+        guessed = predicted[chosen, :, None] == names
+        shared, either = (both.sum(dim=1).double() for both in (true & guessed, true | guessed))
         values[chosen] = torch.where(either == 0, 1.0, shared / either.clamp(min=1)).mean(dim=1)
     return values

@@ -67,11 +67,11 @@ def from_training_files(train: ShapeStore) -> PartTable:
             f"None of the {len(train):,} training shapes in {train.root} has parts that can be read, such as "
             f"{train.name(0)}: {read[0]}. Each line holds {' or '.join(WIDTHS.values())}."
         )
-    found: dict[str, set[int]] = {name: set() for name in train.classes or ()}
+    part_ids: dict[str, set[int]] = {name: set() for name in train.classes or ()}
     for label, one in zip(train.labels, read, strict=True):
         if not isinstance(one, str) and one[0] == width:  # others are refused by name when they are read
-            found[(train.classes or ())[label]] |= one[1]
-    ids = {name: tuple(sorted(own)) for name, own in found.items()}
+            part_ids[(train.classes or ())[label]] |= one[1]
+    ids = {name: tuple(sorted(own)) for name, own in part_ids.items()}
     every = [part for own in ids.values() for part in own]
     if len(set(every)) == len(every) and max(every) <= LARGEST_KEPT:
         return PartTable(ids, ids, width, own=True)

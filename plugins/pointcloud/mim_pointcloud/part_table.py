@@ -35,9 +35,9 @@ class PartTable:
         known = np.array(self.ids[name], np.float32)
         strange = sorted({round(float(part), 3) for part in ids} - set(known.tolist()))
         if strange:
-            told = f"it has the parts [{', '.join(f'{part:g}' for part in strange[:8])}]"
+            message = f"it has the parts [{', '.join(f'{part:g}' for part in strange[:8])}]"
             whose = f"the training files of {name} have" if self.own else f"a {name} has"
-            raise BadSample("", f"{told}, but {whose} {list(self.ids[name])}")
+            raise BadSample("", f"{message}, but {whose} {list(self.ids[name])}")
         return np.array(self.parts[name], np.float32)[np.searchsorted(known, ids)]
 
     def told(self, most: int = 8) -> str:

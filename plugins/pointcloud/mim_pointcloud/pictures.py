@@ -193,8 +193,8 @@ def _counts_text(shape: tuple[Array, Array, Array], extent: float) -> str:
     """How many points there are of each kind, and how many cannot be seen."""
     visible, hidden, rebuilt = shape
     outside = int((~(np.abs(rebuilt) <= extent)).any(axis=1).sum())
-    said = f"{len(visible):,} visible points, {len(hidden):,} hidden, {len(rebuilt):,} rebuilt"
-    return said + (f" (of these {outside:,} outside the axes)" if outside else "")
+    text = f"{len(visible):,} visible points, {len(hidden):,} hidden, {len(rebuilt):,} rebuilt"
+    return text + (f" (of these {outside:,} outside the axes)" if outside else "")
 
 
 def _coordinates(points: Array) -> dict[str, list[Any]]:
@@ -257,8 +257,8 @@ def _slider(shapes: list[tuple[Array, Array, Array]], titles: list[str]) -> dict
     """A step puts the coordinates of one shape into the traces, which stay switched on or off as they are."""
     steps = []
     for number, (shape, title) in enumerate(zip(shapes, titles, strict=True)):
-        found = [_coordinates(points) for points in shape]
-        new = {axis: [each[axis] for each in found] for axis in "xyz"}
+        traces = [_coordinates(points) for points in shape]
+        new = {axis: [each[axis] for each in traces] for axis in "xyz"}
         steps.append({"label": str(number + 1), "method": "update", "args": [new, {"title.text": title}, [0, 1, 2]]})
     return {"steps": steps, "currentvalue": {"prefix": "Shape "}, "pad": {"l": 24, "r": 24, "b": 40, "t": 0}}
 

@@ -75,11 +75,11 @@ def triangulate(vertices: Floats, corners: Ints, counts: Ints, work: Work | None
             f"its faces have {len(corners):,} corners; up to {MOST_CORNERS:,} are read, or triangles alone"
         )
     ends = np.cumsum(counts)
-    found, order = [], []
+    triangles, order = [], []
     for count, which in _by_count(counts):
         polygons = corners[(ends[which] - count)[:, None] + np.arange(count)]
         if count == 3:
-            found.append(polygons)
+            triangles.append(polygons)
             order.append(which)
             continue
         convex, bent = _convex(vertices, polygons)
@@ -89,15 +89,15 @@ def triangulate(vertices: Floats, corners: Ints, counts: Ints, work: Work | None
             convex[:] = True
         first = np.repeat(polygons[convex, :1], count - 2, axis=1)
         fans = np.stack([first, polygons[convex, 1:-1], polygons[convex, 2:]], 2)
-        found.append(fans.reshape(-1, 3))
+        triangles.append(fans.reshape(-1, 3))
         order.append(np.repeat(which[convex], count - 2))
         for row in np.flatnonzero(~convex):
             ears = _ears(vertices, polygons[row], work)
-            found.append(ears)
+            triangles.append(ears)
             order.append(np.full(len(ears), which[row]))
-    if not found:
+    if not triangles:
         return np.zeros((0, 3), np.int64)
-    return np.concatenate(found)[np.argsort(np.concatenate(order), kind="stable")]
+    return np.concatenate(triangles)[np.argsort(np.concatenate(order), kind="stable")]
 
 
 def _by_count(counts: Ints) -> Iterator[tuple[int, Ints]]:

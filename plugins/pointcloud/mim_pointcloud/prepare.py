@@ -92,8 +92,8 @@ def plan(root: Path, out: Path, layout: str = "folder") -> list[Conversion]:
 def source_of(root: Path, sampling: Sampling) -> Prepared:
     """What a collection is, for `prepared.json`."""
     try:
-        found = find_shapes(root)
-        layout, up, rows = found.kind, found.up, bool(found.pretrain.rows)
+        shapes = find_shapes(root)
+        layout, up, rows = shapes.kind, shapes.up, bool(shapes.pretrain.rows)
     except MimError:  # what is wrong with it is said where it is trained on
         layout, up, rows = recognise(root), "y", False
     copied = layout in (*WHOLE, "scanobjectnn") or rows  # files of many shapes
@@ -194,17 +194,17 @@ def _write_points(source: Path, target: Path, sampling: Sampling, key: int) -> l
     """Write a shape's points. Returns what was subtracted, because the type would not tell its points apart."""
     with in_time(str(source), ITEM_SECONDS):
         read, centre = read_centred(source, sampling.points, key, sampling.channels, sampling.columns)
-    found = read.numpy()
+    points = read.numpy()
     if sampling.dtype == "float16":
-        low, high = found[:, :3].min(0).astype(np.float64), found[:, :3].max(0).astype(np.float64)
-        if np.abs(found[:, :3]).max() > HALF_OFFSET * (high - low).max():
+        low, high = points[:, :3].min(0).astype(np.float64), points[:, :3].max(0).astype(np.float64)
+        if np.abs(points[:, :3]).max() > HALF_OFFSET * (high - low).max():
             middle = (low + high) / 2
-            found = np.concatenate([found[:, :3] - middle, found[:, 3:]], 1)
+            points = np.concatenate([points[:, :3] - middle, points[:, 3:]], 1)
             centre = (centre[0] + float(middle[0]), centre[1] + float(middle[1]), centre[2] + float(middle[2]))
     with np.errstate(over="ignore"):
-        values = found.astype(sampling.dtype)
+        values = points.astype(sampling.dtype)
     if not np.isfinite(values).all():
-        largest = float(np.abs(found).max())
+        largest = float(np.abs(points).max())
         raise BadSample(str(source), f"{largest:g} does not fit float16 (65504 at most); take --dtype float32")
     content = io.BytesIO()  # numpy's own writing to files does not say why it failed
     np.save(content, values)
@@ -222,5 +222,5 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _options(sampling: Sampling) -> dict[str, Any]:
-    told = {**asdict(sampling), "channels": list(sampling.channels), "columns": list(sampling.columns)}
-    return told if sampling.columns else {name: value for name, value in told.items() if name != "columns"}
+    options = {**asdict(sampling), "channels": list(sampling.channels), "columns": list(sampling.columns)}
+    return options if sampling.columns else {name: value for name, value in options.items() if name != "columns"}

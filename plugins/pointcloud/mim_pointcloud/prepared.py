@@ -32,8 +32,8 @@ def read_prepared(root: Path) -> Prepared | None:
     if not (root / PREPARED).is_file():
         return None
     try:
-        found = json.loads((root / PREPARED).read_text())
-        layout, up, channels = found["layout"], found["up"], found["channels"]
+        content = json.loads((root / PREPARED).read_text())
+        layout, up, channels = content["layout"], content["up"], content["channels"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     known = isinstance(layout, str) and up in ("x", "y", "z")

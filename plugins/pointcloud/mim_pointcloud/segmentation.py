@@ -138,11 +138,11 @@ class PartSegmenter(Supervised):
 
     def check(self, source: DataSource) -> None:
         """Refuses data with other parts."""
-        found = owners_of(source)
-        if found != self.config.owners:
+        owners = owners_of(source)
+        if owners != self.config.owners:
             raise MimError(
                 f"The method is for {len(self.config.owners)} parts of {self.categories} categories (--method.owners); "
-                f"the data has {len(found)} of {max(found) + 1}, or numbers them in another way."
+                f"the data has {len(owners)} of {max(owners) + 1}, or numbers them in another way."
             )
 
     def answers(self, sample: Sample) -> Tensor:
@@ -233,17 +233,17 @@ class PartSegmenter(Supervised):
         train, test = source.labelled("train"), source.labelled("test")
         allowed: Bool[Tensor, "K parts"] = self.allowed.cpu()  # type: ignore[assignment]
         frequent = self._frequent(train)
-        found: dict[str, list[Tensor]] = {FINE_TUNED: [], MAJORITY: [], "right": [], "label": []}
+        collected: dict[str, list[Tensor]] = {FINE_TUNED: [], MAJORITY: [], "right": [], "label": []}
         for batch, predictions in self.predicted(source, test, device, min(batch_size, SHAPES_AT_ONCE)):
             label = batch["label"]
-            found[FINE_TUNED].append(self._parts(predictions["part"], label))
-            found[MAJORITY].append(frequent[label][:, None].expand_as(batch["parts"]))
-            found["right"].append(batch["parts"])
-            found["label"].append(label)
-        if not found["label"]:
+            collected[FINE_TUNED].append(self._parts(predictions["part"], label))
+            collected[MAJORITY].append(frequent[label][:, None].expand_as(batch["parts"]))
+            collected["right"].append(batch["parts"])
+            collected["label"].append(label)
+        if not collected["label"]:
             raise MimError(f"None of the {len(test.labels):,} labelled test shapes can be read.")
-        right, label = torch.cat(found["right"]), torch.cat(found["label"])
-        rows = {row: torch.cat(found[row]) for row in (MAJORITY, FINE_TUNED)}
+        right, label = torch.cat(collected["right"]), torch.cat(collected["label"])
+        rows = {row: torch.cat(collected[row]) for row in (MAJORITY, FINE_TUNED)}
         scores = [score for row, parts in rows.items() for score in _scores(row, parts, right, label, allowed)]
         self.tables = {
             "classes": self._table(rows[FINE_TUNED], right, label, allowed),
@@ -271,9 +271,9 @@ class PartSegmenter(Supervised):
     def compared(self, sample: Sample, predictions: Mapping[str, Tensor], source: DataSource) -> dict[str, Picture]:
         """The right parts and those of the answer in colours, and in red the points that got another part."""
         points, right = sample["points"][:, :3], sample["parts"]
-        found = self._parts(predictions["part"][None], sample["label"][None])[0]
-        rows = {"truth": part_colours(right), "answer": part_colours(found)}
-        rows["wrong"] = torch.where((found == right)[:, None], torch.tensor(GREY), torch.tensor(RED))
+        predicted = self._parts(predictions["part"][None], sample["label"][None])[0]
+        rows = {"truth": part_colours(right), "answer": part_colours(predicted)}
+        rows["wrong"] = torch.where((predicted == right)[:, None], torch.tensor(GREY), torch.tensor(RED))
         up: Axis = getattr(source, "up", "y")
         return {
             name: cloud_picture(torch.cat([points.float().cpu(), colours], dim=1), rgb=3, up=up)
@@ -285,9 +285,9 @@ class PartSegmenter(Supervised):
         allowed: Bool[Tensor, "K parts"] = self.allowed.cpu()  # type: ignore[assignment]
         return logits.masked_fill(~allowed[label][:, None], -torch.inf).argmax(dim=2)
 
-    def _table(self, found: Tensor, right: Tensor, label: Tensor, allowed: Tensor) -> Table:
+    def _table(self, predicted: Tensor, right: Tensor, label: Tensor, allowed: Tensor) -> Table:
         """The shapes, and their mean IoU with its standard error, of each category."""
-        shapes = metrics.shape_iou(found, right, label, _parts_of(allowed))
+        shapes = metrics.shape_iou(predicted, right, label, _parts_of(allowed))
         names = self.config.names or tuple(map(str, range(self.categories)))
         rows = []
         for number in label.unique().tolist():
@@ -299,14 +299,14 @@ class PartSegmenter(Supervised):
 
     def _frequent(self, train: Labelled, shapes: int = 50) -> Int64[Tensor, " K"]:
         """The most frequent part of each category, over its first ``shapes`` training shapes."""
-        items, found = Readable(train.items), []
+        items, frequent = Readable(train.items), []
         for category in range(self.categories):
             first = (train.labels == category).nonzero().flatten()[:shapes].tolist()
             parts = [item["parts"].flatten() for index in first if (item := items[index]) is not None]
             own = self.allowed[category].nonzero().flatten().cpu()  # type: ignore[index]
             counts = torch.cat(parts or [own]).bincount(minlength=len(self.config.owners))
-            found.append(own[counts[own].argmax()])
-        return torch.stack(found)
+            frequent.append(own[counts[own].argmax()])
+        return torch.stack(frequent)
 
 
 def part_colours(parts: Int64[Tensor, " P"]) -> Float[Tensor, "P 3"]:
@@ -376,19 +376,19 @@ def _layers(given: int, widths: tuple[int, ...]) -> nn.Sequential:
 
 def _scores(
     row: str,
-    found: Int64[Tensor, "n P"],
+    predicted: Int64[Tensor, "n P"],
     right: Int64[Tensor, "n P"],
     label: Int64[Tensor, " n"],
     allowed: Bool[Tensor, "K parts"],
 ) -> list[Score]:
     parts = _parts_of(allowed)
-    each, instance, _ = metrics.part_iou(found, right, label, parts)
-    shapes = metrics.shape_iou(found, right, label, parts)
-    points = (found == right).double().mean(dim=1)
+    each, instance, _ = metrics.part_iou(predicted, right, label, parts)
+    shapes = metrics.shape_iou(predicted, right, label, parts)
+    points = (predicted == right).double().mean(dim=1)
     return [
         Score(row, "instance mIoU", instance, error=standard_errors.mean_error(shapes)),
         Score(row, "class mIoU", each, error=standard_errors.class_mean_error(shapes, label)),
-        Score(row, "points", float((found == right).float().mean()), error=standard_errors.mean_error(points)),
+        Score(row, "points", float((predicted == right).float().mean()), error=standard_errors.mean_error(points)),
     ]
 
 

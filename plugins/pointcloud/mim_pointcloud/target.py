@@ -50,8 +50,8 @@ class ChamferTarget(Target):
     def loss(self, prediction: Float[Tensor, "R Q size"], values: Float[Tensor, "R Q S 3"]) -> Float[Tensor, "R Q"]:
         """The Chamfer distance of each group."""
         rows, asked = values.shape[:2]
-        found = prediction.float().reshape(rows * asked, self.points, 3)
-        return geometry.chamfer(found, values.flatten(0, 1), self.config.norm).unflatten(0, (rows, asked))
+        points = prediction.float().reshape(rows * asked, self.points, 3)
+        return geometry.chamfer(points, values.flatten(0, 1), self.config.norm).unflatten(0, (rows, asked))
 
     def to_input_space(self, prediction: Float[Tensor, "R Q size"], patches: Patches, mask: Mask) -> Tensor:
         """The predicted points as units [R, Q, S, C]; channels that are not predicted are zero."""

@@ -25,8 +25,8 @@ def ply(points: Float[Tensor, "P C"], parts: Int[Tensor, " P"] | None = None) ->
             rows[name] = shades[:, channel]
         rows["part"] = numbers
     kinds = {"<f4": "float", "u1": "uchar", "<i4": "int"}
-    told = "".join(f"property {kinds[kind]} {name}\n" for name, kind in columns)
-    head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(rows)}\n{told}end_header\n"
+    properties = "".join(f"property {kinds[kind]} {name}\n" for name, kind in columns)
+    head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(rows)}\n{properties}end_header\n"
     return head.encode() + rows.tobytes()
 
 

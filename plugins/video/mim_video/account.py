@@ -19,12 +19,12 @@ COARSE = 8
 
 def contents(source: Clips) -> dict[str, str]:
     """Splits, classes, what was left out, what the files hold, and what an epoch sees of them, label by label."""
-    found, rows = source.clips, dict[str, str]()
-    rows["splits"] = found.splits or _without_splits(source)
-    if names := found.train.classes or found.pretrain.classes:
+    clipping, rows = source.clips, dict[str, str]()
+    rows["splits"] = clipping.splits or _without_splits(source)
+    if names := clipping.train.classes or clipping.pretrain.classes:
         rows["classes"] = f"{len(names):,}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-    left = [collections.left_out(found.others)[0]] if found.others else []
-    left += [f"{counted(found.unlisted, 'video')} that the lists do not name"] if found.unlisted else []
+    left = [collections.left_out(clipping.others)[0]] if clipping.others else []
+    left += [f"{counted(clipping.unlisted, 'video')} that the lists do not name"] if clipping.unlisted else []
     if left:
         rows["left out"] = "; ".join(left)
     rows["files hold"] = source.look.text(_span(source) if source.config.fps is None else 0)
@@ -34,36 +34,36 @@ def contents(source: Clips) -> dict[str, str]:
 
 def _without_splits(source: Clips) -> str:
     """What stands for splits where no folder is one."""
-    found = source.clips
-    if found.kind != "folder":
-        return f"as {found.kind} has them: {len(found.train):,} for training, {len(found.test):,} held out"
-    held = f", {len(found.test):,} of them are held out from the probes alone" if found.test else ""
+    clipping = source.clips
+    if clipping.kind != "folder":
+        return f"as {clipping.kind} has them: {len(clipping.train):,} for training, {len(clipping.test):,} held out"
+    held = f", {len(clipping.test):,} of them are held out from the probes alone" if clipping.test else ""
     return f"none: all clips are for pre-training{held}"
 
 
 def advice(source: Clips) -> list[str]:
     """What was left out and looks like data, and long files of which an epoch sees little."""
-    found, config, share = source.clips, source.config, _share(source)
-    said = list(found.advice)
-    if config.frame_rate is not None and not found.framed:
-        said.append("no clip is a folder of frames, so --data.frame-rate does nothing: video files have their own.")
-    if data := collections.left_out(found.others)[1]:
-        said.append(f"{config.root}: {data}. They are left out; convert them to .mp4 to use them.")
-    said += [*_reduced(source), *_interlaced(source), *_sparse(source)]
+    clipping, config, share = source.clips, source.config, _share(source)
+    notes = list(clipping.advice)
+    if config.frame_rate is not None and not clipping.framed:
+        notes.append("no clip is a folder of frames, so --data.frame-rate does nothing: video files have their own.")
+    if data := collections.left_out(clipping.others)[1]:
+        notes.append(f"{config.root}: {data}. They are left out; convert them to .mp4 to use them.")
+    notes += [*_reduced(source), *_interlaced(source), *_sparse(source)]
     if share is None or share[1] <= LONG * share[0]:
-        return said
+        return notes
     shown = f"a clip shows about {lasting(share[0])} of files of {lasting(share[1])}"
     if config.repeat > 1 and config.repeat_start == "same":
         return [
-            *said,
+            *notes,
             f"{shown}, and the {config.repeat} clips of a file show the same frames. For clips from different places: "
             f"--data.repeat-start own",
         ]
     if share[1] <= LONG * share[0] * config.repeat:
-        return said
+        return notes
     more = 2 ** min(6, int(math.log2(share[1] / share[0])))
     clips = counted(config.repeat, "clip")
-    return [*said, f"{shown}: an epoch sees {clips} of each file. For more of them: --data.repeat {more}"]
+    return [*notes, f"{shown}: an epoch sees {clips} of each file. For more of them: --data.repeat {more}"]
 
 
 def _reduced(source: Clips) -> list[str]:
@@ -71,23 +71,23 @@ def _reduced(source: Clips) -> list[str]:
     facts = source.look.seen[0]
     if not facts or source.bundled:
         return []
-    said, small = [], min(source.size)
-    if source.channels == 1 and sum(found.colour for found in facts) > len(facts) / 2:
-        said.append("the files are in colour and are read as grey. In colour: --tokenizer.channels 3")
-    middle = sorted(min(found.size) for found in facts)[len(facts) // 2]
+    notes, small = [], min(source.size)
+    if source.channels == 1 and sum(video.colour for video in facts) > len(facts) / 2:
+        notes.append("the files are in colour and are read as grey. In colour: --tokenizer.channels 3")
+    middle = sorted(min(video.size) for video in facts)[len(facts) // 2]
     if middle >= COARSE * small:
         height, width = source.size
-        said.append(
+        notes.append(
             f"frames whose shorter side has {middle} pixels are read at {width} x {height}, which is coarse. Larger: "
             f"--tokenizer.size {source.frames} {4 * height} {4 * width}, at 16 times the work or more"
         )
-    return said
+    return notes
 
 
 def _interlaced(source: Clips) -> list[str]:
     """Files whose frames hold two moments."""
     facts = source.look.seen[0]
-    count = sum(found.interlaced for found in facts)
+    count = sum(video.interlaced for video in facts)
     if not count:
         return []
     return [
@@ -101,21 +101,21 @@ def _sparse(source: Clips) -> list[str]:
     facts, fps = source.look.seen[0], source.config.fps
     if fps is None or source.config.segments:
         return []
-    said, seconds = [], (source.frames - 1) / fps
-    few = [found.rate for found in facts if found.rate and found.rate < 0.99 * fps]
+    notes, seconds = [], (source.frames - 1) / fps
+    few = [video.rate for video in facts if video.rate and video.rate < 0.99 * fps]
     if few:
-        said.append(
+        notes.append(
             f"{len(few)} of {counted(len(facts), 'file')} looked at: {min(few):.4g} frames per second at least, and "
             f"--data.fps {fps:g} asks for more, so clips show the same frame several times. Fewer: "
             f"--data.fps {min(few):.4g}"
         )
-    short = sum(found.seconds is not None and found.seconds < seconds - 1 / fps for found in facts)
+    short = sum(video.seconds is not None and video.seconds < seconds - 1 / fps for video in facts)
     if short:
-        said.append(
+        notes.append(
             f"{short} of {counted(len(facts), 'file')} looked at: shorter than the {seconds:.3g} s of a clip, which "
             "repeats their frames. To leave them out: --data.short refuse"
         )
-    return said if source.config.short != "refuse" else said[: bool(few)]
+    return notes if source.config.short != "refuse" else notes[: bool(few)]
 
 
 def _span(source: Clips) -> int:

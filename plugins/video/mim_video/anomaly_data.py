@@ -142,7 +142,7 @@ class SurveillanceClips(DataSource):
         height, width = self.size
         if not footage.masks:
             return torch.full((len(wanted), height, width), -1, dtype=torch.int8)
-        found, size = [], self._frame_size(footage)
+        masks, size = [], self._frame_size(footage)
         for number, mask in zip(wanted, read_masks(footage.masks, wanted), strict=True):
             if mask.shape != size:
                 raise MimError(
@@ -151,8 +151,8 @@ class SurveillanceClips(DataSource):
                     "mask must be of its frame's size."
                 )
             small = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
-            found.append(torch.from_numpy(np.array(small)).to(torch.int8))
-        return torch.stack(found)
+            masks.append(torch.from_numpy(np.array(small)).to(torch.int8))
+        return torch.stack(masks)
 
     @staticmethod
     def _frame_size(footage: Footage) -> tuple[int, int]:
@@ -268,13 +268,13 @@ class Windows(Dataset[Any]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         number, frames = self.place(index)[0], self.frames(index)
-        found = {"video": self.source.clip(self.footage[number], frames)}
+        sample = {"video": self.source.clip(self.footage[number], frames)}
         if self.footage[number].abnormal:
             about = {"footage": torch.tensor(number), "frames": torch.tensor(frames)}
-            found |= {**about, "abnormal": self.abnormal(index)}
+            sample |= {**about, "abnormal": self.abnormal(index)}
         if self.placed:
-            found["truth"] = self.source.truth(self.footage[number], frames)
-        return found
+            sample["truth"] = self.source.truth(self.footage[number], frames)
+        return sample
 
 
 def _count(footage: Footage) -> int:

@@ -56,12 +56,12 @@ def find_surveillance(root: Path) -> Surveillance:
         MimError: It is none of these, or answers are missing or do not fit.
     """
     for find in (ucsd, avenue, shanghai):
-        found = find(root)
-        if found is not None:
-            if not found.train or not found.test:
-                which = "training" if not found.train else "test"
-                raise MimError(f"{root} ({found.kind}) holds no {which} footage.")
-            return found
+        collection = find(root)
+        if collection is not None:
+            if not collection.train or not collection.test:
+                which = "training" if not collection.train else "test"
+                raise MimError(f"{root} ({collection.kind}) holds no {which} footage.")
+            return collection
     inner = [path.name for path in _folders(root) if (path / "Train").is_dir() and (path / "Test").is_dir()]
     if inner:
         raise MimError(f"{root} holds {', '.join(inner)}; each is trained alone: --data.root {root / inner[0]}")
@@ -77,15 +77,15 @@ def all_footage(root: Path) -> Surveillance:
     Raises:
         MimError: There is none.
     """
-    found = list[Footage]()
+    footage = list[Footage]()
     for place, _, _ in walk_folders(root):
         folder = Path(place)
-        found += map(Footage, _files(folder, VIDEOS))
+        footage += map(Footage, _files(folder, VIDEOS))
         if not folder.name.endswith("_gt") and (frames := _of_frames(folder)).frames:
-            found.append(frames)
-    if not found:
+            footage.append(frames)
+    if not footage:
         raise MimError(f"{root} holds no footage: neither video files ({', '.join(VIDEOS)}) nor folders of frames.")
-    return Surveillance("footage", tuple(sorted(found, key=lambda each: each.path)), ())
+    return Surveillance("footage", tuple(sorted(footage, key=lambda each: each.path)), ())
 
 
 def _ordered(paths: Sequence[Path]) -> list[Path]:
@@ -96,8 +96,8 @@ def _ordered(paths: Sequence[Path]) -> list[Path]:
 def _files(folder: Path, endings: Sequence[str]) -> list[Path]:
     if not folder.is_dir():
         return []
-    found = (path for path in folder.iterdir() if path.suffix.lower() in endings and not path.name.startswith("."))
-    return _ordered([path for path in found if path.is_file()])
+    paths = (path for path in folder.iterdir() if path.suffix.lower() in endings and not path.name.startswith("."))
+    return _ordered([path for path in paths if path.is_file()])
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -111,7 +111,7 @@ def _of_frames(folder: Path) -> Footage:
 
 
 def _all_of_frames(folder: Path) -> list[Footage]:
-    return [found for path in _folders(folder) if not path.name.endswith("_gt") and (found := _of_frames(path)).frames]
+    return [video for path in _folders(folder) if not path.name.endswith("_gt") and (video := _of_frames(path)).frames]
 
 
 # ---- UCSD ------------------------------------------------------------------------------------------------------------
@@ -141,8 +141,8 @@ def ucsd(root: Path) -> Surveillance | None:
 def _spans(path: Path) -> list[list[tuple[int, int]]]:
     """First and last abnormal frames of each video, counted from 1."""
     text = path.read_text(encoding="utf-8", errors="replace")
-    found = re.findall(r"gt_frame\s*=\s*\[([^\]]*)\]", text)
-    return [[(int(a), int(b or a)) for a, b in re.findall(r"(\d+)(?:\s*:\s*(\d+))?", ranges)] for ranges in found]
+    matches = re.findall(r"gt_frame\s*=\s*\[([^\]]*)\]", text)
+    return [[(int(a), int(b or a)) for a, b in re.findall(r"(\d+)(?:\s*:\s*(\d+))?", ranges)] for ranges in matches]
 
 
 def _flags(spans: list[tuple[int, int]], footage: Footage, path: Path) -> tuple[int, ...]:

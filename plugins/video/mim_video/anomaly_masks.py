@@ -73,9 +73,9 @@ def array_masks(path: Path) -> Any:
         MimError: It is none.
     """
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        masks = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise MimError(f"{path} cannot be read as masks of frames: {error}.") from error
-    if found.ndim != 3:
-        raise MimError(f"{path} has the shape {found.shape}; masks of frames are [frames, height, width].")
-    return found
+    if masks.ndim != 3:
+        raise MimError(f"{path} has the shape {masks.shape}; masks of frames are [frames, height, width].")
+    return masks

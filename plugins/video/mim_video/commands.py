@@ -87,13 +87,13 @@ def failing(reader: Reader, most: int) -> list[int]:
     """Frames among the first ``most`` that do not decode."""
     if isinstance(reader, PyavReader):
         return reader.failing(most)
-    found: list[int] = []
+    failures: list[int] = []
     count = min(most, len(reader))
     for start in range(0, count, CHUNK):
         numbers = list(range(start, min(start + CHUNK, count)))
         if not _decode(reader, numbers):
-            found += [number for number in numbers if not _decode(reader, [number])]
-    return found
+            failures += [number for number in numbers if not _decode(reader, [number])]
+    return failures
 
 
 def _decode(reader: Reader, numbers: list[int]) -> bool:
@@ -201,9 +201,9 @@ def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
             notes = [f"again: {line['again']}"] if "again" in line else []
             notes += [f"{line['lost']} more do not decode"] if "lost" in line else []
             notes += [f"from {line['file']}: {line['renamed']}"] if "renamed" in line else []
-            told = f" ({'; '.join(notes)})" if notes else ""
-            tell(f"{line['out']}: {counted(line['frames'], 'frame')}, {line['bytes'] / 2**20:.1f} MiB{told}")
-    told = ", ".join(f"{counts[status]} {status}" for status in ("done", "copied", "skipped", "failed"))
-    told += f", {counts['aside']} left out" if counts["aside"] else ""
-    tell(f"{told}; see {options.out / MANIFEST}")
+            text = f" ({'; '.join(notes)})" if notes else ""
+            tell(f"{line['out']}: {counted(line['frames'], 'frame')}, {line['bytes'] / 2**20:.1f} MiB{text}")
+    text = ", ".join(f"{counts[status]} {status}" for status in ("done", "copied", "skipped", "failed"))
+    text += f", {counts['aside']} left out" if counts["aside"] else ""
+    tell(f"{text}; see {options.out / MANIFEST}")
     return 1 if counts["failed"] else 0

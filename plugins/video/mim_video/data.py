@@ -175,16 +175,16 @@ class Clips(DataSource):
         layout, split = self.config.layout, self.config.split
         if named is not None:
             return find_clips(root, layout, split, read_label_table(named, column))
-        found = find_clips(root, layout, split)
-        if found.kind == "folder":
-            found, self.no_table = with_table_beside(
-                found,
+        clips = find_clips(root, layout, split)
+        if clips.kind == "folder":
+            clips, self.no_table = with_table_beside(
+                clips,
                 lambda table: find_clips(root, "folder", split, table),
                 root,
                 column,
-                found.train.classes is not None,
+                clips.train.classes is not None,
             )
-        return found
+        return clips
 
     def _check_rate(self) -> None:
         """Raises MimError where times count and clips are folders of frames whose rate nobody has stated."""
@@ -376,8 +376,8 @@ class Clips(DataSource):
 
     def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
         """[C, T, H, W] as a GIF; of one frame as PNG."""
-        found = self.animation(modality, values) or self.picture(modality, values)
-        return "." + found.media_type.rpartition("/")[2], found.content
+        picture = self.animation(modality, values) or self.picture(modality, values)
+        return "." + picture.media_type.rpartition("/")[2], picture.content
 
     def animation(self, modality: str, values: Tensor) -> Picture | None:
         """[C, T, H, W] as a GIF."""
@@ -385,9 +385,9 @@ class Clips(DataSource):
 
     def plan(self) -> dict[str, str]:
         """Where clips come from, how many, their classes, how they are sampled, and what is missing."""
-        config, found = self.config, self.clips
-        root = "the bundled sample (MetaWorld, MIT licence)" if self.bundled else f"{config.root} ({found.kind})"
-        classes = counted(len(found.train.classes or ()), "class", "classes")
+        config, clips = self.config, self.clips
+        root = "the bundled sample (MetaWorld, MIT licence)" if self.bundled else f"{config.root} ({clips.kind})"
+        classes = counted(len(clips.train.classes or ()), "class", "classes")
         how = f"one of every {config.stride} frames" if config.fps is None else f"{config.fps:g} frames per second"
         how = "one from each equal part" if config.segments else how
         times = f"; {counted(config.repeat, 'clip')} per file, so that a batch is that many times as large"
@@ -397,12 +397,12 @@ class Clips(DataSource):
             "frames": f"{self.frames}, {how}{times if config.repeat > 1 else ''}",
             "reader": f"{reader} {known_readers()[reader]}" + (" (auto)" if config.reader == "auto" else ""),
         }
-        if found.framed:
+        if clips.framed:
             rate = "their rate is not stated" if config.frame_rate is None else f"{config.frame_rate:g} per second"
             rows["reader"] = f"folders of frames, {rate} (--data.frame-rate)"
-        if found.missing:
-            shown = ", ".join(found.missing[:5]) + (", ..." if len(found.missing) > 5 else "")
-            rows["missing clips"] = f"{len(found.missing):,} that the lists name: {shown}"
+        if clips.missing:
+            shown = ", ".join(clips.missing[:5]) + (", ..." if len(clips.missing) > 5 else "")
+            rows["missing clips"] = f"{len(clips.missing):,} that the lists name: {shown}"
         return rows
 
     def contents(self) -> dict[str, str]:

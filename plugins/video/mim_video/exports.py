@@ -92,8 +92,8 @@ def _classifier(method: Any, inputs: Mapping[str, Any], classes: tuple[str, ...]
     config |= {"use_mean_pooling": True, **exporters.label_names(classes, count)}
     files, notes = _processed(tokenizer.config, inputs)
     if norm.eps != LAST_EPS:
-        told = f"Its norm in front of the head has the small number {LAST_EPS:g}, this run's {norm.eps:g}"
-        notes = (f"{told}: answers differ a little.", *notes)
+        note = f"Its norm in front of the head has the small number {LAST_EPS:g}, this run's {norm.eps:g}"
+        notes = (f"{note}: answers differ a little.", *notes)
     load = "transformers.VideoMAEForVideoClassification.from_pretrained({folder})"
     return exporters.Exported(state, config, load, notes, files)
 
@@ -153,12 +153,12 @@ def _check_decoder(encoder: Any, decoder: Any, target: Any) -> None:
 
 def _encoder_weights(tokenizer: PatchTokenizer, encoder: Any, last: bool = True) -> dict[str, Tensor]:
     """Tokenizer and encoder, with the norm at its end where it has one and ``last`` says so."""
-    own, found = encoder.state_dict(), {}
+    own, weights = encoder.state_dict(), {}
     for kind in ("weight", "bias"):
-        found[f"videomae.embeddings.patch_embeddings.projection.{kind}"] = tokenizer.state_dict()[f"proj.{kind}"]
+        weights[f"videomae.embeddings.patch_embeddings.projection.{kind}"] = tokenizer.state_dict()[f"proj.{kind}"]
         if encoder.config.final_norm and last:
-            found[f"videomae.layernorm.{kind}"] = own[f"norm.{kind}"]
-    return found | exporters.transformers_blocks(own, "blocks.", "videomae.encoder.layer.", key_bias=False)
+            weights[f"videomae.layernorm.{kind}"] = own[f"norm.{kind}"]
+    return weights | exporters.transformers_blocks(own, "blocks.", "videomae.encoder.layer.", key_bias=False)
 
 
 def _config(patches: Any, encoder: Any) -> dict[str, Any]:

@@ -23,14 +23,14 @@ def try_views(case: GoldenCase) -> list[Comparison]:
                 box = crops.placed_evenly((height, width), (side, side), 1.0, crop, config["crops"])
                 tall = height >= width
                 rows.append([count, height, width, segment, crop, first, box.top if tall else box.left, int(tall)])
-    found = {
+    entries = {
         "scores": scores,
         "pred": scores.argmax(dim=1),
         "top1": torch.tensor(100 * top_share(scores, label, 1)),
         "top5": torch.tensor(100 * top_share(scores, label, 5)),
         "windows": torch.tensor(rows),
     }
-    return compare_all(case, found, {})
+    return compare_all(case, entries, {})
 
 
 TRIALS = {"videomae-views": try_views}

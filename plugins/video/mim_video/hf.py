@@ -47,8 +47,8 @@ def to_videomae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {_rename(name): value for name, value in state.items() if not name.endswith("position_embeddings")}
     moved: dict[str, Tensor] = {}
     for name, value in renamed.items():
-        prefix, found, _ = name.partition(".attn.query.weight")
-        if found:
+        prefix, separator, _ = name.partition(".attn.query.weight")
+        if separator:
             parts = [renamed[f"{prefix}.attn.{part}.weight"] for part in ("query", "key", "value")]
             moved[f"{prefix}.attn.qkv.weight"] = torch.cat(parts)
         elif not re.search(r"\.attn\.(key|value)\.weight$", name):

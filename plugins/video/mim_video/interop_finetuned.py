@@ -126,11 +126,11 @@ def _names(method: Any) -> Mapping[str, str]:
 
 def _gradients(case: GoldenCase, method: Any) -> dict[str, Tensor]:
     """Of the biases of queries and values, which are one tensor here."""
-    found: dict[str, Tensor] = {}
+    entries: dict[str, Tensor] = {}
     for number, block in enumerate(method.encoder.blocks):
         query, _, value = block.attn.qkv.bias.grad.chunk(3)
-        found |= {f"grad/blocks.{number}.attn.q_bias": query, f"grad/blocks.{number}.attn.v_bias": value}
-    return found
+        entries |= {f"grad/blocks.{number}.attn.q_bias": query, f"grad/blocks.{number}.attn.v_bias": value}
+    return entries
 
 
 GOLDEN = {

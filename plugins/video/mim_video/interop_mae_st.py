@@ -140,8 +140,8 @@ def _joined_attention(state: State) -> dict[str, Tensor]:
     """The state with queries, keys and values in one layer; a bias that MAE-ST leaves out is zero."""
     moved = {name: value for name, value in state.items() if not _is_separate(name)}
     for name, weight in state.items():
-        prefix, found, _ = name.partition(".attn.q.weight")
-        if found:
+        prefix, separator, _ = name.partition(".attn.q.weight")
+        if separator:
             moved[f"{prefix}.attn.qkv.weight"] = torch.cat([state[f"{prefix}.attn.{part}.weight"] for part in "qkv"])
             none = weight.new_zeros(weight.shape[0])
             moved[f"{prefix}.attn.qkv.bias"] = torch.cat([state.get(f"{prefix}.attn.{p}.bias", none) for p in "qkv"])

@@ -144,8 +144,8 @@ def _image_parts(state: State, given: MvdSizes, size: tuple[int, int]) -> str:
 def _video_parts(state: State, given: MvdSizes, size: tuple[int, int]) -> str:
     start = "teacher_video.encoder."
     width, channels, *patch = state[f"{start}patch_embed.proj.weight"].shape
-    said, known = given.video_teacher, HEADS["encoder_num_heads"]
-    heads = importers.heads_within("video_teacher", said, "encoder_num_heads", known, width)
+    teacher, known = given.video_teacher, HEADS["encoder_num_heads"]
+    heads = importers.heads_within("video_teacher", teacher, "encoder_num_heads", known, width)
     return parts_text(
         tokenizer=tubelets((given.num_frames, *size), tuple(patch), channels),
         encoder=Part.of("core:vit", width=width, depth=importers.depth_of(state, f"{start}blocks."), heads=heads,
@@ -174,27 +174,27 @@ def _name(ours: str) -> str:
 def _outputs(case: GoldenCase, method: Any, prepared: Any, outcome: Any) -> dict[str, Tensor]:
     """Answers of both decoders and what the teachers say of all tubelets."""
     patches = method.tokenizer.split({"video": case.inputs["video"]})
-    said = {name: method.teachers[name](patches).levels[-1] for name in ("img_feat", "vid_feat")}
+    features = {name: method.teachers[name](patches).levels[-1] for name in ("img_feat", "vid_feat")}
     return {
         "latent": outcome.latent,
         "loss_img_feat": outcome.parts["img_feat"],
         "loss_vid_feat": outcome.parts["vid_feat"],
         "pred_img": outcome.predictions["img_feat"],
         "pred_vid": outcome.predictions["vid_feat"],
-        "teacher_features_img": said["img_feat"],
-        "teacher_features_vid": said["vid_feat"],
+        "teacher_features_img": features["img_feat"],
+        "teacher_features_vid": features["vid_feat"],
     }
 
 
 def _gradients(case: GoldenCase, method: Any) -> dict[str, Tensor]:
     """Biases of queries and values are parts of one bias here."""
-    found = {}
+    gradients = {}
     for name in case.gradients:
         start, _, last = name.rpartition(".")
         if last in ("q_bias", "v_bias"):
             whole = method.get_parameter(f"encoder.{start}.qkv.bias").grad
-            found[f"grad/{name}"] = torch.chunk(whole, 3)[0 if last == "q_bias" else 2]
-    return found
+            gradients[f"grad/{name}"] = torch.chunk(whole, 3)[0 if last == "q_bias" else 2]
+    return gradients
 
 
 def _names(method: Any) -> Mapping[str, str]:

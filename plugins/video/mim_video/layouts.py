@@ -134,9 +134,9 @@ def _below(root: Path, names: Iterable[str]) -> Path | None:
     """A file of one of these names in the folder or in one below it; UCF101's lists may also lie beside its videos."""
     for name in names:
         beside = sorted(root.parent.glob(f"ucfTrain*/{name}")) if root.name.lower().startswith("ucf") else []
-        for found in (root / name, *sorted(root.glob(f"*/{name}")), *beside):
-            if found.is_file():
-                return found
+        for path in (root / name, *sorted(root.glob(f"*/{name}")), *beside):
+            if path.is_file():
+                return path
     return None
 
 
@@ -157,34 +157,34 @@ class Found:
 
 def walk(root: Path) -> Found:
     """Videos below the root; where there are none, folders of at least two numbered pictures."""
-    found, frames, pictures = list[str](), list[str](), Counter[str]()
+    files, frames, pictures = list[str](), list[str](), Counter[str]()
     others: Counter[str] = Counter()
     for folder, names, _ in walk_folders(root):
         shown = [name for name in names if not name.startswith(".")]
         endings = {name: os.path.splitext(name)[1].lower() for name in shown}
-        found += [os.path.relpath(os.path.join(folder, name), root) for name in shown if endings[name] in EXTENSIONS]
+        files += [os.path.relpath(os.path.join(folder, name), root) for name in shown if endings[name] in EXTENSIONS]
         numbered = frame_names(shown)
         if len(numbered) > 1:
             frames.append(os.path.relpath(folder, root))
             pictures.update(endings[name] for name in numbered)
         others.update(ending or "no ending" for ending in endings.values() if ending not in EXTENSIONS)
-    if found or not frames:
-        return Found(sorted(found), others)
+    if files or not frames:
+        return Found(sorted(files), others)
     return Found(sorted(frames), others - pictures, True)
 
 
 def _videos(root: Path, looked_for: str) -> Found:
-    found = walk(root)
-    if found.files:
-        return found
-    raise no_videos(root, looked_for, found.others)
+    videos = walk(root)
+    if videos.files:
+        return videos
+    raise no_videos(root, looked_for, videos.others)
 
 
 def no_videos(root: Path, looked_for: str, others: Counter[str]) -> MimError:
     """The error for a folder without videos: what is there, and what clips may be."""
-    there = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(5)) or "nothing"
+    listing = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(5)) or "nothing"
     more = _of_frames(root) if set(others) & set(PICTURES) else ""
-    return MimError(f"No videos in {root}. Looked for {looked_for} in it and below; found {there}.{more}")
+    return MimError(f"No videos in {root}. Looked for {looked_for} in it and below; found {listing}.{more}")
 
 
 def _of_frames(root: Path) -> str:
@@ -216,31 +216,31 @@ def stem_of(file: str) -> str:
 def folder(root: Path, table: LabelTable | None = None) -> Clipping:
     """A folder's own splits if it has them (`mim_core.collections`); or one collection, a fifth of each class held out
     from the probes. Classes are the names of the first folders that are no splits, or those of a table."""
-    there = _videos(root, ", ".join(EXTENSIONS))
-    files = there.files
-    found = collections.arrange(files, root, "clip")
+    videos = _videos(root, ", ".join(EXTENSIONS))
+    files = videos.files
+    arrangement = collections.arrange(files, root, "clip")
     if table is not None:
-        found = arranged(found, table, files, root, "clip")
-    every = ClipStore(root, tuple(files), found.labels if found.classes else (), found.classes)
-    pretrain = every.subset(found.pretrain)
-    if found.test is not None:
-        train, test = every.subset(found.train), every.subset(found.test)
+        arrangement = arranged(arrangement, table, files, root, "clip")
+    every = ClipStore(root, tuple(files), arrangement.labels if arrangement.classes else (), arrangement.classes)
+    pretrain = every.subset(arrangement.pretrain)
+    if arrangement.test is not None:
+        train, test = every.subset(arrangement.train), every.subset(arrangement.test)
     else:
-        kept, held = collections.every_fifth(found.labels, found.train) if found.classes else ((), ())
+        kept, held = collections.every_fifth(arrangement.labels, arrangement.train) if arrangement.classes else ((), ())
         note = (
             "Every fifth clip of a class is held out from the probes; a run that was pre-trained on this folder has "
             "seen them, without labels."
         )
         train, test = every.subset(kept, note), every.subset(held, note)
-    said = {"splits": found.splits, "others": there.others, "advice": found.advice}
-    return Clipping("folder", pretrain, train, test, framed=there.framed, **said)  # type: ignore[arg-type]
+    rest = {"splits": arrangement.splits, "others": videos.others, "advice": arrangement.advice}
+    return Clipping("folder", pretrain, train, test, framed=videos.framed, **rest)  # type: ignore[arg-type]
 
 
 def every_clip(root: Path) -> Clipping:
     """All videos below a folder as one collection, whatever lists and folders say."""
-    found = _videos(root, ", ".join(EXTENSIONS))
-    every = ClipStore(root, tuple(found.files))
-    return Clipping("folder", every, every, every.subset(()), others=found.others, framed=found.framed)
+    videos = _videos(root, ", ".join(EXTENSIONS))
+    every = ClipStore(root, tuple(videos.files))
+    return Clipping("folder", every, every, every.subset(()), others=videos.others, framed=videos.framed)
 
 
 # ---- official lists --------------------------------------------------------------------------------------------------
@@ -262,31 +262,31 @@ def _listed(
         by_stem.setdefault(stem_of(file), []).append(file)
     missing: list[str] = []
     number = {name: i for i, name in enumerate(classes)}
-    stores, there, absences = [], {}, {}
+    stores, present, absences = [], {}, {}
     for name, entries in lists.items():
         places = [(entry, _place(by_stem, entry, listings.split_of(Path(name)))) for entry in entries]
-        there[name] = [(entry, place) for entry, place in places if place]
+        present[name] = [(entry, place) for entry, place in places if place]
         absences[name] = [entry.stem for entry, place in places if not place]
     kept, advice = collections.listed_once(
-        {name: [(place, entry.label) for entry, place in rows] for name, rows in there.items()}, root, "clip"
+        {name: [(place, entry.label) for entry, place in rows] for name, rows in present.items()}, root, "clip"
     )
     for split, (name, entries), keep in zip(("train", "test"), lists.items(), kept, strict=True):
-        found, absent = [there[name][row] for row in keep], absences[name]
+        clips, absent = [present[name][row] for row in keep], absences[name]
         missing += absent
         note = f"{len(absent):,} of {len(entries):,} listed {split} clips are missing." if absent else ""
-        files = tuple(file for _, (file, _) in found)
-        labels = [number[entry.label] for entry, _ in found]
-        windows = tuple(part for _, (_, part) in found)
+        files = tuple(file for _, (file, _) in clips)
+        labels = [number[entry.label] for entry, _ in clips]
+        windows = tuple(part for _, (_, part) in clips)
         stores.append(ClipStore(root, files, labels, classes, windows if any(windows) else (), note))
     if not stores[0]:
         names = ", ".join(missing[:3])
         listed = len(next(iter(lists.values())))
         raise MimError(f"None of the {listed:,} listed training clips is in {root}: {names}, ... {looked_for}.")
-    said = ", ".join(f"{name} {use} ({len(store):,})" for name, use, store in
+    summary = ", ".join(f"{name} {use} ({len(store):,})" for name, use, store in
                      zip(lists, ("for training", "held out"), stores, strict=True) if store)  # fmt: skip
     unlisted = len(set(videos) - {file for store in stores for file in store.files})
     gone = tuple(missing)
-    return Clipping(kind, stores[0], stores[0], stores[1], gone, said, whole.others, unlisted, advice, whole.framed)
+    return Clipping(kind, stores[0], stores[0], stores[1], gone, summary, whole.others, unlisted, advice, whole.framed)
 
 
 def _place(by_stem: dict[str, list[str]], entry: Entry, split: str) -> tuple[str, tuple[float, float] | None] | None:
@@ -319,10 +319,10 @@ def ucf101(root: Path, split: int = 1) -> Clipping:
         strange = {entry.label for entry in lists[name]} - set(classes)
         if strange:
             raise MimError(f"{path} has classes that {names.name} lacks: {', '.join(sorted(strange)[:5])}.")
-    found = _listed("ucf101", root, lists, classes, looked_for)
+    clipping = _listed("ucf101", root, lists, classes, looked_for)
     read = {names.name, *(f"{kind}list{number:02}.txt" for kind in ("train", "test") for number in (1, 2, 3))}
     beside = sum(path.name in read for path in names.parent.glob("*.txt"))
-    return replace(found, others=Counter(found.others) - Counter({".txt": beside}))
+    return replace(clipping, others=Counter(clipping.others) - Counter({".txt": beside}))
 
 
 def _kinetics_lists(root: Path) -> list[Path]:
@@ -363,9 +363,9 @@ def kinetics(root: Path) -> Clipping:
     if not train:
         raise MimError(f"{root}: the csv files list no split 'train', only: {', '.join(sorted(splits))}.")
     classes = tuple(sorted({entry.label for entry in (*train, *test)}))
-    found = _listed("kinetics", root, {"train": train, held_out: test}, classes, looked_for)
+    clipping = _listed("kinetics", root, {"train": train, held_out: test}, classes, looked_for)
     unused = ", ".join(f"{name} ({len(splits[name]):,} listed)" for name in sorted({*splits} - {"train", held_out}))
-    return replace(found, splits=f"{found.splits}; not used: {unused}") if unused else found
+    return replace(clipping, splits=f"{clipping.splits}; not used: {unused}") if unused else clipping
 
 
 def _labelled(splits: dict[str, list[Entry]], name: str) -> bool:
@@ -396,12 +396,12 @@ def ssv2(root: Path) -> Clipping:
 def _path_lists(root: Path, sure: bool = False) -> dict[str, Path]:
     """Split -> list of a path and a label in each line, as VideoMAE's train.csv, val.csv and test.csv: files in the
     folder that are named like a split; unless it is sure, those that name a clip in their first lines."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".txt")):
         split = collections.split_of(path.stem)
         if split in ("train", *collections.HELD_OUT) and (sure or listings.names_a_clip(path, root)):
-            found.setdefault(split, path)
-    return found if "train" in found else {}
+            paths.setdefault(split, path)
+    return paths if "train" in paths else {}
 
 
 def lists(root: Path) -> Clipping:
@@ -424,8 +424,8 @@ def lists(root: Path) -> Clipping:
     if not places[0][0]:
         first = next(iter(train.rows))
         raise MimError(f"None of the {len(train.rows):,} clips of {train.path} is in {root}: {first}, ...")
-    rows = {table.path.name: [(i, label) for i, (label, _) in found.items()]
-            for table, (found, _) in zip(used, places, strict=True)}  # fmt: skip
+    rows = {table.path.name: [(i, label) for i, (label, _) in matches.items()]
+            for table, (matches, _) in zip(used, places, strict=True)}  # fmt: skip
     kept, advice = collections.listed_once(rows, root, "clip")
     classes = class_order(label for _, label in rows[train.path.name])
     stores = []
@@ -437,12 +437,12 @@ def lists(root: Path) -> Clipping:
         files, labels = tuple(whole.files[i] for i, _ in some), [classes.index(label) for _, label in some]
         stores.append(ClipStore(root, files, labels, classes) if len(classes) > 1 else ClipStore(root, files))
     test = stores[1] if held else stores[0].subset(())
-    said = f"{train.path.name} for training ({len(stores[0]):,})"
-    said += f", {tables[held].path.name} held out ({len(test):,})" if held else ""
+    summary = f"{train.path.name} for training ({len(stores[0]):,})"
+    summary += f", {tables[held].path.name} held out ({len(test):,})" if held else ""
     missing = tuple(name for _, lost in places for name in lost)
-    unlisted = len(whole.files) - len({i for found, _ in places for i in found})
+    unlisted = len(whole.files) - len({i for matches, _ in places for i in matches})
     pre = stores[0]
-    return Clipping("lists", pre, pre, test, missing, said, whole.others, unlisted, advice, whole.framed)
+    return Clipping("lists", pre, pre, test, missing, summary, whole.others, unlisted, advice, whole.framed)
 
 
 LAYOUTS: dict[str, Callable[[Path], Clipping]] = {

@@ -68,14 +68,14 @@ def kinetics_rows(path: Path) -> Iterator[tuple[str, Entry]]:
         try:
             for row in rows:
                 where = f"{path}, line {rows.line_num}"
-                said, stem = (row.get("split") or "").strip().lower(), (row["youtube_id"] or "").strip()
-                split = (collections.split_of(said) or said) or split_of(path)
+                split_name, stem = (row.get("split") or "").strip().lower(), (row["youtube_id"] or "").strip()
+                split = (collections.split_of(split_name) or split_name) or split_of(path)
                 label = (row.get("label") or "").strip()
                 if not stem:
                     raise MimError(f"{where}: the column youtube_id is empty.")
                 if split == "train" and not label:
-                    there = "is empty" if "label" in row else f"is missing; there are {', '.join(header(path))}"
-                    raise MimError(f"{where}: {stem} is for training and has no class: the column label {there}.")
+                    fault = "is empty" if "label" in row else f"is missing; there are {', '.join(header(path))}"
+                    raise MimError(f"{where}: {stem} is for training and has no class: the column label {fault}.")
                 yield split, Entry(stem, label, _part(row, where))
         except (csv.Error, UnicodeDecodeError) as error:
             raise MimError(f"{path}, after line {rows.line_num}: no csv in UTF-8: {error}.") from error
@@ -83,17 +83,17 @@ def kinetics_rows(path: Path) -> Iterator[tuple[str, Entry]]:
 
 def _part(row: dict[str, str], where: str) -> tuple[float, float]:
     """The part of a video that a row names, in seconds."""
-    found = []
+    times = []
     for column in ("time_start", "time_end"):
         try:
-            found.append(float(row[column] or ""))
+            times.append(float(row[column] or ""))
         except ValueError:
-            found.append(math.nan)
-        if not math.isfinite(found[-1]):
+            times.append(math.nan)
+        if not math.isfinite(times[-1]):
             raise MimError(f"{where}: the column {column} should be a number of seconds and is {row[column] or ''!r}.")
-    if not found[0] < found[1]:
-        raise MimError(f"{where}: time_end ({found[1]:g}) should be larger than time_start ({found[0]:g}).")
-    return found[0], found[1]
+    if not times[0] < times[1]:
+        raise MimError(f"{where}: time_end ({times[1]:g}) should be larger than time_start ({times[0]:g}).")
+    return times[0], times[1]
 
 
 def names_a_clip(path: Path, root: Path) -> bool:
@@ -110,8 +110,8 @@ def names_a_clip(path: Path, root: Path) -> bool:
 
 def split_of(path: Path) -> str:
     """The split that a file's name tells; train where it tells none."""
-    found = re.search(r"train|val|test", path.stem.lower())
-    return collections.split_in(path.stem) or (found.group() if found else "train")
+    match = re.search(r"train|val|test", path.stem.lower())
+    return collections.split_in(path.stem) or (match.group() if match else "train")
 
 
 def ssv2_labels(path: Path) -> dict[str, int]:
@@ -137,14 +137,14 @@ def ssv2_entries(path: Path, numbers: Mapping[str, int]) -> list[Entry]:
     rows = _json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "id" in row for row in rows):
         raise MimError(f"{path} should be a list of objects, each with id and template.")
-    found = []
+    entries = []
     for row in rows:
         text = str(row.get("template") or row.get("label") or "")
         label = text.replace("[", "").replace("]", "")
         if label not in numbers:
             raise MimError(f"{path}: the clip {row['id']} has the template {text!r}, which is no label.")
-        found.append(Entry(str(row["id"]), label))
-    return found
+        entries.append(Entry(str(row["id"]), label))
+    return entries
 
 
 def _json(path: Path) -> Any:

@@ -104,7 +104,7 @@ def _facts(container: Any, stream: Any) -> Facts:
     }
     kind = f"{container.format.name.split(',')[0]} ({context.name})"
     return Facts(kind, (context.height, context.width), rate, seconds, frames, bits, colour,
-                 tuple(name for name, there in more.items() if there),
+                 tuple(name for name, present in more.items() if present),
                  pixel_shape(stream.sample_aspect_ratio), _interlaced(container, stream))  # fmt: skip
 
 
@@ -164,27 +164,27 @@ class Look:
 
 
 def _parts(facts: Sequence[Facts], needed: int) -> list[str]:
-    kinds = Counter(found.kind for found in facts)
+    kinds = Counter(fact.kind for fact in facts)
     named = [f"{kind}{f' x {count}' if len(kinds) > 1 else ''}" for kind, count in kinds.most_common(4)]
-    sizes = sorted({found.size for found in facts}, key=lambda size: (size[0] * size[1], size))
+    sizes = sorted({fact.size for fact in facts}, key=lambda size: (size[0] * size[1], size))
     parts = [", ".join(named) + (", ..." if len(kinds) > 4 else "")]
     parts.append(_range([f"{width} x {height}" for height, width in sizes]) + " pixels")
-    if rates := sorted(found.rate for found in facts if found.rate):
+    if rates := sorted(fact.rate for fact in facts if fact.rate):
         parts.append(_range([f"{rate:.4g}" for rate in rates]) + " frames/s")
-    if lengths := sorted(found.seconds for found in facts if found.seconds):
+    if lengths := sorted(fact.seconds for fact in facts if fact.seconds):
         parts.append(_range([lasting(seconds) for seconds in lengths]))
     else:
         parts.append("no lengths in the headers")
-    bits = Counter(found.bits for found in facts)
+    bits = Counter(fact.bits for fact in facts)
     parts.append(_range([str(number) for number in sorted(bits)]) + " bits" + (", read as 8" if max(bits) > 8 else ""))
-    short = sum(found.frames is not None and found.frames < needed for found in facts)
+    short = sum(fact.frames is not None and fact.frames < needed for fact in facts)
     if short:
         parts.append(f"{counted(short, 'file')} shorter than a clip of {needed} frames")
-    shapes = Counter(found.pixel for found in facts if found.pixel)
+    shapes = Counter(fact.pixel for fact in facts if fact.pixel)
     parts += [f"pixels of {pixel} in {count}, shown in their shape" for pixel, count in shapes.items()]
-    if fields := sum(found.interlaced for found in facts):
+    if fields := sum(fact.interlaced for fact in facts):
         parts.append(f"interlaced in {fields}, read with both fields in a frame")
-    unread = Counter(name for found in facts for name in found.more)
+    unread = Counter(name for fact in facts for name in fact.more)
     parts += [f"{name} in {count}, {'read as any other' if 'HDR' in name else 'not read'}" for name, count in
               unread.items()]  # fmt: skip
     return parts

@@ -200,10 +200,10 @@ def mim_diagnose() -> list[Finding]:
         "decord": "--data.reader decord",
         "pytorchvideo": "using pytorchvideo's data sets",
     }
-    found = [library(name, means=means) for name, means in others.items()]
+    findings = [library(name, means=means) for name, means in others.items()]
     optional = [
         replace(finding, means=finding.means.replace(f"pip install {finding.topic}", _install(finding.topic)))
-        for finding in found
+        for finding in findings
     ]
     return [needed, *optional]
 

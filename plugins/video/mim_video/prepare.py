@@ -136,9 +136,9 @@ def _results(
         if file.kind == "aside":
             yield {"file": file.source, "status": "aside", "reason": file.reason}
             continue
-        there = (out / file.target).is_file() and (root / file.source).is_file()
-        now = made_of(root / file.source, encoding if file.kind == "convert" else None) if there else {}
-        why = outdated(before.get(file.source), now, file.target) if there else ""
+        exists = (out / file.target).is_file() and (root / file.source).is_file()
+        now = made_of(root / file.source, encoding if file.kind == "convert" else None) if exists else {}
+        why = outdated(before.get(file.source), now, file.target) if exists else ""
         if why is None:
             yield {"file": file.source, "out": file.target, "status": "skipped"}
         else:
@@ -181,10 +181,10 @@ def encode_video(source: Path, target: Path, encoding: Encoding) -> dict[str, An
             pictures = reader.walk(size)
             while True:
                 with in_time(str(source), ITEM_SECONDS):
-                    found = next(pictures, None)
-                    if found is None:
+                    timed_frame = next(pictures, None)
+                    if timed_frame is None:
                         break
-                    _write(found, reader, out, stream, sound)
+                    _write(timed_frame, reader, out, stream, sound)
                     frames += 1
             with whole():
                 out.mux(stream.encode(None))
@@ -200,9 +200,9 @@ def encode_video(source: Path, target: Path, encoding: Encoding) -> dict[str, An
     return {"frames": frames, "seconds": round(seconds, 3), "size": list(size), **sizes, **more}
 
 
-def _write(found: tuple[int, Any], reader: PyavReader, out: Any, stream: Any, sound: Any) -> None:
+def _write(timed_frame: tuple[int, Any], reader: PyavReader, out: Any, stream: Any, sound: Any) -> None:
     """One frame, and the sound up to it."""
-    stamp, picture = found
+    stamp, picture = timed_frame
     frame = av.VideoFrame.from_ndarray(picture.numpy(), format="rgb24")
     frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.SMPTE170M, threads=1)
     frame.pts, frame.time_base = stamp, reader.time_base

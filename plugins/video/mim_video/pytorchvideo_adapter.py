@@ -63,19 +63,19 @@ def files_of(dataset: Any, classes: Sequence[str] | None = None) -> ClipStore:
     Raises:
         MimError: It lists no videos, or folders of pictures, which are not read here.
     """
-    found = labelled_paths(dataset)
-    folders = [path for path, _ in found if os.path.isdir(path)]
-    if not found or folders:
+    videos = labelled_paths(dataset)
+    folders = [path for path, _ in videos if os.path.isdir(path)]
+    if not videos or folders:
         what = f"{folders[0]} is a folder of frames" if folders else "it lists no videos"
         raise MimError(f"{type(dataset).__name__} cannot be read: {what}. mim-video reads video files.")
-    root = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path, _ in found]))
-    labels = [known.get("label") for _, known in found]
+    root = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path, _ in videos]))
+    labels = [known.get("label") for _, known in videos]
     numbered = all(isinstance(label, int) for label in labels)
     if numbered and classes is None:
         classes = [str(number) for number in range(max(labels, default=0) + 1)]  # type: ignore[type-var,operator]
     return ClipStore(
         root,
-        tuple(os.path.relpath(os.path.abspath(path), root) for path, _ in found),
+        tuple(os.path.relpath(os.path.abspath(path), root) for path, _ in videos),
         [int(label) for label in labels] if numbered else (),  # type: ignore[arg-type]
         tuple(classes) if numbered and classes and len(classes) > 1 else None,
     )

@@ -78,10 +78,10 @@ class DecordReader(OpenFile):
         for start in range(0, len(numbers), AT_ONCE):
             part = numbers[start : start + AT_ONCE]
             try:
-                found = scale(turned(self._read(part), self._turn), size or self.size)
+                pictures = scale(turned(self._read(part), self._turn), size or self.size)
             except (decord.DECORDError, RuntimeError, StopIteration) as error:
                 raise refusal(self.path, error) from error
-            for number, frame in zip(part, found, strict=True):
+            for number, frame in zip(part, pictures, strict=True):
                 frames[places[number]] = frame
         return frames
 

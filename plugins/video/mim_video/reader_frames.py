@@ -41,8 +41,8 @@ def in_order(names: Sequence[str]) -> list[str]:
     Raises:
         BadSample: Frames are missing, two have one number, or they are of several kinds, such as img_1 and flow_1.
     """
-    places = [(stem[: found.start()], int(found.group()), name)
-              for name in sorted(names) if (found := _NUMBER.search(stem := os.path.splitext(name)[0]))]  # fmt: skip
+    places = [(stem[: match.start()], int(match.group()), name)
+              for name in sorted(names) if (match := _NUMBER.search(stem := os.path.splitext(name)[0]))]  # fmt: skip
     kinds = sorted({prefix for prefix, _, _ in places})
     if len(kinds) > 1:
         shown = ", ".join(next(name for prefix, _, name in places if prefix == kind) for kind in kinds[:3])

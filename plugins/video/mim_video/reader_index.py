@@ -108,25 +108,25 @@ def scan(packets: Iterable[Any], context: Any) -> Scan:
     Raises:
         ValueError: There are more than `MOST_FRAMES`.
     """
-    found: list[PacketFacts] = []
+    facts: list[PacketFacts] = []
     first = None
     for packet in packets:
         if first is None:
             first = next(decode([packet]), None)
-        if first is None and not found and packet.size and not packet.is_corrupt:  # it waits for more: make it answer
+        if first is None and not facts and packet.size and not packet.is_corrupt:  # it waits for more: make it answer
             first = _emptied(context)
-        if len(found) > MOST_FRAMES:
+        if len(facts) > MOST_FRAMES:
             raise ValueError(
                 f"it has more than {MOST_FRAMES:,} frames, whose index would fill the memory; cut it into parts "
                 "(ffmpeg -c copy -f segment)"
             )
         if packet.size:
-            found.append(
+            facts.append(
                 PacketFacts(
                     packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard, packet.is_corrupt
                 )
             )
-    return Scan(tuple(found), first)
+    return Scan(tuple(facts), first)
 
 
 def _emptied(context: Any) -> Any:
@@ -152,19 +152,19 @@ def decode(packets: Iterable[Any]) -> Iterator[Any]:
             continue
 
 
-def index_by_packets(found: Scan) -> FrameIndex:
+def index_by_packets(scanned: Scan) -> FrameIndex:
     """The index of a stream whose packets' times are exact."""
-    shown = sorted(p.shown for p in found.packets if not p.discard and p.shown is not None)
-    return FrameIndex(tuple(shown), found.keys(), leading=found.leading())
+    shown = sorted(p.shown for p in scanned.packets if not p.discard and p.shown is not None)
+    return FrameIndex(tuple(shown), scanned.keys(), leading=scanned.leading())
 
 
 def index_by_frames(
-    found: Scan, frames: Iterable[Any], step: float, own_times: bool = True, lacking: bool = False
+    scanned: Scan, frames: Iterable[Any], step: float, own_times: bool = True, lacking: bool = False
 ) -> FrameIndex:
     """The index of a stream that has to be decoded to be known.
 
     Args:
-        found: Its packets.
+        scanned: Its packets.
         frames: All its frames, decoded.
         step: A frame's duration by the container's fixed rate, in its time base; for frames that have no time at all.
         own_times: The container has a time for each packet; where it has none, packets are counted, and behind damage
@@ -172,13 +172,13 @@ def index_by_frames(
         lacking: See `Scan.lacking`.
     """
     shown = [frame.pts for frame in frames]
-    timed = all(packet.shown is not None for packet in found.packets) and None not in shown
+    timed = all(packet.shown is not None for packet in scanned.packets) and None not in shown
     if timed and not own_times and lacking and shown == sorted(set(shown)):
         return FrameIndex(tuple(shown), counted=True)
-    damaged = any(packet.corrupt for packet in found.packets)  # decoders give frames out of turn behind damage
+    damaged = any(packet.corrupt for packet in scanned.packets)  # decoders give frames out of turn behind damage
     if timed and (shown == sorted(shown) or (damaged and own_times)):
-        return FrameIndex(tuple(sorted(set(shown))), found.keys(), leading=found.leading())
-    decoded = sorted({packet.decoded for packet in found.packets if packet.decoded is not None})
+        return FrameIndex(tuple(sorted(set(shown))), scanned.keys(), leading=scanned.leading())
+    decoded = sorted({packet.decoded for packet in scanned.packets if packet.decoded is not None})
     if len(decoded) == len(shown):  # no times of presentation: those of decoding, in order, are the same set
         return FrameIndex(tuple(decoded), counted=True)
     start = decoded[0] if decoded else 0

@@ -74,20 +74,20 @@ class PyavReader(OpenFile):
         self._container: Any = None
         try:
             self._open()
-            found = scan(self._rest(), self._stream.codec_context)
-            self._index = self._index_of(found)
+            scanned = scan(self._rest(), self._stream.codec_context)
+            self._index = self._index_of(scanned)
         except (av.FFmpegError, ValueError) as error:
             self.close()
             raise BadSample(str(path), f"it cannot be read as a video: {error_text(error)}") from error
         except BaseException:
             self.close()
             raise
-        if found.first is None or not self._index.shown:
+        if scanned.first is None or not self._index.shown:
             self.close()
             raise BadSample(str(path), "no frame of it decodes")
-        self._stored = (found.first.height, found.first.width)
-        self._turn = orientation(found.first)
-        self._pixel, self._interlaced = self._stream.sample_aspect_ratio, bool(found.first.interlaced_frame)
+        self._stored = (scanned.first.height, scanned.first.width)
+        self._turn = orientation(scanned.first)
+        self._pixel, self._interlaced = self._stream.sample_aspect_ratio, bool(scanned.first.interlaced_frame)
         self._upright = self._turned(self._stored)
         self.size = self._turned(shown_size(self._stored, self._pixel))
         base = self._stream.time_base
@@ -104,12 +104,12 @@ class PyavReader(OpenFile):
         self._stream: Any = main_stream(self._container, self.path)
         self._stream.codec_context.thread_count = 1
 
-    def _index_of(self, found: Scan) -> FrameIndex:
-        if found.exact(self._stream):
-            return index_by_packets(found)
+    def _index_of(self, scanned: Scan) -> FrameIndex:
+        if scanned.exact(self._stream):
+            return index_by_packets(scanned)
         stream, rate = self._stream, self._stream.average_rate or self._stream.guessed_rate or 25
         own_times, step = "avi" not in self._container.format.name.split(","), float(1 / (rate * stream.time_base))
-        return index_by_frames(found, self._decode_from(-1), step, own_times, found.lacking(stream))
+        return index_by_frames(scanned, self._decode_from(-1), step, own_times, scanned.lacking(stream))
 
     def __len__(self) -> int:
         return len(self._index.shown)
@@ -168,8 +168,8 @@ class PyavReader(OpenFile):
         places = check_indices(indices, len(self))
         height, width = size or self.size
         frames = torch.empty((len(indices), height, width, 3), dtype=torch.uint8)
-        found = self._counted(sorted(places)) if self._index.counted else self._stamped(sorted(places))
-        for number, frame in found:
+        decoded = self._counted(sorted(places)) if self._index.counted else self._stamped(sorted(places))
+        for number, frame in decoded:
             upright = self._picture(frame, size or self.size)
             for place in places.pop(number):
                 frames[place] = upright

@@ -81,10 +81,10 @@ class TorchcodecReader(OpenFile):
         for start in range(0, len(numbers), AT_ONCE):
             part = numbers[start : start + AT_ONCE]
             try:
-                found = scale(turned(self._read(part), self._turn), size or self.size)
+                images = scale(turned(self._read(part), self._turn), size or self.size)
             except (RuntimeError, ValueError) as error:
                 raise refusal(self.path, error) from error
-            for number, frame in zip(part, found, strict=True):
+            for number, frame in zip(part, images, strict=True):
                 frames[places[number]] = frame
         return frames
 

@@ -67,5 +67,5 @@ class Sound:
 def open_sound(path: Path, out: Any) -> Iterator[Sound | None]:
     """The sound of a file, to be written to ``out``; None where it has none."""
     with av.open(f"file:{path}", metadata_errors="replace") as source:
-        found = [stream for stream in source.streams.audio if stream.codec_context is not None]
-        yield Sound(source, out) if found else None
+        streams = [stream for stream in source.streams.audio if stream.codec_context is not None]
+        yield Sound(source, out) if streams else None

@@ -35,7 +35,7 @@ class FramesTeacher(FrozenTeacher):
         frames = values[:, :, 0].unflatten(1, (grid[0], -1)).flatten(0, 1)
         lesson = super().forward(Patches(frames, Layout.on_grid(*grid[1:])))
 
-        def back(found: Float[Tensor, "F n D"]) -> Float[Tensor, "B N D"]:
-            return found.unflatten(0, (len(values), grid[0])).flatten(1, 2)
+        def back(features: Float[Tensor, "F n D"]) -> Float[Tensor, "B N D"]:
+            return features.unflatten(0, (len(values), grid[0])).flatten(1, 2)
 
         return Lesson(back(lesson.tokens), back(lesson.prefix), tuple(map(back, lesson.levels)))

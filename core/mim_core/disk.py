@@ -40,6 +40,7 @@ DISK = {
     errno.EFBIG: "a file may not be so large there (ulimit -f)",
     errno.EROFS: "the disk is read-only",
     errno.EACCES: "you may not read or write there",
+    errno.EPERM: "the system does not allow it",
     errno.ENAMETOOLONG: "the name is too long",
     errno.EISDIR: "a folder lies where a file should",
     errno.ENOTDIR: "a file lies where a folder should",

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mim_core.errors import MimError
 from mim_core.methods.masked_autoencoder import MaskedAutoencoder
 from mim_core.parts.scorer import AttentionScorer
 from mim_core.runs import checkpoint
+from mim_core.runs.folder import _same_run
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -272,7 +274,10 @@ class Closed:
         monkeypatch.setattr("mim_core.tensor_files.save_file", save_file)
 
 
-@pytest.mark.parametrize(("number", "words"), [(28, "there is no room left"), (30, "the disk is read-only")])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(28, "there is no room left"), (30, "the disk is read-only"), (1, "the system does not allow it")],
+)
 def test_disk_that_takes_nothing_after_training(mim, refused, few, tmp_path, monkeypatch, number, words):
     """evaluate, show and export say it, and every file that was whole stays as it was."""
     quick = ("--evaluate.draws", "1", "--evaluate.few-labels", "100", "--on", "knn")
@@ -289,6 +294,15 @@ def test_disk_that_takes_nothing_after_training(mim, refused, few, tmp_path, mon
     assert words in said.err
     assert "scores.json" in said.err
     assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+
+
+def test_long_values_of_another_run_are_cut_short():
+    told = str({"text": "x" * 10_000})
+    with pytest.raises(MimError) as error:
+        _same_run(f"[data]\nlearned = {json.dumps(told)}", "[data]\nlearned = 'y'", Path("run"))
+    assert "data.learned (was {'text': 'xxx" in str(error.value)
+    assert "x..., now y)" in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_other_errors_of_the_system_are_bugs(mim, monkeypatch):

@@ -208,6 +208,7 @@ def _asked(
         rows = torch.tensor([row_of[place // views] for place in sample.pop("index", torch.empty(0)).tolist()])
         ready = inputs.source.finish({name: value.to(device) for name, value in sample.items()}) if len(rows) else {}
         ready, rows = _usable(ready, rows.long(), inputs.shapes, skipped)
+        ready, rows = _with_units(method, inputs, ready, rows, skipped)
         if not len(rows):
             continue
         with working(method):
@@ -294,6 +295,21 @@ def _usable(sample: Sample, rows: Tensor, shapes: Any, skipped: dict[int, str]) 
     if bool(fine.all()):
         return sample, rows
     return {name: value[fine.to(value.device)] for name, value in sample.items()}, rows[fine]
+
+
+def _with_units(
+    method: Method, inputs: Inputs, sample: Sample, rows: Tensor, skipped: dict[int, str]
+) -> tuple[Sample, Tensor]:
+    """The samples of a batch of which at least one unit is there; the others are noted. Of ids and class maps units
+    may be empty, such as those of a map without any class."""
+    tokenizer: Any = method.tokenizer
+    given = _given(sample, inputs, tokenizer.shapes)
+    if not len(rows) or all(value.is_floating_point() for value in given.values()):
+        return sample, rows
+    valid = tokenizer.split(given).layout.valid
+    some = torch.ones(len(rows), dtype=torch.bool) if valid is None else valid.any(dim=1).cpu()
+    skipped.update(dict.fromkeys(rows[~some].tolist(), NOTHING_GIVEN))
+    return {name: value[some.to(value.device)] for name, value in sample.items()}, rows[some]
 
 
 def _given(sample: Sample, inputs: Inputs, shapes: Any) -> Sample:

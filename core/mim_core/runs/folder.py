@@ -147,12 +147,19 @@ def _same_run(before: str, now: str, folder: Path) -> None:
             different += [table] if a != b else []
             continue
         keys = [key for key in sorted({*a, *b}) if key not in FREE.get(table, ())]
-        different += [f"{table}.{key} (was {a.get(key)}, now {b.get(key)})" for key in keys if a.get(key) != b.get(key)]
+        changed = [key for key in keys if a.get(key) != b.get(key)]
+        different += [f"{table}.{key} (was {_short(a.get(key))}, now {_short(b.get(key))})" for key in changed]
     if different:
         raise MimError(
             f"{folder} holds a run with other settings: {'; '.join(different[:6])}.\nUse the same settings to "
             f"resume it, or another folder with --out; to start there from its weights, add --init {folder}."
         )
+
+
+def _short(value: object, most: int = 80) -> str:
+    """A value as it is told; of long ones, such as the vocabulary of captions, the beginning."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def forget_after(folder: Path, step: int) -> None:

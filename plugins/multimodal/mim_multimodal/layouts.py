@@ -482,9 +482,10 @@ def _no_folder(base: Path, modality: str, folder: str, alone: bool = False) -> M
     guess = f" Is it {near!r}? Say so: --data.folders {modality} {near}." if near else ""
     if alone and not near:
         guess = f" If its files lie there themselves: --data.folders {modality} ."
-    without = "" if alone else f" Without {modality}: --use {modality}.tokenizer=none."
+    if not alone:
+        guess += f" Without {modality}: --use {modality}.tokenizer=none; of predict and embed, --given with the others."
     return MimError(
-        f"{base} has no folder {folder!r} for the modality {modality}, which the tokenizers want.{guess}{without}\n"
+        f"{base} has no folder {folder!r} for the modality {modality}, which the tokenizers want.{guess}\n"
         f"Folders there: {', '.join(folders[:12]) or 'none'}. {EXPECTED}"
     )
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from mim_core import Head, IdTarget, IdTokenizer, JoinedTokenizer, JointDecoder, MaskedAutoencoder, SequenceTokenizer
@@ -16,7 +17,7 @@ from mim_core.runs.load import load_run
 from mim_multimodal.budgets import BudgetMasker
 
 sys.path.insert(0, str(Path(__file__).parent))
-from aligned_items import save
+from aligned_items import IDS, save
 
 KINDS = {"semseg": torch.int64, "caption": torch.int64}
 SAMPLE = {
@@ -164,7 +165,8 @@ def test_predict_writes_what_is_generated(run, tmp_path):
     assert main([*command, "--out", str(tmp_path / "p"), *options, "--predict", "depth", "semseg"]) == 0
     with open(tmp_path / "p/predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [set(row) for row in rows] == [{"name", "depth", "semseg"}] * 2
+    assert all({"name", "depth", "semseg", "crop left", "crop height"} <= set(row) for row in rows)
+    assert len(rows) == 2
     assert all((tmp_path / "p" / row[name]).is_file() for row in rows for name in ("depth", "semseg"))
     assert main([*command, "--out", str(tmp_path / "all"), *options]) == 0
     with open(tmp_path / "all/predictions.csv", newline="") as file:
@@ -195,6 +197,19 @@ def test_what_has_nothing_of_what_is_given_has_no_answer(run, tmp_path, capsys):
     command = ["predict", str(run), str(tmp_path / "new"), "--out", str(tmp_path / "p"), "--quiet"]
     assert main([*command, "--given", "depth", "--predict", "semseg", "--data.missing", "mask"]) == 2
     assert "nothing of what is given" in capsys.readouterr().err
+
+
+def test_a_map_without_any_class_gives_nothing(run, tmp_path, capsys):
+    """It is named and left out; the others have their answers."""
+    save(tmp_path / "new", "0", split="test", depth=None, semseg=np.full_like(IDS, 255))
+    save(tmp_path / "new", "1", split="test", depth=None, semseg=IDS % 14)
+    new, given = str(tmp_path / "new"), ["--given", "semseg", "--quiet"]
+    assert main(["embed", str(run), new, "--out", str(tmp_path / "f.npz"), *given]) == 0
+    assert np.load(tmp_path / "f.npz")["names"].tolist() == ["test/rgb/1.jpg"]
+    assert "nothing of what is given" in capsys.readouterr().err
+    assert main(["predict", str(run), new, "--out", str(tmp_path / "p"), *given, "--predict", "depth"]) == 0
+    with open(tmp_path / "p/predictions.csv", newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["test/rgb/1.jpg"]
 
 
 def test_a_run_with_captions_is_exported(run, tmp_path):

@@ -26,10 +26,7 @@ COMMANDS = {
     "embed": ("mim_core.commands.embed:embed", "Write the features of files, by a run: embed RUN FOLDER"),
     "predict": ("mim_core.commands.predict:predict", "Write what a run answers about files: predict RUN FOLDER"),
     "export": ("mim_core.commands.export:export", "Write a run's encoder for timm, transformers, torch or ONNX"),
-    "import": (
-        "mim_core.commands.import_weights:import_weights",
-        "Make weights of another code base a run: import RECIPE WEIGHTS --format NAME",
-    ),
+    "import": ("mim_core.commands.import_weights:import_weights", "Make weights of another code base a run"),
     "bench": ("mim_core.commands.bench:bench", "Measure a recipe's training speed on this machine: bench RECIPE"),
     "recipes": ("mim_core.commands.installed:recipes", "List the recipes"),
     "plugins": ("mim_core.commands.installed:plugins", "List the plugins that are installed, and why one failed"),
@@ -44,7 +41,7 @@ COMMANDS = {
     ),
     "doctor": (
         "mim_core.commands.doctor:doctor",
-        "Report your hardware and what is missing, with what that means for a run",
+        "Report your hardware and what is missing for a run",
     ),
 }
 
@@ -145,7 +142,7 @@ def _command(program: str, name: str, known: Mapping[str, tuple[str, str]]) -> C
 def _help(program: str, known: Mapping[str, tuple[str, str]]) -> str:
     lines = [f"usage: {program} COMMAND [OPTIONS]", "", "Masked modeling with replaceable parts.", "", "commands:"]
     lines += [f"  {name:<10} {text}" for name, (_, text) in known.items()]
-    lines += ["", f"{program} COMMAND --help tells a command's options. {_first_run(program)}"]
+    lines += ["", f"{program} COMMAND --help tells a command's options.", _first_run(program)]
     return "\n".join(lines)
 
 

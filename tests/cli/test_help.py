@@ -8,7 +8,11 @@ import pytest
 from mim_core.commands.help import OPTIONS, OWN, USAGE, USED
 from mim_core.host.loading import installed
 
-COMMANDS = [[name, "--help"] for name in (*USAGE, *OPTIONS)] + [["show", "runs/x", "-h"], ["list", "--help"]]
+COMMANDS = [[name, "--help"] for name in (*USAGE, *OPTIONS)] + [
+    ["show", "runs/x", "-h"],
+    ["list", "--help"],
+    ["--help"],
+]
 OLD_RUN = str(Path(__file__).parents[1] / "flow/old_run")
 RECIPES = [entry.full_name for entry in installed().of_kind("recipes")]
 
@@ -38,6 +42,13 @@ for plugin, arguments in own:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
+
+
+def test_all_help_fits_80_columns(mim):
+    for arguments in [*COMMANDS, ["pretrain", "image:mae-vit-tiny", "--help"]]:
+        said = mim(*arguments).out
+        assert max(map(len, said.splitlines())) <= 80, arguments
+    assert "\n--into " in mim("new-plugin", "--help").out, "also options whose default is a folder"
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -86,10 +97,21 @@ def test_a_twin_shows_its_own_values(mim):
     assert "(16)" in mim("pretrain", "image:mae-vit-tiny", "--twin", "--help").out
 
 
-def test_an_unknown_recipe_is_a_mistake_as_ever(mim):
-    said = mim("pretrain", "image:no-such", "--help")
+@pytest.mark.parametrize("command", ["pretrain", "bench", "import"])
+def test_an_unknown_recipe_is_a_mistake_as_ever(mim, command):
+    said = mim(command, "image:no-such", "--help")
     assert said.code == 2
     assert "Unknown recipe" in said.err
+    said = mim(command, "mae-vit-tiny", "--help", plugin="video")
+    assert "Another plugin has it: mim-core pretrain image:mae-vit-tiny" in said.err
+
+
+def test_a_misspelt_recipe_imports_no_torch():
+    script = "import sys; from mim_core.cli import main; assert main(['pretrain', 'mae-vit-tinny', '--help']) == 2; "
+    script += "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Did you mean 'mae-vit-tiny'?" in done.stderr
 
 
 def test_a_run_shows_its_own_values(mim):

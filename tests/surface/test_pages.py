@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from mim_core.host.loading import installed
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -31,6 +32,14 @@ def test_wrapping_keeps_code_tables_and_items(tool):
     assert all(line.startswith(("- word", "  word")) for line in tool.page(item).splitlines())
     assert tool.page(tool.page(item)) == tool.page(item)
     assert "`a b c`" in tool.page("x " * 47 + "`a b c` and more")
+
+
+def test_every_import_format_is_among_the_published_weights():
+    rows = [
+        line.split("|")[1] for line in (ROOT / "docs/weights.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row)} - {"--format"}
+    assert named == {entry.name for entry in installed().of_kind("importers")}
 
 
 def test_links_lead_somewhere(tool):

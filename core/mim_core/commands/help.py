@@ -30,6 +30,11 @@ OPTIONS = {
     "embed": ("RUN", "mim_core.commands.embed:EmbedOptions"),
     "predict": ("RUN", "mim_core.commands.predict:PredictOptions"),
     "export": ("", "mim_core.commands.export:ExportOptions"),
+    "plugins": ("", "mim_core.commands.installed:PluginsOptions"),
+    "list": ("", "mim_core.commands.installed:ListOptions"),
+    "describe": ("", "mim_core.commands.installed:DescribeOptions"),
+    "new-plugin": ("", "mim_core.commands.new_plugin:NewPluginOptions"),
+    "doctor": ("", "mim_core.commands.doctor:DoctorOptions"),
 }
 """Commands with options of their own: what they take before what their options say, and the class of these."""
 OWN = ("out", "use", "init", "dry-run", "twin")
@@ -46,6 +51,10 @@ USED = (
     "train.seed",
 )
 """Options of a run's parts and of its training that people use."""
+RECIPE = "recipe.toml"
+"""A run's own recipe."""
+OF_RECIPES = ("pretrain", "bench", "import")
+"""Commands that take a recipe first."""
 HEAD = ("method.head", "method.pool", "method.label-smoothing", "method.balance")
 """Options of `core:classifier` that people use."""
 SECTIONS = {
@@ -64,7 +73,11 @@ Tables = dict[str, Any]
 
 def help_text(program: str, plugin: str | None, command: str, arguments: Sequence[str]) -> str | None:
     """What ``--help`` says; None where the command itself must say it: a part's source does not show its options, or
-    no such run or recipe is there."""
+    no such run is there.
+
+    Raises:
+        MimError: There is no such recipe.
+    """
     if not set(arguments) & set(ASKED):
         return None
     named = arguments[0] not in ASKED
@@ -76,6 +89,10 @@ def help_text(program: str, plugin: str | None, command: str, arguments: Sequenc
             return _of_options(f"{program} {command}", reference, takes)
         return WITH_PARTS[command](program, plugin, arguments) if named and command in WITH_PARTS else None
     except (NotPlain, MimError):  # the command says it better
+        if command in OF_RECIPES and not arguments[0].endswith(".toml") and not (Path(arguments[0]) / RECIPE).is_file():
+            from mim_core.commands.options import full_recipe_name  # and tyro, which no other help needs
+
+            full_recipe_name(arguments[0], plugin, installed())  # a misspelt name is said without torch
         return None
 
 
@@ -229,7 +246,7 @@ def _of_entry(entry: Entry, registry: Registry, twin: bool) -> Tables:
 
 
 def _of_run(name: str) -> Tables:
-    tables = _read(Path(name) / "recipe.toml")
+    tables = _read(Path(name) / RECIPE)
     if not {"method", "data", "train", "evaluate"} <= {*tables}:
         raise NotPlain(f"{name} is not a run of all parts")
     return tables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -85,7 +86,8 @@ def _plural(kind: str) -> str:
 def list_parts(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``mim-core list [KIND]``."""
     if arguments and arguments[0] in ("-h", "--help"):
-        terminal.tell(f"usage: {program} list [KIND]\n\nLists the parts of a kind, or all kinds: {', '.join(KINDS)}.")
+        kinds = textwrap.fill(f"Lists the parts of a kind, or all kinds: {', '.join(KINDS)}.", terminal.WIDTH)
+        terminal.tell(f"usage: {program} list [KIND]\n\n{kinds}")
         return 0
     if not arguments:
         _print_kinds(installed(), program)
@@ -208,7 +210,7 @@ def _described(entry: Entry) -> Described:
 def _describe_recipe(entry: Entry, registry: Registry, screen: Any) -> None:
     screen.print(f"\n{recipe_text(entry, registry)}", markup=False)
     screen.print(
-        f"Train it: mim-{entry.plugin} pretrain {entry.name} --data.root FOLDER        Its plan: add --dry-run",
+        f"Train it: mim-{entry.plugin} pretrain {entry.name} --data.root FOLDER\nIts plan: add --dry-run",
         markup=False,
     )
 

@@ -75,7 +75,7 @@ class NewPluginOptions:
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Of the distribution, such as mim-audio; the package is then mim_audio and the plugin audio."""
-    into: Path = Path()
+    into: str = "."
     """The folder in which the project's folder is made."""
     only: str = ""
     """Limit it to some parts: masker, tokenizer, target, data; several with commas. There is no recipe then. Or write a
@@ -97,7 +97,7 @@ def new_plugin(program: str, plugin: str | None, arguments: list[str]) -> int:
         raise MimError(f"Which name? Usage: {program} new-plugin mim-NAME [--into FOLDER]")
     options = parse(NewPluginOptions, f"{program} new-plugin", arguments)
     names = names_of(options.name, installed())
-    folder = options.into / names.distribution
+    folder = Path(options.into) / names.distribution
     kinds = kinds_of(options.only)
     written = write_project(folder, names, kinds)
     tell(

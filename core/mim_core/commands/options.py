@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from mim_core.errors import MimError
+from mim_core.errors import MimError, unknown
 from mim_core.host.registry import Registry
 from mim_core.recipes.config import ResolvedRun
 from mim_core.recipes.options import plain
@@ -41,6 +41,26 @@ def take_name(arguments: list[str], what: str, hint: str) -> tuple[str, list[str
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         raise MimError(f"Which {what}? {hint}")
     return arguments[0], arguments[1:]
+
+
+def full_recipe_name(name: str, plugin: str | None, registry: Registry) -> str:
+    """The full name of a recipe; a plugin's own script knows its recipes by their short names.
+
+    Raises:
+        MimError: There is no such recipe, or it is another plugin's.
+    """
+    if plugin is None:
+        return registry.get("recipes", name).full_name
+    if ":" not in name:
+        own = {entry.name for entry in registry.of_kind("recipes", plugin)}
+        if name not in own:
+            matches = [entry.full_name for entry in registry.of_kind("recipes") if entry.name == name]
+            elsewhere = f"Another plugin has it: mim-core pretrain {matches[0]}" if matches else ""
+            raise unknown("recipe", name, own, elsewhere)
+        return f"{plugin}:{name}"
+    if not name.startswith(f"{plugin}:"):
+        raise MimError(f"mim-{plugin} has only its own recipes; use: mim-core pretrain {name}")
+    return name
 
 
 def used(arguments: list[str]) -> list[tuple[str, str]]:

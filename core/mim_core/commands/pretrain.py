@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from mim_core.commands.fitting import on_data, suited
-from mim_core.commands.options import apply, command_class, parse, swap_all, take_name
+from mim_core.commands.options import apply, command_class, full_recipe_name, parse, swap_all, take_name
 from mim_core.commands.starting import fitted, foreign, take_encoder_from
-from mim_core.errors import MimError, unknown, warn
+from mim_core.errors import MimError, warn
 from mim_core.evaluation.report import try_report
 from mim_core.host.loading import installed
 from mim_core.host.registry import Registry
@@ -75,23 +75,10 @@ def load_named(name: str, plugin: str | None, registry: Registry, twin: bool) ->
         return replace(read_file(Path(name), registry), least=FEW)
     if (Path(name) / "recipe.toml").is_file():
         raise MimError(f"{name} is a run, not a recipe. Its recipe is {Path(name) / 'recipe.toml'}.")
-    if plugin is not None and ":" not in name:
-        own = {entry.name for entry in registry.of_kind("recipes", plugin)}
-        if name not in own:
-            raise unknown("recipe", name, own, _elsewhere(name, registry))
-        name = f"{plugin}:{name}"
-    if plugin is not None and ":" in name and not name.startswith(f"{plugin}:"):
-        raise MimError(f"mim-{plugin} has only its own recipes; use: mim-core pretrain {name}")
-    run = load_recipe(name, registry, twin)
+    run = load_recipe(full_recipe_name(name, plugin, registry), registry, twin)
     if twin:  # small as it is; 20 steps on any data
         return replace(run, told=frozenset({"train.batch_size", "train.base_lr"}), least=STEPS)
     return replace(run, told=frozenset(), least=FEW)
-
-
-def _elsewhere(name: str, registry: Registry) -> str:
-    """Where another plugin's recipe is to be had."""
-    matches = [entry.full_name for entry in registry.of_kind("recipes") if entry.name == name]
-    return f"Another plugin has it: mim-core pretrain {matches[0]}" if matches else ""
 
 
 def _begin(run: running.Run, options: Any, registry: Registry) -> None:

@@ -91,7 +91,10 @@ def pro_curve(maps: Tensor, masks: Tensor, connectivity: int = 8) -> tuple[Tenso
     abnormal = masks.bool().flatten()
     normal = int((~abnormal).sum())
     if count == 0 or normal == 0:
-        raise MimError(f"The overlap of regions needs both: {count} regions are abnormal and {normal:,} places normal.")
+        raise MimError(
+            f"The overlap of regions needs abnormal and normal places; the masks have {count} abnormal regions and "
+            f"{normal:,} normal places."
+        )
     order, last = descending(maps.flatten())
     overlap = weight[order].cumsum(0)[last]
     false = (~abnormal)[order].double().cumsum(0)[last] / normal

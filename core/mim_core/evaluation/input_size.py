@@ -56,5 +56,7 @@ def size_of(run: ResolvedRun, asked: tuple[int, ...]) -> tuple[int, ...]:
     known = [size for size in sizes.values() if isinstance(size, tuple)]
     if len({len(size) for size in known}) > 1:
         text = ", ".join(f"{role} {times(size)}" for role, size in zip(sizes, known, strict=True))
-        raise MimError(f"--size {times(asked)} is of one number of axes, and the tokenizers are not: {text}.")
+        raise MimError(
+            f"--size {times(asked)} is for runs whose tokenizers have the same number of axes; this run has {text}."
+        )
     return max(known)

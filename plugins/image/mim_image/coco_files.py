@@ -191,7 +191,8 @@ def _pictures(path: Path, rows: list[Any]) -> dict[int, Pictured]:
             size = (row.get("width"), row.get("height"))
             if not all(isinstance(side, int) and side > 0 for side in size):
                 raise MimError(
-                    f"{path}: width and height of image {id_} ({row['file_name']}) are {size[0]}, {size[1]}."
+                    f"{path}: width and height of image {id_} ({row['file_name']}) should be whole numbers "
+                    f"of 1 or more; they are {size[0]} and {size[1]}."
                 )
         pictures[id_] = Pictured(id_, row["file_name"], size)  # type: ignore[arg-type]
     return pictures

@@ -80,7 +80,7 @@ def idx_splits(root: Path) -> Splits:
     """MNIST's own splits."""
     files = idx_files(root)
     if not files:
-        raise MimError(f"{root} lacks some of MNIST's four idx files.")
+        raise MimError(f"{root} lacks some of MNIST's four idx files: images and labels of train and t10k.")
     arrays = {split: read_idx(files[split], (3, 4)) for split in ("train", "test")}
     labels = {split: read_idx(files[f"{split} labels"], (1,)).tolist() for split in arrays}
     for split, array in arrays.items():

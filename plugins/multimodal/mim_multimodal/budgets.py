@@ -112,7 +112,7 @@ class BudgetMasker(Masker):
             raise ValueError(f"seen is {config.seen}, and there are {layout.count} units: some must be hidden")
 
     def count(self, layout: Layout) -> int:
-        """Units that at least are not seen."""
+        """The smallest number of units that the encoder does not see."""
         self._check(layout)
         return layout.count - self.config.seen
 

@@ -58,7 +58,7 @@ class ConvNextBlock(nn.Module):
         self.pwconv1, self.pwconv2 = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The map."""
+        """A map of the same size, [B, C, H, W]."""
         inner = self.norm(self.dwconv(x).movedim(1, -1))
         return x + self.pwconv2(F.gelu(self.pwconv1(inner))).movedim(-1, 1)
 
@@ -108,7 +108,7 @@ class ResidualUnit(nn.Module):
         self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The map."""
+        """A map of the same size, [B, C, H, W]."""
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 

@@ -87,7 +87,11 @@ def labels_of(path: Path, kind: str, classes: int) -> list[int]:
             check_numbers(shape[1], 3)
             chunk = math.prod(data.chunks or (1,)) * data.dtype.itemsize
             if data.dtype.kind not in "fiu" or chunk > LIMIT // 2 or shape[0] > LARGEST_H5:
-                raise MimError(f"{path}: 'data' of {data.dtype} in pieces of {chunk:,} bytes is not read.")
+                raise MimError(
+                    f"{path}: 'data' should hold numbers, in chunks of {LIMIT // 2:,} bytes at most, of "
+                    f"{LARGEST_H5:,} shapes at most; it has {shape[0]:,} shapes of {data.dtype} in "
+                    f"chunks of {chunk:,} bytes."
+                )
             labels = [int(value) for value in stored[:].reshape(-1)]
     except MimError:
         raise

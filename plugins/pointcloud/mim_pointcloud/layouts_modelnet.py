@@ -166,7 +166,10 @@ def scanobjectnn(root: Path, variant: str | None = None) -> Shapes:
     for split in ("training", "test"):
         file = f"{folder}/{split}_{ending}"
         if chosen not in names:
-            raise MimError(f"{place / file} or its partner is missing. There are: {', '.join(names)} (--data.variant).")
+            raise MimError(
+                f"The variant {chosen} needs both {folder}/training_{ending} and {folder}/test_{ending} in {place}. "
+                f"Complete are: {', '.join(names)}; choose one with --data.variant."
+            )
         labels = labels_of(place / file, "ScanObjectNN", len(SCAN_CLASSES))
         note = f"ScanObjectNN {chosen}."
         stores.append(ShapeStore(place, (file,) * len(labels), labels, SCAN_CLASSES, range(len(labels)), note=note))

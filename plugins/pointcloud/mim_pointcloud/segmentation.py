@@ -137,7 +137,11 @@ class PartSegmenter(Supervised):
         return replace(options, owners=owners_of(source), names=tuple(map(shown, source.labelled("train").classes)))
 
     def check(self, source: DataSource) -> None:
-        """Refuses data with other parts."""
+        """Refuses data with other parts.
+
+        Raises:
+            MimError: The data has other parts, or numbers them in another way.
+        """
         owners = owners_of(source)
         if owners != self.config.owners:
             raise MimError(

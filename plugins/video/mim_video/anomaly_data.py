@@ -182,7 +182,10 @@ class SurveillanceClips(DataSource):
             MimError: All footage was read as one collection.
         """
         if not self.config.splits:
-            raise MimError("All footage was read as one collection, of which nothing says what is abnormal.")
+            raise MimError(
+                "All footage was read as one collection (--data.no-splits), so nothing says what is abnormal. "
+                "Leave that option out."
+            )
         windows = self.train if split == "train" else self.test
         flags = [int(split == "test" and windows.abnormal(index).any()) for index in range(len(windows))]
         names = tuple(map(windows.name, range(len(windows))))

@@ -153,7 +153,7 @@ def _whole_bias(state: State) -> dict[str, Tensor]:
     wanted = [f"{start}{part}" for start in ours for part in ("q_bias", "v_bias")]
     lacking = [name for name in wanted if name not in state]
     if lacking and len(lacking) < len(wanted):
-        raise MimError(f"These weights have no {', '.join(lacking[:8])}, and biases of other blocks.")
+        raise MimError(f"Some blocks of these weights have biases, and others lack them: {', '.join(lacking[:8])}.")
     for start, weight in ours.items():
         none = weight.new_zeros(weight.shape[0] // 3)
         parts = [none if lacking else state[f"{start}{part}"] for part in ("q_bias", "v_bias")]

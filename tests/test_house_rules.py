@@ -21,8 +21,18 @@ def test_functions_stay_small(path):
     assert not long, f"over 50 lines: {long}"
 
 
-def test_no_file_hides_what_is_in_it():
-    assert not [path for path in SOURCES if path.stem.rstrip("s") in ("util", "misc", "helper", "common")]
+HIDING = {"util", "misc", "helper", "common"}
+
+
+def hides(path):
+    """Whether a file, or a folder on its path, is called such as utils, mask_utils or common."""
+    words = {word.rstrip("s") for part in path.with_suffix("").parts for word in part.split("_")}
+    return bool(words & HIDING)
+
+
+def test_no_name_hides_what_is_in_it():
+    assert not [path for path in SOURCES if hides(path.relative_to(ROOT))]
+    assert all(hides(Path(text)) for text in ("core/utils/mask.py", "core/mask_utils.py", "core/helper.py"))
 
 
 def test_private_names_say_what_a_value_is():
@@ -76,24 +86,51 @@ FLOORS = (
 """Rooms of the core from the ground up; what stands on one floor imports from it and from those below."""
 
 
-def imports():
-    """Module of the core -> modules of the core that it imports, anywhere in its text."""
-    folder = ROOT / "core/mim_core"
+PACKAGES = [ROOT / "core/mim_core", *sorted(ROOT.glob("plugins/*/mim_*"))]
+
+
+def named(node, module, package):
+    """(module, names in it) of an import statement, whatever its form; the package itself is the empty module."""
+    if isinstance(node, ast.Import):
+        modules = [(alias.name, []) for alias in node.names]
+    elif node.level:
+        home = [package, *module.split(".")][: -node.level]
+        modules = [(".".join([*home, *filter(None, [node.module])]), [alias.name for alias in node.names])]
+    else:
+        modules = [(node.module, [alias.name for alias in node.names])]
+    return [(name.partition(".")[2], names) for name, names in modules if name.partition(".")[0] == package]
+
+
+def imports(folder=PACKAGES[0]):
+    """Module of a package -> modules of it that it imports, anywhere in its text, for types too."""
     paths = {
         ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
         for path in folder.rglob("*.py")
         if "templates" not in path.parts
     }
-    found = {}
+    graph = {}
     for module, path in paths.items():
-        found[module] = set()
+        graph[module] = set()
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "mim_core":
-                inside = node.module.partition(".")[2]
-                names = [f"{inside}.{alias.name}".strip(".") for alias in node.names]
-                found[module] |= {name if name in paths else inside for name in names}
-        found[module].discard(module)
-    return found
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for inside, names in named(node, module, folder.name):
+                    full = [f"{inside}.{name}".strip(".") for name in names]
+                    graph[module] |= {name if name in paths else inside for name in full or [inside]}
+        graph[module].discard(module)
+    return graph
+
+
+def test_every_form_of_import_is_read():
+    forms = {
+        "from mim_core.training import loop": ("training", ["loop"]),
+        "import mim_core.training.loop": ("training.loop", []),
+        "from ..training import loop": ("training", ["loop"]),
+        "from . import mask": ("parts", ["mask"]),
+        "from mim_core import Mask": ("", ["Mask"]),
+    }
+    for text, expected in forms.items():
+        assert named(ast.parse(text).body[0], "parts.masker", "mim_core") == [expected], text
+    assert named(ast.parse("import torch").body[0], "parts.masker", "mim_core") == []
 
 
 def floor(module):
@@ -112,8 +149,9 @@ def test_imports_run_downwards():
     assert not upward
 
 
-def test_no_modules_import_each_other_in_a_circle():
-    graph = {module: set(others) for module, others in imports().items()}
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_no_modules_import_each_other_in_a_circle(package):
+    graph = {module: set(others) for module, others in imports(package).items()}
     while free := {module for module, others in graph.items() if not others & set(graph)}:
         for module in free:
             del graph[module]

@@ -11,7 +11,8 @@ import numpy as np
 from mim_core import counted, in_time
 
 from mim_multimodal import files, maps, naming, normals
-from mim_multimodal.layouts import MODALITIES, Items
+from mim_multimodal.items import Items
+from mim_multimodal.layouts import MODALITIES
 
 LOOKS = 32
 """Items that are looked at, evenly spaced."""

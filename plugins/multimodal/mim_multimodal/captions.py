@@ -16,7 +16,7 @@ from mim_core import MimError
 from torch import Tensor
 
 from mim_multimodal import files
-from mim_multimodal.layouts import Items
+from mim_multimodal.items import Items
 from mim_multimodal.own_vocabulary import OwnVocabulary
 
 CLIP = 49_408

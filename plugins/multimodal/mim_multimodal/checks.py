@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mim_multimodal import maps
-from mim_multimodal.layouts import MODALITIES, Items
+from mim_multimodal.items import Items
+from mim_multimodal.layouts import MODALITIES
 
 LOOKS = 200
 """Depth maps whose heads are looked at before a run, evenly spaced."""

@@ -33,8 +33,9 @@ from torch.utils.data import Dataset
 from mim_multimodal import account, captions, checks, crops, files, maps, normals, pictures, written
 from mim_multimodal.depth import standardise
 from mim_multimodal.fixed import Fixed
+from mim_multimodal.items import Items
 from mim_multimodal.labels import Labels, find_labels
-from mim_multimodal.layouts import EXPECTED, MODALITIES, Items, ItemSplits, find_items
+from mim_multimodal.layouts import EXPECTED, MODALITIES, ItemSplits, find_items
 from mim_multimodal.own_vocabulary import OwnVocabulary, trained
 from mim_multimodal.raw import side_by_side
 from mim_multimodal.tables import class_names

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mim_multimodal.layouts import Items
+from mim_multimodal.items import Items
 
 
 class Fixed(Dataset[Any]):

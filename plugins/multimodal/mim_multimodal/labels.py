@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mim_core import MimError, counted, split_of
 
-from mim_multimodal.layouts import Items, ItemSplits
+from mim_multimodal.items import Items
+from mim_multimodal.layouts import ItemSplits
 from mim_multimodal.table_splits import rows_by_item
 from mim_multimodal.tables import LABELS, rows_of, split_rows
 

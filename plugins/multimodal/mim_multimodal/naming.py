@@ -7,12 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mim_core import MimError, counted, left_out
 
-if TYPE_CHECKING:
-    from mim_multimodal.layouts import Items
+from mim_multimodal.items import Items
 
 FEW = 0.1
 """Files of a modality whose items have another one, as a share of those that could; up to this they do not belong

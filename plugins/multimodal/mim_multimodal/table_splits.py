@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mim_core import HELD_OUT, MimError, counted, split_of
 
-if TYPE_CHECKING:
-    from mim_multimodal.layouts import Items
+from mim_multimodal.items import Items
 
 
 def rows_by_item(paths: Sequence[str], items: Items) -> list[list[int]]:

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mim_multimodal.data import Aligned
-from mim_multimodal.layouts import Items
+from mim_multimodal.items import Items
 from mim_multimodal.token_store import MANIFEST, NONE, Crops, made_of, names_in, read_manifest, shard_path
 
 GROUP = 32

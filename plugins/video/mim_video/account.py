@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from mim_core import collections, counted, lasting
 
-if TYPE_CHECKING:
-    from mim_video.data import Clips
+from mim_video.layouts import Clipping
+from mim_video.looking import Look
 
 LONG = 30
 """Times the length of a clip; of longer files an epoch sees little."""
@@ -17,7 +17,33 @@ COARSE = 8
 """Times the input's size; larger frames lose most of what they show."""
 
 
-def contents(source: Clips) -> dict[str, str]:
+class Told(Protocol):
+    """What is told of a source of clips, such as `mim_video.data.Clips`.
+
+    Attributes:
+        config: Its options.
+        clips: The files by split.
+        look: What some of them hold.
+        size: Height and width of a clip.
+        frames: How many a clip has.
+        channels: How many a frame has.
+        bundled: Whether it is the bundled sample.
+    """
+
+    config: Any
+    clips: Clipping
+    look: Look
+    size: tuple[int, int]
+    frames: int
+    channels: int
+    bundled: bool
+
+    def __len__(self) -> int:
+        """Files for pre-training."""
+        ...
+
+
+def contents(source: Told) -> dict[str, str]:
     """Splits, classes, what was left out, what the files hold, and what an epoch sees of them, label by label."""
     clipping, rows = source.clips, dict[str, str]()
     rows["splits"] = clipping.splits or _without_splits(source)
@@ -32,7 +58,7 @@ def contents(source: Clips) -> dict[str, str]:
     return rows
 
 
-def _without_splits(source: Clips) -> str:
+def _without_splits(source: Told) -> str:
     """What stands for splits where no folder is one."""
     clipping = source.clips
     if clipping.kind != "folder":
@@ -41,7 +67,7 @@ def _without_splits(source: Clips) -> str:
     return f"none: all clips are for pre-training{held}"
 
 
-def advice(source: Clips) -> list[str]:
+def advice(source: Told) -> list[str]:
     """What was left out and looks like data, and long files of which an epoch sees little."""
     clipping, config, share = source.clips, source.config, _share(source)
     notes = list(clipping.advice)
@@ -66,7 +92,7 @@ def advice(source: Clips) -> list[str]:
     return [*notes, f"{shown}: an epoch sees {clips} of each file. For more of them: --data.repeat {more}"]
 
 
-def _reduced(source: Clips) -> list[str]:
+def _reduced(source: Told) -> list[str]:
     """What the recipe's input leaves of the files: colour read as grey, and large frames read small."""
     facts = source.look.seen[0]
     if not facts or source.bundled:
@@ -84,7 +110,7 @@ def _reduced(source: Clips) -> list[str]:
     return notes
 
 
-def _interlaced(source: Clips) -> list[str]:
+def _interlaced(source: Told) -> list[str]:
     """Files whose frames hold two moments."""
     facts = source.look.seen[0]
     count = sum(video.interlaced for video in facts)
@@ -96,7 +122,7 @@ def _interlaced(source: Clips) -> list[str]:
     ]
 
 
-def _sparse(source: Clips) -> list[str]:
+def _sparse(source: Told) -> list[str]:
     """Where clips go by time: files with fewer frames in it than are asked for, and files shorter than a clip."""
     facts, fps = source.look.seen[0], source.config.fps
     if fps is None or source.config.segments:
@@ -118,12 +144,12 @@ def _sparse(source: Clips) -> list[str]:
     return notes if source.config.short != "refuse" else notes[: bool(few)]
 
 
-def _span(source: Clips) -> int:
+def _span(source: Told) -> int:
     """Frames of a file that a clip spans."""
     return source.frames if source.config.segments else (source.frames - 1) * source.config.stride + 1
 
 
-def _share(source: Clips) -> tuple[float, float] | None:
+def _share(source: Told) -> tuple[float, float] | None:
     """Seconds that a clip shows, and those of the file in the middle of those looked at; None where headers do not
     tell, or where clips are spread over the file."""
     config, lengths = source.config, source.look.seconds()
@@ -134,7 +160,7 @@ def _share(source: Clips) -> tuple[float, float] | None:
     return clip, lengths[len(lengths) // 2]
 
 
-def _epoch(source: Clips) -> str:
+def _epoch(source: Told) -> str:
     """How many clips an epoch sees, and how much of a file one shows."""
     repeat, share = source.config.repeat, _share(source)
     files = counted(len(source), "file")

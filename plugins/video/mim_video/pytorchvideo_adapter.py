@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from mim_video.layouts import ClipStore
-from mim_video.readers import scale
+from mim_video.open_file import scale
 
 
 def pytorchvideo_data() -> Any:

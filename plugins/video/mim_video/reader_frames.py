@@ -15,7 +15,7 @@ from mim_core import BadSample, check_picture, one_line
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mim_video.readers import OpenFile, check_indices, scale
+from mim_video.open_file import OpenFile, check_indices, scale
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """Endings of frames."""

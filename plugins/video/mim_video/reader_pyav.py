@@ -18,9 +18,9 @@ from jaxtyping import Float64, UInt8
 from mim_core import BadSample
 from torch import Tensor
 
+from mim_video.open_file import OpenFile, check_indices, check_process, scale
 from mim_video.reader_index import FrameIndex, Scan, decode, index_by_frames, index_by_packets, scan
 from mim_video.reader_survey import SAME_SHAPE, Survey, Turn, orientation, shown_size
-from mim_video.readers import OpenFile, check_indices, check_process, scale
 from mim_video.stated import check_stated
 
 COVER_PICTURE = 0x400

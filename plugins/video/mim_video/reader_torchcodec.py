@@ -15,9 +15,9 @@ from jaxtyping import UInt8
 from mim_core import BadSample
 from torch import Tensor
 
+from mim_video.open_file import OpenFile, check_indices, check_process, scale
 from mim_video.reader_pyav import PyavReader
 from mim_video.reader_survey import Survey, turned
-from mim_video.readers import OpenFile, check_indices, check_process, scale
 
 VideoDecoder: Any = importlib.import_module("torchcodec.decoders").VideoDecoder
 AT_ONCE = 32

@@ -5,19 +5,17 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float64, UInt8
 from mim_core import BadSample, MimError, unknown
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-T = TypeVar("T")
+from mim_video.reader_frames import RATE, FrameFolder
 
 
 @runtime_checkable
@@ -62,25 +60,6 @@ class Reader(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-class OpenFile:
-    """What readers share: a ``with`` block closes them, and no other process gets them."""
-
-    def close(self) -> None:
-        """Let go of the file and of the decoder's memory."""
-        raise NotImplementedError
-
-    def __enter__(self: T) -> T:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> Any:
-        raise TypeError("A video reader cannot be sent to another process: open the file there.")
 
 
 @dataclass(frozen=True)
@@ -132,8 +111,6 @@ def open_reader(path: Path, name: str = "auto", rate: float | None = None) -> Re
     """
     name = chosen(name)
     if path.is_dir():
-        from mim_video.reader_frames import RATE, FrameFolder
-
         return FrameFolder(path, rate or RATE)
     check_file(path)
     reader: Reader = load_reader(name)(path)
@@ -205,40 +182,3 @@ def _version(library: Library) -> str | None:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "unknown"
-
-
-def check_process(opened_in: int, path: Path) -> None:
-    """Refuse to read in another process than the file was opened in, where libraries hang or fail.
-
-    Raises:
-        MimError: It is another one.
-    """
-    if os.getpid() != opened_in:
-        raise MimError(
-            f"{path} was opened in process {opened_in} and is read in {os.getpid()}: open videos in the worker that "
-            "reads them."
-        )
-
-
-def check_indices(indices: Sequence[int], count: int) -> dict[int, list[int]]:
-    """Where in the answer each frame goes.
-
-    Raises:
-        IndexError: There is no such frame.
-    """
-    places: dict[int, list[int]] = {}
-    for place, index in enumerate(indices):
-        if not 0 <= index < count:
-            raise IndexError(f"There is no frame {index}: the video has frames 0 to {count - 1}.")
-        places.setdefault(int(index), []).append(place)
-    return places
-
-
-def scale(frames: UInt8[Tensor, "n h w 3"], size: tuple[int, int]) -> UInt8[Tensor, "n H W 3"]:
-    """Frames at another height and width, by a bilinear filter that averages where it makes them smaller.
-
-    All readers share it, so that they agree whatever FFmpeg they come with.
-    """
-    if tuple(frames.shape[1:3]) == tuple(size):
-        return frames
-    return interpolate(frames.movedim(3, 1), size, mode="bilinear", antialias=True).movedim(1, 3).contiguous()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mim_core import collections, counted, lasting
 
@@ -17,8 +17,9 @@ COARSE = 8
 """Times the input's size; larger frames lose most of what they show."""
 
 
-class Told(Protocol):
-    """What is told of a source of clips, such as `mim_video.data.Clips`.
+@runtime_checkable
+class ClipCollection(Protocol):
+    """A source of clips that can be described, such as `mim_video.data.Clips`.
 
     Attributes:
         config: Its options.
@@ -43,7 +44,7 @@ class Told(Protocol):
         ...
 
 
-def contents(source: Told) -> dict[str, str]:
+def contents(source: ClipCollection) -> dict[str, str]:
     """Splits, classes, what was left out, what the files hold, and what an epoch sees of them, label by label."""
     clipping, rows = source.clips, dict[str, str]()
     rows["splits"] = clipping.splits or _without_splits(source)
@@ -58,7 +59,7 @@ def contents(source: Told) -> dict[str, str]:
     return rows
 
 
-def _without_splits(source: Told) -> str:
+def _without_splits(source: ClipCollection) -> str:
     """What stands for splits where no folder is one."""
     clipping = source.clips
     if clipping.kind != "folder":
@@ -67,7 +68,7 @@ def _without_splits(source: Told) -> str:
     return f"none: all clips are for pre-training{held}"
 
 
-def advice(source: Told) -> list[str]:
+def advice(source: ClipCollection) -> list[str]:
     """What was left out and looks like data, and long files of which an epoch sees little."""
     clipping, config, share = source.clips, source.config, _share(source)
     notes = list(clipping.advice)
@@ -92,7 +93,7 @@ def advice(source: Told) -> list[str]:
     return [*notes, f"{shown}: an epoch sees {clips} of each file. For more of them: --data.repeat {more}"]
 
 
-def _reduced(source: Told) -> list[str]:
+def _reduced(source: ClipCollection) -> list[str]:
     """What the recipe's input leaves of the files: colour read as grey, and large frames read small."""
     facts = source.look.seen[0]
     if not facts or source.bundled:
@@ -110,7 +111,7 @@ def _reduced(source: Told) -> list[str]:
     return notes
 
 
-def _interlaced(source: Told) -> list[str]:
+def _interlaced(source: ClipCollection) -> list[str]:
     """Files whose frames hold two moments."""
     facts = source.look.seen[0]
     count = sum(video.interlaced for video in facts)
@@ -122,7 +123,7 @@ def _interlaced(source: Told) -> list[str]:
     ]
 
 
-def _sparse(source: Told) -> list[str]:
+def _sparse(source: ClipCollection) -> list[str]:
     """Where clips go by time: files with fewer frames in it than are asked for, and files shorter than a clip."""
     facts, fps = source.look.seen[0], source.config.fps
     if fps is None or source.config.segments:
@@ -144,12 +145,12 @@ def _sparse(source: Told) -> list[str]:
     return notes if source.config.short != "refuse" else notes[: bool(few)]
 
 
-def _span(source: Told) -> int:
+def _span(source: ClipCollection) -> int:
     """Frames of a file that a clip spans."""
     return source.frames if source.config.segments else (source.frames - 1) * source.config.stride + 1
 
 
-def _share(source: Told) -> tuple[float, float] | None:
+def _share(source: ClipCollection) -> tuple[float, float] | None:
     """Seconds that a clip shows, and those of the file in the middle of those looked at; None where headers do not
     tell, or where clips are spread over the file."""
     config, lengths = source.config, source.look.seconds()
@@ -160,7 +161,7 @@ def _share(source: Told) -> tuple[float, float] | None:
     return clip, lengths[len(lengths) // 2]
 
 
-def _epoch(source: Told) -> str:
+def _epoch(source: ClipCollection) -> str:
     """How many clips an epoch sees, and how much of a file one shows."""
     repeat, share = source.config.repeat, _share(source)
     files = counted(len(source), "file")

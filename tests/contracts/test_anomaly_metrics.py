@@ -96,9 +96,9 @@ def test_what_cannot_be_judged():
         auroc(torch.tensor([0.0, float("nan")]), torch.tensor([0, 1]))
     with pytest.raises(MimError, match="do not fit"):
         auroc(torch.rand(4), torch.zeros(3))
-    with pytest.raises(MimError, match="0 regions"):
+    with pytest.raises(MimError, match="0 abnormal regions"):
         pro_curve(torch.rand(1, 3, 3), torch.zeros(1, 3, 3))
-    with pytest.raises(MimError, match="and 0 places normal"):
+    with pytest.raises(MimError, match="and 0 normal places"):
         pro_curve(torch.rand(1, 3, 3), torch.ones(1, 3, 3))
     with pytest.raises(MimError, match="limit"):
         aupro(torch.rand(1, 3, 3), torch.eye(3)[None], 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +65,9 @@ def open_picture(path: Path, whole: bool = True) -> ImageFile.ImageFile:
     with open(path, "rb") as stream:
         check_picture(stream)
     try:
-        image = Image.open(path, formats=FORMATS)
+        # its size is checked below, in words of our own
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:
         with open(path, "rb") as file:
             tiff = file.read(3) in (b"II*", b"II+", b"MM\0")

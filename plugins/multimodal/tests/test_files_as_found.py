@@ -350,7 +350,7 @@ def bomb(side, kind=2, depth=8):
     )
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [7_100, 13_300, 60_000])
 def test_pictures_that_would_fill_the_memory_are_refused(tmp_path, side):
     path = tmp_path / "1.png"

@@ -52,10 +52,10 @@ def segmentation(study: Study) -> list[Score]:
         device = study.device
         predictions = classify(_rows(x, device), _rows(a, device), _rows(t, device), classes, study.config.l2)
         scores += _segmentation_scores(row, text, predictions.cpu().reshape(b.shape), b, classes)
-    classes = counted(len(test[test != IGNORE].unique()), "class", "classes")
+    in_test = counted(len(test[test != IGNORE].unique()), "class", "classes")
     study.notes.append(
         "Segmentation: logistic regression of every unit's features of mean 0 and deviation 1 (L-BFGS, at most "
-        f"{STEPS} steps). mIoU is over the {classes} that the test maps show; "
+        f"{STEPS} steps). mIoU is over the {in_test} that the test maps show; "
         f"pixels without a class do not count. The row {MAJORITY!r} has, at each pixel, the commonest class there. "
         f"{ERRORS}"
     )

@@ -6,13 +6,13 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from mim_core import MimError
+from mim_core import MimError, randomness
 from torch import Tensor
 
 from mim_multimodal import files
@@ -82,3 +82,10 @@ def of_items(items: Items, most: int = 100_000) -> Iterator[str]:
             continue
         with suppress(ValueError, OSError):
             yield files.read_text(items.root / items.file("caption", index))
+
+
+def one_of(texts: Sequence[str], key: int | None) -> str:
+    """The caption that a key draws of several; the first without one."""
+    if key is None or len(texts) == 1:
+        return texts[0]
+    return texts[int(randomness.uniform(torch.tensor([key]), "one of several captions", 1) * len(texts))]

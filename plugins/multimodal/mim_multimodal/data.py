@@ -356,7 +356,7 @@ class Aligned(DataSource):
                     )
                 else:
                     listed = items.captions[index] if items.captions else ()
-                    text = files.check_caption(_one_of(listed, key)) if listed else files.read_text(path)
+                    text = files.check_caption(captions.one_of(listed, key)) if listed else files.read_text(path)
                     opened[name] = captions.encode_caption(text, self.shapes[name][0], self.vocabulary)
             except MimError:
                 raise
@@ -570,13 +570,6 @@ class Aligned(DataSource):
         if self._looked is None:
             self._looked = account.look(self)
         return self._looked
-
-
-def _one_of(texts: Sequence[str], key: int | None) -> str:
-    """The caption that a key draws of several; the first without one."""
-    if key is None or len(texts) == 1:
-        return texts[0]
-    return texts[int(randomness.uniform(torch.tensor([key]), "one of several captions", 1) * len(texts))]
 
 
 def _shape(opened: Any) -> tuple[int, int]:

@@ -87,6 +87,7 @@ class DenseMethod(Supervised):
 
     label: ClassVar[str]
     lacks_units = True
+    train_options: ClassVar[Mapping[str, Any]] = {"base_lr": 1e-4, "batch_size": 16, "lr_batch": 16}
     config: Any
     head: DenseHead
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -35,7 +35,6 @@ class DepthRegressor(DenseMethod):
     """Depth at every pixel, in the file's own unit. Pixels without a measurement do not count."""
 
     label = "depth"
-    train_options: ClassVar[Mapping[str, Any]] = {"base_lr": 1e-4, "batch_size": 16, "lr_batch": 16}
 
     @dataclass(frozen=True)
     class Config(DenseOptions):

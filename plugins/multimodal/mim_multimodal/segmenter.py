@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -36,7 +36,6 @@ class Segmenter(DenseMethod):
     """A class for every pixel. Pixels of 255 do not count."""
 
     label = "semseg"
-    train_options: ClassVar[Mapping[str, Any]] = {"base_lr": 1e-4, "batch_size": 16, "lr_batch": 16}
 
     @dataclass(frozen=True)
     class Config(DenseOptions):

@@ -53,8 +53,8 @@ class ClassMapTokenizer(Tokenizer):
         have none)."""
 
         def __post_init__(self) -> None:
-            if len(self.size) == 1:
-                object.__setattr__(self, "size", self.size * 2)
+            whole = PatchTokenizer.Config(size=self.size, patch=self.patch).size  # one number is a square there too
+            object.__setattr__(self, "size", whole)
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()

@@ -21,6 +21,66 @@ def test_functions_stay_small(path):
     assert not long, f"over 50 lines: {long}"
 
 
+def raised(node, caught=frozenset()):
+    """Names of the errors that a function raises in its own body: not in functions within it, and not those that it
+    catches itself."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            continue
+        inside = caught
+        if isinstance(child, ast.stmt) and isinstance(node, ast.Try) and child in node.body:
+            kinds = [kind.type for kind in node.handlers]
+            kinds = [each for kind in kinds for each in (kind.elts if isinstance(kind, ast.Tuple) else [kind])]
+            inside = caught | {"Exception" if kind is None else ast.unparse(kind) for kind in kinds}
+        if isinstance(child, ast.Raise) and child.exc is not None:
+            error = ast.unparse(child.exc.func if isinstance(child.exc, ast.Call) else child.exc)
+            if error != "NotImplementedError" and not inside & {error, "Exception"}:
+                yield error
+        yield from raised(child, inside)
+
+
+def public_functions(body):
+    """(name, function) of the public functions and methods of a module or a class."""
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("_"):
+            continue
+        if isinstance(node, ast.ClassDef):
+            yield from ((f"{node.name}.{name}", function) for name, function in public_functions(node.body))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node
+
+
+def silent(text):
+    """Public functions that raise an error and do not say so."""
+    return [
+        name
+        for name, function in public_functions(ast.parse(text).body)
+        if any(raised(function)) and not re.search(r"\braises?\b", ast.get_docstring(function) or "", re.IGNORECASE)
+    ]
+
+
+def test_public_functions_say_what_they_raise():
+    paths = [path for package in PACKAGES for path in package.rglob("*.py")]
+    assert not [f"{path.relative_to(ROOT)}: {name}" for path in paths for name in silent(path.read_text())]
+
+
+def test_what_a_function_raises_is_read():
+    said = 'def f():\n    """Does.\n\n    Raises:\n        ValueError: It cannot.\n    """\n    raise ValueError\n'
+    assert silent(said) == []
+    assert silent(said.replace("Raises", "Gives")) == ["f"]
+    assert silent("class A:\n    def f(self):\n        if self:\n            raise KeyError(1)\n") == ["A.f"]
+    assert silent("def f():\n    try:\n        g()\n    except OSError as error:\n        raise ValueError from error\n")
+    for quiet in (
+        "def _f():\n    raise ValueError\n",
+        "class _A:\n    def f(self):\n        raise ValueError\n",
+        "def f():\n    raise NotImplementedError\n",
+        "def f():\n    try:\n        g()\n    except OSError:\n        raise\n",
+        "def f():\n    def g():\n        raise ValueError\n    return g\n",
+        "def f():\n    try:\n        raise ValueError\n    except (KeyError, ValueError):\n        pass\n",
+    ):
+        assert silent(quiet) == [], quiet
+
+
 HIDING = {"util", "misc", "helper", "common"}
 
 

@@ -65,7 +65,11 @@ def _counts(scores: Tensor, abnormal: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def descending(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The order from the highest score, and where in it each distinct score ends."""
+    """The order from the highest score, and where in it each distinct score ends.
+
+    Raises:
+        MimError: A score is NaN or infinite.
+    """
     if not bool(scores.isfinite().all()):
         raise MimError(DIVERGED)
     values, order = scores.sort(descending=True, stable=True)

@@ -44,7 +44,11 @@ class BenchOptions:
 
 
 def bench(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``bench RECIPE [OPTIONS]``, with the options of ``pretrain``."""
+    """``bench RECIPE [OPTIONS]``, with the options of ``pretrain``.
+
+    Raises:
+        MimError: --seconds is not positive.
+    """
     registry = installed()
     known = ", ".join(entry.name for entry in registry.of_kind("recipes", plugin)) or "none"
     name, rest = take_name(arguments, "recipe", f"Recipes: {known}. Usage: {program} bench RECIPE [OPTIONS]")

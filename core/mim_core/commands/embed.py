@@ -44,7 +44,11 @@ class EmbedOptions(AskingOptions):
 
 
 def embed(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``embed RUN INPUT --out features.npz``."""
+    """``embed RUN INPUT --out features.npz``.
+
+    Raises:
+        MimError: --neighbours is negative, or --alike lies outside (0, 1].
+    """
     name, rest = take_name(arguments, "run", f"Usage: {program} embed RUN INPUT [OPTIONS]")
     if name in ("-h", "--help"):
         parse(EmbedOptions, f"{program} embed RUN", arguments)

@@ -57,7 +57,11 @@ class ExportOptions:
 
 
 def export(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``export RUN [--to timm|hf|torch|plain|onnx]``."""
+    """``export RUN [--to timm|hf|torch|plain|onnx]``.
+
+    Raises:
+        MimError: --to is torch, and --out does not end in .pt2.
+    """
     options, registry = parse(ExportOptions, f"{program} export", arguments), installed()
     _check_format(options.to, registry)
     opened = load_run(options.run, registry)

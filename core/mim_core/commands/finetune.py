@@ -57,7 +57,11 @@ class FinetuneOptions:
 
 def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
     """``finetune RUN [OPTIONS]``: RUN is the folder of a pre-trained run, or one of its checkpoints; or the name of a
-    fine-tuning recipe, which ``--init`` gives weights to."""
+    fine-tuning recipe, which ``--init`` gives weights to.
+
+    Raises:
+        MimError: RUN is a recipe for pre-training or was trained on labels, or the method learns from none.
+    """
     registry = installed()
     known = ", ".join(entry.name for entry in registry.of_kind("finetunings", plugin)) or "none"
     hint = f"Fine-tuning recipes: {known}. Usage: {program} finetune RUN|RECIPE [OPTIONS]"

@@ -120,7 +120,11 @@ def with_data_of(run: ResolvedRun, arguments: list[str], registry: Registry) -> 
 
 
 def train_recipe(program: str, name: str, entry: Entry, rest: list[str], registry: Registry) -> int:
-    """``finetune RECIPE --init WEIGHTS``: as a run of its own."""
+    """``finetune RECIPE --init WEIGHTS``: as a run of its own.
+
+    Raises:
+        MimError: The method does not learn from labels.
+    """
     run = load_recipe(entry.full_name, registry, "--twin" in rest, kind="finetunings")
     of_recipe = run.parts["method"].options.classes if hasattr(run.parts["method"].options, "classes") else None
     run = swap_all(run, rest, registry)

@@ -84,7 +84,11 @@ def _plural(kind: str) -> str:
 
 
 def list_parts(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``mim-core list [KIND]``."""
+    """``mim-core list [KIND]``.
+
+    Raises:
+        MimError: The kind is unknown, or more than one is named.
+    """
     if arguments and arguments[0] in ("-h", "--help"):
         kinds = textwrap.fill(f"Lists the parts of a kind, or all kinds: {', '.join(KINDS)}.", terminal.WIDTH)
         terminal.tell(f"usage: {program} list [KIND]\n\n{kinds}")
@@ -137,7 +141,11 @@ class RecipesOptions:
 
 
 def recipes(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``recipes``: of one plugin, or of all."""
+    """``recipes``: of one plugin, or of all.
+
+    Raises:
+        MimError: The plugin is switched off or broken.
+    """
     parse(RecipesOptions, f"{program} recipes", arguments)
     registry = installed()
     off = [record for record in registry.plugins if record.name == plugin and not record.used]
@@ -160,7 +168,11 @@ class DescribeOptions:
 
 
 def describe(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``mim-core describe NAME``."""
+    """``mim-core describe NAME``.
+
+    Raises:
+        MimError: Nothing has that name.
+    """
     options = parse(DescribeOptions, f"{program} describe", arguments)
     registry = installed()
     matches = [entry for entry in registry.entries if options.name in (entry.full_name, entry.name)]

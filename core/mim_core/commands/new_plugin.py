@@ -92,7 +92,11 @@ class Names:
 
 
 def new_plugin(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``mim-core new-plugin NAME``."""
+    """``mim-core new-plugin NAME``.
+
+    Raises:
+        MimError: No name is given.
+    """
     if not {"-h", "--help"} & set(arguments) and not _names_one(arguments):
         raise MimError(f"Which name? Usage: {program} new-plugin mim-NAME [--into FOLDER]")
     options = parse(NewPluginOptions, f"{program} new-plugin", arguments)

@@ -64,7 +64,11 @@ def full_recipe_name(name: str, plugin: str | None, registry: Registry) -> str:
 
 
 def used(arguments: list[str]) -> list[tuple[str, str]]:
-    """(role, name) of every ``--use ROLE=NAME``, which changes what other options there are, and so is read first."""
+    """(role, name) of every ``--use ROLE=NAME``, which changes what other options there are, and so is read first.
+
+    Raises:
+        MimError: The role or the name is missing.
+    """
     choices = []
     for i, argument in enumerate(arguments):
         text = argument.partition("=")[2] if argument.startswith("--use=") else None

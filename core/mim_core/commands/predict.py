@@ -70,7 +70,11 @@ class PredictOptions(AskingOptions):
 
 
 def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``predict RUN INPUT --out FOLDER``."""
+    """``predict RUN INPUT --out FOLDER``.
+
+    Raises:
+        MimError: --out is a file.
+    """
     name, rest = take_name(arguments, "run", f"Usage: {program} predict RUN INPUT [OPTIONS]")
     if name in ("-h", "--help"):
         parse(PredictOptions, f"{program} predict RUN", arguments)

@@ -68,7 +68,11 @@ def _run_name(name: str) -> str:
 
 
 def load_named(name: str, plugin: str | None, registry: Registry, twin: bool) -> ResolvedRun:
-    """The run of a recipe's name, or of a TOML file; a plugin's own script knows its recipes by their short names."""
+    """The run of a recipe's name, or of a TOML file; a plugin's own script knows its recipes by their short names.
+
+    Raises:
+        MimError: --twin is given with a file, or the name is the folder of a run.
+    """
     if name.endswith(".toml"):
         if twin:
             raise MimError(f"--twin goes with a recipe's name; {name} is a file.")

@@ -37,7 +37,11 @@ class ShowOptions:
 
 
 def show(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``show RUN``."""
+    """``show RUN``.
+
+    Raises:
+        MimError: --samples is below 1.
+    """
     options = parse(ShowOptions, f"{program} show", arguments)
     if options.samples < 1:
         raise MimError(f"--samples must be at least 1, got {options.samples}.")

@@ -72,7 +72,11 @@ def foreign(path: Path, registry: Registry) -> Found | None:
 
 def fitted(run: ResolvedRun, path: Path, registry: Registry) -> ResolvedRun:
     """The run with an encoder of the size of the weights that it starts from, where these are another code base's; what
-    was changed is said."""
+    was changed is said.
+
+    Raises:
+        MimError: They are another code base's, and the recipe's encoder is not the plain one with sizes of its own.
+    """
     model = foreign(path, registry)
     part = run.parts["encoder"]
     if model is None:

@@ -47,7 +47,11 @@ class Noise(DataSource):
         }
 
     def labelled(self, split: str) -> Labelled:
-        """Refused."""
+        """Refused.
+
+        Raises:
+            MimError: Always: noise has no labels.
+        """
         raise MimError("Noise has no labels, so features cannot be judged with --use data=core:noise.")
 
     def picture(self, modality: str, values: Tensor) -> Picture:

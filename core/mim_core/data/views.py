@@ -23,6 +23,9 @@ class View:
             `carried`.
         count: Local views of each sample.
         size: Their last axes.
+
+    Raises:
+        ValueError: Local views lack a count or a size of 1 or more.
     """
 
     kind: Literal["target", "pair", "local", "place"]

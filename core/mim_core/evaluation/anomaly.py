@@ -129,6 +129,9 @@ def collect(
         score: A finished batch -> maps.
         study: Batch size and device.
         chosen: Numbers of samples; all by default.
+
+    Raises:
+        MimError: None of the samples can be read.
     """
     wanted = list(range(len(split.labels))) if chosen is None else chosen
     maps, truths, items = list[Tensor](), list[Tensor](), list[Tensor]()

@@ -177,7 +177,11 @@ def frame_auroc(scores: Sequence[Tensor], abnormal: Sequence[Tensor]) -> tuple[f
 
 def region_weights(masks: Tensor, connectivity: int) -> tuple[Tensor, int]:
     """What each place adds to the mean overlap when it is found, float64 [n * h * w]; and how many regions there
-    are."""
+    are.
+
+    Raises:
+        MimError: scipy is missing, or the connectivity is neither 4 nor 8.
+    """
     try:
         from scipy import ndimage
     except ImportError as error:

@@ -46,7 +46,11 @@ def extract(
 ) -> Tensor:
     """Pooled features of a split, or of its ``chosen`` samples (int64 [n]), float32 [n, D]: the mean over a sample's
     views; the raw input where no method is given. NaN where a view cannot be read, or lacks all of ``config.inputs``.
-    ``change`` is one of the source's controls."""
+    ``change`` is one of the source's controls.
+
+    Raises:
+        MimError: None of the samples can be read.
+    """
     wanted, back = (torch.arange(len(split.labels)) if chosen is None else chosen).unique(return_inverse=True)
     sampler = [part.tolist() for part in split.items_of(wanted).split(config.batch_size)]
     if method is not None:

@@ -68,7 +68,11 @@ class Entry:
         return self._resolve(self.load)
 
     def resolve_twin(self) -> Any:
-        """The small version of a recipe."""
+        """The small version of a recipe.
+
+        Raises:
+            MimError: The recipe names no twin.
+        """
         if self.twin is None:
             raise MimError(f"Recipe {self.full_name!r} names no twin.")
         return self._resolve(self.twin)

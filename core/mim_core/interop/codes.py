@@ -60,7 +60,11 @@ class CodeTokenizer(NamedTokenizer):
         return self
 
     def check_filled(self) -> None:
-        """Refuses to name units with weights that were only drawn, where the ones that are meant are gone."""
+        """Refuses to name units with weights that were only drawn, where the ones that are meant are gone.
+
+        Raises:
+            ValueError: They are gone; names the option that gives them.
+        """
         if not self.filled:
             where = self.config.run or "no run is named"
             raise ValueError(f"the trained tokenizer is not at hand: {where}; give it with --tokenizer.run FOLDER")

@@ -360,7 +360,11 @@ def _timm_sizes(name: str) -> dict[str, Any]:
 
 
 def encoder_in(state: Mapping[str, Tensor], path: Path, sizes: Mapping[str, Any] | None = None) -> Found:
-    """The plain ViT among weights by name."""
+    """The plain ViT among weights by name.
+
+    Raises:
+        MimError: There is no plain ViT, or it has parts that such a one lacks, or values that are NaN or infinite.
+    """
     bare = _without_prefix(state)
     kind = "transformers'" if any(LAYER.match(name) for name in bare) else "timm's"
     named = _joined({_timm_name(name): value for name, value in bare.items()})

@@ -62,7 +62,11 @@ class FrozenTeacher(Teacher):
         self.check(student.own if self.segment else student.tokenizer)
 
     def check_filled(self) -> None:
-        """Refuses to teach with weights that were only drawn, where the ones that are meant are gone."""
+        """Refuses to teach with weights that were only drawn, where the ones that are meant are gone.
+
+        Raises:
+            ValueError: They are gone; names the options that give them.
+        """
         if not self.filled:
             where = self.config.run or self.config.weights
             raise ValueError(
@@ -119,7 +123,12 @@ def weights_exist(config: Any) -> bool:
 
 def opened_encoder(config: Any, role: str = "teacher") -> tuple[Tokenizer, Encoder, str]:
     """Tokenizer, encoder, and the text of both: with the weights that the options name, or, where these are gone and
-    the parts are known, as they are drawn, for a checkpoint to fill."""
+    the parts are known, as they are drawn, for a checkpoint to fill.
+
+    Raises:
+        ValueError: The options name a run and weights, or neither, or weights without their format.
+        MimError: The method has no tokenizer and encoder.
+    """
     if config.run is not None and config.weights is not None:
         raise ValueError(f"say --{role}.run or --{role}.weights, not both")
     if config.parts and (not weights_exist(config) or torch.get_default_device().type == "meta"):

@@ -54,7 +54,11 @@ class FrozenFeatures(FeatureTokenizer):
         return self.looks
 
     def check_filled(self) -> None:
-        """Refuses features of weights that were only drawn, where the ones that are meant are gone."""
+        """Refuses features of weights that were only drawn, where the ones that are meant are gone.
+
+        Raises:
+            ValueError: They are gone; names the options that give them.
+        """
         if not self.filled:
             where = self.config.run or self.config.weights
             raise ValueError(

@@ -37,7 +37,11 @@ def mlp_ratio_of(state: State, prefix: str, width: int) -> float:
 
 
 def need(state: State, key: str, code: str) -> Tensor:
-    """The weight of that name, without which these are not the weights of ``code``."""
+    """The weight of that name, without which these are not the weights of ``code``.
+
+    Raises:
+        MimError: There is no such weight.
+    """
     if key not in state:
         raise MimError(
             f"These weights have no {key!r}: they are not those of {code}. They start with: "
@@ -64,7 +68,11 @@ def pair(size: Any) -> tuple[int, int]:
 
 
 def agree(given: Any, read: Mapping[str, Any]) -> None:
-    """Sizes that were given must be what the weights have."""
+    """Sizes that were given must be what the weights have.
+
+    Raises:
+        MimError: A size that was given is another one.
+    """
     for name, value in read.items():
         given_size = getattr(given, name)
         given_size = pair(given_size) if name == "patch_size" and given_size is not None else given_size
@@ -73,7 +81,11 @@ def agree(given: Any, read: Mapping[str, Any]) -> None:
 
 
 def heads_of(name: str, given: Any, width: int, released: Mapping[str, Mapping[int, int]]) -> int:
-    """Attention heads: as given, or of the released model of that width."""
+    """Attention heads: as given, or of the released model of that width.
+
+    Raises:
+        MimError: The number is not given, and no released model has that width.
+    """
     given_heads: int | None = getattr(given, name)
     heads = released[name].get(width) if given_heads is None else given_heads
     if heads is None:
@@ -85,7 +97,11 @@ def heads_of(name: str, given: Any, width: int, released: Mapping[str, Mapping[i
 
 
 def heads_within(group: str, given: Mapping[str, int], name: str, released: Mapping[int, int], width: int) -> int:
-    """Attention heads of one part, where its sizes are given together, under the part's name."""
+    """Attention heads of one part, where its sizes are given together, under the part's name.
+
+    Raises:
+        MimError: The number is not given, and no released model has that width.
+    """
     heads = given.get(name) or released.get(width)
     if heads is None:
         raise MimError(

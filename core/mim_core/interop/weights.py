@@ -57,7 +57,11 @@ def import_checkpoint(
 
 
 def sizes_given(given: tuple[str, ...]) -> dict[str, Any]:
-    """``num_heads=3`` as a name and a value: a number, a tuple, true or false; anything else is text."""
+    """``num_heads=3`` as a name and a value: a number, a tuple, true or false; anything else is text.
+
+    Raises:
+        MimError: A text is not NAME=VALUE.
+    """
     sizes: dict[str, Any] = {}
     for text in given:
         name, sign, value = text.partition("=")
@@ -72,7 +76,11 @@ def sizes_given(given: tuple[str, ...]) -> dict[str, Any]:
 
 def read_state(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """A state dict from a file or a Hugging Face folder, and the sizes in the folder's ``config.json``. Never runs
-    code from the file."""
+    code from the file.
+
+    Raises:
+        MimError: Nothing is at the path, or the folder has no single file of weights.
+    """
     if not path.exists():
         raise MimError(f"No weights at {path}.")
     sizes: dict[str, Any] = {}

@@ -98,7 +98,11 @@ class Parts:
         return built
 
     def scorer(self, tokenizer: Tokenizer, encoder: Encoder, teachers: Mapping[str, Teacher]) -> Scorer | None:
-        """The scorer, bound to the teacher that it reads; None where the run has none."""
+        """The scorer, bound to the teacher that it reads; None where the run has none.
+
+        Raises:
+            MimError: The teacher that it reads looks at what is hidden, and so comes too late.
+        """
         if "scorer" not in self:
             return None
         scorer: Scorer = self.make("scorer", self._student(tokenizer, encoder))
@@ -132,7 +136,11 @@ class Parts:
         return teacher
 
     def joint_decoder(self, tokenizer: Tokenizer, encoder: Encoder) -> JointDecoder | None:
-        """The decoder that answers for all heads; None where each has its own."""
+        """The decoder that answers for all heads; None where each has its own.
+
+        Raises:
+            MimError: A decoder for all heads is named for one of them.
+        """
         for scope, role in self.scopes("decoder"):
             if scope and self.get(role).cls.joint:
                 raise MimError(
@@ -154,7 +162,11 @@ class Parts:
     ) -> Iterator[tuple[str, str | None, Decoder, Target]]:
         """(name, segment, decoder, target) of each head. A head's segment is the tokenizer of its name, unless
         ``segments`` says another; its teacher is that of its name, or the only one; its decoder its own, that of all
-        heads anew, or its part of the ``joint`` one."""
+        heads anew, or its part of the ``joint`` one.
+
+        Raises:
+            MimError: A head asks for a segment that there is not.
+        """
         for scope, role in self.scopes("target"):
             segment = segments.get(scope, scope if isinstance(tokenizer, JoinedTokenizer) else None)
             if segment is not None and (not isinstance(tokenizer, JoinedTokenizer) or segment not in tokenizer.parts):

@@ -172,7 +172,11 @@ def check_data(
 
 
 def open_source(config: ResolvedRun, tokenizer: Tokenizer) -> DataSource:
-    """The data source of a run for a tokenizer, whatever the method."""
+    """The data source of a run for a tokenizer, whatever the method.
+
+    Raises:
+        MimError: The run names no data.
+    """
     part = config.parts.get("data")
     if part is None:
         raise MimError("This run has no data. Name a source: --use data=NAME. See: mim-core list data")

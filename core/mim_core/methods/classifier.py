@@ -223,7 +223,11 @@ class Classifier(Supervised):
         return replace(options, class_weights=tuple(round(weight, 6) for weight in weights))
 
     def check(self, source: DataSource) -> None:
-        """Refuses data with another number of classes."""
+        """Refuses data with another number of classes.
+
+        Raises:
+            MimError: The numbers differ, or the names of the classes do.
+        """
         classes = source.labelled("train").classes
         if len(classes) != self.classes:
             raise MimError(

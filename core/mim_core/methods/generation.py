@@ -33,6 +33,9 @@ class Generation:
         schedule: How many are undecided after each step: "cosine" decides few at first (MaskGIT), "linear" as many in
             each.
         seed: Of the draws, which are the same for every sample.
+
+    Raises:
+        MimError: There is no step, the temperature is negative or not finite, or a modality is named twice.
     """
 
     wanted: tuple[str, ...] = ()

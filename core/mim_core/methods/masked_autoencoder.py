@@ -88,6 +88,9 @@ class Head(nn.Module):
         teacher: Name of the teacher that the target reads; None where it reads none.
         view: Another view of the sample that is asked, with nothing hidden: "target" or "local"; empty: the masked one.
         every: All units are asked and count, in place of those that the mask asks (MST).
+
+    Raises:
+        ValueError: It reads another view, and its decoder does not ask about whole samples.
     """
 
     def __init__(
@@ -166,6 +169,9 @@ class MaskedAutoencoder(Method):
             "main" for the one that all others use.
         decoder: One that answers for all heads in one pass (4M); each head then has its part of it.
         total: How the heads' losses make the whole, see the option.
+
+    Raises:
+        ValueError: The masker would keep no unit, or hide none.
     """
 
     rebuilds = "hidden"
@@ -197,7 +203,12 @@ class MaskedAutoencoder(Method):
     @classmethod
     def build(cls, config: Any, parts: Parts) -> MaskedAutoencoder:
         """Roles: tokenizer, masker, encoder, and a target and decoder per head; ``depth.tokenizer`` and the like where
-        there are several. A teacher and a scorer where they are named."""
+        there are several. A teacher and a scorer where they are named.
+
+        Raises:
+            ValueError: An option names no head, a weight is negative or not finite or none is positive, or ``carries``
+                asks for a teacher that all heads share and that is an encoder, and there is none.
+        """
         tokenizer = parts.tokenizer()
         encoder = parts.encoder(tokenizer)
         teachers = parts.teachers(tokenizer, encoder, config.segments)

@@ -143,7 +143,11 @@ class MultiLabelClassifier(Classifier):
         self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None
     ) -> list[Score]:
         """Mean average precision, and F1 of all answers together (micro) and as the mean over the labels (macro);
-        beside each label's share of the training samples as its probability."""
+        beside each label's share of the training samples as its probability.
+
+        Raises:
+            MimError: No label is both there and absent among the test samples.
+        """
         train, test = source.labelled("train"), source.labelled("test")
         shares, read = self.test_shares(source, test, device, batch_size)
         labels, names = test.labels[read], self.label_names()

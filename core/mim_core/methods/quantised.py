@@ -37,6 +37,9 @@ class QuantisedAutoencoder(Method):
         encoder: Names the units.
         head: Rebuilds them: a decoder that needs no queries, and the target.
         commitment: Factor of the distance between tokens and their codes.
+
+    Raises:
+        ValueError: The factor is negative or not finite, or 0 with codes that follow a gradient.
     """
 
     rebuilds = "all"
@@ -50,7 +53,11 @@ class QuantisedAutoencoder(Method):
 
     @classmethod
     def build(cls, config: Any, parts: Parts) -> QuantisedAutoencoder:
-        """Roles: tokenizer, encoder (core:codebook), decoder, target."""
+        """Roles: tokenizer, encoder (core:codebook), decoder, target.
+
+        Raises:
+            MimError: Several modalities or heads, an encoder without codes, or a target that needs more than the units.
+        """
         tokenizer = parts.tokenizer()
         if isinstance(tokenizer, JoinedTokenizer):
             raise MimError("A tokenizer is trained on one modality; this run has several.")
@@ -153,7 +160,11 @@ class QuantisedAutoencoder(Method):
 
     @torch.no_grad()
     def rebuild(self, ids: Int[Tensor, "B N"]) -> Tensor:
-        """What the ids of all units stand for, in the modality's own shape. In evaluation mode."""
+        """What the ids of all units stand for, in the modality's own shape. In evaluation mode.
+
+        Raises:
+            MimError: The target has no way back from its answers alone.
+        """
         layout, rows = self.tokenizer.layout, len(ids)
         tokens = self.encoder.of_ids(ids)
         encoded = Encoded(tokens, tokens[:, :0])

@@ -190,7 +190,11 @@ class TransformerDecoder(Decoder):
         return self.pred(self.norm(x[:, -layout.count :]))
 
     def share(self, other: Decoder) -> None:
-        """One embedding and one mask token for two heads."""
+        """One embedding and one mask token for two heads.
+
+        Raises:
+            ValueError: The other is of another kind, or has another width, embedding, prefix or other positions.
+        """
         mine = (self.config.width, self.config.embed, self.config.embed_bias, self.config.prefix, self.config.position)
         if not isinstance(other, TransformerDecoder) or mine != (
             other.config.width, other.config.embed, other.config.embed_bias, other.config.prefix, other.config.position

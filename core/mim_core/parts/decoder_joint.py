@@ -40,7 +40,11 @@ class JointAnswer(Decoder):
         return F.embedding(inputs.clamp(0, len(vectors) - 1), vectors)
 
     def forward(self, encoded: Encoded, layout: Layout, mask: Mask) -> Float[Tensor, "R Q size"]:
-        """Refused: the decoder of all heads is asked, not one of its heads."""
+        """Refused: the decoder of all heads is asked, not one of its heads.
+
+        Raises:
+            ValueError: Always.
+        """
         raise ValueError("this head is answered by the decoder that it shares with the others")
 
     def answer(self, decoded: Float[Tensor, "R Q W"], layout: Layout, mask: Mask) -> Float[Tensor, "R q size"]:

@@ -71,7 +71,11 @@ class PrototypeDecoder(Decoder):
         return self(encoded, layout, Mask.nothing_hidden(len(encoded.tokens), layout, encoded.tokens.device))
 
     def share(self, other: Decoder) -> None:
-        """One network for two heads."""
+        """One network for two heads.
+
+        Raises:
+            ValueError: The other is of another kind, or has other prototypes, pool, hidden width or layers.
+        """
         if not isinstance(other, PrototypeDecoder) or other.prototypes.shape != self.prototypes.shape:
             raise ValueError("heads that share a network must both sort among as many prototypes")
         if (other.config.pool, other.config.hidden, other.config.layers) != (

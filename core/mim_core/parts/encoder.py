@@ -412,7 +412,11 @@ class ViTEncoder(Encoder):
         self.levels, self.levels_normed = last_blocks(count, len(self.blocks)), False
 
     def give_attention(self) -> None:
-        """Asks for the attention of the last block, whose queries and keys are computed twice."""
+        """Asks for the attention of the last block, whose queries and keys are computed twice.
+
+        Raises:
+            ValueError: The last block is no plain transformer block, or there is none.
+        """
         last: Any = self.blocks[-1] if len(self.blocks) else None
         if type(last) not in (vision_transformer.Block, WatchedBlock):
             raise ValueError("an encoder without plain transformer blocks has no attention to give")

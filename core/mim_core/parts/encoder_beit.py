@@ -22,7 +22,11 @@ from mim_core.parts.position import TablePosition, Units, make_position
 
 class RelativePositionBias(beit.RelativePositionBias, TablePosition):
     """timm's shared relative position bias of a grid, which follows to other grids as timm's does: interpolated over
-    distances whose steps grow outwards (BEiT's fine-tuning)."""
+    distances whose steps grow outwards (BEiT's fine-tuning).
+
+    Raises:
+        ValueError: The units do not lie on a grid of two axes.
+    """
 
     kind = "relative"
 
@@ -45,7 +49,11 @@ class RelativePositionBias(beit.RelativePositionBias, TablePosition):
         return table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1).contiguous()
 
     def tables_at(self, units: Units) -> dict[str, Tensor]:
-        """The table, one row per distance."""
+        """The table, one row per distance.
+
+        Raises:
+            ValueError: The new units do not lie on a grid of two axes, or a side of either grid is below 2.
+        """
         own, new = self.units.grids[0], units.grids[0]
         table: Tensor = self.relative_position_bias_table  # type: ignore[assignment]
         if own == new:

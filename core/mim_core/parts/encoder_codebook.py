@@ -26,6 +26,9 @@ class Codebook(nn.Module):
     used are replaced by vectors of the last batch (Jukebox, arXiv 2005.00341, section 3.1).
 
     In training, `forward` takes note of the batch, and `after_step` follows it.
+
+    Raises:
+        ValueError: There are fewer than 2 codes, the size is below 1, or ``decay`` or ``revive`` lies outside [0, 1).
     """
 
     book: Tensor

@@ -58,6 +58,9 @@ class Layout:
         segments: The layouts that `join` put side by side, by name; empty for a single one.
         sequence: The units are places of a sequence, told one after another: first what is seen of it, then what is
             asked, see `mim_core.parts.spans`.
+
+    Raises:
+        ValueError: The grid, the segments, the positions or ``valid`` have another number of units than ``count``.
     """
 
     count: int = field(metadata={"static": True})
@@ -120,7 +123,11 @@ class Layout:
         return self.segments or (("", self),)
 
     def span(self, segment: str) -> tuple[int, Layout]:
-        """The first unit and the layout of one segment; of a single layout all, under an empty name."""
+        """The first unit and the layout of one segment; of a single layout all, under an empty name.
+
+        Raises:
+            KeyError: There is no such segment.
+        """
         if not self.segments and not segment:
             return 0, self
         start = 0
@@ -131,7 +138,11 @@ class Layout:
         raise KeyError(f"no segment {segment!r}; there are: {', '.join(name for name, _ in self.segments) or 'none'}")
 
     def coordinates(self, device: torch.device | None = None) -> Float[Tensor, "*B N d"]:
-        """The units' coordinates: ``positions``, or grid indices (float32 [N, axes]) where there is a grid."""
+        """The units' coordinates: ``positions``, or grid indices (float32 [N, axes]) where there is a grid.
+
+        Raises:
+            ValueError: There are neither positions nor a grid.
+        """
         if self.positions is not None:
             return self.positions
         if self.grid is None:
@@ -157,7 +168,11 @@ class Patches:
     aux: dict[str, Tensor] = field(default_factory=dict)
 
     def segment(self, name: str) -> Patches:
-        """The patches of one segment of a joined layout."""
+        """The patches of one segment of a joined layout.
+
+        Raises:
+            KeyError: There is no such segment, or these patches are of a single modality.
+        """
         if not isinstance(self.values, dict):
             raise KeyError(f"no segment {name!r}: these patches are of a single modality")
         return Patches(self.values[name], self.layout.span(name)[1], self.aux)

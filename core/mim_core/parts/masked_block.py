@@ -70,6 +70,9 @@ class SqueezeExcitation(nn.Module):
     Args:
         channels: How many.
         reduction: The layer between is so many times narrower, and at least one wide.
+
+    Raises:
+        ValueError: ``reduction`` is below 1.
     """
 
     def __init__(self, channels: int, reduction: int = 8) -> None:
@@ -95,6 +98,9 @@ class ChannelTransformer(nn.Module):
         width: Of a token.
         heads: Of the attention.
         head_width: Of one head.
+
+    Raises:
+        ValueError: A width or the number of heads is below 1.
     """
 
     def __init__(self, channels: int, width: int = 64, heads: int = 5, head_width: int = 64) -> None:
@@ -126,6 +132,9 @@ class MaskedBlock(nn.Module):
         gate: Gives channels [B, C] their weights.
         convolution: Sees the corners.
         loss: "mse", as the published code has it, or "huber", as the paper of SSMCTB says.
+
+    Raises:
+        ValueError: There is no such loss.
     """
 
     most = 64

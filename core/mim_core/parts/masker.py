@@ -310,7 +310,11 @@ class BlockMasker(Masker):
         self.register_buffer("stretch", (-math.log(config.aspect) * exponents).exp(), persistent=False)
 
     def count(self, layout: Layout) -> int:
-        """int(N * ratio)."""
+        """int(N * ratio).
+
+        Raises:
+            ValueError: The units lie on no grid.
+        """
         if layout.grid is None:
             raise ValueError("the block masker needs units on a grid; these lie freely")
         return rounded(layout.count * self.config.ratio, "down")

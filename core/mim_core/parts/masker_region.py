@@ -51,7 +51,11 @@ class RegionMasker(Masker):
         return True
 
     def count(self, layout: Layout) -> int:
-        """The product of the sizes."""
+        """The product of the sizes.
+
+        Raises:
+            ValueError: The region and the grid differ in axes, or the region does not fit.
+        """
         size, grid = self.config.size, layout.grid
         if grid is None or len(grid) != len(size):
             raise ValueError(f"a region of {size} needs units on a grid of {len(size)} axes; this grid is {grid}")

@@ -62,7 +62,11 @@ class BatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised values in the shape of ``x``."""
+        """Normalised values in the shape of ``x``.
+
+        Raises:
+            ValueError: ``x`` is not [n, features, ...].
+        """
         if x.ndim < 2 or x.shape[1] != self.features:
             raise ValueError(f"BatchNorm({self.features}) wants [n, {self.features}, ...], got {tuple(x.shape)}")
         if not self.training:

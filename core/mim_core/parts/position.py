@@ -28,6 +28,9 @@ def sincos_table(grid: tuple[int, ...], width: int, last: bool = True) -> Float[
     MAE's layout: the channels are split evenly over the axes, the *last* axis first (with ``last`` false the first, as
     MultiMAE's code has it); each share is [sines | cosines], not interleaved, with frequencies 10000^(-k / n), n the
     number of sines. Channels that do not divide stay zero at the end. Computed in float64.
+
+    Raises:
+        ValueError: The width is too small for that many axes.
     """
     sines = width // (2 * len(grid))
     if sines == 0:
@@ -94,7 +97,11 @@ class TablePosition(nn.Module):
 
 def quarter_table(grid: tuple[int, ...], width: int) -> Float[Tensor, "N width"]:
     """The same on a grid of three axes, with a quarter of the channels for the first axis and the rest for the others
-    (MVD, arXiv 2212.04500, code)."""
+    (MVD, arXiv 2212.04500, code).
+
+    Raises:
+        ValueError: The grid has not three axes, or 4 does not divide the width.
+    """
     if len(grid) != 3 or width % 4:
         raise ValueError(f"sincos-quarter needs a grid of three axes and a width that 4 divides; got {grid}, {width}")
     first = sincos_table(grid[:1], width // 4)
@@ -218,7 +225,11 @@ class FlatPosition(TablePosition):
 
 class SeparablePosition(TablePosition):
     """Trained vectors for each step along the first axis and for each place on the others, added up (MAE-ST, arXiv
-    2205.09113, section 3). For another grid both tables are interpolated linearly."""
+    2205.09113, section 3). For another grid both tables are interpolated linearly.
+
+    Raises:
+        ValueError: The units do not lie on a grid of two axes or more.
+    """
 
     kind = "separable"
 
@@ -238,7 +249,11 @@ class SeparablePosition(TablePosition):
         return (tables["first"][:, :, None] + tables["rest"][:, None]).flatten(1, 2)
 
     def tables_at(self, units: Units) -> dict[str, Tensor]:
-        """Both tables."""
+        """Both tables.
+
+        Raises:
+            ValueError: The units lie on no grid of as many axes.
+        """
         own, new = self.grid, units.grids[0]
         if new is None or len(new) != len(own):
             raise ValueError(f"these positions are for a grid of {len(own)} axes; this input has {new}")
@@ -272,7 +287,11 @@ class LearnedPosition(TablePosition):
         return self.tables_at(Units.of(layout))["table"]
 
     def tables_at(self, units: Units) -> dict[str, Tensor]:
-        """The table."""
+        """The table.
+
+        Raises:
+            ValueError: There are more or fewer units, and no two grids to interpolate between.
+        """
         own, new = self.units.grids[0], units.grids[0]
         if len(self.units.grids) == len(units.grids) == 1 and own and new and len(own) == len(new):
             return {"table": resampled(self.table, own, new)}

@@ -65,7 +65,11 @@ class AttentionScorer(Scorer):
         """The attention scorer has no options."""
 
     def bind(self, teacher: Teacher) -> None:
-        """Asks for the attention of the last block, whose first row is the class token's."""
+        """Asks for the attention of the last block, whose first row is the class token's.
+
+        Raises:
+            ValueError: The teacher's encoder has no class token.
+        """
         teacher.give(attention=True)
         if teacher.encoder.prefix == 0:
             raise ValueError("attention of the class token is asked for, and the teacher's encoder has none")
@@ -116,7 +120,11 @@ class OverlapScorer(Scorer):
         self.modality = next(iter(student.tokenizer.shapes))
 
     def forward(self, sample: Sample, patches: Patches, lesson: Lesson | None = None) -> Float[Tensor, "B N"]:
-        """float32 [B, N], from ``MODALITY.place`` and ``MODALITY_target.place``."""
+        """float32 [B, N], from ``MODALITY.place`` and ``MODALITY_target.place``.
+
+        Raises:
+            ValueError: The units lie on no grid of as many axes as the place has.
+        """
         grid = patches.layout.grid
         place, other = (sample[f"{self.modality}{view}.place"] for view in ("", "_target"))
         if grid is None or len(grid) != place.shape[-1]:

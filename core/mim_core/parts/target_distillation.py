@@ -74,7 +74,11 @@ class SelfDistillationTarget(Target):
     def make(
         self, sample: Sample, patches: Patches, mask: Mask, lesson: Lesson | None = None
     ) -> Float[Tensor, "R size"]:
-        """How the teacher sorts what each row is held against: probabilities. The centre is that of earlier steps."""
+        """How the teacher sorts what each row is held against: probabilities. The centre is that of earlier steps.
+
+        Raises:
+            ValueError: The samples are no pairs, their number being odd.
+        """
         assert lesson is not None, "self-distillation needs a teacher"
         scores = lesson.answers[self.config.head][:, 0].float()
         if self.training:

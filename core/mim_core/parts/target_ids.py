@@ -37,7 +37,11 @@ class IdTarget(Target):
         self.size = tokenizer.names
 
     def bind(self, teacher: Teacher) -> None:
-        """One answer for each of the teacher's ids."""
+        """One answer for each of the teacher's ids.
+
+        Raises:
+            ValueError: The teacher gives units no ids.
+        """
         if teacher.codes < 2:
             raise ValueError(
                 f"it reads ids, and a {type(teacher).__name__} gives units none; one that does: --use "

@@ -52,7 +52,11 @@ class RankTarget(Target):
         self.size = math.prod(tokenizer.unit_shape) if config.size is None else config.size
 
     def make(self, sample: Sample, patches: Patches, mask: Mask, lesson: Lesson | None = None) -> None:
-        """Not called: there are no values but another head's losses."""
+        """Not called: there are no values but another head's losses.
+
+        Raises:
+            ValueError: Always.
+        """
         raise ValueError(f"this target has no values of its own, only what the head {self.of_head!r} loses")
 
     def loss(self, prediction: Float[Tensor, "R Q size"], values: Losses) -> Float[Tensor, "R Q"]:

@@ -56,7 +56,11 @@ class RandomCodesTeacher(Teacher):
         return int(self.config.size)
 
     def give(self, levels: int = 0, attention: bool = False) -> None:
-        """Refused: there are no blocks."""
+        """Refused: there are no blocks.
+
+        Raises:
+            ValueError: Levels or attention are asked for.
+        """
         if levels or attention:
             raise ValueError("a teacher of random codes has no blocks, so no levels and no attention")
 

@@ -191,7 +191,12 @@ class PatchTokenizer(Tokenizer):
         return tuple(n // p for n, p in zip(size, patch, strict=True))
 
     def split(self, sample: Sample) -> Patches:
-        """[B, C, *size] to values [B, N, *patch, C]."""
+        """[B, C, *size] to values [B, N, *patch, C].
+
+        Raises:
+            KeyError: The sample lacks the modality.
+            ValueError: It has another number of axes or channels.
+        """
         config = self.config
         if config.modality not in sample:
             raise KeyError(f"the sample has no {config.modality!r}; it has {', '.join(sample)}")
@@ -216,7 +221,11 @@ class PatchTokenizer(Tokenizer):
         return F.linear(values.flatten(2), weight, self.proj.bias)
 
     def join(self, values: Tensor, layout: Layout) -> Tensor:
-        """Values [B, N, *patch, C] back to [B, C, *size]."""
+        """Values [B, N, *patch, C] back to [B, C, *size].
+
+        Raises:
+            ValueError: The units lie on no grid of as many axes as the patch has.
+        """
         grid, patch = layout.grid, self.config.patch
         if grid is None or len(grid) != len(patch):
             raise ValueError(f"these units lie on no grid of {len(patch)} axes")
@@ -259,7 +268,11 @@ class JoinedTokenizer(Tokenizer):
                     )
 
     def check_filled(self) -> None:
-        """That of every segment."""
+        """That of every segment.
+
+        Raises:
+            ValueError: The weights of one should be those of another run, and are only drawn.
+        """
         for name in self.parts:
             try:
                 self.part(name).check_filled()
@@ -318,5 +331,9 @@ class JoinedTokenizer(Tokenizer):
         return torch.cat([self.part(name).embed(value) for name, value in values.items()], dim=1)
 
     def join(self, values: Tensor, layout: Layout) -> Tensor:
-        """Refused: join one segment with its own tokenizer, `part`."""
+        """Refused: join one segment with its own tokenizer, `part`.
+
+        Raises:
+            ValueError: Always.
+        """
         raise ValueError("join one segment at a time: tokenizer.part(name).join(values, layout)")

@@ -63,7 +63,11 @@ class FeatureTokenizer(Tokenizer):
         return tokens
 
     def join(self, values: Float[Tensor, "B N D"], layout: Layout) -> Float[Tensor, "B D *grid"]:
-        """The map of features."""
+        """The map of features.
+
+        Raises:
+            ValueError: The units lie on no grid.
+        """
         if layout.grid is None:
             raise ValueError("these features lie on no grid")
         return values.transpose(1, 2).reshape(len(values), self.size, *layout.grid)

@@ -220,7 +220,11 @@ class SequenceTokenizer(NamedTokenizer):
         return Patches(ids[:, :, None], Layout(places, (places,), valid=used, sequence=True))
 
     def arrange(self, values: Int[Tensor, "B N 1"], mask: Mask) -> Int[Tensor, "B N 1"]:
-        """What is seen and what is asked of sequences of which ``mask.hidden`` hides some ids."""
+        """What is seen and what is asked of sequences of which ``mask.hidden`` hides some ids.
+
+        Raises:
+            ValueError: There are several masks of each sample.
+        """
         if mask.per_sample != 1:
             raise ValueError(f"a sequence is written for one mask of each sample, not for {mask.per_sample}")
         length = sequence_length(self.layout)

@@ -15,7 +15,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 @torch.no_grad()
 def follow(averages: Iterable[Tensor], current: Iterable[Tensor], momentum: float) -> None:
-    """average <- momentum * average + (1 - momentum) * current, in place, also where both are sharded alike."""
+    """average <- momentum * average + (1 - momentum) * current, in place, also where both are sharded alike.
+
+    Raises:
+        ValueError: There are more averages than tensors, or fewer.
+    """
     mine = [local(tensor) for tensor in averages]
     theirs = [local(tensor.detach()) for tensor in current]
     if len(mine) != len(theirs):

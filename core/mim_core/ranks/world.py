@@ -104,7 +104,12 @@ class World:
         return MimError(text) if self.size == 1 else RankError(self.rank, text)
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """Does something on rank 0 alone, and gives all ranks its result, or its `MimError`."""
+        """Does something on rank 0 alone, and gives all ranks its result, or its `MimError`.
+
+        Raises:
+            Exception: On rank 0, and where there is one rank alone: whatever the work raised.
+            MimError: On the other ranks: that of the work, or one that tells its other errors.
+        """
         if self.control is None:
             return work()
         outcome: list[Any] = [None, None]

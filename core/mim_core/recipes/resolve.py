@@ -48,7 +48,11 @@ def load_recipe(name: str, registry: Registry, twin: bool = False, kind: str = "
 
 
 def made(entry: Entry, twin: bool = False) -> RunConfig:
-    """What a recipe's function returns, with the recipe's name."""
+    """What a recipe's function returns, with the recipe's name.
+
+    Raises:
+        MimError: The function fails, or returns no `RunConfig`.
+    """
     make = entry.resolve_twin() if twin else entry.resolve()
     try:
         config = make()
@@ -67,7 +71,11 @@ def made(entry: Entry, twin: bool = False) -> RunConfig:
 
 def swap(run: ResolvedRun, role: str, name: str, registry: Registry) -> ResolvedRun:
     """The run with another part in a role. A part that is already there keeps its options; a new one starts from its
-    defaults; "none" takes the role out, see `mim_core.recipes.resolve.drop`."""
+    defaults; "none" takes the role out, see `mim_core.recipes.resolve.drop`.
+
+    Raises:
+        MimError: The recipe has no such role.
+    """
     if name == NONE:
         return drop(run, role)
     entry = registry.get(role_kind(role), name)

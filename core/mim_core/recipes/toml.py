@@ -42,7 +42,11 @@ def parsed(text: str, path: Path) -> dict[str, Any]:
 
 
 def read_file(path: Path, registry: Registry) -> ResolvedRun:
-    """A run from a TOML file: a recipe and overrides, or the resolved recipe of an earlier run."""
+    """A run from a TOML file: a recipe and overrides, or the resolved recipe of an earlier run.
+
+    Raises:
+        MimError: The file cannot be read, is not valid TOML, or names no recipe.
+    """
     try:
         values = parsed(path.read_text(), path)
     except (OSError, UnicodeDecodeError) as error:

@@ -250,7 +250,11 @@ def recipe_of(path: Path) -> str:
 
 
 def identity_of(path: Path) -> str:
-    """What tells a checkpoint's content from that of any other: a digest of its state, which has those of its files."""
+    """What tells a checkpoint's content from that of any other: a digest of its state, which has those of its files.
+
+    Raises:
+        MimError: The state cannot be read.
+    """
     try:
         return digest_of(read_state(path))
     except StateError as error:
@@ -287,7 +291,11 @@ def restore(
     loaded: Loaded | None, method: Method, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
 ) -> None:
     """Puts weights, moments and the average back, strictly. All ranks must call it; the first has ``loaded``, the
-    others None."""
+    others None.
+
+    Raises:
+        MimError: The moments or the average cannot be read.
+    """
     files: dict[str, dict[str, Tensor]] = {WEIGHTS: {}, MOMENTS: {}, AVERAGE: {}}
     if loaded is not None:
         check(loaded, method, optimizer, average)
@@ -354,7 +362,11 @@ def check_weights(method: Method, loaded: Loaded) -> None:
 
 
 def load_weights(method: Method, loaded: Loaded, averaged: bool = False) -> None:
-    """Loads weights strictly, or their average where the run kept one."""
+    """Loads weights strictly, or their average where the run kept one.
+
+    Raises:
+        MimError: The average is missing, or does not fit the method.
+    """
     check_weights(method, loaded)
     method.load_state_dict(loaded.weights)
     if averaged:

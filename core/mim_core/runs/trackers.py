@@ -197,7 +197,11 @@ def _plain(name: str) -> str:
 
 @hookimpl
 def mim_run_started(run: Any) -> None:
-    """Opens the trackers that the run names."""
+    """Opens the trackers that the run names.
+
+    Raises:
+        MimError: One of them cannot be started.
+    """
     from mim_core.recipes.toml import to_toml
 
     if not run.train.track:

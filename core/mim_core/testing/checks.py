@@ -69,7 +69,11 @@ def near(actual: Tensor, wanted: Tensor, what: str, rtol: float = 1e-4, atol: fl
 
 @contextmanager
 def saying(what: str) -> Iterator[None]:
-    """Whatever is raised inside becomes an AssertionError that begins with these words, and repeats the other's."""
+    """Whatever is raised inside becomes an AssertionError that begins with these words, and repeats the other's.
+
+    Raises:
+        AssertionError: Something else than an AssertionError or a SkipTest was raised; these two stay as they are.
+    """
     try:
         yield
     except (AssertionError, unittest.SkipTest):

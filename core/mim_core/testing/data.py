@@ -142,7 +142,11 @@ class DataContract(Contract):
 
     @takes_seconds
     def test_pickles_into_workers(self) -> None:
-        """A source goes to a process that is started afresh, also after something was read: an open file would not."""
+        """A source goes to a process that is started afresh, also after something was read: an open file would not.
+
+        Raises:
+            AssertionError: The source does not pickle, or its copy reads other items.
+        """
         source = self.make_source()
         before = self.read(source)
         try:
@@ -238,7 +242,11 @@ class DataContract(Contract):
     # ---- labels ------------------------------------------------------------------------------------------------------
 
     def test_labels(self) -> None:
-        """Both splits hold an item per label, labels are classes, and no sample is in both."""
+        """Both splits hold an item per label, labels are classes, and no sample is in both.
+
+        Raises:
+            AssertionError: One of these does not hold, or a source without labels does not refuse by a `MimError`.
+        """
         source = self.make_source()
         if not self.labels:
             try:

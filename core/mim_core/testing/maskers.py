@@ -248,7 +248,11 @@ class MaskerContract(Contract):
             assert not any(value.requires_grad for value in tensors(mask)), "a mask has a gradient"
 
     def test_pickles(self) -> None:
-        """A masker goes to another process, as in a multi-process launcher, and gives the same masks there."""
+        """A masker goes to another process, as in a multi-process launcher, and gives the same masks there.
+
+        Raises:
+            AssertionError: The masker does not pickle, or its copy gives other masks.
+        """
         masker = self._made()
         layout = self.all_layouts()[0]
         before = self.draw(masker, layout, keys(4))

@@ -79,6 +79,9 @@ class Engine:
         method: What is trained; changed in place where it is compiled, recomputed or sharded.
         train: The training options.
         world: The ranks.
+
+    Raises:
+        MimError: Blocks are to be recomputed, and the method names none.
     """
 
     def __init__(self, method: Method, train: TrainConfig, world: World) -> None:

@@ -61,7 +61,7 @@ def start(
     trains: bool = False,
     plans: bool = False,
 ) -> Run:
-    """Builds all that a run needs; writes nothing. What is wrong is raised before anything is warned of.
+    """Builds all that a run needs; writes nothing. What is wrong raises `MimError` before anything is warned of.
 
     Args:
         config: The run.

@@ -163,6 +163,9 @@ class AmaeClassifier(_Adapted):
         encoder: Of the masked autoencoder; neither is trained.
         hidden: Width of the classifier's layer.
         pool: What is classified: "prefix", "mean" or "both".
+
+    Raises:
+        ValueError: The tokenizer takes something else than images, or ``hidden`` is below 1.
     """
 
     change: float = 0.5
@@ -269,6 +272,9 @@ class Amae(_Adapted):
         first: The first step.
         threshold: Unlabelled pictures of a higher probability are taken for abnormal.
         score: How places are scored: "difference" or "errors".
+
+    Raises:
+        ValueError: The module of normal pictures has several heads, other views or a teacher.
     """
 
     lacking = (
@@ -298,7 +304,11 @@ class Amae(_Adapted):
 
     @classmethod
     def build(cls, config: Any, parts: Parts) -> Amae:
-        """From the run's parts: the masked autoencoder's, twice, and the tokenizer and encoder of the first step."""
+        """From the run's parts: the masked autoencoder's, twice, and the tokenizer and encoder of the first step.
+
+        Raises:
+            ValueError: The threshold does not lie between 0 and 1.
+        """
         if not 0 < config.threshold < 1:
             raise ValueError(f"threshold must lie between 0 and 1, got {config.threshold}")
         both = [MaskedAutoencoder.build(MaskedAutoencoder.Config(), parts) for _ in range(2)]

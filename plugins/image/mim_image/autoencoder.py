@@ -49,7 +49,11 @@ class ConvolutionalAutoencoder(Method):
 
     @classmethod
     def build(cls, config: Any, parts: Parts) -> ConvolutionalAutoencoder:
-        """From the run's tokenizer, whose embedding is left out."""
+        """From the run's tokenizer, whose embedding is left out.
+
+        Raises:
+            ValueError: There is no width, one is below 1, or the weight is negative or not finite.
+        """
         tokenizer: Tokenizer = parts.make("tokenizer", 1)
         tokenizer.leave_values()
         if not config.widths or min(config.widths) < 1:

@@ -94,7 +94,12 @@ class ClipTarget(Target):
     def check(self, source: DataSource) -> None:
         """Refuses a run without weights, and data that subtract another mean, or divide by another deviation, than this
         target undoes. Data without ``mean`` and ``std`` (tensors of one value per channel) are not looked at. Of a file
-        that cannot be used it warns only: the run's checkpoint, which is read later, may have the weights."""
+        that cannot be used it warns only: the run's checkpoint, which is read later, may have the weights.
+
+        Raises:
+            MimError: There are no weights, and none are named.
+            ValueError: The means or the deviations differ, or are of another modality.
+        """
         if self.fault is not None and not self.ready.is_meta and not bool(self.ready):
             if self.config.weights is None:
                 raise MimError(f"{self.fault}\n{_how(self.clip.model, self.role)}")

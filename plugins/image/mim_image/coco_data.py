@@ -233,7 +233,11 @@ class BoxSource(WrappedSource):
 
     def read(self, index: int, key: int) -> dict[str, Tensor]:
         """A training picture at a drawn scale, perhaps mirrored, with "boxes", "classes" and perhaps "masks", see
-        `Objects.padded`."""
+        `Objects.padded`.
+
+        Raises:
+            BadSample: The objects of the picture cannot be used.
+        """
         number, inner = int(self.chosen[index]), self.inner
         picture = self.known["train"][number]
         image = inner.whole(inner.splits.train, number)

@@ -354,7 +354,11 @@ class Images(DataSource):
         return {**sample, **done}
 
     def labelled(self, split: str) -> Labelled:
-        """Images with their class; the classes of both splits are the same."""
+        """Images with their class; the classes of both splits are the same.
+
+        Raises:
+            MimError: There are no classes.
+        """
         store = self.splits.train if split == "train" else self.splits.test
         if store.classes is None and store.shards is not None:
             raise MimError(

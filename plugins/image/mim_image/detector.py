@@ -157,7 +157,11 @@ class Detector(Supervised):
         return replace(options, names=options.names or tuple(categories.values()), ids=options.ids or tuple(categories))
 
     def check(self, source: DataSource) -> None:
-        """Refuses data with other categories."""
+        """Refuses data with other categories.
+
+        Raises:
+            MimError: The categories have other names or ids.
+        """
         if not isinstance(source, CocoImages) or source.coco is None:
             return
         categories = source.categories
@@ -201,7 +205,11 @@ class Detector(Supervised):
         return replace(prepared, beside={name: given[name] for name in names})
 
     def answers(self, sample: Sample) -> Float[Tensor, "B n 4"]:
-        """The boxes."""
+        """The boxes.
+
+        Raises:
+            ValueError: The sample has none.
+        """
         if "boxes" not in sample:
             raise ValueError(f"the sample has no boxes to learn from; it has {', '.join(sample)}")
         return sample["boxes"]
@@ -219,7 +227,11 @@ class Detector(Supervised):
         return {}
 
     def levels(self, prepared: Taught) -> tuple[dict[str, Tensor], Tensor]:
-        """(the pyramid's levels "p2" to "p6", the encoder's output [B, P + N, D])."""
+        """(the pyramid's levels "p2" to "p6", the encoder's output [B, P + N, D]).
+
+        Raises:
+            ValueError: The encoder does not give one token of each patch.
+        """
         encoded = self.encoded(prepared)
         tokens = encoded.tokens
         if tokens.shape[1] != self.grid[0] * self.grid[1]:
@@ -327,7 +339,11 @@ class Detector(Supervised):
         self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None
     ) -> list[Score]:
         """COCO's AP, AP50 and AP75 of boxes, and of masks, by pycocotools; beside the same detector untrained, and the
-        commonest class with the mean box of the training objects in every picture."""
+        commonest class with the mean box of the training objects in every picture.
+
+        Raises:
+            MimError: No test picture can be read, or none has an object other than a crowd.
+        """
         assert isinstance(source, BoxSource)
         truth = source.inner.coco.instances["test"]  # type: ignore[union-attr]
         own, seen = self._detected(source, device, batch_size)

@@ -114,7 +114,11 @@ def folder_splits(root: Path, splits: bool = True, table: LabelTable | None = No
 
 
 def tar_splits(path: Path, column: str = "") -> Splits:
-    """One tar file, as a collection."""
+    """One tar file, as a collection.
+
+    Raises:
+        MimError: The file is compressed.
+    """
     if packed(path.name):
         raise refuse_packed(path, [path.name])
     return _within(_tar_store(path.parent, _Found(tars=[path.name], column=column)))

@@ -77,7 +77,11 @@ def _array(file: Any, axes: tuple[int, ...], longest: int) -> Any:
 
 
 def idx_splits(root: Path) -> Splits:
-    """MNIST's own splits."""
+    """MNIST's own splits.
+
+    Raises:
+        MimError: A file is missing, or a split has more images than labels, or fewer.
+    """
     files = idx_files(root)
     if not files:
         raise MimError(f"{root} lacks some of MNIST's four idx files: images and labels of train and t10k.")

@@ -251,6 +251,9 @@ def import_hf_vitmae(state: State, **config: Any) -> Method:
     """transformers' ViTMAEForPreTraining: its state dict, and the entries of its ``config.json``.
 
     The state is moved to MAE's own names, and query, key and value are joined, then `import_mae` takes it.
+
+    Raises:
+        MimError: The numbers of heads are not known, or the activation is not gelu.
     """
     from mim_image.vitmae import to_mae
 

@@ -186,7 +186,11 @@ class RegionContrastTarget(ContrastTarget):
             raise ValueError(f"regions are of images; this run has {', '.join(tokenizer.shapes)}")
 
     def make(self, sample: Sample, patches: Patches, mask: Mask, lesson: Lesson | None = None) -> Keys:
-        """The teacher's answers for all regions of all samples. In training mode those of all ranks are gathered."""
+        """The teacher's answers for all regions of all samples. In training mode those of all ranks are gathered.
+
+        Raises:
+            ValueError: There are several masks of each sample.
+        """
         assert lesson is not None, "a contrast target needs a teacher"
         if mask.per_sample != 1:
             raise ValueError("a region is found again for one mask of each sample alone")

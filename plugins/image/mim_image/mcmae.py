@@ -195,11 +195,19 @@ class McmaeEncoder(Encoder):
         return x.reshape(len(values), -1, height * unit, width * unit)
 
     def timm_model(self) -> tuple[str, dict[str, Any]]:
-        """Refused."""
+        """Refused.
+
+        Raises:
+            MimError: Always: timm has no such encoder.
+        """
         raise MimError("timm has no such encoder; the run's weights are what there is.")
 
     def timm_weights(self) -> dict[str, Tensor]:
-        """Refused."""
+        """Refused.
+
+        Raises:
+            MimError: Always: timm has no such encoder.
+        """
         raise MimError("timm has no such encoder; the run's weights are what there is.")
 
 

@@ -55,7 +55,11 @@ class ResNetEncoder(Encoder):
         return int(create_model(_checked(config.name), num_classes=0).num_features)
 
     def forward(self, tokens: Float[Tensor, "B N p p C"], layout: Layout, mask: Mask) -> Encoded:
-        """The last map, from the values of all units."""
+        """The last map, from the values of all units.
+
+        Raises:
+            ValueError: The last map is not of the size of the grid that the units lie on.
+        """
         height, width = layout.grid or (0, 0)
         hidden = mask.hidden[:, :, None, None, None]
         values = tokens.repeat_interleave(len(hidden) // len(tokens), dim=0).masked_fill(hidden, 0)

@@ -58,7 +58,11 @@ class Shards:
     splits: tuple[str | None, ...] = ()
 
     def open(self, index: int) -> Image.Image:
-        """The image, not yet decoded. Its file is opened for it alone, so that processes share nothing."""
+        """The image, not yet decoded. Its file is opened for it alone, so that processes share nothing.
+
+        Raises:
+            OSError: The shard has become shorter.
+        """
         tar, offset, size = self.places[index].tolist()
         refuse_bytes(size)
         with open(self.root / self.tars[tar], "rb") as file:

@@ -121,7 +121,11 @@ class BudgetMasker(Masker):
         return [(name, part) for name, part in layout.segments if name not in self.config.only_asked]
 
     def check(self, source: DataSource, tokenizer: Tokenizer) -> None:
-        """Refuses data with items of which nothing may be seen, or nothing asked."""
+        """Refuses data with items of which nothing may be seen, or nothing asked.
+
+        Raises:
+            ValueError: There are such items; says how many, and names one.
+        """
         parts = getattr(tokenizer, "parts", {})
         for present, (items, example) in source.presence().items() if parts else ():
             names = [name for name, part in parts.items() if set(part.shapes) <= present]

@@ -425,7 +425,11 @@ class Aligned(DataSource):
         return done
 
     def labelled(self, split: str) -> Labelled:
-        """Items with their class, under the fixed crop; with the tokenizers' modalities and ``depth_raw``."""
+        """Items with their class, under the fixed crop; with the tokenizers' modalities and ``depth_raw``.
+
+        Raises:
+            MimError: The items have no classes.
+        """
         labels = self.labels
         if not labels.classes:
             raise MimError(

@@ -132,7 +132,11 @@ class DenseMethod(Supervised):
         return MapSource(source, self.label, self.size)
 
     def answers(self, sample: Sample) -> Tensor:
-        """The map."""
+        """The map.
+
+        Raises:
+            ValueError: The sample has none.
+        """
         if ANSWER in sample:
             return sample[ANSWER]
         first = next(iter(sample.values()))
@@ -161,7 +165,11 @@ class DenseMethod(Supervised):
         raise NotImplementedError
 
     def answered(self, prepared: Taught) -> tuple[Tensor, Tensor]:
-        """(the head's answers [B, K, H, W], the encoder's output)."""
+        """(the head's answers [B, K, H, W], the encoder's output).
+
+        Raises:
+            ValueError: The encoder does not give a token of each unit of all inputs.
+        """
         encoded = self.encoded(prepared)
         if encoded.tokens.shape[1] != sum(map(math.prod, self.grids)):
             raise ValueError(

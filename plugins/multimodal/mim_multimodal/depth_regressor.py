@@ -59,7 +59,11 @@ class DepthRegressor(DenseMethod):
 
     @classmethod
     def completed(cls, options: Any, source: DataSource) -> Any:
-        """With mean and deviation of some of the data's training maps."""
+        """With mean and deviation of some of the data's training maps.
+
+        Raises:
+            MimError: The training maps have no depth, or one depth alone.
+        """
         if options.std:
             return options
         items = MapSource(source, cls.label, source.size).train  # type: ignore[attr-defined]
@@ -117,7 +121,11 @@ class DepthRegressor(DenseMethod):
         self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None
     ) -> list[Score]:
         """RMSE in the file's unit, AbsRel and delta 1 over all measured pixels, beside the mean depth of the training
-        maps."""
+        maps.
+
+        Raises:
+            MimError: No test item can be read, or none has a depth.
+        """
         test = source.labelled("test")
         answers, right = list[Tensor](), list[Tensor]()
         for batch, predictions in self.predicted(source, test, device, min(batch_size, STEPS_OF_TEST)):

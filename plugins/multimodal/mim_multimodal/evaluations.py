@@ -195,7 +195,11 @@ def commonest(maps: Int[Tensor, "n h w"], classes: int) -> Int[Tensor, "h w"]:
 
 def mean_iou(preds: Int[Tensor, ...], right: Int[Tensor, ...], classes: int) -> tuple[float, float]:
     """Mean of intersection over union of the classes that ``right`` shows, and the share of pixels that are right; 255
-    does not count."""
+    does not count.
+
+    Raises:
+        MimError: No pixel has a class.
+    """
     seen = right != IGNORE
     pairs = right[seen].long() * classes + preds[seen].long()
     table = pairs.bincount(minlength=classes * classes).reshape(classes, classes).double()
@@ -207,7 +211,11 @@ def mean_iou(preds: Int[Tensor, ...], right: Int[Tensor, ...], classes: int) -> 
 
 
 def depth_errors(preds: Float[Tensor, ...], right: Float[Tensor, ...]) -> tuple[float, float]:
-    """Root mean square error, and delta 1, over pixels that are no NaN in ``right``."""
+    """Root mean square error, and delta 1, over pixels that are no NaN in ``right``.
+
+    Raises:
+        MimError: No pixel was measured.
+    """
     seen = ~right.isnan()
     if not seen.any():
         raise MimError("evaluation depth: no pixel of the test split was measured.")

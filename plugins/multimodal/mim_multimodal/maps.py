@@ -59,7 +59,11 @@ def kind_of(values: np.ndarray) -> str:
 def measured(
     values: np.ndarray, bits: int | None = None, invalid: float | None = None, signed: bool = False
 ) -> Float32[np.ndarray, "H W"]:
-    """The values of a depth map as floats, NaN where nothing was measured; as `read_depth` has it."""
+    """The values of a depth map as floats, NaN where nothing was measured; as `read_depth` has it.
+
+    Raises:
+        ValueError: The values have another number of bits, or none was measured.
+    """
     own_bits = None if values.dtype.kind == "f" else 8 * values.dtype.itemsize
     if bits is not None and own_bits != bits:
         raise ValueError(f"it has {f'{own_bits} bits' if own_bits else 'floats'}, and depth_bits wants {bits} bits")
@@ -131,7 +135,11 @@ def id_values(path: Path) -> np.ndarray:
 def ids_of(
     ids: np.ndarray, classes: int | None = None, values: Sequence[int] = (), void: int | None = None
 ) -> UInt8[np.ndarray, "H W"]:
-    """The values of a map as class ids; as `read_ids` has it."""
+    """The values of a map as class ids; as `read_ids` has it.
+
+    Raises:
+        ValueError: An id is beyond the last class.
+    """
     if values:
         return _of_values(ids, values)
     none, class_ids = ids == IGNORE, ids

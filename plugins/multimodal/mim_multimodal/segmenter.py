@@ -58,7 +58,11 @@ class Segmenter(DenseMethod):
 
     @classmethod
     def completed(cls, options: Any, source: DataSource) -> Any:
-        """With the number and the names of the data's classes."""
+        """With the number and the names of the data's classes.
+
+        Raises:
+            MimError: Neither the options nor the data say how many classes there are.
+        """
         count = options.classes or getattr(source, "class_count", None)
         if not count:
             raise MimError(
@@ -106,7 +110,11 @@ class Segmenter(DenseMethod):
         self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None
     ) -> list[Score]:
         """Mean IoU, mean accuracy and the share of pixels that are right, beside the commonest class of the training
-        maps."""
+        maps.
+
+        Raises:
+            MimError: No test item can be read, or no pixel has a class.
+        """
         train, test = source.labelled("train"), source.labelled("test")
         seen = torch.stack([_map_of(train, index) for index in range(min(len(train.labels), 200))])
         common = int(seen[seen != IGNORE].long().bincount(minlength=self.classes).argmax())

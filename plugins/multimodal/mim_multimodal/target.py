@@ -38,7 +38,11 @@ class ClassMapTarget(Target):
         self.size = self.classes * math.prod(self.unit_shape)
 
     def check(self, source: DataSource) -> None:
-        """Refuses data of another number of classes, where the source knows it."""
+        """Refuses data of another number of classes, where the source knows it.
+
+        Raises:
+            ValueError: The numbers differ; names the option of the tokenizer.
+        """
         count = getattr(source, "class_count", None)
         if count is not None and count != self.classes:
             tokenizer = self.role.removesuffix("target") + "tokenizer"

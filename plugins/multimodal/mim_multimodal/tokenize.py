@@ -70,7 +70,11 @@ class Job:
 
 
 def tokenize(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``tokenize RUN DATA OUT``."""
+    """``tokenize RUN DATA OUT``.
+
+    Raises:
+        MimError: --crops or --shard is below 1.
+    """
     options = parse(TokenizeOptions, f"{program} tokenize", arguments)
     if options.crops < 1 or options.shard < 1:
         raise MimError(f"--crops and --shard must be at least 1, got {options.crops} and {options.shard}.")

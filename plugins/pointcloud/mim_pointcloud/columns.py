@@ -29,7 +29,11 @@ def same(name: str) -> str:
 
 
 def from_fields(fields: Mapping[str, NDArray[Any]]) -> Shape:
-    """A cloud of named columns: x y z, nx ny nz (or normal_x ...), red green blue (or r g b, diffuse_red ...)."""
+    """A cloud of named columns: x y z, nx ny nz (or normal_x ...), red green blue (or r g b, diffuse_red ...).
+
+    Raises:
+        ValueError: There are no x, y and z, or a column that is read holds no real numbers.
+    """
     named = {same(name): values for name, values in fields.items()}
     channels: dict[str, Floats | None] = {}
     for channel, columns in NAMES.items():

@@ -55,7 +55,11 @@ class PrepareOptions:
 
 
 def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``prepare IN OUT``. Exit code 1 when files failed that had not failed in the same way before."""
+    """``prepare IN OUT``. Exit code 1 when files failed that had not failed in the same way before.
+
+    Raises:
+        MimError: --points or --workers is too small, or --channels or --columns cannot be used.
+    """
     options = parse(PrepareOptions, f"{program} prepare", arguments)
     for name, least in (("points", 1), ("workers", 0)):
         if getattr(options, name) < least:

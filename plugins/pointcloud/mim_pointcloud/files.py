@@ -86,7 +86,12 @@ def read_cloud(
 def read_centred(
     path: Path, points: int, key: int, channels: tuple[str, ...] = ("xyz",), columns: Sequence[str] = ()
 ) -> tuple[Float[Tensor, "points C"], tuple[float, float, float]]:
-    """As `read_cloud`, and what was subtracted from the coordinates, 0 0 0 for shapes that are near the origin."""
+    """As `read_cloud`, and what was subtracted from the coordinates, 0 0 0 for shapes that are near the origin.
+
+    Raises:
+        MimError: A channel is unknown, or no point or no channel is asked for.
+        BadSample: The file cannot be read, lacks a channel, or has numbers that are too large for float32.
+    """
     for channel in channels:
         if channel not in CHANNELS:
             raise unknown("channel", channel, CHANNELS)

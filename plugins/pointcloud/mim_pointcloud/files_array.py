@@ -118,7 +118,11 @@ def _check_real(array: NDArray[Any]) -> None:
 
 
 def read_npz(path: Path, columns: Sequence[str] = ()) -> Shape:
-    """The only array, or the one named points, xyz or pc; ``normals`` and ``rgb`` or ``colors`` beside it."""
+    """The only array, or the one named points, xyz or pc; ``normals`` and ``rgb`` or ``colors`` beside it.
+
+    Raises:
+        ValueError: The file is no .npz, or it is damaged.
+    """
     try:
         with zipfile.ZipFile(path) as packed:
             return _packed(packed, columns)

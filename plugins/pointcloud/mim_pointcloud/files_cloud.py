@@ -19,7 +19,11 @@ HEAD = 1 << 16
 def read_text(path: Path, columns: Sequence[str] = ()) -> Shape:
     """Columns split by blanks, commas or semicolons; lines from # on are comments; a first line may hold the number
     of points (.pts) or the columns' names, which a comment may hold too. ``columns`` names them where the file does
-    not."""
+    not.
+
+    Raises:
+        ValueError: The file is no table of numbers, holds no points, or contradicts its own header.
+    """
     with path.open("rb") as raw:
         head = raw.read(HEAD)
     if b"\0" in head:

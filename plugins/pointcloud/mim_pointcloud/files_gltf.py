@@ -40,6 +40,9 @@ def read_gltf(path: Path) -> Shape:
     """All meshes of the scene where their nodes put them, and clouds where there is no mesh. Lines are not looked at.
 
     Buffers in files of their own are read from beside the file; materials and textures are not.
+
+    Raises:
+        ValueError: The scene holds no mesh and no points, or a face names a vertex that there is not.
     """
     import trimesh  # heavy, and of use for these files only
 

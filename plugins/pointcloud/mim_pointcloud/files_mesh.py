@@ -40,6 +40,9 @@ def read_obj(path: Path) -> Shape:
     """Vertices (with colours behind x y z, if all have them) and faces of all objects and groups.
 
     Lines, points, curves, texture coordinates, normals and materials are not looked at.
+
+    Raises:
+        ValueError: The file cannot be read; names the first wrong line where there is one.
     """
     try:
         return _obj(path)
@@ -120,7 +123,11 @@ def _is_index(word: str) -> bool:
 
 
 def read_off(path: Path) -> Shape:
-    """OFF with or without its keyword, COFF and NOFF, and ModelNet's, where the counts follow the keyword at once."""
+    """OFF with or without its keyword, COFF and NOFF, and ModelNet's, where the counts follow the keyword at once.
+
+    Raises:
+        ValueError: There are no counts, the file is binary or not of three dimensions, or it is cut off.
+    """
     rows = (words for line in _lines(path) if (words := _words(line)))
     first = next(rows, None)
     if first is None:
@@ -190,6 +197,9 @@ def read_stl(path: Path) -> Shape:
 
     A binary file is 84 bytes and 50 for each face, no more and no less: where bytes were put in, all faces behind the
     place are garbage, and no reader can tell them from bytes that a program left at the end.
+
+    Raises:
+        ValueError: The file is cut off, or no STL.
     """
     data = path.read_bytes()
     count = int.from_bytes(data[80:84], "little")

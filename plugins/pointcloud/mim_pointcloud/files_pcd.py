@@ -20,7 +20,11 @@ LARGEST_POINT = 1 << 16
 
 def read_pcd(path: Path) -> Shape:
     """PCD 0.7: ascii, binary or binary_compressed; rgb packed into one number is taken apart. Points with NaN for x, y
-    and z are left out: so a depth camera's picture says that it saw nothing there."""
+    and z are left out: so a depth camera's picture says that it saw nothing there.
+
+    Raises:
+        ValueError: The header is missing, lacks an entry, is damaged, or contradicts itself.
+    """
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     start = re.search(rb"^DATA[ \t]+(\w+)[ \t]*\r?\n", data, re.MULTILINE)
     if start is None:

@@ -68,7 +68,12 @@ Rows = dict[str, NDArray[Any]]
 
 
 def read_ply(path: Path) -> Shape:
-    """Vertices with normals and colours if there are any, and faces. Other elements are not looked at."""
+    """Vertices with normals and colours if there are any, and faces. Other elements are not looked at.
+
+    Raises:
+        ValueError: There is no header, the file is cut off, or vertices or faces are missing or of a form that is
+            not read.
+    """
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     end = re.search(rb"^end_header[ \t]*(\r\n|\n|\r)", data[:HEAD], re.MULTILINE)
     end = end or re.search(rb"\rend_header[ \t]*(\r)", data[:HEAD])

@@ -32,7 +32,11 @@ class Node:
     fields: dict[str, list[Any]] = field(default_factory=dict)
 
     def numbers(self, name: str, default: tuple[float, ...]) -> list[float]:
-        """A field of so many numbers."""
+        """A field of so many numbers.
+
+        Raises:
+            ValueError: There are more of them, or fewer.
+        """
         words = self.fields.get(name, default)
         if len(words) != len(default):
             raise ValueError(f"{self.kind}'s {name} has {len(words)} numbers instead of {len(default)}")

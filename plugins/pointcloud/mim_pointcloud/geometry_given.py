@@ -19,7 +19,11 @@ def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def scaled(points: Tensor) -> Tensor:
-    """Clouds of common size as they are, others near 1: a power of 2 changes no comparison. Nothing waits for a GPU."""
+    """Clouds of common size as they are, others near 1: a power of 2 changes no comparison. Nothing waits for a GPU.
+
+    Raises:
+        ValueError: A cloud on the CPU has NaN or infinities, outside of compiled code.
+    """
     largest = points.abs().amax((1, 2), keepdim=True)
     if points.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = (~largest.isfinite()).flatten().nonzero().flatten().tolist()
@@ -34,7 +38,11 @@ def scaled(points: Tensor) -> Tensor:
 
 
 def first_of(points: Tensor, start: SupportsIndex | Tensor) -> Tensor:
-    """The indices [B, 1] of the first points. On a GPU they are checked there, so that nothing waits."""
+    """The indices [B, 1] of the first points. On a GPU they are checked there, so that nothing waits.
+
+    Raises:
+        ValueError: ``start`` is no whole number for each cloud, or there is no such point.
+    """
     clouds, number = points.shape[:2]
     if not isinstance(start, Tensor):
         start = operator.index(start)
@@ -53,6 +61,10 @@ def first_of(points: Tensor, start: SupportsIndex | Tensor) -> Tensor:
 
 
 def check_clouds(a: Tensor, b: Tensor) -> None:
-    """Two batches of clouds go together."""
+    """Two batches of clouds go together.
+
+    Raises:
+        ValueError: They do not.
+    """
     if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[2] or not a.shape[2]:
         raise ValueError(f"two batches [B, *, d] of clouds are needed, not {tuple(a.shape)} and {tuple(b.shape)}")

@@ -233,7 +233,11 @@ class PartSegmenter(Supervised):
         self, source: DataSource, device: torch.device, batch_size: int = 256, notes: list[str] | None = None
     ) -> list[Score]:
         """Instance mIoU (mean over shapes), class mIoU (over categories) and the share of points that are right, beside
-        the most frequent part of each category among the training shapes."""
+        the most frequent part of each category among the training shapes.
+
+        Raises:
+            MimError: No test shape can be read.
+        """
         train, test = source.labelled("train"), source.labelled("test")
         allowed: Bool[Tensor, "K parts"] = self.allowed.cpu()  # type: ignore[assignment]
         frequent = self._frequent(train)
@@ -320,7 +324,11 @@ def part_colours(parts: Int64[Tensor, " P"]) -> Float[Tensor, "P 3"]:
 
 def thirds(encoder: Encoder) -> tuple[int, ...]:
     """The numbers, from 1, of the blocks that end the thirds of an encoder: 4, 8 and 12 of 12; fewer than three blocks
-    are all taken."""
+    are all taken.
+
+    Raises:
+        ValueError: The encoder has no blocks.
+    """
     blocks = getattr(encoder, "blocks", None)
     depth = 0 if blocks is None else len(blocks)
     if depth == 0:

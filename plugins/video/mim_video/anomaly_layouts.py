@@ -119,7 +119,11 @@ def _all_of_frames(folder: Path) -> list[Footage]:
 
 def ucsd(root: Path) -> Surveillance | None:
     """``Train/Train001/001.tif``, ``Test/Test001``, and answers in ``Test/UCSDped1.m``, a line ``gt_frame = [60:152]``
-    for each, or in ``Test/Test001_gt``, a mask for each frame. Of Ped1 some videos alone have masks."""
+    for each, or in ``Test/Test001_gt``, a mask for each frame. Of Ped1 some videos alone have masks.
+
+    Raises:
+        MimError: There are answers for more videos than there are, or for fewer.
+    """
     if not (root / "Train").is_dir() or not (root / "Test").is_dir():
         return None
     test, answers = _all_of_frames(root / "Test"), _files(root / "Test", (".m",))
@@ -185,7 +189,11 @@ def _masks(footage: Footage) -> tuple[Path, ...]:
 
 def avenue(root: Path) -> Surveillance | None:
     """``training_videos/01.avi``, ``testing_videos/01.avi``, and answers in ``testing_label_mask/1_label.mat`` at any
-    depth: a mask for each frame in ``volLabel``. Needs scipy."""
+    depth: a mask for each frame in ``volLabel``. Needs scipy.
+
+    Raises:
+        MimError: A video has no answers.
+    """
     train, test = root / "training_videos", root / "testing_videos"
     if not train.is_dir() or not test.is_dir():
         return None
@@ -209,7 +217,11 @@ def avenue(root: Path) -> Surveillance | None:
 def shanghai(root: Path) -> Surveillance | None:
     """``training/videos/01_001.avi`` or ``training/frames/01_001/``, ``testing/frames/01_0014/`` or
     ``testing/videos``, and answers in ``testing/test_frame_mask/01_0014.npy``: 0 or 1 of each frame; masks in
-    ``testing/test_pixel_mask/01_0014.npy``, [frames, height, width]."""
+    ``testing/test_pixel_mask/01_0014.npy``, [frames, height, width].
+
+    Raises:
+        MimError: A video has no answers, or they cannot be read, are not 0 or 1, or are not one of each frame.
+    """
     answers = root / "testing" / "test_frame_mask"
     if not (root / "training").is_dir() or not answers.is_dir():
         return None

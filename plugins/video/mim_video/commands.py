@@ -36,7 +36,11 @@ class ProbeOptions:
 
 
 def probe(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``probe FILE``. Exit code 1 when no reader can use the file."""
+    """``probe FILE``. Exit code 1 when no reader can use the file.
+
+    Raises:
+        MimError: --frames is negative.
+    """
     options = parse(ProbeOptions, f"{program} probe", arguments)
     if options.frames < 0:
         raise MimError(f"--frames is {options.frames}; it should be a number of frames, or 0 for all.")
@@ -183,7 +187,11 @@ class PrepareOptions:
 
 
 def prepare(program: str, plugin: str | None, arguments: list[str]) -> int:
-    """``prepare IN OUT``. Exit code 1 when some files failed."""
+    """``prepare IN OUT``. Exit code 1 when some files failed.
+
+    Raises:
+        MimError: --short-side, --keyint, --crf or --workers is too small.
+    """
     options = parse(PrepareOptions, f"{program} prepare", arguments)
     for name, least in (("short_side", 2), ("keyint", 1), ("crf", 0), ("workers", 0)):
         if getattr(options, name) < least:

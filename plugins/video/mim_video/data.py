@@ -334,7 +334,11 @@ class Clips(DataSource):
         return {**sample, **more, "video": self.normalisation.of_bytes(x)}
 
     def labelled(self, split: str) -> Labelled:
-        """Clips with their class; the classes of both splits are the same."""
+        """Clips with their class; the classes of both splits are the same.
+
+        Raises:
+            MimError: There are no classes, or the split has no clips.
+        """
         store = self.clips.train if split == "train" else self.clips.test
         if store.classes is None:
             raise MimError(

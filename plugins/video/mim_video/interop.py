@@ -183,6 +183,9 @@ def import_hf_videomae(state: State, **config: Any) -> Method:
     """transformers' VideoMAEForPreTraining: its state dict, and the entries of its ``config.json``.
 
     The state is moved to VideoMAE's own names, and query, key and value are joined; then it is read as VideoMAE's.
+
+    Raises:
+        MimError: An entry that is needed is missing, or the activation is not gelu.
     """
     from mim_video.hf import NEEDED, to_videomae
 

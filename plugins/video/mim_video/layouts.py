@@ -302,7 +302,11 @@ def _place(by_stem: dict[str, list[str]], entry: Entry, split: str) -> tuple[str
 
 
 def ucf101(root: Path, split: int = 1) -> Clipping:
-    """UCF101: ``UCF-101/Class/v_*.avi`` and ``ucfTrainTestlist/`` with classInd, trainlist and testlist."""
+    """UCF101: ``UCF-101/Class/v_*.avi`` and ``ucfTrainTestlist/`` with classInd, trainlist and testlist.
+
+    Raises:
+        MimError: There is no such split, a list is missing, or it has classes that classInd lacks.
+    """
     if split not in (1, 2, 3):
         raise MimError(f"UCF101 has splits 1, 2 and 3, not {split}.")
     names = _below(root, ("classInd.txt",))
@@ -373,7 +377,11 @@ def _labelled(splits: dict[str, list[Entry]], name: str) -> bool:
 
 
 def ssv2(root: Path) -> Clipping:
-    """Something-Something v2: json lists of labels, training and validation, and ``ID.webm`` files anywhere below."""
+    """Something-Something v2: json lists of labels, training and validation, and ``ID.webm`` files anywhere below.
+
+    Raises:
+        MimError: A list is missing.
+    """
     looked_for = "labels.json, train.json, validation.json (or something-something-v2-*.json) and ID.webm files"
     labels = _below(root, SSV2_LABELS)
     if labels is None:

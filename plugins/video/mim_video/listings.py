@@ -62,7 +62,11 @@ def header(path: Path) -> list[str]:
 
 
 def kinetics_rows(path: Path) -> Iterator[tuple[str, Entry]]:
-    """(split, entry) of each row of a csv file."""
+    """(split, entry) of each row of a csv file.
+
+    Raises:
+        MimError: A row has no youtube_id, or is for training and has no class, or the file is no csv in UTF-8.
+    """
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         try:

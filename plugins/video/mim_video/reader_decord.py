@@ -68,7 +68,12 @@ class DecordReader(OpenFile):
         return torch.from_numpy(self._reader.get_batch(list(numbers)).asnumpy())
 
     def frames_at(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[Tensor, "n H W 3"]:
-        """RGB frames, upright, in the order asked for. See :class:`mim_video.readers.Reader`."""
+        """RGB frames, upright, in the order asked for. See :class:`mim_video.readers.Reader`.
+
+        Raises:
+            ValueError: The reader is closed.
+            BadSample: decord does not decode the file.
+        """
         if self._reader is None:
             raise ValueError(f"{self.path}: this reader is closed")
         check_process(self._process, self.path)

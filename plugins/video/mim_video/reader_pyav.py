@@ -161,7 +161,12 @@ class PyavReader(OpenFile):
                 return
 
     def frames_at(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> UInt8[Tensor, "n H W 3"]:
-        """RGB frames, upright, in the order asked for. See :class:`mim_video.readers.Reader`."""
+        """RGB frames, upright, in the order asked for. See :class:`mim_video.readers.Reader`.
+
+        Raises:
+            ValueError: The reader is closed.
+            BadSample: A frame does not decode.
+        """
         if self._container is None:
             raise ValueError(f"{self.path}: this reader is closed")
         check_process(self._process, self.path)

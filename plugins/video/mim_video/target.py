@@ -60,7 +60,11 @@ class CubeTarget(Target):
 
     def check(self, source: DataSource) -> None:
         """Refuses data that subtract another mean, or divide by another deviation, than this target undoes. Data
-        without ``mean`` and ``std`` (tensors of one value per channel) are not looked at."""
+        without ``mean`` and ``std`` (tensors of one value per channel) are not looked at.
+
+        Raises:
+            ValueError: The means or the deviations differ; names the option.
+        """
         for name in ("mean", "std"):
             theirs, own = getattr(source, name, None), getattr(self, name).flatten().tolist()
             if not isinstance(theirs, Tensor):

@@ -64,6 +64,12 @@ def test_names_of_classes_are_text(small_classifiers, exported, monkeypatch, tmp
     assert model_card._around_code("see `a[0]<b>` [x]<c>") == "see `a[0]<b>` \\[x\\]&lt;c>"
 
 
+def test_a_value_of_many_lines_is_one_row_of_the_table():
+    """Such as the vocabulary that a run learned."""
+    assert model_card._cell("byte pairs\na r\n| b") == "byte pairs a r \\| b"
+    assert model_card._cell("x" * 200) == f"{'x' * 120} ..."
+
+
 def test_without_scores_it_says_so(small_classifiers, exported, tmp_path):
     said = exported(small_classifiers, "--to", "hf-vitmae", "--out", str(tmp_path / "hf"))
     assert (tmp_path / "hf/README.md").read_text() == said

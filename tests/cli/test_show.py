@@ -14,11 +14,12 @@ from mim_core.runs.load import load_run
 from PIL import Image
 
 
-def shown(run, what, *options):
+def shown(run, what, *options, within=None):
     assert main(["show", str(run), "--what", what, *map(str, options)]) == 0
-    picture = Image.open(run / f"show-{what}.png")
+    folder = within or run
+    picture = Image.open(folder / f"show-{what}.png")
     assert min(picture.size) > 100
-    return (run / f"show-{what}.html").read_text()
+    return (folder / f"show-{what}.html").read_text()
 
 
 def test_attention_is_that_of_the_class_token_by_head(small_run):
@@ -43,6 +44,9 @@ def test_attention_is_that_of_the_class_token_by_head(small_run):
 def test_units_of_alike_features_have_alike_colours(small_run):
     page = shown(small_run, "pca", "--samples", 3)
     assert page.count("<img") == 6
+    sample, _ = looks.held_out_samples(load_run(small_run).source(), 3)
+    for name in looks.names_of(load_run(small_run).source(), sample["index"]):
+        assert page.count(f"<figcaption>{name}</figcaption>") == 2
     assert re.search(r"Shares of the variance: \d+%, \d+%, \d+%\.", page)
     values = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9)
     places, shares = looks.principal(values, 3)
@@ -129,3 +133,32 @@ def test_without_labels_it_is_said(tmp_path, small_run, capsys):
     assert main(["show", str(tmp_path / "r"), "--what", "map"]) == 2
     assert "no classes" in capsys.readouterr().err
     assert shown(tmp_path / "r", "pca").count("<img") == 12
+
+
+def test_other_data_are_shown_where_they_are_named(tmp_path, small_run, capsys):
+    """As of a run that was imported, which has none of its own."""
+    for number in range(4):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        Image.new("L", (28, 28), 50 * number).save(tmp_path / "flat" / f"other-{number}.png")
+    data = ["--data.root", tmp_path / "flat", "--out", tmp_path]
+    page = shown(small_run, "attention", "--samples", 3, *data, within=tmp_path)
+    assert [f"other-{number}.png" in page for number in range(4)] == [True, True, True, False]
+    assert main(["show", str(small_run), "--what", "map", *map(str, data)]) == 2
+    assert f"{tmp_path / 'flat'} has no classes" in " ".join(capsys.readouterr().err.split())
+    assert main(["show", str(small_run), "--help"]) == 0
+    assert "--data.root " in capsys.readouterr().out
+
+
+def test_no_two_of_many_classes_look_alike(tmp_path):
+    from mim_core.evaluation.look_page import COLOURS, MARKERS, SHAPES, write_look
+
+    assert len(MARKERS) == len(SHAPES)
+    names = tuple(f"class {number}" for number in range(2 * len(COLOURS) + 3))
+    dots = looks.Dots("d", torch.rand(len(names), 2), [*range(len(names))], [*names])
+    page, picture = write_look(looks.Look("t", "l", dots=[dots], classes=names), tmp_path, "map", "r", "c")
+    text = page.read_text()
+    marks = re.findall(r"<span>(.*?)class \d+</span>", text)
+    assert len(set(marks)) == len(names)
+    assert text.count("<circle") == len(COLOURS)
+    assert text.count("<path transform") == len(COLOURS) + 3
+    assert Image.open(picture).height > 500, "the legend has a line for each five classes"

@@ -26,7 +26,7 @@ ASKED = ("-h", "--help")
 ALL = "--help-all"
 OPTIONS = {
     "evaluate": ("RUN", "mim_core.commands.evaluate:EvaluateOptions"),
-    "show": ("", "mim_core.commands.show:ShowOptions"),
+    "show": ("RUN", "mim_core.commands.show:ShowOptions"),
     "embed": ("RUN", "mim_core.commands.embed:EmbedOptions"),
     "predict": ("RUN", "mim_core.commands.predict:PredictOptions"),
     "export": ("", "mim_core.commands.export:ExportOptions"),
@@ -190,6 +190,14 @@ def _evaluate_with(program: str, plugin: str | None, arguments: Sequence[str]) -
     return _of_a_run("evaluate", program, arguments[0], "evaluate", "data")
 
 
+def _show_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str:
+    """The options of looks and reports, and all of the run's data's where the run is there."""
+    try:
+        return _of_a_run("show", program, arguments[0], "data")
+    except (NotPlain, MimError):
+        return _of_options(f"{program} show", OPTIONS["show"][1], "RUN")
+
+
 def _embed_with(program: str, plugin: str | None, arguments: Sequence[str]) -> str:
     """The options of features of files, and all of the run's data's."""
     return _of_a_run("embed", program, f"{arguments[0]} INPUT", "data")
@@ -218,6 +226,7 @@ WITH_PARTS: dict[str, Callable[[str, str | None, Sequence[str]], str | None]] = 
     "import": _import_with,
     "finetune": _finetune_with,
     "evaluate": _evaluate_with,
+    "show": _show_with,
     "embed": _embed_with,
     "predict": _predict_with,
 }

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-import tyro
-
-from mim_core.commands.options import parse
+from mim_core.commands.options import parse, take_name, with_data
 from mim_core.errors import MimError
 from mim_core.evaluation.look_page import write_look
 from mim_core.evaluation.looks import look
 from mim_core.evaluation.report import write_report
 from mim_core.host.loading import installed
+from mim_core.inference.inputs import data_of
 from mim_core.runs.load import load_run
 from mim_core.terminal import tell
 
@@ -21,10 +20,9 @@ from mim_core.terminal import tell
 @dataclass(frozen=True)
 class ShowOptions:
     """Write a run's report.html: scores, curves, reconstructions, data. Or, with --what, a look at what its encoder
-    learned, as RUN/show-NAME.html and .png."""
+    learned, as RUN/show-NAME.html and .png. The options of the run's data may be changed too (--data.NAME), such as
+    --data.root FOLDER of a run that was imported."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
     what: Literal["report", "attention", "pca", "neighbours", "map"] = "report"
     """attention: where each head of the last block looks. pca: the units' features as colours. neighbours: the most
     similar training samples of held-out ones. map: held-out samples in a plane. The last two need labels."""
@@ -42,16 +40,20 @@ def show(program: str, plugin: str | None, arguments: list[str]) -> int:
     Raises:
         MimError: --samples is below 1.
     """
-    options = parse(ShowOptions, f"{program} show", arguments)
+    name, rest = take_name(arguments, "run", f"Usage: {program} show RUN [OPTIONS]")
+    if name in ("-h", "--help"):
+        parse(ShowOptions, f"{program} show RUN", arguments)
+    folder, registry = Path(name), installed()
+    recipe, _, checkpoint = load_run(folder, registry)
+    default = with_data(ShowOptions, data_of(recipe).options)
+    options: Any = parse(type(default), f"{program} show {name}", rest, default)
     if options.samples < 1:
         raise MimError(f"--samples must be at least 1, got {options.samples}.")
-    registry = installed()
     if options.what == "report":
-        tell(write_report(options.run, registry, options.samples))
+        tell(write_report(folder, registry, options.samples, options.data))
         return 0
-    recipe, _, checkpoint = load_run(options.run, registry)
-    view = look(options.run, registry, options.what, options.samples, options.projection)
-    title = recipe.recipe or options.run.name
-    page, picture = write_look(view, options.out or options.run, options.what, title, checkpoint.name)
+    view = look(folder, registry, options.what, options.samples, options.projection, options.data)
+    title = recipe.recipe or folder.name
+    page, picture = write_look(view, options.out or folder, options.what, title, checkpoint.name)
     tell("\n".join([view.lead, str(page), str(picture)]))
     return 0

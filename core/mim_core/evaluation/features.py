@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,8 +201,7 @@ def prepare_study(
     """
     run, method, path = load_run(folder, registry)
     config = config or run.evaluate
-    if data is not None:
-        run = replace(run, parts={**run.parts, "data": replace(run.parts["data"], options=data)})
+    run = run.on_data(data)
     source, sized = _source(run, method, size)
     check_inputs(config.inputs, source.shapes)
     device = choose_device(run.train.device)

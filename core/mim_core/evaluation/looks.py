@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from mim_core.data.loading import Readable
 from mim_core.data.source import DataSource, Picture, Sample
 from mim_core.errors import MimError
 from mim_core.evaluation.features import prepare_study
-from mim_core.evaluation.reconstruction import held_out_samples
+from mim_core.evaluation.reconstruction import held_out_samples, names_of
 from mim_core.host.registry import Registry
 from mim_core.methods.build import make_source, working
 from mim_core.methods.method import Method
@@ -105,6 +105,8 @@ class Shown:
         layout: Of the units.
         parts: (segment's name or "", its modality, its first unit, its layout), in order.
         where: Which samples these are.
+        names: Of the samples; their numbers from 1 where they have none.
+        valid: Which units the samples have, bool [B, N].
     """
 
     source: DataSource
@@ -113,6 +115,12 @@ class Shown:
     layout: Layout
     parts: list[tuple[str, str, int, Layout]]
     where: str
+    names: list[str]
+    valid: Tensor
+
+    def has(self, row: int, part: tuple[str, str, int, Layout]) -> bool:
+        """Whether a sample has any unit of a segment."""
+        return bool(self.valid[row, part[2] : part[2] + part[3].count].any())
 
 
 @torch.no_grad()
@@ -138,15 +146,33 @@ def encode_shown(run: ResolvedRun, method: Method, count: int, attention: bool =
             raise MimError(f"{error}; --what pca shows its units' features.") from error
     source = make_source(run, method)
     sample, where = held_out_samples(source, count)
-    kept = {name: value for name, value in sample.items() if name in tokenizer.shapes}
+    wanted = {each for name in tokenizer.shapes for each in (name, f"{name}.present")}
+    kept = {name: value for name, value in sample.items() if name in wanted}
     if not kept:
         raise MimError("None of the samples can be read, so there is nothing to show.")
+    names = names_of(source, sample["index"]) or [str(row + 1) for row in range(len(sample["index"]))]
     with working(method.eval()):
         check_sample(tokenizer, kept)
         patches = tokenizer.split(kept)
         tokens = tokenizer.embed(patches.values)
-        encoded = encoder(tokens, patches.layout, Mask.nothing_hidden(len(tokens), patches.layout, tokens.device))
-    return Shown(source, kept, encoded, patches.layout, list(_parts(tokenizer, patches.layout)), where)
+        mask, valid = _seen(encoder, patches.layout, tokens)
+        encoded = encoder(tokens, patches.layout, mask)
+    parts = list(_parts(tokenizer, patches.layout))
+    return Shown(source, kept, encoded, patches.layout, parts, where, names, valid)
+
+
+def _seen(encoder: Encoder, layout: Layout, tokens: Tensor) -> tuple[Mask, Tensor]:
+    """A mask that hides nothing, and which units the samples have.
+
+    Raises:
+        MimError: Some lack units, and the encoder cannot leave these out.
+    """
+    mask = Mask.nothing_hidden(len(tokens), layout, tokens.device)
+    if layout.valid is None:
+        return mask, torch.ones_like(mask.hidden)
+    if not encoder.pads:
+        raise MimError(f"A {type(encoder).__name__} needs all units, and some of these samples lack some.")
+    return replace(mask, kept_valid=layout.valid), layout.valid
 
 
 def _parts(tokenizer: Any, layout: Layout) -> Iterator[tuple[str, str, int, Layout]]:
@@ -172,7 +198,9 @@ def coloured(
         places = layout.coordinates()
         places = places[row] if places.ndim == 3 else places
         return shown.source.unit_picture(modality, shown.sample[modality][row], colours, places)
-    return grid_picture(colours, layout.grid, shown.sample[modality].shape[2])
+    if len(layout.grid) == 3:
+        return grid_picture(colours, layout.grid, shown.sample[modality].shape[2])
+    return grid_picture(colours, layout.grid)
 
 
 def grid_picture(colours: Float[Tensor, "N 3"], grid: tuple[int, ...], length: int = 8) -> Picture:
@@ -210,25 +238,33 @@ def attention(run: ResolvedRun, method: Method, count: int) -> Look:
     shown = encode_shown(run, method, count, attention=True)
     weights, prefix = shown.encoded.attention, shown.encoded.prefix.shape[1]
     assert weights is not None
-    seen = weights[:, :, 0, prefix:] if prefix else weights.mean(dim=2)
+    asking = shown.valid[:, None, :, None].float()
+    average = (weights[:, :, prefix:] * asking).sum(dim=2) / asking.sum(dim=2)
+    seen = weights[:, :, 0, prefix:] if prefix else average
     strips: list[Strip] = []
     for row in range(len(seen)):
-        for part in shown.parts:
+        for part in (each for each in shown.parts if shown.has(row, each)):
             name, modality, first, layout = part
             own = seen[row, :, first : first + layout.count]
             maps = {"all heads": own.mean(dim=0), **{f"head {number + 1}": each for number, each in enumerate(own)}}
             drawn = {label: coloured(shown, part, row, heat(each)) for label, each in maps.items()}
             cells = [Cell(shown.source.picture(modality, shown.sample[modality][row]), modality)]
             cells += [Cell(picture, label) for label, picture in drawn.items() if picture]
-            strips.append(Strip(f"{row + 1} {name}".strip(), cells, len(layout.grid or ()) == 3))
-    from_where = "the class token" if prefix else "all units (the mean: this encoder has no class token)"
+            strips.append(Strip(_label(shown, row, name), cells, len(layout.grid or ()) == 3))
+    mean = "all units (the mean: this encoder has no class token) attend"
+    who = "the class token attends" if prefix else mean
     heads = weights.shape[1]
     return Look(
         "Attention of the last block",
-        f"How much {from_where} attends to each unit, by head ({heads}); {shown.where}.",
+        f"How much {who} to each unit, by head ({heads}); {shown.where}.",
         strips,
         notes=["Bright is much. Each map has its own scale: its largest weight is the brightest."],
     )
+
+
+def _label(shown: Shown, row: int, segment: str) -> str:
+    """A sample's name, and of several modalities which one."""
+    return f"{shown.names[row]}, {segment}" if segment else shown.names[row]
 
 
 def heat(values: Float[Tensor, " N"]) -> Float[Tensor, "N 3"]:
@@ -246,28 +282,11 @@ def components(run: ResolvedRun, method: Method, count: int) -> Look:
     """The first three principal components of all shown units' features as red, green and blue."""
     shown = encode_shown(run, method, count)
     tokens = shown.encoded.tokens.float()
-    places, shares = principal(tokens.flatten(0, 1), 3)
+    places, shares = principal(tokens[shown.valid], 3)
     low, high = (places.quantile(at, dim=0) for at in (0.02, 0.98))
-    colours = ((places - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).reshape(*tokens.shape[:2], 3)
-    strips: list[Strip] = []
-    for part in shown.parts:
-        name, modality, first, layout = part
-        rows = range(len(tokens))
-        plain = [shown.source.picture(modality, shown.sample[modality][row]) for row in rows]
-        drawn = [coloured(shown, part, row, colours[row, first : first + layout.count]) for row in rows]
-        film = len(layout.grid or ()) == 3
-        if film:
-            strips += [
-                Strip(
-                    f"{row + 1} {name}".strip(),
-                    [Cell(plain[row]), *([Cell(picture)] if (picture := drawn[row]) else [])],
-                    True,
-                )
-                for row in rows
-            ]
-            continue
-        strips.append(Strip(f"{name} input".strip(), [Cell(each) for each in plain]))
-        strips.append(Strip("units", [Cell(each) for each in drawn if each]))
+    colours = torch.ones(*tokens.shape[:2], 3)
+    colours[shown.valid] = ((places - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    strips = [strip for part in shown.parts for strip in _coloured_strips(shown, part, colours)]
     text = ", ".join(f"{share:.0%}" for share in shares.tolist())
     return Look(
         "Units as colours",
@@ -278,6 +297,26 @@ def components(run: ResolvedRun, method: Method, count: int) -> Look:
             f"Shares of the variance: {text}. Components of an untrained encoder have colours too.",
         ],
     )
+
+
+def _coloured_strips(
+    shown: Shown, part: tuple[str, str, int, Layout], colours: Float[Tensor, "B N 3"]
+) -> Iterator[Strip]:
+    """Samples and the colours of their units: of films one below the other, else in two rows."""
+    name, modality, first, layout = part
+    rows = [row for row in range(len(colours)) if shown.has(row, part)]
+    plain = {row: shown.source.picture(modality, shown.sample[modality][row]) for row in rows}
+    made = {row: coloured(shown, part, row, colours[row, first : first + layout.count]) for row in rows}
+    drawn = {row: picture for row, picture in made.items() if picture}
+    if len(layout.grid or ()) == 3:
+        for row in rows:
+            cells = [Cell(plain[row], "input"), *([Cell(drawn[row], "units")] if row in drawn else [])]
+            yield Strip(_label(shown, row, name), cells, True)
+        return
+    for label, pictures in (("input", plain), ("units", drawn)):
+        if pictures:
+            cells = [Cell(picture, shown.names[row]) for row, picture in pictures.items()]
+            yield Strip(f"{name} {label}".strip(), cells)
 
 
 def principal(values: Float[Tensor, "n D"], count: int) -> tuple[Float[Tensor, "n k"], Float[Tensor, " k"]]:
@@ -298,14 +337,14 @@ def principal(values: Float[Tensor, "n D"], count: int) -> tuple[Float[Tensor, "
 # ---- neighbours ------------------------------------------------------------------------------------------------------
 
 
-def neighbours(folder: Path, registry: Registry, count: int) -> Look:
+def neighbours(folder: Path, registry: Registry, count: int, data: Any = None) -> Look:
     """Held-out samples and the training samples whose features are nearest by cosine, with how often these are of the
-    same class, beside the same of the raw input and of the untrained encoder.
+    same class, beside the same of the raw input and of the untrained encoder. ``data`` as in `look`.
 
     Raises:
         MimError: The data have no labels to compare with.
     """
-    study = prepare_study(folder, registry)
+    study = prepare_study(folder, registry, data=data)
     rows, (train, test) = study.rows, study.labels
     assert study.source is not None
     near = {row: _nearest(features.test, features.train, NEAREST) for row, features in rows.items()}
@@ -364,7 +403,7 @@ class Pictures:
 # ---- a map -----------------------------------------------------------------------------------------------------------
 
 
-def atlas(folder: Path, registry: Registry, projection: Projection) -> Look:
+def atlas(folder: Path, registry: Registry, projection: Projection, data: Any = None) -> Look:
     """Held-out samples as places of a plane, by their features, beside the same of the raw input and of the untrained
     encoder.
 
@@ -372,11 +411,12 @@ def atlas(folder: Path, registry: Registry, projection: Projection) -> Look:
         folder: The run.
         registry: Where names are looked up.
         projection: The first two principal components, or t-SNE.
+        data: As in `look`.
 
     Raises:
         MimError: The data have no labels, or t-SNE's library is missing.
     """
-    study = prepare_study(folder, registry)
+    study = prepare_study(folder, registry, data=data)
     labels = study.labels[1]
     assert study.source is not None
     held, split = study.samples[1], study.source.labelled("test")
@@ -426,13 +466,25 @@ def project(values: Float[Tensor, "n D"], projection: Projection) -> Float[Tenso
 LOOKS = ("attention", "pca", "neighbours", "map")
 
 
-def look(folder: Path, registry: Registry, what: str, count: int, projection: Projection = "pca") -> Look:
+def look(
+    folder: Path, registry: Registry, what: str, count: int, projection: Projection = "pca", data: Any = None
+) -> Look:
     """One of `LOOKS` of a run.
+
+    Args:
+        folder: The run.
+        registry: Where names are looked up.
+        what: Which look.
+        count: Samples that are shown; a map shows all.
+        projection: Of a map.
+        data: Options of the data source; the run's by default.
 
     Raises:
         MimError: The run's encoder or data do not serve it.
     """
     if what in ("attention", "pca"):
         run, method, _ = load_run(folder, registry)
-        return (attention if what == "attention" else components)(run, method, count)
-    return neighbours(folder, registry, count) if what == "neighbours" else atlas(folder, registry, projection)
+        return (attention if what == "attention" else components)(run.on_data(data), method, count)
+    return (
+        neighbours(folder, registry, count, data) if what == "neighbours" else atlas(folder, registry, projection, data)
+    )

@@ -56,10 +56,12 @@ def try_report(folder: Path, registry: Registry) -> bool:
     return True
 
 
-def write_report(folder: Path, registry: Registry, samples: int = 12) -> Path:
+def write_report(folder: Path, registry: Registry, samples: int = 12, data: Any = None) -> Path:
     """Writes ``folder/report.html`` from what the run has left on disk, and the pages that it links to. Those that an
-    earlier report linked to and this one does not are removed."""
+    earlier report linked to and this one does not are removed. ``data`` are options of the data source; the run's by
+    default."""
     run, method, checkpoint = load_run(folder, registry)
+    run = run.on_data(data)
     source = make_source(run, method)
     metrics, probes = curves.read(folder)
     heads = _pictures(method, source, samples)

@@ -28,6 +28,8 @@ from mim_core.version import __version__
 
 MARK = "- mim-core\n"
 """Stands in every card, so that a file of the user's is told from one."""
+CELL, LINE = 120, 400
+"""Letters of a value in a table, and in a line of its own; of a longer one the beginning is shown."""
 LIBRARIES = {"timm": "timm", "torch": "torch", "onnx": "onnx", "plain": "torch"}
 
 
@@ -127,7 +129,11 @@ def _what(method: Method, kind: str) -> str:
 
 def _inputs(method: Method, known: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str, str]:
     shapes: Mapping[str, tuple[int, ...]] = getattr(method.tokenizer, "shapes", {})
-    entries = {name: f"[B, {', '.join(map(str, shape))}], normalised" for name, shape in shapes.items()}
+    ids: Mapping[str, int] = getattr(method.tokenizer, "ids", {})
+    entries = {
+        name: f"[B, {', '.join(map(str, shape))}], {'int64, ids' if name in ids else 'normalised'}"
+        for name, shape in shapes.items()
+    }
     counts = method.told() if isinstance(method, Supervised) else {}
     entries |= {name: f"[B], whole numbers from 0 to {count - 1}: one of the classes" for name, count in counts.items()}
     texts = {
@@ -135,7 +141,7 @@ def _inputs(method: Method, known: Mapping[str, Any], classes: tuple[str, ...]) 
         "std": "deviation",
         "crop_pct": "crop, share of the resized side",
     }
-    entries |= {texts.get(name, name.replace("_", " ")): _cell(value) for name, value in known.items()}
+    entries |= {texts.get(name, name.replace("_", " ")): _cell(value, LINE) for name, value in known.items()}
     return {**entries, **({"classes": _plain(", ".join(classes))} if classes else {})}
 
 
@@ -185,9 +191,10 @@ def _origin(origin: Mapping[str, str], registry: Registry) -> tuple[str, str | N
     return f"`{name}`, weights of the format `{origin['format']}`: {note}", licence
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, most: int = CELL) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    text = Path(text).name if text.startswith("/") else text[:120]
+    text = " ".join(text.split())  # a table's row is one line
+    text = Path(text).name if text.startswith("/") else text if len(text) <= most else f"{text[:most]} ..."
     return _plain(text).replace("|", "\\|")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mim_core.errors import MimError, check_workers
@@ -245,3 +245,9 @@ class ResolvedRun:
     all options are as they should be."""
     least: int = field(default=0, compare=False)
     """Steps that the run should have where its epochs may follow from the data."""
+
+    def on_data(self, options: Any) -> ResolvedRun:
+        """The same run with other options of its data source; None changes nothing."""
+        if options is None:
+            return self
+        return replace(self, parts={**self.parts, "data": replace(self.parts["data"], options=options)})

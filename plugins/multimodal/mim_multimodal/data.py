@@ -42,6 +42,17 @@ from mim_multimodal.tables import class_names
 from mim_multimodal.token_store import Crops, TokenStore, one_kind_of_crops
 
 SAMPLE = Path(__file__).parent / "sample"
+VALUES = {
+    "depth": (
+        "depth_values",
+        "by the nearest pixel; less the mean, by the deviation, of a map's measured values from the 10th to the 90th "
+        "percentile; 0 where nothing was measured",
+    ),
+    "normal": ("normals", "x, y, z from -1 to 1"),
+    "semseg": ("class_ids", "by the nearest pixel"),
+    "caption": ("caption_ids", "of the run's vocabulary"),
+}
+"""What is told of the values of a modality, and under which name."""
 STRIDE = 4
 """Class ids of dense evaluation are this much coarser than the pictures, where no tokenizer says otherwise."""
 
@@ -404,9 +415,11 @@ class Aligned(DataSource):
         return crops.Cut(frame, box, draws[-1] < config.flip)
 
     def how_read(self) -> dict[str, Any]:
-        """How colour is cropped; the other modalities follow it."""
+        """How colour is cropped, which the other modalities follow, and what their values are."""
         share = f"{self.config.evaluate_crop:g} of the largest centred box of the input's shape, then scaled"
-        return {"crop": share, "interpolation": "bicubic, antialiased"}
+        given = [name for name in self.shapes if name in VALUES and name not in self.tokens]
+        values = dict(VALUES[name] for name in given)
+        return {"crop": share, "interpolation": "bicubic, antialiased", **values}
 
     def finish(self, sample: Sample) -> Sample:
         """rgb with mean 0 and deviation 1 over the data; depth standardised, see `depth.standardise`; normals -1 to 1;

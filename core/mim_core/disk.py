@@ -102,6 +102,25 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
+def folder_made(folder: Path) -> Iterator[None]:
+    """A folder, with those above it, while something is written there; what fails before anything lies in it leaves no
+    new folder behind.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):  # something lies in it
+                folder.rmdir()
+        raise
+
+
+@contextmanager
 def filled(folder: Path) -> Iterator[Path]:
     """A folder to write files into, which are moved into ``folder`` when all are whole: what fails on the way leaves
     that as it was. Other files there stay.

@@ -20,7 +20,7 @@ from torch import Tensor
 from mim_core.commands.asking import Asked, AskingOptions, open_asked, told_of_skipped, unless_there, write_csv
 from mim_core.commands.options import parse, take_name, with_data
 from mim_core.data.source import DataSource, Sample
-from mim_core.disk import replaced, write_whole
+from mim_core.disk import folder_made, replaced, write_whole
 from mim_core.errors import MimError, unknown
 from mim_core.evaluation.anomaly_maps import score_maps
 from mim_core.host.loading import installed
@@ -90,8 +90,7 @@ def predict(program: str, plugin: str | None, arguments: list[str]) -> int:
     record = scored_record if options.anomaly else method.record
     check_question(method, question, options.given)
     asked = open_asked(run, method, checkpoint, options, registry)
-    out.mkdir(parents=True, exist_ok=True)
-    with asked.chunks(out / ".parts", _asked_for(options), CHUNK, out) as chunks:
+    with folder_made(out), asked.chunks(out / ".parts", _asked_for(options), CHUNK, out) as chunks:
         _answered(out, options, asked, method, question, record, chunks)
     return 0
 

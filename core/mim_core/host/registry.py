@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import string
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,6 +87,9 @@ class Entry:
 
     def _import(self, reference: str) -> Any:
         module, _, attribute = reference.partition(":")
+        there = getattr(sys.modules.get(module), "__dict__", {})
+        if "." not in attribute and attribute in there:  # nothing is imported, so nothing can change
+            return there[attribute]
         before = process_state.read()
         try:
             value: Any = importlib.import_module(module)

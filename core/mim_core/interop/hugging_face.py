@@ -37,7 +37,7 @@ def export_hf_vit(method: Method, inputs: Mapping[str, Any], classes: tuple[str,
     Raises:
         MimError: transformers' ViT is no such encoder, or has no such head.
     """
-    tokenizer, encoder = patch_encoder(method)
+    tokenizer, encoder = patch_encoder(method, "transformers' ViT")
     check_vit("transformers' ViT", encoder)
     head, pool = timm_head(method)
     if isinstance(method, Supervised) and pool != "token":

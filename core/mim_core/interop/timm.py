@@ -92,8 +92,12 @@ def _line(name: str, arguments: Mapping[str, Any], known: Mapping[str, Any], enc
     return f'timm.create_model("{name}", {shown}, pretrained_cfg_overlay={known!r}, checkpoint_path={str(path)!r})'
 
 
-def patch_encoder(method: Method) -> tuple[PatchTokenizer, Encoder]:
-    """Tokenizer and encoder of a method that timm has a model for.
+def patch_encoder(method: Method, library: str = "timm") -> tuple[PatchTokenizer, Encoder]:
+    """Tokenizer and encoder of a method that a library of pictures has a model for.
+
+    Args:
+        method: Has them.
+        library: What the error calls the library.
 
     Raises:
         MimError: It has others.
@@ -107,7 +111,7 @@ def patch_encoder(method: Method) -> tuple[PatchTokenizer, Encoder]:
         several = ", ".join(getattr(tokenizer, "parts", {}))
         has = f"the tokenizers {several} beside each other" if several else "another tokenizer or encoder"
         raise MimError(
-            f"timm holds encoders of two-dimensional patches of one picture; this method has {has}. Other formats may: "
+            f"{library} holds encoders of two-dimensional patches of one picture; this method has {has}. Other formats may: "
             "--to torch, plain, onnx."
         )
     return tokenizer, encoder

@@ -40,7 +40,7 @@ def export_hf_vitmae(method: Method, inputs: Mapping[str, Any], classes: tuple[s
         MimError: ViTMAE is no such method; says in what.
     """
     decoder, target = exporters.only_head(WHAT, method)
-    tokenizer, encoder = hugging_face.patch_encoder(method)
+    tokenizer, encoder = hugging_face.patch_encoder(method, WHAT)
     hugging_face.check_vit(WHAT, encoder)
     patches: Any = tokenizer.config
     _check(patches, encoder.config, decoder, target)

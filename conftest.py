@@ -26,7 +26,6 @@ torch.set_num_threads(1)
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
 
-
 def _with_shapes():
     """Modules whose annotations state shapes. In others there is nothing that mypy has not checked, and the wrapper of
     every function would cost a third of the time of these tests."""

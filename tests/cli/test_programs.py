@@ -13,6 +13,7 @@ from mim_core.commands.export import _chosen
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.interop import program_export
+from mim_core.interop.hugging_face import export_hf_vit
 from mim_core.methods.build import build_method
 from mim_core.recipes.resolve import load_recipe
 from mim_core.runs.load import load_run
@@ -178,6 +179,8 @@ def test_without_a_format_it_is_the_one_that_fits(recipe):
     assert to == "torch"
     assert "(--to torch), for timm holds encoders of two-dimensional patches of one picture" in why[0]
     assert _chosen("timm", method) == ("timm", [])
+    with pytest.raises(MimError, match="transformers' ViT holds encoders of two-dimensional patches"):
+        export_hf_vit(method, {}, ())
 
 
 def test_without_a_format_pictures_go_to_timm(runs):

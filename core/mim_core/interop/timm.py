@@ -111,8 +111,8 @@ def patch_encoder(method: Method, library: str = "timm") -> tuple[PatchTokenizer
         several = ", ".join(getattr(tokenizer, "parts", {}))
         has = f"the tokenizers {several} beside each other" if several else "another tokenizer or encoder"
         raise MimError(
-            f"{library} holds encoders of two-dimensional patches of one picture; this method has {has}. Other formats may: "
-            "--to torch, plain, onnx."
+            f"{library} holds encoders of two-dimensional patches of one picture; this method has {has}. Other formats "
+            "may: --to torch, plain, onnx."
         )
     return tokenizer, encoder
 

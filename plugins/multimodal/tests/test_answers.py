@@ -104,6 +104,7 @@ def test_every_sample_has_files_of_its_own(run, tmp_path, capsys):
     before = sorted((tmp_path / "new").rglob("*.*"))
     assert predicted(run, tmp_path / "new", tmp_path / "new/made", "--given", "rgb") == 2
     assert "lies in" in capsys.readouterr().err
+    assert not (tmp_path / "new/made").exists()
     assert not list((tmp_path / "new").rglob("*-depth.png"))
     assert predicted(run, tmp_path / "new", tmp_path / "new", "--given", "rgb") == 2
     assert "is the folder that is read" in " ".join(capsys.readouterr().err.split())

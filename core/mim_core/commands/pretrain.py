@@ -10,7 +10,7 @@ from torch import nn
 
 from mim_core.commands.fitting import on_data, suited
 from mim_core.commands.options import apply, command_class, full_recipe_name, parse, swap_all, take_name
-from mim_core.commands.starting import fitted, foreign, take_encoder_from
+from mim_core.commands.starting import fitted, origin_of, read_as_plain, take_encoder_from
 from mim_core.errors import MimError, warn
 from mim_core.evaluation.report import try_report
 from mim_core.host.loading import installed
@@ -102,8 +102,8 @@ def _take_weights(run: running.Run, path: Path, form: str | None, registry: Regi
     start = path
     if form is not None:
         other = import_checkpoint(path, format=form, registry=registry)
-    elif (weights := foreign(path, registry)) is not None:
-        run.origins = origins.behind(path, weights.form)
+    elif (weights := read_as_plain(run.config, path, registry)) is not None:
+        run.origins = origin_of(weights, registry)
         for line in weights.fill(run.method):
             warn(f"--init {path}: {line}")
         return

@@ -13,8 +13,10 @@ from mim_core.data.normalise import usual_statistics
 from mim_core.errors import MimError, warn
 from mim_core.host.registry import Registry
 from mim_core.interop.encoders import Found, find_encoder
+from mim_core.interop.own_encoders import encoder_within, modalities_of
 from mim_core.interop.weights import export_recipe, read_export
 from mim_core.methods.supervised import Supervised
+from mim_core.parts.tokenizer import PatchTokenizer
 from mim_core.recipes.config import ResolvedRun
 from mim_core.runs import origins
 from mim_core.runs.initial_weights import take_encoder
@@ -70,17 +72,41 @@ def foreign(path: Path, registry: Registry) -> Found | None:
         ) from error
 
 
+def read_as_plain(run: ResolvedRun, path: Path, registry: Registry) -> Found | None:
+    """The plain ViT that a run starts from: in weights of another code base, or in a run or an export of ours that
+    reads other inputs, such as images where this run reads clips. None for ours that read the same, which are taken
+    weight by weight.
+
+    Raises:
+        MimError: There is nothing, or no plain ViT.
+    """
+    model = foreign(path, registry)
+    if model is not None:
+        return model
+    base = recipe_behind(path, registry)
+    if base is None:
+        return None
+    own, theirs = modalities_of(run), modalities_of(base)
+    if own & theirs or not own | theirs:
+        return None
+    return encoder_within(read_export(path, registry) or load_run(path, registry).method, base, path)
+
+
 def fitted(run: ResolvedRun, path: Path, registry: Registry) -> ResolvedRun:
-    """The run with an encoder of the size of the weights that it starts from, where these are another code base's; what
+    """The run with an encoder of the size of the weights that it starts from, where these are read as a plain ViT; what
     was changed is said.
 
     Raises:
-        MimError: They are another code base's, and the recipe's encoder is not the plain one with sizes of its own.
+        MimError: They are read so, and the recipe's encoder is not the plain one with sizes of its own, or it has no
+            patches.
     """
-    model = foreign(path, registry)
+    model = read_as_plain(run, path, registry)
     part = run.parts["encoder"]
     if model is None:
         return run
+    tokenizers = {role: part for role, part in run.parts.items() if role.rpartition(".")[2] == "tokenizer"}
+    if not any(issubclass(part.cls, PatchTokenizer) for part in tokenizers.values()):
+        raise model.has_no_patches(", ".join(sorted({part.name for part in tokenizers.values()})))
     if part.name != PLAIN or getattr(part.options, "name", None) is not None:
         raise MimError(
             f"--init {path}: weights of other code bases are read into {PLAIN}, and this recipe's encoder is "
@@ -89,6 +115,8 @@ def fitted(run: ResolvedRun, path: Path, registry: Registry) -> ResolvedRun:
     sizes = model.encoder_options()
     if not model.tells_heads and part.options.width == model.width:
         sizes["heads"] = part.options.heads
+    if len(tokenizers) > 1 and "position" not in sizes and str(part.options.position).startswith("sincos"):
+        sizes["position"] = "sincos"  # of several modalities, computed anew on each grid: by the rule of the weights
     changed = {name: value for name, value in sizes.items() if getattr(part.options, name) != value}
     if changed:
         own = {name: getattr(part.options, name) for name in changed}
@@ -122,6 +150,12 @@ def _compare_statistics(run: ResolvedRun, model: Found) -> None:
         )
 
 
+def origin_of(model: Found, registry: Registry) -> list[origins.Origin]:
+    """What a run remembers of the plain ViT that it starts from."""
+    path = model.path if model.form or model.path.is_file() else load_run(model.path, registry).checkpoint
+    return origins.behind(path, model.form or None)
+
+
 def take_encoder_from(run: Run, path: Path, registry: Registry) -> list[str]:
     """Copies tokenizer and encoder into a method that learns from labels; what starts fresh and what is left out, in
     words.
@@ -129,9 +163,9 @@ def take_encoder_from(run: Run, path: Path, registry: Registry) -> list[str]:
     Raises:
         MimError: The weights cannot be read or do not fit.
     """
-    model = foreign(path, registry)
+    model = read_as_plain(run.config, path, registry)
     if model is not None:
-        run.origins = origins.behind(path, model.form)
+        run.origins = origin_of(model, registry)
         return model.fill(run.method)
     assert isinstance(run.method, Supervised)
     other: nn.Module | None = read_export(path, registry)

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from mim_core.errors import MimError, did_you_mean
 from mim_core.interop.weights import clean, read_sizes, read_state
 from mim_core.methods.method import Method
-from mim_core.parts.position import TablePosition, resampled, sincos_table
-from mim_core.parts.tokenizer import PatchTokenizer
+from mim_core.parts.layout import Layout
+from mim_core.parts.position import SegmentPositions, TablePosition, resampled, sincos_table
+from mim_core.parts.tokenizer import JoinedTokenizer, PatchTokenizer
 from mim_core.runs.state import StateError, read_json
 
 LEFT_OUT = ("head", "fc_norm", "fc.", "pooler", "classifier", "decoder", "dino", "mask_token", "mask_embed", "mlp_head")
@@ -33,6 +34,8 @@ HEADS = {1280: 16, 1408: 16, 1664: 16}
 """Heads of the released plain ViTs that do not have 64 channels each, by width: huge, giant and gigantic."""
 GROUPS = ("teacher", "student", "target_encoder")
 """Groups of weights in a file of a whole training, the one that is used in front."""
+JOINED = "tokenizer.parts."
+"""In front of the weights of each of several tokenizers."""
 LAYER = re.compile(r"(?:encoder\.)?layer\.(\d+)\.(.+)")
 WITHIN = (
     ("attention.output.dense.", "attn.proj."),
@@ -146,7 +149,8 @@ class Found:
         if not self.tells_heads and heads:
             notes.append(f"heads: {heads}, of {self.width // heads} channels each; nothing beside the weights tells")
         moved = self._moved(method, notes)
-        needed = [name for name in own if name.startswith(("tokenizer.", "encoder."))]
+        place = self._patches(method)[0]
+        needed = [name for name in own if name.startswith((f"{place}.", "encoder."))]
         faults = [
             f"{name} is {tuple(moved[name].shape)} there and {tuple(own[name].shape)} here"
             for name in needed
@@ -166,20 +170,41 @@ class Found:
         if odd:
             raise MimError(f"--init {self.path}: this recipe's encoder has no place for: {', '.join(odd[:8])}.")
         notes += [f"starts fresh: {_named(fresh)}"] if fresh else []
-        return notes + ([f"left out: {_named([*self.left, *unused])}"] if self.left or unused else [])
+        notes += [f"left out: {_named([*self.left, *unused])}"] if self.left or unused else []
+        return list(dict.fromkeys(notes))
+
+    def _patches(self, method: Method) -> tuple[str, PatchTokenizer]:
+        """The tokenizer that the kernel is for, and where its weights lie: the only one, or of several modalities that
+        of patches with the most channels, the first of such.
+
+        Raises:
+            MimError: None splits into patches.
+        """
+        tokenizer = getattr(method, "tokenizer", None)
+        parts = {"tokenizer": tokenizer}
+        if isinstance(tokenizer, JoinedTokenizer):
+            parts = {f"{JOINED}{name}": tokenizer.part(name) for name in tokenizer.parts}
+        fitting = [(name, part) for name, part in parts.items() if isinstance(part, PatchTokenizer)]
+        if not fitting:
+            raise self.has_no_patches(", ".join(sorted({type(part).__name__ for part in parts.values()})))
+        return max(fitting, key=lambda each: each[1].config.channels)
+
+    def has_no_patches(self, tokenizers: str) -> MimError:
+        """What is said where a recipe's tokenizers make no patches."""
+        return MimError(
+            f"--init {self.path}: a plain ViT's weights are for patches of pictures or clips, and this recipe's units "
+            f"are none ({tokenizers}). Weights of the same kind of method: a run, an export, or --init-format NAME."
+        )
 
     def _moved(self, method: Method, notes: list[str]) -> dict[str, Tensor]:
         """The weights under our names."""
-        tokenizer = getattr(method, "tokenizer", None)
-        if not isinstance(tokenizer, PatchTokenizer):
-            raise MimError(
-                f"--init {self.path}: a plain ViT's weights are for patches of one input, and this recipe has a "
-                f"{type(tokenizer).__name__}."
-            )
+        place, tokenizer = self._patches(method)
+        if place != "tokenizer":
+            notes.append(f"patches: those of {place.rpartition('.')[2]}")
         weights: dict[str, Tensor] = {}
         for name, value in self.weights.items():
             if name.startswith("patch_embed."):
-                ours = name.replace("patch_embed.", "tokenizer.")
+                ours = name.replace("patch_embed.", f"{place}.")
                 weights[ours] = self._kernel(value, tokenizer, notes) if name.endswith("weight") else value
             elif name != "pos_embed":
                 weights[f"encoder.{name}"] = value
@@ -217,10 +242,41 @@ class Found:
         return kernel.contiguous()
 
     def _place(self, table: Tensor, method: Method, weights: dict[str, Tensor], notes: list[str]) -> None:
-        """The table of positions: the units' on this recipe's grid, and the class token's."""
+        """The table of positions: the units' on this recipe's grids, and the class token's."""
         position = getattr(getattr(method, "encoder", None), "position", None)
         tokenizer: Any = method.tokenizer
-        grid: tuple[int, ...] | None = tokenizer.layout.grid
+        layout: Layout = tokenizer.layout
+        grids = [part.grid for _, part in layout.segments or (("", layout),) if part.grid and len(part.grid) > 1]
+        if isinstance(position, SegmentPositions):
+            for name, part in layout.segments:
+                if isinstance(position.parts[name], TablePosition) and part.grid in grids:
+                    at = f"encoder.position.parts.{name}."
+                    self._units(table, position.parts[name], part.grid, at, weights, notes)
+        elif layout.segments and self._is_computed() and getattr(position, "computed", False):
+            notes.append("positions: this recipe computes its own on each grid")
+        else:
+            self._units(table, position, layout.grid, "encoder.position.", weights, notes)
+        slots = self._grid(table.shape[1], *grids[:1])[0]
+        if not slots or "encoder.cls_token" not in weights:
+            return
+        own_slots = method.state_dict().get("encoder.prefix_position")
+        if own_slots is not None:  # registers that have none in the table have none here
+            weights["encoder.prefix_position"] = F.pad(table[:, :slots], (0, 0, 0, own_slots.shape[1] - slots))
+            return
+        weights["encoder.cls_token"] = weights["encoder.cls_token"] + table[:, :1]
+        if slots > 1:
+            weights["encoder.reg_token"] = weights["encoder.reg_token"] + table[:, 1:slots]
+
+    def _units(
+        self,
+        table: Tensor,
+        position: Any,
+        grid: tuple[int, ...] | None,
+        place: str,
+        weights: dict[str, Tensor],
+        notes: list[str],
+    ) -> None:
+        """The positions of one grid of units."""
         if not isinstance(position, TablePosition) or grid is None:
             raise MimError(f"--init {self.path}: it has a table of positions; to take it: --encoder.position learned.")
         slots, old_grid = self._grid(table.shape[1], grid)
@@ -239,16 +295,7 @@ class Found:
                 f"({position.kind}). To take them: --encoder.position learned."
             )
         if "table" in position.state_dict():
-            weights["encoder.position.table"] = units
-        if slots and "encoder.cls_token" in weights:
-            slot = table[:, :1]
-            own = method.state_dict().get("encoder.prefix_position")
-            if own is not None:  # registers that have none in the table have none here
-                weights["encoder.prefix_position"] = F.pad(table[:, :slots], (0, 0, 0, own.shape[1] - slots))
-                return
-            weights["encoder.cls_token"] = weights["encoder.cls_token"] + slot
-            if slots > 1:
-                weights["encoder.reg_token"] = weights["encoder.reg_token"] + table[:, 1:slots]
+            weights[f"{place}table"] = units
 
     def _grid(self, count: int, own: tuple[int, ...] | None = None) -> tuple[int, tuple[int, ...] | None]:
         """(tokens in front, the grid of the others): a square, or else the run's own where it has as many units; None
@@ -295,8 +342,8 @@ def _is_computed(method: Method, name: str) -> bool:
 
 
 def _named(names: list[str]) -> str:
-    """Names of weights, a whole module by its first part."""
-    short = dict.fromkeys(".".join(name.split(".")[:2]) if "." in name else name for name in names)
+    """Names of weights, a whole module by its first part, and a tokenizer of several by its own name."""
+    short = dict.fromkeys(".".join(name.split(".")[: 3 if name.startswith(JOINED) else 2]) for name in names)
     return ", ".join(list(short)[:10]) + (f" and {len(short) - 10} more" if len(short) > 10 else "")
 
 
@@ -373,8 +420,10 @@ def encoder_in(state: Mapping[str, Tensor], path: Path, sizes: Mapping[str, Any]
     odd = [name for name in weights if not re.match(r"(patch_embed\.proj|blocks\.\d+|norm|norm_pre)\.", name)]
     odd = [name for name in odd if name not in ("cls_token", "pos_embed", "reg_token")]
     whole = "patch_embed.proj.weight" in weights and "blocks.0.mlp.fc1.weight" in weights
+    gated = next((name for name in weights if name.startswith("blocks.0.mlp.w")), "")
     if not whole or odd:
         what = f"parts that a plain ViT does not have: {', '.join(odd[:6])}" if whole else "no plain ViT in it"
+        what = f"the MLPs of its blocks have gates (SwiGLU, {gated}), which are not read" if gated else what
         raise MimError(f"{path}: {what}. Its keys begin with: {', '.join(list(state)[:5])}.")
     _check_activation(sizes or {}, path)
     broken = [name for name, value in weights.items() if not bool(value.isfinite().all())]

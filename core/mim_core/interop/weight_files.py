@@ -38,7 +38,7 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     try:
         if not path.is_file():
             raise MimError(f"{path} is no regular file.")
-        content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+        content = load_file(path) if is_safetensors(path) else _unpickled(path)
     except MimError:
         raise
     except Exception as error:  # damaged files raise many kinds
@@ -46,6 +46,15 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise MimError(f"{path} holds a {type(content).__name__}, not weights by name. {SAVE}")
     return content
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is of safetensors, by its name or by its first bytes: the length of its header, and a brace."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
 
 
 def reason_of(error: Exception) -> str:

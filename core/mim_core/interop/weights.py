@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mim_core.errors import MimError, warn
 from mim_core.host.loading import installed
 from mim_core.host.registry import Registry
-from mim_core.interop.weight_files import read_sizes, read_weights, reason_of
+from mim_core.interop.weight_files import is_safetensors, read_sizes, read_weights, reason_of
 from mim_core.methods.build import build_method
 from mim_core.methods.method import Method
 from mim_core.recipes.config import ResolvedRun
@@ -189,7 +189,7 @@ def export_recipe(path: Path, registry: Registry) -> ResolvedRun | None:
     Raises:
         MimError: The file was written before exports held their recipe.
     """
-    if path.suffix != ".safetensors" or not path.is_file():
+    if not path.is_file() or not is_safetensors(path):
         return None
     try:
         with safe_open(path, "pt") as file:

@@ -1,0 +1,105 @@
+"""--init from a plain ViT into recipes that read something else: clips, several modalities, clouds; and our own runs
+and exports read so."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mim_core import build_method, load_run
+from mim_core.cli import main
+from mim_core.commands.starting import fitted, read_as_plain
+from mim_core.errors import MimError
+from mim_core.host.loading import installed
+from mim_core.interop.encoders import find_encoder
+from mim_core.interop.own_encoders import encoder_within
+from mim_core.methods.method import encode_all
+from mim_core.recipes.resolve import load_recipe
+from timm.models.vision_transformer import VisionTransformer
+
+IMAGE = {"image": torch.linspace(-1, 1, 2 * 784).view(2, 1, 28, 28)}
+
+
+@pytest.fixture(scope="module")
+def foreign_vit(tmp_path_factory):
+    """A ViT of timm on disk, and the model."""
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=1, num_classes=3).eval()
+    path = tmp_path_factory.mktemp("foreign") / "vit.pth"
+    torch.save(model.state_dict(), path)
+    return path, model
+
+
+def started(recipe, path, twin=True):
+    """The method of a recipe with these weights, and what was said."""
+    run = fitted(load_recipe(recipe, installed(), twin), Path(path), installed())
+    method = build_method(run).eval()
+    return method, read_as_plain(run, Path(path), installed()).fill(method)
+
+
+def test_several_modalities(foreign_vit):
+    """Blocks, positions and the kernel of the modality with the most channels are taken; the others start fresh."""
+    path, model = foreign_vit
+    method, said = started("multimodal:multimae-vit-tiny", path)
+    same = dict(method.encoder.blocks.state_dict())
+    assert all(torch.equal(same[name], value) for name, value in model.blocks.state_dict().items())
+    assert torch.equal(method.tokenizer.part("rgb").proj.weight, model.patch_embed.proj.weight)
+    for name, part in method.encoder.position.parts.items():
+        assert torch.allclose(part.table, model.pos_embed[:, 1:], atol=1e-6), name
+    assert torch.allclose(method.encoder.cls_token, model.cls_token + model.pos_embed[:, :1])
+    fresh = next(line for line in said if line.startswith("starts fresh"))
+    assert "tokenizer.parts.depth" in fresh
+    assert "tokenizer.parts.rgb" not in fresh
+    assert "patches: those of rgb" in said
+
+
+def test_clouds_have_no_patches(foreign_vit):
+    run = load_recipe("pointcloud:point-mae-vit-tiny", installed(), True)
+    with pytest.raises(MimError, match="units are none"):
+        fitted(run, foreign_vit[0], installed())
+
+
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own") / "run"
+    assert main(["pretrain", "image:mae-vit-tiny", "--twin", "--out", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def test_an_export_under_another_name(own_run, tmp_path):
+    """A file of safetensors is known by its first bytes."""
+    path = tmp_path / "export.bin"
+    assert main(["export", str(own_run), "--out", str(path)]) == 0
+    run = load_recipe("image:mae-vit-tiny", installed(), True)
+    assert read_as_plain(run, path, installed()) is None
+    assert "patch_embed.proj.weight" in find_encoder(path).weights
+
+
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_a_run_on_images_starts_one_on_clips(own_run, kind, tmp_path):
+    path = own_run
+    if kind == "export":
+        path = tmp_path / "export.safetensors"
+        assert main(["export", str(own_run), "--out", str(path)]) == 0
+    method, said = started("video:videomae-vit-tiny", path)
+    own = load_run(own_run).method
+    assert torch.equal(method.encoder.blocks[1].attn.qkv.weight, own.encoder.blocks[1].attn.qkv.weight)
+    assert said[0].startswith("read as a plain ViT of ours that reads image")
+    assert any("shared by" in line for line in said)
+
+
+def test_what_is_read_of_a_run_gives_its_features(own_run):
+    """Into the same recipe, the plain ViT of a run is the run's encoder."""
+    opened = load_run(own_run)
+    found = encoder_within(opened.method.eval(), opened.recipe, own_run)
+    fresh = build_method(opened.recipe, seed=5).eval()
+    found.fill(fresh)
+    with torch.no_grad():
+        one, other = (encode_all(m.tokenizer, m.encoder, IMAGE).tokens for m in (fresh, opened.method))
+    assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_no_plain_vit_to_take_over(own_run):
+    run = load_recipe("multimodal:multimae-vit-tiny", installed(), True)
+    method = build_method(run)
+    with pytest.raises(MimError, match=r"reads depth, rgb, semseg.*Start from a run that reads"):
+        encoder_within(method, run, own_run)

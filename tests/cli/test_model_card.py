@@ -56,7 +56,7 @@ def test_names_of_classes_are_text(small_classifiers, exported, monkeypatch, tmp
     """A card may be shown as HTML: names of a downloaded data set must not run there, or fetch pictures."""
     bad = ("<img src=x onerror=alert(1)>", "![x](http://host/pixel)", "`<b>`")
     contents = {"classes": ", ".join(bad)}
-    monkeypatch.setattr(model_card, "open_source", lambda *_: SimpleNamespace(contents=lambda: contents))
+    monkeypatch.setattr(model_card, "_contents", lambda *_: contents)
     monkeypatch.setattr(model_card, "_what", lambda *_: model_card._inputs(SimpleNamespace(tokenizer=None), {}, bad))
     said = exported(small_classifiers / "finetune", "--out", str(tmp_path / "x"))
     prose = said.split("```")[0::2]

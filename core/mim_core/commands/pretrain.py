@@ -29,7 +29,7 @@ from mim_core.runs.initial_weights import take_weights
 from mim_core.terminal import tell
 from mim_core.training import loop
 from mim_core.training.collection_size import FEW
-from mim_core.training.plan import dry_run
+from mim_core.training.plan import check_plan, dry_run
 from mim_core.training.signals import STOPPED
 
 
@@ -40,6 +40,7 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     name, rest = take_name(arguments, "recipe", f"Recipes: {known}. Usage: {program} pretrain RECIPE [OPTIONS]")
     run = swap_all(load_named(name, plugin, registry, "--twin" in rest), rest, registry)
     options = parse(command_class(run), f"{program} pretrain {name}", rest)
+    check_plan(options.dry_run, options.plan_for)
     run = apply(run, options)
     folder = options.out or Path("runs") / (_run_name(name) + ("-twin" if options.twin else ""))
     run = on_data(run, rest, registry)

@@ -24,7 +24,7 @@ from mim_core.runs.run import Run
 from mim_core.scores import Score
 from mim_core.terminal import tell
 from mim_core.training import loop
-from mim_core.training.plan import dry_run
+from mim_core.training.plan import check_plan, dry_run
 from mim_core.training.signals import STOPPED
 
 MOST = 100
@@ -101,6 +101,7 @@ def train_seeds(runs: Sequence[tuple[ResolvedRun, Path]], folder: Path, registry
         registry: Where names are looked up.
         asked: What is asked for.
     """
+    check_plan(asked.options.dry_run, asked.options.plan_for)
     train = runs[0][0].train
     with ranks.world(train.device, train.timeout) as world:
         for run, place in runs:

@@ -18,6 +18,8 @@ from mim_core.errors import MimError
 from mim_core.randomness import bits, name_code
 from mim_core.text import counted
 
+OF_PRETRAINING = ("an epoch", "repeats")
+"""Rows of a source's plan and contents that tell how often pre-training reads an item; labelled items are read once."""
 REPEATS = "repeats"
 """Entry of an item that holds several samples, and the stream of their keys."""
 
@@ -170,4 +172,13 @@ class LabelledSource(WrappedSource):
         rows = {"labels": f"{len(split.labels):,} labelled training samples{share} of {classes}"}
         if type(self.source).read_labelled is DataSource.read_labelled:
             rows["augmentation"] = "none: this data source reads its labelled samples as they are"
-        return {**self.source.plan(), **rows}
+        return {**_on_labels(self.source.plan()), **rows}
+
+    def contents(self) -> dict[str, str]:
+        """The source's, without how often pre-training reads an item."""
+        return _on_labels(self.source.contents())
+
+
+def _on_labels(rows: Mapping[str, str]) -> dict[str, str]:
+    """Rows of a plan without those of pre-training alone."""
+    return {name: text for name, text in rows.items() if name not in OF_PRETRAINING}

@@ -155,11 +155,16 @@ def _data(run: ResolvedRun, method: Method, state: Mapping[str, Any]) -> dict[st
     entries = {"source": f"`{part.name}`" + (f", the collection `{name}`" if name else "")}
     entries |= {"items": f"{state['items']:,}"} if "items" in state else {}
     try:
-        contents = open_source(run, method.tokenizer).contents()  # type: ignore[arg-type]
-        entries |= {name: _plain(text) for name, text in contents.items()}
+        entries |= {name: _plain(text) for name, text in _contents(run, method).items()}
     except MimError:
         entries["left open"] = "the data are no longer there, so no more is known"
     return entries
+
+
+def _contents(run: ResolvedRun, method: Method) -> dict[str, str]:
+    """What the data hold; where a method learns from labels, with its own labels and splits."""
+    source = open_source(run, method.tokenizer)  # type: ignore[arg-type]
+    return (method.training_source(source) if isinstance(method, Supervised) else source).contents()
 
 
 def _training(run: ResolvedRun, state: Mapping[str, Any]) -> dict[str, str]:

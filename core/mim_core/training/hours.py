@@ -18,10 +18,14 @@ from mim_core.training.optimizer import make_optimizer
 from mim_core.training.pace import PLANNING, pace
 from mim_core.training.progress import lasting
 
+MANY = 2
+"""Times the recipe's epochs from which on it is said how few these are."""
 SPARE = 0.95
 """Share of the hours that the steps may take; checkpoints and readings take the rest."""
 EFFICIENCY = 0.35
 """Share of a device's peak that a plan for another one counts on: an assumption, which nothing here has measured."""
+LEAST = 0.02
+"""Seconds that a step takes on such a device at least, however small it is: an assumption too."""
 MEMORY = {
     "B200": 180e9,
     "H200": 141e9,
@@ -70,10 +74,22 @@ def fitted(run: Run) -> tuple[TrainConfig, str]:
     warm = train.warmup_epochs * min(1.0, epochs / train.epochs)
     chosen = replace(train, epochs=epochs, steps=steps, warmup_epochs=float(f"{warm:.4g}"))
     summary = (
-        f"--train.hours {train.hours:g}: {steps:,} steps, {option(epochs)} epochs with {option(warm)} of warm-up, at "
-        f"{speed(1 / timing.seconds)} samples/s, measured on a step of {timing.samples}"
+        f"--train.hours {train.hours:g}: {steps:,} steps, {rounded(epochs):,.6g} epochs with {option(warm)} of "
+        f"warm-up, at {speed(1 / timing.seconds)} samples/s, measured on a step of {timing.samples}"
     )
+    if epochs > MANY * train.epochs:
+        whole = timing.seconds * train.epochs * len(run.source) * run.source.samples_per_item
+        summary += (
+            f". Without --train.hours there are {rounded(train.epochs):,.6g} epochs, which take about {lasting(whole)}"
+        )
     return chosen, summary
+
+
+def planned(allowed: float) -> str:
+    """How long a run takes that was given so many hours, for its plan."""
+    return (
+        f"about {lasting(SPARE * allowed * 3600)}, what --train.hours {allowed:g} leaves beside files and checkpoints"
+    )
 
 
 @dataclass(frozen=True)
@@ -102,13 +118,18 @@ class Elsewhere:
             raise MimError(f"--plan-for takes DEVICE:COUNT, such as h100:8; got {text!r}. Devices: {', '.join(known)}.")
         return cls(known[plain], int(count or "1"))
 
-    def time(self, operations: float) -> str:
-        """Hours of a run of so many floating-point operations."""
-        seconds = operations / (PEAKS[self.name] * self.count * EFFICIENCY)
-        return (
-            f"about {lasting(seconds)} on {self.count} x {self.name}: its operations, assuming {EFFICIENCY:.0%} of "
-            f"the peak of {rounded(PEAKS[self.name] / 1e12):g} TFLOP/s in bf16. Reading data is not counted"
-        )
+    def time(self, operations: float, steps: int, samples: int) -> str:
+        """Hours of a run of so many steps, each of so many floating-point operations on so many samples."""
+        busy = min(self.count, samples)
+        seconds = operations / (PEAKS[self.name] * busy * EFFICIENCY)
+        peak = f"{EFFICIENCY:.0%} of the peak of {rounded(PEAKS[self.name] / 1e12):g} TFLOP/s in bf16"
+        where = f"on {self.count} x {self.name}"
+        text = f"about {lasting(steps * max(seconds, LEAST))} {where}: "
+        if seconds >= LEAST:
+            text += f"its operations, assuming {peak}. Reading data is not counted"
+        else:
+            text += f"assuming {LEAST * 1000:g} ms a step; its operations alone would take less, at {peak}"
+        return text if busy == self.count else f"{text}. A step has samples for {busy} of the devices"
 
     def memory(self, weights: int, activations: float, samples: int) -> str:
         """Whether the batch fits at once, and the largest power of two that would. ``weights`` are bytes, with their

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from mim_core.errors import MimError
 from mim_core.methods.method import Method
 from mim_core.parts.layout import Layout
 from mim_core.parts.mask import Mask
@@ -20,7 +21,7 @@ from mim_core.text import amount, counted, rounded, times
 from mim_core.training.advice import peak_rate
 from mim_core.training.cost import step_cost
 from mim_core.training.engine import chosen
-from mim_core.training.hours import Elsewhere
+from mim_core.training.hours import Elsewhere, planned
 from mim_core.training.pace import SMALL, time_of
 
 
@@ -106,7 +107,8 @@ def plan_rows(run: Run, timed: bool = False, elsewhere: Elsewhere | None = None)
     )
     rows.update(_rows_elsewhere(run, elsewhere, operations, weights, activations))
     if timed:
-        rows["time"] = time_of(run, operations, weights + activations * SMALL * each)
+        measured = partial(time_of, run, operations, weights + activations * SMALL * each)
+        rows["time"] = measured() if train.hours is None else planned(train.hours)
     rows["device"] = f"{run.device}, {train.precision}"
     newest = checkpoint.newest(run.folder)
     rows["output"] = f"{run.folder}" + (f", resuming {newest.name}" if newest else "")
@@ -120,7 +122,7 @@ def _rows_elsewhere(
     if elsewhere is None:
         return {}
     return {
-        f"time on {elsewhere.name}": elsewhere.time(operations * run.samples_per_step * run.steps),
+        f"time on {elsewhere.name}": elsewhere.time(operations * run.samples_per_step, run.steps, run.samples_per_step),
         f"memory on {elsewhere.name}": elsewhere.memory(weights, activations, run.samples_per_step),
     }
 
@@ -140,6 +142,16 @@ def dry_run(run: Run, plan_for: str | None = None) -> None:
     run.world.on_first(lambda: check_folder(run.folder, text, complete))
     if run.world.first:
         print_plan(run, elsewhere)
+
+
+def check_plan(dry: bool, plan_for: str | None) -> None:
+    """Refuses devices to plan for where nothing is planned.
+
+    Raises:
+        MimError: ``--plan-for`` without ``--dry-run``.
+    """
+    if plan_for is not None and not dry:
+        raise MimError(f"--plan-for {plan_for} goes with --dry-run, which prints the plan; without it the run trains.")
 
 
 def print_plan(run: Run, elsewhere: Elsewhere | None = None) -> None:

@@ -394,13 +394,14 @@ class Clips(DataSource):
         classes = counted(len(clips.train.classes or ()), "class", "classes")
         how = f"one of every {config.stride} frames" if config.fps is None else f"{config.fps:g} frames per second"
         how = "one from each equal part" if config.segments else how
-        times = f"; {counted(config.repeat, 'clip')} per file, so that a batch is that many times as large"
         reader = chosen(config.reader)
         rows = {
             "data": f"{root}: {counted(len(self), 'clip')} for training, {classes}",
-            "frames": f"{self.frames}, {how}{times if config.repeat > 1 else ''}",
+            "frames": f"{self.frames}, {how}",
             "reader": f"{reader} {known_readers()[reader]}" + (" (auto)" if config.reader == "auto" else ""),
         }
+        if config.repeat > 1:
+            rows["repeats"] = f"{config.repeat} clips per file, so that a batch is that many times as large"
         if clips.framed:
             rate = "their rate is not stated" if config.frame_rate is None else f"{config.frame_rate:g} per second"
             rows["reader"] = f"folders of frames, {rate} (--data.frame-rate)"

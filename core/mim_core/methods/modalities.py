@@ -3,6 +3,7 @@ the heads of the others are asked (MultiMAE, arXiv 2204.01678, section 4.4)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from mim_core.parts.tokenizer import JoinedTokenizer, zeros
 
 @torch.no_grad()
 def from_given(method: Any, sample: Sample) -> dict[str, Tensor]:
-    """What the heads make of the modalities that are there, each [B, ...] in its modality's own shape.
+    """What the heads make of the modalities that are there, each [B, ...] in its modality's own shape. Units that a
+    sample lacks of what is given (``MODALITY.present``, the places behind a short caption) are hidden; samples that
+    lack the same ones are answered together.
 
     Args:
         method: A `MaskedAutoencoder` in evaluation mode.
@@ -41,10 +44,26 @@ def from_given(method: Any, sample: Sample) -> dict[str, Tensor]:
     rows, device = len(next(iter(sample.values()))), next(iter(sample.values())).device
     shapes = {name: shape for part in lacking for name, shape in tokenizer.part(part).shapes.items()}
     whole = {**zeros(shapes, tokenizer.ids, rows, device), **sample}
-    patches = tokenizer.split(whole)
-    mask = {n: torch.full((rows, part.count), n in lacking, device=device) for n, part in patches.layout.segments}
-    prepared = method.prepare(whole, mask)
-    outcome, outputs = method(prepared), {}
+    layout = tokenizer.split(whole).layout
+    counts = [torch.full((rows, part.count), n in lacking, device=device) for n, part in layout.segments]
+    hidden = torch.cat(counts, dim=1)
+    if layout.valid is not None:
+        hidden = hidden | ~layout.valid
+    outputs = dict[str, Tensor]()
+    patterns, which = hidden.unique(dim=0, return_inverse=True)
+    for number in range(len(patterns)):
+        own = (which == number).nonzero()[:, 0]
+        answers = _answers(method, wanted, {name: value[own] for name, value in whole.items()}, hidden[own])
+        for name, value in answers.items():
+            outputs.setdefault(name, value.new_zeros(rows, *value.shape[1:]))[own] = value
+    return outputs
+
+
+def _answers(method: Any, wanted: Mapping[str, Any], sample: Sample, hidden: Tensor) -> dict[str, Tensor]:
+    """What heads make of samples of which the same units are hidden, bool [B, N]."""
+    tokenizer, patches, outputs = method.tokenizer, method.tokenizer.split(sample), {}
+    prepared = method.prepare(sample, hidden)
+    outcome = method(prepared)
     for name, head in wanted.items():
         own, asked = head.local(patches, prepared.mask)
         answers = head.target.to_input_space(outcome.predictions[name], own, asked)

@@ -161,3 +161,23 @@ def test_without_splits_every_item_counts(tmp_path):
     assert {split_of(name.split("/")[0]) for name in whole.plain().names} == {"train", "test"}
     with pytest.raises(MimError):
         whole.labelled("test")
+
+
+def test_what_a_sample_lacks_is_not_seen(run, tmp_path):
+    """Beside samples that have it, a sample without depth is answered as from colour alone."""
+    for number in range(4):
+        save(tmp_path / "new", str(number), semseg=None, split="test")
+    (tmp_path / "new/test/depth/1.png").unlink()
+    assert predicted(run, tmp_path / "new", tmp_path / "rgb", "--given", "rgb") == 0
+    both = ["--given", "rgb", "depth", "--data.missing", "mask"]
+    assert predicted(run, tmp_path / "new", tmp_path / "both", *both) == 0
+    with open(tmp_path / "both/predictions.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+    maps = {n: [(tmp_path / d / f"test/rgb/{n}-semseg.png").read_bytes() for d in ("rgb", "both")] for n in range(4)}
+    assert maps[1][0] == maps[1][1]
+    assert any(one != other for one, other in maps.values()), "depth tells nothing here, so the test shows nothing"
+    method = load_run(run).method.eval()
+    sample = {name: torch.randn(3, *method.tokenizer.shapes[name]) for name in ("rgb", "depth")}
+    seen = method.predict({**sample, "depth.present": torch.tensor([True, False, True])})["semseg"]
+    torch.testing.assert_close(seen[[0, 2]], method.predict({n: v[[0, 2]] for n, v in sample.items()})["semseg"])
+    torch.testing.assert_close(seen[1:2], method.predict({"rgb": sample["rgb"][1:2]})["semseg"])

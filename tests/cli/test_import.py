@@ -80,6 +80,22 @@ def test_the_recipe_gives_data_and_training(mim, weights, tmp_path):
     assert (run.parts["data"].options.flip, run.train.epochs) == (0, 3)
 
 
+def test_another_normalisation_than_the_weights_is_said(mim, weights, tmp_path):
+    """Of folders that tell it: features would be others than their model's."""
+    start = ("import", "image:mae-vit-tiny", weights, "--format", "mae", *HEADS)
+    assert mim(*start, "--data.mean", "0.25", "--data.std", "0.125", "--out", "own").code == 0
+    assert mim("export", "own", "--to", "hf-vitmae", "--out", "theirs").code == 0
+    back = ("import", "image:mae-vit-tiny", "theirs", "--format", "hf-vitmae")
+    said = mim(*back, "--out", "a")
+    assert said.code == 0
+    assert "theirs: its inputs were normalised by mean 0.25 and deviation 0.125" in said.err
+    same = ("--data.mean", "0.25", "--data.std", "0.125")
+    assert "normalised" not in mim(*back, *same, "--out", "b").err
+    short = ("--twin", "--train.steps", "1", "--train.warmup-epochs", "0", "--train.workers", "0", "--dry-run")
+    said = mim("pretrain", "image:mae-vit-tiny", "--init", "theirs", "--init-format", "hf-vitmae", *short)
+    assert "--init theirs: its inputs were normalised by mean 0.25" in said.err
+
+
 def test_what_the_weights_decide_is_no_option(mim, weights):
     said = mim("import", "image:mae-vit-tiny", weights, "--format", "mae", "--encoder.depth", "2")
     assert said.code == 2

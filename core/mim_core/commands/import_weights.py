@@ -10,9 +10,11 @@ import tyro
 
 from mim_core.commands.options import apply, command_class, parse, take_name
 from mim_core.commands.pretrain import load_named
+from mim_core.commands.starting import compare_statistics
 from mim_core.evaluation.report import try_report
 from mim_core.host.loading import installed
 from mim_core.interop.as_run import count_items, with_parts_of, write_run
+from mim_core.interop.encoders import statistics_in
 from mim_core.interop.weights import import_checkpoint, sizes_given
 from mim_core.terminal import tell
 
@@ -46,6 +48,8 @@ def import_weights(program: str, plugin: str | None, arguments: list[str]) -> in
     run = with_parts_of(run, method, options.format)
     items = count_items(recipe, run, method)
     folder = options.out or Path("runs") / _name(options.weights)
+    if options.weights.is_dir():
+        compare_statistics(run, str(options.weights), statistics_in(options.weights))
     source = {"file": str(options.weights), "format": options.format, "sizes": list(options.sizes)}
     write_run(run, method, folder, registry, items, source)
     count = sum(parameter.numel() for parameter in method.parameters())

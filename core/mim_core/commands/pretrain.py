@@ -10,11 +10,12 @@ from torch import nn
 
 from mim_core.commands.fitting import on_data, suited
 from mim_core.commands.options import apply, command_class, full_recipe_name, parse, swap_all, take_name
-from mim_core.commands.starting import fitted, origin_of, read_as_plain, take_encoder_from
+from mim_core.commands.starting import compare_statistics, fitted, origin_of, read_as_plain, take_encoder_from
 from mim_core.errors import MimError, warn
 from mim_core.evaluation.report import try_report
 from mim_core.host.loading import installed
 from mim_core.host.registry import Registry
+from mim_core.interop.encoders import statistics_in
 from mim_core.interop.weights import import_checkpoint, read_export
 from mim_core.methods.supervised import Supervised
 from mim_core.ranks import world as ranks
@@ -46,6 +47,8 @@ def pretrain(program: str, plugin: str | None, arguments: list[str]) -> int:
     run = on_data(run, rest, registry)
     if options.init is not None and options.init_format is None:
         run = fitted(run, options.init, registry)
+    elif options.init is not None:
+        compare_statistics(run, f"--init {options.init}", statistics_in(options.init))
     with ranks.world(run.train.device, run.train.timeout) as world:
         run, changed = world.together(lambda: suited(run, folder, registry, options.twin))
         started = world.together(lambda: loop.start(run, folder, registry, world, True, options.dry_run))

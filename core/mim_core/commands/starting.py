@@ -122,30 +122,40 @@ def fitted(run: ResolvedRun, path: Path, registry: Registry) -> ResolvedRun:
         own = {name: getattr(part.options, name) for name in changed}
         summary = ", ".join(f"{name} {value} (the recipe has {own[name]})" for name, value in changed.items())
         warn(f"--init {path}: {model.what}. The encoder follows from it: {summary}.")
-    _compare_statistics(run, model)
-    options: Any = replace(part.options, **changed)
-    return replace(run, parts={**run.parts, "encoder": replace(part, options=options)})
-
-
-def _compare_statistics(run: ResolvedRun, model: Found) -> None:
-    """Says where the weights' inputs were normalised otherwise than this run's are."""
-    data: Any = run.parts["data"].options if "data" in run.parts else None
-    if not hasattr(data, "mean") or not hasattr(data, "std"):
-        return
-    if not model.statistics:
+    if not model.statistics and _has_statistics(run):
         warn(
             f"--init {model.path} does not say how its inputs were normalised; if not by the mean and deviation of "
             "this run's data, state them: --data.mean ... --data.std ..."
         )
+    compare_statistics(run, f"--init {model.path}", model.statistics)
+    options: Any = replace(part.options, **changed)
+    return replace(run, parts={**run.parts, "encoder": replace(part, options=options)})
+
+
+def _has_statistics(run: ResolvedRun) -> bool:
+    data: Any = run.parts["data"].options if "data" in run.parts else None
+    return hasattr(data, "mean") and hasattr(data, "std")
+
+
+def compare_statistics(run: ResolvedRun, weights: str, statistics: tuple[tuple[float, ...], ...]) -> None:
+    """Says where the weights' inputs were normalised otherwise than this run's are.
+
+    Args:
+        run: The run.
+        weights: What they are called.
+        statistics: Their mean and deviation; empty where these are not known.
+    """
+    if not statistics or not _has_statistics(run):
         return
-    own = usual_statistics(data.mean, data.std, len(model.statistics[0]))
-    if [len(values) for values in own] != [len(values) for values in model.statistics]:
+    data: Any = run.parts["data"].options
+    own = usual_statistics(data.mean, data.std, len(statistics[0]))
+    if [len(values) for values in own] != [len(values) for values in statistics]:
         return
-    pairs = [pair for one, other in zip(own, model.statistics, strict=True) for pair in zip(one, other, strict=True)]
+    pairs = [pair for one, other in zip(own, statistics, strict=True) for pair in zip(one, other, strict=True)]
     if any(abs(one - other) > 1e-3 for one, other in pairs):
-        here, stats = ([" ".join(f"{value:g}" for value in each) for each in both] for both in (own, model.statistics))
+        here, stats = ([" ".join(f"{value:g}" for value in each) for each in both] for both in (own, statistics))
         warn(
-            f"--init {model.path}: its inputs were normalised by mean {stats[0]} and deviation {stats[1]}; here it is "
+            f"{weights}: its inputs were normalised by mean {stats[0]} and deviation {stats[1]}; here it is "
             f"{here[0]} and {here[1]}. To have the same: --data.mean {stats[0]} --data.std {stats[1]}"
         )
 

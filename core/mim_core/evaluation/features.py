@@ -115,7 +115,7 @@ def pooled(features: Features, pool: str) -> Tensor:
         MimError: A prefix token is asked for, and there is none.
     """
     if pool == "prefix" and features.prefix.shape[1] == 0:
-        raise MimError("--evaluate.pool prefix needs an encoder with a class token; this one has none.")
+        raise MimError("The pool prefix is the class token, which this encoder does not have; mean is over its units.")
     if pool == "prefix":
         return features.prefix[:, 0]
     largest = features.tokens.amax(dim=1)

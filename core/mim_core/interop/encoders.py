@@ -363,11 +363,11 @@ def find_encoder(path: Path) -> Found:
     content, sizes = read_state(path)
     group = next((name for name in GROUPS if isinstance(content.get(name), Mapping)), None)
     encoder = encoder_in(clean(content[group] if group else content), path, sizes)
-    return replace(encoder, statistics=_statistics_in(path)) if path.is_dir() else _with_config_beside(encoder)
+    return replace(encoder, statistics=statistics_in(path)) if path.is_dir() else _with_config_beside(encoder)
 
 
-def _statistics_in(folder: Path) -> tuple[tuple[float, ...], ...]:
-    """What the ``preprocessor_config.json`` of a folder says of mean and deviation, if it does."""
+def statistics_in(folder: Path) -> tuple[tuple[float, ...], ...]:
+    """Mean and deviation as the ``preprocessor_config.json`` of a folder tells them; empty where it does not."""
     try:
         config = read_json(folder / "preprocessor_config.json")
         return tuple(tuple(map(float, config[name])) for name in ("image_mean", "image_std"))

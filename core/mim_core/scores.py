@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 MAJORITY, RAW, UNTRAINED, PRETRAINED = "majority class", "raw input", "untrained encoder", "pre-trained encoder"
+DIGITS = 3
+"""Behind the point, of a score that is shown."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def verdict(scores: Iterable[Score]) -> list[str]:
     if not columns:
         return []
     errors = [column for column in columns if any(s.lower_is_better for s in scores if s.column == column)]
-    value = {(s.row, s.column): s.value for s in scores}
+    value = {(s.row, s.column): round(s.value, DIGITS) for s in scores}
     lines = [f"Lower is better in: {'; '.join(errors)}."] if errors else []
     for other in (UNTRAINED, RAW):
         worse = []
@@ -147,5 +149,6 @@ def _others(scores: list[Score], own: Score) -> list[Score]:
 
 
 def beats(one: Score, other: Score) -> bool:
-    """Whether one is the better of two scores of a column."""
-    return one.value < other.value if one.lower_is_better else one.value > other.value
+    """Whether one is the better of two scores of a column, in the digits that are shown."""
+    own, theirs = round(one.value, DIGITS), round(other.value, DIGITS)
+    return own < theirs if one.lower_is_better else own > theirs

@@ -162,6 +162,10 @@ def test_the_verdict_stands_first_beside_its_controls(small_classifiers):
     assert headline(better, PRETRAINED)[0].endswith(": better than all of these.")
     assert len(headline(better, PRETRAINED)) == 1
     assert headline([], PRETRAINED) == []
+    level = [Score(PRETRAINED, "linear", 0.5004), Score(UNTRAINED, "linear", 0.5)]
+    assert "no better than the untrained encoder" in headline(level, PRETRAINED)[0], "it is shown as the same"
+    assert best_cells(level, PRETRAINED) == set()
+    assert "does not beat the untrained encoder" in " ".join(verdict(level))
     columns = ("image AUROC, highest", "linear", "linear, 100 labels")
     alone = [Score(row, c, 0.5) for row in ("chance", PRETRAINED) for c in columns]
     assert headline(alone, PRETRAINED, labelled=False) == [
@@ -215,6 +219,15 @@ def test_date_device_size_command_and_changes(small_run):
     assert re.search(r"<td>encoder.width</td><td>128</td><td>32</td>", said)
     assert said.index("encoder.width</td>") < said.index("All options")
     assert "Not judged yet: mim-image evaluate" in said
+
+
+def test_without_an_evaluation_of_its_own_the_next_step_is_said(small_run):
+    from mim_core.runs.load import load_run
+
+    run, method, _ = load_run(small_run)
+    plain = replace(run, evaluate=replace(run.evaluate, on=()))
+    said = report._unjudged(plain, method, small_run)
+    assert said == f"image:mae-vit-tiny names no evaluation of its own. Next: mim-image evaluate {small_run}"
 
 
 def test_curves_have_points_and_errors(tmp_path):

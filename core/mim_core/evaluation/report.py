@@ -79,7 +79,7 @@ def write_report(folder: Path, registry: Registry, samples: int = 12, data: Any 
             title=_title(run, method),
             folder=str(folder),
             checkpoint=checkpoint.name,
-            verdict=headline(_scores(folder), own, labelled) or [_unjudged(run, folder)],
+            verdict=headline(_scores(folder), own, labelled) or [_unjudged(run, method, folder)],
             curves=curves.draw(metrics, probes),
             facts={**source.plan(), **_imported(state), **curves.facts(metrics), **_made(method, state)},
             heads=heads,
@@ -123,9 +123,13 @@ def _scores(folder: Path) -> list[Score]:
     return [] if content is None else list(content["scores"])
 
 
-def _unjudged(run: ResolvedRun, folder: Path) -> str:
+def _unjudged(run: ResolvedRun, method: Method, folder: Path) -> str:
+    """What to do with a run without scores; some methods, such as tokenizers, have no evaluation of their own."""
     plugin = run.recipe.partition(":")[0]
-    return f"Not judged yet: mim-{plugin if ':' in run.recipe else 'core'} evaluate {folder}"
+    program = f"mim-{plugin if ':' in run.recipe else 'core'}"
+    if isinstance(method, Supervised) or run.evaluate.on:
+        return f"Not judged yet: {program} evaluate {folder}"
+    return f"{run.recipe} names no evaluation of its own. Next: {method.comes_next(program, folder)}"
 
 
 def _made(method: Method, state: Mapping[str, Any]) -> dict[str, str]:

@@ -316,6 +316,8 @@ def test_it_learns_what_its_row_beside_does_not_know(trained):
     page = (folder / "report.html").read_text()
     assert "Scores of each class" in page
     assert "What is taken for what" in page
+    assert "32 for training, 8 held out" in page
+    assert "a fifth, from the probes" not in page
 
 
 def test_new_files_get_labels_and_it_goes_on(trained, tmp_path, capsys):

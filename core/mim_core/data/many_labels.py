@@ -239,18 +239,29 @@ class ManyLabelsSource(WrappedSource):
         """The inner source's, and what does not fit in the table."""
         return [*self.source.advice(), *self.told]
 
+    def plan(self) -> dict[str, str]:
+        """The inner source's, with the splits of the table."""
+        if self.table is None:
+            return self.source.plan()
+        return {**{k: v for k, v in self.source.plan().items() if k != "held out"}, "splits": self._counted()}
+
     def contents(self) -> dict[str, str]:
         """The inner source's, with the labels and splits of the table."""
         if self.table is None:
             return self.source.contents()
-        train, test = self.parts["train"], self.parts["test"]
+        train = self.parts["train"]
         named = ", ".join(train.classes[:5]) + (", ..." if len(train.classes) > 5 else "")
         each = float(train.labels.sum(dim=1).float().mean())
         rows = {
-            "splits": f"{len(train.labels):,} for training, {len(test.labels):,} held out",
+            "splits": self._counted(),
             "labels": f"{len(train.classes)} from {self.table.path}, {each:.2g} for each sample: {named}",
         }
         return {**{k: v for k, v in self.source.contents().items() if k not in ("splits", "classes")}, **rows}
+
+    def _counted(self) -> str:
+        """How many samples each split has."""
+        train, test = (len(self.parts[split].labels) for split in ("train", "test"))
+        return f"{train:,} for training, {test:,} held out"
 
 
 class _Picked(Dataset[Any]):

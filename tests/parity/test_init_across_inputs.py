@@ -14,6 +14,8 @@ from mim_core.interop.encoders import find_encoder
 from mim_core.interop.own_encoders import encoder_within
 from mim_core.methods.method import encode_all
 from mim_core.recipes.resolve import load_recipe
+from mim_core.runs.initial_weights import take_weights
+from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 IMAGE = {"image": torch.linspace(-1, 1, 2 * 784).view(2, 1, 28, 28)}
@@ -103,3 +105,37 @@ def test_no_plain_vit_to_take_over(own_run):
     method = build_method(run)
     with pytest.raises(MimError, match=r"reads depth, rgb, semseg.*Start from a run that reads"):
         encoder_within(method, run, own_run)
+
+
+def test_a_teacher_that_begins_as_a_copy_is_one_of_what_was_taken(foreign_vit, own_run):
+    """Of foreign weights, and of a run without a teacher."""
+    for path in (foreign_vit[0], own_run):
+        if path == own_run:
+            method = build_method(load_recipe("image:ijepa-vit-tiny", installed(), True))
+            said = take_weights(method, load_run(own_run).method, path)
+        else:
+            method, said = started("image:ijepa-vit-tiny", path)
+        ours, theirs = method.encoder.state_dict(), method.teachers["main"].encoder.state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+        assert any(line.startswith("teachers.main: a copy of the student") for line in said)
+        assert not any("starts fresh" in line and "teachers" in line for line in said)
+
+
+@pytest.mark.parametrize("recipe", ["image:mcmae-tiny", "image:maskco-resnet-tiny", "image:ssmctb-autoencoder-tiny"])
+def test_recipes_without_a_plain_vit_refuse(recipe, foreign_vit):
+    with pytest.raises(MimError, match=r"--init .*(units are none|this recipe's encoder is)"):
+        fitted(load_recipe(recipe, installed(), True), foreign_vit[0], installed())
+
+
+def test_a_run_starts_one_of_other_channels_and_patches(own_run, tmp_path, capsys):
+    out, root = tmp_path / "run", tmp_path / "pictures"
+    root.mkdir()
+    for number in range(8):
+        Image.new("RGB", (32, 32), (number * 20, 0, 90)).save(root / f"{number}.png")
+    colour = ("--tokenizer.channels", "3", "--data.mean", "0.5", "0.5", "0.5", "--data.std", "0.5", "0.5", "0.5")
+    size = ("--tokenizer.size", "32", "32", "--tokenizer.patch", "8", "8", "--data.root", str(root))
+    given = ["image:mae-vit-tiny", "--twin", "--init", str(own_run), *colour, *size, "--out", str(out)]
+    assert main(["pretrain", *given, "--train.workers", "0", "--train.epochs", "40"]) == 0
+    said = capsys.readouterr().err
+    assert "channels: 1 there, 3 here" in said
+    assert "(7, 7) there, (8, 8) here" in said

@@ -15,6 +15,7 @@ from mim_core.commands.seeds import Asked, seeded, train_seeds
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
 from mim_core.host.registry import Registry
+from mim_core.interop.own_encoders import encoder_within, have_other_patches
 from mim_core.methods.assembly import Parts
 from mim_core.methods.build import open_source
 from mim_core.methods.method import Method
@@ -98,7 +99,7 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
         (_completed(each, None if options.scratch else _recorded(place, weights), place), place) for each, place in runs
     ]
     command = origins.command_of(program, "finetune", arguments)
-    take = None if options.scratch else lambda started: _take(started, method, weights)
+    take = None if options.scratch else lambda started: _take(started, method, base, weights)
     return train_seeds(runs, folder, registry, Asked(options, program, command, str(weights), take))
 
 
@@ -149,7 +150,9 @@ def _completed(run: ResolvedRun, weights: Path | None, folder: Path) -> Resolved
     return replace(run, parts={**run.parts, "method": replace(part, options=replace(options, init=weights))})
 
 
-def _take(run: running.Run, other: Method, path: Path) -> list[str]:
+def _take(run: running.Run, other: Method, base: ResolvedRun, path: Path) -> list[str]:
     assert isinstance(run.method, Supervised)
     run.origins = origins.behind(path, None)
+    if have_other_patches(run.config, base):
+        return encoder_within(other, base, path).fill(run.method)
     return take_encoder(run.method, other, path)

@@ -11,9 +11,10 @@ import tyro
 from mim_core.commands.fitting import on_data
 from mim_core.commands.options import apply, command_class, parse, swap_all, used
 from mim_core.commands.seeds import Asked, seeded, train_seeds
-from mim_core.commands.starting import fitted, read_as_plain, recipe_behind, take_encoder_from
+from mim_core.commands.starting import fitted, recipe_behind, take_encoder_from
 from mim_core.errors import MimError
 from mim_core.host.registry import Entry, Registry
+from mim_core.interop.own_encoders import read_alike
 from mim_core.methods.assembly import Parts
 from mim_core.methods.build import open_source
 from mim_core.methods.supervised import Supervised
@@ -136,8 +137,8 @@ def train_recipe(program: str, name: str, entry: Entry, rest: list[str], registr
     folder = options.out or Path("runs") / (entry.name + ("-twin" if options.twin else ""))
     if options.init is not None:
         base = recipe_behind(options.init, registry)
-        other = base is None or read_as_plain(run, options.init, registry) is not None
-        run = fitted(run, options.init, registry) if base is None or other else as_pretrained(run, base, rest)
+        own = base is not None and read_alike(run, base)
+        run = as_pretrained(run, base, rest) if base is not None and own else fitted(run, options.init, registry)
     run = _completed(run, of_recipe, options.init)
     command = origins.command_of(program, "finetune", [name, *rest])
     take = None if options.init is None else lambda started: take_encoder_from(started, options.init, registry)

@@ -13,7 +13,7 @@ from mim_core.data.normalise import usual_statistics
 from mim_core.errors import MimError, warn
 from mim_core.host.registry import Registry
 from mim_core.interop.encoders import Found, find_encoder
-from mim_core.interop.own_encoders import encoder_within, modalities_of
+from mim_core.interop.own_encoders import encoder_within, have_other_patches, read_alike
 from mim_core.interop.weights import export_recipe, read_export
 from mim_core.methods.supervised import Supervised
 from mim_core.parts.tokenizer import PatchTokenizer
@@ -74,8 +74,8 @@ def foreign(path: Path, registry: Registry) -> Found | None:
 
 def read_as_plain(run: ResolvedRun, path: Path, registry: Registry) -> Found | None:
     """The plain ViT that a run starts from: in weights of another code base, or in a run or an export of ours that
-    reads other inputs, such as images where this run reads clips. None for ours that read the same, which are taken
-    weight by weight.
+    reads other inputs, such as images where this run reads clips, or cuts them into other patches or channels. None
+    for ours that read the same, which are taken weight by weight.
 
     Raises:
         MimError: There is nothing, or no plain ViT.
@@ -86,8 +86,7 @@ def read_as_plain(run: ResolvedRun, path: Path, registry: Registry) -> Found | N
     base = recipe_behind(path, registry)
     if base is None:
         return None
-    own, theirs = modalities_of(run), modalities_of(base)
-    if own & theirs or not own | theirs:
+    if read_alike(run, base) and not have_other_patches(run, base):
         return None
     return encoder_within(read_export(path, registry) or load_run(path, registry).method, base, path)
 
@@ -101,16 +100,17 @@ def fitted(run: ResolvedRun, path: Path, registry: Registry) -> ResolvedRun:
             patches.
     """
     model = read_as_plain(run, path, registry)
-    part = run.parts["encoder"]
     if model is None:
         return run
+    part = run.parts.get("encoder")
     tokenizers = {role: part for role, part in run.parts.items() if role.rpartition(".")[2] == "tokenizer"}
     if not any(issubclass(part.cls, PatchTokenizer) for part in tokenizers.values()):
         raise model.has_no_patches(", ".join(sorted({part.name for part in tokenizers.values()})))
-    if part.name != PLAIN or getattr(part.options, "name", None) is not None:
+    if part is None or part.name != PLAIN or part.options.name is not None:
+        own = "none" if part is None else getattr(part.options, "name", None) or part.name
         raise MimError(
-            f"--init {path}: weights of other code bases are read into {PLAIN}, and this recipe's encoder is "
-            f"{part.options.name or part.name}. Make a run of them first: mim-core import."
+            f"--init {path}: weights of other code bases are read into {PLAIN}, and this recipe's encoder is {own}. "
+            "Make a run of them first: mim-core import."
         )
     sizes = model.encoder_options()
     if not model.tells_heads and part.options.width == model.width:
@@ -119,8 +119,8 @@ def fitted(run: ResolvedRun, path: Path, registry: Registry) -> ResolvedRun:
         sizes["position"] = "sincos"  # of several modalities, computed anew on each grid: by the rule of the weights
     changed = {name: value for name, value in sizes.items() if getattr(part.options, name) != value}
     if changed:
-        own = {name: getattr(part.options, name) for name in changed}
-        summary = ", ".join(f"{name} {value} (the recipe has {own[name]})" for name, value in changed.items())
+        before = vars(part.options)
+        summary = ", ".join(f"{name} {value} (the recipe has {before[name]})" for name, value in changed.items())
         warn(f"--init {path}: {model.what}. The encoder follows from it: {summary}.")
     if not model.statistics and _has_statistics(run):
         warn(

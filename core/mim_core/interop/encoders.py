@@ -22,6 +22,7 @@ from mim_core.methods.method import Method
 from mim_core.parts.layout import Layout
 from mim_core.parts.position import SegmentPositions, TablePosition, resampled, sincos_table
 from mim_core.parts.tokenizer import JoinedTokenizer, PatchTokenizer
+from mim_core.runs.initial_weights import copy_to_teachers
 from mim_core.runs.state import StateError, read_json
 
 LEFT_OUT = ("head", "fc_norm", "fc.", "pooler", "classifier", "decoder", "dino", "mask_token", "mask_embed", "mlp_head")
@@ -163,12 +164,15 @@ class Found:
             raise MimError(f"--init {self.path}: {self.what}, which does not fit:\n  " + "\n  ".join(faults[:8]) + more)
         taken = {name: value for name, value in moved.items() if name in own}
         method.load_state_dict({**own, **taken})
+        copied = copy_to_teachers(method, taken)
         fresh = [name for name in own if name not in taken and not _is_computed(method, name)]
+        fresh = [name for name in fresh if not name.startswith(tuple(f"{each}." for each in copied))]
         unused = [name for name in moved if name not in own]
         replaced = tuple(getattr(method, "replaces", ()))
         odd = [name for name in unused if not name.startswith(replaced)] if replaced else unused
         if odd:
             raise MimError(f"--init {self.path}: this recipe's encoder has no place for: {', '.join(odd[:8])}.")
+        notes += [f"{name}: a copy of the student that starts so" for name in copied]
         notes += [f"starts fresh: {_named(fresh)}"] if fresh else []
         notes += [f"left out: {_named([*self.left, *unused])}"] if self.left or unused else []
         return list(dict.fromkeys(notes))

@@ -24,6 +24,23 @@ def modalities_of(run: ResolvedRun) -> set[str]:
     return {part.options.modality for part in parts if hasattr(part.options, "modality")}
 
 
+def read_alike(one: ResolvedRun, other: ResolvedRun) -> bool:
+    """Whether two recipes read a modality in common, or neither says which it reads."""
+    own, theirs = modalities_of(one), modalities_of(other)
+    return bool(own & theirs) or not own | theirs
+
+
+def have_other_patches(one: ResolvedRun, other: ResolvedRun) -> bool:
+    """Whether two recipes of one input cut it into patches of other sizes or channels."""
+    parts = [run.parts.get("tokenizer") for run in (one, other)]
+    cuts = [
+        (tuple(part.options.patch), part.options.channels)
+        for part in parts
+        if part is not None and issubclass(part.cls, PatchTokenizer)
+    ]
+    return len(set(cuts)) > 1
+
+
 def encoder_within(module: nn.Module, recipe: ResolvedRun, path: Path) -> Found:
     """The plain ViT of a method of ours, under timm's names.
 

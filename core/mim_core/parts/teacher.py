@@ -181,6 +181,11 @@ class Teacher(nn.Module):
         """
         return
 
+    def copy_again(self, student: nn.Module) -> bool:
+        """Called once the student has other weights than it was built with, and it has none of them: those that begin
+        as a copy of the student are one again; says whether it is."""
+        return False
+
     def begin(self, decoders: Mapping[str, Decoder]) -> None:
         """Called once when the method is built, with the decoders of all heads: copies those that it follows.
 
@@ -338,6 +343,15 @@ class EmaTeacher(Teacher):
 
         prefix = encoded.prefix.reshape(rows, -1, encoded.prefix.shape[-1])
         return Lesson(back(encoded.tokens), prefix, tuple(map(back, encoded.levels)), folds=folds)
+
+    @torch.no_grad()
+    def copy_again(self, student: nn.Module) -> bool:
+        """A copy of the student again, where it begins as one."""
+        if self.config.begins != "copy":
+            return False
+        for mine, theirs in self._pairs(student):
+            mine.load_state_dict(theirs.state_dict())
+        return True
 
     @torch.no_grad()
     def follow(self, student: nn.Module, progress: float) -> None:

@@ -13,6 +13,7 @@ from mim_core.errors import MimError
 from mim_core.methods.method import Method
 from mim_core.methods.supervised import Supervised
 from mim_core.parts.position import CoordinatePosition, TablePosition
+from mim_core.parts.teacher import Teacher
 from mim_core.text import times
 
 PARTS = "tokenizer.parts."
@@ -65,9 +66,28 @@ def take_weights(method: Method, other: nn.Module, path: Path) -> list[str]:
         raise _misfit(path, faults, own, theirs)
     method.load_state_dict({**own, **taken})
     _filled(method, set(taken) | places.kept)
+    copied = copy_to_teachers(method, taken)
+    notes += [f"{name}: a copy of the student that starts so" for name in copied]
+    fresh = [name for name in fresh if not name.startswith(tuple(f"{each}." for each in copied))]
     left = [name for name in theirs if name not in taken and name not in places.passed]
     notes += [f"starts fresh: {_grouped(fresh, set(own) - places.kept)}"] if fresh else []
     return notes + ([f"not used: {_grouped(left, set(theirs) - places.passed)}"] if left else [])
+
+
+def copy_to_teachers(method: nn.Module, taken: Iterable[str]) -> list[str]:
+    """Makes teachers that begin as copies of a student copies of it again, where none of their weights were taken.
+
+    Args:
+        method: Has its weights.
+        taken: Names of those that were given to it.
+
+    Returns:
+        Their names.
+    """
+    taken = list(taken)
+    teachers = {name: part for name, part in method.named_modules() if isinstance(part, Teacher)}
+    free = {name: part for name, part in teachers.items() if not any(each.startswith(f"{name}.") for each in taken)}
+    return [name for name, part in free.items() if part.copy_again(method)]
 
 
 @dataclass

@@ -66,9 +66,7 @@ def take_weights(method: Method, other: nn.Module, path: Path) -> list[str]:
         raise _misfit(path, faults, own, theirs)
     method.load_state_dict({**own, **taken})
     _filled(method, set(taken) | places.kept)
-    copied = copy_to_teachers(method, taken)
-    notes += [f"{name}: a copy of the student that starts so" for name in copied]
-    fresh = [name for name in fresh if not name.startswith(tuple(f"{each}." for each in copied))]
+    fresh = _without_copies(method, taken, fresh, notes)
     left = [name for name in theirs if name not in taken and name not in places.passed]
     notes += [f"starts fresh: {_grouped(fresh, set(own) - places.kept)}"] if fresh else []
     return notes + ([f"not used: {_grouped(left, set(theirs) - places.passed)}"] if left else [])
@@ -88,6 +86,13 @@ def copy_to_teachers(method: nn.Module, taken: Iterable[str]) -> list[str]:
     teachers = {name: part for name, part in method.named_modules() if isinstance(part, Teacher)}
     free = {name: part for name, part in teachers.items() if not any(each.startswith(f"{name}.") for each in taken)}
     return [name for name, part in free.items() if part.copy_again(method)]
+
+
+def _without_copies(method: nn.Module, taken: Iterable[str], fresh: list[str], notes: list[str]) -> list[str]:
+    """What starts fresh, without teachers that are copies of the student; these are noted."""
+    copied = copy_to_teachers(method, taken)
+    notes += [f"{name}: a copy of the student that starts so" for name in copied]
+    return [name for name in fresh if not name.startswith(tuple(f"{each}." for each in copied))]
 
 
 @dataclass

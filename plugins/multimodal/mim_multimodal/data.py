@@ -39,7 +39,7 @@ from mim_multimodal.layouts import EXPECTED, MODALITIES, ItemSplits, find_items
 from mim_multimodal.own_vocabulary import OwnVocabulary, trained
 from mim_multimodal.raw import side_by_side
 from mim_multimodal.tables import class_names
-from mim_multimodal.token_store import Crops, TokenStore, one_kind_of_crops
+from mim_multimodal.token_store import Crops, TokenStore, check_read, one_kind_of_crops
 
 SAMPLE = Path(__file__).parent / "sample"
 VALUES = {
@@ -139,7 +139,10 @@ class Aligned(DataSource):
     def __init__(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__(config, shapes)
         checks.check_options(config)
-        self.tokens = {name: TokenStore(Path(folder)) for name, folder in config.tokens.items() if name in shapes}
+        stores = {name: Path(folder) for name, folder in config.tokens.items()}
+        if any(name not in MODALITIES and name not in stores for name in shapes):
+            check_read(stores, shapes)
+        self.tokens = {name: TokenStore(folder) for name, folder in stores.items() if name in shapes}
         self.size = crops.largest_size({name: shape for name, shape in shapes.items() if name not in self.tokens})
         self.crops = one_kind_of_crops(self.tokens, shapes, self.size)
         self.vocabulary: OwnVocabulary | None = None
@@ -526,7 +529,7 @@ class Aligned(DataSource):
     def picture(self, modality: str, values: Tensor) -> Picture:
         """An item as PNG: rgb; depth with near bright; normals as their files have them; class ids by a fixed palette,
         and so ids; the text of a caption."""
-        if modality in self.tokens:
+        if modality in self.config.tokens:
             return pictures.class_map(values % maps.IGNORE)
         if modality == "depth":
             return pictures.depth_map(values)
@@ -541,7 +544,7 @@ class Aligned(DataSource):
     def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
         """A modality as `finish` left it: rgb as PNG, standardised depth as PNG of 16 bits (see `written.depth`), class
         ids as PNG of 8 bits, a caption as text, ids that were made of another modality as npy."""
-        if modality in self.tokens:
+        if modality in self.config.tokens:  # also where its ids were made here, and none are read
             content = io.BytesIO()
             np.save(content, values.round().to(torch.int64).cpu().numpy())
             return ".npy", content.getvalue()
@@ -557,7 +560,7 @@ class Aligned(DataSource):
 
     def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:
         """The same, where hidden depths and class ids are of a grey that no value has."""
-        if modality in ("depth", "semseg") and modality not in self.tokens:
+        if modality in ("depth", "semseg") and modality not in self.config.tokens:
             return (pictures.depth_map if modality == "depth" else pictures.class_map)(values, hidden)
         return self.picture(modality, values)
 

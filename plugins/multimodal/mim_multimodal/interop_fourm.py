@@ -141,8 +141,23 @@ def _moved(state: State, given: FourmSizes, own: Mapping[str, Tensor]) -> tuple[
             if given.share_embedding and not torch.equal(state[tokens], state[scores]):
                 raise MimError(f"{tokens} is not {scores}: give share_embedding=False.")
             unused.append(tokens)
+    moved |= _never_seen(state, given, own)
     unused += [name for name in state if name.endswith("bias") and _is_norm(name) and not bool(state[name].any())]
     return moved, [name for name in unused if name not in {_theirs(ours) for ours in own}]
+
+
+def _never_seen(state: State, given: FourmSizes, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of modalities that are only asked, what 4M has none of: its ids are not embedded, so those stay as drawn; its
+    vector is the decoder's."""
+    moved: dict[str, Tensor] = {}
+    for name, about in given.modalities.items():
+        vector, of_decoder = f"encoder_embeddings.{name}.mod_emb", f"decoder_embeddings.{name}.mod_emb"
+        if about.get("in", True) or vector in state:
+            continue
+        moved[f"encoder.segment.{name}"] = importers.need(state, of_decoder, "4M")
+        start = f"tokenizer.parts.{name}."
+        moved |= {ours: weight for ours, weight in own.items() if ours.startswith(start)}
+    return moved
 
 
 def _check_same(state: State, one: str, other: str) -> None:
@@ -245,7 +260,8 @@ def _outputs(case: GoldenCase, method: Any, prepared: Any, outcome: Any) -> dict
     wanted = case.outputs
     outputs["decoded"] = torch.where(fills[..., None], wanted["decoded"], decoded)  # what fills a row up says nothing
     outputs["decoder_attention"] = torch.where(fills[..., None], wanted["decoder_attention"].bool(), blocked)
-    outputs |= {"latent": outcome.latent, "target_ids": target, "decoder_pad": fills, "encoder_pad": ~mask.kept_valid,
+    latent = torch.where(mask.kept_valid[..., None], outcome.latent, wanted["latent"])
+    outputs |= {"latent": latent, "target_ids": target, "decoder_pad": fills, "encoder_pad": ~mask.kept_valid,
               "decoder_modality": modality, "encoder_modality": seen}  # fmt: skip
     return outputs | {"alt_loss_token": _by_token(case, method)}
 
@@ -262,13 +278,19 @@ def _by_token(case: GoldenCase, method: Any) -> Tensor:
 
 
 def _after(case: GoldenCase, method: Any) -> dict[str, Tensor]:
-    """Gradients of pixel embeddings in 4M's order of values."""
+    """Gradients of pixel embeddings in 4M's order of values, and those of weights that go by two names in 4M."""
     gradients = {}
     for name in case.gradients:
         modality = name.removeprefix("encoder_embeddings.").removesuffix(".proj.weight")
         if name == f"encoder_embeddings.{modality}.proj.weight":
             gradient = method.get_parameter(f"tokenizer.parts.{modality}.proj.weight").grad
             gradients[f"grad/{name}"] = gradient.permute(0, 2, 3, 1).flatten(1)
+        modality, _, last = name.removeprefix("decoder_embeddings.").partition(".")
+        shared = {"mod_emb": f"encoder.segment.{modality}"}
+        if case.config.get("share_embedding", True):
+            shared["token_emb.weight"] = f"heads.{modality}.decoder.pred.weight"
+        if name.startswith("decoder_embeddings.") and last in shared:
+            gradients[f"grad/{name}"] = method.get_parameter(shared[last]).grad
     return gradients
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from torch import Tensor
 from mim_multimodal.crops import DRAWS, Cut, centred, random_resized
 
 MANIFEST = "manifest.json"
+FACTS = "about"
+"""Entry of a shard's metadata that holds all it says of itself, as JSON."""
 NONE = -1
 """Id of every unit of an item that could not be read."""
 
@@ -92,33 +94,35 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05}.safetensors"
 
 
-def names_in(path: Path) -> list[str] | None:
-    """The items of a shard; None where it is not there, or not whole."""
+def facts_in(path: Path) -> dict[str, Any] | None:
+    """What a shard says of itself; None where it is not there, or not whole.
+
+    ``names`` are its items, ``made_of`` is a digest of the files that they were made of, ``files`` each of these below
+    the data's folder with its bytes and its time in nanoseconds, ``bad`` the files that could not be read, and why.
+    """
     try:
         with safe_open(path, "pt") as file:
-            names = json.loads((file.metadata() or {})["names"])
-            return names if file.get_slice("ids").get_shape()[0] == len(names) else None
-    except (OSError, SafetensorError, KeyError, ValueError):
+            facts = json.loads((file.metadata() or {})[FACTS])
+            return facts if file.get_slice("ids").get_shape()[0] == len(facts["names"]) else None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
+
+
+def names_in(path: Path) -> list[str] | None:
+    """The items of a shard; None where it is not there, or not whole."""
+    facts = facts_in(path)
+    return None if facts is None else facts["names"]
 
 
 def made_of(path: Path) -> str:
     """A digest of the files that a shard was made of; empty where it does not say."""
-    try:
-        with safe_open(path, "pt") as file:
-            return str((file.metadata() or {}).get("made_of", ""))
-    except (OSError, SafetensorError):
-        return ""
+    return str((facts_in(path) or {}).get("made_of", ""))
 
 
 def files_in(path: Path) -> list[tuple[str, int, int]]:
     """What the items of a shard were made of: each file below the data's folder, its bytes and its time in nanoseconds.
     Empty where the shard does not say."""
-    try:
-        with safe_open(path, "pt") as file:
-            return [tuple(each) for each in json.loads((file.metadata() or {}).get("files", "[]")) if each]
-    except (OSError, SafetensorError, ValueError):
-        return []
+    return [tuple(each) for each in (facts_in(path) or {}).get("files", []) if each]
 
 
 class TokenStore:
@@ -211,6 +215,24 @@ class TokenStore:
         if bool((row_ids == NONE).any()):
             raise BadSample(name, f"it has no ids in {self.folder}: it could not be read when they were made")
         return row_ids
+
+
+def options_for(name: str, grid: Sequence[int], codes: int) -> str:
+    """The options of a command under which the tokenizer of a modality reads ids of that grid and number."""
+    role = f"{name}.tokenizer"
+    sides = " ".join(map(str, grid))
+    return f"--use {role}=core:ids --{role}.modality {name} --{role}.size {sides} --{role}.names {codes}"
+
+
+def check_read(folders: Mapping[str, Path], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises MimError for ids that no tokenizer reads."""
+    for name, folder in folders.items():
+        if name not in shapes:
+            store = TokenStore(folder)
+            raise MimError(
+                f"{store.folder} has ids of {name}, and no tokenizer reads {name}. Add "
+                f"{options_for(name, store.grid, store.codes)}"
+            )
 
 
 def one_kind_of_crops(

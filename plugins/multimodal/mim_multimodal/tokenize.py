@@ -25,7 +25,18 @@ from torch import Tensor
 
 from mim_multimodal.data import Aligned
 from mim_multimodal.items import Items
-from mim_multimodal.token_store import MANIFEST, NONE, Crops, made_of, names_in, read_manifest, shard_path
+from mim_multimodal.token_store import (
+    FACTS,
+    MANIFEST,
+    NONE,
+    Crops,
+    facts_in,
+    made_of,
+    names_in,
+    options_for,
+    read_manifest,
+    shard_path,
+)
 
 GROUP = 32
 """Crops that are named at once."""
@@ -104,14 +115,14 @@ def tokenize(program: str, plugin: str | None, arguments: list[str]) -> int:
     ]
     if len(jobs) < len(parts) and not options.quiet:
         tell(f"Going on: {len(parts) - len(jobs):,} of {counted(len(parts), 'shard')} were done before.")
-    bad = dict[str, str]()
     with _one_thread():
-        for done, failures in enumerate(in_processes(write_shard, jobs, options.workers), 1):
-            bad |= failures
+        for done, _ in enumerate(in_processes(write_shard, jobs, options.workers), 1):
             if not options.quiet:
                 tell(f"{done + len(parts) - len(jobs):,} of {counted(len(parts), 'shard')}")
-    _tell_bad(bad)
+    _tell_bad({name: why for path in paths for name, why in (facts_in(path) or {})["bad"].items()})
     tell(f"{options.out}: ids of {counted(len(names), 'item')}, {about['codes']:,} codes on {about['grid']}")
+    name = str(about["modality"])
+    tell(f"To read them: --data.tokens {name} {options.out} {options_for(name, about['grid'], about['codes'])}")
     return 0
 
 
@@ -159,9 +170,8 @@ def facts_of(some: Sequence[tuple[Items, int]], modality: str) -> str:
     return total.hexdigest()
 
 
-def write_shard(job: Job) -> dict[str, str]:
-    """Names the crops of a shard's items and writes it, whole or not at all. Returns the items that cannot be read, and
-    why."""
+def write_shard(job: Job) -> None:
+    """Names the crops of a shard's items and writes it, whole or not at all, with the files that cannot be read."""
     method, source, _ = opened(job.run, job.data)
     every, bad = every_item(source), dict[str, str]()
     some = [every[number] for number in job.items]
@@ -172,13 +182,14 @@ def write_shard(job: Job) -> dict[str, str]:
         batches.append(_named(method, source, job.crops, group, bad))
     ids = torch.cat(batches)
     whole = ids.unflatten(0, (len(some), job.crops.count)).unflatten(2, method.tokenizer.layout.grid)
-    names = json.dumps([items.identity(index) for items, index in some])
+    names = [items.identity(index) for items, index in some]
     partial = Path(job.path).with_suffix(".partial")
     modality = next(iter(method.tokenizer.shapes))
-    about = {"names": names, "made_of": facts_of(some, modality), "files": json.dumps(files_of(some, modality))}
+    files = files_of(some, modality)
+    facts = {"names": names, "made_of": facts_of(some, modality), "files": files, "bad": bad}
+    about = {FACTS: json.dumps(facts)}  # one entry: several are written in any order
     partial.write_bytes(save({"ids": whole.to(torch.int32).contiguous()}, about))
     partial.replace(job.path)
-    return bad
 
 
 @torch.no_grad()
@@ -193,7 +204,7 @@ def _named(
             samples.append(source.take_crop(items, index, shapes, crops, crop))
             readable[number] = True
         except BadSample as error:
-            bad[items.name(index)] = error.reason
+            bad[error.path] = error.reason
             samples.append({})
     if not bool(readable.any()):
         return torch.full((len(rows), method.tokenizer.layout.count), NONE)

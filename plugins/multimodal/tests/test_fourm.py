@@ -79,6 +79,20 @@ def test_weights_that_do_not_fit_are_named():
     assert not method.heads["caption"].decoder.token_embed.any()
 
 
+def test_weights_of_a_modality_that_is_only_asked():
+    """4M embeds no ids of what it never sees: only the decoder has its vector."""
+    read = case()
+    name = "tok_depth@224"
+    kept = {key: value for key, value in read.weights["state"].items() if f"encoder_embeddings.{name}" not in key}
+    asked = {**read.config["modalities"], name: {**read.config["modalities"][name], "in": False}}
+    method = import_checkpoint(kept, format="fourm", **{**read.config, "modalities": asked})
+    assert method.masker.config.only_asked == (name,)
+    vector = method.get_parameter(f"encoder.segment.{name}")
+    assert torch.equal(vector, kept[f"decoder_embeddings.{name}.mod_emb"])
+    with pytest.raises(MimError, match=f"missing: .*{name}"):
+        import_checkpoint(kept, format="fourm", **read.config)
+
+
 def test_imported_weights_are_trained_on():
     """The masker draws for them, spans of captions too."""
     read = case()

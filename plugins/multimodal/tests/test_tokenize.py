@@ -16,6 +16,7 @@ from mim_core.runs.load import load_run
 from mim_multimodal.plugin import COMMANDS
 from mim_multimodal.token_store import TokenStore, names_in, shard_path
 from mim_multimodal.tokenize import opened
+from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).parent))
 from aligned_items import SHAPES, items, save, source
@@ -77,6 +78,15 @@ def test_ids_do_not_depend_on_processes_and_shards(run, data, ids, tmp_path, opt
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_files_of_the_same_ids_are_the_same(run, data, tmp_path):
+    for name in ("one", "two"):
+        assert tokenize(run, data, tmp_path / name) == 0
+    one, two = (shard_path(tmp_path / name, 0).read_bytes() for name in ("one", "two"))
+    assert one == two
+    with safe_open(shard_path(tmp_path / "one", 0), "pt") as file:
+        assert list(file.metadata()) == ["about"], "safetensors writes several entries in any order"
+
+
 def test_what_was_stopped_goes_on(run, data, ids, tmp_path, capsys):
     out = tmp_path / "ids"
     shutil.copytree(ids, out)
@@ -126,6 +136,8 @@ def test_what_does_not_fit_is_refused(run, data, ids, tmp_path, capsys):
         source(data, {**SHAPES, "depth_ids": (8, 8)}, tokens=told)
     with pytest.raises(MimError, match=r"core:ids --depth_ids\.tokenizer\.modality depth_ids"):
         source(data, {**SHAPES, "depth_ids": (4, 4)}, tokens=told).take_ids({"depth_ids": 9})
+    with pytest.raises(MimError, match=r"no tokenizer reads depth_ids.* Add --use depth_ids.tokenizer=core:ids"):
+        source(data, {**SHAPES, "input": (4, 4)}, tokens=told)
     with pytest.raises(MimError, match="holds no ids"):
         source(data, {**SHAPES, "depth_ids": (4, 4)}, tokens={"depth_ids": str(tmp_path)})
     with pytest.raises(MimError, match=r"have no ids in .*, such as train/a/1"):
@@ -143,7 +155,9 @@ def test_an_item_that_cannot_be_read_has_no_ids(run, data, tmp_path, capsys):
     (root / "train/depth/03.png").write_bytes(b"no picture")
     opened.cache_clear()
     assert tokenize(run, root, tmp_path / "ids") == 0
-    assert "1 item cannot be read" in capsys.readouterr().err
+    assert "1 item cannot be read and has no ids (train/depth/03.png: it is no picture" in capsys.readouterr().err
+    assert tokenize(run, root, tmp_path / "ids") == 0
+    assert "train/depth/03.png" in capsys.readouterr().err, "one that goes on names what was bad before"
     store = TokenStore(tmp_path / "ids")
     with pytest.raises(BadSample, match="could not be read when they were made"):
         store.ids("train/03", 0)
@@ -200,3 +214,11 @@ def test_4m_is_trained_on_them(data, ids, tmp_path):
     start += ["--train.workers", "0", "--train.batch-size", "4", "--train.steps", "2", "--train.warmup-epochs", "0"]
     assert command([*start, "--quiet", "--out", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run/report.html").is_file()
+    few = tmp_path / "few/rgb"
+    few.mkdir(parents=True)
+    shutil.copy(next((data / "test/rgb").iterdir()), few / "1.png")
+    asked = ["predict", str(tmp_path / "run"), str(few.parent), "--given", "rgb", "--predict", "depth", "--steps", "2"]
+    assert command([*asked, "--out", str(tmp_path / "made")], "multimodal", COMMANDS) == 0
+    made = np.load(tmp_path / "made/rgb/1-depth.npy")
+    assert made.shape == (4, 4)
+    assert made.dtype == np.int64

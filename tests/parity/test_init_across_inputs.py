@@ -7,6 +7,7 @@ import pytest
 import torch
 from mim_core import build_method, load_run
 from mim_core.cli import main
+from mim_core.commands.finetune_recipes import as_pretrained
 from mim_core.commands.starting import fitted, read_as_plain
 from mim_core.errors import MimError
 from mim_core.host.loading import installed
@@ -125,6 +126,15 @@ def test_a_teacher_that_begins_as_a_copy_is_one_of_what_was_taken(foreign_vit, o
 def test_recipes_without_a_plain_vit_refuse(recipe, foreign_vit):
     with pytest.raises(MimError, match=r"--init .*(units are none|this recipe's encoder is)"):
         fitted(load_recipe(recipe, installed(), True), foreign_vit[0], installed())
+
+
+def test_a_recipe_keeps_the_channels_that_are_stated(own_run, tmp_path):
+    """Beside the sizes of the run that it starts from; those alone where nothing is stated."""
+    base = load_run(own_run).recipe
+    run = load_recipe("image:mae-finetune-vit-base", installed(), kind="finetunings")
+    assert as_pretrained(run, base, []).parts["tokenizer"].options.channels == 1
+    stated = as_pretrained(run, base, ["--tokenizer.channels", "3"]).parts["tokenizer"].options
+    assert (stated.channels, tuple(stated.patch)) == (3, tuple(base.parts["tokenizer"].options.patch))
 
 
 def test_a_run_starts_one_of_other_channels_and_patches(own_run, tmp_path, capsys):

@@ -23,6 +23,9 @@ from mim_core.recipes.resolve import load_recipe, resolve_part
 from mim_core.runs import origins
 from mim_core.runs.folder import FREE
 
+INPUT = ("size", "patch", "channels")
+"""Options of a tokenizer that the command line may state beside a run that is started from."""
+
 
 @dataclass(frozen=True)
 class RecipeOptions:
@@ -94,13 +97,15 @@ def _is_kept(role: str) -> bool:
 
 def as_pretrained(run: ResolvedRun, base: ResolvedRun, arguments: list[str]) -> ResolvedRun:
     """A fine-tuning recipe with its tokenizers and its encoder as the run has them that it starts from, at the input
-    size that the command line names."""
+    size, patch and channels that the command line names."""
     kept = {role: part for role, part in _kept(base, run).items() if role in run.parts}
     for role, part in kept.items():
         own = run.parts.get(role)
-        size_given = any(argument.partition("=")[0] == f"--{role}.size" for argument in arguments)
-        if size_given and own is not None and hasattr(part.options, "size"):
-            kept[role] = replace(part, options=replace(part.options, size=own.options.size))
+        stated = {argument.partition("=")[0] for argument in arguments}
+        given = [name for name in INPUT if f"--{role}.{name}" in stated and hasattr(part.options, name)]
+        if given and own is not None and own.name == part.name:
+            changed = {name: getattr(own.options, name) for name in given}
+            kept[role] = replace(part, options=replace(part.options, **changed))
     others = {role: part for role, part in run.parts.items() if not _is_kept(role)}
     return replace(run, parts={**others, **kept})
 

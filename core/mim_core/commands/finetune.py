@@ -27,7 +27,7 @@ from mim_core.recipes.toml import from_toml, parsed
 from mim_core.runs import checkpoint, origins
 from mim_core.runs import run as running
 from mim_core.runs.folder import read_recipe
-from mim_core.runs.initial_weights import take_encoder
+from mim_core.runs.initial_weights import take_encoder, take_standing
 from mim_core.runs.load import load_run
 
 
@@ -99,8 +99,12 @@ def finetune(program: str, plugin: str | None, arguments: list[str]) -> int:
         (_completed(each, None if options.scratch else _recorded(place, weights), place), place) for each, place in runs
     ]
     command = origins.command_of(program, "finetune", arguments)
-    take = None if options.scratch else lambda started: _take(started, method, base, weights)
-    return train_seeds(runs, folder, registry, Asked(options, program, command, str(weights), take))
+
+    def take(started: running.Run) -> list[str]:
+        return take_standing(started.method, method) if options.scratch else _take(started, method, base, weights)
+
+    said = "" if options.scratch else str(weights)
+    return train_seeds(runs, folder, registry, Asked(options, program, command, said, take))
 
 
 def _recipe(base: ResolvedRun, registry: Registry, recipe: str | None) -> ResolvedRun:

@@ -79,7 +79,7 @@ class Asked:
         options: Its own, with ``dry_run``, ``plan_for`` and ``quiet``.
         program: The program that was called, such as ``mim-core``.
         command: The command as it was given.
-        weights: What the weights are from, as it is said.
+        weights: What the weights are from, as it is said; empty where nothing that learns is taken.
         take: Copies them into a run that begins, and says what starts fresh; None where there are none.
         refuses: A run of less than half a step is refused, not taken for one step.
     """
@@ -125,8 +125,9 @@ def _started(run: ResolvedRun, place: Path, registry: Registry, world: World, as
     started.command = asked.command
     if take is not None and world.on_first(lambda: checkpoint.newest(place) is None):
         notes = world.together(lambda: take(started))
-        if world.first and not asked.options.quiet:
-            tell("\n".join([f"Weights of tokenizer and encoder: {asked.weights}", *notes]))
+        if world.first and not asked.options.quiet and (asked.weights or notes):
+            whose = [f"Weights of tokenizer and encoder: {asked.weights}"] if asked.weights else []
+            tell("\n".join([*whose, *notes]))
     return started
 
 

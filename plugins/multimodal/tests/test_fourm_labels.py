@@ -102,9 +102,21 @@ def test_a_map_is_learned_from_inputs_with_gaps(pretrained, tmp_path):
     assert torch.equal(method.predict(sample)["depth"], method.predict(other)["depth"])
 
 
-def test_without_weights_a_run_that_is_gone_is_named(pretrained, tmp_path, capsys):
-    assert main(["finetune", str(pretrained), *SHORT, "--scratch", "--out", str(tmp_path / "s")]) == 2
-    assert "give it with --depth.tokenizer.run FOLDER" in " ".join(capsys.readouterr().err.split())
+def test_from_scratch_the_ids_are_those_of_the_run(pretrained, tmp_path, capsys):
+    """What names units stands still and came with the run; all that learns is drawn."""
+    loud = [option for option in SHORT if option != "--quiet"]
+    assert (
+        main(["finetune", str(pretrained), *loud, "--scratch", "--train.seed", "7", "--out", str(tmp_path / "s")]) == 0
+    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert "stands still, as the run holds it: tokenizer.parts.depth" in said
+    assert "Weights of tokenizer and encoder" not in said
+    theirs, own = load_run(pretrained).method.state_dict(), load_run(tmp_path / "s").method.state_dict()
+    frozen = [name for name in theirs if name.startswith("tokenizer.parts.depth.quantised.")]
+    assert frozen
+    assert all(torch.equal(theirs[name], own[name]) for name in frozen)
+    learned = ("tokenizer.parts.depth.token_embed.weight", "encoder.blocks.0.attn.qkv.weight")
+    assert not any(torch.allclose(theirs[name], own[name], atol=1e-2) for name in learned)
 
 
 def test_a_new_run_takes_them_over(pretrained, tmp_path):

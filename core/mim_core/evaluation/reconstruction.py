@@ -27,7 +27,8 @@ from mim_core.parts.tokenizer import JoinedTokenizer, Tokenizer
 class Rebuilt:
     """One head's pictures: the input, what was left of it, and the input with hidden units as predicted; in the
     modality's own shape, or, with ``features``, maps of features of it. ``hidden`` is what was hidden, bool, of units
-    on a grid; ``unasked``, whether the head was not asked of some of it, which is blank."""
+    on a grid; ``unasked``, whether the head was not asked of some of it, which is blank; ``whole``, the sample itself
+    where its units are ids, which tell less: ``input`` is what these stand for."""
 
     modality: str
     input: Tensor
@@ -37,6 +38,7 @@ class Rebuilt:
     hidden: Tensor | None = None
     unasked: bool = False
     features: bool = False
+    whole: Tensor | None = None
 
 
 @torch.no_grad()
@@ -76,15 +78,17 @@ def reconstruct(
         unknown = hidden & ~asked_units(asked, step)
         if valid is not None:  # what is hidden and was not asked is not known
             rebuilt = tokenizer.blank(rebuilt, unknown)
+        joined = tokenizer.join(own.values, own.layout)[::each]
         reconstructions[name] = Rebuilt(
             modality=_modality(tokenizer),
-            input=tokenizer.join(own.values, own.layout)[::each],
+            input=joined,
             masked=tokenizer.join(tokenizer.blank(own.values, hidden), own.layout)[::each],
             rebuilt=tokenizer.join(rebuilt, own.layout)[::each],
             needs_truth=head.target.needs_truth,
             hidden=None if own.layout.grid is None else _spread(tokenizer, pick, own)[::each],
             unasked=valid is not None and bool(unknown.any()),
             features=tokenizer.gives_features,
+            whole=_named(tokenizer, sample, joined, each),
         )
     return reconstructions
 
@@ -163,6 +167,14 @@ def _from_one(method: Any, sample: dict[str, Tensor], layout: Layout, seen: str)
 
 def _modality(tokenizer: Tokenizer) -> str:
     return next(iter(tokenizer.shapes))
+
+
+def _named(tokenizer: Tokenizer, sample: Sample, joined: Tensor, each: int) -> Tensor | None:
+    """The sample as it is, where its units are ids that stand for something else; None where they tell all of it."""
+    modality = _modality(tokenizer)
+    whole, own = sample[modality][::each], tokenizer.ids.get(modality)
+    lossy = tokenizer.names > 0 and (whole.is_floating_point() or own != tokenizer.names)
+    return whole if lossy and whole.shape == joined.shape else None
 
 
 def _samples_of_item(method: Method) -> int:

@@ -240,6 +240,8 @@ def _pictures(method: Method, source: DataSource, count: int) -> list[dict[str, 
         rows = {"input": rebuilt.input, "masked": rebuilt.masked, "rebuilt": rebuilt.rebuilt}
         if rebuilt.hidden is not None and bool(rebuilt.hidden.all()):  # nothing of it is left to be shown
             del rows["masked"]
+        if rebuilt.whole is not None:
+            rows = {"input": rebuilt.whole, "as ids": rebuilt.input, **{k: v for k, v in rows.items() if k != "input"}}
         rows |= {f"from {seen} alone": made for seen, made in crossed.get(name, {}).items()}
         shown, drawn = _drawn(source, rebuilt, rows)
         heads.append(

@@ -1,6 +1,7 @@
 """What encode refuses, and pictures in which hidden parts look like nothing else."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +113,23 @@ def test_the_report_marks_what_is_hidden(name, monkeypatch):
             wrapped.masked_picture("depth", found.masked[0], found.hidden[0]).content
             == own("depth", found.masked[0], found.hidden[0]).content
         )
+
+
+def test_the_report_shows_the_sample_beside_what_its_ids_stand_for():
+    run = load_recipe("multimodal:4m-vit-tiny", installed(), twin=True)
+    run = replace(run, parts={role: part for role, part in run.parts.items() if not role.startswith("caption.")})
+    method = build_method(run)
+    source = make_source(run, method)
+    heads = {head["name"]: list(head["rows"]) for head in _pictures(method, source, 2)}
+    assert heads["depth"][:2] == ["input", "as ids"]
+    assert heads["rgb_ids"][:2] == ["input", "as ids"]
+    assert "as ids" not in heads["semseg"], "these ids are the data's own"
+    sample = held_out_samples(source, 2)[0]
+    found = reconstruct(method, sample)["depth"]
+    assert torch.equal(found.whole, sample["depth"])
+    tokenizer = method.tokenizer.part("depth")
+    cut = tokenizer.split(sample)
+    assert torch.equal(found.input, tokenizer.join(cut.values, cut.layout))
 
 
 def test_captions_are_large_enough_and_show_gaps():

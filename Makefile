@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 PLUGINS := $(patsubst %/pyproject.toml,-e %,$(wildcard plugins/*/pyproject.toml))
 
-# What `make check` runs, but for tests marked slow; docs/testing.md says how they are chosen.
-QUICK := tests/test_house_rules.py tests/surface tests/contracts tests/parity/test_bundled.py tests/parity/test_pth.py \
+# What `make check` runs, but for tests marked slow; docs/testing.md says how they are chosen. Files that are slow as a
+# whole are not even read.
+QUICK := tests/test_house_rules.py tests/surface \
+    $(shell grep -L '^pytestmark = pytest.mark.slow' tests/contracts/test_*.py) tests/parity/test_bundled.py tests/parity/test_pth.py \
     tests/plugins/test_host.py tests/plugins/test_what_plugins_import.py tests/plugins/test_collections.py \
     tests/flow/test_walking.py tests/cli/test_import.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadscope
@@ -37,7 +39,7 @@ demo: $(VENV)/.installed
 
 # For every save: style, types and the quick tests.
 check: $(VENV)/.developed lint
-	$(PYTEST) --maxprocesses 2 -m "not slow and not gpu" $(QUICK)
+	MIM_QUICK=1 $(PYTEST) --maxprocesses 2 -m "not slow and not gpu" $(QUICK)
 
 # Everything, in an order that is random and the same every time; another: make test SEED=last, or a number. One thread for each of up to four processes; a class or a module of tests stays in one.
 test: $(VENV)/.developed lint

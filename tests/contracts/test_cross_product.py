@@ -24,6 +24,8 @@ from mim_core.recipes.options import plain
 from mim_core.recipes.resolve import load_recipe, resolve, resolve_part
 from mim_core.testing import noise, seeded, tensors
 
+pytestmark = pytest.mark.slow
+
 
 def small_network(tokenizer):
     """A narrow encoder and decoder, with positions that the layout has."""

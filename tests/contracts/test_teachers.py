@@ -75,15 +75,15 @@ class TestFrozen(TeacherContract):
     part = "core:frozen"
     moves = False
 
-    @pytest.fixture(autouse=True)
-    def _run(self, tmp_path_factory):
+    @pytest.fixture(autouse=True, scope="class")
+    def _run(self, request, tmp_path_factory):
         from mim_core.cli import main
 
         folder = tmp_path_factory.mktemp("frozen") / "run"
         assert main(["pretrain", "image:mae-vit-tiny", "--twin", "--quiet", "--out", str(folder)]) == 0
-        type(self).options = {"run": folder}
+        request.cls.options = {"run": folder}
         yield
-        type(self).options = {}
+        request.cls.options = {}
 
     def make_tokenizer(self):
         return build_method("image:mae-vit-tiny").tokenizer

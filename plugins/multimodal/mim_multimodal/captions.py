@@ -23,6 +23,8 @@ CLIP = 49_408
 """Ids of CLIP's vocabulary."""
 START, END = 1, 2
 """Ids of the start and the end of a caption in a vocabulary of its own."""
+SHORTEST = 3
+"""Ids of a caption of one piece: start, piece, end."""
 
 
 def check_installed() -> None:
@@ -44,14 +46,14 @@ def encode_caption(text: str, length: int, own: OwnVocabulary | None = None) -> 
 
     Args:
         text: Any case; white space does not count.
-        length: L, at least 3.
+        length: L, at least `SHORTEST`.
         own: A vocabulary of the captions' own; CLIP's by default.
 
     Raises:
         MimError: open_clip is not installed.
         ValueError: The length leaves no room for a word.
     """
-    if length < 3:
+    if length < SHORTEST:
         raise ValueError(f"a caption needs room for start, end and a word, not {length} tokens")
     if own is None:
         ids: Tensor = load_tokenizer()([text], context_length=length)[0]

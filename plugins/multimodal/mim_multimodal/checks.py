@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from mim_multimodal import maps
+from mim_core import MimError
+
+from mim_multimodal import captions, maps
 from mim_multimodal.items import Items
 from mim_multimodal.layouts import MODALITIES
 
@@ -24,6 +27,16 @@ def depth_kinds(items: Items) -> dict[str, str]:
         except Exception:
             continue
     return kinds
+
+
+def check_caption(shape: Sequence[int]) -> None:
+    """Raises MimError for captions that have no room for a word; their shape is (L,), or nothing where there are
+    none."""
+    if shape and shape[0] < captions.SHORTEST:
+        raise MimError(
+            f"Captions of {shape[0]} ids have no room for a word between start and end: give "
+            f"--caption.tokenizer.length {captions.SHORTEST} at least."
+        )
 
 
 def check_options(config: Any) -> None:

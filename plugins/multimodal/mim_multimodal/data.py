@@ -146,6 +146,7 @@ class Aligned(DataSource):
         self.size = crops.largest_size({name: shape for name, shape in shapes.items() if name not in self.tokens})
         self.crops = one_kind_of_crops(self.tokens, shapes, self.size)
         self.vocabulary: OwnVocabulary | None = None
+        checks.check_caption(shapes.get("caption", ()))
         if "caption" in shapes and config.vocabulary == "clip":
             captions.check_installed()
             captions.load_tokenizer()  # here, so that workers need not

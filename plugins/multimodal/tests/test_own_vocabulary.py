@@ -56,6 +56,8 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path):
     )
     with pytest.raises(MimError, match=r"vocabulary has .* ids and the tokenizer 260"):
         data.take_ids({"caption": 260})
+    with pytest.raises(MimError, match=r"--caption\.tokenizer\.length 3 at least"):
+        source(tmp_path, {"depth": (1, 64, 64), "caption": (2,)}, missing="skip", vocabulary="own")
     with pytest.raises(MimError, match="is no vocabulary"):
         OwnVocabulary("words").encode("a")
 

@@ -102,10 +102,17 @@ def facts_in(path: Path) -> dict[str, Any] | None:
     """
     try:
         with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})[FACTS])
+            about = file.metadata() or {}
+            facts = json.loads(about[FACTS]) if FACTS in about else _of_before(about)
             return facts if file.get_slice("ids").get_shape()[0] == len(facts["names"]) else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
+
+
+def _of_before(about: Mapping[str, str]) -> dict[str, Any]:
+    """The same of a shard that was written before one entry held all."""
+    files = json.loads(about.get("files", "[]"))
+    return {"names": json.loads(about["names"]), "made_of": about.get("made_of", ""), "files": files, "bad": {}}
 
 
 def names_in(path: Path) -> list[str] | None:

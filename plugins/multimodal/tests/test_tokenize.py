@@ -14,9 +14,10 @@ from mim_core.cli import main as command
 from mim_core.errors import BadSample, MimError
 from mim_core.runs.load import load_run
 from mim_multimodal.plugin import COMMANDS
-from mim_multimodal.token_store import TokenStore, names_in, shard_path
+from mim_multimodal.token_store import TokenStore, facts_in, names_in, shard_path
 from mim_multimodal.tokenize import opened
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from aligned_items import SHAPES, items, save, source
@@ -113,6 +114,22 @@ def test_what_was_stopped_goes_on(run, data, ids, tmp_path, capsys):
     assert tokenize(run, data, out, "--crops", "2", "--shard", "5") == 2
     assert "ids of something else (other: crops)" in capsys.readouterr().err
     assert json.loads((out / "manifest.json").read_text())["crops"]["count"] == 3, "nothing is lost"
+
+
+def test_ids_that_were_written_before_stay(run, data, ids, tmp_path):
+    """Shards once held what they say of themselves in several entries."""
+    old = shutil.copytree(ids, tmp_path / "old")
+    for path in old.glob("shard-*"):
+        facts = facts_in(path)
+        about = {"names": json.dumps(facts["names"]), "made_of": facts["made_of"], "files": json.dumps(facts["files"])}
+        save_file(load_file(path), path, about)
+    before = {path.name: path.read_bytes() for path in old.glob("shard-*")}
+    assert {name: value.tolist() for name, value in every(TokenStore(old)).items()} == {
+        name: value.tolist() for name, value in every(TokenStore(ids)).items()
+    }
+    assert TokenStore(old).check_files(data) == TokenStore(ids).check_files(data)
+    assert tokenize(run, data, old, "--crops", "3", "--shard", "5") == 0
+    assert {path.name: path.read_bytes() for path in old.glob("shard-*")} == before, "they are made anew"
 
 
 def test_they_are_read_back_under_their_own_crops(run, data, ids):

@@ -13,7 +13,7 @@ from mim_core.evaluation.looks import look
 from mim_core.evaluation.report import write_report
 from mim_core.host.loading import installed
 from mim_core.inference.inputs import data_of
-from mim_core.runs.load import load_run
+from mim_core.runs.load import recipe_of
 from mim_core.terminal import tell
 
 
@@ -44,7 +44,7 @@ def show(program: str, plugin: str | None, arguments: list[str]) -> int:
     if name in ("-h", "--help"):
         parse(ShowOptions, f"{program} show RUN", arguments)
     folder, registry = Path(name), installed()
-    recipe, _, checkpoint = load_run(folder, registry)
+    recipe, checkpoint = recipe_of(folder, registry)
     default = with_data(ShowOptions, data_of(recipe).options)
     options: Any = parse(type(default), f"{program} show {name}", rest, default)
     if options.samples < 1:

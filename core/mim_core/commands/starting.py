@@ -20,7 +20,7 @@ from mim_core.parts.tokenizer import PatchTokenizer
 from mim_core.recipes.config import ResolvedRun
 from mim_core.runs import origins
 from mim_core.runs.initial_weights import take_encoder
-from mim_core.runs.load import load_run, refuse_program
+from mim_core.runs.load import load_run, recipe_of, refuse_program
 from mim_core.runs.run import Run
 
 PLAIN = "core:vit"
@@ -47,7 +47,7 @@ def recipe_behind(path: Path, registry: Registry) -> ResolvedRun | None:
     _check_there(path)
     if is_foreign(path):
         return export_recipe(path, registry)
-    return load_run(path, registry).recipe
+    return recipe_of(path, registry)[0]
 
 
 def foreign(path: Path, registry: Registry) -> Found | None:
@@ -162,7 +162,7 @@ def compare_statistics(run: ResolvedRun, weights: str, statistics: tuple[tuple[f
 
 def origin_of(model: Found, registry: Registry) -> list[origins.Origin]:
     """What a run remembers of the plain ViT that it starts from."""
-    path = model.path if model.form or model.path.is_file() else load_run(model.path, registry).checkpoint
+    path = model.path if model.form or model.path.is_file() else recipe_of(model.path, registry)[1]
     return origins.behind(path, model.form or None)
 
 

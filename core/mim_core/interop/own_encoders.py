@@ -55,9 +55,9 @@ def encoder_within(module: nn.Module, recipe: ResolvedRun, path: Path) -> Found:
     tokenizer, encoder, read = module.tokenizer, module.encoder, ", ".join(sorted(modalities_of(recipe)))
     if not isinstance(tokenizer, PatchTokenizer) or not isinstance(encoder, ViTEncoder) or not _is_plain(encoder):
         raise MimError(
-            f"--init {path} reads {read or 'other units'}, and this recipe does not. Over to other inputs go plain "
-            "ViTs behind patches of one input alone, and this is none. Start from a run that reads what this recipe "
-            "reads."
+            f"--init {path} reads {read or 'other units'}, and this recipe another input, or in other patches or "
+            "channels. Over to such go plain ViTs behind patches of one input alone, and this is none. Start from a "
+            "run that reads what this recipe reads, in the same patches."
         )
     weights = {f"patch_embed.{name}": value for name, value in tokenizer.state_dict().items()}
     state = encoder.state_dict()

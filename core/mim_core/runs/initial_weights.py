@@ -338,21 +338,16 @@ def take_standing(method: nn.Module, other: nn.Module) -> list[str]:
     """Copies into parts that stand still and whose weights are gone, such as a tokenizer that names units, what another
     method holds of them; nothing that learns. Which they are, in words."""
     theirs, taken = other.state_dict(), list[str]()
+    learned = {name for name, value in method.named_parameters() if value.requires_grad}
     for path, module in method.named_modules():
         own = {f"{path}.{name}": value.shape for name, value in module.state_dict().items()}
         if getattr(module, "filled", None) is False and all(
             name in theirs and theirs[name].shape == shape for name, shape in own.items()
         ):
-            method.load_state_dict({name: theirs[name] for name in own if _stands(name, path, method)}, strict=False)
+            method.load_state_dict({name: theirs[name] for name in own if name not in learned}, strict=False)
             module.filled = True
             taken.append(path)
     return [f"stands still, as the run holds it: {', '.join(taken)}"] if taken else []
-
-
-def _stands(name: str, path: str, method: nn.Module) -> bool:
-    """Whether a weight is one of those that no step changes."""
-    learned = {own for own, value in method.named_parameters() if value.requires_grad}
-    return name.startswith(f"{path}.") and name not in learned
 
 
 def _is_of(name: str, segments: set[str]) -> bool:

@@ -62,18 +62,17 @@ def refuse_program(path: Path) -> None:
         )
 
 
-def load_run(folder: Path | str, registry: Registry | None = None) -> OpenedRun:
-    """A run's recipe, its method with the newest weights, and the checkpoint that they are from. Where the run kept an
-    average of its weights (``--train.ema``), the weights are that.
+def recipe_of(folder: Path | str, registry: Registry) -> tuple[ResolvedRun, Path]:
+    """A run's recipe and its newest whole checkpoint, without building anything.
 
     Args:
         folder: The run's folder, or one of its checkpoints.
-        registry: Where names are looked up; what is installed by default.
+        registry: Where names are looked up.
 
     Raises:
         MimError: The folder holds no whole checkpoint, or is a file.
     """
-    folder, registry = Path(folder), registry or installed()
+    folder = Path(folder)
     refuse_program(folder)
     if folder.is_file():
         formats = ", ".join(sorted(entry.full_name for entry in registry.of_kind("importers")))
@@ -98,8 +97,23 @@ def load_run(folder: Path | str, registry: Registry | None = None) -> OpenedRun:
         raise MimError(
             f"{folder} holds no complete checkpoint.{hint} Train first: mim-core pretrain RECIPE --out {folder}"
         )
+    return from_toml(read_recipe(path / "recipe.toml"), registry), path
+
+
+def load_run(folder: Path | str, registry: Registry | None = None) -> OpenedRun:
+    """A run's recipe, its method with the newest weights, and the checkpoint that they are from. Where the run kept an
+    average of its weights (``--train.ema``), the weights are that.
+
+    Args:
+        folder: The run's folder, or one of its checkpoints.
+        registry: Where names are looked up; what is installed by default.
+
+    Raises:
+        MimError: The folder holds no whole checkpoint, or is a file.
+    """
+    registry = registry or installed()
+    config, path = recipe_of(folder, registry)
     loaded = checkpoint.load(path)
-    config = from_toml(read_recipe(path / "recipe.toml"), registry)
     method = build_method(config, registry)
     checkpoint.load_weights(method, loaded, averaged=checkpoint.has_average(path))
     method.carry()

@@ -60,9 +60,37 @@ CHECKED = ("tests/contracts", "tests/parity", "contract")
 def checked_where_parts_are_tested(request):
     """Shapes are checked where parts are tested one by one: contracts and parity. All else runs as users run it: the
     checks took a quarter of the time of plugins' tests and half of those that train."""
-    path = request.path.relative_to(request.config.rootpath).as_posix()
-    if not any(part in path for part in CHECKED):
+    if not tests_parts(request):
         request.getfixturevalue("unchecked")
+
+
+def tests_parts(request):
+    """Whether a file tests parts one by one."""
+    path = request.path.relative_to(request.config.rootpath).as_posix()
+    return any(part in path for part in CHECKED)
+
+
+@pytest.fixture(autouse=True)
+def counted_where_it_is_looked_at(request):
+    """Operations are not counted at each start of a run: that takes longer than the steps of a tiny one. The contracts
+    count them for every kind of recipe, and so do tests that are marked ``counted``."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not tests_parts(request) and request.node.get_closest_marker("counted") is None:
+            from mim_core.training import loop
+
+            patch.setattr(loop._Session, "_count_operations", lambda session: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unpacked_once():
+    """The bundled images are unpacked once in a process of tests; their arrays cannot be written to."""
+    from mim_image import data, idx
+
+    read, once = idx.read_idx, functools.cache(idx.read_idx)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(idx, "read_idx", lambda path, axes: (once if path.parent == data.SAMPLE else read)(path, axes))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +121,35 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.gpu)
 
 
+LONG = (
+    "tests/flow/test_ranks.py",
+    "tests/packaging/test_wheels.py",
+    "tests/flow/test_curves.py",
+    "tests/flow/test_faults.py",
+    "tests/authoring/test_tutorial.py",
+    "tests/flow/test_loop.py",
+    "tests/flow/test_nothing_hangs.py",
+    "tests/plugins/test_projects.py",
+    "tests/authoring/test_new_plugin.py",
+    "tests/cli/test_programs.py",
+    "tests/authoring/test_audio.py",
+    "tests/flow/test_finetune.py",
+    "tests/flow/test_finetune_recipes.py",
+)
+"""Files that take longest, the longest first. One process runs a whole file, so a run that came to one of these at its
+end would wait for it."""
+
+
+class LongFirst:
+    """Where several processes share the tests, those of long files come first; others stay in their random order."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config, items):
+        if os.environ.get("PYTEST_XDIST_WORKER"):
+            rank = {file: number for number, file in enumerate(LONG)}
+            items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
 # ---- the session's own folder ----------------------------------------------------------------------------------------
 
 CACHES = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "TRITON_HOME")
@@ -103,8 +160,10 @@ CACHES = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "TRITON_HOME")
 def pytest_configure(config):
     """Temporary files of the tests, of the libraries and of every process that they start lie in pytest's own folder,
     which pytest removes. xdist's processes inherit the variables of the one that starts them."""
+    config.pluginmanager.register(LongFirst())
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
+    config.option.loadscopereorder = False  # xdist would begin with the files that have most tests
     folder = config._tmp_path_factory.getbasetemp() / "system"
     folder.mkdir()
     config.mim_environ = {name: os.environ.get(name) for name in ("TMPDIR", *CACHES, "PYTHONDONTWRITEBYTECODE")}

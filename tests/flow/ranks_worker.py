@@ -8,6 +8,7 @@ Each case trains into FOLDER/CASE... and leaves metrics.jsonl and a checkpoint t
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ from mim_core.recipes.twins import STEPS as TWIN_STEPS
 from mim_core.runs.run import Run
 from mim_core.training import loop
 from mim_core.training.loop import start, train
+from mim_image import idx
 from torch import Tensor, nn
 
 BATCH, STEPS = 16, int(sys.argv[1])
@@ -222,6 +224,7 @@ def main() -> None:
     eager = nn.Module.compile
     nn.Module.compile = lambda self, **given: eager(self, backend="eager", **given)
     loop._Session._count_operations = lambda self: None  # costs more than the steps here
+    idx.read_idx = functools.cache(idx.read_idx)
     folder, cases = Path(sys.argv[2]), sys.argv[3:]
     for some in (cases[:1], cases[1:]):  # a process may join the others more than once
         options = load_recipe("image:mae-vit-tiny", installed(), twin=True).train

@@ -4,7 +4,6 @@ named."""
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -37,10 +36,9 @@ def worker(name):
 # ---- SIGKILL ---------------------------------------------------------------------------------------------------------
 
 
-def test_twenty_kills_change_nothing(tmp_path):
+def test_twenty_kills_change_nothing(loaded_python, tmp_path):
     killed = worker("killed_worker")
-    command = [sys.executable, str(HERE / "killed_worker.py"), str(tmp_path / "killed"), "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
+    done = loaded_python.run([HERE / "killed_worker.py", tmp_path / "killed", "0"], timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     inside, outside = map(int, done.stdout.split("KILLED ")[1].split(" + "))
     assert inside + outside == killed.KILLS
@@ -61,17 +59,10 @@ def test_twenty_kills_change_nothing(tmp_path):
 # ---- lost ranks ------------------------------------------------------------------------------------------------------
 
 
-def ranks(folder, how):
+def ranks(python, folder, how):
     """Two processes started as srun would start them; (exit codes, what each said, seconds)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    began, started = time.monotonic(), []
-    for rank in (0, 1):
-        env = {**ENVIRONMENT, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, str(HERE / "lost_worker.py"), str(folder), how]
-        started.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    began = time.monotonic()
+    started = python.start_ranks([HERE / "lost_worker.py", folder, how])
     first = started[0].communicate(timeout=120)[1]
     seconds = time.monotonic() - began
     if how == "hang":
@@ -87,8 +78,8 @@ def steps_kept(folder):
 @pytest.mark.parametrize(
     ("how", "sign"), [("die", "DEAD"), ("hang", "alive; when last heard at step 4, data"), ("raise", "rank 1")]
 )
-def test_lost_rank_ends_the_run_and_is_named(tmp_path, how, sign):
-    codes, first, second, seconds = ranks(tmp_path / "run", how)
+def test_lost_rank_ends_the_run_and_is_named(loaded_python, tmp_path, how, sign):
+    codes, first, second, seconds = ranks(loaded_python, tmp_path / "run", how)
     assert codes[0] == 2, first
     assert "contact to another rank was lost" in first
     named = next(line for line in first.splitlines() if line.startswith("  rank 1:"))

@@ -1,9 +1,6 @@
 """Full fine-tuning on labels: the same loop, another method."""
 
 import json
-import os
-import subprocess
-import sys
 import tomllib
 from dataclasses import replace
 
@@ -294,17 +291,15 @@ def test_five_steps_stop_five_steps_equals_ten(pretrained, tmp_path):
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
-def test_two_ranks_equal_one(pretrained, tmp_path):
+def test_two_ranks_equal_one(loaded_python, pretrained, tmp_path):
     """With batch normalisation over the ranks; dropout draws by micro-batch, so it is left out."""
     mlp = [*TEN_STEPS, "--method.head", "mlp", "--method.dropout", "0", "--method.pool", "prefix-max"]
     assert finetune(pretrained, *mlp, "--out", tmp_path / "one") == 0
     runs = [["finetune", str(pretrained), *mlp, "--out", str(tmp_path / s), "--train.strategy", s] for s in BOTH]
     script = tmp_path / "both.py"
     script.write_text(f"from mim_core.cli import main\nraise SystemExit(max([main(run) for run in {runs!r}]))\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    for done in loaded_python.ranks([script], timeout=300):
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     for strategy in BOTH:
         assert len(column(tmp_path / strategy)) == 10
         assert column(tmp_path / strategy) == pytest.approx(column(tmp_path / "one"), rel=2e-5)

@@ -325,6 +325,7 @@ def test_probes_need_labels(tmp_path):
 # ---- time, compilers -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.counted
 def test_the_time_of_a_step_is_split(tmp_path):
     assert train(make_run(tmp_path / "run"), quiet=True)
     for line in lines(tmp_path / "run/metrics.jsonl"):

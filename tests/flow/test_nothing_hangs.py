@@ -35,17 +35,21 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def start(code, *arguments, **environment):
-    """A command in a group of its own, with code before it."""
-    script = f"import sys\n{code}\nfrom mim_core.cli import main\nsys.exit(main(sys.argv[1:]))"
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
+@pytest.fixture
+def start(loaded_python):
+    """``start(code, *arguments, fresh=False, **environment)``: a command in a session of its own, with code before it,
+    in a fork of a Python that has loaded torch, or in a fresh one."""
+
+    def started(code, *arguments, fresh=False, **environment):
+        script = f"import sys\n{code}\nfrom mim_core.cli import main\nsys.exit(main(sys.argv[1:]))"
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        given = ["-c", script, *map(str, arguments)]
+        if not fresh:
+            return loaded_python.start(given, env=env, together=True)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen([sys.executable, *given], env=env, start_new_session=True, **streams)
+
+    return started
 
 
 def left(pid):
@@ -106,19 +110,19 @@ RUN = ("pretrain", "image:mae-vit-tiny", "--twin", "--train.batch-size", "8", "-
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_an_error_of_the_main_process_ends_it(pictures, tmp_path, method, temporary):
+def test_an_error_of_the_main_process_ends_it(start, pictures, tmp_path, method, temporary):
     code = FAILS.format(error='torch.OutOfMemoryError("made for the test")', method="")
     if method == "spawn":
         code = f"if __name__ != '__main__':\n    raise SystemExit\n{code}"
         code = code.replace("import torch.multiprocessing", "torch.multiprocessing.set_start_method('spawn')")
     given = (*RUN, "--data.root", pictures, "--train.workers", 2, "--out", tmp_path / "run")
-    status, output = ended(start(code, *given, TMPDIR=str(temporary)))
+    status, output = ended(start(code, *given, fresh=method == "spawn", TMPDIR=str(temporary)))
     assert status == 1, output
     assert "made for the test" in output
     assert not remains(temporary)
 
 
-def test_a_full_disk_ends_it(pictures, tmp_path):
+def test_a_full_disk_ends_it(start, pictures, tmp_path):
     code = """
 import mim_core.training.trainer as trainer
 def no_room(*given):
@@ -166,7 +170,7 @@ def readers_of(process):
     return [pid for pid in left(process.pid) if pid != process.pid]
 
 
-def test_a_stopped_reader_is_noticed(pictures, tmp_path):
+def test_a_stopped_reader_is_noticed(start, pictures, tmp_path):
     out = tmp_path / "run"
     run = start("", *RUN, "--data.root", pictures, "--train.workers", 1, "--train.timeout", 4, "--out", out)
     wait_for(run, out / "metrics.jsonl", 3)
@@ -177,7 +181,7 @@ def test_a_stopped_reader_is_noticed(pictures, tmp_path):
     assert "--train.timeout" in output
 
 
-def test_a_stopped_reader_is_noticed_while_a_machine_is_measured(pictures):
+def test_a_stopped_reader_is_noticed_while_a_machine_is_measured(start, pictures):
     """Readers are stopped by the process that they read for, once it has had three batches."""
     code = """
 import os, signal
@@ -199,7 +203,7 @@ Trainer._fetch = fetch
     assert "Traceback" not in output
 
 
-def test_a_run_that_waits_for_a_stopped_reader_hears_a_signal(pictures, tmp_path):
+def test_a_run_that_waits_for_a_stopped_reader_hears_a_signal(start, pictures, tmp_path):
     """Also where the signal of the reader's end tells nothing: another thread may wait for that end first."""
     out = tmp_path / "run"
     lost = "import torch.utils.data._utils.signal_handling as handling; handling._SIGCHLD_handler_set = True"
@@ -214,7 +218,7 @@ def test_a_run_that_waits_for_a_stopped_reader_hears_a_signal(pictures, tmp_path
     assert list((out / "checkpoints").glob("step-*"))
 
 
-def test_readers_end_with_a_run_that_is_killed(pictures, tmp_path, temporary):
+def test_readers_end_with_a_run_that_is_killed(start, pictures, tmp_path, temporary):
     given = (*RUN, "--data.root", pictures, "--train.workers", 2, "--out", tmp_path / "run")
     run = start("", *given, TMPDIR=str(temporary))
     wait_for(run, tmp_path / "run" / "metrics.jsonl", 2)
@@ -239,7 +243,7 @@ def test_a_command_that_trains_nothing_clears_away_before_it_ends(capfd):
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
-def test_signals_save_and_stop(pictures, tmp_path, name):
+def test_signals_save_and_stop(start, pictures, tmp_path, name):
     if signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
         pytest.skip(f"{name} is ignored here, as under nohup, and so by what is started from here")
     out = tmp_path / "run"
@@ -251,10 +255,10 @@ def test_signals_save_and_stop(pictures, tmp_path, name):
     assert list((out / "checkpoints").glob("step-*"))
 
 
-def test_a_signal_before_the_first_step_ends_as_one_after_it(pictures, tmp_path):
+def test_a_signal_before_the_first_step_ends_as_one_after_it(start, pictures, tmp_path):
     code = "import mim_core.cli, os, signal, threading\n"  # a busy machine imports for seconds
     code += "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()"
-    status, output = ended(start(code, *RUN, "--data.root", pictures, "--out", tmp_path / "run"))
+    status, output = ended(start(code, *RUN, "--data.root", pictures, "--out", tmp_path / "run", fresh=True))
     assert status == 3, output
     assert "SIGTERM" in output
 

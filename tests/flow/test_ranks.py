@@ -1,4 +1,5 @@
-"""One rank equals two, FSDP2 equals DDP, and a run goes on under any of them. Two gloo processes on the CPU."""
+"""One rank equals two, FSDP2 equals DDP, and a run goes on under any of them. Two gloo processes on the CPU, started
+one by one; the launcher of torch starts them in the test of what all ranks refuse, and in test_faults.py."""
 
 import json
 import os
@@ -70,14 +71,11 @@ PROBES = [f"mae,strategy={s},probes=1" for s in ("ddp", "fsdp2")]
 AVERAGED = [f"mae,strategy={s},probes=1,ema=0.9,checkpoint_every=100" for s in ("ddp", "fsdp2")]
 
 
-def launch(ranks, folder, cases):
-    command = [sys.executable, str(WORKER), str(STEPS), str(folder), *cases]
-    if ranks > 1:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command += [str(WORKER), str(STEPS), str(folder), *cases]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=2400, env=env)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+def launch(python, ranks, folder, cases):
+    command = [WORKER, STEPS, folder, *cases]
+    all_done = python.ranks(command, ranks, timeout=2400) if ranks > 1 else [python.run(command, timeout=2400)]
+    for done in all_done:
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
 def column(folder, name="loss"):
@@ -85,9 +83,10 @@ def column(folder, name="loss"):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(loaded_python, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     launch(
+        loaded_python,
         1,
         folder,
         [*METHODS, "mae,precision=bf16", "mae,compile=1", "simmim,compile=1", "mae,probes=1", "mae,bad=1", *ALONE],
@@ -96,10 +95,10 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(loaded_python, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     cases = [f"{method},{variant}" for method, variant in PAIRS]
-    launch(2, folder, [*cases, *MIXED, *BF16, *STOPPED, *AGAIN, *PROBES, *AVERAGED, "mae,bad=1"])
+    launch(loaded_python, 2, folder, [*cases, *MIXED, *BF16, *STOPPED, *AGAIN, *PROBES, *AVERAGED, "mae,bad=1"])
     return folder
 
 
@@ -228,7 +227,7 @@ def test_what_all_ranks_refuse_is_said_once(tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_goes_on_with_any_number_of_ranks(alone, two, tmp_path, ranks):
+def test_goes_on_with_any_number_of_ranks(loaded_python, alone, two, tmp_path, ranks):
     """Stopped by a signal to one of two ranks; both stop at the same step, and one or two others go on, under the other
     strategy."""
     cases = []
@@ -238,6 +237,6 @@ def test_goes_on_with_any_number_of_ranks(alone, two, tmp_path, ranks):
         assert STEPS // 2 <= stopped < STEPS
         shutil.copytree(before, tmp_path / other)
         cases.append(f"mae,strategy={other},into={other}")
-    launch(ranks, tmp_path, cases)
+    launch(loaded_python, ranks, tmp_path, cases)
     for other in BOTH:
         assert column(tmp_path / other) == pytest.approx(column(alone / "mae"), rel=2e-5)

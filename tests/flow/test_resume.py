@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -103,16 +101,15 @@ train(make_run(Path({folder!r}), workers={workers}), quiet=True)
 """
 
 
-def test_kill_nine_at_any_moment(tmp_path):
+def test_kill_nine_at_any_moment(loaded_python, tmp_path):
     """Killed again and again, once it has begun, with all that it started; it always goes on from a whole checkpoint.
     test_faults.py kills the run alone."""
     assert train(make_run(tmp_path / "whole"), quiet=True)
     folder = tmp_path / "killed"
     script = SCRIPT.format(here=os.path.dirname(__file__), folder=str(folder), workers=2)
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     kills = 0
     for attempt in range(12):
-        process = subprocess.Popen([sys.executable, "-c", script], env=environ, start_new_session=True)
+        process = loaded_python.start(["-c", script])
         seen = len(losses(folder)) if (folder / "metrics.jsonl").exists() else 0
         while kills < 3 and process.poll() is None:
             now = len(losses(folder)) if (folder / "metrics.jsonl").exists() else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,8 +58,12 @@ def peak_of(name: str) -> float | None:
     return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{re.escape(part)}\b", name)), None)
 
 
+@cache
 def measured_flops(device: torch.device, precision: torch.dtype, seconds: float = 0.5) -> float:
-    """FLOP/s of large matrix products on this device: a peak that can be reached, for devices without a data sheet."""
+    """FLOP/s of large matrix products on this device: a peak that can be reached, for devices without a data sheet.
+
+    It is measured once in a process.
+    """
     from torch.utils.benchmark import Timer
 
     size = 8192 if device.type == "cuda" else 1024

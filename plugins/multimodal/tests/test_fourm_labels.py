@@ -80,6 +80,7 @@ def test_what_comes_next_is_for_a_tokenizer_to_be_named(tmp_path, capsys):
     assert "evaluate" not in said
 
 
+@pytest.mark.counted
 def test_it_is_trained_on_labels(pretrained, tmp_path, capsys):
     """Captions are padded, class maps hold ids that are no class; ids of depth come from the checkpoint."""
     assert main(["finetune", str(pretrained), *SHORT, "--out", str(tmp_path / "c")]) == 0

@@ -70,6 +70,7 @@ def test_a_run_from_python_names_bad_files(trouble, tmp_path):
     assert read(tmp_path / "a/skipped.jsonl")
 
 
+@pytest.mark.counted
 def test_repeated_clips_train_and_are_counted(trouble, tmp_path, capsys):
     assert len(run(tmp_path / "a", trouble, 3, repeat=3)) == 3
     for line in read(tmp_path / "a/metrics.jsonl"):

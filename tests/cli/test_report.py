@@ -244,6 +244,27 @@ def test_curves_have_points_and_errors(tmp_path):
     assert curves._error({"test": 100, "scores": [{**scores[0], "spread": 0.01}]}, "k-NN") == 0.01
 
 
+def test_what_a_method_measures_has_curves():
+    from mim_core.evaluation import curves
+
+    first = {"step": 1, "epoch": 0.1, "loss": 2.0, "loss/rgb": 1.0, "grad_norm": 1.0, "lr": 0.1, "time/data": 0.5}
+    first |= {"effective_rank": 3.0, "usage/rgb": 0.5, "usage/depth": 0.25, "perplexity/rgb": 7.0, "mfu": 0.3}
+    lines = [first, {**first, "step": 2, "epoch": 0.2}]
+    panels = [
+        ("effective rank", ["effective_rank"]),
+        ("usage", ["usage/rgb", "usage/depth"]),
+        ("perplexity", ["perplexity/rgb"]),
+    ]
+    assert curves.further(lines) == panels
+    drawn = curves.draw(lines, [])
+    for title, names in panels:
+        assert f"<!-- {title} -->" in drawn
+        assert len(names) == 1 or all(f"<!-- {name} -->" in drawn for name in names)
+    assert "<!-- mfu -->" not in drawn
+    del lines[1]["usage/depth"]  # of an older version
+    assert curves.draw(lines, [])
+
+
 def test_the_page_to_turn_has_names(write, noisy):
     _, source = write(type("Named", (Turned,), {"name_of": lambda self, index: f"shape {index}"}), samples=3)
     assert list(source.names) in ([], ["shape 0", "shape 1", "shape 2"])

@@ -46,8 +46,26 @@ def facts(metrics: Lines) -> dict[str, str]:
     return rows
 
 
+OF_EVERY_RUN = ("step", "epoch", "loss", "lr", "grad_norm", "samples_per_second", "seconds_per_step", "flops_per_second")
+ON_A_GPU = ("mfu", "memory")
+"""Metrics that have a panel or are among the facts, or say how fast a machine is."""
+
+
+def further(metrics: Lines) -> list[tuple[str, list[str]]]:
+    """(title, names) of the metrics that a method has beside losses: those of a family, such as ``usage/rgb`` and
+    ``usage/depth``, are one panel."""
+    names = [name for name in metrics[0] if name not in (*OF_EVERY_RUN, *ON_A_GPU)]
+    families: dict[str, list[str]] = {}
+    for name in names:
+        family = name.partition("/")[0]
+        if family not in ("loss", "time") and isinstance(metrics[0][name], (int, float)):
+            families.setdefault(family, []).append(name)
+    return [(family.replace("_", " "), members) for family, members in families.items()]
+
+
 def draw(metrics: Lines, probes: Lines) -> str:
-    """Loss, learning rate, gradient norm and, where they were taken, scores over the epochs, as one SVG."""
+    """Loss, learning rate, gradient norm and, where they were taken, scores over the epochs; below them the method's
+    own metrics. One SVG."""
     if len(metrics) < 2:
         return ""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -55,23 +73,33 @@ def draw(metrics: Lines, probes: Lines) -> str:
 
     losses = [name for name in metrics[0] if name == "loss" or name.startswith("loss/")]
     panels = [("loss", losses), ("learning rate", ["lr"]), ("gradient norm", ["grad_norm"])]
-    below = 0.2 * math.ceil(len(losses) / 2) if len(losses) > 1 else 0.0  # for their names
-    figure = Figure(figsize=(11, 2.8 + below), layout="constrained")
+    own, across = further(metrics), len(panels) + bool(probes)
+    longest = max(len(names) for _, names in [*panels, *own])
+    below = 0.2 * math.ceil(longest / 2) if longest > 1 else 0.0  # for their names
+    rows = 1 + math.ceil(len(own) / across)
+    figure = Figure(figsize=(11, rows * (2.8 + below)), layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
-    axes = figure.subplots(1, len(panels) + bool(probes))
-    for axis, (title, names) in zip(axes, panels, strict=False):
-        for name in names:
-            axis.plot(
-                [m["epoch"] for m in metrics], [m.get(name, math.nan) for m in metrics], linewidth=1.2, label=name
-            )
-        _dress(axis, title, names)
+    first, *more = figure.subplots(rows, across, squeeze=False)
+    _draw_lines(first, panels, metrics)
     if probes:
-        _draw_scores(axes[-1], probes)
+        _draw_scores(first[-1], probes)
+    _draw_lines([axis for row in more for axis in row], own, metrics)
+    for axis in [axis for row in more for axis in row][len(own) :]:
+        axis.remove()
     content = io.StringIO()
     figure.savefig(content, format="svg")
     text = content.getvalue()
     return text[text.index("<svg") :].replace("#000000", "currentColor")  # light on dark pages
+
+
+def _draw_lines(axes: Sequence[Any], panels: Sequence[tuple[str, Sequence[str]]], metrics: Lines) -> None:
+    """A panel on each of the axes: the metrics of these names over the epochs."""
+    epochs = [line["epoch"] for line in metrics]
+    for axis, (title, names) in zip(axes, panels, strict=False):
+        for name in names:
+            axis.plot(epochs, [line.get(name, math.nan) for line in metrics], linewidth=1.2, label=name)
+        _dress(axis, title, names)
 
 
 def _draw_scores(axis: Any, probes: Lines) -> None:

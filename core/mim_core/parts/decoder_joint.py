@@ -98,7 +98,7 @@ class JointDecoder(Decoder):
         if encoder.width != config.width:
             raise ValueError(
                 f"what was seen keeps its positions, so the width must be the encoder's, {encoder.width}; it is "
-                f"{config.width}"
+                f"{config.width} (--decoder.width {encoder.width})"
             )
         self.config = config
         self.sequences = [name for name, part in layout.parts() if part.sequence]

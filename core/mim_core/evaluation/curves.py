@@ -46,15 +46,15 @@ def facts(metrics: Lines) -> dict[str, str]:
     return rows
 
 
-OF_EVERY_RUN = ("step", "epoch", "loss", "lr", "grad_norm", "samples_per_second", "seconds_per_step", "flops_per_second")
-ON_A_GPU = ("mfu", "memory")
-"""Metrics that have a panel or are among the facts, or say how fast a machine is."""
+ELSEWHERE = ("step", "epoch", "loss", "lr", "grad_norm")
+SPEED = ("samples_per_second", "seconds_per_step", "flops_per_second", "mfu", "memory")
+"""Metrics that have panels of their own, and those of the machine."""
 
 
 def further(metrics: Lines) -> list[tuple[str, list[str]]]:
     """(title, names) of the metrics that a method has beside losses: those of a family, such as ``usage/rgb`` and
     ``usage/depth``, are one panel."""
-    names = [name for name in metrics[0] if name not in (*OF_EVERY_RUN, *ON_A_GPU)]
+    names = [name for name in metrics[0] if name not in (*ELSEWHERE, *SPEED)]
     families: dict[str, list[str]] = {}
     for name in names:
         family = name.partition("/")[0]

@@ -11,7 +11,7 @@ PLUGINS := $(patsubst %/pyproject.toml,-e %,$(wildcard plugins/*/pyproject.toml)
 QUICK := tests/test_house_rules.py tests/surface \
     $(shell grep -L '^pytestmark = pytest.mark.slow' tests/contracts/test_*.py) tests/parity/test_bundled.py tests/parity/test_pth.py \
     tests/plugins/test_host.py tests/plugins/test_what_plugins_import.py tests/plugins/test_collections.py \
-    tests/flow/test_walking.py tests/cli/test_import.py
+    tests/flow/test_folder_walks.py tests/cli/test_import.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadscope
 
 .PHONY: demo check test lint clean

@@ -129,7 +129,7 @@ def test_the_core_names_no_modality():
 FLOORS = (
     (
         *("errors", "text", "randomness", "disk", "locks", "scores", "standard_errors"),
-        *("ranking", "version", "terminal", "tensor_files"),
+        *("ranking_scores", "version", "terminal", "tensor_files"),
     ),
     ("data", "ranks"),
     ("parts", "host"),

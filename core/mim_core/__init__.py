@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from mim_core.data.source import PlainItems as PlainItems
     from mim_core.data.source import Sample as Sample
     from mim_core.data.source import Shown as Shown
-    from mim_core.data.strong import Strong as Strong
+    from mim_core.data.strong_augmentation import Strong as Strong
     from mim_core.data.table_beside import with_table_beside as with_table_beside
     from mim_core.data.table_splits import TableSplits as TableSplits
     from mim_core.data.table_splits import table_splits as table_splits
@@ -188,8 +188,8 @@ if TYPE_CHECKING:
     from mim_core.randomness import permutation as permutation
     from mim_core.randomness import torch_seed as torch_seed
     from mim_core.randomness import uniform as uniform
-    from mim_core.ranking import auroc as auroc
-    from mim_core.ranking import average_precision as average_precision
+    from mim_core.ranking_scores import auroc as auroc
+    from mim_core.ranking_scores import average_precision as average_precision
     from mim_core.ranks.tensors import batch_mean as batch_mean
     from mim_core.ranks.tensors import gather as gather
     from mim_core.recipes.config import EvaluateConfig as EvaluateConfig
@@ -238,7 +238,7 @@ _ROOMS = {
     "data.picture_limits": ("check_picture",),
     "data.said_once": ("SaidOnce",),
     "data.source": ("DataSource", "Labelled", "Picture", "PlainItems", "Sample", "Shown"),
-    "data.strong": ("Strong",),
+    "data.strong_augmentation": ("Strong",),
     "data.table_beside": ("with_table_beside",),
     "data.table_splits": ("TableSplits", "table_splits"),
     "data.time_limits": ("ITEM_SECONDS", "in_time"),
@@ -296,7 +296,7 @@ _ROOMS = {
     "parts.tokenizer_ids": ("BinTokenizer", "IdTokenizer", "NamedTokenizer", "SequenceTokenizer"),
     "parts.upernet": ("FcnHead", "UperNet", "pixel_loss", "resized"),
     "randomness": ("bits", "make_key", "name_code", "permutation", "torch_seed", "uniform"),
-    "ranking": ("auroc", "average_precision"),
+    "ranking_scores": ("auroc", "average_precision"),
     "ranks.tensors": ("batch_mean", "gather"),
     "recipes.config": ("EvaluateConfig", "Part", "RunConfig", "TrainConfig"),
     "recipes.options": ("fill",),

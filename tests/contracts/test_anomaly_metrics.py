@@ -15,7 +15,7 @@ from mim_core.evaluation.anomaly_metrics import (
     frame_auroc,
     pro_curve,
 )
-from mim_core.ranking import auroc, average_precision
+from mim_core.ranking_scores import auroc, average_precision
 from mim_core.testing.golden import try_case
 
 CASE = Path(__file__).resolve().parents[2].parent / "shared/golden/downstream/anomaly_metrics.safetensors"

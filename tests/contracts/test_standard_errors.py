@@ -5,7 +5,7 @@ import torch
 from mim_core import standard_errors as se
 from mim_core.errors import MimError
 from mim_core.evaluation.anomaly_metrics import aupro, place_errors
-from mim_core.ranking import auroc, average_precision
+from mim_core.ranking_scores import auroc, average_precision
 
 
 def drawn(*shape, seed=0):

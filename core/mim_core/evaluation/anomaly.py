@@ -21,7 +21,7 @@ from mim_core.evaluation.study import Study
 from mim_core.methods.build import working
 from mim_core.methods.method import Method
 from mim_core.parts.samples import known_entries
-from mim_core.ranking import auroc, average_precision
+from mim_core.ranking_scores import auroc, average_precision
 from mim_core.scores import RAW, Score
 from mim_core.standard_errors import GROUPS, jackknife_error
 from mim_core.text import counted

@@ -1,6 +1,6 @@
 """How well scores tell where something is abnormal: of more places than memory holds, AUROC and average precision; of
 regions, their overlap (PRO); of frames, AUROC. Scores are higher where something is more abnormal; ties count as ties.
-Of whole samples: `mim_core.ranking`."""
+Of whole samples: `mim_core.ranking_scores`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mim_core.errors import MimError
-from mim_core.ranking import DIVERGED, area, auroc, descending, from_zero, precision
+from mim_core.ranking_scores import DIVERGED, area, auroc, descending, from_zero, precision
 from mim_core.standard_errors import grouped_error
 
 

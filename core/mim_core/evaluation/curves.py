@@ -51,6 +51,10 @@ SPEED = ("samples_per_second", "seconds_per_step", "flops_per_second", "mfu", "m
 """Metrics that have panels of their own, and those of the machine."""
 
 
+ACROSS = 4
+"""Panels in a row."""
+
+
 def further(metrics: Lines) -> list[tuple[str, list[str]]]:
     """(title, names) of the metrics that a method has beside losses: those of a family, such as ``usage/rgb`` and
     ``usage/depth``, are one panel."""
@@ -64,8 +68,8 @@ def further(metrics: Lines) -> list[tuple[str, list[str]]]:
 
 
 def draw(metrics: Lines, probes: Lines) -> str:
-    """Loss, learning rate, gradient norm and, where they were taken, scores over the epochs; below them the method's
-    own metrics. One SVG."""
+    """Loss, learning rate, gradient norm, scores where they were taken, and the method's own metrics over the epochs,
+    as one SVG, up to four panels in a row."""
     if len(metrics) < 2:
         return ""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -73,19 +77,20 @@ def draw(metrics: Lines, probes: Lines) -> str:
 
     losses = [name for name in metrics[0] if name == "loss" or name.startswith("loss/")]
     panels = [("loss", losses), ("learning rate", ["lr"]), ("gradient norm", ["grad_norm"])]
-    own, across = further(metrics), len(panels) + bool(probes)
+    own = further(metrics)
     longest = max(len(names) for _, names in [*panels, *own])
     below = 0.2 * math.ceil(longest / 2) if longest > 1 else 0.0  # for their names
-    rows = 1 + math.ceil(len(own) / across)
+    count = len(panels) + bool(probes) + len(own)
+    rows, across = math.ceil(count / ACROSS), min(count, ACROSS)
     figure = Figure(figsize=(11, rows * (2.8 + below)), layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
-    first, *more = figure.subplots(rows, across, squeeze=False)
-    _draw_lines(first, panels, metrics)
+    axes = figure.subplots(rows, across, squeeze=False).ravel().tolist()
+    _draw_lines(axes, panels, metrics)
     if probes:
-        _draw_scores(first[-1], probes)
-    _draw_lines([axis for row in more for axis in row], own, metrics)
-    for axis in [axis for row in more for axis in row][len(own) :]:
+        _draw_scores(axes[len(panels)], probes)
+    _draw_lines(axes[len(panels) + bool(probes) :], own, metrics)
+    for axis in axes[count:]:
         axis.remove()
     content = io.StringIO()
     figure.savefig(content, format="svg")

@@ -20,7 +20,7 @@ from mim_core.methods.class_tables import as_cell
 from mim_core.methods.classifier import Classifier
 from mim_core.methods.method import Record
 from mim_core.methods.supervised import entry
-from mim_core.ranking import average_precision
+from mim_core.ranking_scores import average_precision
 from mim_core.scores import FINE_TUNED, Score, Table
 from mim_core.standard_errors import GROUPS, jackknife_error
 from mim_core.text import shown

@@ -9,7 +9,7 @@ import torch
 from mim_core.evaluation.anomaly_metrics import area_up_to, aupro, pro_curve, region_weights
 from mim_core.interop.ssmctb import official_names, ssmctb_from
 from mim_core.parts.masked_block import SSMCTB
-from mim_core.ranking import auroc, average_precision
+from mim_core.ranking_scores import auroc, average_precision
 from mim_core.testing.golden_entries import LOSSES, Comparison, GoldenCase
 from mim_core.testing.golden_trials import compare_all
 

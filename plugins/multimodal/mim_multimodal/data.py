@@ -30,14 +30,14 @@ from mim_core import (
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mim_multimodal import account, captions, checks, crops, files, maps, normals, pictures, written
+from mim_multimodal import captions, checks, crops, data_facts, files, maps, normals, pictures, predicted_files
 from mim_multimodal.depth import standardise
-from mim_multimodal.fixed import Fixed
+from mim_multimodal.evaluated_items import Fixed
 from mim_multimodal.items import Items
 from mim_multimodal.labels import Labels, find_labels
 from mim_multimodal.layouts import EXPECTED, MODALITIES, ItemSplits, find_items
 from mim_multimodal.own_vocabulary import OwnVocabulary, trained
-from mim_multimodal.raw import side_by_side
+from mim_multimodal.raw_vectors import side_by_side
 from mim_multimodal.tables import class_names
 from mim_multimodal.token_store import Crops, TokenStore, check_read, one_kind_of_crops
 
@@ -177,7 +177,7 @@ class Aligned(DataSource):
         self.labels: Labels = find_labels(self.collection)
         if "caption" in shapes and config.vocabulary == "own" and config.learned:
             self.vocabulary = OwnVocabulary(config.learned)
-        self._looked: account.Looked | None = None
+        self._looked: data_facts.Looked | None = None
         self._kinds: dict[str, str] | None = None
         self._warnings: SaidOnce | None = None
 
@@ -543,21 +543,22 @@ class Aligned(DataSource):
         return pictures.colour(self.normalisation.to_bytes(values))
 
     def file(self, modality: str, values: Tensor) -> tuple[str, bytes]:
-        """A modality as `finish` left it: rgb as PNG, standardised depth as PNG of 16 bits (see `written.depth`), class
-        ids as PNG of 8 bits, a caption as text, ids that were made of another modality as npy."""
+        """A modality as `finish` left it: rgb as PNG, standardised depth as PNG of 16 bits (see
+        `predicted_files.depth`), class ids as PNG of 8 bits, a caption as text, ids that were made of another modality
+        as npy."""
         if modality in self.config.tokens:  # also where its ids were made here, and none are read
             content = io.BytesIO()
             np.save(content, values.round().to(torch.int64).cpu().numpy())
             return ".npy", content.getvalue()
         if modality == "depth":
-            return ".png", written.depth(values)
+            return ".png", predicted_files.depth(values)
         if modality == "normal":
-            return ".png", written.colour(normals.pixels_of(values))
+            return ".png", predicted_files.colour(normals.pixels_of(values))
         if modality == "semseg":
-            return ".png", written.class_map(values.round().long())
+            return ".png", predicted_files.class_map(values.round().long())
         if modality == "caption":
             return ".txt", captions.decode_caption(values.round().long().tolist(), own=self.vocabulary).encode()
-        return ".png", written.colour(self.normalisation.to_bytes(values))
+        return ".png", predicted_files.colour(self.normalisation.to_bytes(values))
 
     def masked_picture(self, modality: str, values: Tensor, hidden: Tensor) -> Picture:
         """The same, where hidden depths and class ids are of a grey that no value has."""
@@ -567,11 +568,11 @@ class Aligned(DataSource):
 
     def plan(self) -> dict[str, str]:
         """Where items come from, how many, which modalities, what is missing, classes and bit depth."""
-        return account.plan(self)
+        return data_facts.plan(self)
 
     def advice(self) -> list[str]:
         """What is missing or left out, and what in the files is rarely meant."""
-        lines = account.advice(self)
+        lines = data_facts.advice(self)
         if "depth" in self.shapes and self.config.depth_bits is None and self._warnings is None:
             self._warnings = SaidOnce((*self.depth_kinds(), *self.looked().kinds))
         return lines
@@ -584,12 +585,12 @@ class Aligned(DataSource):
 
     def contents(self) -> dict[str, str]:
         """Splits, classes, what is left out, and what some of the files hold."""
-        return account.contents(self)
+        return data_facts.contents(self)
 
-    def looked(self) -> account.Looked:
+    def looked(self) -> data_facts.Looked:
         """What some of the files for training hold; they are looked at once."""
         if self._looked is None:
-            self._looked = account.look(self)
+            self._looked = data_facts.look(self)
         return self._looked
 
 

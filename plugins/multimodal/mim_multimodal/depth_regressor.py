@@ -24,7 +24,7 @@ from mim_core import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from mim_multimodal import written
+from mim_multimodal import predicted_files
 from mim_multimodal.dense_heads import HeadKind
 from mim_multimodal.dense_methods import ERRORS, STEPS_OF_TEST, DenseMethod, DenseOptions
 from mim_multimodal.dense_scores import SMALLEST, berhu, depth_errors, depth_scores
@@ -103,8 +103,8 @@ class DepthRegressor(DenseMethod):
         depth = answers["depth"]
         row = {name: float(f"{value:.6g}") for name, value in zip(("min", "mean", "max"), _spread(depth), strict=True)}
         if self.config.whole:
-            return Record(row, {"-depth.png": written.whole_depth(depth)})
-        return Record(row, {"-depth.npy": written.float_depth(depth)})
+            return Record(row, {"-depth.png": predicted_files.whole_depth(depth)})
+        return Record(row, {"-depth.npy": predicted_files.float_depth(depth)})
 
     def right(self, batch: Sample, predictions: Mapping[str, Tensor]) -> Float[Tensor, " B"]:
         """The share of the measured pixels within a factor of 1.25."""

@@ -11,7 +11,7 @@ from mim_core import DataSource, Labelled, MimError, Sample, WrappedSource, shar
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mim_multimodal import account, maps
+from mim_multimodal import data_facts, maps
 
 IGNORE = 255
 """The id that is no class."""
@@ -81,13 +81,13 @@ class MapSource(WrappedSource):
         _, chosen = share_of(self.labelled("train"), float(getattr(inner.config, "labels", 0.0)))
         self.train.numbers = [self.train.numbers[number] for number in chosen.tolist()]
         self.samples_per_item = 1
-        self._looked: account.Looked | None = None
+        self._looked: data_facts.Looked | None = None
 
-    def looked_at_maps(self) -> account.Looked:
+    def looked_at_maps(self) -> data_facts.Looked:
         """What some of the maps that are learned from hold; they are looked at once."""
         if self._looked is None:
             items = self.train.items.subset(self.train.numbers)
-            self._looked = account.look(self.source, items, (self.label,))
+            self._looked = data_facts.look(self.source, items, (self.label,))
         return self._looked
 
     def contents(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ from mim_core import BadSample, DataSource, Labelled, MimError, Picture, PlainIt
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mim_multimodal.inner import Option, open_inner, options_of
+from mim_multimodal.inner_sources import Option, open_inner, options_of
 
 SAMPLE = Path(__file__).parent / "sample" / "clips"
 SAMPLE_SPLIT = "train"

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from mim_core import Labelled, Picture, Sample, WrappedSource, randomness
 from torch import Tensor
 
-from mim_multimodal.inner import Option, open_inner, options_of
+from mim_multimodal.inner_sources import Option, open_inner, options_of
 
 HIDDEN = (70, 100, 160)
 """Colour of hidden pixels of a view."""

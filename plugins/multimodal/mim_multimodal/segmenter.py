@@ -26,7 +26,7 @@ from mim_core import (
 )
 from torch import Tensor
 
-from mim_multimodal import written
+from mim_multimodal import predicted_files
 from mim_multimodal.dense_methods import ERRORS, STEPS_OF_TEST, DenseMethod, DenseOptions
 from mim_multimodal.dense_scores import ClassCounts, GroupedCounts
 from mim_multimodal.map_sources import ANSWER, IGNORE
@@ -93,7 +93,7 @@ class Segmenter(DenseMethod):
         names = self.config.names or tuple(map(str, range(self.classes)))
         shares = ids.flatten().bincount(minlength=self.classes).double() / ids.numel()
         row = {names[number]: round(float(shares[number]), 6) for number in range(self.classes) if shares[number]}
-        return Record(row, {"-semseg.png": written.class_map(ids)})
+        return Record(row, {"-semseg.png": predicted_files.class_map(ids)})
 
     def right(self, batch: Sample, predictions: Mapping[str, Tensor]) -> Float[Tensor, " B"]:
         """The share of the pixels with a class that got it."""

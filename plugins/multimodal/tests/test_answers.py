@@ -13,7 +13,7 @@ from mim_core.data.collections import split_of
 from mim_core.errors import MimError
 from mim_core.evaluation.reconstruction import across
 from mim_core.runs.load import load_run
-from mim_multimodal import written
+from mim_multimodal import predicted_files
 from mim_multimodal.data import SAMPLE, Aligned
 from PIL import Image, ImageOps
 
@@ -47,7 +47,7 @@ def test_colour_alone_gives_depth_and_classes(run, tmp_path):
     answers = method.predict(sample)
     assert set(answers) == {"depth", "semseg"}
     with Image.open(tmp_path / "p" / rows[0]["depth"]) as image:
-        depth = (np.asarray(image).astype(np.float64) - written.MIDDLE) / written.STEP
+        depth = (np.asarray(image).astype(np.float64) - predicted_files.MIDDLE) / predicted_files.STEP
     np.testing.assert_allclose(depth, answers["depth"][0, 0].clamp(-7.99, 7.99), rtol=0, atol=1e-3)
     with Image.open(tmp_path / "p" / rows[0]["semseg"]) as image:
         np.testing.assert_array_equal(np.asarray(image), answers["semseg"][0])
@@ -145,12 +145,12 @@ def test_files_are_read_again_as_what_they_are(tmp_path):
     """Written depth and class maps are those that `Aligned` reads."""
     depth = torch.linspace(-3, 3, 64 * 64).reshape(1, 64, 64)
     ids = torch.arange(64).reshape(8, 8).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    save(tmp_path, "1", depth=Image.open(io.BytesIO(written.depth(depth))),
-         semseg=Image.open(io.BytesIO(written.class_map(ids))))  # fmt: skip
+    save(tmp_path, "1", depth=Image.open(io.BytesIO(predicted_files.depth(depth))),
+         semseg=Image.open(io.BytesIO(predicted_files.class_map(ids))))  # fmt: skip
     source = Aligned(Aligned.Config(root=tmp_path, splits=False, classes=64),
                      {"rgb": (3, 64, 64), "depth": (1, 64, 64), "semseg": (16, 16)})  # fmt: skip
     item = source.plain().items[0]
-    torch.testing.assert_close(item["depth"], depth * written.STEP + written.MIDDLE, rtol=0, atol=0.5)
+    torch.testing.assert_close(item["depth"], depth * predicted_files.STEP + predicted_files.MIDDLE, rtol=0, atol=0.5)
     torch.testing.assert_close(item["semseg"].long(), ids)
 
 

@@ -17,7 +17,7 @@ from mim_core.recipes.config import EvaluateConfig
 from mim_core.recipes.resolve import load_recipe
 from mim_multimodal.data import Aligned
 from mim_multimodal.paired import Paired
-from mim_multimodal.raw import side_by_side
+from mim_multimodal.raw_vectors import side_by_side
 from PIL import Image
 
 SHAPES = {"rgb": (3, 32, 32), "depth": (1, 32, 32), "semseg": (8, 8)}

@@ -15,7 +15,7 @@ from mim_core.host.loading import installed
 from mim_core.methods.build import build_method, make_source
 from mim_core.recipes.resolve import load_recipe
 from mim_core.runs.inventory import digest_of
-from mim_multimodal.inner import options_of, value_of
+from mim_multimodal.inner_sources import options_of, value_of
 from mim_multimodal.paired import Paired, match, stem_of
 from mim_multimodal.rendered import FARTHEST, Rendered, render, turn
 

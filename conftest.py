@@ -162,6 +162,7 @@ def pytest_configure(config):
     which pytest removes. xdist's processes inherit the variables of the one that starts them."""
     config.pluginmanager.register(LongFirst())
     if "PYTEST_XDIST_WORKER" in os.environ:
+        keep_sockets(Path(os.environ["TMPDIR"]))
         return
     config.option.loadscopereorder = False  # xdist would begin with the files that have most tests
     folder = config._tmp_path_factory.getbasetemp() / "system"
@@ -171,10 +172,19 @@ def pytest_configure(config):
     for name in CACHES:
         os.environ[name] = str(folder / name.lower())
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    keep_sockets(folder)
+
+
+def keep_sockets(folder):
+    """multiprocessing gets a folder for its sockets. One that it made it would remove when Python ends, and print a
+    traceback because pytest had done so."""
+    (folder / "mp").mkdir(exist_ok=True)
+    multiprocessing.current_process()._config["tempdir"] = str(folder / "mp")
 
 
 def pytest_unconfigure(config):
     tempfile.tempdir = None
+    multiprocessing.current_process()._config.pop("tempdir", None)
     for name, value in getattr(config, "mim_environ", {}).items():
         if value is None:
             os.environ.pop(name, None)

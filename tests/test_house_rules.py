@@ -202,6 +202,19 @@ def test_every_room_of_the_core_stands_on_a_floor():
     assert rooms == {room for floor in FLOORS for room in floor}
 
 
+def test_the_page_about_rooms_has_them_all():
+    """`docs/architecture.md`: the table of floors, and the files that any page names."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page[page.index("| floor |") : page.index("Where to look")]
+    written = set(re.findall(r"`([a-z_]+)(?:\.py)?/?`", table))
+    assert written == {room for floor in FLOORS for room in floor} - {"", "__main__"}
+    names = {path.name for path in [*SOURCES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("plugins/*/tests/*.py")]}
+    examples = {"model.py"}  # an export has it
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/*.md")]:
+        named = {name.rpartition("/")[2] for name in re.findall(r"`([\w/]+\.py)`", path.read_text())}
+        assert named <= names | examples, path.name
+
+
 def test_imports_run_downwards():
     upward = [
         (module, other) for module, others in imports().items() for other in others if floor(other) > floor(module)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import util
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,12 @@ def test_readers_end_with_a_run_that_is_killed(start, pictures, tmp_path, tempor
         time.sleep(0.2)
     ended(run)
     assert not remains(temporary)
+
+
+def test_sockets_of_the_tests_lie_in_pytests_own_folder():
+    """And pytest removes them. What multiprocessing removes when Python ends is gone by then, and it prints a traceback."""
+    assert Path(util.get_temp_dir()).is_relative_to(os.environ["TMPDIR"])
+    assert util._remove_temp_dir not in [end._callback for end in util._finalizer_registry.values()]
 
 
 def test_a_command_that_trains_nothing_clears_away_before_it_ends(capfd):

@@ -232,7 +232,7 @@ def test_readers_end_with_a_run_that_is_killed(start, pictures, tmp_path, tempor
 
 
 def test_sockets_of_the_tests_lie_in_pytests_own_folder():
-    """And pytest removes them. What multiprocessing removes when Python ends is gone by then, and it prints a traceback."""
+    """And pytest removes them. What multiprocessing removes when Python ends is gone by then, which is a traceback."""
     assert Path(util.get_temp_dir()).is_relative_to(os.environ["TMPDIR"])
     assert util._remove_temp_dir not in [end._callback for end in util._finalizer_registry.values()]
 

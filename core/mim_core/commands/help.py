@@ -121,8 +121,8 @@ def _pretrain_with(program: str, plugin: str | None, arguments: Sequence[str]) -
     tables, title = _recipe(arguments[0], plugin, "--twin" in arguments)
     rows = [*_of_section("pretrain", OWN), *_of_parts(_swapped(tables, arguments), USED)]
     return (
-        f"usage: {program} pretrain {arguments[0]} [OPTIONS]\n\n{_filled(title)}\n\n{_table(rows)}\n\n"
-        f"All options of its parts: {program} pretrain {arguments[0]} {ALL}\n"
+        f"{_usage(f'{program} pretrain {arguments[0]}')}\n\n{_filled(title)}\n\n{_table(rows)}\n\n"
+        f"{_all_of(f'{program} pretrain {arguments[0]}')}\n"
         "The same command resumes a run that was stopped."
     )
 
@@ -132,9 +132,9 @@ def _bench_with(program: str, plugin: str | None, arguments: Sequence[str]) -> s
     tables, title = _swapped(tables, arguments), describe_options(SECTIONS["bench"]).doc
     own = [*_of_section("bench"), *_of_section("pretrain", ("use", "dry-run", "twin"))]
     return (
-        f"usage: {program} bench {arguments[0]} [OPTIONS]\n\n{_filled(title)}\n\n"
+        f"{_usage(f'{program} bench {arguments[0]}')}\n\n{_filled(title)}\n\n"
         f"{_table([*own, *_of_parts(tables, USED)])}\n\n"
-        f"All options of its parts: {program} bench {arguments[0]} {ALL}"
+        f"{_all_of(f'{program} bench {arguments[0]}')}"
     )
 
 
@@ -144,9 +144,9 @@ def _import_with(program: str, plugin: str | None, arguments: Sequence[str]) -> 
     used = [name for name in USED if not name.startswith("masker.")]
     title = f"Weights of another code base as a run, with the data and training of {arguments[0]}."
     return (
-        f"usage: {program} import {arguments[0]} WEIGHTS --format NAME [OPTIONS]\n\n{_filled(title)}\n\n"
+        f"{_usage(f'{program} import {arguments[0]} WEIGHTS --format NAME')}\n\n{_filled(title)}\n\n"
         f"{_table([*_of_section('import'), *_of_parts(tables, used)])}\n\n"
-        f"All options of its parts: {program} import {arguments[0]} {ALL}"
+        f"{_all_of(f'{program} import {arguments[0]}')}"
     )
 
 
@@ -167,8 +167,8 @@ def _finetune_with(program: str, plugin: str | None, arguments: Sequence[str]) -
         head = [f"method.{name}" for name in _known(tables, "method") if name != "init"]
     rows = [*_of_section("finetune"), *_of_parts(tables, (*head, *USED[:1], *USED[2:]))]
     return (
-        f"usage: {program} finetune {arguments[0]} [OPTIONS]\n\nTrain on labels: the encoder of "
-        f"{arguments[0]}.\n\n{_table(rows)}\n\nAll options of its parts: {program} finetune {arguments[0]} {ALL}\n"
+        f"{_usage(f'{program} finetune {arguments[0]}')}\n\nTrain on labels: the encoder of "
+        f"{arguments[0]}.\n\n{_table(rows)}\n\n{_all_of(f'{program} finetune {arguments[0]}')}\n"
         "The same command resumes a run that was stopped."
     )
 
@@ -179,8 +179,8 @@ def _finetuning_with(program: str, entry: Entry, registry: Registry, arguments: 
     used = [*HEAD, *USED[:1], *USED[2:]] if tables["method"]["use"] == METHOD else [*USED[:1], *USED[2:]]
     rows = [*_of_section("finetune-recipe"), *_of_parts(tables, used)]
     return (
-        f"usage: {program} finetune {arguments[0]} [OPTIONS]\n\n{_filled(f'{entry.card.summary} ({entry.card.paper})')}"
-        f"\n\n{_table(rows)}\n\nAll options of its parts: {program} finetune {arguments[0]} {ALL}\n"
+        f"{_usage(f'{program} finetune {arguments[0]}')}\n\n{_filled(f'{entry.card.summary} ({entry.card.paper})')}"
+        f"\n\n{_table(rows)}\n\n{_all_of(f'{program} finetune {arguments[0]}')}\n"
         "The same command resumes a run that was stopped."
     )
 
@@ -332,6 +332,24 @@ def _of_section(section: str, names: Sequence[str] | None = None) -> list[tuple[
     """A command's own options, all or these, in this order."""
     known = {name.replace("_", "-"): option for name, option in _known({}, section).items() if not option.positional}
     return [(f"--{name}", known[name]) for name in names or known]
+
+
+def _usage(command: str) -> str:
+    """The first line; a long one goes on below itself."""
+    indent = " " * len("usage: ")
+    return textwrap.fill(
+        f"usage: {command} [OPTIONS]",
+        terminal.WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _all_of(command: str) -> str:
+    """Where the other options are; the command stays in one piece."""
+    said, command = "All options of its parts:", f"{command} {ALL}"
+    return f"{said} {command}" if len(f"{said} {command}") <= terminal.WIDTH else f"{said}\n  {command}"
 
 
 def _filled(text: str) -> str:

@@ -85,9 +85,10 @@ class Started:
         return stream.read().decode()
 
     def send_signal(self, number: int) -> None:
-        """To this process alone, unless it has ended."""
+        """To this process alone, unless it has ended; nobody keeps its number then."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mim_core.disk import of_the_disk
 from mim_core.errors import MimError, RankError, first_rank, too_much, unknown
+from mim_core.host.threads import sleep_where_busy
 from mim_core.terminal import tell
 from mim_core.training.signals import before_the_first_step, cleared_away
 from mim_core.version import __version__
@@ -49,6 +50,10 @@ COMMANDS = {
 OF_A_PLUGIN = (
     *("pretrain", "finetune", "evaluate", "show", "embed", "predict", "export", "import", "bench", "recipes", "doctor"),
 )
+
+
+LIGHT = ("recipes", "plugins", "list", "describe", "new-plugin", "doctor")
+"""Commands that compute nothing."""
 
 
 TRAIN = ("pretrain", "finetune")
@@ -115,6 +120,8 @@ def _run(program: str, plugin: str | None, arguments: list[str], known: Mapping[
         if text is not None:
             tell(text)
             return 0
+    if arguments[0] not in LIGHT and "torch" not in sys.modules:
+        sleep_where_busy()
     ends = before_the_first_step if arguments[0] in TRAIN else cleared_away
     with ends(program):  # from here on: importing torch takes seconds
         return _command(program, arguments[0], known)(program, plugin, arguments[1:])

@@ -191,6 +191,17 @@ def test_more_threads_than_cores(monkeypatch, found):
     assert "OMP_NUM_THREADS=1" in answer["threads"]["means"]
 
 
+@pytest.mark.parametrize(("load", "told"), [(0.5, False), (3.25, True)])
+def test_a_busy_machine_is_said(monkeypatch, found, load, told):
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(doctor, "core_limit", lambda: 2.0)
+    answer = found("--device", "cpu")
+    assert ("load" in answer) == told
+    if told:
+        cores = answer["cores"]["text"].split()[0]
+        assert answer["load"]["text"] == f"3.2 processes want the {cores} cores"
+
+
 def test_no_compiler(monkeypatch, found):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     answer = found("--device", "cpu")["torch.compile"]

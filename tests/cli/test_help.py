@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from mim_core.commands.help import OPTIONS, OWN, USAGE, USED
+from mim_core.host import threads
 from mim_core.host.loading import installed
 
 COMMANDS = [[name, "--help"] for name in (*USAGE, *OPTIONS)] + [
@@ -181,3 +182,49 @@ def test_what_needs_a_name_fits_80_columns(mim, command):
 @pytest.mark.parametrize("command", ["evaluate", "finetune"])
 def test_a_run_that_is_not_there_is_a_mistake_as_ever(mim, tmp_path, command):
     assert mim(command, tmp_path / "none", "--help").code == 2
+
+
+def running(folder, count):
+    (folder / "proc").mkdir(exist_ok=True)
+    (folder / "proc/loadavg").write_text(f"0.50 0.60 0.70 {count}/300 12345\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("cores", "others", "given", "sleeps"),
+    [
+        (2, 0, {}, False),
+        (2, 1, {}, True),
+        (2, 1, {"OMP_NUM_THREADS": "1"}, False),
+        (8, 4, {"OMP_NUM_THREADS": "4"}, False),
+        (8, 5, {"OMP_NUM_THREADS": "4"}, True),
+        (64, 4, {}, False),  # what a machine does by itself
+        (64, 5, {}, True),
+        (2, 9, {"GOMP_SPINCOUNT": "5"}, False),
+        (2, 9, {"OMP_WAIT_POLICY": "active"}, False),
+    ],
+)
+def test_threads_sleep_while_they_wait_where_others_want_the_cores(tmp_path, monkeypatch, cores, others, given, sleeps):
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: cores)
+    environ = dict(given)
+    assert threads.sleep_where_busy(environ, running(tmp_path, others + 1)) == sleeps
+    assert environ == ({**given, "GOMP_SPINCOUNT": "0"} if sleeps else given)
+
+
+def test_where_linux_does_not_tell_nothing_is_changed(tmp_path):
+    environ = {}
+    assert not threads.sleep_where_busy(environ, tmp_path)
+    assert not environ
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_command_looks_once_and_not_where_torch_is_loaded(mim, monkeypatch, loaded):
+    looks = []
+    monkeypatch.setattr("mim_core.cli.sleep_where_busy", lambda: looks.append(1))
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "torch")
+        monkeypatch.setattr("mim_core.cli._command", lambda *given: lambda *arguments: 0)
+    mim("list")
+    assert not looks
+    assert mim("evaluate", "nowhere").code == (2 if loaded else 0)
+    assert len(looks) == (not loaded)

@@ -234,6 +234,10 @@ def _cores() -> Iterator[Finding]:
     if threads > cores:
         means = f"They take turns, which is slow: export OMP_NUM_THREADS={max(1, cores // here)}"
         yield Finding("threads", "warning", f"torch computes with {threads} threads on {cores} cores", means)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > cores:
+        means = "What is measured now, such as a plan's hours, is slower than on a quiet machine"
+        yield Finding("load", "warning", f"{load:.1f} processes want the {cores} cores", means)
 
 
 def suggested_workers(cores: int, ranks: int, gpu: bool) -> int:

@@ -79,6 +79,18 @@ def test_without_scores_it_says_so(small_classifiers, exported, tmp_path):
     assert "Weights that were drawn at random." in said
 
 
+def test_programs_of_both_kinds_keep_their_cards(small_classifiers, capsys, tmp_path):
+    pytest.importorskip("onnxscript")
+    for name, kind in (("program.pt2", "torch"), ("program.onnx", "onnx"), ("program.safetensors", "timm")):
+        assert main(["export", str(small_classifiers), "--to", kind, "--out", str(tmp_path / name)]) == 0
+    capsys.readouterr()
+    cards = {path.name: path.read_text() for path in tmp_path.glob("*.md")}
+    assert set(cards) == {"program.pt2.md", "program.onnx.md", "program.md"}
+    assert "torch.export.load" in cards["program.pt2.md"]
+    assert "onnxruntime" in cards["program.onnx.md"]
+    assert "timm.create_model" in cards["program.md"]
+
+
 def test_a_file_of_the_users_stays(small_classifiers, capsys, tmp_path):
     kept = tmp_path / "e.md"
     kept.write_text("my notes")

@@ -34,8 +34,11 @@ LIBRARIES = {"timm": "timm", "torch": "torch", "onnx": "onnx", "plain": "torch"}
 
 
 def card_of(path: Path) -> Path:
-    """Where the card of an export goes: ``README.md`` within a folder, ``NAME.md`` beside a file."""
-    return path / "README.md" if path.is_dir() else path.with_suffix(".md")
+    """Where the card of an export goes: ``README.md`` within a folder, ``NAME.md`` beside weights, and ``NAME.pt2.md``
+    or ``NAME.onnx.md`` beside a program, of which both may lie in one folder."""
+    if path.is_dir():
+        return path / "README.md"
+    return path.with_suffix(".md") if path.suffix == ".safetensors" else path.with_name(f"{path.name}.md")
 
 
 def write_card(

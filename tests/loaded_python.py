@@ -141,28 +141,20 @@ class LoadedPython:
         return Started(words, ours, out, err)
 
     def run(
-        self,
-        arguments: Sequence[object],
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        executable: str = sys.executable,
-        together: bool = False,
-        timeout: float = 900,
+        self, arguments: Sequence[object], *given: Any, timeout: float = 900, **named: Any
     ) -> subprocess.CompletedProcess[str]:
         """Starts it and waits for its end.
 
         Args:
-            arguments: As of `start`; and so are the others.
-            cwd: See there.
-            env: See there.
-            executable: See there.
-            together: See there.
+            arguments: As of `start`, and so are all others but the last.
+            given: See there.
             timeout: Seconds; the command is killed after them.
+            named: See there.
 
         Raises:
             subprocess.TimeoutExpired: It was killed.
         """
-        started = self.start(arguments, cwd, env, executable, together)
+        started = self.start(arguments, *given, **named)
         try:
             out, err = started.communicate(timeout)
         except subprocess.TimeoutExpired:
